@@ -1,0 +1,48 @@
+# `make demo` and `make test` set up what they need: .venv for nst, .triton for the server.
+PYTHON ?= python3
+BIN := .venv/bin
+# The stamps change when what they were made of changes.
+VENV := .venv/.installed
+TRITON := .triton/installed.txt
+
+.PHONY: help demo test lint venv readme models clean
+
+help:
+	@echo "make demo    export the shipped style, serve it, paint with it, measure it (into demo/)"
+	@echo "make test    every test that needs no GPU"
+	@echo "make lint    ruff and mypy"
+	@echo "make models  train the shipped style again: make models STYLE=painting.jpg PHOTOS=folder"
+	@echo "make readme  draw the README's tables and plot from docs/benchmark/results.json"
+	@echo "make clean   remove what the above made"
+
+demo: $(VENV) $(TRITON)
+	$(BIN)/python -m nst_bench.demo
+
+test: $(VENV) $(TRITON)
+	$(BIN)/python -m pytest
+
+lint: $(VENV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+models: $(VENV)
+	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night.pth --width 0.5 --iterations 3600
+
+readme: $(VENV)
+	$(BIN)/nst-bench report docs/benchmark/results.json --readme README.md -o docs/benchmark
+
+venv: $(VENV)
+
+$(VENV): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nst needs Python 3.11 or later, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(TRITON): server/nst_server/triton.py | $(VENV)
+	$(BIN)/nst-serve --install-only --triton .triton
+	touch $@
+
+clean:
+	rm -rf .venv .triton demo results model_repository/[!R]* .mypy_cache .ruff_cache .pytest_cache

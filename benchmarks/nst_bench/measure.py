@@ -1,0 +1,62 @@
+"""Taking times, and saying what they are worth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+UNSTABLE = 0.10
+"""A figure is unstable when the medians of its first and last half differ by more than this share."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Samples of one thing, in milliseconds. `unstable`: it drifted while it was measured."""
+
+    n: int
+    median: float
+    p95: float
+    minimum: float
+    maximum: float
+    unstable: bool
+
+
+def summarize(seconds: Sequence[float]) -> Summary:
+    """The summary of samples in seconds, at least one; percentiles by linear interpolation."""
+    samples = 1000.0 * np.asarray(seconds, dtype=np.float64)
+    median = float(np.median(samples))
+    half = len(samples) // 2
+    drift = abs(np.median(samples[:half]) - np.median(samples[-half:])) / median if half >= 3 else 0.0
+    return Summary(
+        len(samples),
+        median,
+        float(np.percentile(samples, 95)),
+        float(samples.min()),
+        float(samples.max()),
+        bool(drift > UNSTABLE),
+    )
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def interleaved(
+    works: Mapping[str, Callable[[], object]], rounds: int, *, tick: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each work in `rounds` rounds, taking turns, so that a drift of the machine hits all alike.
+
+    The works must be warm. `tick` is called after each.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            seconds[name].append(timed(work))
+            tick()
+    return seconds

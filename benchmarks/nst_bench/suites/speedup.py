@@ -1,0 +1,229 @@
+"""How much faster the served network is than the optimisation that it replaces, on one device.
+
+Table 1 of Johnson, Alahi and Fei-Fei 2016 with a server in the way: a request over gRPC and HTTP,
+the same model in this process, the same network in PyTorch, and an iteration of the optimisation
+with the loss network, layers and weights of the network's own training. Cold start, the first
+picture of a new shape and the steady state are three figures.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nst_bench.machine import describe
+from nst_bench.measure import interleaved, summarize, timed
+from nst_client import StyleClient
+from nst_core.errors import InputError
+from nst_core.images import Pixels, fitted, open_picture, sample_photographs
+from nst_export.served import ServedModel
+from nst_server import triton
+from nst_trainer.checkpoint import Checkpoint, parameters
+from nst_trainer.losses import PerceptualLoss
+from nst_trainer.optimize import Iteration, optimize
+from nst_trainer.photos import to_tensor
+from nst_trainer.settings import LossWeights
+from nst_trainer.vgg import Vgg16
+from nst_trainer.weights import vgg16_weights
+
+SCHEMA = "nst-bench/1"
+ITERATIONS = (100, 300, 500)
+"""Johnson et al.'s table 1."""
+
+GATYS = "Gatys, one iteration"
+SERVED = ("Triton, gRPC", "Triton, HTTP")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: `blocks` times `rounds` requests of each engine and `iterations` of Gatys."""
+
+    blocks: int
+    rounds: int
+    iterations: int
+
+    def ticks(self, sizes: int, engines: int) -> int:
+        """Single measurements in all, for the progress."""
+        return sizes * self.blocks * (engines * self.rounds + self.iterations + 1)
+
+
+SHORT = Effort(blocks=2, rounds=6, iterations=4)
+FULL = Effort(blocks=4, rounds=12, iterations=6)
+
+
+@dataclass
+class _Samples:
+    """Seconds by phase for one engine at one size."""
+
+    steady: list[float] = field(default_factory=list)
+    first_of_shape: list[float] = field(default_factory=list)
+
+
+def measure(
+    checkpoint: Checkpoint,
+    name: str,
+    repository: Path,
+    installation: triton.Installation,
+    *,
+    sizes: tuple[int, ...] = (256, 512),
+    effort: Effort = FULL,
+    vgg: Path | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Measure model `name` of `repository`, which `nst-export` made of `checkpoint`; a document.
+
+    Starts a Triton of its own on free ports of this machine, with this model alone, and ends it.
+    Raises `InputError` when the repository lacks the model.
+    """
+    if not (repository / name / "config.pbtxt").is_file():
+        raise InputError(f"{repository} has no model {name!r}; export it first: nst-export {name}.pth -r {repository}")
+    machine = describe()
+    figures: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        shutil.copytree(repository / name, folder / "models" / name)
+        endpoints = triton.Endpoints.free()
+        server = triton.running(installation, folder / "models", endpoints, folder / "triton.log")
+        figures.append(
+            _figure("Triton, from start to ready", None, "cold", [timed(lambda: stack.enter_context(server))])
+        )
+        engines = _engines(stack, checkpoint, name, endpoints, folder / "models", figures)
+        loss = _loss(checkpoint, vgg, figures)
+        for size in sizes:
+            samples = _at_size(size, engines, loss, effort, tick)
+            for engine, taken in samples.items():
+                figures.append(_figure(engine, size, "steady", taken.steady))
+                if taken.first_of_shape:
+                    figures.append(_figure(engine, size, "first of a shape", taken.first_of_shape))
+    return {
+        "schema": SCHEMA,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine,
+        "model": {
+            "name": name,
+            "network": checkpoint.network.name,
+            **checkpoint.network.arguments,
+            "parameters": parameters(checkpoint.network),
+        },
+        "figures": figures,
+        "speedup": _speedups(figures, sizes),
+    }
+
+
+Engine = Callable[[Pixels], object]
+
+
+def _engines(
+    stack: ExitStack,
+    checkpoint: Checkpoint,
+    name: str,
+    endpoints: triton.Endpoints,
+    repository: Path,
+    figures: list[dict[str, Any]],
+) -> dict[str, Engine]:
+    """What paints `uint8 [H, W, 3]`, by name; the cold start of the one in this process is measured."""
+    clients = {
+        engine: stack.enter_context(StyleClient(url, timeout=300.0))
+        for engine, url in zip(
+            (*SERVED, "in the process"), (endpoints.grpc, endpoints.http, f"local:{repository}"), strict=True
+        )
+    }
+    small = _photograph(256, 256)
+    seconds = timed(lambda: clients["in the process"].stylize(small, name))
+    figures.append(_figure("in the process, load and first picture", None, "cold", [seconds]))
+    network = checkpoint.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = ServedModel(network).eval()
+
+    def by_pytorch(pixels: Pixels) -> object:
+        with torch.inference_mode():
+            return module(torch.from_numpy(pixels[None]))
+
+    return {
+        **{engine: partial(client.stylize, style=name) for engine, client in clients.items()},
+        "PyTorch": by_pytorch,
+    }
+
+
+def _loss(checkpoint: Checkpoint, vgg: Path | None, figures: list[dict[str, Any]]) -> PerceptualLoss:
+    """The loss of the network's training, against a photograph in the painting's place.
+
+    A checkpoint does not hold its painting. An iteration costs the same whatever the picture is;
+    losses are not compared here.
+    """
+    settings = checkpoint.training
+    weights = LossWeights(
+        settings.get("content_weight", LossWeights.content),
+        settings.get("style_weight", LossWeights.style),
+        settings.get("tv_weight", LossWeights.total_variation),
+    )
+    style = to_tensor(open_picture(sample_photographs()[0], max_side=int(settings.get("style_size", 384))))
+    made: list[PerceptualLoss] = []
+    seconds = timed(lambda: made.append(PerceptualLoss(Vgg16(vgg16_weights(vgg)), style, weights)))
+    figures.append(_figure("Gatys, load the loss network and the style", None, "cold", [seconds]))
+    return made[0]
+
+
+def _at_size(
+    size: int, engines: dict[str, Engine], loss: PerceptualLoss, effort: Effort, tick: Callable[[], None]
+) -> dict[str, _Samples]:
+    """Steady state at `size`^2, blocks of requests and of iterations in turn; first pictures of other shapes."""
+    samples = {engine: _Samples() for engine in (*engines, GATYS)}
+    photograph = _photograph(size, size)
+    for engine, paint in engines.items():
+        for narrower in (12, 20, 28):
+            samples[engine].first_of_shape.append(timed(partial(paint, _photograph(size, size - narrower))))
+        paint(photograph)
+    content = torch.from_numpy(photograph).permute(2, 0, 1)[None].contiguous() / 255.0
+    for _ in range(effort.blocks):
+        works = {engine: partial(paint, photograph) for engine, paint in engines.items()}
+        for engine, seconds in interleaved(works, effort.rounds, tick=tick).items():
+            samples[engine].steady += seconds
+        samples[GATYS].steady += _iterations(content, loss, effort.iterations, tick)
+    return samples
+
+
+def _iterations(content: torch.Tensor, loss: PerceptualLoss, n: int, tick: Callable[[], None]) -> list[float]:
+    """Seconds of `n` iterations after a first one, which warms up and is not counted."""
+    stamps: list[float] = []
+
+    def stamp(iteration: Iteration) -> None:
+        stamps.append(iteration.seconds)
+        tick()
+
+    optimize(content, loss, n + 1, on_iteration=stamp)
+    return [after - before for before, after in pairwise(stamps)]
+
+
+def _photograph(height: int, width: int) -> Pixels:
+    return fitted(open_picture(sample_photographs()[-1]), width, height).pixels
+
+
+def _figure(engine: str, size: int | None, phase: str, seconds: list[float]) -> dict[str, Any]:
+    return {"engine": engine, "size": size, "phase": phase, "unit": "ms", **asdict(summarize(seconds))}
+
+
+def _speedups(figures: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Median iteration x number of iterations over the median request, for each size."""
+    steady = {(one["engine"], one["size"]): one["median"] for one in figures if one["phase"] == "steady"}
+    return [
+        {
+            "size": size,
+            "iterations": iterations,
+            "gatys_seconds": steady[GATYS, size] * iterations / 1000.0,
+            "served": SERVED[0],
+            "served_ms": steady[SERVED[0], size],
+            "ratio": steady[GATYS, size] * iterations / steady[SERVED[0], size],
+        }
+        for size in sizes
+        for iterations in ITERATIONS
+    ]

@@ -1,0 +1,35 @@
+"""`nst`, the umbrella: every installed package's commands under one name.
+
+The commands are found through the entry points of the group `nst.commands`, so this package
+imports none of the others, and a package added later appears by itself.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points, version
+
+import typer
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nst {version('nst')}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", help="Say the version and end.", callback=_version, is_eager=True),
+) -> None:
+    """Neural style transfer: train a style, export it, serve it, paint with it, measure it."""
+
+
+def main() -> None:
+    """Run `nst`."""
+    root = typer.Typer(add_completion=False, no_args_is_help=True)
+    root.callback()(_root)
+    group = typer.main.get_group(root)
+    for entry in sorted(entry_points(group="nst.commands"), key=lambda entry: entry.name):
+        command = typer.main.get_command(entry.load())
+        command.name = entry.name
+        group.commands[entry.name] = command
+    group(prog_name="nst")

@@ -1,0 +1,121 @@
+"""What a person sees in the terminal: one-line errors, progress with the time left.
+
+Messages go to stderr, results to stdout, so that a command can stand in a pipe.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from nst_core.errors import MissingExtra, NstError
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal."""
+    console.print(message, markup=False)
+
+
+def fail(error: NstError) -> None:
+    """The one line of an error."""
+    console.print("[bold red]error:[/] ", end="")
+    say(" ".join(str(error).split()))
+
+
+@contextmanager
+def one_line_errors(extra: str) -> Iterator[None]:
+    """Turn our exceptions into one line and exit status 1, Ctrl-C into 130.
+
+    A third-party module that is not installed is reported with the `pip install` of `extra`.
+    Anything else is a defect of ours and keeps its traceback.
+    """
+    try:
+        yield
+    except NstError as error:
+        fail(error)
+        raise typer.Exit(1) from error
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("nst_"):
+            raise
+        fail(MissingExtra(extra, error.name))
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as interrupt:
+        say("stopped")
+        raise typer.Exit(INTERRUPTED) from interrupt
+    except BrokenPipeError as error:
+        sys.stderr.close()  # the reader of our output is gone; there is nobody to tell
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def progress(
+    title: str, total: int, *, share: Callable[[int], float] | None = None, every: float = 30.0
+) -> Iterator[Callable[[int, str], None]]:
+    """Give `update(done, note)` for a task of `total` steps: a bar with the time left.
+
+    `share(done)` is the part of all the work that is behind after `done` steps, for steps that do
+    not cost the same. Where stderr is no terminal (a log, CI) a line is written at most every
+    `every` seconds instead.
+    """
+    behind = share or (lambda done: done / total)
+    left = _time_left(behind)
+    if not console.is_terminal:
+        yield _lines(title, total, left, every)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+    with RichProgress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=1.0, note="")
+
+        def show(done: int, note: str) -> None:
+            bar.update(task, completed=behind(done), note=f"{done}/{total}  {left(done)} left  {note}")
+
+        yield show
+
+
+def _time_left(behind: Callable[[int], float]) -> Callable[[int], str]:
+    """Estimates from the pace since the first call, so that a resumed task is not taken for a fast one."""
+    started = time.monotonic()
+    first: float | None = None
+
+    def left(done: int) -> str:
+        nonlocal first
+        share = behind(done)
+        if first is None:
+            first = share
+        if share <= first:
+            return "?"
+        return duration((time.monotonic() - started) * (1.0 - share) / (share - first))
+
+    return left
+
+
+def _lines(title: str, total: int, left: Callable[[int], str], every: float) -> Callable[[int, str], None]:
+    said = time.monotonic()
+
+    def update(done: int, note: str) -> None:
+        nonlocal said
+        estimate = left(done)
+        if time.monotonic() - said >= every or done >= total:
+            said = time.monotonic()
+            say(f"{title} {done}/{total}  {estimate} left  {note}".rstrip())
+
+    return update
+
+
+def duration(seconds: float) -> str:
+    """`75.2` as `1:15`, `3700` as `1:01:40`."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

@@ -1,0 +1,169 @@
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import nst_client
+from nst_client import Style, StyleClient, TimedOut, UnknownStyle, Unreachable
+from nst_client.cli import _targets, styles_app, stylize_app
+from nst_client.errors import ServiceError
+from nst_client.transports import Parameters, connect
+from nst_core.errors import InputError
+from nst_core.images import Pixels
+
+
+class Inverting:
+    """A server of one style that inverts colours, and of a model that is no style."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, tuple[int, ...]]] = []
+
+    def models(self) -> list[str]:
+        return ["negative", "something-else"]
+
+    def parameters(self, model: str) -> Parameters:
+        return {"styles": "negative", "min_side": "16", "max_pixels": "10000"} if model == "negative" else {}
+
+    def infer(self, model: str, pixels: Pixels) -> Pixels:
+        self.asked.append((model, pixels.shape))
+        return 255 - pixels
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> StyleClient:
+    monkeypatch.setattr(nst_client.client, "connect", lambda url, timeout: Inverting())
+    return StyleClient("grpc://anywhere")
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A server that takes connections and says nothing; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            try:
+                while True:
+                    held.append(server.accept()[0])
+            except OSError:
+                return
+
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in held:
+            connection.close()
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def test_what_the_package_exports() -> None:
+    names = ["Rejected", "ServiceError", "Style", "StyleClient", "TimedOut", "UnknownStyle", "Unreachable"]
+    assert sorted(nst_client.__all__) == names
+
+
+def test_one_picture_and_a_batch(client: StyleClient) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    assert np.array_equal(client.stylize(picture, "negative"), 255 - picture)
+    batch = np.stack([picture, picture[::-1]])
+    assert np.array_equal(client.stylize(batch, "negative"), 255 - batch)
+    assert client._transport.asked == [("negative", (1, 20, 30, 3)), ("negative", (2, 20, 30, 3))]
+
+
+def test_only_styles_are_listed(client: StyleClient) -> None:
+    assert client.styles() == [Style("negative", 16, 10_000)]
+
+
+def test_an_unknown_style_names_the_known(client: StyleClient) -> None:
+    with pytest.raises(UnknownStyle, match=r"no style 'positive'; it has: negative"):
+        client.stylize(np.zeros((20, 20, 3), np.uint8), "positive")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.zeros((20, 20, 3), np.float32), "float32"),
+        (np.zeros((20, 20), np.uint8), r"\(20, 20\)"),
+        (np.zeros((20, 20, 4), np.uint8), r"\(20, 20, 4\)"),
+        (np.zeros((15, 20, 3), np.uint8), "20x15 is too small"),
+        (np.zeros((200, 100, 3), np.uint8), "--max-side 141"),
+    ],
+)
+def test_pixels_that_cannot_be_painted(client: StyleClient, pixels: Pixels, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        client.stylize(pixels, "negative")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8001", "ftp://host", "grpc://", "", "http//host"])
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(InputError, match="is no address"):
+        connect(url, 1.0)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_nobody_at_the_address(scheme: str) -> None:
+    url = f"{scheme}://127.0.0.1:{closed_port()}"
+    with StyleClient(url, timeout=5.0) as client, pytest.raises(Unreachable, match=url):
+        client.styles()
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_server_that_does_not_answer(silent: int, scheme: str) -> None:
+    with StyleClient(f"{scheme}://127.0.0.1:{silent}", timeout=0.5) as client, pytest.raises(ServiceError) as error:
+        client.styles()
+    assert isinstance(error.value, TimedOut | Unreachable)
+    assert str(silent) in str(error.value)
+
+
+def test_a_dead_server_is_one_line_and_a_status() -> None:
+    url = f"grpc://127.0.0.1:{closed_port()}"
+    result = CliRunner().invoke(styles_app, ["--url", url])
+    assert result.exit_code == 1
+    assert (
+        result.stderr
+        == f"error: no server answers at {url}; start one with nst-serve, or give its address with --url\n"
+    )
+
+
+def test_where_pictures_go(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.jpg", tmp_path / "deep" / "b.tif"
+    assert _targets([a], Path("out.png")) == [Path("out.png")]
+    assert _targets([a], tmp_path / "out") == [tmp_path / "out" / "a.jpg"]
+    assert _targets([a, b], tmp_path / "out") == [tmp_path / "out" / "a.jpg", tmp_path / "out" / "b.png"]
+    with pytest.raises(InputError, match="overwritten"):
+        _targets([a], tmp_path)
+    with pytest.raises(InputError, match="several pictures would become"):
+        _targets([a, tmp_path / "deep" / "a.jpg"], tmp_path / "out")
+    with pytest.raises(InputError, match=r"cannot write \.xyz"):
+        _targets([a], Path("out.xyz"))
+
+
+def test_one_bad_picture_does_not_stop_the_others(
+    client: StyleClient, tmp_path: Path, photographs: dict[str, Path]
+) -> None:
+    """The client of the fixture is what `StyleClient` connects to."""
+    (tmp_path / "text.jpg").write_text("no picture")
+    command = [str(tmp_path / "text.jpg"), str(photographs["coffee"]), "-s", "negative", "--max-side", "100"]
+    result = CliRunner().invoke(stylize_app, [*command, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "text.jpg: not a picture" in result.stderr
+    assert "1 of 2 pictures could not be read" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["coffee.jpg"]
+
+
+def test_a_local_repository_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such model repository"):
+        StyleClient(f"local:{tmp_path / 'none'}")

@@ -1,0 +1,78 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from nst_core.console import duration, one_line_errors, progress
+from nst_core.errors import InputError
+
+BIN = Path(sys.executable).parent
+
+
+def test_the_umbrella_finds_every_command() -> None:
+    result = subprocess.run([BIN / "nst", "--help"], capture_output=True, text=True, check=True)
+    for command in ("train", "export", "serve", "stylize", "styles", "bench"):
+        assert f"│ {command} " in result.stdout
+
+
+def test_the_umbrella_says_its_version() -> None:
+    result = subprocess.run([BIN / "nst", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == "nst 0.1.0\n"
+
+
+@pytest.mark.parametrize("command", ["nst-train", "nst-export", "nst-serve", "nst-bench"])
+def test_commands_have_their_own_names_and_start_without_torch(command: str) -> None:
+    """`--help` must not wait for torch: two seconds on a fast machine."""
+    code = (
+        f"import sys; sys.argv = [{command!r}, '--help']\n"
+        "from importlib.metadata import entry_points\n"
+        f"app = entry_points(group='console_scripts', name={command!r})[{command!r}].load()\n"
+        "try: app()\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "assert 'torch' not in sys.modules and 'onnxruntime' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_client_needs_nothing_of_torch() -> None:
+    code = "import sys, nst_client, nst_server.triton; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as end, one_line_errors("train"):
+        raise InputError("width is -1:\n it must be above 0")
+    assert end.value.exit_code == 1
+    assert capsys.readouterr().err == "error: width is -1: it must be above 0\n"
+
+
+def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), one_line_errors("train"):
+        import not_installed_anywhere  # type: ignore[import-not-found]  # noqa: F401
+    assert "pip install 'nst[train]'" in capsys.readouterr().err
+
+
+def test_a_missing_module_of_ours_is_a_defect_and_keeps_its_traceback() -> None:
+    with pytest.raises(ModuleNotFoundError), one_line_errors("train"):
+        import nst_nothing  # type: ignore[import-not-found]  # noqa: F401
+
+
+def test_ctrl_c_ends_with_130() -> None:
+    with pytest.raises(typer.Exit) as end, one_line_errors("train"):
+        raise KeyboardInterrupt
+    assert end.value.exit_code == 130
+
+
+def test_progress_in_a_log_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("working", 3, every=0.0) as update:
+        for done in range(1, 4):
+            update(done, "fine")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[-1] == "working 3/3  0:00 left  fine"
+
+
+def test_duration() -> None:
+    assert [duration(seconds) for seconds in (0, 75.2, 3700)] == ["0:00", "1:15", "1:01:40"]

@@ -1,0 +1,216 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from nst_core.errors import InputError, PictureError
+from nst_core.images import (
+    Picture,
+    find_pictures,
+    fitted,
+    open_picture,
+    sample_photographs,
+    save_picture,
+    side_by_side,
+)
+
+RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
+
+
+def saved(folder: Path, image: Image.Image, name: str = "a.png", **options: object) -> Path:
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def test_rgb_is_read_as_it_is(tmp_path: Path) -> None:
+    picture = open_picture(saved(tmp_path, Image.fromarray(RAMP)))
+    assert np.array_equal(picture.pixels, RAMP)
+    assert picture.alpha is None
+    assert (picture.height, picture.width) == (6, 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, Image.fromarray(RAMP), exif=exif.tobytes())
+    # What the standard says of each value, as numpy operations on the stored rows.
+    upright = {
+        1: RAMP,
+        2: RAMP[:, ::-1],
+        3: RAMP[::-1, ::-1],
+        4: RAMP[::-1],
+        5: RAMP.transpose(1, 0, 2),
+        6: np.rot90(RAMP, -1),
+        7: RAMP.transpose(1, 0, 2)[::-1, ::-1],
+        8: np.rot90(RAMP),
+    }[orientation]
+    assert np.array_equal(open_picture(path).pixels, upright)
+
+
+def test_alpha_is_kept_beside_the_pixels_and_saved_again(tmp_path: Path) -> None:
+    alpha = np.linspace(0, 255, 24, dtype=np.uint8).reshape(6, 4)
+    picture = open_picture(saved(tmp_path, Image.fromarray(np.dstack([RAMP, alpha]))))
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha, alpha)
+    save_picture(picture, tmp_path / "again.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "again.png")), np.dstack([RAMP, alpha]))
+
+
+def test_full_opacity_is_no_alpha(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(RAMP).convert("RGBA"))
+    assert open_picture(path).alpha is None
+
+
+def test_transparent_pixels_become_white_in_jpeg(tmp_path: Path) -> None:
+    picture = Picture(np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8))
+    save_picture(picture, tmp_path / "a.jpg")
+    assert np.asarray(Image.open(tmp_path / "a.jpg")).min() >= 250
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    pixels = open_picture(saved(tmp_path, Image.fromarray(RAMP[..., 0]))).pixels
+    assert np.array_equal(pixels, np.repeat(RAMP[..., :1], 3, axis=2))
+
+
+def test_sixteen_bits_are_rounded_to_eight(tmp_path: Path) -> None:
+    deep = (RAMP[..., 0].astype(np.uint16) * 257) + 100
+    pixels = open_picture(saved(tmp_path, Image.fromarray(deep))).pixels
+    assert np.array_equal(pixels[..., 0], RAMP[..., 0])
+
+
+def test_sixteen_bit_colour(tmp_path: Path) -> None:
+    """A 16-bit RGB PNG, written by hand since Pillow writes none."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    deep = RAMP.astype(">u2") * 257
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    header = struct.pack(">IIBBBBB", 4, 6, 16, 2, 0, 0, 0)
+    path = tmp_path / "deep.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    assert np.array_equal(open_picture(path).pixels, RAMP)
+
+
+def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((0, 0), 0)
+    picture = open_picture(saved(tmp_path, image, "a.gif", transparency=0))
+    assert picture.alpha is not None
+    assert picture.alpha[0, 0] == 0
+    assert picture.alpha[1, 1] == 255
+    assert picture.pixels[1, 1].tolist() == [0, 255, 0]
+
+
+def test_cmyk_without_a_profile(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "a.jpg")
+    red, green, blue = open_picture(path).pixels[8, 8].tolist()
+    assert red > 240
+    assert green < 20
+    assert blue < 20
+
+
+def test_a_profile_is_converted_to_srgb(tmp_path: Path) -> None:
+    """sRGB's own profile with the primaries of red and blue exchanged exchanges red and blue."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exchanged = profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    path = saved(tmp_path, Image.fromarray(RAMP), icc_profile=exchanged)
+    difference = open_picture(path).pixels.astype(int) - RAMP[..., ::-1]
+    assert np.abs(difference).max() <= 2
+
+
+def test_a_broken_profile_is_ignored(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(RAMP), icc_profile=b"no profile at all")
+    assert np.array_equal(open_picture(path).pixels, RAMP)
+
+
+def test_max_side_shrinks_and_never_enlarges(photographs: dict[str, Path]) -> None:
+    picture = open_picture(photographs["rocket"], max_side=320)
+    assert (picture.width, picture.height) == (320, 214)
+    assert open_picture(photographs["rocket"], max_side=4000).width == 640
+
+
+def test_what_is_no_picture_says_so(tmp_path: Path) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("this is no photograph")
+    for path, words in (
+        (text, "not a picture"),
+        (tmp_path / "none.jpg", "no such file"),
+        (tmp_path, "is a folder"),
+    ):
+        with pytest.raises(PictureError, match=words):
+            open_picture(path)
+
+
+def test_a_truncated_jpeg_is_refused(tmp_path: Path, photographs: dict[str, Path]) -> None:
+    path = tmp_path / "half.jpg"
+    path.write_bytes(photographs["coffee"].read_bytes()[:40_000])
+    with pytest.raises(PictureError, match="damaged"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])  # below and above where Pillow itself refuses
+def test_a_bomb_is_refused_on_its_header(tmp_path: Path, side: int) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (side, side)).save(buffer, "PNG")
+    path = tmp_path / "bomb.png"
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(PictureError, match=r"megapixels, over the limit of 64; .*--max-pixels"):
+        open_picture(path)
+    assert open_picture(path, max_pixels=side * side, max_side=16).width == 16
+
+
+def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.png"
+    save_picture(Picture(RAMP), target)
+    with pytest.raises(ValueError, match="match"):
+        save_picture(Picture(RAMP, np.zeros((9, 9), np.uint8)), target)
+    assert np.array_equal(open_picture(target).pixels, RAMP)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\.jpeg, \.jpg, \.png, \.webp"):
+        save_picture(Picture(RAMP), tmp_path / "a.xyz")
+
+
+def test_fitted_covers_without_distortion() -> None:
+    picture = Picture(np.repeat(np.arange(100, dtype=np.uint8)[None, :, None], 50, 0).repeat(3, 2))
+    middle = fitted(picture, 50, 50).pixels
+    assert middle.shape == (50, 50, 3)
+    assert np.array_equal(middle[0, :, 0], np.arange(25, 75))
+
+
+def test_side_by_side_has_a_white_gap() -> None:
+    row = side_by_side([RAMP, RAMP], gap=2)
+    assert row.shape == (6, 10, 3)
+    assert (row[:, 4:6] == 255).all()
+
+
+def test_find_pictures_goes_into_subfolders(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    saved(tmp_path / "deep" / "er", Image.fromarray(RAMP), "b.PNG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert [path.name for path in find_pictures(tmp_path)] == ["b.PNG"]
+    with pytest.raises(InputError, match="no such folder"):
+        find_pictures(tmp_path / "none")
+    with pytest.raises(InputError, match="no pictures"):
+        (tmp_path / "empty").mkdir()
+        find_pictures(tmp_path / "empty")
+
+
+def test_the_sample_photographs_are_there() -> None:
+    assert [path.name for path in sample_photographs()] == [
+        "astronaut.jpg",
+        "chelsea.jpg",
+        "coffee.jpg",
+        "rocket.jpg",
+    ]

@@ -1,0 +1,414 @@
+"""A network trained here for a few steps, exported, served by a real Triton, called, and checked.
+
+Every step is the command that a user would type, in a process of its own.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tritonclient.grpc import InferenceServerClient
+
+from nst_client import Rejected, StyleClient, Unreachable
+from nst_core.images import Picture, Pixels, fitted, open_picture, save_picture
+from nst_export.served import ServedModel
+from nst_server.triton import Endpoints
+from nst_trainer.checkpoint import load
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+TRITON = ROOT / ".triton"
+SHAPES = [(1, 256, 256), (1, 97, 131), (1, 200, 64), (3, 48, 50), (1, 16, 16)]
+
+
+def run(*command: object, timeout: float = 300.0, **options: object) -> subprocess.CompletedProcess[str]:
+    name, *arguments = map(str, command)
+    return subprocess.run([str(BIN / name), *arguments], capture_output=True, text=True, timeout=timeout, **options)
+
+
+def succeeded(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+@dataclass
+class Server:
+    """A running `nst-serve`: where it listens and what it said."""
+
+    process: subprocess.Popen[str]
+    endpoints: Endpoints
+    said: list[str]
+
+    def stop(self, sign: signal.Signals = signal.SIGINT) -> int:
+        self.process.send_signal(sign)
+        return self.process.wait(60)
+
+
+def serve(repository: Path, log: Path) -> Server:
+    endpoints = Endpoints.free()
+    command = [
+        *(str(BIN / "nst-serve"), "--repository", str(repository), "--log", str(log), "--triton", str(TRITON)),
+        *("--http-port", str(endpoints.http_port), "--grpc-port", str(endpoints.grpc_port)),
+        *("--metrics-port", str(endpoints.metrics_port)),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = Server(process, endpoints, [])
+    ready = threading.Event()
+
+    def listen() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            server.said.append(line.rstrip())
+            if line.startswith("ready:"):
+                ready.set()
+        ready.set()
+        process.stderr.close()
+
+    threading.Thread(target=listen, daemon=True).start()
+    assert ready.wait(240) and process.poll() is None, server.said
+    return server
+
+
+def descendants(pid: int) -> set[int]:
+    """Every process that descends from `pid`."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(status.parent.name)] = int(fields[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("way")
+    samples = ROOT / "core" / "nst_core" / "photographs"
+    output = folder / "tiny.pth"
+    succeeded(
+        run(
+            *("nst-train", "--style", samples / "coffee.jpg", "--photos", samples, "-o", output),
+            *("--width", 0.25, "--iterations", 12, "--batch", 2, "--crop", 64, "--style-size", 96),
+        )
+    )
+    return output
+
+
+@pytest.fixture(scope="module")
+def repository(checkpoint: Path) -> Path:
+    target = checkpoint.parent / "model_repository"
+    succeeded(run("nst-export", checkpoint, "--repository", target))
+    return target
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Server]:
+    running = serve(repository, repository.parent / "triton.log")
+    yield running
+    offspring = descendants(running.process.pid)
+    assert running.stop() == 130, running.said
+    assert not alive(offspring), "Triton or one of its stubs outlived nst-serve"
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, photographs: dict[str, Path]) -> list[tuple[Pixels, Pixels]]:
+    """Photographs cut to each shape, and PyTorch's own answers."""
+    model = ServedModel(load(checkpoint).network)
+    pairs = []
+    for n, height, width in SHAPES:
+        pictures = [fitted(open_picture(path), width, height).pixels for path in list(photographs.values())[:n]]
+        batch = np.stack(pictures)
+        with torch.no_grad():
+            pairs.append((batch, model(torch.from_numpy(batch)).numpy()))
+    return pairs
+
+
+def url(server: Server, repository: Path, way: str) -> str:
+    return {"grpc": server.endpoints.grpc, "http": server.endpoints.http, "local": f"local:{repository}"}[way]
+
+
+@pytest.mark.parametrize("way", ["grpc", "http", "local"])
+def test_every_answer_is_pytorchs(
+    server: Server, repository: Path, expected: list[tuple[Pixels, Pixels]], way: str
+) -> None:
+    with StyleClient(url(server, repository, way)) as client:
+        assert [style.name for style in client.styles()] == ["tiny"]
+        for pictures, wanted in expected:
+            answer = client.stylize(pictures, "tiny")
+            assert np.abs(answer.astype(int) - wanted).max() <= 1, (way, pictures.shape)
+
+
+def test_many_callers_at_once_each_get_their_own(server: Server, expected: list[tuple[Pixels, Pixels]]) -> None:
+    """Twelve callers with different pictures of mixed sizes; the server may batch as it likes."""
+    failures: list[object] = []
+
+    def call(number: int) -> None:
+        pictures, wanted = expected[number % len(expected)]
+        shifted = np.roll(pictures, number // len(expected), axis=0)
+        address = server.endpoints.grpc if number % 2 else server.endpoints.http
+        try:
+            with StyleClient(address) as client:
+                answer = client.stylize(shifted, "tiny")
+            if np.abs(answer.astype(int) - np.roll(wanted, number // len(expected), axis=0)).max() > 1:
+                failures.append(number)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_equal_sizes_are_batched(server: Server, expected: list[tuple[Pixels, Pixels]]) -> None:
+    """Of 24 requests at once Triton makes fewer executions; its own counters say so."""
+    triton = InferenceServerClient(server.endpoints.grpc.removeprefix("grpc://"))
+
+    def counts() -> tuple[int, int]:
+        (stats,) = triton.get_inference_statistics("tiny").model_stats
+        return stats.inference_count, stats.execution_count
+
+    picture = expected[0][0][0]
+    before = counts()
+
+    def call() -> None:
+        with StyleClient(server.endpoints.grpc) as client:
+            client.stylize(picture, "tiny")
+
+    threads = [threading.Thread(target=call) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = counts()
+    triton.close()
+    assert after[0] - before[0] == 24
+    assert after[1] - before[1] < 24
+
+
+def test_a_request_that_cannot_be_run_is_refused_and_the_next_one_works(
+    server: Server, expected: list[tuple[Pixels, Pixels]]
+) -> None:
+    """Past our own client's check, as another client might send it."""
+    with StyleClient(server.endpoints.grpc) as client:
+        for shape, words in (((1, 3, 40, 3), "40x3: .* 16 pixels"), ((1, 9000, 1000, 3), "megapixels")):
+            with pytest.raises(Rejected, match=words):
+                client._transport.infer("tiny", np.zeros(shape, np.uint8))
+            pictures, wanted = expected[0]
+            assert np.abs(client.stylize(pictures, "tiny").astype(int) - wanted).max() <= 1
+
+
+def test_a_failure_inside_the_model_does_not_spoil_the_next_request(
+    repository: Path, tmp_path: Path, expected: list[tuple[Pixels, Pixels]]
+) -> None:
+    """Without the limits in its config the model itself fails on 3x3 pixels: the padding is too wide."""
+    shutil.copytree(repository, tmp_path / "repo")
+    config = tmp_path / "repo" / "tiny" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"min_side"', '"unlimited"'))
+    server = serve(tmp_path / "repo", tmp_path / "triton.log")
+    try:
+        with StyleClient(server.endpoints.grpc) as client:
+            for _ in range(2):
+                with pytest.raises(Rejected, match="answered"):
+                    client._transport.infer("tiny", np.zeros((1, 3, 3, 3), np.uint8))
+                for pictures, wanted in expected:
+                    assert np.abs(client.stylize(pictures, "tiny").astype(int) - wanted).max() <= 1
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("way", ["grpc", "http", "local"])
+def test_stylize_writes_what_pytorch_paints(
+    server: Server, repository: Path, checkpoint: Path, photographs: dict[str, Path], tmp_path: Path, way: str
+) -> None:
+    output = tmp_path / "cat.png"
+    where = url(server, repository, way)
+    said = succeeded(
+        run(
+            "nst", "stylize", photographs["chelsea"], "--style", "tiny", "-o", output, "--url", where, "--max-side", 200
+        )
+    )
+    assert "200x133" in said
+    photo = open_picture(photographs["chelsea"], max_side=200).pixels
+    with torch.no_grad():
+        wanted = ServedModel(load(checkpoint).network)(torch.from_numpy(photo[None]))[0].numpy()
+    assert np.abs(open_picture(output).pixels.astype(int) - wanted).max() <= 1
+
+
+def test_stylize_of_every_kind_of_picture(server: Server, photographs: dict[str, Path], tmp_path: Path) -> None:
+    """EXIF orientation, alpha, grey, 16 bits, a palette; to JPEG, PNG and WebP."""
+    photo = Image.open(photographs["rocket"]).resize((96, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "turned.jpg", exif=exif.tobytes())
+    photo.convert("L").save(tmp_path / "grey.png")
+    photo.quantize(16).save(tmp_path / "palette.gif")
+    Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    alpha = np.full((64, 96), 255, np.uint8)
+    alpha[:, :48] = 0
+    save_picture(Picture(np.asarray(photo.convert("RGB")), alpha), tmp_path / "glass.webp")
+    photos = [tmp_path / name for name in ("turned.jpg", "grey.png", "palette.gif", "deep.png", "glass.webp")]
+    output = tmp_path / "out"
+    succeeded(run("nst", "stylize", *photos, "-s", "tiny", "-o", output, "-u", server.endpoints.grpc))
+    painted = {path.name: open_picture(path) for path in output.iterdir()}
+    assert sorted(painted) == ["deep.png", "glass.webp", "grey.png", "palette.png", "turned.jpg"]
+    assert (painted["turned.jpg"].width, painted["turned.jpg"].height) == (64, 96)
+    assert painted["glass.webp"].alpha is not None
+    assert np.array_equal(painted["glass.webp"].alpha, alpha)
+
+
+def test_styles_lists_what_is_served(server: Server) -> None:
+    result = run("nst", "styles", "--url", server.endpoints.http)
+    assert result.stdout == "tiny\n"
+
+
+def test_the_servers_port_is_taken(server: Server, repository: Path) -> None:
+    result = run("nst-serve", "-r", repository, "--http-port", server.endpoints.http_port, "--triton", TRITON)
+    assert_one_line(result, f"cannot listen on 127.0.0.1:{server.endpoints.http_port}", "--http-port")
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path]) -> Path:
+    """A folder of files that are not what they should be."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "text.jpg").write_text("no photograph")
+    (folder / "truncated.jpg").write_bytes(photographs["coffee"].read_bytes()[:30_000])
+    Image.new("1", (10_000, 10_000)).save(folder / "bomb.png")
+    (folder / "text.pth").write_text("no checkpoint")
+    (folder / "empty").mkdir()
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {folder}/victim",)
+
+    torch.save({"format": "nst-style/1", "styles": Evil()}, folder / "evil.pth")
+    return folder
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line, line
+
+
+@pytest.mark.parametrize(
+    ("photo", "words"),
+    [
+        ("none.jpg", ["none.jpg", "no such file"]),
+        ("text.jpg", ["text.jpg", "not a picture"]),
+        ("truncated.jpg", ["truncated.jpg", "damaged"]),
+        ("bomb.png", ["100 megapixels", "limit of 64", "--max-pixels"]),
+    ],
+)
+def test_wrong_pictures(server: Server, wrong: Path, tmp_path: Path, photo: str, words: list[str]) -> None:
+    output = tmp_path / "out.png"
+    result = run("nst", "stylize", wrong / photo, "-s", "tiny", "-o", output, "-u", server.endpoints.grpc)
+    assert_one_line(result, *words)
+    assert not output.exists()
+
+
+def test_a_style_that_the_server_lacks(server: Server, photographs: dict[str, Path], tmp_path: Path) -> None:
+    command = ("nst", "stylize", photographs["coffee"], "-s", "mosaic", "-o", tmp_path / "a.png")
+    for address in (server.endpoints.grpc, server.endpoints.http):
+        assert_one_line(run(*command, "-u", address), "no style 'mosaic'", "it has: tiny")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("none.pth", ["no such file"]),
+        ("text.pth", ["not a PyTorch checkpoint"]),
+        ("evil.pth", ["refused", "would run code", "weights_only"]),
+    ],
+)
+def test_wrong_checkpoints(wrong: Path, tmp_path: Path, file: str, words: list[str]) -> None:
+    assert_one_line(run("nst-export", wrong / file, "-r", tmp_path / "repo"), file, *words)
+    assert not (tmp_path / "repo").exists()
+    assert not (wrong / "victim").exists()
+
+
+def test_wrong_training_input(wrong: Path, photographs: dict[str, Path], tmp_path: Path) -> None:
+    output = tmp_path / "a.pth"
+    photos = photographs["coffee"].parent
+    for style, folder, words in (
+        (wrong / "text.jpg", photos, "not a picture"),
+        (photographs["coffee"], wrong / "none", "no such folder"),
+        (photographs["coffee"], wrong / "empty", "no pictures"),
+    ):
+        assert_one_line(run("nst-train", "--style", style, "--photos", folder, "-o", output), words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_dies_is_one_line_and_leaves_nothing(
+    repository: Path, photographs: dict[str, Path], tmp_path: Path
+) -> None:
+    """`kill -9` of Triton itself: nst-serve notices, says so, and clears away the stubs."""
+    server = serve(repository, tmp_path / "triton.log")
+    offspring = descendants(server.process.pid)
+    (triton,) = [pid for pid in offspring if "tritonserver" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(triton, signal.SIGKILL)
+    assert server.process.wait(60) == 1
+    assert any(re.search(r"Triton ended by itself with exit status -9", line) for line in server.said)
+    deadline = time.monotonic() + 10
+    while alive(offspring) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(offspring)
+    with StyleClient(server.endpoints.grpc) as client, pytest.raises(Unreachable):
+        client.styles()
+    command = ("nst", "stylize", photographs["coffee"], "-s", "tiny", "-o", tmp_path / "a.png")
+    for address in (server.endpoints.grpc, server.endpoints.http):
+        assert_one_line(run(*command, "-u", address), "no server answers", "nst-serve")
+
+
+def test_a_killed_nst_serve_takes_triton_with_it(repository: Path, tmp_path: Path) -> None:
+    server = serve(repository, tmp_path / "triton.log")
+    offspring = descendants(server.process.pid)
+    server.process.kill()
+    server.process.wait()
+    deadline = time.monotonic() + 60
+    while alive(offspring) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not alive(offspring)
+
+
+def test_a_model_that_cannot_be_loaded_says_which_and_why(repository: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "repo" / "broken" / "1"
+    broken.mkdir(parents=True)
+    (broken / "model.onnx").write_bytes(b"no model")
+    config = (repository / "tiny" / "config.pbtxt").read_text()
+    (broken.parent / "config.pbtxt").write_text(config.replace('name: "tiny"', 'name: "broken"'))
+    result = run("nst-serve", "-r", tmp_path / "repo", "--triton", TRITON, "--log", tmp_path / "log", *free_ports())
+    assert result.returncode == 1
+    assert "broken" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "error: Triton ended before it was ready" in result.stderr
+
+
+def free_ports() -> list[str]:
+    endpoints = Endpoints.free()
+    return [f"--{kind}-port={getattr(endpoints, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")]

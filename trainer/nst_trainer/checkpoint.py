@@ -1,0 +1,104 @@
+"""Checkpoints: a trained network with its name, its styles and how it came to be.
+
+The file is `torch.save` of plain data (contract 2) and is read with `weights_only=True`: opening
+a checkpoint of a stranger runs none of his code.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nst_core.errors import InputError
+from nst_core.files import written_whole
+from nst_trainer.networks import ARCHITECTURES, Johnson
+
+FORMAT = "nst-style/1"
+
+
+class CheckpointError(InputError):
+    """A file that is no checkpoint of a style, is damaged, or would run code."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network (FP32, in evaluation mode), the names of its styles, its history and figures."""
+
+    network: Johnson
+    styles: tuple[str, ...]
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write contract 2's file, weights as FP16 (half the size; the pictures differ by under a level)."""
+    network = checkpoint.network
+    document = {
+        "format": FORMAT,
+        "architecture": {"name": network.name, "arguments": dict(network.arguments)},
+        "styles": list(checkpoint.styles),
+        "state_dict": {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()},
+        "training": checkpoint.training,
+        "metrics": checkpoint.metrics,
+    }
+    with written_whole(path) as beside:
+        torch.save(document, beside)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint; weights become FP32 whatever the file holds.
+
+    Raises `CheckpointError` for a missing, damaged or foreign file, an unknown format or
+    architecture, weights that do not fit it, and a pickle that would run code.
+    """
+    document = read_plain_data(path)
+    version = document.get("format") if isinstance(document, dict) else None
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of a style (format {version!r}, expected {FORMAT!r})")
+    try:
+        name, arguments = document["architecture"]["name"], document["architecture"]["arguments"]
+        if name not in ARCHITECTURES:
+            raise CheckpointError(f"{path}: unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
+        network = ARCHITECTURES[name](**arguments)
+        network.load_state_dict({key: tensor.float() for key, tensor in document["state_dict"].items()})
+        styles = tuple(str(style) for style in document["styles"])
+        training, metrics = dict(document.get("training", {})), dict(document.get("metrics", {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: incomplete or damaged ({type(error).__name__}: {error})") from error
+    except RuntimeError as error:  # load_state_dict's list of keys and shapes that do not fit
+        detail = str(error).splitlines()
+        raise CheckpointError(f"{path}: the weights do not fit the architecture: {detail[-1].strip()}") from error
+    return Checkpoint(frozen(network), styles, training, metrics)
+
+
+def frozen(network: Johnson) -> Johnson:
+    """The network for use: evaluation mode, no gradients."""
+    return network.eval().requires_grad_(False)
+
+
+def read_plain_data(path: Path) -> Any:
+    """`torch.load` of tensors and plain data only; `CheckpointError` for everything else."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'} (expected a .pth)")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if re.search(r"GLOBAL |Trying to call reduce|Can only (create|build)", str(error)):
+            raise CheckpointError(
+                f"{path}: refused: it holds Python objects that would run code when opened; "
+                "only tensors and plain data are read (weights_only)"
+            ) from error
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged or truncated") from error
+
+
+def parameters(network: nn.Module) -> int:
+    """How many numbers were learned."""
+    return sum(parameter.numel() for parameter in network.parameters())

