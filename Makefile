@@ -27,7 +27,7 @@ lint: $(VENV)
 	$(BIN)/mypy
 
 models: $(VENV)
-	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night.pth --width 0.5 --iterations 3600
+	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night.pth --width 0.5 --iterations 2400
 
 readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/results.json --readme README.md -o docs/benchmark

@@ -181,7 +181,7 @@ class Local:
         return {name: entry.string_value for name, entry in self._config(model).parameters.items()}
 
     def infer(self, model: str, pixels: Pixels) -> Pixels:
-        """See `Transport`; the provider is the one that the model's config asks for."""
+        """See `Transport`; through OpenVINO if the config asks for it and it is installed, else ONNX Runtime's own."""
         if model not in self.sessions:
             self.sessions[model] = self._session(model)
         return _checked(self.sessions[model].run([OUTPUT], {INPUT: pixels})[0], pixels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import filecmp
 import os
 import shutil
@@ -30,6 +29,14 @@ PACKAGES = ("nvidia-pytriton==0.7.0", "onnxruntime-openvino==1.24.1")
 
 HARMLESS = ("CudaDriverHelper has not been initialized",)
 """Error lines that every machine without a GPU gets; they stay in the log."""
+
+END_WITH_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Becomes Triton, having asked Linux to end it when we die without a chance to do so (`kill -9`)."""
 
 END_SECONDS = 20.0
 """How long Triton may take to end its requests before it is killed."""
@@ -204,6 +211,7 @@ def running(
     with file:
         process = subprocess.Popen(
             [
+                *(sys.executable, "-c", END_WITH_PARENT),
                 *installation.command,
                 f"--model-repository={repository.resolve()}",
                 f"--http-address={endpoints.address}",
@@ -219,7 +227,6 @@ def running(
             errors="replace",
             env={**os.environ, **installation.environment},
             start_new_session=True,  # Ctrl-C reaches us alone; we end Triton and its stubs in order
-            preexec_fn=_end_with_parent,
         )
         reader = threading.Thread(
             target=_copy_log, args=(process, file, errors, on_error), name="triton-log", daemon=True
@@ -272,9 +279,3 @@ def _end(process: subprocess.Popen[str]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to end Triton when we die without a chance to (`kill -9`)."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

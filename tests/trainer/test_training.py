@@ -32,7 +32,7 @@ def folder(tmp_path: Path, photographs: dict[str, Path]) -> Path:
     folder.mkdir(parents=True)
     for name in ("astronaut", "coffee", "rocket"):
         (folder / f"{name}.jpg").symlink_to(photographs[name])
-    (folder / "broken.jpg").write_text("no photograph")
+    (folder / "a-broken.jpg").write_text("no photograph")
     return tmp_path / "photos"
 
 
@@ -49,7 +49,7 @@ def test_crops_depend_on_their_number_alone(folder: Path) -> None:
     assert torch.equal(later[0], whole[4])
     assert torch.equal(later[1], whole[5])
     assert not torch.equal(whole[0], whole[1])
-    assert [path.name for path in readers[1].broken] == ["broken.jpg"]
+    assert [path.name for path in readers[1].broken] == ["a-broken.jpg"]
     assert whole[0].shape == (2, 3, 64, 64)
     assert 0 <= whole[0].min() <= whole[0].max() <= 1
 
@@ -119,6 +119,16 @@ def test_resuming_gives_the_uninterrupted_run(
     one, two = first.network.state_dict(), second.network.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not (tmp_path / "parts.pth.resume").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    steps: list[Progress] = []
+    with pytest.raises(InputError, match="cannot write"):
+        train(photographs["coffee"], folder, tmp_path / "file" / "a.pth", vgg, SMALL, on_iteration=steps.append)
+    assert not steps
 
 
 def test_nothing_to_resume(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:

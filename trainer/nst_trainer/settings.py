@@ -14,12 +14,12 @@ class LossWeights:
 
     `content` multiplies squared differences of features of pixels 0-255, as in the papers' Caffe
     networks; `style` a relative difference of Gram matrices; `total_variation` one of pixels 0-1.
-    With the defaults a photograph starts with a style term of about 5 and noise with a content
+    With the defaults a photograph starts with a style term of about 8 and noise with a content
     term of about 4.
     """
 
     content: float = 1e-5
-    style: float = 1.5
+    style: float = 2.5
     total_variation: float = 1.0
 
 
@@ -35,7 +35,7 @@ class TrainingSettings:
     iterations: int = 4000
     batch: int = 4
     crop: int = 256
-    style_size: int = 384
+    style_size: int = 448
     learning_rate: float = 2e-3
     content_weight: float = LossWeights.content
     style_weight: float = LossWeights.style

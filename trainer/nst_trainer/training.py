@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nst_core.errors import InputError, NstError
+from nst_core.errors import InputError, NstError, PictureError
 from nst_core.files import written_whole
-from nst_core.images import Picture, find_pictures, open_picture, save_picture, side_by_side
+from nst_core.images import Picture, find_pictures, fitted, open_picture, save_picture, side_by_side
 from nst_trainer import checkpoint
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import ARCHITECTURES, Johnson
@@ -83,7 +83,7 @@ def train(
     if state.exists() and not resume:
         raise InputError(f"{state} is an unfinished training: go on with --resume, or remove it")
     found = find_pictures(photos)
-    shown = _preview_photo(preview or found[0])
+    shown = _preview_photo([preview] if preview else found)
     loss = PerceptualLoss(
         vgg,
         to_tensor(open_picture(style, max_side=settings.style_size)),
@@ -92,6 +92,7 @@ def train(
     run = _resumed(state, settings) if resume else _fresh(settings)
     reader = Photos(found, batch=settings.batch, crop_of=settings.crop_at, seed=settings.seed, workers=workers)
     history = _history(style, len(found), settings)
+    _save_state(run, state)  # now, so that a folder that cannot be written is not found out after an hour
 
     def write() -> checkpoint.Checkpoint:
         _save_state(run, state)
@@ -191,10 +192,17 @@ def _commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def _preview_photo(path: Path) -> Picture:
-    picture = open_picture(path, max_side=512)
-    height, width = picture.height // 4 * 4, picture.width // 4 * 4
-    return Picture(picture.pixels[:height, :width].copy())
+def _preview_photo(candidates: list[Path]) -> Picture:
+    """The first that can be read, at most 512 pixels a side, cut to the network's multiples of 4."""
+    for path in candidates:
+        try:
+            picture = open_picture(path, max_side=512)
+        except PictureError:
+            if path is candidates[-1]:
+                raise
+            continue
+        return fitted(picture, picture.width // 4 * 4, picture.height // 4 * 4)
+    raise InputError("no photograph for the preview")
 
 
 @torch.no_grad()

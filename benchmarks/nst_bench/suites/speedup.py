@@ -32,7 +32,7 @@ from nst_trainer.checkpoint import Checkpoint, parameters
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.optimize import Iteration, optimize
 from nst_trainer.photos import to_tensor
-from nst_trainer.settings import LossWeights
+from nst_trainer.settings import LossWeights, TrainingSettings
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import vgg16_weights
 
@@ -166,7 +166,9 @@ def _loss(checkpoint: Checkpoint, vgg: Path | None, figures: list[dict[str, Any]
         settings.get("style_weight", LossWeights.style),
         settings.get("tv_weight", LossWeights.total_variation),
     )
-    style = to_tensor(open_picture(sample_photographs()[0], max_side=int(settings.get("style_size", 384))))
+    style = to_tensor(
+        open_picture(sample_photographs()[0], max_side=int(settings.get("style_size", TrainingSettings.style_size)))
+    )
     made: list[PerceptualLoss] = []
     seconds = timed(lambda: made.append(PerceptualLoss(Vgg16(vgg16_weights(vgg)), style, weights)))
     figures.append(_figure("Gatys, load the loss network and the style", None, "cold", [seconds]))
