@@ -1,12 +1,15 @@
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from nst_core.console import duration, one_line_errors, progress
 from nst_core.errors import InputError
+from nst_core.options import option, options_of
 
 BIN = Path(sys.executable).parent
 
@@ -76,3 +79,44 @@ def test_progress_in_a_log_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_duration() -> None:
     assert [duration(seconds) for seconds in (0, 75.2, 3700)] == ["0:00", "1:15", "1:01:40"]
+
+
+@dataclass(frozen=True)
+class Brush:
+    strokes: int = option(3, "How many.")
+    wet: bool = option(False, "Straight from the tube.")
+
+    def __post_init__(self) -> None:
+        if self.strokes < 0:
+            raise InputError(f"strokes is {self.strokes}: it must be above 0")
+
+
+def test_options_are_those_of_the_settings() -> None:
+    seen: list[object] = []
+    app = typer.Typer()
+
+    @app.command()
+    @options_of(Brush)
+    def paint(settings: Brush, picture: Path) -> None:
+        seen.append((settings, picture))
+
+    run = CliRunner().invoke
+    assert "How many." in run(app, ["--help"]).output
+    assert run(app, ["a.png", "--strokes", "7", "--wet"]).exit_code == 0
+    assert run(app, ["a.png"]).exit_code == 0
+    assert seen == [(Brush(7, True), Path("a.png")), (Brush(), Path("a.png"))]
+    assert run(app, ["a.png", "--strokes", "-1"]).stderr == "error: strokes is -1: it must be above 0\n"
+
+
+def test_options_that_were_not_given_are_left_to_the_preset() -> None:
+    seen: list[object] = []
+    app = typer.Typer()
+
+    @app.command()
+    @options_of(Brush, unset=True)
+    def paint(settings: dict[str, object]) -> None:
+        seen.append(settings)
+
+    CliRunner().invoke(app, ["--strokes", "0"])
+    CliRunner().invoke(app, [])
+    assert seen == [{"strokes": 0}, {}]

@@ -9,31 +9,16 @@ from typing import Annotated
 import typer
 
 from nst_core.console import one_line_errors, progress, say
+from nst_core.options import options_of
 from nst_trainer.settings import TrainingSettings
 
 
+@options_of(TrainingSettings)
 def train(
+    settings: TrainingSettings,
     style: Annotated[Path, typer.Option(help="The picture whose style is learned.")],
     photos: Annotated[Path, typer.Option(help="A folder of photographs to learn on; subfolders too.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint to write (.pth).")],
-    width: Annotated[
-        float, typer.Option(help="Share of the paper's 32, 64 and 128 channels.")
-    ] = TrainingSettings.width,
-    iterations: Annotated[int, typer.Option(help="Steps of Adam (paper: 40000).")] = TrainingSettings.iterations,
-    batch: Annotated[int, typer.Option(help="Photographs in a step.")] = TrainingSettings.batch,
-    crop: Annotated[int, typer.Option(help="Side of the crops at the end, pixels.")] = TrainingSettings.crop,
-    style_size: Annotated[
-        int, typer.Option(help="Longer side of the style picture, pixels: larger strokes.")
-    ] = TrainingSettings.style_size,
-    content_weight: Annotated[
-        float, typer.Option(help="More keeps more of the photograph.")
-    ] = TrainingSettings.content_weight,
-    style_weight: Annotated[
-        float, typer.Option(help="More gives more of the painting.")
-    ] = TrainingSettings.style_weight,
-    tv_weight: Annotated[float, typer.Option(help="More smooths (total variation).")] = TrainingSettings.tv_weight,
-    learning_rate: Annotated[float, typer.Option(help="Adam's, at its highest.")] = TrainingSettings.learning_rate,
-    seed: Annotated[int, typer.Option(help="Decides initial weights, order and crops.")] = TrainingSettings.seed,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same command stopped.")] = False,
     preview: Annotated[
         Path | None, typer.Option(help="Photograph for the preview; if not given, the first of the folder.")
@@ -51,19 +36,7 @@ def train(
         from nst_trainer.vgg import Vgg16
         from nst_trainer.weights import vgg16_weights
 
-        settings = TrainingSettings(
-            width=width,
-            iterations=iterations,
-            batch=batch,
-            crop=crop,
-            style_size=style_size,
-            learning_rate=learning_rate,
-            content_weight=content_weight,
-            style_weight=style_weight,
-            tv_weight=tv_weight,
-            seed=seed,
-        )
-        with progress("training", iterations, share=settings.work_shares().__getitem__) as update:
+        with progress("training", settings.iterations, share=settings.work_shares().__getitem__) as update:
 
             def show(now: Progress) -> None:
                 skipped = f"  {now.skipped} files skipped" if now.skipped else ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from nst_core.errors import InputError
+from nst_core.options import option
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,16 @@ class TrainingSettings:
     `style_size` (pixels) is the longer side of the style picture: larger paints larger strokes.
     """
 
-    width: float = 1.0
-    iterations: int = 4000
-    batch: int = 4
-    crop: int = 256
-    style_size: int = 448
-    learning_rate: float = 2e-3
-    content_weight: float = LossWeights.content
-    style_weight: float = LossWeights.style
-    tv_weight: float = LossWeights.total_variation
-    seed: int = 0
+    width: float = option(1.0, "Share of the paper's 32, 64 and 128 channels.")
+    iterations: int = option(4000, "Steps of Adam (paper: 40000).")
+    batch: int = option(4, "Photographs in a step.")
+    crop: int = option(256, "Side of the crops at the end, pixels.")
+    style_size: int = option(448, "Longer side of the style picture, pixels: larger strokes.")
+    learning_rate: float = option(2e-3, "Adam's, at its highest.")
+    content_weight: float = option(LossWeights.content, "More keeps more of the photograph.")
+    style_weight: float = option(LossWeights.style, "More gives more of the painting.")
+    tv_weight: float = option(LossWeights.total_variation, "More smooths (total variation).")
+    seed: int = option(0, "Decides initial weights, order and crops.")
 
     def __post_init__(self) -> None:
         for name in ("width", "iterations", "batch", "learning_rate", "style_size"):
