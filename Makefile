@@ -5,15 +5,16 @@ BIN := .venv/bin
 VENV := .venv/.installed
 TRITON := .triton/installed.txt
 
-.PHONY: help demo test lint venv readme models clean
+.PHONY: help demo test lint venv readme pictures models clean
 
 help:
-	@echo "make demo    export the shipped style, serve it, paint with it, measure it (into demo/)"
-	@echo "make test    every test that needs no GPU"
-	@echo "make lint    ruff and mypy"
-	@echo "make models  train the shipped style again: make models STYLE=painting.jpg PHOTOS=folder"
-	@echo "make readme  draw the README's tables and plot from docs/benchmark/results.json"
-	@echo "make clean   remove what the above made"
+	@echo "make demo      export the shipped style, serve it, paint with it, measure it (into demo/)"
+	@echo "make test      every test that needs no GPU"
+	@echo "make lint      ruff and mypy"
+	@echo "make models    train the shipped style again: make models STYLE=painting.jpg PHOTOS=folder"
+	@echo "make pictures  paint the README's pictures: make pictures PHOTOS='a.jpg b.jpg c.jpg d.jpg'"
+	@echo "make readme    draw the README's tables and plot from docs/benchmark/results.json"
+	@echo "make clean     remove what the above made"
 
 demo: $(VENV) $(TRITON)
 	$(BIN)/python -m nst_bench.demo
@@ -28,6 +29,9 @@ lint: $(VENV)
 
 models: $(VENV)
 	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night.pth --width 0.5 --iterations 2400
+
+pictures: $(VENV)
+	$(BIN)/python -m nst_bench.pictures $(PHOTOS)
 
 readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/results.json --readme README.md -o docs/benchmark

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from nst_core.errors import InputError
 from nst_trainer.losses import PerceptualLoss, content_loss, gram_matrix, style_loss, total_variation
 from nst_trainer.settings import LossWeights
 from nst_trainer.vgg import Vgg16
@@ -28,11 +29,38 @@ def test_content_loss_by_hand() -> None:
     assert content_loss(torch.tensor([[[[1.0, 5.0]]]]), torch.tensor([[[[2.0, 2.0]]]])).item() == (1 + 9) / 2
 
 
-def test_style_loss_is_one_for_black_and_zero_for_itself() -> None:
-    features = torch.rand(1, 3, 4, 4)
-    target = gram_matrix(features)[0]
-    assert style_loss(torch.zeros(1, 3, 4, 4), target).item() == pytest.approx(1.0)
-    assert style_loss(features, target).item() == 0.0
+def test_style_loss_by_hand() -> None:
+    assert style_loss(torch.tensor([[[1.0, 2.0], [2.0, 5.0]]]), torch.tensor([[[0.0, 2.0], [2.0, 3.0]]])).tolist() == [
+        5.0
+    ]
+
+
+def test_a_guide_sees_its_region_alone() -> None:
+    features = torch.rand(1, 4, 6, 8)
+    left = torch.zeros(1, 1, 6, 8)
+    left[..., :4] = 1.0
+    both = torch.cat([left, 1.0 - left])
+    guided = gram_matrix(features, both)
+    assert torch.allclose(guided[0], gram_matrix(features[..., :4])[0], rtol=1e-5)
+    assert torch.allclose(guided[1], gram_matrix(features[..., 4:])[0], rtol=1e-5)
+    assert torch.allclose(gram_matrix(features, torch.ones(1, 1, 6, 8)), gram_matrix(features))
+
+
+def test_the_relative_style_loss_does_not_depend_on_the_scale_of_the_style(vgg: Vgg16) -> None:
+    """1 a layer for features of nothing at all."""
+    loss = PerceptualLoss(vgg, torch.rand(1, 3, 32, 32), LossWeights(1.0, 1.0, 0.0))
+    for name, target in loss.style_targets.items():
+        assert (loss.factors[name] * style_loss(torch.zeros_like(target), target)).item() == pytest.approx(1.0)
+
+
+def test_styles_are_mixed_by_their_shares(vgg: Vgg16) -> None:
+    one, two = torch.rand(2, 1, 3, 32, 32)
+    weights = LossWeights(1.0, 1.0, 0.0)
+    alone = [PerceptualLoss(vgg, style, weights).style_targets["relu2_2"] for style in (one, two)]
+    mixed = PerceptualLoss(vgg, [one, two], weights, shares=[3.0, 1.0]).style_targets["relu2_2"]
+    assert torch.allclose(mixed, 0.75 * alone[0] + 0.25 * alone[1], rtol=1e-4)
+    with pytest.raises(InputError, match="one weight each"):
+        PerceptualLoss(vgg, [one, two], weights, shares=[1.0])
 
 
 def test_total_variation_by_hand() -> None:
@@ -47,7 +75,7 @@ def test_gradients_are_those_of_finite_differences(loss: str) -> None:
     other = torch.rand(2, 3, 4, 5, generator=generator, dtype=torch.float64)
     functions = {
         "content": lambda y: content_loss(y, other),
-        "style": lambda y: style_loss(y, gram_matrix(other)[0]),
+        "style": lambda y: style_loss(gram_matrix(y), gram_matrix(other)).mean(),
         "variation": total_variation,
     }
     assert torch.autograd.gradcheck(functions[loss], (x,))

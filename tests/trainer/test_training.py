@@ -16,9 +16,8 @@ from nst_trainer import training
 from nst_trainer.checkpoint import load
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import Johnson
-from nst_trainer.optimize import Iteration, optimize
 from nst_trainer.photos import Photos, to_picture, to_tensor
-from nst_trainer.settings import LossWeights, TrainingSettings
+from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import Progress, TrainingError, train
 from nst_trainer.vgg import Vgg16
 
@@ -196,20 +195,3 @@ def test_the_command_stops_cleanly_and_resumes(
     assert again.returncode == 0, again.stderr
     assert load(output).training["iterations_done"] == 60
     assert "1 could not be read" in again.stderr.replace("of which ", "")
-
-
-def test_the_optimisation_lowers_the_loss_and_repeats(vgg: Vgg16, photographs: dict[str, Path]) -> None:
-    content = to_tensor(open_picture(photographs["coffee"], max_side=48))[:, :, :32, :]
-    loss = PerceptualLoss(vgg, to_tensor(open_picture(photographs["chelsea"], max_side=64)), LossWeights())
-
-    def run(seed: int) -> tuple[torch.Tensor, list[Iteration]]:
-        seen: list[Iteration] = []
-        return optimize(content, loss, 25, seed=seed, on_iteration=seen.append), seen
-
-    picture, seen = run(0)
-    assert [iteration.number for iteration in seen] == list(range(1, 26))
-    assert seen[-1].losses.total.item() < 0.2 * seen[0].losses.total.item()
-    assert picture.shape == content.shape
-    assert 0 <= picture.min() <= picture.max() <= 1
-    assert torch.equal(picture, run(0)[0])
-    assert not torch.equal(picture, run(1)[0])

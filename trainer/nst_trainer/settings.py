@@ -1,12 +1,20 @@
-"""What decides the result of a training. Nothing here needs torch, so the command line starts at once."""
+"""What decides the result of a training or an optimisation.
+
+Nothing here needs torch, so the command line starts at once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from typing import Any, Literal, get_args
 
 from nst_core.errors import InputError
 from nst_core.options import option
+
+Pooling = Literal["max", "average"]
+Optimizer = Literal["lbfgs", "adam"]
+Colors = Literal["style", "luminance", "histogram"]
 
 
 @dataclass(frozen=True)
@@ -73,3 +81,116 @@ class TrainingSettings:
     def learning_rate_at(self, iteration: int) -> float:
         """Falls linearly to zero after a warm-up of 50 iterations (the paper's is constant)."""
         return self.learning_rate * min(1.0, (iteration + 1) / 50) * (1.0 - iteration / self.iterations)
+
+
+@dataclass(frozen=True)
+class OptimizationSettings:
+    """What decides an optimised picture; every field is an option of `nst optimize` and `nst texture`.
+
+    The defaults are the preset `best`. Layers are comma-separated names.
+    """
+
+    size: int = option(512, "Longer side of the result, pixels.")
+    iterations: int = option(160, "Forward and backward passes of the loss network at the full size.")
+    scales: int = option(5, "Sizes to go through, each sqrt(2) of the one before.")
+    coarse_iterations: int = option(100, "Iterations at each of the smaller sizes.")
+    optimizer: Optimizer = option("lbfgs", "L-BFGS, or Adam (a third less memory).")
+    learning_rate: float = option(0.02, "Adam's.")
+    average: float = option(0.0, "Adam: decay of the average of pictures that is the result; 0 takes the last.")
+    init: str = option("content", "What it starts from: content, noise, grey, or a picture's path.")
+    content_layers: str = option("relu3_3", "Where the content is compared.")
+    style_layers: str = option("relu1_2,relu2_2,relu3_3,relu4_3", "Where the style is compared.")
+    content_weight: float = option(LossWeights.content, "More keeps more of the photograph.")
+    style_weight: float = option(LossWeights.style, "More gives more of the painting.")
+    tv_weight: float = option(LossWeights.total_variation, "More smooths (total variation).")
+    relative: bool = option(True, "Divide a layer's style loss by the style's own norm; the papers do not.")
+    pooling: Pooling = option("max", "The loss network's pooling.")
+    style_scale: float = option(1.0, "Size of the style picture over the content's: above 1, larger strokes.")
+    colors: Colors = option("style", "Whose colours: the style's, or the content's by luminance or histogram.")
+    seed: int = option(0, "Decides the noise.")
+    low_memory: bool = option(False, "Compute again what would be kept: slower by a third, half the memory.")
+
+    def __post_init__(self) -> None:
+        for name in ("size", "iterations", "scales", "learning_rate", "style_scale"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if not 0.0 <= self.average < 1.0:
+            raise InputError(f"average is {self.average}: it must be from 0 to below 1")
+        for name, choices in (("optimizer", Optimizer), ("pooling", Pooling), ("colors", Colors)):
+            if getattr(self, name) not in get_args(choices):
+                raise InputError(f"{name} is {getattr(self, name)!r}: choose {', '.join(get_args(choices))}")
+        if self.sizes()[0] < 32:
+            raise InputError(f"{self.scales} scales of {self.size} pixels begin below 32: take fewer")
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """The weights of the terms."""
+        return LossWeights(self.content_weight, self.style_weight, self.tv_weight)
+
+    def layers(self, kind: Literal["content", "style"]) -> tuple[str, ...]:
+        """The names of `content_layers` or `style_layers`."""
+        return tuple(name.strip() for name in getattr(self, f"{kind}_layers").split(",") if name.strip())
+
+    def sizes(self) -> list[int]:
+        """The longer side at each scale, coarse to fine, pixels."""
+        return [round(self.size / 2 ** (step / 2)) for step in reversed(range(self.scales))]
+
+    def iterations_at(self, scale: int) -> int:
+        """How many passes scale number `scale` gets."""
+        return self.iterations if scale == self.scales - 1 else self.coarse_iterations
+
+    def total_iterations(self) -> int:
+        """Passes at all scales together."""
+        return sum(map(self.iterations_at, range(self.scales)))
+
+    def work_shares(self) -> list[float]:
+        """For 0, 1, ... iterations done, the share of all the run's pixels: time grows with pixels."""
+        sizes = [size for scale, size in enumerate(self.sizes()) for _ in range(self.iterations_at(scale))]
+        pixels = list(accumulate((size**2 for size in sizes), initial=0))
+        return [done / pixels[-1] for done in pixels]
+
+
+PRESETS: dict[str, OptimizationSettings] = {
+    # What measured best here for loss and by eye; dev/LOG.md says what was tried.
+    "best": OptimizationSettings(),
+    # Johnson et al. 2016, section 4.1: white noise, L-BFGS, the loss of the feed-forward training.
+    # Deviation: they clip to 0-255 at every iteration; see `optimize`.
+    "johnson2016-baseline": OptimizationSettings(iterations=500, scales=1, init="noise"),
+    # Gatys et al. 2016, sections 2 and 3. Deviations: VGG-16 in VGG-19's place, which has the same layer
+    # names, and not rescaled to a mean activation of one; alpha/beta is therefore set so that the
+    # content and style terms relate as with theirs of 1e-3.
+    "gatys2016": OptimizationSettings(
+        iterations=500,
+        scales=1,
+        init="noise",
+        content_layers="relu4_2",
+        style_layers="relu1_1,relu2_1,relu3_1,relu4_1,relu5_1",
+        content_weight=1e-3,
+        style_weight=1e-7,
+        tv_weight=0.0,
+        relative=False,
+        pooling="average",
+    ),
+    # Gatys et al. 2015 (texture synthesis), section 3 and figure 2: conv1_1 and the pooling layers.
+    # Deviations: VGG-16, not rescaled, in VGG-19's place.
+    "gatys2015-texture": OptimizationSettings(
+        iterations=500,
+        scales=1,
+        init="noise",
+        content_layers="",
+        style_layers="conv1_1,pool1,pool2,pool3,pool4",
+        content_weight=0.0,
+        style_weight=1e-7,
+        tv_weight=0.0,
+        relative=False,
+        pooling="average",
+    ),
+}
+
+
+def preset(name: str, changes: dict[str, Any]) -> OptimizationSettings:
+    """The preset `name` with `changes`; raises `InputError` for an unknown name or value."""
+    if name not in PRESETS:
+        raise InputError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    assert set(changes) <= {one.name for one in fields(OptimizationSettings)}
+    return replace(PRESETS[name], **changes)

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -29,12 +29,10 @@ from nst_core.images import Pixels, fitted, open_picture, sample_photographs
 from nst_export.served import ServedModel
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint, parameters
-from nst_trainer.losses import PerceptualLoss
 from nst_trainer.optimize import Iteration, optimize
 from nst_trainer.photos import to_tensor
-from nst_trainer.settings import LossWeights, TrainingSettings
-from nst_trainer.vgg import Vgg16
-from nst_trainer.weights import vgg16_weights
+from nst_trainer.settings import PRESETS, LossWeights, OptimizationSettings, TrainingSettings
+from nst_trainer.weights import Weights, vgg16_weights
 
 SCHEMA = "nst-bench/1"
 ITERATIONS = (100, 300, 500)
@@ -98,9 +96,12 @@ def measure(
             _figure("Triton, from start to ready", None, "cold", [timed(lambda: stack.enter_context(server))])
         )
         engines = _engines(stack, checkpoint, name, endpoints, folder / "models", figures)
-        loss = _loss(checkpoint, vgg, figures)
+        loaded: list[Weights] = []
+        seconds = timed(lambda: loaded.append(vgg16_weights(vgg)))
+        figures.append(_figure("Gatys, load the loss network's weights", None, "cold", [seconds]))
         for size in sizes:
-            samples = _at_size(size, engines, loss, effort, tick)
+            settings = _gatys(checkpoint, size, effort.iterations + 1)
+            samples = _at_size(size, engines, settings, loaded[0], effort, tick)
             for engine, taken in samples.items():
                 figures.append(_figure(engine, size, "steady", taken.steady))
                 if taken.first_of_shape:
@@ -154,29 +155,27 @@ def _engines(
     }
 
 
-def _loss(checkpoint: Checkpoint, vgg: Path | None, figures: list[dict[str, Any]]) -> PerceptualLoss:
-    """The loss of the network's training, against a photograph in the painting's place.
-
-    A checkpoint does not hold its painting. An iteration costs the same whatever the picture is;
-    losses are not compared here.
-    """
-    settings = checkpoint.training
-    weights = LossWeights(
-        settings.get("content_weight", LossWeights.content),
-        settings.get("style_weight", LossWeights.style),
-        settings.get("tv_weight", LossWeights.total_variation),
+def _gatys(checkpoint: Checkpoint, size: int, iterations: int) -> OptimizationSettings:
+    """Johnson's baseline at `size` with the weights of the network's own training."""
+    trained = checkpoint.training
+    return replace(
+        PRESETS["johnson2016-baseline"],
+        size=size,
+        iterations=iterations,
+        content_weight=trained.get("content_weight", LossWeights.content),
+        style_weight=trained.get("style_weight", LossWeights.style),
+        tv_weight=trained.get("tv_weight", LossWeights.total_variation),
+        style_scale=trained.get("style_size", TrainingSettings.style_size) / size,
     )
-    style = to_tensor(
-        open_picture(sample_photographs()[0], max_side=int(settings.get("style_size", TrainingSettings.style_size)))
-    )
-    made: list[PerceptualLoss] = []
-    seconds = timed(lambda: made.append(PerceptualLoss(Vgg16(vgg16_weights(vgg)), style, weights)))
-    figures.append(_figure("Gatys, load the loss network and the style", None, "cold", [seconds]))
-    return made[0]
 
 
 def _at_size(
-    size: int, engines: dict[str, Engine], loss: PerceptualLoss, effort: Effort, tick: Callable[[], None]
+    size: int,
+    engines: dict[str, Engine],
+    settings: OptimizationSettings,
+    weights: Weights,
+    effort: Effort,
+    tick: Callable[[], None],
 ) -> dict[str, _Samples]:
     """Steady state at `size`^2, blocks of requests and of iterations in turn; first pictures of other shapes."""
     samples = {engine: _Samples() for engine in (*engines, GATYS)}
@@ -190,19 +189,26 @@ def _at_size(
         works = {engine: partial(paint, photograph) for engine, paint in engines.items()}
         for engine, seconds in interleaved(works, effort.rounds, tick=tick).items():
             samples[engine].steady += seconds
-        samples[GATYS].steady += _iterations(content, loss, effort.iterations, tick)
+        samples[GATYS].steady += _iterations(content, settings, weights, tick)
     return samples
 
 
-def _iterations(content: torch.Tensor, loss: PerceptualLoss, n: int, tick: Callable[[], None]) -> list[float]:
-    """Seconds of `n` iterations after a first one, which warms up and is not counted."""
+def _iterations(
+    content: torch.Tensor, settings: OptimizationSettings, weights: Weights, tick: Callable[[], None]
+) -> list[float]:
+    """Seconds of each iteration but the first, which warms up.
+
+    A photograph stands in the painting's place, which a checkpoint does not hold: an iteration
+    costs the same whatever the picture is, and losses are not compared here.
+    """
     stamps: list[float] = []
 
     def stamp(iteration: Iteration) -> None:
         stamps.append(iteration.seconds)
         tick()
 
-    optimize(content, loss, n + 1, on_iteration=stamp)
+    style = to_tensor(open_picture(sample_photographs()[0]))
+    optimize(content, [style], settings, weights=weights, on_iteration=stamp)
     return [after - before for before, after in pairwise(stamps)]
 
 

@@ -1,0 +1,195 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nst_core.errors import InputError
+from nst_core.images import open_picture
+from nst_trainer import color
+from nst_trainer.losses import PerceptualLoss
+from nst_trainer.optimize import Iteration, OptimizationError, Run, optimize
+from nst_trainer.photos import to_tensor
+from nst_trainer.settings import PRESETS, LossWeights, OptimizationSettings, preset
+from nst_trainer.vgg import Vgg16
+from nst_trainer.weights import Weights, vgg16_weights
+
+TINY = replace(PRESETS["best"], size=48, scales=1, iterations=12, init="noise")
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return vgg16_weights()
+
+
+@pytest.fixture(scope="module")
+def content(photographs: dict[str, Path]) -> torch.Tensor:
+    return to_tensor(open_picture(photographs["coffee"], max_side=96))
+
+
+@pytest.fixture(scope="module")
+def style(photographs: dict[str, Path]) -> torch.Tensor:
+    return to_tensor(open_picture(photographs["chelsea"], max_side=96))
+
+
+def run(
+    content: torch.Tensor | None,
+    style: torch.Tensor,
+    settings: OptimizationSettings,
+    weights: Weights,
+    **more: object,
+) -> tuple[torch.Tensor, list[Iteration]]:
+    """The picture, and what was told after every iteration."""
+    seen: list[Iteration] = []
+    picture = optimize(content, [style], settings, weights=weights, on_iteration=seen.append, **more)  # type: ignore[arg-type]
+    return picture, seen
+
+
+@pytest.mark.parametrize("name", ["johnson2016-baseline", "gatys2016", "best"])
+def test_presets_lower_their_loss(name: str, content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
+    changes = {"size": 48, "iterations": 30, "scales": 1, "init": "noise"}
+    picture, seen = run(content, style, preset(name, changes), weights)
+    assert [one.number for one in seen] == list(range(1, 31))
+    assert min(one.total for one in seen) < 0.25 * seen[0].total
+    assert picture.shape == (1, 3, 32, 48)
+    assert 0 <= picture.min() <= picture.max() <= 1
+
+
+def test_a_texture_has_the_exemplars_statistics(style: torch.Tensor, weights: Weights) -> None:
+    settings = preset("gatys2015-texture", {"size": 64, "iterations": 40})
+    picture, seen = run(None, style, settings, weights, shape=(2, 3))
+    assert picture.shape == (1, 3, 43, 64)
+    assert min(one.style for one in seen) < 0.05 * seen[0].style
+    assert all(one.content == 0 for one in seen)
+
+
+def test_a_tileable_texture_has_no_edges(style: torch.Tensor, weights: Weights) -> None:
+    """Rolled by any multiple of the poolings it is the same texture; with edges it is not quite."""
+    picture = style[..., :64, :64]
+    rolled = picture.roll((16, 32), dims=(2, 3))
+    for tileable in (True, False):
+        vgg = Vgg16(weights, tileable=tileable)
+        loss = PerceptualLoss(vgg, picture, LossWeights(0.0, 1.0, 0.0), content_layers=())
+        difference = loss(rolled, {}).style.item()
+        assert (difference < 1e-8) == tileable, difference
+    texture, _ = run(
+        None, style, preset("gatys2015-texture", {"size": 32, "iterations": 2}), weights, shape=(1, 1), tileable=True
+    )
+    assert texture.shape == (1, 3, 32, 32)
+
+
+def test_the_same_seed_gives_the_same_picture(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
+    one, again, other = (run(content, style, replace(TINY, seed=seed), weights)[0] for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize("stop", [5, 14])
+def test_resuming_gives_the_uninterrupted_run(
+    content: torch.Tensor, style: torch.Tensor, weights: Weights, optimizer: str, stop: int, tmp_path: Path
+) -> None:
+    """Stopped at the first scale and at the second; the state goes through a file."""
+    average = 0.9 if optimizer == "adam" else 0.0
+    settings = preset(
+        "best",
+        {
+            **{"size": 64, "scales": 2, "coarse_iterations": 8, "iterations": 10, "init": "noise"},
+            **{"optimizer": optimizer, "average": average},
+        },
+    )
+    whole, seen = run(content, style, settings, weights)
+    parts: list[Iteration] = []
+
+    def interrupt(iteration: Iteration) -> None:
+        parts.append(iteration)
+        if iteration.number == stop:
+            torch.save(iteration.run.state(), tmp_path / "state")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimize(content, [style], settings, weights=weights, on_iteration=interrupt)
+    state = torch.load(tmp_path / "state", weights_only=True)
+    picture, rest = run(content, style, settings, weights, resume=state)
+    assert [(one.number, one.total) for one in [*parts, *rest]] == [(one.number, one.total) for one in seen]
+    assert torch.equal(picture, whole)
+
+
+def test_scales_go_up_by_the_root_of_two(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
+    settings = replace(TINY, size=96, scales=3, coarse_iterations=2, iterations=3)
+    assert settings.sizes() == [48, 68, 96]
+    assert settings.total_iterations() == 7
+    _, seen = run(content, style, settings, weights)
+    assert [one.size for one in seen] == [(32, 48)] * 2 + [(45, 68)] * 2 + [(64, 96)] * 3
+
+
+def test_recomputation_changes_nothing(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
+    one, two = (run(content, style, replace(TINY, low_memory=low), weights)[1] for low in (False, True))
+    assert [a.total for a in one] == pytest.approx([b.total for b in two], rel=1e-3)
+
+
+def test_luminance_keeps_the_contents_colours(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
+    picture, _ = run(content, style, replace(TINY, colors="luminance", init="content"), weights)
+    small = torch.nn.functional.interpolate(content, picture.shape[2:], mode="bicubic", antialias=True).clamp(0, 1)
+    chroma = (picture - color.luminance(picture)) - (small - color.luminance(small))
+    assert chroma.abs().mean() < 0.02  # but where the sum left 0-1
+    assert (color.luminance(picture) - color.luminance(small)).abs().mean() > 0.02
+
+
+def test_match_colors_gives_mean_and_covariance(content: torch.Tensor, style: torch.Tensor) -> None:
+    calm = 0.5 + 0.3 * (content - 0.5)  # so that nothing is cut at 0 and 1
+    matched = color.match_colors(style, calm)[0].flatten(1)
+    wanted = calm[0].flatten(1)
+    assert torch.allclose(matched.mean(1), wanted.mean(1), atol=0.01)
+    assert torch.allclose(torch.cov(matched), torch.cov(wanted), atol=0.002)
+
+
+def test_a_region_takes_its_own_style(content: torch.Tensor, weights: Weights) -> None:
+    """Noise on the left of the style and stripes on the right; the regions exchanged in the result."""
+    style = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    style[..., 32:] = (torch.arange(64) // 4 % 2).view(1, 1, 64, 1)
+    left = torch.zeros(1, 1, 64, 64)
+    left[..., :32] = 1
+    regions = torch.cat([left, 1 - left])
+    settings = replace(TINY, iterations=40, content_weight=0.0, tv_weight=0.0, size=64)
+    picture, _ = run(content[..., :64, :64], style, settings, weights, guides=(regions.flip(0), [regions]))
+    exchanged, straight = (
+        PerceptualLoss(Vgg16(weights), style, LossWeights(), content_layers=(), guides=(guide, [regions]))
+        for guide in (regions.flip(0), regions)
+    )
+    assert exchanged(picture, {}).style < 0.5 * straight(picture, {}).style
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_picture(
+    content: torch.Tensor, style: torch.Tensor, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, calls = PerceptualLoss.__call__, 0
+
+    def poisoned(self: PerceptualLoss, pictures: torch.Tensor, target: dict[str, torch.Tensor]) -> object:
+        nonlocal calls
+        calls += 1
+        return genuine(self, pictures * (math.inf if calls > 6 else 1.0), target)
+
+    monkeypatch.setattr(PerceptualLoss, "__call__", poisoned)
+    with pytest.raises(OptimizationError, match="iteration 7: the loss is") as error:
+        run(content, style, TINY, weights)
+    assert error.value.picture.isfinite().all()
+    assert error.value.picture.std() > 0
+
+
+def test_settings_that_cannot_be(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
+    for changes, words in (
+        ({"size": 0}, "size is 0"),
+        ({"average": 1.0}, r"average is 1\.0"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd': choose lbfgs, adam"),
+        ({"size": 64, "scales": 9}, "begin below 32"),
+    ):
+        with pytest.raises(InputError, match=words):
+            preset("best", changes)
+    with pytest.raises(InputError, match="no preset 'worst'"):
+        preset("worst", {})
+    with pytest.raises(InputError, match="without a content picture"):
+        Run(None, [style], TINY, weights)
+    with pytest.raises(InputError, match=r"init is 'nowhere\.png'"):
+        Run(content, [style], replace(TINY, init="nowhere.png"), weights)

@@ -1,0 +1,129 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from nst_core.errors import InputError
+from nst_core.images import Picture, open_picture, save_picture
+from nst_trainer import painting
+from nst_trainer.cli import optimize_app, texture_app
+from nst_trainer.painting import _regions, check_memory
+from nst_trainer.settings import preset
+
+SMALL = ["--size", "64", "--scales", "2", "--coarse-iterations", "6", "--iterations", "8"]
+
+
+def test_optimize_writes_a_picture_a_trace_and_a_plot(tmp_path: Path, photographs: dict[str, Path]) -> None:
+    output, trace = tmp_path / "a.png", tmp_path / "trace.json"
+    command = [str(photographs["coffee"]), str(photographs["chelsea"]), str(photographs["rocket"])]
+    result = CliRunner().invoke(
+        optimize_app, [*command, "-o", str(output), *SMALL, "--shares", "2,1", "--trace", str(trace)]
+    )
+    assert result.exit_code == 0, result.output
+    assert (open_picture(output).width, open_picture(output).height) == (64, 43)
+    points = json.loads(trace.read_text())["iterations"]
+    assert [point["iteration"] for point in points] == list(range(1, 15))
+    assert [point["width"] for point in points] == [45] * 6 + [64] * 8
+    assert all(
+        point["total"] == pytest.approx(point["content"] + point["style"] + point["total_variation"])
+        for point in points
+    )
+    assert open_picture(tmp_path / "trace.png").width > 500
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "trace.json", "trace.png"]
+
+
+def test_a_texture_of_the_size_that_was_asked_for(tmp_path: Path, photographs: dict[str, Path]) -> None:
+    output = tmp_path / "t.webp"
+    command = [str(photographs["chelsea"]), "-o", str(output), "--shape", "96x48", "--iterations", "3", "--tileable"]
+    result = CliRunner().invoke(texture_app, [*command, "--style-scale", "1"])
+    assert result.exit_code == 0, result.output
+    assert (open_picture(output).width, open_picture(output).height) == (96, 48)
+
+
+def test_ctrl_c_writes_the_best_so_far_and_resume_goes_on(tmp_path: Path, photographs: dict[str, Path]) -> None:
+    """As a person uses it; the resumed run ends with the picture of an uninterrupted one."""
+    nst = str(Path(sys.executable).parent / "nst")
+    given = ["optimize", str(photographs["coffee"]), str(photographs["chelsea"]), "--preset", "johnson2016-baseline"]
+    given += ["--size", "96", "--iterations", "60", "--save-every", "2"]
+    output, whole = tmp_path / "a.png", tmp_path / "whole.png"
+    process = subprocess.Popen([nst, *given, "-o", str(output)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not output.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "--resume goes on" in said
+    assert open_picture(output).width == 96
+    assert (tmp_path / "a.png.resume").exists()
+    again = CliRunner().invoke(optimize_app, [*given[1:], "-o", str(output)])
+    assert "go on with --resume, or remove it" in again.stderr
+    other = CliRunner().invoke(optimize_app, [*given[1:], "-o", str(output), "--resume", "--seed", "4"])
+    assert "seed was 0, is 4" in other.stderr
+    for command in ([*given, "-o", str(output), "--resume"], [*given, "-o", str(whole)]):
+        result = subprocess.run([nst, *command], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    assert np.array_equal(open_picture(output).pixels, open_picture(whole).pixels)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "whole.png"]
+
+
+def test_regions_are_found_by_colour(tmp_path: Path) -> None:
+    colors = np.zeros((4, 6, 3), np.uint8)
+    colors[:, 3:] = (255, 0, 0)
+    Image.fromarray(colors).save(tmp_path / "content.png")
+    Image.fromarray(colors[:, ::-1]).save(tmp_path / "style.png")
+    content, (style,) = _regions(tmp_path / "content.png", [tmp_path / "style.png"])
+    assert content.shape == (2, 1, 4, 6)
+    assert content[0, 0, 0].tolist() == [1, 1, 1, 0, 0, 0]
+    assert style[0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    Image.fromarray(colors[:, :2]).save(tmp_path / "one.png")
+    with pytest.raises(InputError, match="lacks the colour #ff0000"):
+        _regions(tmp_path / "content.png", [tmp_path / "one.png"])
+
+
+def test_a_photograph_is_no_mask(photographs: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="16 at most"):
+        _regions(photographs["coffee"], [])
+
+
+def test_a_size_beyond_memory_is_refused_with_one_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(painting, "_free_memory", lambda: 4 * 2**30)
+    with pytest.raises(InputError, match=r"largest --size that fits is (\d+), or go beyond with --low-memory") as error:
+        check_memory(preset("best", {"size": 4000}), (3000, 4000))
+    largest = int(str(error.value).split("fits is ")[1].split(",")[0])
+    check_memory(preset("best", {"size": largest}), (3000, 4000))
+    with pytest.raises(InputError):
+        check_memory(preset("best", {"size": largest + 32}), (3000, 4000))
+    check_memory(preset("best", {"size": largest + 32, "low_memory": True}), (3000, 4000))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--preset", "worst"], "no preset 'worst'"),
+        (["--shares", "1,2,3"], "one weight each"),
+        (["--shares", "a"], "'a' are no weights"),
+        (["--content-mask", "m.png"], "one --style-mask for each style"),
+        (["--init", "nowhere.png"], "nowhere.png: no such file"),
+        (["--style-layers", "relu9_9"], "no layer relu9_9"),
+        (["--optimizer", "sgd"], "sgd"),
+        (["--size", "0"], "size is 0"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    tmp_path: Path, photographs: dict[str, Path], options: list[str], words: str
+) -> None:
+    picture = tmp_path / "p.png"
+    save_picture(Picture(np.full((40, 40, 3), 99, np.uint8)), picture)
+    result = CliRunner().invoke(optimize_app, [str(picture), str(picture), "-o", str(tmp_path / "a.png"), *options])
+    assert result.exit_code != 0
+    assert words in result.stderr
+    assert not (tmp_path / "a.png").exists()

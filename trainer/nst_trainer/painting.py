@@ -1,0 +1,190 @@
+"""An optimisation as a person has it: files in, a file out, stopped and continued at will."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nst_core.errors import InputError
+from nst_core.files import written_whole
+from nst_core.images import image_format, open_picture, save_picture
+from nst_trainer.checkpoint import read_plain_data
+from nst_trainer.optimize import Iteration, OptimizationError, Run
+from nst_trainer.photos import to_picture, to_tensor
+from nst_trainer.settings import OptimizationSettings
+from nst_trainer.weights import Weights
+
+BYTES_FIXED = 500 * 2**20
+BYTES_KEPT, BYTES_RECOMPUTED = 2800, 1600
+"""Memory of an optimisation, fixed and a pixel: the peaks at 512 and 768 pixels on a CPU (dev/LOG.md)."""
+
+
+def paint(
+    content: Path | None,
+    styles: Sequence[Path],
+    output: Path,
+    settings: OptimizationSettings,
+    weights: Weights,
+    *,
+    shares: Sequence[float] | None = None,
+    masks: tuple[Path, Sequence[Path]] | None = None,
+    shape: tuple[int, int] | None = None,
+    tileable: bool = False,
+    save_every: int = 0,
+    trace: Path | None = None,
+    resume: bool = False,
+    on_iteration: Callable[[Iteration], None] = lambda iteration: None,
+) -> None:
+    """Optimise a picture and write it to `output`; see `nst_trainer.optimize.optimize`.
+
+    `masks` are pictures of flat colours, one of the content and one of each style: a region of the
+    content takes the style of the region of the same colour. Every `save_every` iterations (0:
+    never) the picture so far is written. On Ctrl-C it is written too, and beside it
+    `<output>.resume`, from which `resume` continues exactly. `trace` gets losses over iterations
+    and seconds as JSON, and a plot beside it. Raises `InputError` for unusable files, and
+    `OptimizationError` after the last good picture was written.
+    """
+    image_format(output)
+    state_file = output.with_name(output.name + ".resume")
+    pictures = None if content is None else to_tensor(open_picture(content))
+    check_memory(settings, (shape or (1, 1)) if pictures is None else (pictures.shape[2], pictures.shape[3]))
+    own_start = settings.init not in ("content", "noise", "grey")
+    run = Run(
+        pictures,
+        [to_tensor(open_picture(style)) for style in styles],
+        settings,
+        weights,
+        shares,
+        None if masks is None else _regions(*masks),
+        to_tensor(open_picture(Path(settings.init))) if own_start else None,
+        shape,
+        tileable,
+    )
+    points: list[dict[str, Any]] = []
+    if resume:
+        points = _continue(run, state_file, settings)
+    elif state_file.exists():
+        raise InputError(f"{state_file} is an unfinished picture: go on with --resume, or remove it")
+
+    def watch(iteration: Iteration) -> None:
+        points.append(_point(iteration))
+        if save_every and iteration.number % save_every == 0:
+            save_picture(to_picture(run.picture()), output)
+        on_iteration(iteration)
+
+    try:
+        while run.step(watch):
+            pass
+    except KeyboardInterrupt:
+        with written_whole(state_file) as beside:
+            torch.save({"settings": asdict(settings), "run": run.state(), "points": points}, beside)
+        save_picture(to_picture(run.picture()), output)
+        raise
+    except OptimizationError as error:
+        save_picture(to_picture(error.picture), output)
+        raise
+    finally:
+        if trace and points:
+            _write_trace(points, trace)
+    save_picture(to_picture(run.picture()), output)
+    state_file.unlink(missing_ok=True)
+
+
+def check_memory(settings: OptimizationSettings, shape: tuple[int, int]) -> None:
+    """Raise `InputError`, naming the largest size that fits, when the memory would not suffice.
+
+    `shape` gives the proportions (height, width). Where the system does not tell what is free
+    (it is no Linux), nothing is refused.
+    """
+    free = _free_memory()
+    if free is None:
+        return
+    ratio = min(shape) / max(shape)
+    each = BYTES_RECOMPUTED if settings.low_memory else BYTES_KEPT
+    needed = BYTES_FIXED + each * settings.size**2 * ratio
+    if needed > free:
+        largest = int(max(free - BYTES_FIXED, 0) / each / ratio) ** 0.5 // 16 * 16
+        also = "" if settings.low_memory else ", or go beyond with --low-memory"
+        raise InputError(
+            f"{settings.size} pixels need about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: "
+            f"the largest --size that fits is {largest:.0f}{also}"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes that can be had without swapping, from /proc/meminfo."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _continue(run: Run, file: Path, settings: OptimizationSettings) -> list[dict[str, Any]]:
+    if not file.is_file():
+        raise InputError(f"{file}: nothing to resume")
+    document = read_plain_data(file)
+    now, before = asdict(settings), document["settings"]
+    if changed := [name for name in now if now[name] != before.get(name)]:
+        differences = ", ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
+        raise InputError(f"{file} was begun with other settings: {differences}")
+    run.restore(document["run"])
+    points: list[dict[str, Any]] = document["points"]
+    return points
+
+
+def _point(iteration: Iteration) -> dict[str, Any]:
+    return {
+        "iteration": iteration.number,
+        "seconds": round(iteration.seconds, 4),
+        "height": iteration.size[0],
+        "width": iteration.size[1],
+        "total": iteration.total,
+        "content": iteration.content,
+        "style": iteration.style,
+        "total_variation": iteration.total_variation,
+    }
+
+
+def _regions(content: Path, styles: Sequence[Path]) -> tuple[Tensor, list[Tensor]]:
+    """Guides `[K, 1, H, W]` of 0 and 1 from pictures of flat colours, the colours in one order."""
+    pixels = [open_picture(path).pixels.astype(np.int32) @ np.array([65536, 256, 1]) for path in (content, *styles)]
+    colors = np.unique(pixels[0])
+    if len(colors) > 16:
+        raise InputError(f"{content}: {len(colors)} colours; a mask has one flat colour a region, 16 at most (no JPEG)")
+    for path, one in zip(styles, pixels[1:], strict=True):
+        if missing := set(colors.tolist()) - set(np.unique(one).tolist()):
+            names = ", ".join(f"#{color:06x}" for color in sorted(missing))
+            raise InputError(f"{path}: lacks the colour {names} that {content} has")
+    guides = [torch.from_numpy((one[None] == colors[:, None, None])[:, None].astype(np.float32)) for one in pixels]
+    return guides[0], guides[1:]
+
+
+def _write_trace(points: list[dict[str, Any]], path: Path) -> None:
+    """The JSON, and a PNG of the same name with the losses over seconds."""
+    from matplotlib.figure import Figure
+
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps({"schema": "nst-trace/1", "iterations": points}, indent=1) + "\n")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name in ("total", "style", "content", "total_variation"):
+        axes.plot([one["seconds"] for one in points], [one[name] for one in points], label=name.replace("_", " "))
+    for before, after in pairwise(points):
+        if before["width"] != after["width"]:
+            axes.axvline(after["seconds"], color="0.85", zorder=0)
+    axes.set_yscale("log")
+    axes.set_xlabel("seconds (grey lines: the next larger size)")
+    axes.set_ylabel("loss, weighted")
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    with written_whole(path.with_suffix(".png")) as beside:
+        figure.savefig(beside, dpi=120)
