@@ -92,8 +92,8 @@ class OptimizationSettings:
 
     size: int = option(512, "Longer side of the result, pixels.")
     iterations: int = option(160, "Forward and backward passes of the loss network at the full size.")
-    scales: int = option(5, "Sizes to go through, each sqrt(2) of the one before.")
-    coarse_iterations: int = option(100, "Iterations at each of the smaller sizes.")
+    scales: int = option(3, "Sizes to go through, each sqrt(2) of the one before.")
+    coarse_iterations: int = option(60, "Iterations at each of the smaller sizes.")
     optimizer: Optimizer = option("lbfgs", "L-BFGS, or Adam (a third less memory).")
     learning_rate: float = option(0.02, "Adam's.")
     average: float = option(0.0, "Adam: decay of the average of pictures that is the result; 0 takes the last.")
@@ -151,7 +151,7 @@ class OptimizationSettings:
 
 
 PRESETS: dict[str, OptimizationSettings] = {
-    # What measured best here for loss and by eye; dev/LOG.md says what was tried.
+    # Growing sizes from the photograph; dev/LOG.md says what was measured and what is still open.
     "best": OptimizationSettings(),
     # Johnson et al. 2016, section 4.1: white noise, L-BFGS, the loss of the feed-forward training.
     # Deviation: they clip to 0-255 at every iteration; see `optimize`.
