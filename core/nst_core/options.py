@@ -38,7 +38,7 @@ def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[...
 
         @wraps(command)
         def run(**given: Any) -> None:
-            with one_line_errors(""):
+            with one_line_errors("all"):
                 chosen = {name: given.pop(name) for name in names}
                 if unset:
                     given["settings"] = {name: value for name, value in chosen.items() if value is not None}

@@ -27,7 +27,7 @@ def serve(
     install_only: Annotated[bool, typer.Option("--install-only", help="Install Triton and start nothing.")] = False,
 ) -> None:
     """Serve a model repository with NVIDIA's Triton until Ctrl-C."""
-    with one_line_errors("client"):
+    with one_line_errors("all"):
         if install_only:
             triton.install(environment, say)
             return

@@ -27,7 +27,7 @@ def test_the_umbrella_says_its_version() -> None:
 
 @pytest.mark.parametrize("command", ["nst-train", "nst-export", "nst-serve", "nst-bench"])
 def test_commands_have_their_own_names_and_start_without_torch(command: str) -> None:
-    """`--help` must not wait for torch: two seconds on a fast machine."""
+    """`--help` must not wait for torch."""
     code = (
         f"import sys; sys.argv = [{command!r}, '--help']\n"
         "from importlib.metadata import entry_points\n"

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from nst_core.errors import InputError
-from nst_trainer.losses import PerceptualLoss, content_loss, gram_matrix, style_loss, total_variation
+from nst_trainer.losses import PerceptualLoss, content_loss, gram_matrix, lattice, style_loss, total_variation
 from nst_trainer.settings import LossWeights
 from nst_trainer.vgg import Vgg16
 
@@ -66,6 +66,17 @@ def test_styles_are_mixed_by_their_shares(vgg: Vgg16) -> None:
 def test_total_variation_by_hand() -> None:
     picture = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).expand(1, 3, 2, 2)
     assert total_variation(picture).item() == pytest.approx((0.25 + 0.25) / 2 + (1.0 + 0.0) / 2)
+
+
+def test_lattice_by_hand() -> None:
+    """Every fourth column 0.4 brighter: phases of 0, 0, 0 and 0.4 in each row."""
+    picture = torch.full((2, 3, 16, 24), 0.5)
+    picture[..., 3::4] += 0.4
+    assert lattice(picture).item() == pytest.approx(np.var([0, 0, 0, 0.4]))
+    assert lattice(picture.roll(1, 3)).item() == pytest.approx(np.var([0, 0, 0, 0.4]))
+    assert lattice(torch.full((1, 3, 16, 16), 0.3)).item() == pytest.approx(0.0)
+    stripes = (torch.arange(24) % 3).expand(1, 3, 24, 24) / 2.0  # another period: no phase of 4 sees it
+    assert lattice(stripes).item() == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("loss", ["content", "style", "variation"])

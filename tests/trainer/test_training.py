@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,23 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(
     assert not steps
 
 
+def test_it_begins_with_another_checkpoint(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
+    style, short = photographs["coffee"], replace(SMALL, iterations=2)
+    learned = train(style, folder, tmp_path / "learned.pth", vgg, SMALL)
+    steps: dict[str, list[Progress]] = {"fresh": [], "warm": []}
+    train(style, folder, tmp_path / "fresh.pth", vgg, short, on_iteration=steps["fresh"].append)
+    warm = train(
+        style, folder, tmp_path / "w.pth", vgg, short, start=tmp_path / "learned.pth", on_iteration=steps["warm"].append
+    )
+    assert steps["warm"][0].style < 0.5 * steps["fresh"][0].style
+    assert warm.training["from"] == "learned.pth"
+    assert learned.training.get("from") is None
+    with pytest.raises(InputError, match="give the same --width"):
+        train(style, folder, tmp_path / "o.pth", vgg, replace(short, width=0.5), start=tmp_path / "learned.pth")
+
+
 def test_nothing_to_resume(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="nothing to resume"):
         train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, SMALL, resume=True)
@@ -194,4 +212,4 @@ def test_the_command_stops_cleanly_and_resumes(
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert load(output).training["iterations_done"] == 60
-    assert "1 could not be read" in again.stderr.replace("of which ", "")
+    assert "learned from 4 files, of which 1 could not be read" in again.stderr

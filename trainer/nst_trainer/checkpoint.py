@@ -37,7 +37,7 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write contract 2's file, weights as FP16 (half the size; the pictures differ by under a level)."""
+    """Write contract 2's file, weights as FP16 (half the size; pictures differ by a level at most)."""
     network = checkpoint.network
     document = {
         "format": FORMAT,

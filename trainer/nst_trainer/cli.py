@@ -24,6 +24,7 @@ def train(
     photos: Annotated[Path, typer.Option(help="A folder of photographs to learn on; subfolders too.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint to write (.pth).")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same command stopped.")] = False,
+    start: Annotated[Path | None, typer.Option("--from", help="A checkpoint to begin with, of the same width.")] = None,
     preview: Annotated[
         Path | None, typer.Option(help="Photograph for the preview; if not given, the first of the folder.")
     ] = None,
@@ -56,6 +57,7 @@ def train(
                 settings,
                 workers=workers,
                 resume=resume,
+                start=start,
                 preview=preview,
                 every=every,
                 on_iteration=show,

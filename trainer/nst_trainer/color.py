@@ -1,5 +1,5 @@
-"""The photograph's colours kept: two ways (Gatys et al. 2016, *Preserving Color in Neural Artistic
-Style Transfer*; Gatys et al. 2017, section 5).
+"""The photograph's colours kept: the two ways of Gatys et al. 2016, *Preserving Color in Neural
+Artistic Style Transfer*.
 
 Pictures are `[1, 3, H, W]` in [0, 1], sRGB as it is, as in the papers.
 """
@@ -21,7 +21,7 @@ def luminance(pictures: Tensor) -> Tensor:
 
 
 def match_luminance(style: Tensor, content: Tensor) -> Tensor:
-    """The style's grey picture with the mean and deviation of the content's (section 3.2)."""
+    """The style's grey picture with the mean and deviation of the content's."""
     one, other = luminance(style), luminance(content)
     matched: Tensor = (one - one.mean()) * (other.std() / one.std().clamp(min=1e-6)) + other.mean()
     return matched
@@ -33,10 +33,9 @@ def with_colors_of(content: Tensor, painted: Tensor) -> Tensor:
 
 
 def match_colors(style: Tensor, content: Tensor) -> Tensor:
-    """The style with the mean and covariance of the content's colours, in [0, 1] (section 3.1).
+    """The style with the mean and covariance of the content's colours, in [0, 1].
 
-    The linear map is the symmetric one of Image Analogies (Hertzmann et al. 2001), which the
-    paper found to be the more stable.
+    Of the linear maps that do so, the symmetric one of Image Analogies (Hertzmann et al. 2001).
     """
     mean, root = _statistics(content)
     own_mean, own_root = _statistics(style)

@@ -25,7 +25,7 @@ STYLE_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 def gram_matrix(features: Tensor, guide: Tensor | None = None) -> Tensor:
     """Correlations of channels, `[N, C, H, W]` to `[N, C, C]`, divided by C*H*W (Johnson, equation 3).
 
-    `guide` `[K, 1, H, W]`, not negative, weights the places (Gatys et al. 2017, equation 2): the
+    `guide` `[K, 1, H, W]`, not negative, weights the places (Gatys et al. 2017): the
     features of one picture then give `[K, C, C]`, one matrix a region, as if the region were all
     that there is. A guide of ones changes nothing.
     """
@@ -57,6 +57,19 @@ def total_variation(pictures: Tensor) -> Tensor:
     across = pictures[:, :, :, 1:] - pictures[:, :, :, :-1]
     variation: Tensor = down.square().mean() + across.square().mean()
     return variation
+
+
+def lattice(pictures: Tensor, period: int = 4) -> Tensor:
+    """How much `[N, 3, H, W]` in [0, 1] repeats with a grid of `period` pixels; a scalar, 0 for none.
+
+    The variance of the means of the period^2 phases, a picture and channel at a time; H and W are
+    multiples of the period. Not in the papers: a network that doubles its grid twice can brush
+    every fourth pixel alike, and the Gram matrices do not mind.
+    """
+    n, channels, _, _ = pictures.shape
+    means = F.pixel_unshuffle(pictures, period).mean(dim=(2, 3)).view(n, channels, period * period)
+    variance: Tensor = means.var(dim=2, correction=0).mean()
+    return variance
 
 
 @dataclass(frozen=True)
@@ -98,9 +111,9 @@ class PerceptualLoss:
         Several are mixed: the target is the mean of their Gram matrices, weighted by `shares`.
         With `relative` a layer's (and region's) style loss is divided by its target's squared norm,
         so that 1 is the loss of a black picture. This deviates from equation 4, whose bare sum hardly sees
-        relu4_3 (the layers' Gram matrices differ by four orders of magnitude) and needs other
-        weights for every painting. `guides` are regions: `[K, 1, h, w]` of the content and of each
-        style; a region takes the style of the same region.
+        relu4_3 (the layers' squared norms differ by four orders of magnitude) and weighs paintings
+        differently (by up to 16 times, over ten of them). `guides` are regions: `[K, 1, h, w]` of the
+        content and of each style; a region takes the style of the same region.
         """
         pictures = [styles] if isinstance(styles, Tensor) else list(styles)
         parts = list(shares) if shares is not None else [1.0] * len(pictures)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -56,31 +56,39 @@ class Iteration:
         return self.content + self.style + self.total_variation
 
 
+class Extras(TypedDict, total=False):
+    """What a run may have besides its pictures and settings."""
+
+    shares: Sequence[float] | None
+    """Weights of the styles; equal if not given."""
+    guides: tuple[Tensor, Sequence[Tensor]] | None
+    """Regions `[K, 1, h, w]` of the content and of each style."""
+    start: Tensor | None
+    """The picture `[1, 3, h, w]` that it starts from, if `init` names one."""
+    shape: tuple[int, int] | None
+    """Height and width of a texture, for the proportions; a content picture has its own."""
+    tileable: bool
+    """Opposite edges are joined."""
+
+
 def optimize(
     content: Tensor | None,
     styles: Sequence[Tensor],
     settings: OptimizationSettings,
     *,
     weights: Weights,
-    shares: Sequence[float] | None = None,
-    guides: tuple[Tensor, Sequence[Tensor]] | None = None,
-    start: Tensor | None = None,
-    shape: tuple[int, int] | None = None,
-    tileable: bool = False,
     resume: dict[str, Any] | None = None,
     on_iteration: Callable[[Iteration], None] = lambda iteration: None,
+    **extras: Unpack[Extras],
 ) -> Tensor:
     """Paint `content` in the `styles`, or a texture where there is no content; `[1, 3, H, W]` in [0, 1].
 
     `content` and `styles` are `[1, 3, H, W]` in [0, 1] of any size; the result has the content's
-    proportions (a texture those of `shape`, height and width), and `settings.size` pixels on the
-    longer side. `weights` are the loss network's, `shares` the styles' (equal if not given), `guides`
-    regions `[K, 1, h, w]` of the content and of each style, `start` the picture of
-    `init="picture"`; `tileable` joins opposite edges. `resume` is what `Run.state` gave.
-    Raises `OptimizationError` when the loss is not finite, `InputError` for settings that do not
-    go together.
+    proportions and `settings.size` pixels on the longer side. `weights` are the loss network's.
+    `resume` is what `Run.state` gave. Raises `OptimizationError` when the loss is not finite,
+    `InputError` for settings that do not go together.
     """
-    run = Run(content, styles, settings, weights, shares, guides, start, shape, tileable)
+    run = Run(content, styles, settings, weights, **extras)
     if resume:
         run.restore(resume)
     while run.step(on_iteration):
@@ -97,20 +105,20 @@ class Run:
         styles: Sequence[Tensor],
         settings: OptimizationSettings,
         weights: Weights,
-        shares: Sequence[float] | None = None,
-        guides: tuple[Tensor, Sequence[Tensor]] | None = None,
-        start: Tensor | None = None,
-        shape: tuple[int, int] | None = None,
-        tileable: bool = False,
+        **extras: Unpack[Extras],
     ) -> None:
         """See `optimize`."""
+        shape, self.start = extras.get("shape"), extras.get("start")
+        self.shares, self.guides = extras.get("shares"), extras.get("guides")
         proportions = shape if content is None else (content.shape[2], content.shape[3])
         if proportions is None or (content is None and (settings.init == "content" or settings.colors != "style")):
             raise InputError("without a content picture there must be a shape, the style's colours, and noise or grey")
-        self.content, self.settings, self.shares, self.guides, self.start = content, settings, shares, guides, start
+        self.content, self.settings = content, settings
         self.styles = [_colored(style, content, settings) for style in styles]
         self.shape = proportions
-        self.vgg = Vgg16(weights, pooling=settings.pooling, tileable=tileable, recompute=settings.low_memory)
+        self.vgg = Vgg16(
+            weights, pooling=settings.pooling, tileable=extras.get("tileable", False), recompute=settings.low_memory
+        )
         self.scale, self.done, self.number, self.seconds = 0, 0, 0, 0.0
         self.lowest: float
         self.best: Tensor
@@ -232,7 +240,7 @@ class Run:
         height, width = self._size()
         self._begin(_scaled(pixels, height, width))
         if self.settings.optimizer == "adam" and before:
-            # Crowson's style-transfer-pytorch: without its moments Adam begins every scale with a jolt.
+            # As in Crowson's style-transfer-pytorch; else Adam would begin every scale anew.
             self.optimizer.state[self.pixels] = {
                 "step": before["step"],
                 "exp_avg": _bilinear(before["exp_avg"], height, width),

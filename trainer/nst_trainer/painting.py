@@ -62,11 +62,11 @@ def paint(
         [to_tensor(open_picture(style)) for style in styles],
         settings,
         weights,
-        shares,
-        None if masks is None else _regions(*masks),
-        to_tensor(open_picture(Path(settings.init))) if own_start else None,
-        shape,
-        tileable,
+        shares=shares,
+        guides=None if masks is None else _regions(*masks),
+        start=to_tensor(open_picture(Path(settings.init))) if own_start else None,
+        shape=shape,
+        tileable=tileable,
     )
     points: list[dict[str, Any]] = []
     if resume:

@@ -21,11 +21,14 @@ from nst_core.errors import InputError, NstError, PictureError
 from nst_core.files import written_whole
 from nst_core.images import Picture, find_pictures, fitted, open_picture, save_picture, side_by_side
 from nst_trainer import checkpoint
-from nst_trainer.losses import PerceptualLoss
+from nst_trainer.losses import PerceptualLoss, lattice
 from nst_trainer.networks import ARCHITECTURES, Johnson
 from nst_trainer.photos import Photos, to_picture, to_tensor
 from nst_trainer.settings import TrainingSettings
 from nst_trainer.vgg import Vgg16
+
+LATTICE_WEIGHT = 1000.0
+"""At this weight a lattice of 3.6 levels of 255, as training without it gave, counts 0.2 (dev/LOG.md)."""
 
 
 class TrainingError(NstError):
@@ -66,6 +69,7 @@ def train(
     name: str | None = None,
     workers: int = 2,
     resume: bool = False,
+    start: Path | None = None,
     preview: Path | None = None,
     every: int = 100,
     on_iteration: Callable[[Progress], None] = lambda progress: None,
@@ -75,7 +79,8 @@ def train(
     Every `every` iterations, at the end and on Ctrl-C three files are written whole: `output`,
     usable at once; `<output>.resume`, from which `resume=True` continues exactly; and
     `<output stem>-preview.png`, the photograph `preview` (default: the first of the folder)
-    before and after. `<output>.resume` is removed at the end.
+    before and after. `<output>.resume` is removed at the end. `start` is a checkpoint whose weights
+    it begins with, of the same width.
     Raises `InputError` for unusable input, and `TrainingError` for a loss that is not finite: the
     files on disk are then those of the last good checkpoint.
     """
@@ -89,9 +94,9 @@ def train(
         to_tensor(open_picture(style, max_side=settings.style_size)),
         settings.loss_weights,
     )
-    run = _resumed(state, settings) if resume else _fresh(settings)
+    run = _resumed(state, settings) if resume else _fresh(settings, start)
     reader = Photos(found, batch=settings.batch, crop_of=settings.crop_at, seed=settings.seed, workers=workers)
-    history = _history(style, len(found), settings)
+    history = _history(style, len(found), settings) | ({"from": start.name} if start else {})
     _save_state(run, state)  # now, so that a folder that cannot be written is not found out after an hour
 
     def write() -> checkpoint.Checkpoint:
@@ -114,9 +119,15 @@ def train(
     return result
 
 
-def _fresh(settings: TrainingSettings) -> _Run:
+def _fresh(settings: TrainingSettings, start: Path | None = None) -> _Run:
     torch.manual_seed(settings.seed)
-    network = ARCHITECTURES["johnson"](width=settings.width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = ARCHITECTURES["johnson"](width=settings.width)
+    if start:
+        other = checkpoint.load(start).network
+        if other.arguments != network.arguments:
+            raise InputError(f"{start} has {other.arguments}, this training {network.arguments}: give the same --width")
+        network.load_state_dict(other.state_dict())
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _Run(settings, network, torch.optim.Adam(network.parameters(), settings.learning_rate))
 
 
@@ -155,14 +166,16 @@ def _step(run: _Run, loss: PerceptualLoss, pictures: Tensor, skipped: int) -> Pr
         group["lr"] = run.settings.learning_rate_at(run.iteration)
     pictures = pictures.contiguous(memory_format=torch.channels_last)
     run.network.train()
-    losses = loss(run.network(pictures), loss.content_target(pictures))
-    if not math.isfinite(losses.total.item()):
+    painted = run.network(pictures)
+    losses = loss(painted, loss.content_target(pictures))
+    total = losses.total + LATTICE_WEIGHT * lattice(painted)
+    if not math.isfinite(total.item()):
         raise TrainingError(
-            f"iteration {run.iteration}: the loss is {losses.total.item()}; the last good checkpoint is kept. "
+            f"iteration {run.iteration}: the loss is {total.item()}; the last good checkpoint is kept. "
             f"Try a learning rate below {run.settings.learning_rate}"
         )
     run.optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    total.backward()  # type: ignore[no-untyped-call]
     run.optimizer.step()
     run.iteration += 1
     newest = max(0.02, 1.0 / run.iteration)  # a mean of all at first, then of about the last fifty

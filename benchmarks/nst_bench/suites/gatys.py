@@ -105,7 +105,7 @@ def _result(
     optimize(content, [painting], baseline, weights=weights, on_iteration=seen.append)
     goal, needed = min(one.total for one in seen), seen[-1].seconds
     tick(f"{iterations} iterations of the baseline: loss {goal:.4g} after {needed:.0f} s")
-    best = replace(PRESETS["best"], size=size, scales=_scales(size))
+    best = replace(PRESETS["best"], size=size)
     run = Run(content, [painting], best, weights)
     judge = Run(content, [painting], baseline, weights)  # for its loss alone
     reached: float | None = None
@@ -126,8 +126,3 @@ def _result(
         "best_lowest_loss": lowest,
         "ratio": None if reached is None else reached / needed,
     }
-
-
-def _scales(size: int) -> int:
-    """As many scales as begin at 64 pixels or above, five at most."""
-    return max(count for count in range(1, 6) if size / 2 ** ((count - 1) / 2) >= 63 or count == 1)

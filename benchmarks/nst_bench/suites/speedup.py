@@ -189,14 +189,16 @@ def _at_size(
         works = {engine: partial(paint, photograph) for engine, paint in engines.items()}
         for engine, seconds in interleaved(works, effort.rounds, tick=tick).items():
             samples[engine].steady += seconds
-        samples[GATYS].steady += _iterations(content, settings, weights, tick)
+        first, steady = _iterations(content, settings, weights, tick)
+        samples[GATYS].first_of_shape.append(first)
+        samples[GATYS].steady += steady
     return samples
 
 
 def _iterations(
     content: torch.Tensor, settings: OptimizationSettings, weights: Weights, tick: Callable[[], None]
-) -> list[float]:
-    """Seconds of each iteration but the first, which warms up.
+) -> tuple[float, list[float]]:
+    """Seconds of the first iteration, and of each later one.
 
     A photograph stands in the painting's place, which a checkpoint does not hold: an iteration
     costs the same whatever the picture is, and losses are not compared here.
@@ -209,7 +211,7 @@ def _iterations(
 
     style = to_tensor(open_picture(sample_photographs()[0]))
     optimize(content, [style], settings, weights=weights, on_iteration=stamp)
-    return [after - before for before, after in pairwise(stamps)]
+    return stamps[0], [after - before for before, after in pairwise(stamps)]
 
 
 def _photograph(height: int, width: int) -> Pixels:
