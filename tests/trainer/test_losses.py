@@ -63,6 +63,21 @@ def test_styles_are_mixed_by_their_shares(vgg: Vgg16) -> None:
         PerceptualLoss(vgg, [one, two], weights, shares=[1.0])
 
 
+def test_layers_have_their_weights(vgg: Vgg16) -> None:
+    style, painted = torch.rand(2, 1, 3, 32, 32)
+    weights = LossWeights(1.0, 1.0, 0.0)
+    even = PerceptualLoss(vgg, style, weights, style_layers={"relu1_2": 1.0, "relu2_2": 1.0})
+    uneven = PerceptualLoss(
+        *(vgg, style, weights),
+        content_layers={"relu3_3": 3.0},
+        style_layers={"relu1_2": 0.5, "relu2_2": 4.0},
+    )
+    before, after = even(painted, even.content_target(style)), uneven(painted, uneven.content_target(style))
+    assert after.content.item() == pytest.approx(3.0 * before.content.item())
+    for name, weight in (("relu1_2", 0.5), ("relu2_2", 4.0)):
+        assert after.style_by_layer[name].item() == pytest.approx(weight * before.style_by_layer[name].item(), rel=1e-4)
+
+
 def test_total_variation_by_hand() -> None:
     picture = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).expand(1, 3, 2, 2)
     assert total_variation(picture).item() == pytest.approx((0.25 + 0.25) / 2 + (1.0 + 0.0) / 2)

@@ -10,7 +10,7 @@ from nst_core.images import open_picture
 from nst_trainer import weights as sources
 from nst_trainer.photos import to_tensor
 from nst_trainer.vgg import LAYERS, MEAN, Vgg16
-from nst_trainer.weights import WeightsError, vgg16_weights
+from nst_trainer.weights import WeightsError, normalized, vgg16_weights
 
 
 def test_layer_names() -> None:
@@ -54,6 +54,24 @@ def test_average_pooling() -> None:
     averaging = Vgg16(vgg16_weights(), pooling="average")
     features = averaging(torch.rand(1, 3, 16, 16), ["relu1_2", "pool1"])
     assert torch.allclose(features["pool1"], F.avg_pool2d(features["relu1_2"], 2))
+
+
+def test_normalized_filters_are_the_same_filters_with_a_mean_near_one(vgg: Vgg16, photographs: dict[str, Path]) -> None:
+    """Gatys et al. 2015, section 2; the four photographs are not those of which the means were taken."""
+    scaled = Vgg16(normalized(vgg16_weights()), pooling="average")
+    plain = Vgg16(vgg16_weights(), pooling="average")
+    layers = ["relu1_1", "relu3_1", "relu5_1"]
+    pairs = [
+        (plain(picture, layers), scaled(picture, layers))
+        for picture in (to_tensor(open_picture(path, max_side=256)) for path in photographs.values())
+    ]
+    for layer in layers:
+        for before, after in pairs:
+            ratio = after[layer].sum(dim=(2, 3)) / before[layer].sum(dim=(2, 3)).clamp(min=1e-6)
+            alike = after[layer] / ratio.clamp(min=1e-9)[..., None, None]
+            assert torch.allclose(alike, before[layer], rtol=1e-3, atol=1e-3 * before[layer].max().item())
+        mean = torch.stack([after[layer].mean() for _, after in pairs]).mean()
+        assert 0.4 < mean < 2.5
 
 
 def test_a_trained_network_tells_a_cat_from_noise(vgg: Vgg16, photographs: dict[str, Path]) -> None:

@@ -6,8 +6,9 @@ Gram matrices of Gatys et al. 2017 (*Controlling Perceptual Factors*), section 4
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,9 @@ from nst_core.errors import InputError
 from nst_trainer.settings import LossWeights
 from nst_trainer.vgg import Vgg16
 
-CONTENT_LAYERS = ("relu3_3",)
-STYLE_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
-"""Johnson et al., section 3.2: what the feed-forward networks are trained with."""
+CONTENT_LAYERS: Mapping[str, float] = {"relu3_3": 1.0}
+STYLE_LAYERS: Mapping[str, float] = {"relu1_2": 1.0, "relu2_2": 1.0, "relu3_3": 1.0, "relu4_3": 1.0}
+"""Johnson et al., section 3.2: what the feed-forward networks are trained with; equal weights."""
 
 
 def gram_matrix(features: Tensor, guide: Tensor | None = None) -> Tensor:
@@ -34,7 +35,27 @@ def gram_matrix(features: Tensor, guide: Tensor | None = None) -> Tensor:
         features = features * guide * (h * w / guide.square().sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)).sqrt()
         n = len(features)
     flat = features.permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view for channels-last features
-    return flat.transpose(1, 2) @ flat / (c * h * w)
+    product: Tensor = _Squared.apply(flat)  # type: ignore[no-untyped-call]
+    return product / (c * h * w)
+
+
+class _Squared(torch.autograd.Function):
+    """`[N, P, C]` to its own transpose times itself, `[N, C, C]`.
+
+    Autograd sees two factors and multiplies twice on the way back; they are the same, and one
+    product with the sum does.
+    """
+
+    @staticmethod
+    def forward(context: Any, flat: Tensor) -> Tensor:
+        context.save_for_backward(flat)
+        return flat.transpose(1, 2) @ flat
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (flat,) = context.saved_tensors
+        product: Tensor = flat @ (gradient + gradient.transpose(1, 2))
+        return product
 
 
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
@@ -101,14 +122,15 @@ class PerceptualLoss:
         weights: LossWeights,
         *,
         shares: Sequence[float] | None = None,
-        content_layers: Iterable[str] = CONTENT_LAYERS,
-        style_layers: Iterable[str] = STYLE_LAYERS,
+        content_layers: Mapping[str, float] = CONTENT_LAYERS,
+        style_layers: Mapping[str, float] = STYLE_LAYERS,
         relative: bool = True,
         guides: tuple[Tensor, Sequence[Tensor]] | None = None,
     ) -> None:
         """`styles` are pictures `[1, 3, H, W]` in [0, 1] at the sizes whose strokes are wanted.
 
-        Several are mixed: the target is the mean of their Gram matrices, weighted by `shares`.
+        Layers come with their weights. Several styles are mixed: the target is the mean of their
+        Gram matrices, weighted by `shares`.
         With `relative` a layer's (and region's) style loss is divided by its target's squared norm,
         so that 1 is the loss of a black picture. This deviates from equation 4, whose bare sum hardly sees
         relu4_3 (the layers' squared norms differ by four orders of magnitude) and weighs paintings
@@ -121,12 +143,14 @@ class PerceptualLoss:
             raise InputError(f"{len(pictures)} styles with the weights {parts}: one weight each, and not all 0")
         self.vgg = vgg
         self.weights = weights
-        self.content_layers = tuple(content_layers)
-        self.style_layers = tuple(style_layers)
+        self.content_layers = dict(content_layers)
+        self.style_layers = dict(style_layers)
         self.guide = guides[0] if guides else None
         self.style_targets = self._targets(pictures, parts, guides[1] if guides else [None] * len(pictures))
         self.factors = {
-            name: weights.style / (target.square().sum(dim=(1, 2)) if relative else target.new_ones(1))
+            name: weights.style
+            * self.style_layers[name]
+            / (target.square().sum(dim=(1, 2)) if relative else target.new_ones(1))
             for name, target in self.style_targets.items()
         }
 
@@ -157,7 +181,13 @@ class PerceptualLoss:
         for name, factor in self.factors.items():
             gram = gram_matrix(features[name], _at(self.guide, features[name]))
             by_layer[name] = (factor * style_loss(gram, self.style_targets[name])).mean()
-        content = sum((content_loss(features[name], target) for name, target in content_target.items()), none)
+        content = sum(
+            (
+                self.content_layers[name] * content_loss(features[name], target)
+                for name, target in content_target.items()
+            ),
+            none,
+        )
         return Losses(
             content=self.weights.content * content,
             style=sum(by_layer.values(), none),

@@ -19,12 +19,9 @@ from torch import Tensor
 from nst_core.errors import InputError, NstError
 from nst_trainer import color
 from nst_trainer.losses import PerceptualLoss
-from nst_trainer.settings import OptimizationSettings
+from nst_trainer.settings import INITS, OptimizationSettings
 from nst_trainer.vgg import Vgg16
-from nst_trainer.weights import Weights
-
-HISTORY = 20
-"""Steps that L-BFGS remembers."""
+from nst_trainer.weights import Weights, normalized
 
 
 class OptimizationError(NstError):
@@ -111,13 +108,17 @@ class Run:
         shape, self.start = extras.get("shape"), extras.get("start")
         self.shares, self.guides = extras.get("shares"), extras.get("guides")
         proportions = shape if content is None else (content.shape[2], content.shape[3])
-        if proportions is None or (content is None and (settings.init == "content" or settings.colors != "style")):
+        of_content = settings.init in ("content", "recolored") or settings.colors != "style"
+        if proportions is None or (content is None and of_content):
             raise InputError("without a content picture there must be a shape, the style's colours, and noise or grey")
         self.content, self.settings = content, settings
         self.styles = [_colored(style, content, settings) for style in styles]
         self.shape = proportions
         self.vgg = Vgg16(
-            weights, pooling=settings.pooling, tileable=extras.get("tileable", False), recompute=settings.low_memory
+            normalized(weights) if settings.normalize else weights,
+            pooling=settings.pooling,
+            tileable=extras.get("tileable", False),
+            recompute=settings.low_memory,
         )
         self.scale, self.done, self.number, self.seconds = 0, 0, 0, 0.0
         self.lowest: float
@@ -137,19 +138,21 @@ class Run:
 
         def evaluate() -> float:
             self.optimizer.zero_grad(set_to_none=True)
-            now = self.loss(self.pixels, self.target)
+            pixels = self.parameters.pixels()
+            now = self.loss(pixels, self.target)
             now.total.backward()  # type: ignore[no-untyped-call]
             losses[:] = [now.content.item(), now.style.item(), now.total_variation.item()]
             if not math.isfinite(sum(losses)):
                 message = f"iteration {self.number + 1}: the loss is {sum(losses)}; the last good picture is kept"
                 raise OptimizationError(message, self.picture())
             if sum(losses) < self.lowest:
-                self.lowest, self.best = sum(losses), self.pixels.detach().clone()
+                self.lowest, self.best = sum(losses), pixels.detach().clone()
             return sum(losses)
 
         self.optimizer.step(evaluate)
         if settings.average:
-            self.mean.lerp_(self.pixels.detach(), 1.0 - settings.average)
+            with torch.no_grad():
+                self.mean.lerp_(self.parameters.pixels(), 1.0 - settings.average)
         self.done += 1
         self.number += 1
         self.seconds += time.perf_counter() - started
@@ -173,7 +176,7 @@ class Run:
             "number": self.number,
             "seconds": self.seconds,
             "lowest": self.lowest,
-            "pixels": self.pixels.detach().clone(),
+            "values": self.parameters.values.detach().clone(),
             "best": self.best,
             "mean": self.mean,
             "optimizer": self.optimizer.state_dict(),
@@ -183,8 +186,9 @@ class Run:
         """Continue from `state` of a run with the same pictures and settings."""
         self.scale, self.done, self.number = state["scale"], state["done"], state["number"]
         self.seconds = state["seconds"]
-        self._begin(state["pixels"])
+        self._begin(state["best"])
         self.lowest, self.best, self.mean = state["lowest"], state["best"], state["mean"]
+        self.parameters.values.data.copy_(state["values"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _size(self) -> tuple[int, int]:
@@ -198,12 +202,14 @@ class Run:
         height, width = self._size()
         if self.settings.init == "content" and self.content is not None:
             return _scaled(self.content, height, width)
+        if self.settings.init == "recolored" and self.content is not None:
+            return _scaled(color.match_colors(self.content, self.styles[0]), height, width)
         if self.settings.init == "noise":
             return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(self.settings.seed))
         if self.settings.init == "grey":
             return torch.full((1, 3, height, width), 0.5)
         if self.start is None:
-            raise InputError(f"init is {self.settings.init!r}: content, noise, grey, or the path of a picture")
+            raise InputError(f"init is {self.settings.init!r}: {', '.join(INITS)}, or a picture's path")
         return _scaled(self.start, height, width)
 
     def _begin(self, pixels: Tensor) -> None:
@@ -216,7 +222,7 @@ class Run:
             styles,
             settings.loss_weights,
             shares=self.shares,
-            content_layers=settings.layers("content") if self.content is not None else (),
+            content_layers=settings.layers("content") if self.content is not None else {},
             style_layers=settings.layers("style"),
             relative=settings.relative,
             guides=self.guides,
@@ -227,21 +233,22 @@ class Run:
             content = _scaled(self.content, height, width)
             self.target = self.loss.content_target(color.luminance(content) if grey else content)
             pixels = color.luminance(pixels) if grey else pixels
-        self.pixels = pixels.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)
-        self.best, self.lowest = self.pixels.detach().clone(), math.inf
+        decay = settings.frequency_decay if settings.optimizer == "lbfgs" else 0.0
+        self.parameters = _Parameters(pixels.detach(), decay)
+        self.best, self.lowest = pixels.detach().clone(), math.inf
         self.mean = torch.zeros_like(self.best)
-        self.optimizer: torch.optim.Optimizer = _optimizer(self.pixels, settings)
+        self.optimizer: torch.optim.Optimizer = _optimizer(self.parameters.values, settings)
 
     def _enlarge(self) -> None:
         """To the next scale: the picture is enlarged, and with it the moments of Adam."""
-        before = self.optimizer.state.get(self.pixels, {})
+        before = self.optimizer.state.get(self.parameters.values, {})
         pixels = self.mean / self._mean_weight() if self.settings.average else self.best
         self.scale, self.done = self.scale + 1, 0
         height, width = self._size()
         self._begin(_scaled(pixels, height, width))
         if self.settings.optimizer == "adam" and before:
             # As in Crowson's style-transfer-pytorch; else Adam would begin every scale anew.
-            self.optimizer.state[self.pixels] = {
+            self.optimizer.state[self.parameters.values] = {
                 "step": before["step"],
                 "exp_avg": _bilinear(before["exp_avg"], height, width),
                 "exp_avg_sq": _bilinear(before["exp_avg_sq"], height, width).clamp(min=0.0),
@@ -252,14 +259,48 @@ class Run:
         return 1.0 - self.settings.average**self.done
 
 
-def _optimizer(pixels: Tensor, settings: OptimizationSettings) -> torch.optim.Optimizer:
+class _Parameters:
+    """What the optimiser moves: the pixels, or their spectrum, where it sees a frequency f as f^decay larger.
+
+    A decorrelated parameterisation (Olah, Mordvintsev and Schubert 2017, *Feature Visualization*): large
+    forms, which many pixels share, are found sooner. dev/LOG.md has what it brings.
+    """
+
+    def __init__(self, pixels: Tensor, decay: float) -> None:
+        self.size = pixels.shape[2], pixels.shape[3]
+        self.scales: Tensor | None = None
+        values = pixels.clone(memory_format=torch.contiguous_format)
+        if decay:
+            height, width = self.size
+            frequencies = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
+            scales = frequencies.clamp(min=1.0 / max(height, width)) ** -decay
+            self.scales = scales / scales.square().mean().sqrt()
+            values = torch.view_as_real(torch.fft.rfft2(pixels, norm="ortho") / self.scales).contiguous()
+        self.values = values.requires_grad_(True)
+
+    def pixels(self) -> Tensor:
+        """The picture `[1, 3, H, W]`; its gradient reaches `values`."""
+        if self.scales is None:
+            return self.values
+        spectrum = torch.view_as_complex(self.values) * self.scales
+        pixels: Tensor = torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
+        return pixels
+
+
+def _optimizer(values: Tensor, settings: OptimizationSettings) -> torch.optim.Optimizer:
     if settings.optimizer == "adam":
-        return torch.optim.Adam([pixels], settings.learning_rate, betas=(0.9, 0.99))
+        return torch.optim.Adam([values], settings.learning_rate, betas=(0.9, 0.99))
     # One evaluation a step, so that an iteration is one pass. Tolerances of zero: it does not
     # end when it thinks that it has arrived. The papers' clipping to 0-255 at every iteration
     # is left out: it breaks the model of the curvature; the result is clipped once, at the end.
     return torch.optim.LBFGS(
-        [pixels], max_iter=1, max_eval=2, history_size=HISTORY, tolerance_grad=0.0, tolerance_change=0.0
+        [values],
+        settings.step,
+        max_iter=1,
+        max_eval=2,
+        history_size=settings.history,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
     )
 
 

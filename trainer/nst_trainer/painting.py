@@ -19,7 +19,7 @@ from nst_core.images import image_format, open_picture, save_picture
 from nst_trainer.checkpoint import read_plain_data
 from nst_trainer.optimize import Iteration, OptimizationError, Run
 from nst_trainer.photos import to_picture, to_tensor
-from nst_trainer.settings import OptimizationSettings
+from nst_trainer.settings import INITS, OptimizationSettings
 from nst_trainer.weights import Weights
 
 BYTES_FIXED = 500 * 2**20
@@ -56,7 +56,7 @@ def paint(
     state_file = output.with_name(output.name + ".resume")
     pictures = None if content is None else to_tensor(open_picture(content))
     check_memory(settings, (shape or (1, 1)) if pictures is None else (pictures.shape[2], pictures.shape[3]))
-    own_start = settings.init not in ("content", "noise", "grey")
+    own_start = settings.init not in INITS
     run = Run(
         pictures,
         [to_tensor(open_picture(style)) for style in styles],

