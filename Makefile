@@ -5,7 +5,7 @@ BIN := .venv/bin
 VENV := .venv/.installed
 TRITON := .triton/installed.txt
 
-.PHONY: help demo test lint venv readme pictures models clean
+.PHONY: help demo test lint venv readme pictures gallery models clean
 
 help:
 	@echo "make demo      export the shipped style, serve it, paint with it, measure it (into demo/)"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make models    train the shipped style again: make models STYLE=painting.jpg PHOTOS=folder"
 	@echo "make pictures  paint the README's pictures: make pictures PHOTOS='a.jpg b.jpg c.jpg d.jpg'"
+	@echo "make gallery   run the commands of docs/optimization.md: make gallery PAINTINGS=folder TEXTURES=folder"
 	@echo "make readme    draw the README's tables and plot from docs/benchmark/results.json"
 	@echo "make clean     remove what the above made"
 
@@ -32,6 +33,9 @@ models: $(VENV)
 
 pictures: $(VENV)
 	$(BIN)/python -m nst_bench.pictures $(PHOTOS)
+
+gallery: $(VENV)
+	$(BIN)/python dev/gallery.py "$(PAINTINGS)" "$(TEXTURES)" $(NAMES)
 
 readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/results.json --readme README.md -o docs/benchmark

@@ -125,7 +125,7 @@ def texture(
     """Make more of a texture by optimisation (Gatys et al. 2015), of any size."""
     with one_line_errors("train"):
         width, height = _shape(shape)
-        settings = {"init": "noise", **settings, "size": max(width, height)}
+        settings = {"init": "faint-noise", **settings, "size": max(width, height)}
         settings.setdefault("style_scale", _own_scale(exemplar, max(width, height)))
         _optimize(
             *(preset(preset_name, settings), None, [exemplar], output, vgg),

@@ -23,6 +23,9 @@ from nst_trainer.settings import INITS, OptimizationSettings
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import Weights, normalized
 
+FAINT = 4.0 / 255.0
+"""Range of faint noise: a standard deviation of about one level of 255."""
+
 
 class OptimizationError(NstError):
     """The loss is not finite; `picture` is the last good one, `[1, 3, H, W]` in [0, 1]."""
@@ -204,8 +207,10 @@ class Run:
             return _scaled(self.content, height, width)
         if self.settings.init == "recolored" and self.content is not None:
             return _scaled(color.match_colors(self.content, self.styles[0]), height, width)
-        if self.settings.init == "noise":
-            return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(self.settings.seed))
+        if self.settings.init in ("noise", "faint-noise"):
+            generator = torch.Generator().manual_seed(self.settings.seed)
+            noise = torch.rand(1, 3, height, width, generator=generator)
+            return noise if self.settings.init == "noise" else 0.5 + FAINT * (noise - 0.5)
         if self.settings.init == "grey":
             return torch.full((1, 3, height, width), 0.5)
         if self.start is None:

@@ -15,7 +15,7 @@ from nst_core.options import option
 Pooling = Literal["max", "average"]
 Optimizer = Literal["lbfgs", "adam"]
 Colors = Literal["style", "luminance", "histogram"]
-INITS = ("content", "recolored", "noise", "grey")
+INITS = ("content", "recolored", "noise", "faint-noise", "grey")
 """What an optimisation begins with, if it is no picture's path."""
 
 
@@ -102,7 +102,7 @@ class OptimizationSettings:
     frequency_decay: float = option(0.25, "L-BFGS: above 0 finds large forms sooner; 0 moves bare pixels.")
     learning_rate: float = option(0.02, "Adam's.")
     average: float = option(0.6, "Decay of the average of pictures that is the result; 0 takes the best one.")
-    init: str = option("recolored", "Begin from: content, recolored (as the style), noise, grey, a picture's path.")
+    init: str = option("recolored", f"Begin from: {', '.join(INITS)}, or a picture's path. Recolored: as the style.")
     content_layers: str = option("relu3_3", "Where the content is compared; name:weight sets a weight, 1 if not given.")
     style_layers: str = option("relu1_2,relu2_2,relu3_3,relu4_3", "Where the style is compared; name:weight likewise.")
     content_weight: float = option(LossWeights.content, "More keeps more of the photograph.")
@@ -176,19 +176,19 @@ PRESETS: dict[str, OptimizationSettings] = {
     # Deviation: they clip to 0-255 at every iteration; see `optimize`.
     "johnson2016-baseline": OptimizationSettings(iterations=500, init="noise", **PLAIN),
     # Gatys et al. 2016, sections 2 and 3: layers, average pooling, mean activations of one, white noise,
-    # L-BFGS. Weights are those of the authors' published code (1000 / channels^2 a style layer, 1 for the
-    # content, both losses means): the paper's alpha/beta is for losses whose normalisation it leaves open.
-    # Deviation: VGG-16 in VGG-19's place (the same layer names).
+    # L-BFGS; 1/4 and w = 1/5 of equations 4 and 5, 1/2 of equation 1. Deviations: VGG-16 in VGG-19's place
+    # (the same layer names); the content loss is a mean, not equation 1's sum, so that beta/alpha
+    # means the same at every size, and is 20 by eye where the paper has 200 to 2000 by a scale that it does
+    # not give. The noise is faint, as in the authors' published code: full contrast leaves a grain that 500
+    # iterations do not remove.
     "gatys2016": OptimizationSettings(
         iterations=500,
-        init="noise",
+        init="faint-noise",
         **PLAIN,
         content_layers="relu4_2",
-        style_layers=",".join(
-            f"relu{block}_1:{1 / channels**2:.4g}" for block, channels in enumerate((64, 128, 256, 512, 512), start=1)
-        ),
-        content_weight=1.0,
-        style_weight=1000.0,
+        style_layers=",".join(f"relu{block}_1:0.05" for block in range(1, 6)),
+        content_weight=0.5,
+        style_weight=20.0,
         tv_weight=0.0,
         relative=False,
         normalize=True,
@@ -199,7 +199,7 @@ PRESETS: dict[str, OptimizationSettings] = {
     # weight. Deviation: VGG-16 in VGG-19's place.
     "gatys2015-texture": OptimizationSettings(
         iterations=500,
-        init="noise",
+        init="faint-noise",
         **PLAIN,
         content_layers="",
         style_layers="conv1_1,pool1,pool2,pool3,pool4",
