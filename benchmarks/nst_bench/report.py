@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nst_bench.suites import gatys, quality, training
 from nst_bench.suites.speedup import GATYS, SCHEMA
 from nst_core.errors import InputError
 from nst_core.files import written_whole
@@ -21,13 +24,18 @@ def read(path: Path) -> Document:
         document = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no results of nst-bench ({error})") from error
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise InputError(f"{path}: no results of nst-bench with the schema {SCHEMA!r}")
+    if not isinstance(document, dict) or document.get("schema") not in TABLES:
+        raise InputError(f"{path}: no results of nst-bench with a schema of {', '.join(TABLES)}")
     return document
 
 
 def write(document: Document, folder: Path) -> Path:
-    """`results.json`, `report.md` and `latency.png` in `folder`; returns the report's path."""
+    """`results.json`, `report.md` and `latency.png` in `folder`; returns the report's path.
+
+    Raises `InputError` for a document of another suite than the speed-up: only that one has a plot.
+    """
+    if document["schema"] != SCHEMA:
+        raise InputError(f"{document['schema']} has tables and no plot: put them into a file with --readme")
     with written_whole(folder / "results.json") as beside:
         beside.write_text(json.dumps(document, indent=1) + "\n")
     with written_whole(folder / "latency.png") as beside:
@@ -39,16 +47,115 @@ def write(document: Document, folder: Path) -> Path:
 
 
 def markdown(document: Document) -> str:
-    """The tables and the sentences that say what they mean."""
-    model, machine = document["model"], document["machine"]
-    sizes = _sizes(document)
-    engines = list(dict.fromkeys(one["engine"] for one in document["figures"] if one["phase"] == "steady"))
-    lines = [
-        f"`{model['name']}` ({model['network']}, width {model['width']:g}, {model['parameters']:,} parameters) on "
+    """The tables and the sentences that say what they mean, for any suite's document."""
+    return TABLES[document["schema"]](document)
+
+
+def _machine(document: Document) -> list[str]:
+    machine = document["machine"]
+    return [
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB; "
         f"GPU: {machine['gpu'] or 'none at hand, so nothing was measured on one'}.",
         f"{machine['system']}; " + ", ".join(f"{name} {value}" for name, value in machine["versions"].items()) + "; "
         f"2048x2048 matrix product at {machine['matrix_product_gflops']:g} GFLOP/s.",
+    ]
+
+
+def _optimization(document: Document) -> str:
+    """An iteration by size, and the time to a result (`nst-bench gatys`)."""
+    lines = [
+        *_machine(document),
+        "",
+        "The bound is the arithmetic of the convolutions, forward and backward, at three quarters of the matrix "
+        "product's rate measured just before.",
+        "",
+        _row(["size", "an iteration", "over the bound", "a megapixel", "peak memory"]),
+        _row(["---", *["---:"] * 4]),
+    ]
+    for one in document["iterations"]:
+        mark = " unstable" if one["unstable"] else ""
+        lines.append(
+            _row(
+                [
+                    f"{one['size']}²",
+                    f"{one['median']:.0f} ms ({one['p95']:.0f}){mark}",
+                    f"{one['ratio_to_bound']:.2f}",
+                    f"{one['median'] / 1000 / (one['size'] ** 2 / 1e6):.2f} s",
+                    f"{one['peak_mib']:.0f} MiB",
+                ]
+            )
+        )
+    return "\n".join([*lines, "", _result(document["result"]), ""])
+
+
+def _result(result: Document) -> str:
+    goal = f"the loss {result['loss']:.3f} of `johnson2016-baseline` after {result['iterations']} iterations"
+    took = f"({result['baseline_seconds']:.0f} s)"
+    if result["ratio"] is None:
+        return (
+            f"At {result['size']}² `best` does not reach {goal} {took}; its lowest is {result['best_lowest_loss']:.3f}."
+        )
+    return (
+        f"At {result['size']}² `best` reaches {goal} {took} in {result['best_seconds']:.0f} s: "
+        f"**{result['ratio']:.2f}** of its time."
+    )
+
+
+def _quality(document: Document) -> str:
+    """What a network is worth in iterations of the optimisation (`nst-bench quality`)."""
+    model, worth, size = document["model"], document["worth"], document["size"]
+    rows = document["photos"]
+    low, high = worth["quartiles"]
+    lines = [
+        f"`{model['name']}` ({model['network']}, width {model['width']:g}, {model['parameters']:,} parameters) in the "
+        f"style of {model['style']} is worth **{worth['median']:.0f} iterations** of the optimisation at {size}² "
+        f"(median of {len(rows)} photographs; half of them {low:.0f}-{high:.0f}, "
+        f"all {worth['minimum']}-{worth['maximum']}).",
+        "",
+        _row(
+            [
+                *("photograph", "worth", "loss", "content", "style", *rows[0]["style_by_layer"]),
+                *("total variation", "warping error", "lattice", "border"),
+            ]
+        ),
+        _row(["---", *["---:"] * (8 + len(rows[0]["style_by_layer"]))]),
+    ]
+    for one in rows:
+        losses = [one["loss"], one["content"], one["style"], *one["style_by_layer"].values(), one["total_variation"]]
+        levels = [one["warping_error"], one["lattice"], one["border"]]
+        cells = [one["photo"], str(one["worth"] or f"> {quality.LONGEST}")]
+        lines.append(_row([*cells, *(f"{value:.3f}" for value in losses), *(f"{value:.2f}" for value in levels)]))
+    return "\n".join([*lines, "", "Losses are weighted as in training; the last three are levels of 255.", ""])
+
+
+def _training(document: Document) -> str:
+    """Images a second against a plain loop (`nst-bench training`)."""
+    lines = [
+        *_machine(document),
+        "",
+        f"Johnson's network at width {document['width']:g}, batches of {document['batch']}, images a second:",
+        "",
+        _row(["crops", "a plain loop", "nst", "times"]),
+        _row(["---", "---:", "---:", "---:"]),
+    ]
+    for one in document["crops"]:
+        rates = [
+            f"{one[name]['images_per_second']:.2f}" + (" unstable" if one[name]["unstable"] else "")
+            for name in ("plain", "nst")
+        ]
+        lines.append(_row([f"{one['crop']}²", *rates, f"**{one['ratio']:.2f}**"]))
+    return "\n".join([*lines, ""])
+
+
+def _speedup(document: Document) -> str:
+    """The served network against the optimisation (`nst-bench`)."""
+    model = document["model"]
+    width = f", width {model['width']:g}" if "width" in model else ""
+    sizes = _sizes(document)
+    engines = list(dict.fromkeys(one["engine"] for one in document["figures"] if one["phase"] == "steady"))
+    lines = [
+        f"`{model['name']}` ({model['network']}{width}, {model['parameters']:,} parameters) on",
+        *_machine(document),
         "",
         "Milliseconds: median (95th percentile) of warm runs, and the median of the first pictures of new shapes.",
         "",
@@ -110,6 +217,34 @@ def plot(document: Document, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def plot_quality(document: Document, path: Path) -> None:
+    """Johnson et al.'s figure 5: the optimisation's loss by iteration, and the network's as a line; a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, worth = document["photos"], document["worth"]
+    curves = np.array([one["curve"][: quality.CURVE] for one in rows])
+    numbers = np.arange(1, curves.shape[1] + 1)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(numbers, np.median(curves, axis=0), color="C0", label="optimisation from noise (median)")
+    axes.fill_between(numbers, curves.min(axis=0), curves.max(axis=0), color="C0", alpha=0.2, linewidth=0)
+    losses = [one["loss"] for one in rows]
+    axes.axhline(float(np.median(losses)), color="C1", label=f"{document['model']['name']}, one pass (median)")
+    axes.axhspan(min(losses), max(losses), color="C1", alpha=0.2, linewidth=0)
+    axes.axvline(worth["median"], color="0.6", linestyle=":", label=f"worth {worth['median']:.0f} iterations (median)")
+    axes.set_yscale("log")
+    axes.set_xlabel("iterations of L-BFGS")
+    axes.set_ylabel("loss, weighted as in training")
+    axes.set_title(
+        f"{len(rows)} photographs at {document['size']} x {document['size']}; shades: all of them", fontsize=10
+    )
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
 def inject(document: Document, readme: Path) -> None:
     """Replace what stands between the two markers of `readme` by the document's tables."""
     text = readme.read_text()
@@ -148,3 +283,7 @@ def _row(cells: list[str]) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:,.0f} s"
+
+
+TABLES = {SCHEMA: _speedup, gatys.SCHEMA: _optimization, quality.SCHEMA: _quality, training.SCHEMA: _training}
+"""How a document of each schema is shown."""

@@ -26,7 +26,10 @@ def stylize(
     photos: Annotated[
         list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, TIFF, BMP, GIF.", metavar="PHOTO...")
     ],
-    style: Annotated[str, typer.Option("--style", "-s", help="A style that the server has (nst styles).")],
+    style: Annotated[
+        str,
+        typer.Option("--style", "-s", help="A style that the server has (nst styles), or a mix: wave:0.7,scream:0.3."),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A file (.jpg .png .webp), or a folder for several pictures.")
     ],
@@ -40,13 +43,14 @@ def stylize(
 ) -> None:
     """Paint pictures in a style, by a server or in this process."""
     with one_line_errors("local"), StyleClient(url, timeout=timeout) as client:
+        mix = _mix(style)
         targets = _targets(photos, output)
         failed = 0
         for photo, target in zip(photos, targets, strict=True):
             try:
                 picture = open_picture(photo, max_pixels=max_pixels, max_side=max_side)
                 started = time.perf_counter()
-                painted = client.stylize(picture.pixels, style)
+                painted = client.stylize(picture.pixels, mix)
                 milliseconds = 1000 * (time.perf_counter() - started)
             except PictureError as error:
                 if len(photos) == 1:
@@ -68,6 +72,18 @@ def styles(url: Url = DEFAULT_URL, timeout: Timeout = 10.0) -> None:
             typer.echo(style.name)
         if not offered:
             raise InputError(f"{url} offers no style")
+
+
+def _mix(text: str) -> dict[str, float]:
+    """`wave:0.7,scream:0.3` by name; a name alone has the weight 1."""
+    mix: dict[str, float] = {}
+    for part in text.split(","):
+        name, separator, weight = part.strip().rpartition(":")
+        try:
+            mix[name if separator else weight] = float(weight) if separator else 1.0
+        except ValueError:
+            raise InputError(f"{part!r} is no style with a weight: name:weight, such as wave:0.7") from None
+    return mix
 
 
 def _targets(photos: list[Path], output: Path) -> list[Path]:

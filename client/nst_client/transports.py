@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
@@ -22,8 +23,10 @@ from nst_client.errors import Rejected, ServiceError, TimedOut, Unreachable
 from nst_core.errors import InputError, MissingExtra
 from nst_core.images import Pixels
 
-INPUT, OUTPUT = "image", "stylized"
-"""Contract 1's tensors, both `uint8 [N, H, W, 3]`."""
+INPUT, STYLE_WEIGHTS, OUTPUT = "image", "style_weights", "stylized"
+"""Contract 1's tensors: `uint8 [N, H, W, 3]`, `float32 [N, S]` of models of several styles, `uint8 [N, H, W, 3]`."""
+
+Weights = npt.NDArray[np.float32]
 
 Parameters = dict[str, str]
 
@@ -37,8 +40,8 @@ class Transport(Protocol):
     def parameters(self, model: str) -> Parameters:
         """The `parameters` of a model's config."""
 
-    def infer(self, model: str, pixels: Pixels) -> Pixels:
-        """`uint8 [N, H, W, 3]` to the same."""
+    def infer(self, model: str, pixels: Pixels, weights: Weights | None = None) -> Pixels:
+        """`uint8 [N, H, W, 3]` to the same; `weights` `[N, S]` of its styles for a model of several."""
 
     def close(self) -> None:
         """Give back what is held."""
@@ -79,13 +82,12 @@ class Grpc:
             config = self.client.get_model_config(model, client_timeout=self.timeout).config
             return {name: entry.string_value for name, entry in config.parameters.items()}
 
-    def infer(self, model: str, pixels: Pixels) -> Pixels:
+    def infer(self, model: str, pixels: Pixels, weights: Weights | None = None) -> Pixels:
         """See `Transport`."""
-        image = self.triton.InferInput(INPUT, list(pixels.shape), "UINT8")
-        image.set_data_from_numpy(pixels)
+        inputs = _inputs(self.triton.InferInput, pixels, weights)
         with self._errors():
             result = self.client.infer(
-                model, [image], outputs=[self.triton.InferRequestedOutput(OUTPUT)], client_timeout=self.timeout
+                model, inputs, outputs=[self.triton.InferRequestedOutput(OUTPUT)], client_timeout=self.timeout
             )
             return _checked(result.as_numpy(OUTPUT), pixels)
 
@@ -127,13 +129,12 @@ class Http:
             config = self.client.get_model_config(model)
             return {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
 
-    def infer(self, model: str, pixels: Pixels) -> Pixels:
+    def infer(self, model: str, pixels: Pixels, weights: Weights | None = None) -> Pixels:
         """See `Transport`."""
-        image = self.triton.InferInput(INPUT, list(pixels.shape), "UINT8")
-        image.set_data_from_numpy(pixels, binary_data=True)
+        inputs = _inputs(self.triton.InferInput, pixels, weights)  # binary, as by default
         output = self.triton.InferRequestedOutput(OUTPUT, binary_data=True)
         with self._errors():
-            return _checked(self.client.infer(model, [image], outputs=[output]).as_numpy(OUTPUT), pixels)
+            return _checked(self.client.infer(model, inputs, outputs=[output]).as_numpy(OUTPUT), pixels)
 
     def close(self) -> None:
         """See `Transport`."""
@@ -180,11 +181,12 @@ class Local:
         """See `Transport`."""
         return {name: entry.string_value for name, entry in self._config(model).parameters.items()}
 
-    def infer(self, model: str, pixels: Pixels) -> Pixels:
+    def infer(self, model: str, pixels: Pixels, weights: Weights | None = None) -> Pixels:
         """See `Transport`; through OpenVINO if the config asks for it and it is installed, else ONNX Runtime's own."""
         if model not in self.sessions:
             self.sessions[model] = self._session(model)
-        return _checked(self.sessions[model].run([OUTPUT], {INPUT: pixels})[0], pixels)
+        feeds = {INPUT: pixels} if weights is None else {INPUT: pixels, STYLE_WEIGHTS: weights}
+        return _checked(self.sessions[model].run([OUTPUT], feeds)[0], pixels)
 
     def close(self) -> None:
         """See `Transport`."""
@@ -209,6 +211,18 @@ class Local:
         if "openvino" in wanted and "OpenVINOExecutionProvider" in self.onnxruntime.get_available_providers():
             provider = ("OpenVINOExecutionProvider", {"device_type": "CPU", "num_of_threads": threads})
         return self.onnxruntime.InferenceSession(str(file), options, providers=[provider])
+
+
+def _inputs(make: Any, pixels: Pixels, weights: Weights | None) -> list[Any]:
+    """Triton's input objects, made by the protocol's own `InferInput`."""
+    given: list[tuple[str, npt.NDArray[Any], str]] = [(INPUT, pixels, "UINT8")]
+    if weights is not None:
+        given.append((STYLE_WEIGHTS, weights, "FP32"))
+    inputs = []
+    for name, values, kind in given:
+        inputs.append(make(name, list(values.shape), kind))
+        inputs[-1].set_data_from_numpy(values)
+    return inputs
 
 
 def _checked(answer: Any, pixels: Pixels) -> Pixels:

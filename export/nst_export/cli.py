@@ -27,14 +27,20 @@ def export(
         from nst_export import onnx, verify
         from nst_export import repository as triton
         from nst_export.served import ServedModel
+        from nst_export.verify import ExportError
         from nst_trainer.checkpoint import load
 
         style = load(checkpoint)
-        model = ServedModel(style.network).eval()
-        serving = triton.Serving(style.styles, cores, instances)
+        network = style.network
+        if network.arguments.get("texture"):
+            raise ExportError(
+                f"{checkpoint} makes a texture from noise and takes no photograph: nst texture {checkpoint}"
+            )
+        model = ServedModel(network).eval()
+        serving = triton.Serving(style.styles, cores, instances, network.min_side)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
-            say(f"exporting {checkpoint} ({style.network.name}, width {style.network.arguments['width']:g})")
+            say(f"exporting {checkpoint} ({network.name}, width {network.arguments['width']:g})")
             onnx.export(model, file, {"styles": ",".join(style.styles), "commit": str(style.training.get("commit"))})
             agreements = verify.verify(model, file)
             table = Table("engine", "batch x height x width", "largest difference", "mean", "PSNR")

@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch.export import Dim
 
-from nst_export.served import INPUT, MIN_SIDE, OUTPUT, ServedModel
+from nst_export.served import INPUT, OUTPUT, STYLE_WEIGHTS, ServedModel
 
 OPSET = 18
 IR_VERSION = 9
@@ -22,19 +22,26 @@ IR_VERSION = 9
 def export(model: ServedModel, path: Path, metadata: dict[str, str]) -> None:
     """Write `model` to `path` as one ONNX file with dynamic batch, height and width.
 
-    The input is `image`, the output `stylized`, both `uint8 [N, H, W, 3]`. `metadata` goes into
+    The input is `image`, the output `stylized`, both `uint8 [N, H, W, 3]`; a network of several
+    styles has a second input, `style_weights`, `float [N, S]`. `metadata` goes into
     the file's own properties. The file is checked against the ONNX specification.
     """
-    example = torch.zeros(2, 64, 80, 3, dtype=torch.uint8)
-    sizes = {0: Dim("N", min=1), 1: Dim("H", min=MIN_SIDE), 2: Dim("W", min=MIN_SIDE)}
+    network = model.network
+    side = max(64, network.min_side)
+    example = [torch.zeros(2, side, side + 4 * network.multiple, 3, dtype=torch.uint8)]
+    batch = Dim("N", min=1)
+    sizes = {"image": {0: batch, 1: Dim("H", min=network.min_side), 2: Dim("W", min=network.min_side)}}
+    if network.styles > 1:
+        example.append(torch.ones(2, network.styles))
+        sizes["style_weights"] = {0: batch}
     with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's advice to its own authors
         program = torch.onnx.export(
             model.eval(),
-            (example,),
-            input_names=[INPUT],
+            tuple(example),
+            input_names=[INPUT, STYLE_WEIGHTS][: len(example)],
             output_names=[OUTPUT],
-            dynamic_shapes={"image": sizes},
+            dynamic_shapes=sizes,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -53,7 +60,7 @@ def export(model: ServedModel, path: Path, metadata: dict[str, str]) -> None:
 def _name_axes(proto: onnx.ModelProto) -> None:
     """Call the axes N, H and W on both sides, so that a reader sees that they agree."""
     for value in (*proto.graph.input, *proto.graph.output):
-        for axis, name in enumerate("NHW"):
+        for axis, name in enumerate("N" if value.name == STYLE_WEIGHTS else "NHW"):
             value.type.tensor_type.shape.dim[axis].dim_param = name
 
 

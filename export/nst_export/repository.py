@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2
 
 from nst_core.errors import InputError
 from nst_core.files import written_whole
-from nst_export.served import INPUT, MIN_SIDE, OUTPUT
+from nst_export.served import INPUT, OUTPUT, STYLE_WEIGHTS
 from nst_export.verify import ExportError
 
 MAX_BATCH = 8
@@ -37,6 +37,7 @@ class Serving:
     styles: tuple[str, ...]
     cores: int
     instances: int = 1
+    min_side: int = 16
 
     @property
     def threads(self) -> int:
@@ -48,19 +49,25 @@ def config(name: str, serving: Serving) -> model_config_pb2.ModelConfig:
     """The `config.pbtxt` of a style model as a message: contract 1's tensors, batching, warm-up."""
     message = model_config_pb2.ModelConfig(name=name, backend="onnxruntime", max_batch_size=MAX_BATCH)
     message.input.add(name=INPUT, data_type=model_config_pb2.TYPE_UINT8, dims=[-1, -1, 3])
+    if len(serving.styles) > 1:
+        message.input.add(name=STYLE_WEIGHTS, data_type=model_config_pb2.TYPE_FP32, dims=[len(serving.styles)])
     message.output.add(name=OUTPUT, data_type=model_config_pb2.TYPE_UINT8, dims=[-1, -1, 3])
     message.dynamic_batching.SetInParent()  # take what waits as one batch; wait for nobody
     message.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=serving.instances)
     message.optimization.execution_accelerators.cpu_execution_accelerator.add(name="openvino")
     message.parameters["intra_op_thread_count"].string_value = str(serving.threads)
     message.parameters["styles"].string_value = ",".join(serving.styles)
-    message.parameters["min_side"].string_value = str(MIN_SIDE)
+    message.parameters["min_side"].string_value = str(serving.min_side)
     message.parameters["max_pixels"].string_value = str(MAX_PIXELS)
     for height, width in WARM_SIZES:
         warmup = message.model_warmup.add(name=f"{height}x{width}", batch_size=1)
         warmup.inputs[INPUT].data_type = model_config_pb2.TYPE_UINT8
         warmup.inputs[INPUT].dims.extend([height, width, 3])
         warmup.inputs[INPUT].random_data = True
+        if len(serving.styles) > 1:
+            warmup.inputs[STYLE_WEIGHTS].data_type = model_config_pb2.TYPE_FP32
+            warmup.inputs[STYLE_WEIGHTS].dims.append(len(serving.styles))
+            warmup.inputs[STYLE_WEIGHTS].zero_data = True
     return message
 
 
@@ -72,6 +79,8 @@ def publish(model: Path, name: str, repository: Path, serving: Serving) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ExportError(f"{name!r} is no name for a served model: use letters, digits, '-', '_' and '.'")
+    if bad := [style for style in serving.styles if re.search(r"[,:]", style)]:
+        raise ExportError(f"{bad[0]!r} is no name for a style: it has ',' or ':', which separate styles and weights")
     text = text_format.MessageToString(config(name, serving))
     target = repository / name
     try:

@@ -13,10 +13,11 @@ import torch
 
 from nst_core.errors import NstError
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
-from nst_export.served import INPUT, OUTPUT, ServedModel
+from nst_export.served import INPUT, OUTPUT, STYLE_WEIGHTS, ServedModel
+from nst_trainer.networks import StyledNetwork
 
-SHAPES = ((1, 256, 256), (1, 333, 501), (1, 480, 270), (3, 128, 100), (2, 181, 255), (1, 17, 19))
-"""(batch, height, width): square, odd, portrait, batches of three and two, odd batch, the smallest."""
+SHAPES = ((1, 256, 256), (1, 333, 501), (1, 480, 270), (3, 128, 100), (2, 181, 255))
+"""(batch, height, width): square, odd, portrait, batches of three and two, odd batch; the smallest comes to them."""
 
 MAX_LEVELS = 1
 """Largest difference allowed in any value, in levels of 255: one is rounding."""
@@ -50,18 +51,18 @@ class Agreement:
 
 
 def verify(model: ServedModel, path: Path) -> list[Agreement]:
-    """Compare the ONNX file with `model` on every installed CPU engine and every shape of `SHAPES`.
+    """Compare the ONNX file with `model` on every installed CPU engine and every one of `examples`.
 
     All checks run; then an `ExportError` names all that failed, with their figures.
     """
     agreements: list[Agreement] = []
-    expected = [(pictures, _by_pytorch(model, pictures)) for pictures in photographs(SHAPES)]
+    expected = [(feeds, _by_pytorch(model, feeds)) for feeds in examples(model.network)]
     for engine, provider in ENGINES.items():
         if provider not in onnxruntime.get_available_providers():
             continue
         session = _session(path, provider)
-        for pictures, wanted in expected:
-            answer = session.run([OUTPUT], {INPUT: pictures})[0]
+        for feeds, wanted in expected:
+            answer = session.run([OUTPUT], feeds)[0]
             agreements.append(_compare(engine, answer, wanted))
     if failed := [one for one in agreements if not one.passed]:
         figures = "; ".join(f"{one.engine} at {one.shape}: {one.maximum} levels" for one in failed)
@@ -69,6 +70,23 @@ def verify(model: ServedModel, path: Path) -> list[Agreement]:
             f"the exported model differs from PyTorch by more than {MAX_LEVELS} level of 255: {figures}. Not published"
         )
     return agreements
+
+
+def shapes(network: StyledNetwork) -> list[tuple[int, int, int]]:
+    """What is compared: `SHAPES`, and the smallest picture that the network takes, but for a pixel and three."""
+    return [*SHAPES, (1, network.min_side + 1, network.min_side + 3)]
+
+
+def examples(network: StyledNetwork) -> list[dict[str, Any]]:
+    """Inputs by name for every shape: photographs, and for several styles mixes, each style alone among them."""
+    feeds: list[dict[str, Any]] = [{INPUT: pictures} for pictures in photographs(shapes(network))]
+    if network.styles > 1:
+        # At least as many rows as styles: the first rows are one style alone, the others mixes.
+        rows = sum(len(one[INPUT]) for one in feeds)
+        random = np.random.default_rng(0).random((max(rows, network.styles) - network.styles, network.styles))
+        mixes = iter(np.concatenate([np.eye(network.styles), random]).astype(np.float32))
+        feeds = [one | {STYLE_WEIGHTS: np.stack([next(mixes) for _ in one[INPUT]])} for one in feeds]
+    return feeds
 
 
 def photographs(shapes: Iterable[tuple[int, int, int]]) -> list[Pixels]:
@@ -81,9 +99,11 @@ def photographs(shapes: Iterable[tuple[int, int, int]]) -> list[Pixels]:
     return batches
 
 
-def _by_pytorch(model: ServedModel, pictures: Pixels) -> Pixels:
+def _by_pytorch(model: ServedModel, feeds: dict[str, Any]) -> Pixels:
     with torch.no_grad():
-        answer: Pixels = model(torch.from_numpy(pictures)).numpy()
+        answer: Pixels = model(
+            *(torch.from_numpy(feeds[name]) for name in (INPUT, STYLE_WEIGHTS) if name in feeds)
+        ).numpy()
     return answer
 
 

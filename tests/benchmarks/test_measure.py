@@ -50,10 +50,13 @@ def test_works_take_turns() -> None:
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
 
 
-def test_the_readmes_tables_are_those_of_the_committed_results() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "results"), [("README.md", RESULTS), ("docs/optimization.md", RESULTS.with_name("gatys.json"))]
+)
+def test_the_pages_tables_are_those_of_the_committed_results(page: str, results: Path) -> None:
+    text = (ROOT / page).read_text()
     between = text.split(report.BEGIN)[1].split(report.END)[0]
-    assert between.strip() == report.markdown(report.read(RESULTS)).strip(), "run: make readme"
+    assert between.strip() == report.markdown(report.read(results)).strip(), "run: make readme"
 
 
 def test_ratios_are_those_of_the_figures() -> None:

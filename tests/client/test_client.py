@@ -9,26 +9,29 @@ from typer.testing import CliRunner
 
 import nst_client
 from nst_client import Style, StyleClient, TimedOut, UnknownStyle, Unreachable
-from nst_client.cli import _targets, styles_app, stylize_app
-from nst_client.transports import Parameters, connect
+from nst_client.cli import _mix, _targets, styles_app, stylize_app
+from nst_client.transports import Parameters, Weights, connect
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 
 
 class Inverting:
-    """A server of one style that inverts colours, and of a model that is no style."""
+    """A server of one style that inverts colours, of a model of three styles that inverts too, and of no style."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[int, ...]]] = []
 
     def models(self) -> list[str]:
-        return ["negative", "something-else"]
+        return ["negative", "something-else", "gallery"]
 
     def parameters(self, model: str) -> Parameters:
+        if model == "gallery":
+            return {"styles": "wave,scream,negative"}
         return {"styles": "negative", "min_side": "16", "max_pixels": "10000"} if model == "negative" else {}
 
-    def infer(self, model: str, pixels: Pixels) -> Pixels:
+    def infer(self, model: str, pixels: Pixels, weights: Weights | None = None) -> Pixels:
         self.asked.append((model, pixels.shape))
+        self.weights = weights
         return 255 - pixels
 
     def close(self) -> None:
@@ -83,11 +86,16 @@ def test_one_picture_and_a_batch(client: StyleClient) -> None:
 
 
 def test_only_styles_are_listed(client: StyleClient) -> None:
-    assert client.styles() == [Style("negative", 16, 10_000)]
+    assert client.styles() == [
+        Style("gallery/negative", "gallery", 2, 3),
+        Style("negative", "negative", 0, 1, 16, 10_000),
+        Style("scream", "gallery", 1, 3),
+        Style("wave", "gallery", 0, 3),
+    ]
 
 
 def test_an_unknown_style_names_the_known(client: StyleClient) -> None:
-    with pytest.raises(UnknownStyle, match=r"no style 'positive'; it has: negative"):
+    with pytest.raises(UnknownStyle, match=r"no style 'positive'; it has: .*negative"):
         client.stylize(np.zeros((20, 20, 3), np.uint8), "positive")
 
 
@@ -104,6 +112,39 @@ def test_an_unknown_style_names_the_known(client: StyleClient) -> None:
 def test_pixels_that_cannot_be_painted(client: StyleClient, pixels: Pixels, words: str) -> None:
     with pytest.raises(InputError, match=words):
         client.stylize(pixels, "negative")
+
+
+def test_styles_of_one_model_are_mixed(client: StyleClient) -> None:
+    batch = np.zeros((2, 20, 20, 3), np.uint8)
+    client.stylize(batch, {"scream": 3.0, "wave": 1.0})
+    assert client._transport.asked == [("gallery", (2, 20, 20, 3))]
+    assert client._transport.weights.tolist() == [[1.0, 3.0, 0.0]] * 2
+    client.stylize(batch, "wave")
+    assert client._transport.weights.tolist() == [[1.0, 0.0, 0.0]] * 2
+    client.stylize(batch, "negative")
+    assert client._transport.weights is None
+
+
+@pytest.mark.parametrize(
+    ("mix", "words"),
+    [
+        ({"wave": 1.0, "negative": 1.0}, "only styles of one model can be mixed"),
+        ({"wave": -1.0, "scream": 2.0}, "at least one above 0 and none below"),
+        ({"wave": 0.0}, "at least one above 0"),
+        ({"wave": float("nan")}, "at least one above 0"),
+        ({}, "at least one above 0"),
+    ],
+)
+def test_mixes_that_cannot_be(client: StyleClient, mix: dict[str, float], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        client.stylize(np.zeros((20, 20, 3), np.uint8), mix)
+
+
+def test_a_mix_on_the_command_line() -> None:
+    assert _mix("wave") == {"wave": 1.0}
+    assert _mix("wave:0.7, gallery/scream:0.3") == {"wave": 0.7, "gallery/scream": 0.3}
+    with pytest.raises(InputError, match="'wave:much' is no style with a weight"):
+        _mix("wave:much")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8001", "ftp://host", "grpc://", "", "http//host"])

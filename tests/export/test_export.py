@@ -15,9 +15,9 @@ from nst_export import repository, verify
 from nst_export.cli import app
 from nst_export.repository import Serving
 from nst_export.served import ServedModel
-from nst_export.verify import SHAPES, ExportError
+from nst_export.verify import ExportError
 from nst_trainer.checkpoint import Checkpoint, save
-from nst_trainer.networks import Johnson
+from nst_trainer.networks import Johnson, StyledNetwork, Ulyanov
 
 SERVING = Serving(("seven",), cores=4)
 
@@ -46,8 +46,15 @@ def test_any_size_keeps_its_size(model: ServedModel, shape: tuple[int, int, int]
 
 def test_pixels_are_rounded_not_cut() -> None:
     """With a network that changes nothing, every level comes back as it went in."""
+
+    class Same(StyledNetwork):
+        multiple, min_side = 4, 16
+
+        def forward(self, pictures: torch.Tensor, *rest: object) -> torch.Tensor:
+            return pictures
+
     levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
-    assert torch.equal(ServedModel(torch.nn.Identity())(levels), levels)
+    assert torch.equal(ServedModel(Same())(levels), levels)
 
 
 def test_the_file_is_what_the_contract_says(exported: Path) -> None:
@@ -71,8 +78,10 @@ def test_the_file_tells_nothing_of_the_machine(exported: Path) -> None:
 
 def test_it_agrees_with_pytorch_on_every_shape(model: ServedModel, exported: Path) -> None:
     agreements = verify.verify(model, exported)
-    assert {one.shape for one in agreements} == set(SHAPES)
-    assert len(SHAPES) >= 5
+    shapes = verify.shapes(model.network)
+    assert {one.shape for one in agreements} == set(shapes)
+    assert len(shapes) >= 5
+    assert (1, 17, 19) in shapes
     assert max(one.maximum for one in agreements) <= 1
 
 
@@ -84,7 +93,7 @@ def test_the_gate_sees_a_small_error_and_names_all_that_failed(model: ServedMode
         other.network.last.bias += 0.02
     with pytest.raises(ExportError) as error:
         verify.verify(other, exported)
-    for shape in SHAPES:
+    for shape in verify.shapes(model.network):
         assert f"at {shape}: " in str(error.value)
     assert "levels" in str(error.value)
 
@@ -173,6 +182,81 @@ def test_a_file_in_the_repositorys_place(exported: Path, tmp_path: Path) -> None
         repository.publish(exported, "seven", tmp_path / "repo", SERVING)
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[ServedModel, Path]:
+    torch.manual_seed(3)
+    network = Johnson(width=0.125, styles=3)
+    for norm in network.norms():
+        torch.nn.init.normal_(norm.weight, 1.0, 0.3)
+        torch.nn.init.normal_(norm.bias, 0.0, 0.3)
+    path = tmp_path_factory.mktemp("several") / "model.onnx"
+    model = ServedModel(network).eval()
+    exporter.export(model, path, {"styles": "a,b,c"})
+    return model, path
+
+
+def test_several_styles_are_an_input_of_the_model(several: tuple[ServedModel, Path]) -> None:
+    model, path = several
+    proto = onnx.load(path)
+    image, weights = proto.graph.input
+    assert (image.name, weights.name) == ("image", "style_weights")
+    assert weights.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert [axis.dim_param or axis.dim_value for axis in weights.type.tensor_type.shape.dim] == ["N", 3]
+    agreements = verify.verify(model, path)
+    assert max(one.maximum for one in agreements) <= 1
+
+
+def test_every_style_and_mixes_are_compared(several: tuple[ServedModel, Path]) -> None:
+    rows = np.concatenate([feeds["style_weights"] for feeds in verify.examples(several[0].network)])
+    assert np.array_equal(rows[:3], np.eye(3, dtype=np.float32))
+    assert ((rows[3:] > 0).sum(axis=1) == 3).any()
+
+
+def test_the_gate_sees_styles_that_are_exchanged(several: tuple[ServedModel, Path]) -> None:
+    model, path = several
+    other = ServedModel(model.network.with_styles(0)).eval()
+    for norm in other.network.norms():
+        norm.weight.data = norm.weight.data.flip(0)
+    with pytest.raises(ExportError, match="differs from PyTorch"):
+        verify.verify(other, path)
+
+
+def test_weights_are_normalised_and_cut_at_zero(several: tuple[ServedModel, Path]) -> None:
+    model, _ = several
+    (photo,) = verify.photographs([(1, 32, 32)])
+    image = torch.from_numpy(photo)
+    with torch.no_grad():
+        one, same = (model(image, torch.tensor([row])) for row in ([0.2, 0.6, 0.0], [1.0, 3.0, -5.0]))
+    assert torch.equal(one, same)
+
+
+def test_the_config_of_several_styles(several: tuple[ServedModel, Path]) -> None:
+    config = repository.config("many", Serving(("a", "b", "c"), cores=2))
+    assert [(one.name, list(one.dims)) for one in config.input] == [("image", [-1, -1, 3]), ("style_weights", [3])]
+    assert all("style_weights" in warmup.inputs for warmup in config.model_warmup)
+    with pytest.raises(ExportError, match="no name for a style"):
+        repository.publish(several[1], "many", Path("unused"), Serving(("a", "b:c"), cores=2))
+
+
+def test_ulyanovs_network_is_served_from_its_own_smallest_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save(Checkpoint(Ulyanov(), ("u",)), tmp_path / "u.pth")
+    result = CliRunner().invoke(app, [str(tmp_path / "u.pth"), "-r", str(tmp_path / "repo")])
+    assert result.exit_code == 0, result.output
+    assert "1 x 65 x 67" in result.stderr
+    text = (tmp_path / "repo" / "u" / "config.pbtxt").read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert config.parameters["min_side"].string_value == "64"
+
+
+def test_a_texture_network_takes_no_photograph(tmp_path: Path) -> None:
+    save(Checkpoint(Ulyanov(texture=True), ("t",)), tmp_path / "t.pth")
+    result = CliRunner().invoke(app, [str(tmp_path / "t.pth"), "-r", str(tmp_path / "repo")])
+    assert result.exit_code == 1
+    assert "makes a texture from noise" in result.stderr
+    assert not (tmp_path / "repo").exists()
+
+
 @pytest.mark.gpu
 def test_it_agrees_on_the_gpu(model: ServedModel, exported: Path) -> None:
     """PyTorch on the GPU against the exported file on the CPU: within two levels (TF32 is off)."""
@@ -180,7 +264,7 @@ def test_it_agrees_on_the_gpu(model: ServedModel, exported: Path) -> None:
 
     session = onnxruntime.InferenceSession(str(exported), providers=["CPUExecutionProvider"])
     torch.backends.cudnn.allow_tf32 = False
-    for pictures in verify.photographs(SHAPES):
+    for pictures in verify.photographs(verify.shapes(model.network)):
         with torch.no_grad():
             wanted = model.cuda()(torch.from_numpy(pictures).cuda()).cpu().numpy()
         answer = session.run(None, {"image": pictures})[0]

@@ -69,6 +69,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, small_checkpoint: Checkpo
 def test_documents_that_do_not_fit(tmp_path: Path, small_checkpoint: Checkpoint) -> None:
     wrong = {key: tensor[:1] for key, tensor in small_checkpoint.network.state_dict().items()}
     for changes, words in (
+        ({"styles": ["one", "two"]}, "names 2 styles, and its network has 1"),
         ({"format": "nst-style/9"}, "nst-style/9"),
         ({"architecture": {"name": "mystery", "arguments": {}}}, "unknown architecture 'mystery'"),
         ({"architecture": {"name": "johnson", "arguments": {"height": 3}}}, "incomplete or damaged"),
@@ -79,3 +80,15 @@ def test_documents_that_do_not_fit(tmp_path: Path, small_checkpoint: Checkpoint)
         torch.save(document(small_checkpoint, **changes), tmp_path / "a.pth")
         with pytest.raises(CheckpointError, match=words):
             load(tmp_path / "a.pth")
+
+
+def test_the_first_version_is_read(tmp_path: Path, small_checkpoint: Checkpoint) -> None:
+    """One style a network, its normalisations without an axis of styles."""
+    state = {
+        key: tensor[0] if ".norm." in key else tensor for key, tensor in small_checkpoint.network.state_dict().items()
+    }
+    old = {"name": "johnson", "arguments": {"width": 0.125, "blocks": 5, "ends": 9}}
+    torch.save(document(small_checkpoint, format="nst-style/1", architecture=old, state_dict=state), tmp_path / "a.pth")
+    again = load(tmp_path / "a.pth")
+    for key, tensor in small_checkpoint.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[key], tensor), key

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from nst_trainer.checkpoint import parameters
-from nst_trainer.networks import Johnson
+from nst_trainer.networks import Johnson, Ulyanov
+from nst_trainer.networks.styled import ConditionalInstanceNorm
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (64, 48), (20, 132)])
@@ -34,3 +35,59 @@ def test_contrast_of_the_photograph_does_not_matter() -> None:
     grey = 0.5 + 0.5 * (photo - 0.5)
     with torch.no_grad():
         assert (network(photo) - network(grey)).abs().mean() < 0.01
+
+
+def test_a_norm_of_several_styles_is_instance_normalisation_with_mixed_scales() -> None:
+    """Against the definition by hand: (x - mean) / deviation * scale + shift, per picture and channel."""
+    torch.manual_seed(0)
+    norm = ConditionalInstanceNorm(3, styles=2)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 3, 5, 4)
+    mix = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    got = norm(x, mix)
+    for picture in range(2):
+        for channel in range(3):
+            values = x[picture, channel]
+            scale = sum(mix[picture, style] * norm.weight[style, channel] for style in range(2))
+            shift = sum(mix[picture, style] * norm.bias[style, channel] for style in range(2))
+            wanted = (values - values.mean()) / (values.var(correction=0) + 1e-5).sqrt() * scale + shift
+            assert torch.allclose(got[picture, channel], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", [Johnson(width=0.25, styles=2), Ulyanov(styles=2)], ids=["johnson", "ulyanov"])
+def test_more_styles_leave_the_old_ones_as_they_are(network: Johnson | Ulyanov) -> None:
+    for norm in network.norms():
+        torch.nn.init.normal_(norm.weight, 1.0, 0.3)
+    grown = network.with_styles(2)
+    photo = torch.rand(1, 3, 64, 64)
+    assert grown.styles == 4
+    with torch.no_grad():
+        for style in range(2):
+            old = network(photo, torch.eye(2)[style][None])
+            assert torch.equal(grown(photo, torch.eye(4)[style][None]), old)
+        mean = network(photo, torch.tensor([[0.5, 0.5]]))
+        assert torch.allclose(grown(photo, torch.eye(4)[3:]), mean, atol=1e-4)
+
+
+def test_the_pyramid_has_the_papers_shape() -> None:
+    """Five sizes for a texture, six for stylisation; eight channels more at each (section 4.1)."""
+    texture = Ulyanov(texture=True)
+    assert [block.convolutions[0].in_channels for block in texture.first] == [3] * 5
+    assert [block.convolutions[0].out_channels for block in texture.merged] == [16, 24, 32, 40]
+    assert len(Ulyanov().first) == 6
+    assert parameters(texture) == 71_203
+
+
+def test_noise_decides_a_texture_and_a_stylised_picture_needs_none() -> None:
+    torch.manual_seed(0)
+    texture, stylised = Ulyanov(texture=True).eval(), Ulyanov().eval()
+    photo = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        one, same, other = (texture(photo, None, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+        assert torch.equal(one, same)
+        assert (one - other).abs().mean() > 0.01
+        assert torch.equal(stylised(photo), stylised(photo))
+        assert stylised(photo).shape == photo.shape
+        rolled = texture(photo.roll((16, 32), (2, 3)), None, torch.Generator().manual_seed(1))
+    assert torch.equal(rolled, one)  # of the picture only the shape counts

@@ -5,21 +5,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from nst_core.errors import InputError
-from nst_core.images import open_picture
+from nst_core.images import Picture, fitted, open_picture, save_picture
 from nst_trainer import training
-from nst_trainer.checkpoint import load
+from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.losses import PerceptualLoss
-from nst_trainer.networks import Johnson
+from nst_trainer.networks import Johnson, Ulyanov
+from nst_trainer.parallel import Team
 from nst_trainer.photos import Photos, to_picture, to_tensor
 from nst_trainer.settings import TrainingSettings
-from nst_trainer.training import Progress, TrainingError, train
+from nst_trainer.training import Progress, Training, TrainingError, unsteadiness
 from nst_trainer.vgg import Vgg16
 
 SMALL = TrainingSettings(width=0.25, iterations=30, batch=2, crop=64, style_size=128, learning_rate=5e-3)
@@ -34,6 +38,20 @@ def folder(tmp_path: Path, photographs: dict[str, Path]) -> Path:
         (folder / f"{name}.jpg").symlink_to(photographs[name])
     (folder / "a-broken.jpg").write_text("no photograph")
     return tmp_path / "photos"
+
+
+def train(
+    styles: Path | list[Path],
+    photos: Path | None,
+    output: Path,
+    vgg: Vgg16,
+    settings: TrainingSettings,
+    *,
+    on_iteration: Callable[[Progress], None] = lambda progress: None,
+    **how: Any,
+) -> Checkpoint:
+    pictures = [styles] if isinstance(styles, Path) else styles
+    return Training(pictures, photos, output, vgg, settings, **how).run(on_iteration)
 
 
 def history(steps: list[Progress]) -> list[tuple[int, float, float]]:
@@ -160,10 +178,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_network(
     genuine = PerceptualLoss.__call__
     calls = 0
 
-    def poisoned(self: PerceptualLoss, pictures: torch.Tensor, target: torch.Tensor) -> object:
+    def poisoned(self: PerceptualLoss, pictures: torch.Tensor, *rest: object) -> object:
         nonlocal calls
         calls += 1
-        return genuine(self, pictures * (math.nan if calls > 5 else 1.0), target)
+        return genuine(self, pictures * (math.nan if calls > 5 else 1.0), *rest)
 
     monkeypatch.setattr(training.PerceptualLoss, "__call__", poisoned)
     with pytest.raises(TrainingError, match=r"iteration 5: the loss is nan.*last good checkpoint"):
@@ -213,3 +231,285 @@ def test_the_command_stops_cleanly_and_resumes(
     assert again.returncode == 0, again.stderr
     assert load(output).training["iterations_done"] == 60
     assert "learned from 4 files, of which 1 could not be read" in again.stderr
+
+
+def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photographs: dict[str, Path]) -> None:
+    """kill -9 leaves the last checkpoint; --resume from it gives the weights of a run that nobody killed."""
+
+    def command(output: Path) -> list[str]:
+        return [
+            *(str(Path(sys.executable).parent / "nst-train"), "--style", str(photographs["chelsea"])),
+            *("--photos", str(folder), "-o", str(output), "--width", "0.125", "--crop", "64", "--batch", "1"),
+            *("--iterations", "40", "--every", "5"),
+        ]
+
+    killed, whole = tmp_path / "a.pth", tmp_path / "b.pth"
+    process = subprocess.Popen(command(killed), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not killed.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert 5 <= load(killed).training["iterations_done"] < 40
+    for words in ([*command(killed), "--resume"], command(whole)):
+        result = subprocess.run(words, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    one, two = load(killed), load(whole)
+    assert one.metrics == two.metrics
+    for name, tensor in one.network.state_dict().items():
+        assert torch.equal(tensor, two.network.state_dict()[name]), name
+
+
+def losses_of(network: Any, photo: torch.Tensor, style: Path, vgg: Vgg16, mix: torch.Tensor | None) -> float:
+    loss = PerceptualLoss(vgg, to_tensor(open_picture(style, max_side=128)), SMALL.loss_weights)
+    with torch.no_grad():
+        return loss(network(photo, mix), loss.content_target(photo)).style.item()
+
+
+@pytest.fixture(scope="module")
+def paintings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three styles that nobody mistakes for each other: red bars, blue bars across, a green grain."""
+    folder = tmp_path_factory.mktemp("paintings")
+    across = np.indices((128, 128))[1] // 6 % 2 * 200
+    dark = np.full_like(across, 20)
+    grain = np.random.default_rng(0).integers(0, 255, (128, 128))
+    colors = {"red": (across + 50, dark, dark), "blue": (dark, dark, across.T + 50), "green": (dark, grain, dark)}
+    for name, channels in colors.items():
+        save_picture(Picture(np.stack(channels, axis=2).astype(np.uint8)), folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in colors}
+
+
+@pytest.fixture(scope="module")
+def gallery(
+    tmp_path_factory: pytest.TempPathFactory, paintings: dict[str, Path], photographs: dict[str, Path], vgg: Vgg16
+) -> Path:
+    """Two styles in one network, a few dozen steps each."""
+    output = tmp_path_factory.mktemp("gallery") / "gallery.pth"
+    styles = [paintings["red"], paintings["blue"]]
+    train(styles, photographs["coffee"].parent, output, vgg, replace(SMALL, iterations=100))
+    return output
+
+
+def test_two_styles_do_not_leak_into_each_other(
+    gallery: Path, vgg: Vgg16, paintings: dict[str, Path], photographs: dict[str, Path]
+) -> None:
+    """Each style paints its own picture: its loss is under 0.7 of what the other one has against it."""
+    result = load(gallery)
+    assert result.styles == ("red", "blue")
+    photo = to_tensor(open_picture(photographs["astronaut"], max_side=128))
+    own, other = torch.eye(2)[:1], torch.eye(2)[1:]
+    for style, right, wrong in (("red", own, other), ("blue", other, own)):
+        values = [losses_of(result.network, photo, paintings[style], vgg, mix) for mix in (right, wrong)]
+        assert values[0] < 0.7 * values[1], (style, values)
+
+
+def test_one_more_style_leaves_the_others_as_they_are(
+    tmp_path: Path, gallery: Path, vgg: Vgg16, paintings: dict[str, Path], photographs: dict[str, Path]
+) -> None:
+    output = tmp_path / "more.pth"
+    before = load(gallery)
+    how = {"add_to": gallery, "on_iteration": lambda step: None}
+    result = train(paintings["green"], None, output, vgg, replace(SMALL, iterations=40), **how)
+    assert result.styles == ("red", "blue", "green")
+    assert result.training["before"]["style_pictures"] == ["red.png", "blue.png"]
+    after = load(output)
+    photo = to_tensor(open_picture(photographs["astronaut"], max_side=128))
+    with torch.no_grad():
+        for style in range(2):
+            old = before.network(photo, torch.eye(2)[style][None])
+            assert torch.equal(after.network(photo, torch.eye(3)[style][None]), old)
+    changed = {
+        name
+        for name, tensor in before.network.state_dict().items()
+        if not torch.equal(after.network.state_dict()[name][: len(tensor)], tensor)
+    }
+    assert not changed
+    mean = torch.tensor([[0.5, 0.5, 0.0]])  # what the new style began as
+    new, began = (losses_of(after.network, photo, paintings["green"], vgg, mix) for mix in (torch.eye(3)[2:], mean))
+    assert new < 0.75 * began
+    with pytest.raises(InputError, match="two styles would be called green"):
+        train(paintings["green"], None, tmp_path / "again.pth", vgg, SMALL, add_to=output)
+
+
+def test_styles_added_are_written_at_the_end_only(
+    tmp_path: Path, gallery: Path, vgg: Vgg16, paintings: dict[str, Path], photographs: dict[str, Path]
+) -> None:
+    """A stop in the middle leaves the gallery as it was; --resume finishes."""
+    output = tmp_path / "gallery.pth"
+    output.write_bytes(gallery.read_bytes())
+
+    def interrupt(step: Progress) -> None:
+        if step.iteration == 3:
+            raise KeyboardInterrupt
+
+    short = replace(SMALL, iterations=6)
+    with pytest.raises(KeyboardInterrupt):
+        train(paintings["green"], None, output, vgg, short, add_to=output, every=2, on_iteration=interrupt)
+    assert output.read_bytes() == gallery.read_bytes()
+    train(paintings["green"], None, output, vgg, short, add_to=output, resume=True)
+    assert load(output).styles == ("red", "blue", "green")
+
+
+def test_ulyanovs_network_learns_to_stylise(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
+    settings = replace(SMALL, arch="ulyanov", width=1.0, iterations=40)
+    result = train(photographs["chelsea"], folder, tmp_path / "u.pth", vgg, settings)
+    torch.manual_seed(settings.seed)
+    photo = to_tensor(fitted(open_picture(photographs["astronaut"]), 128, 128))
+    after, before = (
+        losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Ulyanov())
+    )
+    assert after < before / 2.5
+    assert load(tmp_path / "u.pth").network.name == "ulyanov"
+
+
+def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, paintings: dict[str, Path]) -> None:
+    """Its samples differ with the noise, and not with the seed fixed; they tile."""
+    settings = replace(SMALL, arch="ulyanov", texture=True, width=1.0, iterations=40)
+    output = tmp_path / "texture.pth"
+    result = train(paintings["red"], None, output, vgg, settings)
+    empty = torch.zeros(1, 3, 128, 128)
+    torch.manual_seed(settings.seed)
+    fresh = Ulyanov(texture=True)
+
+    def sample(network: Ulyanov, seed: int) -> torch.Tensor:
+        with torch.no_grad():
+            return network(empty, None, torch.Generator().manual_seed(seed))
+
+    loss = PerceptualLoss(vgg, to_tensor(open_picture(paintings["red"], max_side=128)), settings.loss_weights)
+    with torch.no_grad():
+        after, before = (loss(sample(network, 1), {}).style.item() for network in (result.network, fresh))
+    assert after < before / 3
+    command = [str(Path(sys.executable).parent / "nst"), "texture", str(output), "--shape", "96x64"]
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        subprocess.run([*command, "-o", str(tmp_path / f"{name}.png"), "--seed", str(seed)], check=True)
+    a, b, c = (open_picture(tmp_path / f"{name}.png").pixels.astype(float) for name in "abc")
+    assert a.shape == (64, 96, 3)
+    assert (a == b).all()
+    assert abs(a - c).mean() > 5
+    seam, inside = abs(a[:, 0] - a[:, -1]).mean(), abs(a[:, 40] - a[:, 41]).mean()
+    assert seam < 3 * inside
+
+
+def test_a_steady_network_changes_less(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
+    style, photo = photographs["chelsea"], to_tensor(fitted(open_picture(photographs["rocket"]), 128, 96))
+    values = []
+    for steady in (0.0, 300.0):
+        settings = replace(SMALL, steady=steady)
+        network = train(style, folder, tmp_path / f"{steady}.pth", vgg, settings).network
+        with torch.no_grad():
+            painted = network(photo)
+            values.append(
+                sum(
+                    unsteadiness(network, photo, painted, None, torch.Generator().manual_seed(seed)).item()
+                    for seed in range(4)
+                )
+            )
+    assert values[1] < 0.6 * values[0]
+
+
+def test_minutes_are_planned_and_kept_by_a_resumed_run(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
+    style, output = photographs["coffee"], tmp_path / "a.pth"
+    how = {"vgg": vgg, "settings": SMALL, "photos": folder, "output": output}
+    planned = Training([style], minutes=0.5, **how).settings.iterations
+    longer = Training([style], minutes=2.0, **how).settings.iterations
+    assert 2 < longer / planned < 8  # four times as long, on a machine whose speed drifts
+    small = Training([style], minutes=0.05, **{**how, "settings": replace(SMALL, crop=256)}).settings
+    assert small.crop < 256
+
+    def interrupt(step: Progress) -> None:
+        if step.iteration == 2:
+            raise KeyboardInterrupt
+
+    first = Training([style], minutes=0.05, **how)
+    with pytest.raises(KeyboardInterrupt):
+        first.run(interrupt)
+    again = Training([style], minutes=0.05, resume=True, **how)
+    assert again.settings == first.settings
+    assert again.run().training["iterations_done"] == first.settings.iterations
+
+
+def test_tensorboard_gets_losses_by_layer_and_pictures(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, SMALL, every=15, log=tmp_path / "log")
+    events = EventAccumulator(str(tmp_path / "log"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"training/content", "training/style relu4_3", "held out/total"} <= set(tags["scalars"])
+    assert tags["images"] == ["held out"]
+    assert [point.step for point in events.Scalars("held out/total")] == [15, 30]
+
+
+def test_the_best_on_held_out_photographs_is_kept(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From iteration 20 on the check finds the network worse, so what it was at 10 is the result."""
+    weights: list[dict[str, torch.Tensor]] = []
+    genuine = training.Validation.__call__
+
+    def worse(self: training.Validation, network: Johnson) -> object:
+        losses, painted = genuine(self, network)
+        weights.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return losses | {"total": float(len(weights))}, painted
+
+    monkeypatch.setattr(training.Validation, "__call__", worse)
+    result = train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, SMALL, every=10)
+    assert result.training["best_iteration"] == 10
+    assert result.training["iterations_done"] == 30
+    for name, tensor in load(tmp_path / "a.pth").network.state_dict().items():
+        assert torch.equal(tensor, weights[0][name].half().float()), name
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path, folder: Path, photographs: dict[str, Path]) -> None:
+    """torchrun, gloo, half of the batch each: the same weights as one process, but for rounding."""
+    results = []
+    for processes in (1, 2):
+        output = tmp_path / f"{processes}.pth"
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
+            *("-m", "nst_trainer", "--style", str(photographs["chelsea"]), "--photos", str(folder)),
+            *("-o", str(output), "--width", "0.125", "--crop", "64", "--batch", "4", "--iterations", "3"),
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
+        results.append(load(output))
+    one, two = (result.network.state_dict() for result in results)
+    for name, tensor in one.items():
+        assert (tensor - two[name]).abs().max() < 2e-3, name
+    wrong = Team(rank=0, size=3)
+    with pytest.raises(InputError, match="multiple of the 3 processes"):
+        wrong.part(4)
+
+
+def test_a_teams_mean_gradient_is_the_whole_batchs(folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
+    """The arithmetic of it without processes: halves of a batch, their gradients averaged, against the whole's."""
+    torch.manual_seed(0)
+    network = Johnson(width=0.25)
+    style = to_tensor(open_picture(photographs["coffee"], max_side=96))
+    loss = PerceptualLoss(vgg, style, SMALL.loss_weights)
+    batch = next(Photos(sorted(folder.rglob("*.jpg")), batch=4, crop_of=lambda i: 64, seed=0).batches(0, 1))
+
+    def gradient(pictures: torch.Tensor) -> torch.Tensor:
+        painted = network(pictures)
+        total = loss(painted, loss.content_target(pictures)).total + 1000 * training.lattice(painted)
+        return torch.cat([one.flatten() for one in torch.autograd.grad(total, list(network.parameters()))])
+
+    whole, halves = gradient(batch), (gradient(batch[:2]) + gradient(batch[2:])) / 2
+    assert (whole - halves).norm() < 1e-3 * whole.norm()
+
+
+@pytest.mark.gpu
+def test_it_trains_on_the_gpu_in_mixed_precision(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
+    steps: list[Progress] = []
+    team = Team(device=torch.device("cuda"))
+    train(photographs["chelsea"], folder, tmp_path / "a.pth", vgg, SMALL, team=team, on_iteration=steps.append)
+    assert steps[-1].style < steps[0].style / 2

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nst_core.errors import InputError
 from nst_core.files import written_whole
-from nst_trainer.networks import ARCHITECTURES, Johnson
+from nst_trainer.foreign import from_transformer_net, is_transformer_net
+from nst_trainer.networks import ARCHITECTURES, StyledNetwork
 
-FORMAT = "nst-style/1"
+FORMAT = "nst-style/2"
+"""Version 1 knew one style a network: its normalisations are `[C]` where these are `[S, C]`."""
 
 
 class CheckpointError(InputError):
@@ -30,7 +32,7 @@ class CheckpointError(InputError):
 class Checkpoint:
     """A network (FP32, in evaluation mode), the names of its styles, its history and figures."""
 
-    network: Johnson
+    network: StyledNetwork
     styles: tuple[str, ...]
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -52,21 +54,28 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint; weights become FP32 whatever the file holds.
+    """Read a checkpoint, or a `TransformerNet` of pytorch/examples; weights become FP32 whatever the file holds.
 
     Raises `CheckpointError` for a missing, damaged or foreign file, an unknown format or
     architecture, weights that do not fit it, and a pickle that would run code.
     """
     document = read_plain_data(path)
+    if is_transformer_net(document):
+        try:
+            return Checkpoint(frozen(from_transformer_net(document)), (path.stem,), {"from": path.name})
+        except (KeyError, AttributeError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"{path}: a TransformerNet that is incomplete or changed: {reason}") from error
     version = document.get("format") if isinstance(document, dict) else None
-    if version != FORMAT:
+    if version not in (FORMAT, "nst-style/1"):
         raise CheckpointError(f"{path}: not a checkpoint of a style (format {version!r}, expected {FORMAT!r})")
     try:
         name, arguments = document["architecture"]["name"], document["architecture"]["arguments"]
         if name not in ARCHITECTURES:
             raise CheckpointError(f"{path}: unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
         network = ARCHITECTURES[name](**arguments)
-        network.load_state_dict({key: tensor.float() for key, tensor in document["state_dict"].items()})
+        state = {key: tensor.float() for key, tensor in document["state_dict"].items()}
+        network.load_state_dict(state if version == FORMAT else _of_version_1(state))
         styles = tuple(str(style) for style in document["styles"])
         training, metrics = dict(document.get("training", {})), dict(document.get("metrics", {}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -74,10 +83,16 @@ def load(path: Path) -> Checkpoint:
     except RuntimeError as error:  # load_state_dict's list of keys and shapes that do not fit
         detail = str(error).splitlines()
         raise CheckpointError(f"{path}: the weights do not fit the architecture: {detail[-1].strip()}") from error
+    if len(styles) != network.styles:
+        raise CheckpointError(f"{path}: names {len(styles)} styles, and its network has {network.styles}")
     return Checkpoint(frozen(network), styles, training, metrics)
 
 
-def frozen(network: Johnson) -> Johnson:
+def _of_version_1(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor[None] if ".norm." in key else tensor for key, tensor in state.items()}
+
+
+def frozen(network: StyledNetwork) -> StyledNetwork:
     """The network for use: evaluation mode, no gradients."""
     return network.eval().requires_grad_(False)
 

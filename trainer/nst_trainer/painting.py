@@ -16,7 +16,7 @@ from torch import Tensor
 from nst_core.errors import InputError
 from nst_core.files import written_whole
 from nst_core.images import image_format, open_picture, save_picture
-from nst_trainer.checkpoint import read_plain_data
+from nst_trainer.checkpoint import load, read_plain_data
 from nst_trainer.optimize import Iteration, OptimizationError, Run
 from nst_trainer.photos import to_picture, to_tensor
 from nst_trainer.settings import INITS, OptimizationSettings
@@ -96,6 +96,22 @@ def paint(
             _write_trace(points, trace)
     save_picture(to_picture(run.picture()), output)
     state_file.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def sample_texture(checkpoint: Path, output: Path, shape: tuple[int, int], seed: int) -> None:
+    """Write a texture of `shape` (height, width) that a trained texture network makes of noise number `seed`.
+
+    Opposite edges are neighbours where height and width are multiples of 16. Raises `InputError` for
+    a checkpoint of another kind.
+    """
+    image_format(output)
+    network = load(checkpoint).network
+    if not network.arguments.get("texture"):
+        raise InputError(f"{checkpoint} paints photographs; a texture network is trained with --arch ulyanov --texture")
+    height, width = (max(network.min_side, -(-side // network.multiple) * network.multiple) for side in shape)
+    texture = network(torch.zeros(1, 3, height, width), None, torch.Generator().manual_seed(seed))
+    save_picture(to_picture(texture[:, :, : shape[0], : shape[1]]), output)
 
 
 def check_memory(settings: OptimizationSettings, shape: tuple[int, int]) -> None:

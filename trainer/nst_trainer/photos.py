@@ -31,7 +31,7 @@ def to_tensor(picture: Picture) -> Tensor:
 
 def to_picture(tensor: Tensor) -> Picture:
     """One picture `[1, 3, H, W]` in [0, 1] as pixels, rounded to the nearest level."""
-    levels = tensor.detach()[0].clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    levels = tensor.detach()[0].cpu().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
     return Picture(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))
 
 
@@ -43,11 +43,22 @@ class Photos:
     """
 
     def __init__(
-        self, photos: list[Path], *, batch: int, crop_of: Callable[[int], int], seed: int, workers: int = 2
+        self,
+        photos: list[Path],
+        *,
+        batch: int,
+        crop_of: Callable[[int], int],
+        seed: int,
+        workers: int = 2,
+        part: range | None = None,
     ) -> None:
-        """`crop_of(iteration)` is the side of that iteration's crops in pixels."""
+        """`crop_of(iteration)` is the side of that iteration's crops in pixels.
+
+        `part` is which pictures of each batch to read, if not all: a process's of several.
+        """
         self.photos = photos
         self.batch = batch
+        self.part = part if part is not None else range(batch)
         self.crop_of = crop_of
         self.seed = seed
         self.workers = workers
@@ -55,18 +66,18 @@ class Photos:
         self._orders: dict[int, list[Path]] = {}
 
     def batches(self, first: int, end: int) -> Iterator[Tensor]:
-        """The batches `[B, 3, S, S]` of the iterations from `first` to before `end`, in [0, 1].
+        """The batches (or parts of them) `[B, 3, S, S]` of the iterations from `first` to before `end`, in [0, 1].
 
         Raises `InputError` when no file at all can be read.
         """
         pool = ThreadPoolExecutor(self.workers, "photos")
         try:
-            numbers = iter(range(first * self.batch, end * self.batch))
+            numbers = (iteration * self.batch + position for iteration in range(first, end) for position in self.part)
             reading: deque[Future[Tensor]] = deque()
-            reading.extend(pool.submit(self.crop, number) for number in islice(numbers, AHEAD * self.batch))
+            reading.extend(pool.submit(self.crop, number) for number in islice(numbers, AHEAD * len(self.part)))
             while reading:
-                batch = [reading.popleft().result() for _ in range(self.batch)]
-                reading.extend(pool.submit(self.crop, number) for number in islice(numbers, self.batch))
+                batch = [reading.popleft().result() for _ in self.part]
+                reading.extend(pool.submit(self.crop, number) for number in islice(numbers, len(self.part)))
                 yield torch.stack(batch)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

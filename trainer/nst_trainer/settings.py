@@ -15,6 +15,7 @@ from nst_core.options import option
 Pooling = Literal["max", "average"]
 Optimizer = Literal["lbfgs", "adam"]
 Colors = Literal["style", "luminance", "histogram"]
+Architecture = Literal["johnson", "ulyanov"]
 INITS = ("content", "recolored", "noise", "faint-noise", "grey")
 """What an optimisation begins with, if it is no picture's path."""
 
@@ -42,7 +43,9 @@ class TrainingSettings:
     `style_size` (pixels) is the longer side of the style picture: larger paints larger strokes.
     """
 
-    width: float = option(1.0, "Share of the paper's 32, 64 and 128 channels.")
+    arch: Architecture = option("johnson", "The network: Johnson et al.'s, or Ulyanov et al.'s noise pyramid.")
+    texture: bool = option(False, "Learn a texture from noise, without photographs (ulyanov).")
+    width: float = option(1.0, "Share of the paper's channels (johnson: 32, 64, 128; ulyanov: 8 a size).")
     iterations: int = option(4000, "Steps of Adam (paper: 40000).")
     batch: int = option(4, "Photographs in a step.")
     crop: int = option(256, "Side of the crops at the end, pixels.")
@@ -51,19 +54,29 @@ class TrainingSettings:
     content_weight: float = option(LossWeights.content, "More keeps more of the photograph.")
     style_weight: float = option(LossWeights.style, "More gives more of the painting.")
     tv_weight: float = option(LossWeights.total_variation, "More smooths (total variation).")
+    steady: float = option(0.0, "For video: weight of the difference after small shifts and noise; 100 is much.")
     seed: int = option(0, "Decides initial weights, order and crops.")
 
     def __post_init__(self) -> None:
         for name in ("width", "iterations", "batch", "learning_rate", "style_size"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be above 0")
-        if self.crop < 64 or self.crop % 16:
-            raise InputError(f"crop is {self.crop}: it must be a multiple of 16, from 64 up")
+        if self.arch not in get_args(Architecture):
+            raise InputError(f"arch is {self.arch!r}: choose {', '.join(get_args(Architecture))}")
+        if self.texture and (self.arch != "ulyanov" or self.steady):
+            raise InputError("a texture is learned by --arch ulyanov, and without --steady")
+        if self.crop < 64 or self.crop % self.grid:
+            raise InputError(f"crop is {self.crop}: it must be a multiple of {self.grid}, from 64 up")
+
+    @property
+    def grid(self) -> int:
+        """What crops are multiples of, pixels: the coarsest grid of the network or the loss network."""
+        return 32 if self.arch == "ulyanov" else 16
 
     @property
     def loss_weights(self) -> LossWeights:
-        """The weights of the terms."""
-        return LossWeights(self.content_weight, self.style_weight, self.tv_weight)
+        """The weights of the terms; a texture has no content."""
+        return LossWeights(0.0 if self.texture else self.content_weight, self.style_weight, self.tv_weight)
 
     def crop_at(self, iteration: int) -> int:
         """Crops grow: half the side for 60 % of the iterations, three quarters until 85 %, then all.
@@ -73,7 +86,12 @@ class TrainingSettings:
         """
         done = iteration / self.iterations
         share = 0.5 if done < 0.6 else 0.75 if done < 0.85 else 1.0
-        return max(64, round(self.crop * share / 16) * 16)
+        return max(64, round(self.crop * share / self.grid) * self.grid)
+
+    def crops(self) -> dict[int, int]:
+        """How many iterations each side of the crops gets, small to large."""
+        sides = [self.crop_at(iteration) for iteration in range(self.iterations)]
+        return {side: sides.count(side) for side in sorted(set(sides))}
 
     def work_shares(self) -> list[float]:
         """For 0 ... `iterations` steps done, the share of all the run's pixels: time grows with pixels."""
@@ -81,8 +99,9 @@ class TrainingSettings:
         return [done / pixels[-1] for done in pixels]
 
     def learning_rate_at(self, iteration: int) -> float:
-        """Falls linearly to zero after a warm-up of 50 iterations (the paper's is constant)."""
-        return self.learning_rate * min(1.0, (iteration + 1) / 50) * (1.0 - iteration / self.iterations)
+        """Falls linearly to zero after a warm-up of 50 iterations, or a tenth of them (the paper's is constant)."""
+        warm_up = max(1, min(50, self.iterations // 10))
+        return self.learning_rate * min(1.0, (iteration + 1) / warm_up) * (1.0 - iteration / self.iterations)
 
 
 @dataclass(frozen=True)

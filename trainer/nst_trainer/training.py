@@ -1,4 +1,4 @@
-"""Training a feed-forward network for one style (Johnson, Alahi and Fei-Fei 2016, section 3).
+"""Training a feed-forward network (Johnson, Alahi and Fei-Fei 2016, section 3) for one style or many.
 
 Each iteration stylises a batch of photographs, measures content, style and total variation with
 the loss network, and takes one step of Adam.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,32 @@ from torch import Tensor
 
 from nst_core.errors import InputError, NstError, PictureError
 from nst_core.files import written_whole
-from nst_core.images import Picture, find_pictures, fitted, open_picture, save_picture, side_by_side
+from nst_core.images import (
+    Picture,
+    find_pictures,
+    fitted,
+    open_picture,
+    sample_photographs,
+    save_picture,
+    side_by_side,
+)
 from nst_trainer import checkpoint
 from nst_trainer.losses import PerceptualLoss, lattice
-from nst_trainer.networks import ARCHITECTURES, Johnson
+from nst_trainer.networks import ARCHITECTURES, StyledNetwork
+from nst_trainer.parallel import Team
 from nst_trainer.photos import Photos, to_picture, to_tensor
 from nst_trainer.settings import TrainingSettings
+from nst_trainer.validation import Curves, Validation, noise, one_hot
 from nst_trainer.vgg import Vgg16
 
 LATTICE_WEIGHT = 1000.0
 """At this weight a lattice of 3.6 levels of 255, as training without it gave, counts 0.2 (dev/LOG.md)."""
+
+NORM_FACTOR = 5.0
+"""Learning rate of the normalisations over the convolutions', where there are several styles (dev/LOG.md)."""
+
+FEWEST = 600
+"""A budget of minutes buys at least so many iterations, on smaller crops if need be."""
 
 
 class TrainingError(NstError):
@@ -45,154 +61,379 @@ class Progress:
     content: float
     style: float
     total_variation: float
+    steady: float
     skipped: int
 
 
 @dataclass
-class _Run:
-    """The part of a training that a resumed one continues from."""
+class _State:
+    """What a resumed training continues from."""
 
-    settings: TrainingSettings
-    network: Johnson
+    network: StyledNetwork
     optimizer: torch.optim.Adam
     iteration: int = 0
     averages: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)  # validation losses, iteration and weights
 
 
-def train(
-    style: Path,
-    photos: Path,
-    output: Path,
-    vgg: Vgg16,
-    settings: TrainingSettings,
-    *,
-    name: str | None = None,
-    workers: int = 2,
-    resume: bool = False,
-    start: Path | None = None,
-    preview: Path | None = None,
-    every: int = 100,
-    on_iteration: Callable[[Progress], None] = lambda progress: None,
-) -> checkpoint.Checkpoint:
-    """Train one style; write the checkpoint to `output` and return it.
+class Training:
+    """A training from files to a file; `run` does it."""
 
-    Every `every` iterations, at the end and on Ctrl-C three files are written whole: `output`,
-    usable at once; `<output>.resume`, from which `resume=True` continues exactly; and
-    `<output stem>-preview.png`, the photograph `preview` (default: the first of the folder)
-    before and after. `<output>.resume` is removed at the end. `start` is a checkpoint whose weights
-    it begins with, of the same width.
-    Raises `InputError` for unusable input, and `TrainingError` for a loss that is not finite: the
-    files on disk are then those of the last good checkpoint.
-    """
-    state = output.with_name(output.name + ".resume")
-    if state.exists() and not resume:
-        raise InputError(f"{state} is an unfinished training: go on with --resume, or remove it")
-    found = find_pictures(photos)
-    shown = _preview_photo([preview] if preview else found)
-    loss = PerceptualLoss(
-        vgg,
-        to_tensor(open_picture(style, max_side=settings.style_size)),
-        settings.loss_weights,
-    )
-    run = _resumed(state, settings) if resume else _fresh(settings, start)
-    reader = Photos(found, batch=settings.batch, crop_of=settings.crop_at, seed=settings.seed, workers=workers)
-    history = _history(style, len(found), settings) | ({"from": start.name} if start else {})
-    _save_state(run, state)  # now, so that a folder that cannot be written is not found out after an hour
+    def __init__(
+        self,
+        styles: Sequence[Path],
+        photos: Path | None,
+        output: Path,
+        vgg: Vgg16,
+        settings: TrainingSettings,
+        *,
+        minutes: float | None = None,
+        start: Path | None = None,
+        add_to: Path | None = None,
+        resume: bool = False,
+        workers: int = 2,
+        preview: Path | None = None,
+        every: int = 100,
+        log: Path | None = None,
+        team: Team | None = None,
+    ) -> None:
+        """Read everything, so that unusable input is found out before the first step.
 
-    def write() -> checkpoint.Checkpoint:
-        _save_state(run, state)
-        history.update(iterations_done=run.iteration, skipped=len(reader.broken))
-        result = checkpoint.Checkpoint(run.network, (name or output.stem,), dict(history), dict(run.averages))
-        checkpoint.save(result, output)
-        _write_preview(run.network, shown, output.with_name(f"{output.stem}-preview.png"))
+        `styles` are pictures, one network for all. `photos` is a folder, None the few photographs that ship.
+        `minutes` plans `settings.iterations` and, for little time, `settings.crop`. `start` is a
+        checkpoint whose weights it begins with; `add_to` one that learns `styles` besides its own, which stay
+        as they are to the bit: nothing but the new normalisations is trained. `log` is a folder for TensorBoard.
+        Raises `InputError`.
+        """
+        self.output, self.every, self.team = output, every, team or Team()
+        self.state_file = output.with_name(output.name + ".resume")
+        if self.state_file.exists() and not resume:
+            raise InputError(f"{self.state_file} is an unfinished training: go on with --resume, or remove it")
+        before = checkpoint.load(add_to) if add_to else None
+        if before:
+            arguments = {"arch": before.network.name, "width": before.network.arguments["width"]}
+            settings = replace(settings, **arguments, texture=before.network.arguments.get("texture", False))
+        self.settings = settings
+        self.names = _names(styles, output, before)
+        self.first_new = before.network.styles if before else 0
+        self.partly = before is not None
+        self.found = sample_photographs() if photos is None or settings.texture else find_pictures(photos)
+        candidates = [preview] if preview else self.found
+        self.part = self.team.part(settings.batch)
+        pictures = [to_tensor(open_picture(style, max_side=settings.style_size)) for style in styles]
+        device = self.team.device
+        self.loss = PerceptualLoss(
+            vgg.to(device), [picture.to(device) for picture in pictures], settings.loss_weights, apart=True
+        )
+        document = self._read_state(planned=minutes is not None) if resume else None
+        if document:
+            self.settings = settings = replace(settings, **document["settings"])
+        self.state = self._fresh(before, start)
+        if document:
+            self._restore(document)
+        elif minutes is not None:
+            self.settings = settings = self._planned(60.0 * minutes)
+        self.validation = Validation(self.loss, self._new_styles(), settings.crop, device)
+        self.shown = None if settings.texture else _preview_photo(candidates, self.state.network.multiple)
+        self.reader = Photos(
+            self.found,
+            batch=settings.batch,
+            crop_of=settings.crop_at,
+            seed=settings.seed,
+            workers=workers,
+            part=self.part,
+        )
+        self.history = self._history(styles, start, before)
+        self.curves = Curves(log) if log and self.team.leads else None
+        self.written = -1
+
+    def run(self, on_iteration: Callable[[Progress], None] = lambda progress: None) -> checkpoint.Checkpoint:
+        """Train to the end; write the network that was best on held-out photographs, and return it.
+
+        Every `every` iterations, at the end and on Ctrl-C three files are written whole: the
+        checkpoint, usable at once (when styles are added to one: at the end only);
+        `<output>.resume`, from which `resume` continues exactly; and `<output stem>-preview.png`.
+        `<output>.resume` is removed at the end. Raises `TrainingError` for a loss that is not finite:
+        the files on disk are then those of the last good checkpoint.
+        """
+        if self.team.leads:
+            self._save_state()  # now, so that a folder that cannot be written is not found out after an hour
+        state = self.state
+        try:
+            for progress in self.steps():
+                on_iteration(progress)
+                if state.iteration % self.every == 0:
+                    self._write()
+        finally:
+            # Also after Ctrl-C; a loss that is not finite stopped before it touched the network.
+            if state.iteration != self.written:
+                self._write()
+            if self.curves:
+                self.curves.close()
+        result = self._result()
+        if self.team.leads:
+            checkpoint.save(result, self.output)
+            self.state_file.unlink()
         return result
 
-    try:
-        for pictures in reader.batches(run.iteration, settings.iterations):
-            on_iteration(_step(run, loss, pictures, len(reader.broken)))
-            if run.iteration % every == 0:
-                write()
-    finally:
-        # Also after Ctrl-C; a loss that is not finite stopped before it touched the network.
-        result = write()
-    state.unlink()
-    return result
+    def steps(self) -> Iterator[Progress]:
+        """The iterations that are left, one at a time; nothing is written."""
+        for pictures in self._batches():
+            yield self._step(pictures)
 
+    def _new_styles(self) -> range:
+        return range(self.first_new, self.state.network.styles)
 
-def _fresh(settings: TrainingSettings, start: Path | None = None) -> _Run:
-    torch.manual_seed(settings.seed)
-    network = ARCHITECTURES["johnson"](width=settings.width)
-    if start:
-        other = checkpoint.load(start).network
-        if other.arguments != network.arguments:
-            raise InputError(f"{start} has {other.arguments}, this training {network.arguments}: give the same --width")
-        network.load_state_dict(other.state_dict())
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _Run(settings, network, torch.optim.Adam(network.parameters(), settings.learning_rate))
+    def _batches(self) -> Iterator[Tensor]:
+        first, end = self.state.iteration, self.settings.iterations
+        if not self.settings.texture:
+            yield from self.reader.batches(first, end)
+            return
+        for iteration in range(first, end):  # of a texture's pictures only the shape counts
+            side = self.settings.crop_at(iteration)
+            yield torch.zeros(len(self.part), 3, side, side)
 
+    def _fresh(self, before: checkpoint.Checkpoint | None, start: Path | None) -> _State:
+        settings, count = self.settings, len(self.names)
+        torch.manual_seed(settings.seed)
+        if before:
+            network = before.network.with_styles(count - before.network.styles)
+        else:
+            extra = {"texture": True} if settings.texture else {}
+            network = ARCHITECTURES[settings.arch](width=settings.width, styles=count, **extra)
+            if start:
+                _begin_with(network, start)
+        network = network.to(self.team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if before:
+            network.requires_grad_(False)
+            for norm in network.norms():
+                norm.requires_grad_(True)
+        return _State(network, _adam(network, settings.learning_rate))
 
-def _resumed(state: Path, settings: TrainingSettings) -> _Run:
-    if not state.is_file():
-        raise InputError(f"{state}: nothing to resume")
-    document = checkpoint.read_plain_data(state)
-    before = document["settings"]
-    now = asdict(settings)
-    if changed := [key for key in now if now[key] != before.get(key)]:
-        differences = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
-        raise InputError(f"{state} was begun with other settings: {differences}")
-    run = _fresh(settings)
-    run.network.load_state_dict(document["network"])
-    run.optimizer.load_state_dict(document["optimizer"])
-    run.iteration, run.averages = document["iteration"], document["averages"]
-    return run
+    def _planned(self, seconds: float) -> TrainingSettings:
+        """As many iterations as fit into `seconds`: crops as large as leaves `FEWEST` of them."""
+        sides = [side for side in (self.settings.crop, 192, 128) if side <= self.settings.crop]
+        for side in sides:
+            planned = replace(self.settings, crop=side)
+            costs = {crop: self._cost(crop) for crop in planned.crops()}
+            mean = sum(costs[crop] * count for crop, count in planned.crops().items()) / planned.iterations
+            count = int(0.95 * seconds / mean)  # the rest goes to checks and checkpoints
+            if count >= FEWEST:
+                break
+        return replace(planned, iterations=max(count, 1))
 
+    def _cost(self, side: int) -> float:
+        """Seconds of an iteration on crops of `side` pixels, without touching what is learned."""
+        pictures = torch.rand(len(self.part), 3, side, side)
+        taken = []
+        for _ in range(3):
+            started = time.perf_counter()
+            self._losses(pictures)[0].backward()  # type: ignore[no-untyped-call]
+            self.state.optimizer.zero_grad(set_to_none=True)
+            taken.append(time.perf_counter() - started)
+        return min(taken[1:])
 
-def _save_state(run: _Run, path: Path) -> None:
-    document = {
-        "settings": asdict(run.settings),
-        "network": run.network.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "iteration": run.iteration,
-        "averages": run.averages,
-    }
-    with written_whole(path) as beside:
-        torch.save(document, beside)
+    def _losses(self, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, and its weighted parts by name; style also by layer."""
+        settings, network = self.settings, self.state.network
+        pictures = pictures.to(self.team.device, memory_format=torch.channels_last)
+        numbers = self._styles_of_batch()
+        mix = one_hot(numbers + self.first_new, network.styles)
+        generator = noise(settings.seed * 1_000_003 + self.state.iteration * self.team.size + self.team.rank)
+        network.train()
+        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.team.device.type == "cuda"):
+            painted = network(pictures, mix, generator)
+        painted = painted.float()
+        target = {} if settings.texture else self.loss.content_target(pictures)
+        losses = self.loss(painted, target, numbers)
+        terms = {"content": losses.content, "style": losses.style, "total_variation": losses.total_variation}
+        terms["lattice"] = LATTICE_WEIGHT * lattice(painted)
+        if settings.steady:
+            terms["steady"] = settings.steady * unsteadiness(network, pictures, painted, mix, generator)
+        total = sum(terms.values(), painted.new_zeros(()))
+        return total, terms | {f"style {layer}": value for layer, value in losses.style_by_layer.items()}
 
+    def _styles_of_batch(self) -> Tensor:
+        """`[N]`: the new styles in turn, whichever process paints the picture."""
+        first = self.state.iteration * self.settings.batch
+        count = len(self.names) - self.first_new
+        return torch.tensor([(first + position) % count for position in self.part], device=self.team.device)
 
-def _step(run: _Run, loss: PerceptualLoss, pictures: Tensor, skipped: int) -> Progress:
-    """One iteration; raises `TrainingError` before a loss that is not finite reaches the weights."""
-    started = time.perf_counter()
-    for group in run.optimizer.param_groups:
-        group["lr"] = run.settings.learning_rate_at(run.iteration)
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
-    run.network.train()
-    painted = run.network(pictures)
-    losses = loss(painted, loss.content_target(pictures))
-    total = losses.total + LATTICE_WEIGHT * lattice(painted)
-    if not math.isfinite(total.item()):
-        raise TrainingError(
-            f"iteration {run.iteration}: the loss is {total.item()}; the last good checkpoint is kept. "
-            f"Try a learning rate below {run.settings.learning_rate}"
+    def _step(self, pictures: Tensor) -> Progress:
+        """One iteration; raises `TrainingError` before a loss that is not finite reaches the weights."""
+        started = time.perf_counter()
+        state, settings = self.state, self.settings
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["factor"] * settings.learning_rate_at(state.iteration)
+        total, terms = self._losses(pictures)
+        if not math.isfinite(total.item()):
+            raise TrainingError(
+                f"iteration {state.iteration}: the loss is {total.item()}; the last good checkpoint is kept. "
+                f"Try a learning rate below {settings.learning_rate}"
+            )
+        state.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        self.team.average(state.network.parameters())
+        state.optimizer.step()
+        state.iteration += 1
+        newest = max(0.02, 1.0 / state.iteration)  # a mean of all at first, then of about the last fifty
+        for key, value in terms.items():
+            state.averages[key] = (1.0 - newest) * state.averages.get(key, 0.0) + newest * value.item()
+        if self.curves and state.iteration % 10 == 0:
+            self.curves.scalars("training", state.averages, state.iteration)
+        return Progress(
+            state.iteration,
+            settings.iterations,
+            settings.batch / (time.perf_counter() - started),
+            content=state.averages["content"],
+            style=state.averages["style"],
+            total_variation=state.averages["total_variation"],
+            steady=state.averages.get("steady", 0.0),
+            skipped=len(self.reader.broken),
         )
-    run.optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    run.optimizer.step()
-    run.iteration += 1
-    newest = max(0.02, 1.0 / run.iteration)  # a mean of all at first, then of about the last fifty
-    for key in ("content", "style", "total_variation"):
-        run.averages[key] = (1.0 - newest) * run.averages.get(key, 0.0) + newest * getattr(losses, key).item()
-    return Progress(
-        run.iteration,
-        run.settings.iterations,
-        len(pictures) / (time.perf_counter() - started),
-        skipped=skipped,
-        **run.averages,
-    )
+
+    def _write(self) -> None:
+        """Validate, keep the best, and write what a person and a resumed run need."""
+        if not self.team.leads:
+            return
+        state = self.state
+        losses, painted = self.validation(state.network)
+        self.written = state.iteration
+        if math.isfinite(losses["total"]) and (not state.best or losses["total"] <= state.best["losses"]["total"]):
+            weights = {key: value.detach().cpu().clone() for key, value in state.network.state_dict().items()}
+            state.best = {"losses": losses, "iteration": state.iteration, "weights": weights}
+        if self.curves:
+            self.curves.scalars("held out", losses, state.iteration)
+            self.curves.pictures(painted, state.iteration)
+        if not self.partly:
+            checkpoint.save(self._result(), self.output)
+        self._save_state()
+        self._write_preview(painted)
+
+    def _result(self) -> checkpoint.Checkpoint:
+        """The best network so far with its papers."""
+        best, state = self.state.best, self.state
+        network = type(state.network)(**state.network.arguments)
+        network.load_state_dict(best["weights"] if best else state.network.state_dict())
+        metrics = dict(state.averages)
+        if best:
+            metrics |= {f"held out {term}": value for term, value in best["losses"].items()}
+        history = self.history | {
+            "iterations_done": state.iteration,
+            "best_iteration": best.get("iteration", state.iteration),
+            "skipped": len(self.reader.broken),
+        }
+        return checkpoint.Checkpoint(checkpoint.frozen(network), self.names, history, metrics)
+
+    def _save_state(self) -> None:
+        state = self.state
+        document = {
+            "settings": asdict(self.settings),
+            "styles": list(self.names),
+            "network": state.network.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "iteration": state.iteration,
+            "averages": state.averages,
+            "best": state.best,
+        }
+        with written_whole(self.state_file) as beside:
+            torch.save(document, beside)
+
+    def _read_state(self, *, planned: bool) -> dict[str, Any]:
+        """The state on disk, if it was begun with these settings and styles; a plan keeps its own."""
+        if not self.state_file.is_file():
+            raise InputError(f"{self.state_file}: nothing to resume")
+        document: dict[str, Any] = checkpoint.read_plain_data(self.state_file)
+        now = asdict(self.settings) | {"styles": list(self.names)}
+        before = document["settings"] | {"styles": document["styles"]}
+        free = ("iterations", "crop") if planned else ()
+        if changed := [key for key in now if now[key] != before.get(key) and key not in free]:
+            differences = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
+            raise InputError(f"{self.state_file} was begun with other settings: {differences}")
+        return document
+
+    def _restore(self, document: Mapping[str, Any]) -> None:
+        state = self.state
+        state.network.load_state_dict(document["network"])
+        state.optimizer.load_state_dict(document["optimizer"])
+        state.iteration, state.averages, state.best = document["iteration"], document["averages"], document["best"]
+
+    def _history(
+        self, styles: Sequence[Path], start: Path | None, before: checkpoint.Checkpoint | None
+    ) -> dict[str, Any]:
+        """What contract 2 keeps of a training; names of files, no paths."""
+        more: dict[str, Any] = {"from": start.name} if start else {}
+        if before:
+            more["before"] = before.training
+        pictures = [style.name for style in styles]
+        photos = 0 if self.settings.texture else len(self.found)
+        return {"style_pictures": pictures, "photos": photos, "commit": _commit(), **asdict(self.settings), **more}
+
+    @torch.no_grad()
+    def _write_preview(self, painted: Tensor) -> None:
+        """The photograph and its paintings in the first of the new styles; of a texture, samples."""
+        if self.shown is None:
+            shown = [to_picture(one[None]).pixels for one in painted]
+        else:
+            network = self.state.network.eval()
+            shown = [self.shown.pixels]
+            photo = to_tensor(self.shown).to(self.team.device)
+            for style in self._new_styles()[:4]:
+                mix = one_hot(torch.tensor([style], device=photo.device), network.styles)
+                shown.append(to_picture(network(photo, mix)).pixels)
+        save_picture(Picture(side_by_side(shown)), self.output.with_name(f"{self.output.stem}-preview.png"))
 
 
-def _history(style: Path, photos: int, settings: TrainingSettings) -> dict[str, Any]:
-    """What contract 2 keeps of a training; names of files, no paths."""
-    return {"style_picture": style.name, "photos": photos, "commit": _commit(), **asdict(settings)}
+def unsteadiness(
+    network: StyledNetwork, pictures: Tensor, painted: Tensor, mix: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """How much `painted` `[N, 3, H, W]` changes when `pictures` move by some pixels and get noise; a scalar.
+
+    Stability training (Zheng et al. 2016, equation 3) with the perturbation of a steady hand's
+    video, a shift of up to four pixels and noise of two levels, as Rainy and de Berker 2018 (*Stabilizing
+    Neural Style-Transfer for Video*) have it. The mean squared difference in [0, 1] after undoing the shift.
+    """
+    down, right = (int(torch.randint(-4, 5, (), generator=generator)) for _ in range(2))
+    grain = torch.randn(pictures.shape, generator=generator).to(pictures) * (2.0 / 255.0)
+    moved = torch.roll(pictures, (down, right), (2, 3)) + grain
+    again = torch.roll(network(moved, mix).float(), (-down, -right), (2, 3))
+    inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # what came round the border does not count
+    return (again[inside] - painted[inside]).square().mean()
+
+
+def _names(styles: Sequence[Path], output: Path, before: checkpoint.Checkpoint | None) -> tuple[str, ...]:
+    """What the styles will be called: the checkpoint's name for one alone, else the pictures'."""
+    new = [output.stem] if len(styles) == 1 and not before else [style.stem for style in styles]
+    names = (*(before.styles if before else ()), *new)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two styles would be called {', '.join(twice)}: rename the picture")
+    return names
+
+
+def _begin_with(network: StyledNetwork, start: Path) -> None:
+    """Take the weights of a checkpoint; for another number of styles each begins as the mean of its styles."""
+    other = checkpoint.load(start).network
+    if other.arguments | {"styles": network.styles} != network.arguments:
+        raise InputError(f"{start} has {other.arguments}, this training {network.arguments}: give the same --width")
+    if other.styles != network.styles:
+        for norm in other.norms():
+            norm.weight.data = norm.weight.mean(dim=0).expand(network.styles, -1)
+            norm.bias.data = norm.bias.mean(dim=0).expand(network.styles, -1)
+    network.load_state_dict(other.state_dict())
+
+
+def _adam(network: StyledNetwork, learning_rate: float) -> torch.optim.Adam:
+    """Adam of what is to be learned; for several styles the normalisations take larger steps.
+
+    Styles begin alike, and their scales, of about 1, would part slowly at a pace made for convolutions.
+    """
+    own = {id(values) for norm in network.norms() for values in (norm.weight, norm.bias)}
+    learned = [one for one in network.parameters() if one.requires_grad]
+    groups = [
+        {"params": [one for one in learned if id(one) not in own], "factor": 1.0},
+        {"params": [one for one in learned if id(one) in own], "factor": 1.0 if network.styles == 1 else NORM_FACTOR},
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]], learning_rate)
 
 
 def _commit() -> str:
@@ -205,8 +446,8 @@ def _commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def _preview_photo(candidates: list[Path]) -> Picture:
-    """The first that can be read, at most 512 pixels a side, cut to the network's multiples of 4."""
+def _preview_photo(candidates: list[Path], multiple: int) -> Picture:
+    """The first that can be read, at most 512 pixels a side, cut to multiples of `multiple`."""
     for path in candidates:
         try:
             picture = open_picture(path, max_side=512)
@@ -214,12 +455,6 @@ def _preview_photo(candidates: list[Path]) -> Picture:
             if path is candidates[-1]:
                 raise
             continue
-        return fitted(picture, picture.width // 4 * 4, picture.height // 4 * 4)
+        width, height = (max(2, side // multiple) * multiple for side in (picture.width, picture.height))
+        return fitted(picture, width, height)
     raise InputError("no photograph for the preview")
-
-
-@torch.no_grad()
-def _write_preview(network: Johnson, photo: Picture, path: Path) -> None:
-    network.eval()
-    painted = to_picture(network(to_tensor(photo)))
-    save_picture(Picture(side_by_side([photo.pixels, painted.pixels])), path)

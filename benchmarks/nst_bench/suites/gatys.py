@@ -1,7 +1,8 @@
 """What the optimisation costs: an iteration by size against the machine's arithmetic, and a result.
 
 An artist waits for the result, not for the iteration: how long does the preset `best` take to the
-loss that Johnson's baseline has after some hundred iterations, both measured by the baseline's loss?
+loss that Johnson's baseline has after some hundred iterations, both measured by the baseline's loss of the picture
+that is written?
 """
 
 from __future__ import annotations
@@ -98,23 +99,30 @@ def _pictures(size: int, style: Path | None) -> tuple[torch.Tensor, torch.Tensor
 def _result(
     weights: Weights, size: int, iterations: int, style: Path | None, tick: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Seconds of the baseline for its loss after `iterations`, and of `best` to the same loss."""
+    """Seconds of the baseline for its loss after `iterations`, and of `best` to the same loss.
+
+    Both are judged by the baseline's loss of the picture as it would be written, its values cut to [0, 1].
+    """
     content, painting = _pictures(size, style)
-    baseline = replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations)
-    seen: list[Iteration] = []
-    optimize(content, [painting], baseline, weights=weights, on_iteration=seen.append)
-    goal, needed = min(one.total for one in seen), seen[-1].seconds
+    baseline = Run(
+        content, [painting], replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations), weights
+    )
+
+    @torch.no_grad()
+    def judged(run: Run) -> float:
+        return baseline.loss(run.picture(), baseline.target).total.item()
+
+    while baseline.step(lambda iteration: None):
+        pass
+    goal, needed = judged(baseline), baseline.seconds
     tick(f"{iterations} iterations of the baseline: loss {goal:.4g} after {needed:.0f} s")
-    best = replace(PRESETS["best"], size=size)
-    run = Run(content, [painting], best, weights)
-    judge = Run(content, [painting], baseline, weights)  # for its loss alone
+    run = Run(content, [painting], replace(PRESETS["best"], size=size), weights)
     reached: float | None = None
     lowest = float("inf")
     latest: list[Iteration] = []
-    while run.step(latest.append) and reached is None:
+    while reached is None and run.step(latest.append):
         if latest[-1].size == (size, size) and latest[-1].number % 5 == 0:
-            with torch.no_grad():
-                lowest = min(lowest, judge.loss(run.picture(), judge.target).total.item())
+            lowest = min(lowest, judged(run))
             reached = run.seconds if lowest <= goal else None
     tick(f"best: loss {lowest:.4g} after {run.seconds:.0f} s")
     return {

@@ -100,7 +100,7 @@ def measure(
         seconds = timed(lambda: loaded.append(vgg16_weights(vgg)))
         figures.append(_figure("Gatys, load the loss network's weights", None, "cold", [seconds]))
         for size in sizes:
-            settings = _gatys(checkpoint, size, effort.iterations + 1)
+            settings = baseline(checkpoint, size, effort.iterations + 1)
             samples = _at_size(size, engines, settings, loaded[0], effort, tick)
             for engine, taken in samples.items():
                 figures.append(_figure(engine, size, "steady", taken.steady))
@@ -140,22 +140,24 @@ def _engines(
         )
     }
     small = _photograph(256, 256)
-    seconds = timed(lambda: clients["in the process"].stylize(small, name))
+    style = name if checkpoint.network.styles == 1 else checkpoint.styles[0]
+    seconds = timed(lambda: clients["in the process"].stylize(small, style))
     figures.append(_figure("in the process, load and first picture", None, "cold", [seconds]))
     network = checkpoint.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     module = ServedModel(network).eval()
+    first = None if network.styles == 1 else torch.eye(network.styles)[:1]
 
     def by_pytorch(pixels: Pixels) -> object:
         with torch.inference_mode():
-            return module(torch.from_numpy(pixels[None]))
+            return module(torch.from_numpy(pixels[None]), first)
 
     return {
-        **{engine: partial(client.stylize, style=name) for engine, client in clients.items()},
+        **{engine: partial(client.stylize, style=style) for engine, client in clients.items()},
         "PyTorch": by_pytorch,
     }
 
 
-def _gatys(checkpoint: Checkpoint, size: int, iterations: int) -> OptimizationSettings:
+def baseline(checkpoint: Checkpoint, size: int, iterations: int) -> OptimizationSettings:
     """Johnson's baseline at `size` with the weights of the network's own training."""
     trained = checkpoint.training
     return replace(

@@ -1,7 +1,6 @@
-"""Feed-forward networks: a picture in, the stylised picture out, in one pass.
+"""The image transformation network of Johnson, Alahi and Fei-Fei 2016 (supplementary material, table 1).
 
-`Johnson` is the image transformation network of Johnson, Alahi and Fei-Fei 2016 (supplementary
-material, table 1) with the improvements that everybody has since accepted, each named where it is.
+With the improvements that everybody has since accepted, each named where it is.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nst_trainer.networks.styled import ConditionalInstanceNorm, StyledNetwork
 
 
 class ConvNorm(nn.Module):
@@ -22,78 +23,78 @@ class ConvNorm(nn.Module):
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, upsample: bool = False
+        self, channels_in: int, channels_out: int, kernel: int, styles: int, *, stride: int = 1, upsample: bool = False
     ) -> None:
         super().__init__()
         self.upsample = upsample
         self.convolution = nn.Conv2d(
             channels_in, channels_out, kernel, stride, kernel // 2, padding_mode="reflect", bias=False
         )
-        self.norm = nn.InstanceNorm2d(channels_out, affine=True)
+        self.norm = ConditionalInstanceNorm(channels_out, styles)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
         """`[N, C, H, W]` to `[N, C', H', W']`."""
         if self.upsample:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        y: Tensor = self.norm(self.convolution(x))
+        y: Tensor = self.norm(self.convolution(x), mix)
         return y
 
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, no ReLU after the sum (Gross and Wilber, as in Johnson et al.)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, styles: int) -> None:
         super().__init__()
-        self.first = ConvNorm(channels, channels, 3)
-        self.second = ConvNorm(channels, channels, 3)
+        self.first = ConvNorm(channels, channels, 3, styles)
+        self.second = ConvNorm(channels, channels, 3, styles)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
         """`[N, C, H, W]` to the same shape."""
-        y: Tensor = x + self.second(F.relu(self.first(x)))
+        y: Tensor = x + self.second(F.relu(self.first(x, mix)), mix)
         return y
 
 
-class Johnson(nn.Module):
+class Johnson(StyledNetwork):
     """Image transformation network: two strided convolutions, residual blocks, two doublings.
 
     `width` scales the paper's 32, 64 and 128 channels; `blocks` residual blocks (paper: 5);
     `ends` is the kernel of the first and last convolution (paper: 9). 1.68 million parameters at
-    width 1.
+    width 1. `bounded`: the paper's scaled tanh at the end; False leaves values beyond [0, 1].
     """
 
     name = "johnson"
+    multiple = 4  # the grid is halved twice
+    min_side = 16  # below it the reflection padding on the coarsest grid fails
 
-    def __init__(self, width: float = 1.0, blocks: int = 5, ends: int = 9) -> None:
-        super().__init__()
+    def __init__(
+        self, width: float = 1.0, blocks: int = 5, ends: int = 9, styles: int = 1, bounded: bool = True
+    ) -> None:
+        super().__init__(width=width, blocks=blocks, ends=ends, styles=styles, bounded=bounded)
         fine, middle, coarse = (max(4, round(width * channels)) for channels in (32, 64, 128))
-        self.arguments = {"width": width, "blocks": blocks, "ends": ends}
         self.encoder = nn.ModuleList(
             [
-                ConvNorm(3, fine, ends),
-                ConvNorm(fine, middle, 3, stride=2),
-                ConvNorm(middle, coarse, 3, stride=2),
+                ConvNorm(3, fine, ends, styles),
+                ConvNorm(fine, middle, 3, styles, stride=2),
+                ConvNorm(middle, coarse, 3, styles, stride=2),
             ]
         )
-        self.residual = nn.Sequential(*(ResidualBlock(coarse) for _ in range(blocks)))
+        self.residual = nn.ModuleList([ResidualBlock(coarse, styles) for _ in range(blocks)])
         self.decoder = nn.ModuleList(
-            [ConvNorm(coarse, middle, 3, upsample=True), ConvNorm(middle, fine, 3, upsample=True)]
+            [ConvNorm(coarse, middle, 3, styles, upsample=True), ConvNorm(middle, fine, 3, styles, upsample=True)]
         )
         self.last = nn.Conv2d(fine, 3, ends, padding=ends // 2, padding_mode="reflect")
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """RGB `[N, 3, H, W]` in [0, 1] to the stylised pictures of the same shape, in (0, 1).
+    def forward(self, pictures: Tensor, mix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """See `StyledNetwork`; values in (0, 1) if `bounded`. It takes no noise.
 
-        H and W are multiples of 4, from 16 up (`nst_export.served` pads other sizes).
         The scaled tanh of the paper's table 1 gives 0-255; here it gives 0-1.
         """
         x = pictures * 2.0 - 1.0  # centred, which the paper gets from subtracting the mean pixel
         for layer in self.encoder:
-            x = F.relu(layer(x))
-        x = self.residual(x)
+            x = F.relu(layer(x, mix))
+        for block in self.residual:
+            x = block(x, mix)
         for layer in self.decoder:
-            x = F.relu(layer(x))
-        return 0.5 + 0.5 * torch.tanh(self.last(x))
-
-
-ARCHITECTURES: dict[str, type[Johnson]] = {Johnson.name: Johnson}
-"""Every network that a checkpoint can name."""
+            x = F.relu(layer(x, mix))
+        y: Tensor = self.last(x)
+        return 0.5 + 0.5 * torch.tanh(y) if self.arguments["bounded"] else y

@@ -1,0 +1,129 @@
+"""Images a second in training: ours against a plain loop, written as most tutorials write it.
+
+The plain loop reads its photographs between the steps, keeps PyTorch's contiguous layout, and sends the painted
+*and* the original pictures through the loss network to relu4_3. Network, loss, size and batch are the same.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nst_bench.machine import describe
+from nst_bench.measure import interleaved, summarize
+from nst_core.images import open_picture, sample_photographs
+from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
+from nst_trainer.networks import Johnson
+from nst_trainer.photos import Photos, to_tensor
+from nst_trainer.settings import TrainingSettings
+from nst_trainer.training import Training
+from nst_trainer.vgg import MEAN, Vgg16
+from nst_trainer.weights import CONVOLUTIONS, Weights
+
+SCHEMA = "nst-bench-training/1"
+CROPS = (128, 256)
+
+
+def measure(
+    weights: Weights,
+    *,
+    width: float = 1.0,
+    batch: int = 4,
+    steps: int = 8,
+    crops: tuple[int, ...] = CROPS,
+    tick: Callable[[str], None] = lambda note: None,
+) -> dict[str, Any]:
+    """Both loops in turn, `steps` warm steps each at each of `crops` (pixels); a document."""
+    rows = []
+    for crop in crops:
+        settings = TrainingSettings(width=width, batch=batch, crop=crop, iterations=100 * steps)
+        with tempfile.TemporaryDirectory() as folder:
+            ours = _ours(settings, weights, Path(folder))
+            works = {"plain": plain_loop(settings, weights).__next__, "nst": ours.__next__}
+            interleaved(works, 2)
+            seconds = interleaved(works, steps)
+        figures = {name: summarize(one) for name, one in seconds.items()}
+        rate = {name: 1000.0 * batch / one.median for name, one in figures.items()}
+        row = {"crop": crop, **{name: asdict(one) | {"images_per_second": rate[name]} for name, one in figures.items()}}
+        rows.append(row | {"ratio": rate["nst"] / rate["plain"]})
+        tick(f"{crop} x {crop}: {rate['nst']:.2f} against {rate['plain']:.2f} images a second")
+    return {
+        "schema": SCHEMA,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": describe(),
+        "width": width,
+        "batch": batch,
+        "crops": rows,
+    }
+
+
+def _ours(settings: TrainingSettings, weights: Weights, folder: Path) -> Iterator[object]:
+    """The steps of a real training at its full crops, which are the last part of its plan."""
+    training = Training([sample_photographs()[0]], None, folder / "a.pth", Vgg16(weights), settings)
+    training.state.iteration = int(0.86 * settings.iterations)
+    return training.steps()
+
+
+def plain_loop(settings: TrainingSettings, weights: Weights) -> Iterator[float]:
+    """Endless steps; the loss of each."""
+    torch.manual_seed(settings.seed)
+    network = Johnson(width=settings.width)
+    optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
+    loss_network = _PlainVgg(weights)
+    photos = Photos(sample_photographs(), batch=settings.batch, crop_of=lambda _: settings.crop, seed=settings.seed)
+    style = to_tensor(open_picture(sample_photographs()[0], max_side=settings.style_size))
+    with torch.no_grad():
+        targets = {layer: _gram(value) for layer, value in loss_network(style).items()}
+    number = 0
+    while True:
+        x = torch.stack([photos.crop(number + position) for position in range(settings.batch)])
+        number += settings.batch
+        optimizer.zero_grad()
+        y = network(x)
+        of_x, of_y = loss_network(x), loss_network(y)
+        loss = settings.tv_weight * total_variation(y)
+        for layer in CONTENT_LAYERS:
+            loss = loss + settings.content_weight * F.mse_loss(of_y[layer], of_x[layer])
+        for layer, target in targets.items():
+            difference = (_gram(of_y[layer]) - target).square().sum(dim=(1, 2)) / target.square().sum()
+            loss = loss + settings.style_weight * difference.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        yield loss.item()
+
+
+class _PlainVgg:
+    """VGG-16 to relu4_3 as a list of convolutions, in PyTorch's default layout."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.convolutions = [
+            (name, weights[f"{name}.weight"].contiguous(), weights[f"{name}.bias"])
+            for name in CONVOLUTIONS
+            if name <= "conv4_3"
+        ]
+        self.mean = torch.tensor(MEAN).view(1, 3, 1, 1)
+
+    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
+        x, features = 255.0 * pictures - self.mean, {}
+        for name, weight, bias in self.convolutions:
+            if name.endswith("_1") and name != "conv1_1":
+                x = F.max_pool2d(x, 2)
+            x = F.relu(F.conv2d(x, weight, bias, padding=1))
+            layer = name.replace("conv", "relu")
+            if layer in STYLE_LAYERS:
+                features[layer] = x
+        return features
+
+
+def _gram(features: Tensor) -> Tensor:
+    n, c, h, w = features.shape
+    flat = features.view(n, c, h * w)
+    return flat @ flat.transpose(1, 2) / (c * h * w)

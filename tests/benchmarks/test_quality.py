@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from nst_bench import report
+from nst_bench.cli import app
+from nst_bench.suites import quality
+from nst_bench.suites.quality import _worth, border_levels, lattice_levels, warping_error
+from nst_core.errors import InputError
+from nst_trainer.checkpoint import Checkpoint, save
+from nst_trainer.networks import Johnson, Ulyanov
+
+
+def test_worth_is_the_first_iteration_at_or_below() -> None:
+    assert _worth([5.0, 3.0, 2.0, 2.5], 3.0) == 2
+    assert _worth([5.0, 3.0, 2.0, 2.5], 2.9) == 3
+    assert _worth([5.0, 3.0], 1.0) is None
+
+
+def test_a_steady_painter_has_no_warping_error_but_the_noise() -> None:
+    """Painting nothing leaves the noise of both frames: 2 sqrt(2) levels. Noise of its own adds to it."""
+    picture = torch.rand(1, 3, 96, 96) * 0.8 + 0.1
+    assert warping_error(lambda x: x, picture) == pytest.approx(2.0 * 2**0.5, rel=0.05)
+    assert warping_error(lambda x: 0.5 * x, picture) == pytest.approx(2**0.5, rel=0.05)
+
+    def flickering(x: Tensor) -> Tensor:
+        return x + torch.rand(1) * 0.2
+
+    torch.manual_seed(0)
+    assert warping_error(flickering, picture) > 10
+
+
+def test_a_grid_and_a_frame_are_seen() -> None:
+    flat = torch.full((1, 3, 64, 64), 0.5)
+    assert lattice_levels(flat) == 0
+    assert border_levels(flat) == pytest.approx(0, abs=1e-3)
+    flat[:, :, ::4, ::4] += 16 / 255  # one phase of sixteen: a deviation of 16 * sqrt(15) / 16
+    assert lattice_levels(flat) == pytest.approx(15**0.5, rel=1e-3)
+    framed = torch.full((1, 3, 64, 64), 0.5)
+    framed[:, :, [0, -1]] += 20 / 255
+    framed[:, :, :, [0, -1]] = 0.5 + 20 / 255
+    assert border_levels(framed) == pytest.approx(20, rel=1e-3)
+
+
+def test_the_command_measures_a_network(
+    tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that learned nothing is worth little; with several styles the picture's name chooses."""
+    monkeypatch.setattr(quality, "CURVE", 3)
+    monkeypatch.setattr(quality, "LONGEST", 4)
+    (tmp_path / "photos").mkdir()
+    for name in ("coffee", "rocket"):
+        (tmp_path / "photos" / f"{name}.jpg").symlink_to(photographs[name])
+    torch.manual_seed(0)
+    save(Checkpoint(Johnson(width=0.125, styles=2), ("chelsea", "other")), tmp_path / "two.pth")
+    command = [
+        "quality",
+        str(tmp_path / "two.pth"),
+        "--photos",
+        str(tmp_path / "photos"),
+        "-o",
+        str(tmp_path / "q.json"),
+    ]
+    result = CliRunner().invoke(app, [*command, "--style", str(photographs["chelsea"])])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout.splitlines()[-1])
+    assert document == report.read(tmp_path / "q.json")
+    assert [row["photo"] for row in document["photos"]] == ["coffee.jpg", "rocket.jpg"]
+    for row in document["photos"]:
+        assert row["loss"] == pytest.approx(row["content"] + row["style"] + row["total_variation"])
+        assert row["style"] == pytest.approx(sum(row["style_by_layer"].values()))
+    assert document["worth"]["median"] <= 4
+    assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
+    assert "iterations** of the optimisation at 256²" in report.markdown(document)
+    wrong = CliRunner().invoke(app, [*command, "--style", str(photographs["rocket"])])
+    assert wrong.exit_code == 1
+    assert "no style 'rocket'; the checkpoint has chelsea, other" in wrong.stderr
+
+
+def test_a_texture_network_has_nothing_to_compare() -> None:
+    with pytest.raises(InputError, match="paints no photographs"):
+        quality.painter(Checkpoint(Ulyanov(texture=True), ("t",)), "t")

@@ -1,0 +1,57 @@
+"""Checkpoints of others: `TransformerNet` of pytorch/examples' fast_neural_style (mosaic.pth, candy.pth, ...).
+
+The same network as `Johnson` at width 1 with three differences, each taken into the weights exactly:
+its pixels are 0-255 and not centred, its convolutions have biases that the normalisation after
+them removes, and its last layer is linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from nst_trainer.networks import Johnson
+
+RESIDUAL_BLOCKS = 5
+OLD_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Of files saved before PyTorch 0.4; instance normalisation never used them."""
+
+
+def is_transformer_net(document: Any) -> bool:
+    """Whether a loaded file looks like a state dict of `TransformerNet`."""
+    return isinstance(document, Mapping) and "conv1.conv2d.weight" in document and "deconv3.conv2d.bias" in document
+
+
+def from_transformer_net(document: Mapping[str, Tensor]) -> Johnson:
+    """The network of a `TransformerNet` state dict, with or without its old statistics.
+
+    Its layers are conv1-conv3 with in1-in3, res1-res5 and deconv1-deconv3 with in4 and in5. Raises
+    `KeyError` for a layer that is missing and `RuntimeError` for one that does not fit.
+    """
+    theirs = {key: value.float() for key, value in document.items() if not key.endswith(OLD_STATISTICS)}
+    ours: dict[str, Tensor] = {}
+
+    def take(convolution: str, norm: str, target: str) -> None:
+        ours[f"{target}.convolution.weight"] = theirs.pop(f"{convolution}.conv2d.weight")
+        theirs.pop(f"{convolution}.conv2d.bias")  # a constant a channel: the normalisation removes it
+        for name in ("weight", "bias"):
+            ours[f"{target}.norm.{name}"] = theirs.pop(f"{norm}.{name}")[None]
+
+    for number in range(3):
+        take(f"conv{number + 1}", f"in{number + 1}", f"encoder.{number}")
+    for number in range(RESIDUAL_BLOCKS):
+        for part, name in ((1, "first"), (2, "second")):
+            take(f"res{number + 1}.conv{part}", f"res{number + 1}.in{part}", f"residual.{number}.{name}")
+    for number in range(2):
+        take(f"deconv{number + 1}", f"in{number + 4}", f"decoder.{number}")
+    # 0-255 is 127.5 (x + 1) of our centred x; the 1 is again a constant a channel.
+    ours["encoder.0.convolution.weight"] *= 127.5
+    ours["last.weight"] = theirs.pop("deconv3.conv2d.weight") / 255.0
+    ours["last.bias"] = theirs.pop("deconv3.conv2d.bias") / 255.0
+    if theirs:
+        raise KeyError(f"unknown layers {', '.join(sorted(theirs)[:3])}")
+    network = Johnson(width=len(ours["encoder.0.convolution.weight"]) / 32, bounded=False)
+    network.load_state_dict(ours)
+    return network

@@ -1,0 +1,80 @@
+"""What every network shares: one set of convolutions, a normalisation for each style.
+
+Dumoulin, Shlens and Kudlur 2017, *A Learned Representation for Artistic Style*, section 2.2: all
+that a style needs of its own are the scales and shifts after the normalisations.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConditionalInstanceNorm(nn.Module):
+    """Instance normalisation (Ulyanov et al. 2016) with a scale and a shift for each style (equation 5).
+
+    `weight` and `bias` are `[S, C]` for S styles and C channels.
+    """
+
+    def __init__(self, channels: int, styles: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(styles, channels))
+        self.bias = nn.Parameter(torch.zeros(styles, channels))
+
+    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
+        """`[N, C, H, W]` to the same; `mix` `[N, S]` are shares of the styles, None is the only style's.
+
+        Scales and shifts are mixed, not pictures (section 3.3).
+        """
+        if mix is None:
+            return F.instance_norm(x, weight=self.weight[0], bias=self.bias[0])
+        scale, shift = mix @ self.weight, mix @ self.bias
+        return F.instance_norm(x) * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+class StyledNetwork(nn.Module):
+    """A network for S styles, S >= 1. Its constructor takes `styles` and gives `arguments` that make it again.
+
+    H and W of its pictures are multiples of `multiple`, from `min_side` up (pixels).
+    """
+
+    name: ClassVar[str]
+    multiple: int
+    min_side: int
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.arguments = arguments
+
+    @property
+    def styles(self) -> int:
+        """How many styles it knows."""
+        count: int = self.arguments["styles"]
+        return count
+
+    def forward(self, pictures: Tensor, mix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """RGB `[N, 3, H, W]` in [0, 1] to the stylised pictures of the same shape.
+
+        `mix` `[N, S]`, rows that sum to 1, may be left out for one style. `generator` is where a
+        network that takes noise draws it; without one it takes none.
+        """
+        raise NotImplementedError
+
+    def norms(self) -> list[ConditionalInstanceNorm]:
+        """The layers that hold what a style has of its own."""
+        return [module for module in self.modules() if isinstance(module, ConditionalInstanceNorm)]
+
+    def with_styles(self, more: int) -> Self:
+        """A copy that knows `more` styles besides; each begins as the mean of those that are there."""
+        grown = type(self)(**(self.arguments | {"styles": self.styles + more}))
+        state = self.state_dict()
+        own = {id(values) for norm in self.norms() for values in (norm.weight, norm.bias)}
+        for key, values in self.named_parameters():
+            if id(values) in own:
+                mean = values.detach().mean(dim=0, keepdim=True)
+                state[key] = torch.cat([values.detach(), mean.expand(more, -1)])
+        grown.load_state_dict(state)
+        return grown

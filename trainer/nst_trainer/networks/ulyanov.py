@@ -1,0 +1,113 @@
+"""The texture network of Ulyanov, Lebedev, Vedaldi and Lempitsky 2016 (*Texture Networks*, section 4, figure 2).
+
+A pyramid: noise (and for stylisation the photograph) at several sizes, each through a block of
+convolutions, joined from coarse to fine.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nst_trainer.networks.styled import ConditionalInstanceNorm, StyledNetwork
+
+Padding = Literal["reflect", "circular"]
+
+NOISE = 3
+"""Channels of noise at every size, as many as the photograph has."""
+
+
+class ConvolutionBlock(nn.Module):
+    """3x3, 3x3 and 1x1 convolutions, each normalised and with a leaky ReLU (section 4.1).
+
+    Deviation: instance instead of batch normalisation, the same authors' later finding ("Instance
+    Normalization", 2016).
+    """
+
+    def __init__(self, channels_in: int, channels: int, styles: int, padding: Padding) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            [
+                nn.Conv2d(channels_in, channels, 3, padding=1, padding_mode=padding, bias=False),
+                nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding, bias=False),
+                nn.Conv2d(channels, channels, 1, bias=False),
+            ]
+        )
+        self.normalisations = nn.ModuleList([ConditionalInstanceNorm(channels, styles) for _ in self.convolutions])
+
+    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
+        """`[N, C, H, W]` to `[N, C', H, W]`."""
+        for convolution, norm in zip(self.convolutions, self.normalisations, strict=True):
+            x = F.leaky_relu(norm(convolution(x), mix), 0.01)
+        return x
+
+
+class Join(nn.Module):
+    """The coarse features on a doubled grid beside the fine ones, each normalised first (section 4.1)."""
+
+    def __init__(self, coarse: int, fine: int, styles: int) -> None:
+        super().__init__()
+        self.coarse = ConditionalInstanceNorm(coarse, styles)
+        self.fine = ConditionalInstanceNorm(fine, styles)
+
+    def forward(self, coarse: Tensor, fine: Tensor, mix: Tensor | None) -> Tensor:
+        """`[N, C, H/2, W/2]` and `[N, C', H, W]` to `[N, C + C', H, W]`."""
+        doubled = F.interpolate(coarse, scale_factor=2.0, mode="nearest")
+        return torch.cat([self.coarse(doubled, mix), self.fine(fine, mix)], dim=1)
+
+
+class Ulyanov(StyledNetwork):
+    """A texture from noise, or with `texture` False a stylised photograph.
+
+    Five sizes for a texture and six for stylisation, eight channels more at each, as in the paper;
+    `width` scales the eight. A texture wraps around (circular convolutions, as in the paper), so it
+    tiles; a photograph is reflected at its border. 71 thousand parameters for a texture.
+    Noise is uniform in [-1/2, 1/2], the paper's [0, 1] centred, so that none, which is what is
+    served, is its mean.
+    """
+
+    name = "ulyanov"
+
+    def __init__(self, width: float = 1.0, texture: bool = False, styles: int = 1) -> None:
+        super().__init__(width=width, texture=texture, styles=styles)
+        self.texture = texture
+        scales = 5 if texture else 6
+        self.multiple = 2 ** (scales - 1)
+        self.min_side = 2 * self.multiple  # two pixels on the coarsest grid: reflection needs them
+        channels = max(4, round(8 * width))
+        padding: Padding = "circular" if texture else "reflect"
+        inputs = NOISE if texture else NOISE + 3
+        self.first = nn.ModuleList([ConvolutionBlock(inputs, channels, styles, padding) for _ in range(scales)])
+        self.joins = nn.ModuleList([Join(channels * step, channels, styles) for step in range(1, scales)])
+        self.merged = nn.ModuleList(
+            [
+                ConvolutionBlock(channels * (step + 1), channels * (step + 1), styles, padding)
+                for step in range(1, scales)
+            ]
+        )
+        self.last = nn.Conv2d(channels * scales, 3, 1)
+
+    def forward(self, pictures: Tensor, mix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """See `StyledNetwork`; values in (0, 1). Of a texture's `pictures` only the shape counts.
+
+        Deviation: the paper clips to the range of colours, a sigmoid does not lose the gradient.
+        """
+        coarsest = len(self.first) - 1
+        x = self.first[0](self._input(pictures, coarsest, generator), mix)
+        for step, (first, join, merged) in enumerate(zip(self.first[1:], self.joins, self.merged, strict=True), 1):
+            fine = first(self._input(pictures, coarsest - step, generator), mix)
+            x = merged(join(x, fine, mix), mix)
+        y: Tensor = self.last(x)
+        return torch.sigmoid(y)
+
+    def _input(self, pictures: Tensor, halvings: int, generator: torch.Generator | None) -> Tensor:
+        """Noise, and the photograph, `[N, 3 or 6, H / 2^halvings, W / 2^halvings]`."""
+        small = F.avg_pool2d(pictures, 2**halvings) if halvings else pictures
+        if generator is None:
+            noise = torch.zeros_like(small)
+        else:
+            noise = (torch.rand(small.shape, generator=generator) - 0.5).to(small)
+        return noise if self.texture else torch.cat([2.0 * small - 1.0, noise], dim=1)
