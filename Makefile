@@ -40,6 +40,8 @@ gallery: $(VENV)
 readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/results.json --readme README.md -o docs/benchmark
 	$(BIN)/nst-bench report docs/benchmark/gatys.json --readme docs/optimization.md
+	$(BIN)/nst-bench report docs/benchmark/quality.json --readme docs/training.md
+	$(BIN)/nst-bench report docs/benchmark/training.json --readme docs/training.md
 
 venv: $(VENV)
 

@@ -15,7 +15,10 @@ from nst_core.files import written_whole
 
 Document = dict[str, Any]
 
-BEGIN, END = "<!-- nst-bench: begin -->", "<!-- nst-bench: end -->"
+
+def markers(document: Document) -> tuple[str, str]:
+    """The lines of a page between which this suite's tables stand."""
+    return f"<!-- {document['schema']}: begin -->", f"<!-- {document['schema']}: end -->"
 
 
 def read(path: Path) -> Document:
@@ -246,14 +249,15 @@ def plot_quality(document: Document, path: Path) -> None:
 
 
 def inject(document: Document, readme: Path) -> None:
-    """Replace what stands between the two markers of `readme` by the document's tables."""
+    """Replace what stands between the two `markers` in `readme` by the document's tables."""
     text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise InputError(f"{readme}: lacks the lines {BEGIN} and {END}")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+    begin, end = markers(document)
+    if begin not in text or end not in text:
+        raise InputError(f"{readme}: lacks the lines {begin} and {end}")
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
     with written_whole(readme) as beside:
-        beside.write_text(f"{before}{BEGIN}\n{markdown(document)}{END}{after}")
+        beside.write_text(f"{before}{begin}\n{markdown(document)}{end}{after}")
 
 
 def headline(document: Document) -> str:

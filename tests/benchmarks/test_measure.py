@@ -51,12 +51,19 @@ def test_works_take_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "results"), [("README.md", RESULTS), ("docs/optimization.md", RESULTS.with_name("gatys.json"))]
+    ("page", "name"),
+    [
+        ("README.md", "results.json"),
+        ("docs/optimization.md", "gatys.json"),
+        ("docs/training.md", "quality.json"),
+        ("docs/training.md", "training.json"),
+    ],
 )
-def test_the_pages_tables_are_those_of_the_committed_results(page: str, results: Path) -> None:
-    text = (ROOT / page).read_text()
-    between = text.split(report.BEGIN)[1].split(report.END)[0]
-    assert between.strip() == report.markdown(report.read(results)).strip(), "run: make readme"
+def test_the_pages_tables_are_those_of_the_committed_results(page: str, name: str) -> None:
+    document = report.read(RESULTS.with_name(name))
+    begin, end = report.markers(document)
+    between = (ROOT / page).read_text().split(begin)[1].split(end)[0]
+    assert between.strip() == report.markdown(document).strip(), "run: make readme"
 
 
 def test_ratios_are_those_of_the_figures() -> None:
