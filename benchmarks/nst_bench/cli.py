@@ -155,9 +155,8 @@ def training(
     with one_line_errors("bench"):
         from nst_bench import report
         from nst_bench.suites import training as suite
-        from nst_trainer.weights import vgg16_weights
 
-        document = suite.measure(vgg16_weights(vgg), width=width, batch=batch, tick=say)
+        document = suite.measure(vgg, width=width, batch=batch, tick=say)
         console.print(Markdown(report.markdown(document)))
         with written_whole(output) as beside:
             beside.write_text(json.dumps(document, indent=1) + "\n")

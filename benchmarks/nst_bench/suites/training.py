@@ -6,10 +6,14 @@ The plain loop reads its photographs between the steps, keeps PyTorch's contiguo
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +22,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nst_bench.machine import describe
-from nst_bench.measure import interleaved, summarize
+from nst_bench.measure import summarize, timed
 from nst_core.images import open_picture, sample_photographs
 from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
+from nst_trainer.memory import reuse_freed_memory
 from nst_trainer.networks import Johnson
 from nst_trainer.photos import Photos, to_tensor
 from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import Training
 from nst_trainer.vgg import MEAN, Vgg16
-from nst_trainer.weights import CONVOLUTIONS, Weights
+from nst_trainer.weights import CONVOLUTIONS, Weights, vgg16_weights
 
 SCHEMA = "nst-bench-training/1"
 CROPS = (128, 256)
+WARM = 2
+"""Steps of each loop that are not counted."""
 
 
 def measure(
-    weights: Weights,
+    vgg: Path | None,
     *,
     width: float = 1.0,
     batch: int = 4,
@@ -41,16 +48,19 @@ def measure(
     crops: tuple[int, ...] = CROPS,
     tick: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
-    """Both loops in turn, `steps` warm steps each at each of `crops` (pixels); a document."""
+    """Both loops in turn, `steps` warm steps each at each of `crops` (pixels); a document.
+
+    Each loop runs in a process of its own, as a user has it: ours with the memory settings of `nst-train`.
+    """
     rows = []
     for crop in crops:
         settings = TrainingSettings(width=width, batch=batch, crop=crop, iterations=100 * steps)
-        with tempfile.TemporaryDirectory() as folder:
-            ours = _ours(settings, weights, Path(folder))
-            works = {"plain": plain_loop(settings, weights).__next__, "nst": ours.__next__}
-            interleaved(works, 2)
-            seconds = interleaved(works, steps)
-        figures = {name: summarize(one) for name, one in seconds.items()}
+        with _process("plain", settings, vgg) as plain, _process("nst", settings, vgg) as ours:
+            seconds: dict[str, list[float]] = {"plain": [], "nst": []}
+            for _ in range(WARM + steps):
+                for name, step in (("plain", plain), ("nst", ours)):
+                    seconds[name].append(step())
+        figures = {name: summarize(one[WARM:]) for name, one in seconds.items()}
         rate = {name: 1000.0 * batch / one.median for name, one in figures.items()}
         row = {"crop": crop, **{name: asdict(one) | {"images_per_second": rate[name]} for name, one in figures.items()}}
         rows.append(row | {"ratio": rate["nst"] / rate["plain"]})
@@ -65,8 +75,37 @@ def measure(
     }
 
 
+@contextmanager
+def _process(loop: str, settings: TrainingSettings, vgg: Path | None) -> Iterator[Callable[[], float]]:
+    """A process that runs a step of `loop` when it is told to, and says how many seconds it took."""
+    spawning = multiprocessing.get_context("spawn")
+    here, there = spawning.Pipe()
+    process = spawning.Process(target=_serve, args=(loop, settings, vgg, there), daemon=True)
+    process.start()
+
+    def step() -> float:
+        here.send(True)
+        seconds: float = here.recv()
+        return seconds
+
+    try:
+        yield step
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _serve(loop: str, settings: TrainingSettings, vgg: Path | None, orders: Connection) -> None:
+    weights = vgg16_weights(vgg)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = plain_loop(settings, weights) if loop == "plain" else _ours(settings, weights, Path(folder))
+        while orders.recv():
+            orders.send(timed(partial(next, steps)))
+
+
 def _ours(settings: TrainingSettings, weights: Weights, folder: Path) -> Iterator[object]:
     """The steps of a real training at its full crops, which are the last part of its plan."""
+    reuse_freed_memory()
     training = Training([sample_photographs()[0]], None, folder / "a.pth", Vgg16(weights), settings)
     training.state.iteration = int(0.86 * settings.iterations)
     return training.steps()

@@ -29,10 +29,19 @@ class ConditionalInstanceNorm(nn.Module):
 
         Scales and shifts are mixed, not pictures (section 3.3).
         """
+        # A group of one channel is an instance. In training this kernel saves the copies of the other, which
+        # leaves channels-last; the exporter knows the other one.
+        channels = x.shape[1]
         if mix is None:
-            return F.instance_norm(x, weight=self.weight[0], bias=self.bias[0])
+            weight, bias = self.weight[0], self.bias[0]
+            return (
+                F.group_norm(x, channels, weight, bias)
+                if self.training
+                else F.instance_norm(x, None, None, weight, bias)
+            )
+        normal = F.group_norm(x, channels) if self.training else F.instance_norm(x)
         scale, shift = mix @ self.weight, mix @ self.bias
-        return F.instance_norm(x) * scale[:, :, None, None] + shift[:, :, None, None]
+        return normal * scale[:, :, None, None] + shift[:, :, None, None]
 
 
 class StyledNetwork(nn.Module):
