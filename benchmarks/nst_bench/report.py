@@ -107,26 +107,29 @@ def _result(result: Document) -> str:
 def _quality(document: Document) -> str:
     """What a network is worth in iterations of the optimisation (`nst-bench quality`)."""
     model, worth, size = document["model"], document["worth"], document["size"]
-    rows = document["photos"]
+    rows, in_range = document["photos"], document["worth_in_range"]
     low, high = worth["quartiles"]
     lines = [
         f"`{model['name']}` ({model['network']}, width {model['width']:g}, {model['parameters']:,} parameters) in the "
         f"style of {model['style']} is worth **{worth['median']:.0f} iterations** of the optimisation at {size}² "
         f"(median of {len(rows)} photographs; half of them {low:.0f}-{high:.0f}, "
-        f"all {worth['minimum']}-{worth['maximum']}).",
+        f"all {worth['minimum']}-{worth['maximum']}), or {in_range['median']:.0f} "
+        f"({in_range['minimum']}-{in_range['maximum']}) if the optimisation's pictures, too, are cut to the range of "
+        "colours that a file can hold.",
         "",
         _row(
             [
-                *("photograph", "worth", "loss", "content", "style", *rows[0]["style_by_layer"]),
+                *("photograph", "worth", "in range", "loss", "content", "style", *rows[0]["style_by_layer"]),
                 *("total variation", "warping error", "lattice", "border"),
             ]
         ),
-        _row(["---", *["---:"] * (8 + len(rows[0]["style_by_layer"]))]),
+        _row(["---", *["---:"] * (9 + len(rows[0]["style_by_layer"]))]),
     ]
     for one in rows:
         losses = [one["loss"], one["content"], one["style"], *one["style_by_layer"].values(), one["total_variation"]]
         levels = [one["warping_error"], one["lattice"], one["border"]]
-        cells = [one["photo"], str(one["worth"] or f"> {quality.LONGEST}")]
+        worths = [str(one[name] or f"> {one['iterations']}") for name in ("worth", "worth_in_range")]
+        cells = [one["photo"], *worths]
         lines.append(_row([*cells, *(f"{value:.3f}" for value in losses), *(f"{value:.2f}" for value in levels)]))
     return "\n".join([*lines, "", "Losses are weighted as in training; the last three are levels of 255.", ""])
 
@@ -234,6 +237,8 @@ def plot_quality(document: Document, path: Path) -> None:
     axes.plot(numbers, np.median(curves, axis=0), color="C0", label="optimisation from noise (median)")
     axes.fill_between(numbers, curves.min(axis=0), curves.max(axis=0), color="C0", alpha=0.2, linewidth=0)
     losses = [one["loss"] for one in rows]
+    cut = np.array([one["curve_in_range"][: quality.CURVE] for one in rows])
+    axes.plot(numbers, np.median(cut, axis=0), color="C0", linestyle="--", label="the same, cut to the range (median)")
     axes.axhline(float(np.median(losses)), color="C1", label=f"{document['model']['name']}, one pass (median)")
     axes.axhspan(min(losses), max(losses), color="C1", alpha=0.2, linewidth=0)
     axes.axvline(worth["median"], color="0.6", linestyle=":", label=f"worth {worth['median']:.0f} iterations (median)")

@@ -73,6 +73,8 @@ def test_the_command_measures_a_network(
     for row in document["photos"]:
         assert row["loss"] == pytest.approx(row["content"] + row["style"] + row["total_variation"])
         assert row["style"] == pytest.approx(sum(row["style_by_layer"].values()))
+        assert len(row["curve"]) == len(row["curve_in_range"]) == 3
+        assert row["curve"][0] == pytest.approx(row["curve_in_range"][0])  # noise is within the range
     assert document["worth"]["median"] <= 4
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
     assert "iterations** of the optimisation at 256²" in report.markdown(document)

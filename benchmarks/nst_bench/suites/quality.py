@@ -60,9 +60,9 @@ def measure(
         picture = fitted(open_picture(photo), size, size)
         run = Run(to_tensor(picture), [painting], settings, weights)
         row = {"photo": photo.name, **_losses(run, paint), **appearance(paint, picture)}
-        curve = _curve(run, row["loss"])
-        row |= {"worth": _worth(curve, row["loss"]), "curve": curve[:CURVE]}
-        rows.append(row)
+        curve, in_range = _curves(run, row["loss"])
+        row |= {"worth": _worth(curve, row["loss"]), "worth_in_range": _worth(in_range, row["loss"])}
+        rows.append(row | {"curve": curve[:CURVE], "curve_in_range": in_range[:CURVE], "iterations": len(curve)})
         tick(f"{photo.name}: loss {row['loss']:.3f}, worth {row['worth'] or f'more than {LONGEST}'}")
     worths = [row["worth"] or LONGEST for row in rows]
     return {
@@ -77,12 +77,8 @@ def measure(
             "parameters": parameters(checkpoint.network),
         },
         "size": size,
-        "worth": {
-            "median": float(np.median(worths)),
-            "quartiles": np.percentile(worths, [25, 75]).tolist(),
-            "minimum": min(worths),
-            "maximum": max(worths),
-        },
+        "worth": _spread(worths),
+        "worth_in_range": _spread([row["worth_in_range"] or row["iterations"] for row in rows]),
         "photos": rows,
     }
 
@@ -128,12 +124,30 @@ def _losses(run: Run, paint: Paint) -> dict[str, Any]:
     }
 
 
-def _curve(run: Run, goal: float) -> list[float]:
-    """The optimisation's loss by iteration, until it is at `goal` and long enough to be drawn."""
+def _curves(run: Run, goal: float) -> tuple[list[float], list[float]]:
+    """The optimisation's loss by iteration, until it is at `goal` and long enough to be drawn.
+
+    First of the picture as it is, second of the picture with its values cut to [0, 1], as a file would hold it
+    and as Johnson et al. have it after every iteration (section 4.1); a network's result is within the range.
+    """
     seen: list[Iteration] = []
-    while run.step(seen.append) and (len(seen) < CURVE or min(one.total for one in seen) > goal):
-        pass
-    return [one.total for one in seen]
+    in_range: list[float] = []
+    while len(seen) < CURVE or min(one.total for one in seen) > goal:
+        with torch.no_grad():
+            in_range.append(run.loss(run.parameters.pixels().clamp(0.0, 1.0), run.target).total.item())
+        if not run.step(seen.append):
+            in_range.pop()
+            break
+    return [one.total for one in seen], in_range
+
+
+def _spread(worths: Sequence[int]) -> dict[str, Any]:
+    return {
+        "median": float(np.median(worths)),
+        "quartiles": np.percentile(worths, [25, 75]).tolist(),
+        "minimum": min(worths),
+        "maximum": max(worths),
+    }
 
 
 def _worth(curve: Sequence[float], goal: float) -> int | None:
