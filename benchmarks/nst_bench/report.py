@@ -111,9 +111,9 @@ def _quality(document: Document) -> str:
     low, high = worth["quartiles"]
     lines = [
         f"`{model['name']}` ({model['network']}, width {model['width']:g}, {model['parameters']:,} parameters) in the "
-        f"style of {model['style']} is worth **{worth['median']:.0f} iterations** of the optimisation at {size}² "
+        f"style of {model['style']} is worth **{worth['median']:g} iterations** of the optimisation at {size}² "
         f"(median of {len(rows)} photographs; half of them {low:.0f}-{high:.0f}, "
-        f"all {worth['minimum']}-{worth['maximum']}), or {in_range['median']:.0f} "
+        f"all {worth['minimum']}-{worth['maximum']}), or {in_range['median']:g} "
         f"({in_range['minimum']}-{in_range['maximum']}) if the optimisation's pictures, too, are cut to the range of "
         "colours that a file can hold.",
         "",
@@ -241,7 +241,7 @@ def plot_quality(document: Document, path: Path) -> None:
     axes.plot(numbers, np.median(cut, axis=0), color="C0", linestyle="--", label="the same, cut to the range (median)")
     axes.axhline(float(np.median(losses)), color="C1", label=f"{document['model']['name']}, one pass (median)")
     axes.axhspan(min(losses), max(losses), color="C1", alpha=0.2, linewidth=0)
-    axes.axvline(worth["median"], color="0.6", linestyle=":", label=f"worth {worth['median']:.0f} iterations (median)")
+    axes.axvline(worth["median"], color="0.6", linestyle=":", label=f"worth {worth['median']:g} iterations (median)")
     axes.set_yscale("log")
     axes.set_xlabel("iterations of L-BFGS")
     axes.set_ylabel("loss, weighted as in training")
