@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markdown import Markdown
@@ -84,7 +84,6 @@ def gatys(
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench import report
         from nst_bench.suites import gatys as suite
         from nst_trainer.memory import reuse_freed_memory
         from nst_trainer.weights import vgg16_weights
@@ -94,10 +93,7 @@ def gatys(
         document = suite.measure(
             vgg16_weights(vgg), sizes=sizes, result_size=size, result_iterations=iterations, style=style, tick=say
         )
-        console.print(Markdown(report.markdown(document)))
-        with written_whole(output) as beside:
-            beside.write_text(json.dumps(document, indent=1) + "\n")
-        typer.echo(json.dumps(document))
+        _finish(document, output)
 
 
 @app.command()
@@ -131,12 +127,9 @@ def quality(
             size=512 if full else 256,
             tick=say,
         )
-        console.print(Markdown(report.markdown(document)))
-        with written_whole(output) as beside:
-            beside.write_text(json.dumps(document, indent=1) + "\n")
         with written_whole(output.with_suffix(".png")) as beside:
             report.plot_quality(document, beside)
-        typer.echo(json.dumps(document))
+        _finish(document, output)
 
 
 @app.command()
@@ -153,14 +146,10 @@ def training(
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench import report
         from nst_bench.suites import training as suite
 
         document = suite.measure(vgg, width=width, batch=batch, tick=say)
-        console.print(Markdown(report.markdown(document)))
-        with written_whole(output) as beside:
-            beside.write_text(json.dumps(document, indent=1) + "\n")
-        typer.echo(json.dumps(document))
+        _finish(document, output)
 
 
 @app.command()
@@ -182,3 +171,13 @@ def report(
             drawing.write(document, output)
         if not readme and not output:
             console.print(Markdown(drawing.markdown(document)))
+
+
+def _finish(document: dict[str, Any], output: Path) -> None:
+    """The tables on the screen, the document in its file and on stdout."""
+    from nst_bench import report
+
+    with written_whole(output) as beside:
+        beside.write_text(json.dumps(document, indent=1) + "\n")
+    console.print(Markdown(report.markdown(document)))
+    typer.echo(json.dumps(document))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ import torch
 from nst_bench.measure import timed
 
 PACKAGES = ("nst", "torch", "onnxruntime-openvino", "onnxruntime", "tritonclient", "numpy")
+
+
+def header(schema: str) -> dict[str, Any]:
+    """What every results document begins with: its schema, when, and on what machine."""
+    return {"schema": schema, "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": describe()}
 
 
 def describe() -> dict[str, Any]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nst_bench.machine import describe, matrix_product_rate
+from nst_bench.machine import header, matrix_product_rate
 from nst_bench.measure import summarize
 from nst_core.images import fitted, open_picture, sample_photographs
 from nst_trainer.optimize import Iteration, Run, optimize
@@ -74,9 +73,7 @@ def measure(
         )
         tick(f"{size} x {size}: {summary.median:.0f} ms")
     return {
-        "schema": SCHEMA,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": describe(),
+        **header(SCHEMA),
         "iterations": rows,
         "result": _result(weights, result_size, result_iterations, style, tick),
     }

@@ -7,7 +7,6 @@ the network's grid shows, whether there is a frame at the border.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst_bench.machine import describe
+from nst_bench.machine import header
 from nst_bench.suites.speedup import baseline
 from nst_core.errors import InputError
 from nst_core.images import Picture, fitted, open_picture
@@ -66,9 +65,7 @@ def measure(
         tick(f"{photo.name}: loss {row['loss']:.3f}, worth {row['worth'] or f'more than {LONGEST}'}")
     worths = [row["worth"] or LONGEST for row in rows]
     return {
-        "schema": SCHEMA,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": describe(),
+        **header(SCHEMA),
         "model": {
             "name": name,
             "style": style.name,

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst_bench.machine import describe
+from nst_bench.machine import header
 from nst_bench.measure import summarize, timed
 from nst_core.images import open_picture, sample_photographs
 from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
@@ -66,9 +65,7 @@ def measure(
         rows.append(row | {"ratio": rate["nst"] / rate["plain"]})
         tick(f"{crop} x {crop}: {rate['nst']:.2f} against {rate['plain']:.2f} images a second")
     return {
-        "schema": SCHEMA,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": describe(),
+        **header(SCHEMA),
         "width": width,
         "batch": batch,
         "crops": rows,
