@@ -1,0 +1,20 @@
+"""Run by torchrun in a test: the gradients of a training's first step, written by the process that leads."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from nst_trainer.parallel import team
+from nst_trainer.settings import TrainingSettings
+from nst_trainer.training import Training
+from nst_trainer.vgg import Vgg16
+from nst_trainer.weights import vgg16_weights
+
+style, photos, output = map(Path, sys.argv[1:])
+with team() as processes:
+    settings = TrainingSettings(width=0.125, crop=64, batch=4, iterations=3, style_size=128)
+    training = Training([style], photos, output, Vgg16(vgg16_weights()), settings, team=processes)
+    next(training.steps())
+    if processes.leads:
+        torch.save({name: one.grad for name, one in training.state.network.named_parameters()}, output)
