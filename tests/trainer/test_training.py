@@ -375,7 +375,7 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, painti
 
     def sample(network: Ulyanov, seed: int) -> torch.Tensor:
         with torch.no_grad():
-            return network(empty, None, torch.Generator().manual_seed(seed))
+            return network(empty, None, network.draw_noise(empty, torch.Generator().manual_seed(seed)))
 
     loss = PerceptualLoss(vgg, to_tensor(open_picture(paintings["red"], max_side=128)), settings.loss_weights)
     with torch.no_grad():

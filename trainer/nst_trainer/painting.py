@@ -110,7 +110,8 @@ def sample_texture(checkpoint: Path, output: Path, shape: tuple[int, int], seed:
     if not network.arguments.get("texture"):
         raise InputError(f"{checkpoint} paints photographs; a texture network is trained with --arch ulyanov --texture")
     height, width = (max(network.min_side, -(-side // network.multiple) * network.multiple) for side in shape)
-    texture = network(torch.zeros(1, 3, height, width), None, torch.Generator().manual_seed(seed))
+    empty = torch.zeros(1, 3, height, width)
+    texture = network(empty, None, network.draw_noise(empty, torch.Generator().manual_seed(seed)))
     save_picture(to_picture(texture[:, :, : shape[0], : shape[1]]), output)
 
 

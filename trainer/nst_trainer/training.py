@@ -242,7 +242,7 @@ class Training:
         generator = noise(settings.seed * 1_000_003 + self.state.iteration * self.team.size + self.team.rank)
         network.train()
         with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.team.device.type == "cuda"):
-            painted = network(pictures, mix, generator)
+            painted = network(pictures, mix, network.draw_noise(pictures, generator))
         painted = painted.float()
         target = {} if settings.texture else self.loss.content_target(pictures)
         losses = self.loss(painted, target, numbers)

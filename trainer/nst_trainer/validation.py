@@ -45,7 +45,8 @@ class Validation:
         painted = []
         for number, ((photograph, style), target) in enumerate(zip(self.checks, self.targets, strict=True)):
             numbers = torch.tensor([style], device=photograph.device)
-            picture = network(photograph, one_hot(numbers, network.styles), noise(number)).clamp(0.0, 1.0)
+            grain = network.draw_noise(photograph, noise(number))
+            picture = network(photograph, one_hot(numbers, network.styles), grain).clamp(0.0, 1.0)
             losses = self.loss(picture, target, numbers - self.first)
             for term in sums:
                 sums[term] += getattr(losses, term).item() / len(self.checks)

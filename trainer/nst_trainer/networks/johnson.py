@@ -5,6 +5,8 @@ With the improvements that everybody has since accepted, each named where it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,7 +86,7 @@ class Johnson(StyledNetwork):
         )
         self.last = nn.Conv2d(fine, 3, ends, padding=ends // 2, padding_mode="reflect")
 
-    def forward(self, pictures: Tensor, mix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, pictures: Tensor, mix: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
         """See `StyledNetwork`; values in (0, 1) if `bounded`. It takes no noise.
 
         The scaled tanh of the paper's table 1 gives 0-255; here it gives 0-1.

@@ -6,6 +6,7 @@ that a style needs of its own are the scales and shifts after the normalisations
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -64,13 +65,17 @@ class StyledNetwork(nn.Module):
         count: int = self.arguments["styles"]
         return count
 
-    def forward(self, pictures: Tensor, mix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, pictures: Tensor, mix: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
         """RGB `[N, 3, H, W]` in [0, 1] to the stylised pictures of the same shape.
 
-        `mix` `[N, S]`, rows that sum to 1, may be left out for one style. `generator` is where a
-        network that takes noise draws it; without one it takes none.
+        `mix` `[N, S]`, rows that sum to 1, may be left out for one style; `noise` is what `draw_noise` gives,
+        or nothing.
         """
         raise NotImplementedError
+
+    def draw_noise(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Noise for `pictures` `[N, 3, H, W]`, if the network takes any; one generator state, one noise."""
+        return []
 
     def norms(self) -> list[ConditionalInstanceNorm]:
         """The layers that hold what a style has of its own."""

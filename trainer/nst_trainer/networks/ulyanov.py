@@ -6,6 +6,7 @@ convolutions, joined from coarse to fine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -90,24 +91,33 @@ class Ulyanov(StyledNetwork):
         )
         self.last = nn.Conv2d(channels * scales, 3, 1)
 
-    def forward(self, pictures: Tensor, mix: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, pictures: Tensor, mix: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
         """See `StyledNetwork`; values in (0, 1). Of a texture's `pictures` only the shape counts.
 
         Deviation: the paper clips to the range of colours, a sigmoid does not lose the gradient.
         """
-        coarsest = len(self.first) - 1
-        x = self.first[0](self._input(pictures, coarsest, generator), mix)
-        for step, (first, join, merged) in enumerate(zip(self.first[1:], self.joins, self.merged, strict=True), 1):
-            fine = first(self._input(pictures, coarsest - step, generator), mix)
-            x = merged(join(x, fine, mix), mix)
+        inputs = self._inputs(pictures, noise)
+        x = self.first[0](inputs[0], mix)
+        for first, join, merged, fine in zip(self.first[1:], self.joins, self.merged, inputs[1:], strict=True):
+            x = merged(join(x, first(fine, mix), mix), mix)
         y: Tensor = self.last(x)
         return torch.sigmoid(y)
 
-    def _input(self, pictures: Tensor, halvings: int, generator: torch.Generator | None) -> Tensor:
-        """Noise, and the photograph, `[N, 3 or 6, H / 2^halvings, W / 2^halvings]`."""
-        small = F.avg_pool2d(pictures, 2**halvings) if halvings else pictures
-        if generator is None:
-            noise = torch.zeros_like(small)
-        else:
-            noise = (torch.rand(small.shape, generator=generator) - 0.5).to(small)
-        return noise if self.texture else torch.cat([2.0 * small - 1.0, noise], dim=1)
+    def draw_noise(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """See `StyledNetwork`: `[N, 3, H / 2^k, W / 2^k]` in [-1/2, 1/2], coarse to fine."""
+        n, _, height, width = pictures.shape
+        sides = [2**halvings for halvings in reversed(range(len(self.first)))]
+        return [
+            (torch.rand(n, NOISE, height // side, width // side, generator=generator) - 0.5).to(pictures)
+            for side in sides
+        ]
+
+    def _inputs(self, pictures: Tensor, noise: Sequence[Tensor]) -> list[Tensor]:
+        """Noise, and the photograph, `[N, 3 or 6, H / 2^k, W / 2^k]`, coarse to fine."""
+        if self.texture and noise:
+            return list(noise)
+        small = [F.avg_pool2d(pictures, 2**k) if k else pictures for k in reversed(range(len(self.first)))]
+        noise = noise or [torch.zeros_like(one) for one in small]
+        if self.texture:
+            return list(noise)
+        return [torch.cat([2.0 * one - 1.0, grain], dim=1) for one, grain in zip(small, noise, strict=True)]
