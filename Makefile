@@ -42,6 +42,7 @@ readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/gatys.json --readme docs/optimization.md
 	$(BIN)/nst-bench report docs/benchmark/quality.json --readme docs/training.md
 	$(BIN)/nst-bench report docs/benchmark/training.json --readme docs/training.md
+	$(BIN)/nst-bench report docs/benchmark/export.json --readme docs/export.md
 
 venv: $(VENV)
 

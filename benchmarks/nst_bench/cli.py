@@ -153,6 +153,22 @@ def training(
 
 
 @app.command()
+def export(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/export.json"
+    ),
+) -> None:
+    """Measure what each rewrite of the exported graph saves, on every engine that is installed here.
+
+    The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.suites import export as suite
+
+        _finish(suite.measure(tick=say), output)
+
+
+@app.command()
 def report(
     results: Annotated[Path, typer.Argument(help="A results.json of nst-bench.")],
     readme: Annotated[Path | None, typer.Option(help="Put the tables between this file's markers.")] = None,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.suites import gatys, quality, training
+from nst_bench.suites import export, gatys, quality, training
 from nst_bench.suites.speedup import GATYS, SCHEMA
 from nst_core.errors import InputError
 from nst_core.files import written_whole
@@ -153,6 +153,33 @@ def _training(document: Document) -> str:
     return "\n".join([*lines, ""])
 
 
+def _export(document: Document) -> str:
+    """What the rewrites of an exported graph save (`nst-bench export`)."""
+    rows = document["rows"]
+    forms = list(dict.fromkeys(one["form"] for one in rows))
+    lines = [
+        *_machine(document),
+        "",
+        "Milliseconds (median of warm runs) and, in bold, the share of the plain export's time:",
+        "",
+        _row(["engine", "width", "size", *forms]),
+        _row(["---", "---:", "---:", *["---:"] * len(forms)]),
+    ]
+    for engine, width, size in dict.fromkeys((one["engine"], one["width"], one["size"]) for one in rows):
+        own = [one for one in rows if (one["engine"], one["width"], one["size"]) == (engine, width, size)]
+        cells = [
+            f"{one['median']:.0f}"
+            + ("" if one["form"] == export.PLAIN else f", **{one['ratio']:.2f}**")
+            + (" unstable" if one["unstable"] else "")
+            for one in own
+        ]
+        lines.append(_row([engine, f"{width:g}", f"{size}²", *cells]))
+    largest = max(one["size"] for one in rows)
+    shown = [one for one in rows if one["size"] == largest and one["engine"] == rows[0]["engine"]]
+    flop = "; ".join(f"width {one['width']:g} {one['form']} {one['gflop']:.1f}" for one in shown)
+    return "\n".join([*lines, "", f"Arithmetic of the convolutions at {largest}², GFLOP: {flop}.", ""])
+
+
 def _speedup(document: Document) -> str:
     """The served network against the optimisation (`nst-bench`)."""
     model = document["model"]
@@ -294,5 +321,11 @@ def _seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:,.0f} s"
 
 
-TABLES = {SCHEMA: _speedup, gatys.SCHEMA: _optimization, quality.SCHEMA: _quality, training.SCHEMA: _training}
+TABLES = {
+    SCHEMA: _speedup,
+    gatys.SCHEMA: _optimization,
+    quality.SCHEMA: _quality,
+    training.SCHEMA: _training,
+    export.SCHEMA: _export,
+}
 """How a document of each schema is shown."""

@@ -48,7 +48,8 @@ class StyleClient:
         model/style where another has the same name.
         """
         parameters = {model: self._transport.parameters(model) for model in self._transport.models()}
-        named = {model: own["styles"].split(",") for model, own in parameters.items() if "styles" in own}
+        paints = {model for model, own in parameters.items() if own.get("purpose", "style") == "style"}
+        named = {model: parameters[model]["styles"].split(",") for model in paints if "styles" in parameters[model]}
         self._styles = {}
         for model, names in sorted(named.items(), key=lambda one: (len(one[1]) > 1, one[0])):
             limits = {

@@ -1,6 +1,7 @@
 """Triton's model repository (contract 3): versions and configs, written beside and renamed.
 
-The config is built and read with Triton's own `ModelConfig` message, never as a string.
+The config is made from the exported graph, and written and read with Triton's own `ModelConfig` message, never as
+a string.
 """
 
 from __future__ import annotations
@@ -8,18 +9,23 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+import torch
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import InferenceServerException
 
 from nst_core.errors import InputError
 from nst_core.files import written_whole
-from nst_export.served import INPUT, OUTPUT, STYLE_WEIGHTS
-from nst_export.verify import ExportError
+from nst_export.errors import ExportError
+from nst_export.rewrite import Engine
+from nst_export.served import STATISTICS, STYLE_WEIGHTS, TensorSpec
 
 MAX_BATCH = 8
 MAX_PIXELS = 4096 * 2160
@@ -29,15 +35,31 @@ width 1 and 8.5 GiB through ONNX Runtime's own provider."""
 WARM_SIZES = ((256, 256), (512, 512))
 """(height, width) that are warm before the model counts as ready."""
 
+TYPES = {torch.uint8: model_config_pb2.TYPE_UINT8, torch.float32: model_config_pb2.TYPE_FP32}
+
+PATIENCE = 120.0
+"""Seconds that `load` waits for a server."""
+
 
 @dataclass(frozen=True)
 class Serving:
-    """How a model is to be served. instances x threads = cores, or the instances fight over them."""
+    """How a model is to be served. instances x threads = cores, or the instances fight over them.
+
+    `engine` is what runs it; `file` is `model.onnx`, or `model.plan` for an engine of TensorRT. `parameters` are
+    for clients, besides the styles and the limits.
+    """
 
     styles: tuple[str, ...]
     cores: int
     instances: int = 1
     min_side: int = 16
+    multiple: int = 4
+    max_batch: int = MAX_BATCH
+    max_pixels: int = MAX_PIXELS
+    engine: Engine = "cpu"
+    precision: Literal["fp32", "fp16"] = "fp32"
+    file: str = "model.onnx"
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def threads(self) -> int:
@@ -45,75 +67,178 @@ class Serving:
         return max(1, self.cores // self.instances)
 
 
-def config(name: str, serving: Serving) -> model_config_pb2.ModelConfig:
-    """The `config.pbtxt` of a style model as a message: contract 1's tensors, batching, warm-up."""
-    message = model_config_pb2.ModelConfig(name=name, backend="onnxruntime", max_batch_size=MAX_BATCH)
-    message.input.add(name=INPUT, data_type=model_config_pb2.TYPE_UINT8, dims=[-1, -1, 3])
-    if len(serving.styles) > 1:
-        message.input.add(name=STYLE_WEIGHTS, data_type=model_config_pb2.TYPE_FP32, dims=[len(serving.styles)])
-    message.output.add(name=OUTPUT, data_type=model_config_pb2.TYPE_UINT8, dims=[-1, -1, 3])
+def config(
+    name: str, inputs: Sequence[TensorSpec], output: TensorSpec, serving: Serving
+) -> model_config_pb2.ModelConfig:
+    """The `config.pbtxt` of a model as a message: its tensors, batching, instances, engine, limits and warm-up."""
+    backend = "onnxruntime" if serving.file.endswith(".onnx") else "tensorrt"
+    message = model_config_pb2.ModelConfig(name=name, backend=backend, max_batch_size=serving.max_batch)
+    for spec in inputs:
+        message.input.add(name=spec.name, data_type=TYPES[spec.dtype], dims=_dims(spec))
+    message.output.add(name=output.name, data_type=TYPES[output.dtype], dims=_dims(output))
     message.dynamic_batching.SetInParent()  # take what waits as one batch; wait for nobody
-    message.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=serving.instances)
-    message.optimization.execution_accelerators.cpu_execution_accelerator.add(name="openvino")
-    message.parameters["intra_op_thread_count"].string_value = str(serving.threads)
-    message.parameters["styles"].string_value = ",".join(serving.styles)
-    message.parameters["min_side"].string_value = str(serving.min_side)
-    message.parameters["max_pixels"].string_value = str(MAX_PIXELS)
+    _place(message, serving)
+    parameters = {
+        "styles": ",".join(serving.styles),
+        "min_side": str(serving.min_side),
+        "max_pixels": str(serving.max_pixels),
+        **serving.parameters,
+    }
+    for key, value in parameters.items():
+        message.parameters[key].string_value = value
     for height, width in WARM_SIZES:
-        warmup = message.model_warmup.add(name=f"{height}x{width}", batch_size=1)
-        warmup.inputs[INPUT].data_type = model_config_pb2.TYPE_UINT8
-        warmup.inputs[INPUT].dims.extend([height, width, 3])
-        warmup.inputs[INPUT].random_data = True
-        if len(serving.styles) > 1:
-            warmup.inputs[STYLE_WEIGHTS].data_type = model_config_pb2.TYPE_FP32
-            warmup.inputs[STYLE_WEIGHTS].dims.append(len(serving.styles))
-            warmup.inputs[STYLE_WEIGHTS].zero_data = True
+        _add_warmup(message, inputs, height, width, serving.multiple)
     return message
 
 
-def publish(model: Path, name: str, repository: Path, serving: Serving) -> Path:
-    """Put the verified ONNX file `model` into the repository as the next version; return its folder.
+def _place(message: model_config_pb2.ModelConfig, serving: Serving) -> None:
+    """Instances on the CPU's cores or on the GPU, and what runs the graph there."""
+    accelerators = message.optimization.execution_accelerators
+    if serving.engine == "cpu":
+        message.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=serving.instances)
+        message.parameters["intra_op_thread_count"].string_value = str(serving.threads)
+        accelerators.cpu_execution_accelerator.add(name="openvino")
+        return
+    message.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=serving.instances)
+    if message.backend == "onnxruntime" and serving.engine == "tensorrt":
+        tensorrt = accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        tensorrt.parameters["precision_mode"] = serving.precision.upper()
+        tensorrt.parameters["trt_engine_cache_enable"] = "true"
+    elif message.backend == "onnxruntime":
+        accelerators.gpu_execution_accelerator.add(name="cuda")
 
-    Raises `ExportError` for a name that Triton would not take or a repository that cannot be
-    written; nothing is half-published then.
-    """
+
+def _dims(spec: TensorSpec) -> list[int]:
+    """The sizes that Triton wants, without the batch; -1 is any."""
+    return [axis if isinstance(axis, int) else -1 for axis in spec.axes[1:]]
+
+
+def _add_warmup(
+    message: model_config_pb2.ModelConfig, inputs: Sequence[TensorSpec], height: int, width: int, multiple: int
+) -> None:
+    warmup = message.model_warmup.add(name=f"{height}x{width}", batch_size=1)
+    sides = {"H": height, "W": width, "h": height // multiple, "w": width // multiple}
+    for spec in inputs:
+        tensor = warmup.inputs[spec.name]
+        tensor.data_type = TYPES[spec.dtype]
+        tensor.dims.extend(
+            axis if isinstance(axis, int) else int(axis[:-1] or 1) * sides[axis[-1]] for axis in spec.axes[1:]
+        )
+        if spec.name in (STYLE_WEIGHTS, STATISTICS):
+            tensor.zero_data = True
+        else:
+            tensor.random_data = True
+
+
+def check_names(name: str, styles: Sequence[str]) -> None:
+    """Raise `ExportError` for a name that Triton would not take, or one of a style that clients could not write."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ExportError(f"{name!r} is no name for a served model: use letters, digits, '-', '_' and '.'")
-    if bad := [style for style in serving.styles if re.search(r"[,:]", style)]:
+    if bad := [style for style in styles if re.search(r"[,:]", style)]:
         raise ExportError(f"{bad[0]!r} is no name for a style: it has ',' or ':', which separate styles and weights")
-    text = text_format.MessageToString(config(name, serving))
+
+
+def publish(
+    files: Mapping[str, Path],
+    name: str,
+    repository: Path,
+    message: model_config_pb2.ModelConfig | None,
+    *,
+    keep: int | None = None,
+) -> Path:
+    """Put `files`, by the names they get, into the repository as the next version; return its folder.
+
+    `message` is None where no Triton reads the folder. With `keep` only so many older versions stay. Raises
+    `ExportError` for a repository that cannot be written; nothing is half-published then.
+    """
     target = repository / name
     try:
         repository.mkdir(parents=True, exist_ok=True)
         with _staged(repository) as stage:
             version = str(next_version(target))
             (stage / name / version).mkdir(parents=True)
-            shutil.copyfile(model, stage / name / version / "model.onnx")
-            (stage / name / "config.pbtxt").write_text(text)
+            for called, file in files.items():
+                shutil.copyfile(file, stage / name / version / called)
+            text = None if message is None else text_format.MessageToString(message)
+            if text is not None:
+                (stage / name / "config.pbtxt").write_text(text)
             if target.exists():
-                with written_whole(target / "config.pbtxt") as beside:
-                    beside.write_text(text)
+                # The version first: a Triton that polls in between serves it with the old config, which a new
+                # export seldom changes; the other way round it would open the old version with the new one.
                 (stage / name / version).rename(target / version)
+                if text is not None and _text(target / "config.pbtxt") != text:
+                    with written_whole(target / "config.pbtxt") as beside:
+                        beside.write_text(text)
             else:
                 (stage / name).rename(target)
+            if keep is not None:
+                _remove_older(target, int(version), keep, stage)
     except (OSError, InputError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"cannot publish {name} in {repository}: {reason}") from error
     return target / version
 
 
+def versions(folder: Path) -> list[int]:
+    """The versions of a model, oldest first; none for a folder that is not there."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.exists() else []
+
+
 def next_version(folder: Path) -> int:
     """One above the highest version there is; 1 for a new model."""
-    versions = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.exists() else []
-    return max(versions, default=0) + 1
+    return max(versions(folder), default=0) + 1
+
+
+def _remove_older(target: Path, version: int, keep: int, stage: Path) -> None:
+    """Leave `keep` versions before `version`; a removed one leaves by a rename, whole at once."""
+    older = [one for one in versions(target) if one < version]
+    for one in older[: max(0, len(older) - keep)]:
+        (target / str(one)).rename(stage / f"old-{one}")
+
+
+def _text(file: Path) -> str | None:
+    return file.read_text() if file.is_file() else None
 
 
 @contextmanager
 def _staged(repository: Path) -> Iterator[Path]:
     """A folder beside the repository (Triton takes every folder in it for a model), removed after."""
-    stage = Path(tempfile.mkdtemp(dir=repository.parent, prefix=f".{repository.name}-"))
+    stage = Path(tempfile.mkdtemp(dir=repository.resolve().parent, prefix=f".{repository.name}-"))
     stage.chmod(0o755)
     try:
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def load(url: str, name: str, version: str) -> None:
+    """Ask the server at `url` (grpc:// or http://) to load `name`, and wait until it serves `version`.
+
+    Raises `ExportError` if nobody answers, the server refuses, or it does not serve it in `PATIENCE` seconds.
+    """
+    client = _client(url)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        client.load_model(name)
+        while not client.is_model_ready(name, version):
+            if time.monotonic() > deadline:
+                raise ExportError(f"{url} does not serve version {version} of {name} after {PATIENCE:.0f} s")
+            time.sleep(0.2)
+    except (InferenceServerException, OSError) as error:
+        reason = error.message() if isinstance(error, InferenceServerException) else error
+        if "UNAVAILABLE" in str(error) or isinstance(error, OSError):
+            reason = "no server answers there"
+        raise ExportError(f"published, but {url} did not load {name}: {reason}") from error
+    finally:
+        client.close()
+
+
+def _client(url: str) -> Any:
+    scheme, _, host = url.partition("://")
+    if scheme == "grpc" and host:
+        import tritonclient.grpc as triton
+    elif scheme == "http" and host:
+        import tritonclient.http as triton
+    else:
+        raise InputError(f"--load {url!r} is no address: use grpc://host:8001 or http://host:8000")
+    return triton.InferenceServerClient(host.rstrip("/"))

@@ -2,90 +2,156 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
+from torch import nn
 
-from nst_core.errors import NstError
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
-from nst_export.served import INPUT, OUTPUT, STYLE_WEIGHTS, ServedModel
-from nst_trainer.networks import StyledNetwork
+from nst_export.errors import ExportError
+from nst_export.onnx import output, tensors
+from nst_export.served import INPUT, STATISTICS, STYLE_WEIGHTS, Exportable, TensorSpec
 
 SHAPES = ((1, 256, 256), (1, 333, 501), (1, 480, 270), (3, 128, 100), (2, 181, 255))
 """(batch, height, width): square, odd, portrait, batches of three and two, odd batch; the smallest comes to them."""
 
-MAX_LEVELS = 1
-"""Largest difference allowed in any value, in levels of 255: one is rounding."""
+PROVIDERS = {"ONNX Runtime": "CPUExecutionProvider", "OpenVINO": "OpenVINOExecutionProvider"}
+"""What may serve an ONNX file here; those that are installed are checked."""
 
-ENGINES = {"ONNX Runtime": "CPUExecutionProvider", "OpenVINO": "OpenVINOExecutionProvider"}
-"""What may serve the file on a CPU; those that are installed here are checked."""
+Feeds = dict[str, Any]
+"""Inputs by name, arrays."""
 
 
-class ExportError(NstError):
-    """A model that cannot be exported, or whose export does not agree with PyTorch."""
+@dataclass(frozen=True)
+class Limits:
+    """What may differ: `levels` of 255 in any value, and at least `psnr` dB where that is given."""
+
+    levels: int
+    psnr: float | None = None
+
+
+LIMITS = {"fp32": Limits(1), "fp16": Limits(4, 45.0)}
+"""By precision; one level is rounding."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Something that runs an exported model.
+
+    `run` gives the picture, and whether all values before they became levels were finite, where it can see that.
+    """
+
+    name: str
+    run: Callable[[Feeds], tuple[Pixels, bool | None]]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """One shape on one engine. Differences in levels of 255; `psnr` in dB, None where nothing differs."""
+    """One shape on one engine against PyTorch.
+
+    Differences in levels of 255, `quantile` the 99.9 % one; `psnr` in dB, None where nothing differs; `finite` as
+    `Engine.run` has it.
+    """
 
     engine: str
     shape: tuple[int, int, int]
     maximum: int
     mean: float
+    quantile: float
     psnr: float | None
-
-    @property
-    def passed(self) -> bool:
-        """No value is further off than rounding."""
-        return self.maximum <= MAX_LEVELS
+    finite: bool | None
+    passed: bool
 
     def summary(self) -> dict[str, Any]:
-        """For the checkpoint's and the model's papers."""
-        return {**asdict(self), "passed": self.passed}
+        """Plain data for `verification.json`."""
+        return asdict(self) | {"shape": list(self.shape)}
 
 
-def verify(model: ServedModel, path: Path) -> list[Agreement]:
-    """Compare the ONNX file with `model` on every installed CPU engine and every one of `examples`.
+def verify(model: Exportable, engines: Iterable[Engine], limits: Limits) -> list[Agreement]:
+    """Compare engines with `model` in PyTorch, on photographs of every one of `shapes`.
 
-    All checks run; then an `ExportError` names all that failed, with their figures.
+    All checks run; then an `ExportError` names all that failed, with their figures. It is raised before
+    for a checkpoint whose own values are not finite.
     """
-    agreements: list[Agreement] = []
-    expected = [(feeds, _by_pytorch(model, feeds)) for feeds in examples(model.network)]
-    for engine, provider in ENGINES.items():
-        if provider not in onnxruntime.get_available_providers():
-            continue
-        session = _session(path, provider)
-        for feeds, wanted in expected:
-            answer = session.run([OUTPUT], feeds)[0]
-            agreements.append(_compare(engine, answer, wanted))
+    feeds = examples(model.inputs, shapes(model))
+    return agreements(feeds, lambda feed: by_pytorch(model, feed), engines, limits)
+
+
+def agreements(
+    feeds: Sequence[Feeds], reference: Callable[[Feeds], Pixels], engines: Iterable[Engine], limits: Limits
+) -> list[Agreement]:
+    """How each engine agrees with `reference` on each of `feeds`; raises as `verify` does."""
+    expected = [(feed, reference(feed)) for feed in feeds]
+    found = [compare(engine.name, *engine.run(feed), wanted, limits) for engine in engines for feed, wanted in expected]
+    refuse_failures(found, limits)
+    return found
+
+
+def refuse_failures(agreements: Sequence[Agreement], limits: Limits) -> None:
+    """Raise `ExportError` that names every check that failed; nothing if none did."""
     if failed := [one for one in agreements if not one.passed]:
-        figures = "; ".join(f"{one.engine} at {one.shape}: {one.maximum} levels" for one in failed)
-        raise ExportError(
-            f"the exported model differs from PyTorch by more than {MAX_LEVELS} level of 255: {figures}. Not published"
-        )
-    return agreements
+        allowed = f"{limits.levels} level{'s' if limits.levels != 1 else ''} of 255"
+        allowed += f" or has less than {limits.psnr:g} dB" if limits.psnr else ""
+        figures = "; ".join(f"{one.engine} at {one.shape}: {_figures(one)}" for one in failed)
+        raise ExportError(f"the exported model differs from PyTorch by more than {allowed}: {figures}. Not published")
 
 
-def shapes(network: StyledNetwork) -> list[tuple[int, int, int]]:
-    """What is compared: `SHAPES`, and the smallest picture that the network takes, but for a pixel and three."""
-    return [*SHAPES, (1, network.min_side + 1, network.min_side + 3)]
+def _figures(one: Agreement) -> str:
+    if one.finite is False:
+        return "values that are not finite"
+    return f"{one.maximum} levels" + (f", {one.psnr:.1f} dB" if one.psnr is not None else "")
 
 
-def examples(network: StyledNetwork) -> list[dict[str, Any]]:
-    """Inputs by name for every shape: photographs, and for several styles mixes, each style alone among them."""
-    feeds: list[dict[str, Any]] = [{INPUT: pictures} for pictures in photographs(shapes(network))]
-    if network.styles > 1:
-        # At least as many rows as styles: the first rows are one style alone, the others mixes.
-        rows = sum(len(one[INPUT]) for one in feeds)
-        random = np.random.default_rng(0).random((max(rows, network.styles) - network.styles, network.styles))
-        mixes = iter(np.concatenate([np.eye(network.styles), random]).astype(np.float32))
-        feeds = [one | {STYLE_WEIGHTS: np.stack([next(mixes) for _ in one[INPUT]])} for one in feeds]
+def check_contract(proto: onnx.ModelProto, model: Exportable) -> None:
+    """Raise `ExportError` if names, types or axes of the file's tensors are not those of the contract."""
+    pairs = zip((*tensors(proto), output(proto)), (*model.inputs, model.output), strict=True)
+    if wrong := [f"{found.shown()} where the contract has {want.shown()}" for found, want in pairs if found != want]:
+        raise ExportError(f"the exported file has {'; '.join(wrong)}. Not published")
+
+
+def shapes(model: Exportable) -> list[tuple[int, int, int]]:
+    """What is compared: `SHAPES`, and the smallest picture that the network takes, but for a pixel and three.
+
+    Of a texture the next multiples of its grid.
+    """
+    side, multiple = model.network.min_side, model.network.multiple
+    chosen = [*SHAPES, (1, side + 1, side + 3)]
+    return chosen if model.purpose != "texture" else [on_grid(shape, multiple) for shape in chosen]
+
+
+def on_grid(shape: tuple[int, int, int], multiple: int) -> tuple[int, int, int]:
+    """`shape` with its sides rounded up to multiples of `multiple`."""
+    n, height, width = shape
+    return n, -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def examples(inputs: Sequence[TensorSpec], shapes: Sequence[tuple[int, int, int]]) -> list[Feeds]:
+    """Inputs for every shape: photographs or noise, and for several styles mixes, each style alone among them."""
+    random = np.random.default_rng(0)
+    pictures = photographs(shapes)
+    styles = next((int(spec.axes[1]) for spec in inputs if spec.name == STYLE_WEIGHTS), 1)
+    rows = sum(n for n, _, _ in shapes)
+    mixes = iter(np.concatenate([np.eye(styles), random.random((max(rows, styles) - styles, styles))]))
+    feeds: list[Feeds] = []
+    for (n, height, width), picture in zip(shapes, pictures, strict=True):
+        feed: Feeds = {}
+        for spec in inputs:
+            if spec.name == INPUT:
+                feed[spec.name] = picture
+            elif spec.name == STYLE_WEIGHTS:
+                # At least as many rows as styles: the first rows are one style alone, the others mixes.
+                feed[spec.name] = np.stack([next(mixes) for _ in range(n)]).astype(np.float32)
+            else:
+                reduced = int(spec.name.removeprefix("noise_"))
+                sides = (n, height // reduced, width // reduced, int(spec.axes[-1]))
+                feed[spec.name] = (random.random(sides) - 0.5).astype(np.float32)
+        feeds.append(feed)
     return feeds
 
 
@@ -99,21 +165,76 @@ def photographs(shapes: Iterable[tuple[int, int, int]]) -> list[Pixels]:
     return batches
 
 
-def _by_pytorch(model: ServedModel, feeds: dict[str, Any]) -> Pixels:
+def onnx_engines(path: Path) -> list[Engine]:
+    """The file on every CPU engine that is installed here; ONNX Runtime's own also sees whether values are finite."""
+    proto = onnx.load(path)
+    clips = [node.input[0] for node in proto.graph.node if node.op_type == "Clip"]
+    beyond = clips[-1] if clips else proto.graph.output[0].name
+    if clips:
+        proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(beyond))
+    name = proto.graph.output[0].name
+    watched = session(proto.SerializeToString(), "CPUExecutionProvider")
+
+    def watching(feeds: Feeds) -> tuple[Pixels, bool | None]:
+        picture, values = watched.run([name, beyond], feeds)
+        return picture, bool(np.isfinite(values).all())
+
+    def engine(called: str, provider: str) -> Engine:
+        plain = session(path, provider)
+        return Engine(called, lambda feeds: (plain.run([name], feeds)[0], None))
+
+    others = {name: provider for name, provider in installed().items() if provider != "CPUExecutionProvider"}
+    return [Engine("ONNX Runtime", watching), *(engine(name, provider) for name, provider in others.items())]
+
+
+def paired_engines(statistics: Path, tiled: Path) -> list[Engine]:
+    """Both parts of a tiled model in turn, as one engine: with a picture's own statistics it is the whole one."""
+
+    def engine(name: str, provider: str) -> Engine:
+        first, second = session(statistics, provider), session(tiled, provider)
+
+        def run(feeds: Feeds) -> tuple[Pixels, bool | None]:
+            found = first.run([STATISTICS], feeds)[0]
+            return second.run(None, feeds | {STATISTICS: found})[0], bool(np.isfinite(found).all())
+
+        return Engine(f"{name}, in two parts", run)
+
+    return [engine(name, provider) for name, provider in installed().items()]
+
+
+def installed() -> Mapping[str, str]:
+    """`PROVIDERS` that this machine's ONNX Runtime has."""
+    available = onnxruntime.get_available_providers()
+    return {name: provider for name, provider in PROVIDERS.items() if provider in available}
+
+
+def session(model: Path | bytes, provider: str) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on `provider`, quiet."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # shape arithmetic stays on the CPU provider, which is no news
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=[provider]
+    )
+
+
+def by_pytorch(model: Exportable, feeds: Feeds) -> Pixels:
+    """The answer of the module itself; `ExportError` if its values are not finite."""
+
+    def watch(module: nn.Module, inputs: Any, values: torch.Tensor) -> None:
+        if not values.isfinite().all():
+            raise ExportError("the checkpoint's own picture has values that are not finite: train it again")
+
     with torch.no_grad():
-        answer: Pixels = model(
-            *(torch.from_numpy(feeds[name]) for name in (INPUT, STYLE_WEIGHTS) if name in feeds)
-        ).numpy()
+        hook = model.network.register_forward_hook(watch)
+        try:
+            answer: Pixels = model(*(torch.from_numpy(feeds[spec.name]) for spec in model.inputs)).numpy()
+        finally:
+            hook.remove()
     return answer
 
 
-def _session(path: Path, provider: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # shape arithmetic stays on the CPU provider, which is no news
-    return onnxruntime.InferenceSession(str(path), options, providers=[provider])
-
-
-def _compare(engine: str, answer: Pixels, wanted: Pixels) -> Agreement:
+def compare(engine: str, answer: Pixels, finite: bool | None, wanted: Pixels, limits: Limits) -> Agreement:
+    """How `answer` agrees with `wanted`, both `uint8 [N, H, W, 3]`; `ExportError` for another shape or type."""
     n, height, width, _ = wanted.shape
     if answer.shape != wanted.shape or answer.dtype != np.uint8:
         raise ExportError(
@@ -122,4 +243,8 @@ def _compare(engine: str, answer: Pixels, wanted: Pixels) -> Agreement:
     difference = np.abs(answer.astype(np.int16) - wanted.astype(np.int16))
     squares = float(np.mean(np.square(difference, dtype=np.float64)))
     psnr = 10 * float(np.log10(255**2 / squares)) if squares else None
-    return Agreement(engine, (n, height, width), int(difference.max()), float(difference.mean()), psnr)
+    maximum = int(difference.max())
+    passed = maximum <= limits.levels and finite is not False
+    passed = passed and (psnr is None or limits.psnr is None or psnr >= limits.psnr)
+    quantile = float(np.quantile(difference, 0.999))
+    return Agreement(engine, (n, height, width), maximum, float(difference.mean()), quantile, psnr, finite, passed)

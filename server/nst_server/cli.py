@@ -20,6 +20,10 @@ def serve(
     http_port: Annotated[int, typer.Option(help="Port of HTTP.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
+    poll: Annotated[
+        float | None,
+        typer.Option(help="Look for new versions every so many seconds; if not given, only when asked to load.", min=1),
+    ] = None,
     log: Annotated[Path, typer.Option(help="File for Triton's log.")] = Path("triton.log"),
     environment: Annotated[
         Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes, if none is in PATH.")
@@ -37,7 +41,7 @@ def serve(
         installation = triton.find(environment, say)
         say(f"starting Triton on {repository} (log: {log})")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's end is a Ctrl-C
-        with triton.running(installation, repository, endpoints, log, on_error=say) as process:
+        with triton.running(installation, repository, endpoints, log, poll=poll, on_error=say) as process:
             say(f"ready: {', '.join(names)} on {endpoints.grpc} and {endpoints.http}; Ctrl-C ends it")
             status = process.wait()
             raise triton.ServerError(f"Triton ended by itself with exit status {status} (its log: {log})")

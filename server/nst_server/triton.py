@@ -192,11 +192,13 @@ def running(
     log: Path,
     *,
     patience: float = 300.0,
+    poll: float | None = None,
     on_error: Callable[[str], None] = lambda line: None,
 ) -> Iterator[subprocess.Popen[str]]:
     """Triton on `repository`, every model loaded and warm; ended when the block is left, however.
 
-    Its output goes to `log`, its error lines to `on_error` too. Raises `ServerError` when the
+    Its output goes to `log`, its error lines to `on_error` too. Every `poll` seconds it looks for new versions;
+    without, it loads what it is asked to load (`nst-export --load`). Raises `ServerError` when the
     repository is empty, a port is taken, a model fails to load, or nothing is ready after
     `patience` seconds.
     """
@@ -214,6 +216,7 @@ def running(
                 *(sys.executable, "-c", END_WITH_PARENT),
                 *installation.command,
                 f"--model-repository={repository.resolve()}",
+                *_control(poll),
                 f"--http-address={endpoints.address}",
                 f"--http-port={endpoints.http_port}",
                 f"--grpc-address={endpoints.address}",
@@ -240,6 +243,13 @@ def running(
             reader.join(timeout=5.0)
             if process.stdout:
                 process.stdout.close()
+
+
+def _control(poll: float | None) -> list[str]:
+    """Triton's options for who decides what is loaded."""
+    if poll is None:
+        return ["--model-control-mode=explicit", "--load-model=*"]
+    return ["--model-control-mode=poll", f"--repository-poll-secs={max(1, round(poll))}"]
 
 
 def _copy_log(process: subprocess.Popen[str], file: TextIO, errors: list[str], on_error: Callable[[str], None]) -> None:

@@ -8,11 +8,9 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,77 +25,9 @@ from nst_export.served import ServedModel
 from nst_server.triton import Endpoints
 from nst_trainer.checkpoint import load
 
-BIN = Path(sys.executable).parent
-ROOT = Path(__file__).parents[2]
-TRITON = ROOT / ".triton"
+from .serving import ROOT, TRITON, Server, alive, descendants, run, serve, succeeded
+
 SHAPES = [(1, 256, 256), (1, 97, 131), (1, 200, 64), (3, 48, 50), (1, 16, 16)]
-
-
-def run(*command: object, timeout: float = 300.0, **options: object) -> subprocess.CompletedProcess[str]:
-    name, *arguments = map(str, command)
-    return subprocess.run([str(BIN / name), *arguments], capture_output=True, text=True, timeout=timeout, **options)
-
-
-def succeeded(result: subprocess.CompletedProcess[str]) -> str:
-    assert result.returncode == 0, result.stderr
-    return result.stderr
-
-
-@dataclass
-class Server:
-    """A running `nst-serve`: where it listens and what it said."""
-
-    process: subprocess.Popen[str]
-    endpoints: Endpoints
-    said: list[str]
-
-    def stop(self, sign: signal.Signals = signal.SIGINT) -> int:
-        self.process.send_signal(sign)
-        return self.process.wait(60)
-
-
-def serve(repository: Path, log: Path) -> Server:
-    endpoints = Endpoints.free()
-    command = [
-        *(str(BIN / "nst-serve"), "--repository", str(repository), "--log", str(log), "--triton", str(TRITON)),
-        *("--http-port", str(endpoints.http_port), "--grpc-port", str(endpoints.grpc_port)),
-        *("--metrics-port", str(endpoints.metrics_port)),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    server = Server(process, endpoints, [])
-    ready = threading.Event()
-
-    def listen() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            server.said.append(line.rstrip())
-            if line.startswith("ready:"):
-                ready.set()
-        ready.set()
-        process.stderr.close()
-
-    threading.Thread(target=listen, daemon=True).start()
-    assert ready.wait(240) and process.poll() is None, server.said
-    return server
-
-
-def descendants(pid: int) -> set[int]:
-    """Every process that descends from `pid`."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(status.parent.name)] = int(fields[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
-def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+EPSILON = 1e-5
+"""Added to a variance; PyTorch's own in its normalisations."""
+
 
 class ConditionalInstanceNorm(nn.Module):
     """Instance normalisation (Ulyanov et al. 2016) with a scale and a shift for each style (equation 5).
@@ -43,6 +46,12 @@ class ConditionalInstanceNorm(nn.Module):
         normal = F.group_norm(x, channels) if self.training else F.instance_norm(x)
         scale, shift = mix @ self.weight, mix @ self.bias
         return normal * scale[:, :, None, None] + shift[:, :, None, None]
+
+    def with_statistics(self, x: Tensor, mean: Tensor, variance: Tensor, mix: Tensor | None) -> Tensor:
+        """`forward` with a mean and a variance `[N, C]` that need not be those of `x`."""
+        scale, shift = (self.weight, self.bias) if mix is None else (mix @ self.weight, mix @ self.bias)
+        scale = scale / torch.sqrt(variance + EPSILON)
+        return x * scale[:, :, None, None] + (shift - mean * scale)[:, :, None, None]
 
 
 class StyledNetwork(nn.Module):

@@ -1,0 +1,60 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from nst_export import onnx
+from nst_export.served import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
+from nst_trainer.checkpoint import frozen
+from nst_trainer.networks import Johnson, StyledNetwork, Ulyanov
+
+
+@dataclass
+class Exported:
+    """A module with random weights, and its plain ONNX file."""
+
+    model: Exportable
+    path: Path
+
+
+def johnson(styles: int = 1, *, bounded: bool = True) -> StyledNetwork:
+    torch.manual_seed(7)
+    network = Johnson(width=0.125, styles=styles, bounded=bounded)
+    for norm in network.norms():
+        torch.nn.init.normal_(norm.weight, 1.0, 0.3)
+        torch.nn.init.normal_(norm.bias, 0.0, 0.3)
+    return frozen(network)
+
+
+def ulyanov(*, texture: bool) -> StyledNetwork:
+    torch.manual_seed(7)
+    return frozen(Ulyanov(texture=texture))
+
+
+MODELS: dict[str, Callable[[], Exportable]] = {
+    "johnson": lambda: ServedModel(johnson()),
+    "foreign": lambda: ServedModel(johnson(bounded=False)),
+    "several": lambda: ServedModel(johnson(3)),
+    "ulyanov": lambda: ServedModel(ulyanov(texture=False)),
+    "texture": lambda: TextureModel(ulyanov(texture=True)),
+    "statistics": lambda: StatisticsModel(johnson(3)),
+    "tiled": lambda: TiledModel(johnson(3)),
+}
+"""Every kind of thing that is exported."""
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """One of `MODELS`, exported once for all tests."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def export(name: str) -> Exported:
+        model = MODELS[name]().eval()
+        onnx.export(model, folder / f"{name}.onnx", {"styles": "seven", "multiple": str(model.network.multiple)})
+        return Exported(model, folder / f"{name}.onnx")
+
+    return export

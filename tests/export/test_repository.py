@@ -1,0 +1,144 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from nst_core.errors import InputError
+from nst_export import repository
+from nst_export.errors import ExportError
+from nst_export.repository import Serving
+from nst_export.served import Exportable
+
+from .conftest import MODELS
+
+SERVING = Serving(("seven",), cores=4)
+
+
+def config(serving: Serving = SERVING, model: Exportable | None = None) -> model_config_pb2.ModelConfig:
+    served = model or MODELS["johnson"]()
+    return repository.config("seven", served.inputs, served.output, serving)
+
+
+def publish(tmp_path: Path, **how: Any) -> Path:
+    (tmp_path / "file").write_bytes(b"a model")
+    return repository.publish({"model.onnx": tmp_path / "file"}, "seven", tmp_path / "in" / "repo", config(), **how)
+
+
+def test_the_config_is_read_back_by_tritons_own_message(tmp_path: Path) -> None:
+    folder = publish(tmp_path)
+    text = (folder.parent / "config.pbtxt").read_text()
+    read = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert read == config()
+    assert read.backend == "onnxruntime"
+    assert read.max_batch_size > 1
+    assert read.HasField("dynamic_batching")
+    assert [list(tensor.dims) for tensor in (*read.input, *read.output)] == [[-1, -1, 3]] * 2
+    assert read.parameters["styles"].string_value == "seven"
+    assert [dict(warmup.inputs)["image"].dims for warmup in read.model_warmup] == [[256, 256, 3], [512, 512, 3]]
+    (group,) = read.instance_group
+    assert group.count * int(read.parameters["intra_op_thread_count"].string_value) == 4
+
+
+def test_the_config_of_every_kind_of_model_has_its_tensors() -> None:
+    for name, make in MODELS.items():
+        model = make()
+        message = config(model=model)
+        assert [one.name for one in message.input] == [spec.name for spec in model.inputs]
+        assert message.output[0].name == model.output.name
+        for warmup in message.model_warmup:
+            assert set(warmup.inputs) == {spec.name for spec in model.inputs}, name
+            assert all(side > 0 for tensor in warmup.inputs.values() for side in tensor.dims)
+    texture = MODELS["texture"]()
+    noise = {
+        name: tensor.dims
+        for name, tensor in config(Serving((), 1, multiple=16), texture).model_warmup[0].inputs.items()
+    }
+    assert noise["noise_1"] == [256, 256, 3]
+    assert noise["noise_16"] == [16, 16, 3]
+
+
+def test_the_config_says_what_runs_it() -> None:
+    cpu, gpu = config(), config(Serving(("seven",), 4, 2, engine="gpu"))
+    tensorrt = config(Serving(("seven",), 4, engine="tensorrt", precision="fp16"))
+    plan = config(Serving(("seven",), 4, engine="tensorrt", file="model.plan", max_batch=4))
+    accelerators = [one.optimization.execution_accelerators for one in (cpu, gpu, tensorrt, plan)]
+    assert [one.name for one in accelerators[0].cpu_execution_accelerator] == ["openvino"]
+    assert [one.name for one in accelerators[1].gpu_execution_accelerator] == ["cuda"]
+    assert accelerators[2].gpu_execution_accelerator[0].parameters["precision_mode"] == "FP16"
+    assert not accelerators[3].gpu_execution_accelerator
+    assert (plan.backend, plan.max_batch_size) == ("tensorrt", 4)
+    kinds = model_config_pb2.ModelInstanceGroup
+    assert [one.instance_group[0].kind for one in (cpu, gpu)] == [kinds.KIND_CPU, kinds.KIND_GPU]
+    assert gpu.instance_group[0].count == 2
+
+
+@pytest.mark.parametrize(("cores", "instances", "threads"), [(8, 1, 8), (8, 2, 4), (1, 3, 1)])
+def test_instances_times_threads_are_the_cores(cores: int, instances: int, threads: int) -> None:
+    assert Serving((), cores, instances).threads == threads
+
+
+def test_versions_go_up_and_nothing_else_is_left(tmp_path: Path) -> None:
+    folders = [publish(tmp_path) for _ in range(3)]
+    assert [folder.name for folder in folders] == ["1", "2", "3"]
+    shutil.rmtree(folders[1])
+    assert publish(tmp_path).name == "4"
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["repo"]
+    assert sorted(path.name for path in folders[0].parent.iterdir()) == ["1", "3", "4", "config.pbtxt"]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, [5]), (2, [3, 4, 5]), (9, [1, 2, 3, 4, 5]), (None, [1, 2, 3, 4, 5])])
+def test_so_many_older_versions_are_kept(tmp_path: Path, keep: int | None, left: list[int]) -> None:
+    for _ in range(4):
+        publish(tmp_path)
+    folder = publish(tmp_path, keep=keep)
+    assert repository.versions(folder.parent) == left
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["repo"]
+
+
+def test_a_config_that_does_not_change_is_not_written(tmp_path: Path) -> None:
+    """A polling Triton would reload what it serves."""
+    file = publish(tmp_path).parent / "config.pbtxt"
+    before = file.stat()
+    publish(tmp_path)
+    after = file.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_a_full_disk_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disk_full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", disk_full)
+    with pytest.raises(ExportError, match="No space left"):
+        publish(tmp_path)
+    assert not list((tmp_path / "in" / "repo").iterdir())
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["repo"]
+
+
+def test_a_file_in_the_repositorys_place(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "repo").write_text("a file")
+    with pytest.raises(ExportError, match="cannot publish seven"):
+        publish(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", "with space", ".hidden"])
+def test_names_that_triton_would_not_take(name: str) -> None:
+    with pytest.raises(ExportError, match="no name for a served model"):
+        repository.check_names(name, ())
+
+
+def test_names_of_styles_that_a_client_could_not_write() -> None:
+    with pytest.raises(ExportError, match="no name for a style"):
+        repository.check_names("many", ("a", "b:c"))
+
+
+def test_a_server_that_is_not_there_cannot_load() -> None:
+    for scheme in ("grpc", "http"):
+        with pytest.raises(ExportError, match="no server answers there"):
+            repository.load(f"{scheme}://127.0.0.1:9", "seven", "1")
+    with pytest.raises(InputError, match="is no address"):
+        repository.load("127.0.0.1", "seven", "1")

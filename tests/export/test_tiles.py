@@ -1,0 +1,99 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nst_core.images import fitted, open_picture, sample_photographs
+from nst_export import onnx, verify
+from nst_export.served import ServedModel, StatisticsModel, TiledModel
+from nst_export.verify import LIMITS
+from nst_trainer.networks import StyledNetwork
+
+from .conftest import Exported, johnson, ulyanov
+
+Exports = Callable[[str], Exported]
+
+
+def joined(paint: Callable[[np.ndarray], np.ndarray], photo: np.ndarray, core: int, overlap: int) -> np.ndarray:
+    """`photo` `[1, H, W, 3]` painted in squares of `core` pixels, each seen with `overlap` pixels around it."""
+    result = np.zeros_like(photo)
+    height, width = photo.shape[1:3]
+    for top in range(0, height, core):
+        for left in range(0, width, core):
+            above, before = min(top, overlap), min(left, overlap)
+            seen = photo[:, top - above : top + core + overlap, left - before : left + core + overlap]
+            painted = paint(np.ascontiguousarray(seen))
+            inside = painted[:, above : above + core, before : before + core]
+            result[:, top : top + core, left : left + core] = inside
+    return result
+
+
+def test_joined_tiles_are_the_picture_painted_in_one_pass(exported: Exports) -> None:
+    """The exported pair: statistics from a thumbnail, tiles of several sizes, a picture of odd sides."""
+    photo = fitted(open_picture(sample_photographs()[0]), 410, 301).pixels[None]
+    thumbnail = fitted(open_picture(sample_photographs()[0]), 205, 151).pixels[None]
+    first, second = (verify.session(exported(name).path, "CPUExecutionProvider") for name in ("statistics", "tiled"))
+    weights = np.array([[0.2, 0.8, 0.0]], np.float32)
+    (statistics,) = first.run(None, {"image": thumbnail, "style_weights": weights})
+
+    def paint(pixels: np.ndarray) -> np.ndarray:
+        feeds = {"image": pixels, "statistics": statistics, "style_weights": weights}
+        return second.run(None, feeds)[0]
+
+    whole = paint(photo)
+    overlap = exported("tiled").model.overlap
+    for core in (96, 128, 200):
+        tiles = joined(paint, photo, core, overlap)
+        assert np.abs(tiles.astype(int) - whole).max() <= 1
+    seams = joined(paint, photo, 128, 8)  # too little overlap is seen
+    assert np.abs(seams.astype(int) - whole).max() > 3
+
+
+@pytest.mark.parametrize(("network", "overlap"), [(johnson(), 56), (ulyanov(texture=False), 128)])
+def test_the_overlap_is_how_far_a_pixel_reaches(network: StyledNetwork, overlap: int) -> None:
+    """No pixel as far away as the overlap changes another; some pixel not much nearer does.
+
+    (The farthest ones change less than a double shows.)
+    """
+    model = TiledModel(network).double()
+    assert model.overlap == overlap
+    step, side = network.multiple, 2 * overlap + 4 * network.multiple
+    side += -side % step
+    photo = torch.rand(1, 3, network.min_side, side, dtype=torch.float64)
+    levels = (255 * photo).round().permute(0, 2, 3, 1).to(torch.uint8)
+    statistics = StatisticsModel(network)(levels).double()
+    plain = model.paint(photo, statistics, None)
+    middle = side // 2 // step * step
+    for distance, reached in ((overlap, False), (overlap - 2 * step, True)):
+        changed = []
+        for far, near in (
+            (slice(middle - distance), slice(middle, None)),
+            (slice(middle + distance, None), slice(middle)),
+        ):
+            other = photo.clone()
+            other[..., far] = torch.rand_like(other[..., far])
+            changed.append(bool((model.paint(other, statistics, None) != plain)[..., near].any()))
+        assert any(changed) is reached
+
+
+def test_both_parts_with_a_pictures_own_statistics_are_the_whole_model(exported: Exports) -> None:
+    engines = verify.paired_engines(exported("statistics").path, exported("tiled").path)
+    verify.verify(ServedModel(johnson(3)).eval(), engines, LIMITS["fp32"])
+
+
+def test_the_parts_of_a_noise_pyramid_agree_too(tmp_path: Path) -> None:
+    network = ulyanov(texture=False)
+    onnx.export(StatisticsModel(network), tmp_path / "s.onnx", {})
+    onnx.export(TiledModel(network), tmp_path / "t.onnx", {})
+    engines = verify.paired_engines(tmp_path / "s.onnx", tmp_path / "t.onnx")
+    verify.verify(ServedModel(network).eval(), engines, LIMITS["fp32"])
+
+
+def test_making_the_parts_leaves_the_network_as_it_was() -> None:
+    network = johnson()
+    before = [type(module) for module in network.modules()]
+    TiledModel(network)
+    StatisticsModel(network)
+    assert [type(module) for module in network.modules()] == before

@@ -1,0 +1,143 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from nst_export import verify
+from nst_export.errors import ExportError
+from nst_export.served import ServedModel
+from nst_export.verify import LIMITS, Engine, Limits
+
+from .conftest import Exported, johnson
+
+Exports = Callable[[str], Exported]
+
+
+@pytest.mark.parametrize("name", ["johnson", "foreign", "several", "ulyanov"])
+def test_it_agrees_with_pytorch_on_every_shape(exported: Exports, name: str) -> None:
+    one = exported(name)
+    agreements = verify.verify(one.model, verify.onnx_engines(one.path), LIMITS["fp32"])
+    shapes = verify.shapes(one.model)
+    assert {agreement.shape for agreement in agreements} == set(shapes)
+    assert len(shapes) >= 5
+    assert len({agreement.engine for agreement in agreements}) >= 1
+    assert all(agreement.finite for agreement in agreements if agreement.engine == "ONNX Runtime")
+
+
+def test_the_smallest_picture_is_among_the_shapes(exported: Exports) -> None:
+    assert (1, 17, 19) in verify.shapes(exported("johnson").model)
+    assert (1, 65, 67) in verify.shapes(exported("ulyanov").model)
+
+
+def test_the_gate_sees_a_small_error_and_names_all_that_failed(exported: Exports) -> None:
+    """One bias of the last layer off by four levels of 255 (through the tanh: about two)."""
+    network = johnson()
+    network.last.bias.data += 0.02
+    other = ServedModel(network).eval()
+    with pytest.raises(ExportError) as error:
+        verify.verify(other, verify.onnx_engines(exported("johnson").path), LIMITS["fp32"])
+    for shape in verify.shapes(other):
+        assert f"at {shape}: " in str(error.value)
+    assert "Not published" in str(error.value)
+
+
+def test_the_gate_sees_styles_that_are_exchanged(exported: Exports) -> None:
+    network = johnson(3)
+    for norm in network.norms():
+        norm.weight.data = norm.weight.data.flip(0)
+    with pytest.raises(ExportError, match="differs from PyTorch"):
+        verify.verify(ServedModel(network).eval(), verify.onnx_engines(exported("several").path), LIMITS["fp32"])
+
+
+def test_weights_that_are_not_numbers_are_found_before_the_comparison(exported: Exports) -> None:
+    network = johnson()
+    network.last.bias.data[0] = float("nan")
+    with pytest.raises(ExportError, match="not finite"):
+        verify.verify(ServedModel(network).eval(), [], LIMITS["fp32"])
+
+
+def test_values_that_are_not_finite_fail_though_the_levels_agree() -> None:
+    picture = np.zeros((1, 4, 4, 3), np.uint8)
+    agreement = verify.compare("an engine", picture, False, picture, LIMITS["fp32"])
+    assert not agreement.passed
+    with pytest.raises(ExportError, match=r"an engine at .*: values that are not finite"):
+        verify.refuse_failures([agreement], LIMITS["fp32"])
+
+
+def test_overflow_inside_the_exported_graph_is_seen(exported: Exports) -> None:
+    """A constant in the file is infinite; the levels after it are whatever a cast makes of it."""
+    import onnx
+
+    one = exported("johnson")
+    proto = onnx.load(one.path)
+    bias = next(value for value in proto.graph.initializer if value.name.endswith("last.bias"))
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(3, np.inf, np.float32), bias.name))
+    broken = one.path.with_name("broken.onnx")
+    onnx.save(proto, broken)
+    (engine, *_) = verify.onnx_engines(broken)
+    feed = verify.examples(one.model.inputs, [(1, 32, 32)])[0]
+    assert engine.run(feed)[1] is True  # tanh of infinity is 1: finite again
+    tanh = next(node for node in proto.graph.node if node.op_type == "Tanh")
+    tanh.op_type = "Identity"
+    onnx.save(proto, broken)
+    (engine, *_) = verify.onnx_engines(broken)
+    assert engine.run(feed)[1] is False
+
+
+def test_half_precision_may_differ_more_but_not_in_the_whole_picture() -> None:
+    wanted = np.full((1, 64, 64, 3), 100, np.uint8)
+    one = wanted.copy()
+    one[0, 0, 0] = 104
+    assert verify.compare("e", one, True, wanted, LIMITS["fp16"]).passed
+    assert not verify.compare("e", one, True, wanted, LIMITS["fp32"]).passed
+    assert not verify.compare("e", wanted + 2, True, wanted, Limits(4, 45.0)).passed  # 42 dB
+
+
+def test_the_gate_sees_a_wrong_shape() -> None:
+    with pytest.raises(ExportError, match="answers uint8"):
+        verify.compare("e", np.zeros((1, 4, 4, 3), np.uint8), None, np.zeros((1, 4, 5, 3), np.uint8), LIMITS["fp32"])
+
+
+def test_all_checks_run_before_any_failure_is_said(exported: Exports) -> None:
+    calls: list[str] = []
+
+    def engine(name: str) -> Engine:
+        def run(feeds: verify.Feeds) -> tuple[np.ndarray, bool]:
+            calls.append(name)
+            return 255 - feeds["image"], True
+
+        return Engine(name, run)
+
+    one = exported("johnson")
+    with pytest.raises(ExportError) as error:
+        verify.verify(one.model, [engine("first"), engine("second")], LIMITS["fp32"])
+    assert calls.count("first") == calls.count("second") == len(verify.shapes(one.model))
+    assert "first at" in str(error.value) and "second at" in str(error.value)
+
+
+def test_photographs_are_photographs() -> None:
+    (batch,) = verify.photographs([(3, 40, 50)])
+    assert batch.shape == (3, 40, 50, 3)
+    assert batch.std() > 20
+    assert not np.array_equal(batch[0], batch[1])
+
+
+def test_every_style_and_mixes_are_compared(exported: Exports) -> None:
+    model = exported("several").model
+    feeds = verify.examples(model.inputs, verify.shapes(model))
+    rows = np.concatenate([feed["style_weights"] for feed in feeds])
+    assert np.array_equal(rows[:3], np.eye(3, dtype=np.float32))
+    assert ((rows[3:] > 0).sum(axis=1) == 3).any()
+
+
+@pytest.mark.gpu
+def test_it_agrees_on_the_gpu(exported: Exports) -> None:
+    """PyTorch on the GPU against the exported file on the CPU: within two levels (TF32 is off)."""
+    one = exported("johnson")
+    engine = verify.onnx_engines(one.path)[0]
+    torch.backends.cudnn.allow_tf32 = False
+    for feed in verify.examples(one.model.inputs, verify.shapes(one.model)):
+        wanted = one.model.cuda()(torch.from_numpy(feed["image"]).cuda()).cpu().numpy()
+        assert np.abs(engine.run(feed)[0].astype(int) - wanted).max() <= 2
+    one.model.cpu()
