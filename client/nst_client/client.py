@@ -1,97 +1,218 @@
-"""`StyleClient`: pictures to stylised pictures, by the name of a style."""
+"""`StyleClient` and `AsyncStyleClient`: pictures to stylised pictures, by the name of a style."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
 from types import TracebackType
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
-from nst_client.errors import UnknownStyle
-from nst_client.transports import Transport, Weights, connect
+from nst_client.coroutines import finished, pause, worked
+from nst_client.errors import Rejected, ServiceError, Unavailable, UnknownStyle, Unreachable
+from nst_client.statistics import Statistics
+from nst_client.styles import Style, mixed, offered, statistics_model, tiled_model
+from nst_client.tiles import thumbnail
+from nst_client.transports import INPUT, OUTPUT, STATISTICS, STYLE_WEIGHTS, Array, Request, Transport, Weights, connect
 from nst_core.errors import InputError
-from nst_core.images import MAX_PIXELS, Pixels
+from nst_core.images import Pixels
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+"""Seconds between an attempt and the next: each pause is twice the one before, and half of each is left to chance."""
+
+T = TypeVar("T")
+Painting = TypeVar("Painting", Pixels, Image.Image)
+Mix = str | Mapping[str, float]
+OnTile = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Style:
-    """A style that a server offers: the model that paints it, and the sizes that it takes (pixels).
+class _Client:
+    """What the two clients have in common: all but the waiting."""
 
-    It is number `index` of the `count` styles of its model.
-    """
+    _aio: ClassVar[bool]
 
-    name: str
-    model: str
-    index: int = 0
-    count: int = 1
-    min_side: int = 16
-    max_pixels: int = MAX_PIXELS
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout: float = 60.0,
+        retries: int = 3,
+        token: str | None = None,
+        ca: Path | None = None,
+        shared_memory: bool = False,
+        transport: Transport | None = None,
+    ) -> None:
+        """Nothing is sent yet.
+
+        `timeout` is for one request, in seconds, all its attempts together; a picture in tiles is a request a tile.
+        `retries` is how often a request is sent again after `Unreachable` or `Unavailable`, with growing pauses.
+        `token` is the secret that the server asks for. `ca` is a file of the certificates, PEM, that grpcs:// and
+        https:// trust; by default those that the system trusts. `shared_memory` spares the copying of pixels to a
+        server on this host. `transport` is used instead of a URL's.
+
+        Raises `InputError` for a URL of another kind or a value that cannot be.
+        """
+        if not timeout > 0 or retries < 0:
+            raise InputError(f"timeout is {timeout} and retries {retries}: they must be above 0 and not below 0")
+        if (url is None) == (transport is None):
+            raise InputError("a client needs the URL of a server or a transport, one of them")
+        if transport is None:
+            transport = connect(
+                url or "", timeout=timeout, token=token, ca=ca, shared_memory=shared_memory, aio=self._aio
+            )
+        self.url = transport.address
+        self._transport, self._timeout, self._retries = transport, timeout, retries
+        self._styles: dict[str, Style] = {}
+
+    async def _list(self) -> list[Style]:
+        models = await self._request(self._transport.models)
+        configs = {model: await self._request(self._transport.config, model) for model in models}
+        self._styles = offered(configs)
+        return sorted(self._styles.values(), key=lambda style: style.name)
+
+    async def _stylize(self, picture: Painting, mix: Mix, on_tile: OnTile | None, tiled: bool = False) -> Painting:
+        batch = _batch(picture)
+        style, weights = await self._chosen(mix)
+        _, height, width, _ = batch.shape
+        if min(height, width) < style.min_side:
+            raise InputError(
+                f"{width}x{height} is too small for {style.name}: it takes {style.min_side} pixels and more a side"
+            )
+        if tiled or (height * width > style.max_pixels and style.tiles is not None):
+            painted = await self._by_tiles(batch, style, weights, on_tile or (lambda done, total: None))
+        else:
+            painted = await self._whole(batch, style, weights)
+        return _like(picture, painted)
+
+    async def _whole(self, batch: Pixels, style: Style, weights: Weights | None) -> Pixels:
+        n, height, width, _ = batch.shape
+        if height * width > style.max_pixels:
+            fitting = int(max(height, width) * (style.max_pixels / (height * width)) ** 0.5)
+            raise InputError(
+                f"{width}x{height} is too large for {style.name}: it takes {style.max_pixels / 1e6:.1f} megapixels; "
+                f"shrink it with --max-side {fitting}, or give the server its tiles: nst-export --tiled"
+            )
+        # As many pictures at once as the model takes, and no more pixels than its largest picture has.
+        step = max(1, min(style.max_batch or n, style.max_pixels // (height * width)))
+        parts = []
+        for start in range(0, n, step):
+            pixels = batch[start : start + step]
+            request = Request(style.model, {INPUT: pixels, **_rows(weights, len(pixels))}, OUTPUT)
+            parts.append(await self._infer(request, pixels.shape, np.uint8))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    async def _by_tiles(self, batch: Pixels, style: Style, weights: Weights | None, on_tile: OnTile) -> Pixels:
+        if style.tiles is None:
+            raise ServiceError(
+                f"{self.url} cannot paint {style.name} by tiles: give it the pair of models of nst-export --tiled"
+            )
+        n, height, width, _ = batch.shape
+        mix, painted = _rows(weights, 1), np.empty_like(batch)
+        done, total = count(1), n * style.tiles.count(height, width)
+        for pixels, result in zip(batch, painted, strict=True):
+            small = await worked(thumbnail, pixels, style.min_side, aio=self._aio)
+            request = Request(statistics_model(style), {INPUT: small[None], **mix}, STATISTICS)
+            shared = await self._infer(request, (1, None), np.float32)
+            for tile in style.tiles.tiles(height, width):
+                seen = tile.cut(pixels)
+                request = Request(tiled_model(style), {INPUT: seen, STATISTICS: shared, **mix}, OUTPUT)
+                tile.place(await self._infer(request, seen.shape, np.uint8), result)
+                on_tile(next(done), total)
+        return painted
+
+    async def _infer(self, request: Request, shape: tuple[int | None, ...], kind: npt.DTypeLike) -> Array:
+        """The answer, which must have this type and shape (None: any)."""
+        answer = await self._request(self._transport.infer, request)
+        fits = len(shape) == answer.ndim and all(
+            one in (None, got) for one, got in zip(shape, answer.shape, strict=True)
+        )
+        if answer.dtype != kind or not fits:
+            raise Rejected(
+                f"the model {request.model} answered {answer.dtype} {answer.shape} to uint8 "
+                f"{request.inputs[INPUT].shape}: not a style model of contract 1"
+            )
+        return answer
+
+    async def _request(self, call: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """What `call` answers within the timeout; again after what passes by itself.
+
+        All that a server is asked changes nothing there, so asking twice is safe.
+        """
+        deadline = time.monotonic() + self._timeout
+        for wait in _pauses(self._retries):
+            try:
+                return await call(*arguments, deadline - time.monotonic())
+            except (Unreachable, Unavailable):
+                if time.monotonic() + wait >= deadline:
+                    raise
+            await pause(wait, aio=self._aio)
+        raise AssertionError("the last pause is endless")
+
+    async def _statistics(self, name: str) -> Statistics:
+        style, _ = await self._chosen(name)
+        return await self._request(self._transport.statistics, style.model)
+
+    async def _chosen(self, mix: Mix) -> tuple[Style, Weights | None]:
+        weights = {mix: 1.0} if isinstance(mix, str) else dict(mix)
+        if not weights.keys() <= self._styles.keys():
+            await self._list()
+        for name in weights:
+            if name not in self._styles:
+                offers = ", ".join(self._styles) or "none"
+                raise UnknownStyle(f"{self.url} has no style {name!r}; it has: {offers}")
+        return mixed([self._styles[name] for name in weights], list(weights.values()))
 
 
-class StyleClient:
-    """Styles behind a URL: `grpc://host:8001`, `http://host:8000` or `local:model_repository`.
+class StyleClient(_Client):
+    """Styles behind a URL: `grpc[s]://host:8001`, `http[s]://host:8000` or `local:model_repository`.
 
     Not for several threads at once; make one a thread. Use it in a `with` block, or `close` it.
     """
 
-    def __init__(self, url: str, *, timeout: float = 60.0) -> None:
-        """`timeout` is for one request, in seconds. Raises `InputError` for a URL of another kind."""
-        self.url = url
-        self._transport: Transport = connect(url, timeout)
-        self._styles: dict[str, Style] = {}
+    _aio = False
 
     def styles(self) -> list[Style]:
-        """What the server offers now, by name. Raises `Unreachable` or `TimedOut`.
+        """What the server offers now, by name. Raises `Unreachable`, `Unavailable` or `TimedOut`.
 
         A model of one style is called by its own name, the styles of a model of several by theirs, and by
         model/style where another has the same name.
         """
-        parameters = {model: self._transport.parameters(model) for model in self._transport.models()}
-        paints = {model for model, own in parameters.items() if own.get("purpose", "style") == "style"}
-        named = {model: parameters[model]["styles"].split(",") for model in paints if "styles" in parameters[model]}
-        self._styles = {}
-        for model, names in sorted(named.items(), key=lambda one: (len(one[1]) > 1, one[0])):
-            limits = {
-                key: int(parameters[model][key]) for key in ("min_side", "max_pixels") if key in parameters[model]
-            }
-            for index, own in enumerate(names):
-                name = own if len(names) > 1 else model
-                name = f"{model}/{own}" if name in self._styles else name
-                self._styles[name] = Style(name, model, index, len(names), **limits)
-        return sorted(self._styles.values(), key=lambda style: style.name)
+        return finished(self._list())
 
-    def stylize(self, pixels: Pixels, style: str | Mapping[str, float]) -> Pixels:
-        """Paint pictures, sRGB `uint8 [H, W, 3]` or `[N, H, W, 3]`; the answer has the same shape.
+    def stylize(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
+        """Paint pictures, sRGB `uint8 [H, W, 3]` or `[N, H, W, 3]`, or one of Pillow; the answer is like what is given.
 
-        `style` is a name, or names with their weights, of styles that one model has: a mix.
+        `style` is a name, or names with their weights, of styles that one model has: a mix. A batch is sent in
+        requests that the model takes. A picture with more pixels than that goes by tiles, as `stylize_tiled` does, if
+        the server has the models for it.
+
         Raises `InputError` for another shape, a size beyond the model's limits or a mix that cannot be,
-        `UnknownStyle`, `Unreachable`, `TimedOut`, or `Rejected` with the server's own words.
+        `UnknownStyle`, `Unreachable`, `Unavailable`, `TimedOut`, or `Rejected` with the server's own words.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
-            raise InputError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 [H, W, 3] or [N, H, W, 3]")
-        mix = {style: 1.0} if isinstance(style, str) else dict(style)
-        chosen = [self._style(name) for name in mix]
-        limits, weights = _mixed(chosen, list(mix.values()))
-        height, width = pixels.shape[-3:-1]
-        if min(height, width) < limits.min_side:
-            raise InputError(
-                f"{width}x{height} is too small for {limits.name}: it takes {limits.min_side} pixels and more a side"
-            )
-        if height * width > limits.max_pixels:
-            fitting = int(max(height, width) * (limits.max_pixels / (height * width)) ** 0.5)
-            raise InputError(
-                f"{width}x{height} is too large for {limits.name}: it takes {limits.max_pixels / 1e6:.1f} megapixels; "
-                f"shrink it with --max-side {fitting}"
-            )
-        batch = np.ascontiguousarray(pixels if pixels.ndim == 4 else pixels[None])
-        rows = None if weights is None else np.repeat(weights[None], len(batch), axis=0)
-        painted = self._transport.infer(limits.model, batch, rows)
-        return painted if pixels.ndim == 4 else painted[0]
+        return finished(self._stylize(pixels, style, on_tile))
+
+    def stylize_tiled(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
+        """`stylize` in tiles that join without a seam, of any size, also of one that the model takes whole.
+
+        The instance normalisations have the statistics of a small copy of the picture, so the result is not quite
+        that of one pass. `on_tile` is called with the number of tiles that are done, and of all. Raises `ServiceError`
+        if the server has not the pair of models that `nst-export --tiled` makes, and what `stylize` raises.
+        """
+        return finished(self._stylize(pixels, style, on_tile, tiled=True))
+
+    def statistics(self, style: str) -> Statistics:
+        """What the server has counted for the model that paints a style. Raises what `stylize` raises."""
+        return finished(self._statistics(style))
 
     def close(self) -> None:
-        """End the connection."""
-        self._transport.close()
+        """End the connection, and give back shared memory."""
+        finished(self._transport.close())
 
     def __enter__(self) -> StyleClient:
         return self
@@ -101,28 +222,66 @@ class StyleClient:
     ) -> None:
         self.close()
 
-    def _style(self, name: str) -> Style:
-        if name not in self._styles:
-            self.styles()
-        if name not in self._styles:
-            offered = ", ".join(self._styles) or "none"
-            raise UnknownStyle(f"{self.url} has no style {name!r}; it has: {offered}")
-        return self._styles[name]
+
+class AsyncStyleClient(_Client):
+    """`StyleClient` for asyncio: the same methods, to be awaited, by any number of tasks of one loop at once.
+
+    Use it in an `async with` block, or await `close`.
+    """
+
+    _aio = True
+
+    async def styles(self) -> list[Style]:
+        """See `StyleClient.styles`."""
+        return await self._list()
+
+    async def stylize(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
+        """See `StyleClient.stylize`."""
+        return await self._stylize(pixels, style, on_tile)
+
+    async def stylize_tiled(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
+        """See `StyleClient.stylize_tiled`."""
+        return await self._stylize(pixels, style, on_tile, tiled=True)
+
+    async def statistics(self, style: str) -> Statistics:
+        """See `StyleClient.statistics`."""
+        return await self._statistics(style)
+
+    async def close(self) -> None:
+        """See `StyleClient.close`."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> AsyncStyleClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
 
 
-def _mixed(styles: list[Style], weights: list[float]) -> tuple[Style, Weights | None]:
-    """The first of the styles, and the weights `[S]` of all styles of its model; None for a model of one."""
-    if not styles or not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):
-        raise InputError(f"weights of styles are {weights}: give at least one above 0 and none below")
-    first = styles[0]
-    if others := [style for style in styles if style.model != first.model]:
-        raise InputError(
-            f"{first.name} is painted by the model {first.model} and {others[0].name} by {others[0].model}: "
-            "only styles of one model can be mixed"
-        )
-    if first.count == 1:
-        return first, None
-    row = np.zeros(first.count, np.float32)
-    for style, weight in zip(styles, weights, strict=True):
-        row[style.index] += weight
-    return first, row
+def _pauses(retries: int) -> Iterator[float]:
+    """Seconds to wait after each attempt; the last is endless."""
+    for attempt in range(retries):
+        yield min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+    yield float("inf")
+
+
+def _batch(picture: Pixels | Image.Image) -> Pixels:
+    """`uint8 [N, H, W, 3]` of what an application gives."""
+    pixels = np.asarray(picture.convert("RGB")) if isinstance(picture, Image.Image) else picture
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or not len(pixels):
+        raise InputError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 [H, W, 3] or [N, H, W, 3]")
+    return np.ascontiguousarray(pixels if pixels.ndim == 4 else pixels[None])
+
+
+def _like(given: Painting, painted: Pixels) -> Painting:
+    """A painted batch in the form that was given."""
+    if isinstance(given, Image.Image):
+        return Image.fromarray(painted[0])
+    return painted if given.ndim == 4 else painted[0]
+
+
+def _rows(weights: Weights | None, n: int) -> dict[str, Weights]:
+    """The input of weights for `n` pictures; none for a model of one style."""
+    return {} if weights is None else {STYLE_WEIGHTS: np.repeat(weights[None], n, axis=0)}

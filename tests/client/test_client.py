@@ -8,40 +8,29 @@ import pytest
 from typer.testing import CliRunner
 
 import nst_client
-from nst_client import Style, StyleClient, TimedOut, UnknownStyle, Unreachable
+from nst_client import MockTransport, Style, StyleClient, TimedOut, UnknownStyle, Unreachable
 from nst_client.cli import _mix, _targets, styles_app, stylize_app
-from nst_client.transports import Parameters, Weights, connect
+from nst_client.transports import connect
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 
-
-class Inverting:
-    """A server of one style that inverts colours, of a model of three styles that inverts too, and of no style."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, tuple[int, ...]]] = []
-
-    def models(self) -> list[str]:
-        return ["negative", "something-else", "gallery"]
-
-    def parameters(self, model: str) -> Parameters:
-        if model == "gallery":
-            return {"styles": "wave,scream,negative"}
-        return {"styles": "negative", "min_side": "16", "max_pixels": "10000"} if model == "negative" else {}
-
-    def infer(self, model: str, pixels: Pixels, weights: Weights | None = None) -> Pixels:
-        self.asked.append((model, pixels.shape))
-        self.weights = weights
-        return 255 - pixels
-
-    def close(self) -> None:
-        pass
+MODELS = {
+    "negative": {"min_side": "16", "max_pixels": "10000"},
+    "something-else": {"purpose": "texture"},
+    "gallery": {"styles": "wave,scream,negative"},
+}
+"""One style, no style, and three styles."""
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> StyleClient:
-    monkeypatch.setattr(nst_client.client, "connect", lambda url, timeout: Inverting())
-    return StyleClient("grpc://anywhere")
+def server() -> MockTransport:
+    """Its models invert colours."""
+    return MockTransport(lambda request: 255 - request.inputs["image"], MODELS)
+
+
+@pytest.fixture
+def client(server: MockTransport) -> StyleClient:
+    return StyleClient(transport=server)
 
 
 @pytest.fixture
@@ -73,16 +62,36 @@ def closed_port() -> int:
 
 
 def test_what_the_package_exports() -> None:
-    names = ["Rejected", "ServiceError", "Style", "StyleClient", "TimedOut", "UnknownStyle", "Unreachable"]
-    assert sorted(nst_client.__all__) == names
+    assert nst_client.__all__ == [
+        "AsyncStyleClient",
+        "MockTransport",
+        "Rejected",
+        "Request",
+        "ServiceError",
+        "Statistics",
+        "Style",
+        "StyleClient",
+        "TimedOut",
+        "Transport",
+        "Unavailable",
+        "UnknownStyle",
+        "Unreachable",
+        "Untrusted",
+    ]
+    assert all(hasattr(nst_client, name) for name in nst_client.__all__)
 
 
-def test_one_picture_and_a_batch(client: StyleClient) -> None:
+def asked(server: MockTransport) -> list[tuple[str, tuple[int, ...]]]:
+    """Model and shape of each request that came."""
+    return [(request.model, request.inputs["image"].shape) for request in server.requests]
+
+
+def test_one_picture_and_a_batch(client: StyleClient, server: MockTransport) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     assert np.array_equal(client.stylize(picture, "negative"), 255 - picture)
     batch = np.stack([picture, picture[::-1]])
     assert np.array_equal(client.stylize(batch, "negative"), 255 - batch)
-    assert client._transport.asked == [("negative", (1, 20, 30, 3)), ("negative", (2, 20, 30, 3))]
+    assert asked(server) == [("negative", (1, 20, 30, 3)), ("negative", (2, 20, 30, 3))]
 
 
 def test_only_styles_are_listed(client: StyleClient) -> None:
@@ -114,15 +123,15 @@ def test_pixels_that_cannot_be_painted(client: StyleClient, pixels: Pixels, word
         client.stylize(pixels, "negative")
 
 
-def test_styles_of_one_model_are_mixed(client: StyleClient) -> None:
+def test_styles_of_one_model_are_mixed(client: StyleClient, server: MockTransport) -> None:
     batch = np.zeros((2, 20, 20, 3), np.uint8)
     client.stylize(batch, {"scream": 3.0, "wave": 1.0})
-    assert client._transport.asked == [("gallery", (2, 20, 20, 3))]
-    assert client._transport.weights.tolist() == [[1.0, 3.0, 0.0]] * 2
+    assert asked(server) == [("gallery", (2, 20, 20, 3))]
+    assert server.requests[-1].inputs["style_weights"].tolist() == [[1.0, 3.0, 0.0]] * 2
     client.stylize(batch, "wave")
-    assert client._transport.weights.tolist() == [[1.0, 0.0, 0.0]] * 2
+    assert server.requests[-1].inputs["style_weights"].tolist() == [[1.0, 0.0, 0.0]] * 2
     client.stylize(batch, "negative")
-    assert client._transport.weights is None
+    assert server.requests[-1].inputs.keys() == {"image"}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +159,7 @@ def test_a_mix_on_the_command_line() -> None:
 @pytest.mark.parametrize("url", ["127.0.0.1:8001", "ftp://host", "grpc://", "", "http//host"])
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(InputError, match="is no address"):
-        connect(url, 1.0)
+        connect(url)
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
@@ -191,9 +200,10 @@ def test_where_pictures_go(tmp_path: Path) -> None:
 
 
 def test_one_bad_picture_does_not_stop_the_others(
-    client: StyleClient, tmp_path: Path, photographs: dict[str, Path]
+    server: MockTransport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photographs: dict[str, Path]
 ) -> None:
-    """The client of the fixture is what `StyleClient` connects to."""
+    """The server of the fixture is what `StyleClient` connects to."""
+    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: server)
     (tmp_path / "text.jpg").write_text("no picture")
     command = [str(tmp_path / "text.jpg"), str(photographs["coffee"]), "-s", "negative", "--max-side", "100"]
     result = CliRunner().invoke(stylize_app, [*command, "-o", str(tmp_path / "out")])

@@ -1,0 +1,99 @@
+"""Which styles a server's models offer, and the weights of a mix of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nst_client.errors import ServiceError
+from nst_client.tiles import Grid
+from nst_client.transports import ModelConfig, Weights
+from nst_core.errors import InputError
+from nst_core.images import MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Style:
+    """A style that a server offers: the model that paints it, and the sizes that it takes (pixels).
+
+    It is number `index` of the `count` styles of its model. `max_batch` is how many pictures a request may hold (0:
+    any number), `tiles` how larger pictures than `max_pixels` are cut, None where the server cannot paint them.
+    """
+
+    name: str
+    model: str
+    index: int = 0
+    count: int = 1
+    min_side: int = 16
+    max_pixels: int = MAX_PIXELS
+    max_batch: int = 0
+    tiles: Grid | None = None
+
+
+def offered(configs: Mapping[str, ModelConfig]) -> dict[str, Style]:
+    """The styles of a server's models, by name. Raises `ServiceError` for a config that cannot be understood.
+
+    A model of one style is called by its own name, the styles of a model of several by theirs, and by
+    model/style where another has the same name.
+    """
+    found: dict[str, Style] = {}
+    named = {
+        model: config.parameters["styles"].split(",")
+        for model, config in configs.items()
+        if config.parameters.get("purpose", "style") == "style" and "styles" in config.parameters
+    }
+    for model, names in sorted(named.items(), key=lambda one: (len(one[1]) > 1, one[0])):
+        try:
+            limits = {key: int(configs[model].parameters[key]) for key in _LIMITS & configs[model].parameters.keys()}
+            grid = _grid(model, configs)
+        except (KeyError, ValueError) as error:
+            raise ServiceError(f"the config of the model {model} or of its tiles is wrong: {error}") from error
+        for index, own in enumerate(names):
+            name = own if len(names) > 1 else model
+            name = f"{model}/{own}" if name in found else name
+            found[name] = Style(
+                name, model, index, len(names), **limits, max_batch=configs[model].max_batch, tiles=grid
+            )
+    return found
+
+
+_LIMITS = {"min_side", "max_pixels"}
+
+
+def statistics_model(style: Style) -> str:
+    """The first of the pair of models that `nst-export --tiled` makes."""
+    return f"{style.model}_statistics"
+
+
+def tiled_model(style: Style) -> str:
+    """The second of the pair."""
+    return f"{style.model}_tiled"
+
+
+def _grid(model: str, configs: Mapping[str, ModelConfig]) -> Grid | None:
+    """How pictures are cut for the tiled pair of a model; None if the pair is not there."""
+    pair = [configs.get(f"{model}_{purpose}", ModelConfig()).parameters for purpose in ("statistics", "tiled")]
+    if [own.get("purpose") for own in pair] != ["statistics", "tiled"]:
+        return None
+    _, tiled = pair
+    return Grid.fitting(int(tiled["multiple"]), int(tiled["overlap"]), int(tiled.get("max_pixels", MAX_PIXELS)))
+
+
+def mixed(styles: Sequence[Style], weights: Sequence[float]) -> tuple[Style, Weights | None]:
+    """The first of the styles, and the weights `[S]` of all styles of its model; None for a model of one."""
+    if not styles or not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):
+        raise InputError(f"weights of styles are {list(weights)}: give at least one above 0 and none below")
+    first = styles[0]
+    if others := [style for style in styles if style.model != first.model]:
+        raise InputError(
+            f"{first.name} is painted by the model {first.model} and {others[0].name} by {others[0].model}: "
+            "only styles of one model can be mixed"
+        )
+    if first.count == 1:
+        return first, None
+    row = np.zeros(first.count, np.float32)
+    for style, weight in zip(styles, weights, strict=True):
+        row[style.index] += weight
+    return first, row

@@ -1,0 +1,54 @@
+"""For tests of applications: a server that is a function."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from nst_client.errors import Rejected
+from nst_client.statistics import Statistics
+from nst_client.transports import INPUT, Array, ModelConfig, Request
+
+ONE_STYLE: Mapping[str, Mapping[str, str]] = MappingProxyType({"style": {}})
+
+
+class MockTransport:
+    """`StyleClient(transport=MockTransport(handler))`, or `AsyncStyleClient`: no server, no network.
+
+    `handler` gets each `Request` and returns its output, or raises a `ServiceError` for the client to meet. `models`
+    are those that it plays, by name, each with the `parameters` of its config: `styles` (its own name if not
+    given), `min_side`, `max_pixels` and so on. `requests` are those that came.
+    """
+
+    address = "mock:"
+
+    def __init__(
+        self, handler: Callable[[Request], Array], models: Mapping[str, Mapping[str, str]] = ONE_STYLE
+    ) -> None:
+        self.handler = handler
+        self.configs = {name: ModelConfig({"styles": name, **parameters}) for name, parameters in models.items()}
+        self.requests: list[Request] = []
+
+    async def models(self, seconds: float) -> list[str]:
+        """See `Transport`."""
+        return list(self.configs)
+
+    async def config(self, model: str, seconds: float) -> ModelConfig:
+        """See `Transport`."""
+        return self.configs[model]
+
+    async def infer(self, request: Request, seconds: float) -> Array:
+        """See `Transport`."""
+        if request.model not in self.configs:
+            raise Rejected(f"{self.address} has no model {request.model!r}; it has: {', '.join(self.configs)}")
+        self.requests.append(request)
+        return self.handler(request)
+
+    async def statistics(self, model: str, seconds: float) -> Statistics:
+        """See `Transport`; every request counts, each as an execution of its own."""
+        batches = Counter(len(request.inputs[INPUT]) for request in self.requests if request.model == model)
+        return Statistics(batches.total(), 0, sum(size * n for size, n in batches.items()), batches.total(), batches)
+
+    async def close(self) -> None:
+        """See `Transport`."""

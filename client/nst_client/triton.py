@@ -1,0 +1,393 @@
+"""Triton over gRPC and HTTP, blocking and for asyncio, through NVIDIA's client library."""
+
+from __future__ import annotations
+
+import errno
+import io
+import socket
+import ssl
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from nst_client import statistics
+from nst_client.coroutines import finished, settled
+from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, Unreachable, Untrusted
+from nst_client.shared_memory import UNKNOWN, Forgotten, Region, Regions
+from nst_client.statistics import Statistics
+from nst_client.transports import INPUT, OUTPUT, Array, ModelConfig, Request
+from nst_core.errors import InputError
+
+TOKEN = "nst-token"
+"""The HTTP header that carries the token; over gRPC Triton wants its own prefix before it."""
+
+LARGEST_MESSAGE = 2**31 - 1
+"""Bytes; Triton's own limit. gRPC's default for answers is 4 MiB, which a picture of 1.4 megapixels exceeds."""
+
+CHANNEL = (
+    ("grpc.max_send_message_length", LARGEST_MESSAGE),
+    ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+    # A server that comes back is found within a second or so. By default the pauses between attempts grow to two
+    # minutes, in which every call fails at once.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # A host that vanished without a word is noticed 20 s after bytes for it stay unacknowledged. Pings on idle wires
+    # no oftener than Triton allows: from three within five minutes each it ends the connection.
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+REGION_SECONDS = 5.0
+"""How long a server may take to register or forget a region."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is reached; see `StyleClient`. `aio` is for asyncio."""
+
+    host: str
+    tls: bool = False
+    timeout: float = 60.0
+    token: str | None = field(default=None, repr=False)
+    ca: Path | None = None
+    shared_memory: bool = False
+    aio: bool = False
+
+    def __post_init__(self) -> None:
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
+            raise InputError("the token has other characters than printable ASCII, or none: take it as it was issued")
+        if self.ca is not None:
+            _check_ca(self.ca)
+        if self.shared_memory and not _is_this_host(self.host):
+            raise InputError(f"shared memory reaches no other host, and {self.host} is one: leave shared_memory out")
+
+
+class Triton(ABC):
+    """What the two protocols have in common: every call is one of NVIDIA's client, awaited if it must be."""
+
+    scheme: str
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.address = f"{self.scheme}{'s' if settings.tls else ''}://{settings.host}"
+        self.regions = Regions(self._region, self._cleaner(), aio=settings.aio) if settings.shared_memory else None
+
+    @cached_property
+    def client(self) -> Any:
+        """NVIDIA's client; one for asyncio belongs to the loop in which it is made, so it is made by the first call."""
+        return self._make_client()
+
+    async def models(self, seconds: float) -> list[str]:
+        """See `Transport`."""
+        # The statistics name what is loaded; the repository's index belongs to model control, which nst-serve guards.
+        loaded = await self._call("get_inference_statistics", seconds=seconds)
+        return sorted({model["name"] for model in loaded})
+
+    async def config(self, model: str, seconds: float) -> ModelConfig:
+        """See `Transport`."""
+        config = await self._call("get_model_config", model, seconds=seconds)
+        parameters = {name: entry.get("string_value", "") for name, entry in config.get("parameters", {}).items()}
+        return ModelConfig(parameters, int(config.get("max_batch_size", 0)))
+
+    async def infer(self, request: Request, seconds: float) -> Array:
+        """See `Transport`; a picture and what is painted of it go through shared memory if that is set."""
+        if self.regions is not None and request.output == OUTPUT:
+            return await self._infer_shared(self.regions, request, seconds)
+        result = await self._infer(request, self._inputs(request), self._output(request), seconds)
+        answer = result.as_numpy(request.output)
+        if answer is None:
+            raise Rejected(f"{self.address} answered without {request.output}: not a style model of contract 1")
+        return np.require(answer, requirements="W")  # NVIDIA's client gives what can only be read
+
+    async def statistics(self, model: str, seconds: float) -> Statistics:
+        """See `Transport`."""
+        return statistics.from_triton(await self._call("get_inference_statistics", model, seconds=seconds))
+
+    async def close(self) -> None:
+        """See `Transport`."""
+        if self.regions is not None:
+            await self.regions.close()
+        if "client" in self.__dict__:
+            await settled(self.client.close())
+
+    async def _infer_shared(self, regions: Regions, request: Request, seconds: float) -> Array:
+        """The picture at the beginning of a region, what is painted of it behind."""
+        picture = request.inputs[INPUT]
+        async with regions.lease(2 * picture.nbytes) as region:
+            region.write(picture)
+            inputs, output = self._inputs(request, region), self._output(request, region, picture.nbytes)
+            try:
+                result = await self._infer(request, inputs, output, seconds)
+            except Forgotten:  # the server was started again since
+                await regions.register(region)
+                result = await self._infer(request, inputs, output, seconds)
+            return region.read(picture.nbytes, self._shape(result, request.output))
+
+    async def _infer(self, request: Request, inputs: list[Any], output: Any, seconds: float) -> Any:
+        return await self._call("infer", request.model, inputs, outputs=[output], seconds=seconds)
+
+    def _inputs(self, request: Request, region: Region | None = None) -> list[Any]:
+        """Triton's input objects; the picture's only tells its place where it lies in a region."""
+        inputs = []
+        for name, values in request.inputs.items():
+            one = self._library.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
+            if region is not None and name == INPUT:
+                one.set_shared_memory(region.name, values.nbytes)
+            else:
+                one.set_data_from_numpy(values)
+            inputs.append(one)
+        return inputs
+
+    def _output(self, request: Request, region: Region | None = None, size: int = 0) -> Any:
+        output = self._library.InferRequestedOutput(request.output)
+        if region is not None:
+            output.set_shared_memory(region.name, size, offset=size)
+        return output
+
+    async def _region(self, action: str, *arguments: Any) -> None:
+        """Register or unregister a region."""
+        await self._call(f"{action}_system_shared_memory", *arguments, seconds=REGION_SECONDS)
+
+    def _cleaner(self) -> Callable[[list[str]], None]:
+        """Has the server forget regions when `self` is gone, and the loop perhaps too."""
+        kind, settings = type(self), replace(self.settings, shared_memory=False, aio=False)
+
+        def clean(names: list[str]) -> None:
+            other = kind(settings)
+            try:
+                for name in names:
+                    finished(other._region("unregister", name))
+            finally:
+                finished(other.close())
+
+        return clean
+
+    @property
+    @abstractmethod
+    def _library(self) -> Any:
+        """NVIDIA's module of the protocol."""
+
+    @abstractmethod
+    def _make_client(self) -> Any: ...
+
+    @abstractmethod
+    async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
+        """The answer of a method of NVIDIA's client, as JSON has it (but `infer`'s); its errors as ours."""
+
+    @abstractmethod
+    def _shape(self, result: Any, output: str) -> list[int]:
+        """Of an output that lies in shared memory."""
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except InferenceServerException as error:
+            raise self._refused(error.message() or "nothing", error.status() or "") from error
+        except TimeoutError as error:
+            raise self._too_slow() from error
+        except ssl.SSLCertVerificationError as error:
+            raise self._untrusted(error.verify_message) from error
+        except ssl.SSLError as error:
+            raise ServiceError(
+                f"{self.address} does not speak TLS ({error.reason}): is it {self.scheme}://{self.settings.host}?"
+            ) from error
+        except OSError as error:
+            raise self._too_slow() if error.errno == errno.ETIMEDOUT else self._nobody() from error
+        except Exception as error:
+            if not type(error).__module__.startswith(("geventhttpclient", "aiohttp")):
+                raise
+            # Their errors that are no OSError: the connection was cut, or the other side speaks no HTTP.
+            if any(sign in str(error) for sign in ("Expected HTTP/", "Bad status line", "Bad HTTP")):
+                raise ServiceError(f"{self.address} does not speak HTTP: is it the gRPC port?") from error
+            raise self._nobody() from error
+
+    def _refused(self, said: str, status: str) -> ServiceError:
+        """What a server's words mean."""
+        if "is restricted, expecting header" in said:
+            return Rejected(
+                f"{self.address} asks for a token, and "
+                f"{'none was given' if self.settings.token is None else 'the one that was given is wrong'}: "
+                "give it with --token-file FILE or in NST_TOKEN"
+            )
+        if said.startswith(UNKNOWN):
+            return Forgotten(f"{self.address} answered: {said}")
+        if "CERTIFICATE_VERIFY_FAILED" in said or "Hostname Verification Check failed" in said:
+            return self._untrusted(said.rpartition("error: ")[2] or said)
+        if status.endswith("DEADLINE_EXCEEDED"):
+            return self._too_slow()
+        away = ("has no available versions", "is not ready", "Server is stopping", "maximum queue size")
+        if any(sign in said for sign in away):
+            return Unavailable(f"{self.address} cannot answer now: {said}")
+        if status.endswith("UNAVAILABLE"):
+            return self._nobody()
+        return Rejected(f"{self.address} answered: {said}")
+
+    def _nobody(self) -> Unreachable:
+        return Unreachable(
+            f"no server answers at {self.address}; start one with nst-serve, or give its address with --url"
+        )
+
+    def _too_slow(self) -> TimedOut:
+        return TimedOut(f"{self.address} did not answer within {self.settings.timeout:g} s; allow more with --timeout")
+
+    def _untrusted(self, why: str) -> Untrusted:
+        return Untrusted(f"the certificate of {self.address} is not trusted ({why}): give its CA with --ca FILE")
+
+
+class Grpc(Triton):
+    """Triton's gRPC protocol."""
+
+    scheme = "grpc"
+
+    @property
+    def _library(self) -> Any:
+        import tritonclient.grpc as triton
+
+        return triton
+
+    def _make_client(self) -> Any:
+        import tritonclient.grpc.aio
+
+        library = tritonclient.grpc.aio if self.settings.aio else self._library
+        ca = self.settings.ca or _system_ca()
+        return library.InferenceServerClient(
+            self.settings.host,
+            ssl=self.settings.tls,
+            root_certificates=None if ca is None else str(ca),
+            channel_args=list(CHANNEL),
+        )
+
+    async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
+        headers = {f"triton-grpc-protocol-{TOKEN}": self.settings.token} if self.settings.token else {}
+        if method.startswith("get_"):
+            named["as_json"] = True
+        with self._errors():
+            call = getattr(self.client, method)
+            answer = await settled(call(*arguments, headers=headers, client_timeout=max(seconds, 0.001), **named))
+        return answer if method not in _WRAPPED else answer.get(_WRAPPED[method], [])
+
+    def _shape(self, result: Any, output: str) -> list[int]:
+        return list(result.get_output(output).shape)
+
+
+_WRAPPED = {
+    "get_model_config": "config",
+    "get_inference_statistics": "model_stats",
+}
+"""The one field that these answers have; HTTP leaves out the first."""
+
+
+class Http(Triton):
+    """Triton's HTTP protocol (KServe v2) with its binary extension."""
+
+    scheme = "http"
+
+    @property
+    def _library(self) -> Any:
+        import tritonclient.http as triton
+
+        return triton
+
+    def _make_client(self) -> Any:
+        settings = self.settings
+        if settings.aio:
+            return _aio_http()(
+                settings.host,
+                ssl=settings.tls,
+                ssl_context=self._context() if settings.tls else True,
+                conn_timeout=None,
+            )
+        return self._library.InferenceServerClient(
+            settings.host,
+            connection_timeout=settings.timeout,
+            network_timeout=settings.timeout,
+            ssl=settings.tls,
+            ssl_context_factory=self._context,
+        )
+
+    async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
+        headers = {TOKEN: self.settings.token} if self.settings.token else {}
+        with self._errors():
+            async with self._within(seconds):
+                answer = await settled(getattr(self.client, method)(*arguments, headers=headers, **named))
+        return answer["model_stats"] if method == "get_inference_statistics" else answer
+
+    def _shape(self, result: Any, output: str) -> list[int]:
+        shape: list[int] = result.get_output(output)["shape"]
+        return shape
+
+    @asynccontextmanager
+    async def _within(self, seconds: float) -> AsyncIterator[None]:
+        """`TimeoutError` after so many seconds; the library's own limits are for a socket's next bytes only."""
+        if self.settings.aio:
+            import asyncio
+
+            async with asyncio.timeout(max(seconds, 0.001)):
+                yield
+        else:
+            import gevent
+
+            with gevent.Timeout(max(seconds, 0.001), TimeoutError):
+                yield
+
+    def _context(self, cafile: str | None = None) -> ssl.SSLContext:
+        """Trust in the CA that was given, else in the system's (`cafile` is the library's own idea of them)."""
+        import gevent.ssl
+
+        make = ssl.create_default_context if self.settings.aio else gevent.ssl.create_default_context
+        context: ssl.SSLContext = make(cafile=self.settings.ca or _system_ca() or cafile)
+        return context
+
+
+def _aio_http() -> Any:
+    """NVIDIA's HTTP client for asyncio, whose bodies go as streams."""
+    import tritonclient.http.aio as triton
+
+    class Client(triton.InferenceServerClient):  # type: ignore[misc]
+        async def _post(self, request_uri: str, request_body: Any, *others: Any, **named: Any) -> Any:
+            # aiohttp warns that bytes of more than 1 MiB may hold up the loop.
+            body = io.BytesIO(request_body) if isinstance(request_body, bytes) else request_body
+            return await super()._post(request_uri, body, *others, **named)
+
+    return Client
+
+
+def _check_ca(ca: Path) -> None:
+    try:
+        ssl.create_default_context(cafile=ca)
+    except ssl.SSLError as error:
+        raise InputError(f"{ca}: no certificates in PEM form") from error
+    except OSError as error:
+        raise InputError(f"{ca}: {error.strerror}") from error
+
+
+def _system_ca() -> Path | None:
+    """The file of the CAs that this system trusts; None where there is none and the library's own have to do."""
+    file = ssl.get_default_verify_paths().cafile
+    return Path(file) if file else None
+
+
+def _is_this_host(host: str) -> bool:
+    """Only an address of this host can be listened on."""
+    name = urlsplit(f"//{host}").hostname
+    try:
+        found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as one:
+            try:
+                one.bind(address)
+            except OSError:
+                continue
+            return True
+    return False
