@@ -37,8 +37,8 @@ class Server:
         return self.process.wait(60)
 
 
-def serve(repository: Path, log: Path, *options: object) -> Server:
-    endpoints = Endpoints.free()
+def serve(repository: Path, log: Path, *options: object, endpoints: Endpoints | None = None) -> Server:
+    endpoints = endpoints or Endpoints.free()
     command = [
         *(str(BIN / "nst-serve"), "--repository", str(repository), "--log", str(log), "--triton", str(TRITON)),
         *("--http-port", str(endpoints.http_port), "--grpc-port", str(endpoints.grpc_port)),
