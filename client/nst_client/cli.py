@@ -2,71 +2,157 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from enum import StrEnum
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from types import TracebackType
+from typing import Annotated, Any
 
 import typer
 
-from nst_client.client import StyleClient
-from nst_core.console import fail, one_line_errors, say
-from nst_core.errors import InputError, PictureError
-from nst_core.images import MAX_PIXELS, image_format, open_picture, save_picture, with_pixels
+from nst_client.client import OnTile, StyleClient
+from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted, standing
+from nst_core.console import fail, one_line_errors, progress, say
+from nst_core.errors import InputError, NstError
+from nst_core.images import MAX_PIXELS, WRITABLE
+
+DEFAULT_URL = "grpc://127.0.0.1:8001"
+
+PATIENCE = 20
+"""How often a request of many is sent again, within its timeout: a server that starts again loses none of them."""
+
+_PAINTING, _FILES, _SERVER = "Painting", "Files", "Server"
 
 Url = Annotated[
     str,
-    typer.Option("--url", "-u", help="grpc://host:8001, http://host:8000 or local:model_repository.", envvar="NST_URL"),
+    typer.Option(
+        "--url",
+        "-u",
+        help="grpc:// or grpcs://host:8001, http:// or https://host:8000, or local:model_repository.",
+        envvar="NST_URL",
+        rich_help_panel=_SERVER,
+    ),
 ]
-Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.001)]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.001, rich_help_panel=_SERVER)]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(help="File with the server's token; or give it in NST_TOKEN.", rich_help_panel=_SERVER),
+]
+Authorities = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        help="PEM file of the certificates to trust, instead of the system's.",
+        envvar="NST_CA",
+        rich_help_panel=_SERVER,
+    ),
+]
 
-DEFAULT_URL = "grpc://127.0.0.1:8001"
+
+class Format(StrEnum):
+    """What is written."""
+
+    jpg = "jpg"
+    png = "png"
+    webp = "webp"
 
 
 def stylize(
     photos: Annotated[
-        list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, TIFF, BMP, GIF.", metavar="PHOTO...")
+        list[str],
+        typer.Argument(help="Pictures, folders of them, patterns, or - for one from stdin.", metavar="PHOTO..."),
     ],
     style: Annotated[
         str,
-        typer.Option("--style", "-s", help="A style that the server has (nst styles), or a mix: wave:0.7,scream:0.3."),
+        typer.Option(
+            "--style",
+            "-s",
+            help="A style that the server has (nst styles), or a mix: wave:0.7,scream:0.3.",
+            rich_help_panel=_PAINTING,
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A file (.jpg .png .webp), or a folder for several pictures.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A file (.jpg .png .webp), a folder for several pictures, or - for stdout.",
+            rich_help_panel=_FILES,
+        ),
     ],
-    url: Url = DEFAULT_URL,
+    strength: Annotated[
+        float,
+        typer.Option(
+            help="How much of the painting; the rest is the photograph.", min=0.0, max=1.0, rich_help_panel=_PAINTING
+        ),
+    ] = 1.0,
+    preserve_color: Annotated[
+        bool,
+        typer.Option("--preserve-color", help="Keep the photograph's colours.", rich_help_panel=_PAINTING),
+    ] = False,
     max_side: Annotated[
-        int | None, typer.Option(help="Shrink a larger picture to this longer side, pixels.", min=16)
+        int | None,
+        typer.Option(help="Shrink a larger picture to this longer side, pixels.", min=16, rich_help_panel=_PAINTING),
     ] = None,
-    quality: Annotated[int, typer.Option(help="Of JPEG and WebP.", min=1, max=100)] = 92,
-    max_pixels: Annotated[int, typer.Option(help="Refuse to decode a picture of more pixels.", min=1)] = MAX_PIXELS,
+    file_format: Annotated[
+        Format | None,
+        typer.Option("--format", help="Of the paintings; by default the photograph's.", rich_help_panel=_FILES),
+    ] = None,
+    quality: Annotated[int, typer.Option(help="Of JPEG and WebP.", min=1, max=100, rich_help_panel=_FILES)] = 92,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Paint again what the output folder has, and replace it.",
+            rich_help_panel=_FILES,
+        ),
+    ] = False,
+    max_pixels: Annotated[
+        int, typer.Option(help="Refuse to decode a picture of more pixels.", min=1, rich_help_panel=_FILES)
+    ] = MAX_PIXELS,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Pictures at a time.", min=1)] = 2,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A line of JSON on stdout for each picture, and a summary.")
+    ] = False,
+    url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
+    token_file: TokenFile = None,
+    ca: Authorities = None,
 ) -> None:
-    """Paint pictures in a style, by a server or in this process."""
-    with one_line_errors("local"), StyleClient(url, timeout=timeout) as client:
-        mix = _mix(style)
-        targets = _targets(photos, output)
-        failed = 0
-        for photo, target in zip(photos, targets, strict=True):
-            try:
-                picture = open_picture(photo, max_pixels=max_pixels, max_side=max_side)
-                started = time.perf_counter()
-                painted = client.stylize(picture.pixels, mix)
-                milliseconds = 1000 * (time.perf_counter() - started)
-            except PictureError as error:
-                if len(photos) == 1:
-                    raise
-                fail(error)  # one bad file does not keep the others waiting
-                failed += 1
-                continue
-            save_picture(with_pixels(picture, painted), target, quality=quality)
-            say(f"{photo} -> {target}  {picture.width}x{picture.height}  {milliseconds:.0f} ms")
-        if failed:
-            raise InputError(f"{failed} of {len(photos)} pictures could not be read")
+    """Paint pictures in a style, by a server or in this process.
+
+    A folder's tree is kept in the output folder. What is painted there
+    already in the same way is skipped, so the same command goes on where
+    it was stopped. Metadata and colour profiles are kept.
+    """
+    with one_line_errors("local"):
+        if as_json and output == STDIO:
+            raise InputError("--json and -o - both write to stdout: choose one")
+        suffix = f".{file_format.value}" if file_format else None
+        recipe = Recipe(_mix(style), strength, preserve_color, max_side, quality, max_pixels)
+        work = jobs_of(photos, output, suffix)
+        access = {"timeout": timeout, "token": _token(token_file), "ca": ca}
+        known = [] if overwrite else [outcome for job in work if (outcome := standing(job, recipe))]
+        todo = [job for job in work if job not in {outcome.job for outcome in known}]
+        kind = WRITABLE.get(suffix or "")
+        with (
+            _Report(recipe, len(work), as_json) as report,
+            closing(_painted(todo, recipe, kind, url, access, jobs)) as new,
+        ):
+            for outcome in chain(known, new):
+                report.add(outcome)
 
 
-def styles(url: Url = DEFAULT_URL, timeout: Timeout = 10.0) -> None:
+def styles(
+    url: Url = DEFAULT_URL, timeout: Timeout = 10.0, token_file: TokenFile = None, ca: Authorities = None
+) -> None:
     """List the styles that a server offers."""
-    with one_line_errors("local"), StyleClient(url, timeout=timeout) as client:
+    with one_line_errors("local"), StyleClient(url, timeout=timeout, token=_token(token_file), ca=ca) as client:
         offered = client.styles()
         for style in offered:
             typer.echo(style.name)
@@ -86,24 +172,116 @@ def _mix(text: str) -> dict[str, float]:
     return mix
 
 
-def _targets(photos: list[Path], output: Path) -> list[Path]:
-    """Where each picture goes: `output` itself for one, else a file of its name in the folder `output`."""
-    if len(photos) == 1 and output.suffix and not output.is_dir():
-        image_format(output)
-        return [output]
-    if output.is_file():
-        raise InputError(f"{output} is a file; several pictures need a folder")
-    targets = [output / f"{photo.stem}{_suffix(photo)}" for photo in photos]
-    if twice := {str(target) for target in targets if targets.count(target) > 1}:
-        raise InputError(f"several pictures would become {', '.join(sorted(twice))}: give them different names")
-    if own := [photo for photo, target in zip(photos, targets, strict=True) if photo.resolve() == target.resolve()]:
-        raise InputError(f"{own[0]} would be overwritten: choose another folder than its own")
-    return targets
+def _token(file: Path | None) -> str | None:
+    """The secret of a file or the environment; not of an option, which everybody sees in the list of processes."""
+    if file is None:
+        return os.environ.get("NST_TOKEN") or None
+    try:
+        token = file.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the token in {file}: {getattr(error, 'strerror', None) or error}") from error
+    if not token:
+        raise InputError(f"{file} is empty: it should hold the server's token")
+    return token
 
 
-def _suffix(photo: Path) -> str:
-    """The photograph's own format where it can be written, else PNG."""
-    return photo.suffix if photo.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") else ".png"
+def _painted(
+    todo: list[Job], recipe: Recipe, kind: str | None, url: str, access: dict[str, Any], jobs: int
+) -> Generator[Outcome, None, None]:
+    """Paint with progress: of the tiles of one picture, or of the pictures of many."""
+    if len(todo) == 1:
+        with _tiles() as on_tile:
+            yield from painted(
+                todo, lambda job, client: recipe.paint(job, client, kind, on_tile), lambda: StyleClient(url, **access)
+            )
+    elif todo:
+        with StyleClient(url, **access) as client:
+            recipe.check(client)  # what is wrong for all of them is said once, and soon
+        new = painted(todo, recipe.paint, lambda: StyleClient(url, **access, retries=PATIENCE), jobs)
+        with progress("pictures", len(todo)) as update, closing(new) as outcomes:
+            for done, outcome in enumerate(outcomes, 1):
+                yield outcome
+                update(done, "")
+
+
+@contextmanager
+def _tiles() -> Iterator[OnTile]:
+    """Progress that appears with the first tile: most pictures have none."""
+    with ExitStack() as stack:
+        update: Callable[[int, str], None] | None = None
+
+        def on_tile(done: int, total: int) -> None:
+            nonlocal update
+            update = update or stack.enter_context(progress("tiles", total))
+            update(done, "")
+
+        yield on_tile
+
+
+class _Report:
+    """Says what becomes of each picture, and at the end what failed and why."""
+
+    def __init__(self, recipe: Recipe, total: int, as_json: bool) -> None:
+        self.recipe, self.total, self.as_json = recipe, total, as_json
+        self.done: list[Outcome] = []
+        self.started = time.perf_counter()
+
+    def add(self, outcome: Outcome) -> None:
+        self.done.append(outcome)
+        photo, target = outcome.job.photo, outcome.job.target
+        if self.as_json:
+            self._line(
+                input=str(photo),
+                output=str(target),
+                width=outcome.width or None,
+                height=outcome.height or None,
+                style=dict(self.recipe.style),
+                milliseconds=round(outcome.milliseconds, 1) or None,
+                skipped=outcome.skipped,
+                error=self._reason(outcome),
+            )
+        elif not outcome.error and not outcome.skipped:
+            say(f"{photo} -> {target}  {outcome.width}x{outcome.height}  {outcome.milliseconds:.0f} ms")
+
+    def __enter__(self) -> _Report:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raise the error of a single picture, or list those of many and raise their number."""
+        failed = [one for one in self.done if one.error]
+        skipped = sum(one.skipped for one in self.done)
+        fine = len(self.done) - len(failed) - skipped
+        if self.as_json and not isinstance(error, NstError | BrokenPipeError):
+            seconds = round(time.perf_counter() - self.started, 2)
+            self._line(painted=fine, skipped=skipped, failed=len(failed), seconds=seconds)
+        if skipped:
+            say(f"{skipped} of {self.total} pictures are painted already: skipped")
+        if isinstance(error, KeyboardInterrupt) and self.total > 1:
+            say(f"{fine + skipped} of {self.total} pictures are painted; the same command goes on from there")
+        if error or not failed:
+            return
+        if self.total == 1 and failed[0].error:
+            raise failed[0].error
+        for one in failed:
+            if one.tried:
+                fail(InputError(self._reason(one)))
+        untried = sum(not one.tried for one in failed)
+        rest = f", {untried} of them not tried" if untried else ""
+        raise InputError(f"{len(failed)} of {self.total} pictures failed{rest}; the same command tries them again")
+
+    def _reason(self, outcome: Outcome) -> str | None:
+        """The error, with the picture's name if it lacks it."""
+        if outcome.error is None:
+            return None
+        said = str(outcome.error)
+        if not outcome.tried:
+            said = f"not tried: {said}"
+        return said if str(outcome.job.photo) in said else f"{outcome.job.photo}: {said}"
+
+    def _line(self, **values: object) -> None:
+        print(json.dumps(values), flush=True)
 
 
 stylize_app = typer.Typer(add_completion=False)

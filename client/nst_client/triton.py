@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +45,12 @@ CHANNEL = (
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
+
+AWAY = ("has no available versions", "is not at ready state", "Server is stopping", "maximum queue size")
+"""How a server says that it cannot answer now."""
+
+GATEWAY = ("502", "503", "504")
+"""HTTP's statuses of a proxy whose server is away."""
 
 REGION_SECONDS = 5.0
 """How long a server may take to register or forget a region."""
@@ -183,32 +190,20 @@ class Triton(ABC):
         """The answer of a method of NVIDIA's client, as JSON has it (but `infer`'s); its errors as ours."""
 
     @abstractmethod
+    def _by_status(self, said: str, status: str) -> ServiceError:
+        """What a server's words mean that are none of those which both protocols have."""
+
+    @abstractmethod
     def _shape(self, result: Any, output: str) -> list[int]:
         """Of an output that lies in shared memory."""
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        """Its library's errors as ours."""
         try:
             yield
         except InferenceServerException as error:
             raise self._refused(error.message() or "nothing", error.status() or "") from error
-        except TimeoutError as error:
-            raise self._too_slow() from error
-        except ssl.SSLCertVerificationError as error:
-            raise self._untrusted(error.verify_message) from error
-        except ssl.SSLError as error:
-            raise ServiceError(
-                f"{self.address} does not speak TLS ({error.reason}): is it {self.scheme}://{self.settings.host}?"
-            ) from error
-        except OSError as error:
-            raise self._too_slow() if error.errno == errno.ETIMEDOUT else self._nobody() from error
-        except Exception as error:
-            if not type(error).__module__.startswith(("geventhttpclient", "aiohttp")):
-                raise
-            # Their errors that are no OSError: the connection was cut, or the other side speaks no HTTP.
-            if any(sign in str(error) for sign in ("Expected HTTP/", "Bad status line", "Bad HTTP")):
-                raise ServiceError(f"{self.address} does not speak HTTP: is it the gRPC port?") from error
-            raise self._nobody() from error
 
     def _refused(self, said: str, status: str) -> ServiceError:
         """What a server's words mean."""
@@ -220,15 +215,11 @@ class Triton(ABC):
             )
         if said.startswith(UNKNOWN):
             return Forgotten(f"{self.address} answered: {said}")
-        if "CERTIFICATE_VERIFY_FAILED" in said or "Hostname Verification Check failed" in said:
-            return self._untrusted(said.rpartition("error: ")[2] or said)
-        if status.endswith("DEADLINE_EXCEEDED"):
-            return self._too_slow()
-        away = ("has no available versions", "is not ready", "Server is stopping", "maximum queue size")
-        if any(sign in said for sign in away):
+        if any(sign in said for sign in AWAY):
             return Unavailable(f"{self.address} cannot answer now: {said}")
-        if status.endswith("UNAVAILABLE"):
-            return self._nobody()
+        return self._by_status(said, status)
+
+    def _rejected(self, said: str) -> Rejected:
         return Rejected(f"{self.address} answered: {said}")
 
     def _nobody(self) -> Unreachable:
@@ -238,6 +229,9 @@ class Triton(ABC):
 
     def _too_slow(self) -> TimedOut:
         return TimedOut(f"{self.address} did not answer within {self.settings.timeout:g} s; allow more with --timeout")
+
+    def _no_tls(self) -> ServiceError:
+        return ServiceError(f"{self.address} does not speak TLS: is it {self.scheme}://{self.settings.host}?")
 
     def _untrusted(self, why: str) -> Untrusted:
         return Untrusted(f"the certificate of {self.address} is not trusted ({why}): give its CA with --ca FILE")
@@ -277,6 +271,15 @@ class Grpc(Triton):
 
     def _shape(self, result: Any, output: str) -> list[int]:
         return list(result.get_output(output).shape)
+
+    def _by_status(self, said: str, status: str) -> ServiceError:
+        if "CERTIFICATE_VERIFY_FAILED" in said or "Hostname Verification Check failed" in said:
+            return self._untrusted(said.rpartition(": ")[2])
+        if "WRONG_VERSION_NUMBER" in said:
+            return self._no_tls()
+        if status.endswith("DEADLINE_EXCEEDED"):
+            return self._too_slow()
+        return self._nobody() if status.endswith("UNAVAILABLE") else self._rejected(said)
 
 
 _WRAPPED = {
@@ -325,6 +328,35 @@ class Http(Triton):
         shape: list[int] = result.get_output(output)["shape"]
         return shape
 
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with super()._errors():
+                yield
+        except TimeoutError as error:
+            raise self._too_slow() from error
+        except _connection_errors(self.settings.aio) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> ServiceError:
+        """What went wrong with the connection; aiohttp's errors have the socket's inside."""
+        error = getattr(error, "certificate_error", getattr(error, "os_error", error))
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return self._untrusted(error.verify_message)
+        if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+            return self._no_tls()
+        if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
+            return self._too_slow()
+        # Bytes that are no HTTP, or no JSON; an answer that ends too early is a connection that was cut.
+        if isinstance(error, ValueError) or any(sign in str(error) for sign in ("Expected HTTP/", "Bad status line")):
+            return ServiceError(f"{self.address} does not speak Triton's HTTP: is it the gRPC port?")
+        return self._nobody()
+
+    def _by_status(self, said: str, status: str) -> ServiceError:
+        if status in GATEWAY:
+            return Unavailable(f"{self.address} cannot answer now: HTTP's status {status}")
+        return self._rejected(said)
+
     @asynccontextmanager
     async def _within(self, seconds: float) -> AsyncIterator[None]:
         """`TimeoutError` after so many seconds; the library's own limits are for a socket's next bytes only."""
@@ -359,6 +391,16 @@ def _aio_http() -> Any:
             return await super()._post(request_uri, body, *others, **named)
 
     return Client
+
+
+def _connection_errors(aio: bool) -> tuple[type[Exception], ...]:
+    """What NVIDIA's HTTP clients let through of a connection that fails, or of an answer that is none."""
+    common = (OSError, ValueError, HTTPException)
+    if not aio:
+        return common
+    import aiohttp
+
+    return (*common, aiohttp.ClientError)
 
 
 def _check_ca(ca: Path) -> None:
