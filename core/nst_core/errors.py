@@ -2,7 +2,8 @@
 
     NstError                anything that nst says in one line
     ├── InputError          what was given cannot be used: a file, a value, a combination
-    │   └── PictureError    no picture, damaged, or larger than the limit
+    │   ├── PictureError    no picture, damaged, or larger than the limit
+    │   └── WriteError      a file cannot be written: a full disk, no permission
     └── MissingExtra        the packages of an optional part are not installed
 
 The packages add their own: `nst_trainer.WeightsError`, `CheckpointError`, `TrainingError`;
@@ -23,6 +24,10 @@ class InputError(NstError):
 
 class PictureError(InputError):
     """A file that is no readable picture, or one beyond the limit of pixels."""
+
+
+class WriteError(InputError):
+    """A file cannot be written: a full disk, no permission."""
 
 
 class MissingExtra(NstError):

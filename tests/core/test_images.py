@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from nst_core.errors import InputError, PictureError
+from nst_core.errors import InputError, PictureError, WriteError
 from nst_core.images import (
     Picture,
+    blended,
     find_pictures,
     fitted,
     open_picture,
     sample_photographs,
     save_picture,
     side_by_side,
+    with_colors_of,
 )
+from nst_trainer import color
+from nst_trainer.photos import to_picture, to_tensor
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 
@@ -157,7 +161,7 @@ def test_a_truncated_jpeg_is_refused(tmp_path: Path, photographs: dict[str, Path
         open_picture(path)
 
 
-@pytest.mark.parametrize("side", [10_000, 20_000])  # below and above where Pillow itself refuses
+@pytest.mark.parametrize("side", [10_000, 14_000])  # below and above where Pillow itself refuses
 def test_a_bomb_is_refused_on_its_header(tmp_path: Path, side: int) -> None:
     buffer = io.BytesIO()
     Image.new("1", (side, side)).save(buffer, "PNG")
@@ -177,9 +181,47 @@ def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
+def test_a_file_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    for target in (tmp_path / "a.png", tmp_path / "file" / "b.png"):
+        with pytest.raises(WriteError, match=f"cannot write {target}: "):
+            save_picture(Picture(RAMP), target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "file"]
+
+
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / f"{'n' * 251}.png"
+    save_picture(Picture(RAMP), target)
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
 def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\.jpeg, \.jpg, \.png, \.webp"):
         save_picture(Picture(RAMP), tmp_path / "a.xyz")
+
+
+def test_blended_goes_from_the_photograph_to_the_painting() -> None:
+    photo, painting = RAMP, 255 - RAMP[::-1]
+    assert np.array_equal(blended(photo, painting, 0.0), photo)
+    assert np.array_equal(blended(photo, painting, 1.0), painting)
+    exact = 0.75 * photo.astype(float) + 0.25 * painting
+    assert np.abs(blended(photo, painting, 0.25) - exact).max() <= 0.5
+
+
+def test_the_colours_of_the_photograph_are_those_of_the_optimisation(photographs: dict[str, Path]) -> None:
+    """Level by level what `nst optimize --preserve-color` computes; larger than a band of rows."""
+    photo = fitted(open_picture(photographs["coffee"]), 400, 600).pixels
+    painting = fitted(open_picture(photographs["chelsea"]), 400, 600).pixels
+    result = with_colors_of(photo, painting)
+    tensors = [to_tensor(Picture(pixels)) for pixels in (photo, painting)]
+    assert np.abs(result.astype(int) - to_picture(color.with_colors_of(*tensors)).pixels).max() <= 1
+    # Luma is the painting's and chroma the photograph's, where nothing was clipped.
+    inside = ((result > 0) & (result < 255)).all(axis=2)
+    luma = [pixels.astype(float) @ [0.299, 0.587, 0.114] for pixels in (result, painting)]
+    assert np.abs(luma[0] - luma[1])[inside].max() <= 0.6
+    assert inside.mean() > 0.3
+    assert np.array_equal(with_colors_of(photo, photo), photo)
 
 
 def test_fitted_covers_without_distortion() -> None:
@@ -198,6 +240,7 @@ def test_side_by_side_has_a_white_gap() -> None:
 def test_find_pictures_goes_into_subfolders(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     saved(tmp_path / "deep" / "er", Image.fromarray(RAMP), "b.PNG")
+    saved(tmp_path / "deep", Image.fromarray(RAMP), ".hidden.png")
     (tmp_path / "notes.txt").write_text("no picture")
     assert [path.name for path in find_pictures(tmp_path)] == ["b.PNG"]
     with pytest.raises(InputError, match="no such folder"):
