@@ -83,9 +83,9 @@ class Region:
 class Regions:
     """The regions of one client.
 
-    `call` asks the server to `register` (name, key, bytes) or `unregister` (name) one. `clean` has it forget those,
-    by name, that are left when nobody closed the client and it is collected, or this process ends; it must not hold
-    the client.
+    `call` asks the server to `register` (name, key, bytes) or `unregister` (name) one in some seconds. `clean` has it
+    forget those, by name, that are left when nobody closed the client and it is collected, or this process ends; it
+    must not hold the client.
     """
 
     def __init__(self, call: Callable[..., Awaitable[None]], clean: Callable[[list[str]], None], *, aio: bool) -> None:
@@ -96,9 +96,9 @@ class Regions:
         weakref.finalize(self, _end_all, self._known, clean, os.getpid())
 
     @asynccontextmanager
-    async def lease(self, size: int) -> AsyncIterator[Region]:
-        """A region of `size` bytes or more for one request."""
-        region = await self._take(size_class(size))
+    async def lease(self, size: int, seconds: float) -> AsyncIterator[Region]:
+        """A region of `size` bytes or more for one request; a new one may take so many seconds."""
+        region = await self._take(size_class(size), seconds)
         try:
             yield region
         except Rejected:
@@ -109,10 +109,10 @@ class Regions:
             raise
         self._free.append(region)
 
-    async def register(self, region: Region) -> None:
+    async def register(self, region: Region, seconds: float) -> None:
         """Raises `Rejected` if the server cannot open it."""
         try:
-            await self._call("register", region.name, f"/{region.name}", region.size)
+            await self._call("register", region.name, f"/{region.name}", region.size, seconds=seconds)
         except Rejected as error:
             if CLOSED in str(error):
                 raise Rejected(
@@ -126,21 +126,21 @@ class Regions:
         while self._free:
             self._give_up(self._free.pop())
         deadline = time.monotonic() + PATIENCE
-        while await self._forget() and time.monotonic() < deadline:
+        while await self._forget(PATIENCE) and time.monotonic() < deadline:
             await pause(0.1, aio=self._aio)
 
-    async def _take(self, size: int) -> Region:
+    async def _take(self, size: int, seconds: float) -> Region:
         for region in reversed(self._free):
             if region.size == size:
                 self._free.remove(region)
                 return region
         while len(self._free) >= KEPT:
             self._give_up(self._free.pop(0))
-        await self._forget()
         region = Region.make(size)
         self._known[region.name] = region
         try:
-            await self.register(region)
+            await self.register(region, seconds)
+            await self._forget(seconds)
         except BaseException:
             self._give_up(region)
             raise
@@ -150,19 +150,21 @@ class Regions:
         region.end()
         self._given_up.append(region)
 
-    async def _forget(self) -> bool:
-        """Have the server forget the regions that were given up; whether it still works on one."""
-        given_up, self._given_up = self._given_up, []
+    async def _forget(self, seconds: float) -> bool:
+        """Have the server forget the regions that were given up; whether it still works on one of them."""
         busy = False
-        for region in given_up:
+        for region in list(self._given_up):
             try:
-                await self._call("unregister", region.name)
-            except ServiceError as error:
-                if not isinstance(error, Rejected) or IN_USE in str(error):
-                    self._given_up.append(region)
-                    busy |= isinstance(error, Rejected)
+                await self._call("unregister", region.name, seconds=seconds)
+            except Rejected as error:
+                if IN_USE in str(error):
+                    busy = True
                     continue
-            del self._known[region.name]
+            except ServiceError:  # nobody is there to forget
+                return False
+            if region in self._given_up:  # another task may have been here
+                self._given_up.remove(region)
+                del self._known[region.name]
         return busy
 
 

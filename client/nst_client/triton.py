@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import socket
 import ssl
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -127,15 +129,19 @@ class Triton(ABC):
 
     async def _infer_shared(self, regions: Regions, request: Request, seconds: float) -> Array:
         """The picture at the beginning of a region, what is painted of it behind."""
-        picture = request.inputs[INPUT]
-        async with regions.lease(2 * picture.nbytes) as region:
+        picture, deadline = request.inputs[INPUT], time.monotonic() + seconds
+
+        def left() -> float:
+            return deadline - time.monotonic()
+
+        async with regions.lease(2 * picture.nbytes, left()) as region:
             region.write(picture)
             inputs, output = self._inputs(request, region), self._output(request, region, picture.nbytes)
             try:
-                result = await self._infer(request, inputs, output, seconds)
+                result = await self._infer(request, inputs, output, left())
             except Forgotten:  # the server was started again since
-                await regions.register(region)
-                result = await self._infer(request, inputs, output, seconds)
+                await regions.register(region, left())
+                result = await self._infer(request, inputs, output, left())
             return region.read(picture.nbytes, self._shape(result, request.output))
 
     async def _infer(self, request: Request, inputs: list[Any], output: Any, seconds: float) -> Any:
@@ -159,23 +165,9 @@ class Triton(ABC):
             output.set_shared_memory(region.name, size, offset=size)
         return output
 
-    async def _region(self, action: str, *arguments: Any) -> None:
+    async def _region(self, action: str, *arguments: Any, seconds: float) -> None:
         """Register or unregister a region."""
-        await self._call(f"{action}_system_shared_memory", *arguments, seconds=REGION_SECONDS)
-
-    def _cleaner(self) -> Callable[[list[str]], None]:
-        """Has the server forget regions when `self` is gone, and the loop perhaps too."""
-        kind, settings = type(self), replace(self.settings, shared_memory=False, aio=False)
-
-        def clean(names: list[str]) -> None:
-            other = kind(settings)
-            try:
-                for name in names:
-                    finished(other._region("unregister", name))
-            finally:
-                finished(other.close())
-
-        return clean
+        await self._call(f"{action}_system_shared_memory", *arguments, seconds=min(seconds, REGION_SECONDS))
 
     @property
     @abstractmethod
@@ -184,6 +176,10 @@ class Triton(ABC):
 
     @abstractmethod
     def _make_client(self) -> Any: ...
+
+    @abstractmethod
+    def _cleaner(self) -> Callable[[list[str]], None]:
+        """Has the server forget regions, by name, when `self` is gone: in any thread, without a loop, also at exit."""
 
     @abstractmethod
     async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
@@ -249,9 +245,11 @@ class Grpc(Triton):
         return triton
 
     def _make_client(self) -> Any:
+        # Or its core writes refused handshakes to stderr, beside the error that tells of them.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import tritonclient.grpc.aio
 
-        library = tritonclient.grpc.aio if self.settings.aio else self._library
+        library = tritonclient.grpc.aio if self.settings.aio else tritonclient.grpc
         ca = self.settings.ca or _system_ca()
         return library.InferenceServerClient(
             self.settings.host,
@@ -259,6 +257,19 @@ class Grpc(Triton):
             root_certificates=None if ca is None else str(ca),
             channel_args=list(CHANNEL),
         )
+
+    def _cleaner(self) -> Callable[[list[str]], None]:
+        settings = replace(self.settings, shared_memory=False, aio=False)
+
+        def clean(names: list[str]) -> None:
+            other = Grpc(settings)
+            try:
+                for name in names:
+                    finished(other._region("unregister", name, seconds=REGION_SECONDS))
+            finally:
+                finished(other.close())
+
+        return clean
 
     async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
         headers = {f"triton-grpc-protocol-{TOKEN}": self.settings.token} if self.settings.token else {}
@@ -316,6 +327,24 @@ class Http(Triton):
             ssl=settings.tls,
             ssl_context_factory=self._context,
         )
+
+    def _cleaner(self) -> Callable[[list[str]], None]:
+        host, headers = self.settings.host, {TOKEN: self.settings.token or ""}
+        context = ssl.create_default_context(cafile=self.settings.ca) if self.settings.tls else None
+
+        def clean(names: list[str]) -> None:
+            # Not by NVIDIA's client: gevent cannot be started when the interpreter ends.
+            connection = (
+                HTTPSConnection(host, timeout=REGION_SECONDS, context=context)
+                if context
+                else HTTPConnection(host, timeout=REGION_SECONDS)
+            )
+            with suppress(OSError, HTTPException), closing(connection):
+                for name in names:
+                    connection.request("POST", f"/v2/systemsharedmemory/region/{name}/unregister", headers=headers)
+                    connection.getresponse().read()
+
+        return clean
 
     async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
         headers = {TOKEN: self.settings.token} if self.settings.token else {}

@@ -1,15 +1,34 @@
+import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import nst_client
-from nst_client import MockTransport, Style, StyleClient, TimedOut, UnknownStyle, Unreachable
-from nst_client.cli import _mix, _targets, styles_app, stylize_app
+from nst_client import (
+    AsyncStyleClient,
+    MockTransport,
+    Rejected,
+    Request,
+    ServiceError,
+    Statistics,
+    Style,
+    StyleClient,
+    TimedOut,
+    Unavailable,
+    UnknownStyle,
+    Unreachable,
+    Untrusted,
+)
+from nst_client.cli import styles_app
+from nst_client.client import _pauses
 from nst_client.transports import connect
 from nst_core.errors import InputError
 from nst_core.images import Pixels
@@ -94,6 +113,162 @@ def test_one_picture_and_a_batch(client: StyleClient, server: MockTransport) -> 
     assert asked(server) == [("negative", (1, 20, 30, 3)), ("negative", (2, 20, 30, 3))]
 
 
+def test_a_picture_of_pillow_comes_back_as_one(client: StyleClient) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    painted = client.stylize(Image.fromarray(pixels), "negative")
+    assert isinstance(painted, Image.Image)
+    assert np.array_equal(np.asarray(painted), 255 - pixels)
+    assert client.stylize(Image.fromarray(pixels).convert("L"), "negative").mode == "RGB"
+
+
+def test_a_batch_goes_in_requests_that_the_model_takes(client: StyleClient, server: MockTransport) -> None:
+    """At most `max_batch` pictures, and no more pixels at once than the model's largest picture has."""
+    batch = np.random.default_rng(0).integers(0, 256, (9, 20, 30, 3), dtype=np.uint8)
+    server.configs["gallery"] = replace(server.configs["gallery"], max_batch=4)
+    assert np.array_equal(client.stylize(batch, "wave"), 255 - batch)
+    assert [shape[0] for _, shape in asked(server)] == [4, 4, 1]
+    server.requests.clear()
+    large = np.zeros((5, 50, 80, 3), np.uint8)  # 4,000 pixels each, and the model takes 10,000
+    assert np.array_equal(client.stylize(large, "negative"), 255 - large)
+    assert [shape[0] for _, shape in asked(server)] == [2, 2, 1]
+
+
+def test_many_tasks_share_an_asynchronous_client(server: MockTransport) -> None:
+    pictures = [np.full((20, 20, 3), level, np.uint8) for level in range(30)]
+
+    async def paint() -> list[Pixels]:
+        async with AsyncStyleClient(transport=server) as client:
+            assert [style.name for style in await client.styles()] == ["gallery/negative", "negative", "scream", "wave"]
+            return await asyncio.gather(*(client.stylize(picture, "negative") for picture in pictures))
+
+    for answer, picture in zip(asyncio.run(paint()), pictures, strict=True):
+        assert np.array_equal(answer, 255 - picture)
+
+
+def test_what_a_mock_counts(client: StyleClient) -> None:
+    for n in (1, 2, 2):
+        client.stylize(np.zeros((n, 20, 20, 3), np.uint8), "negative")
+    client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
+    assert client.statistics("negative") == Statistics(3, 0, 5, 3, {1: 1, 2: 2})
+
+
+class Failing:
+    """Fails as often as told, and then inverts."""
+
+    def __init__(self, *errors: ServiceError) -> None:
+        self.errors = list(errors)
+
+    def __call__(self, request: Request) -> Pixels:
+        if self.errors:
+            raise self.errors.pop(0)
+        return 255 - request.inputs["image"]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for pauses."""
+    monkeypatch.setattr(nst_client.client, "FIRST_PAUSE", 1e-3)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("kind", [StyleClient, AsyncStyleClient])
+def test_what_passes_by_itself_is_asked_again(kind: type[StyleClient] | type[AsyncStyleClient]) -> None:
+    server = MockTransport(Failing(Unreachable("cut"), Unavailable("loading"), Unreachable("cut")))
+    answer = kind(transport=server, retries=3).stylize(np.zeros((20, 20, 3), np.uint8), "style")
+    painted = answer if isinstance(answer, np.ndarray) else asyncio.run(awaited(answer))
+    assert np.array_equal(painted, np.full((20, 20, 3), 255, np.uint8))
+    assert len(server.requests) == 4
+
+
+async def awaited(answer: Awaitable[Pixels]) -> Pixels:
+    return await answer
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("error", [Rejected("no"), TimedOut("slow"), Untrusted("who?"), ServiceError("odd")])
+def test_what_does_not_pass_is_asked_once(error: ServiceError) -> None:
+    server = MockTransport(Failing(error))
+    with pytest.raises(type(error), match=str(error)[:2]):
+        StyleClient(transport=server, retries=3).stylize(np.zeros((20, 20, 3), np.uint8), "style")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.usefixtures("hasty")
+def test_patience_ends() -> None:
+    server = MockTransport(Failing(*[Unreachable("cut")] * 9))
+    with pytest.raises(Unreachable):
+        StyleClient(transport=server, retries=2).stylize(np.zeros((20, 20, 3), np.uint8), "style")
+    assert len(server.requests) == 3
+
+
+def test_no_pause_goes_beyond_the_deadline() -> None:
+    """The first pause is a quarter of a second or longer, so the error comes without it."""
+    server = MockTransport(Failing(*[Unreachable("cut")] * 9))
+    with pytest.raises(Unreachable):
+        StyleClient(transport=server, retries=9, timeout=0.2).stylize(np.zeros((20, 20, 3), np.uint8), "style")
+    assert len(server.requests) == 1
+
+
+def test_pauses_double_up_to_a_longest_and_half_of_each_is_chance() -> None:
+    longest = [0.5, 1, 2, 4, 8, 8]
+    drawn = [list(_pauses(6)) for _ in range(50)]
+    for one in drawn:
+        assert all(limit / 2 <= pause <= limit for pause, limit in zip(one[:-1], longest, strict=True))
+        assert one[-1] == float("inf")
+    assert len({one[0] for one in drawn}) > 40
+
+
+def test_every_attempt_has_the_time_that_is_left() -> None:
+    class Telling(MockTransport):
+        async def infer(self, request: Request, seconds: float) -> Pixels:
+            told.append(seconds)
+            if len(told) < 3:
+                raise Unreachable("cut")
+            return await super().infer(request, seconds)
+
+    told: list[float] = []
+    StyleClient(transport=Telling(Failing()), timeout=30.0).stylize(np.zeros((20, 20, 3), np.uint8), "style")
+    assert 30.0 >= told[0] > told[1] > told[2] > 0
+
+
+@pytest.mark.parametrize("answer", [np.zeros((1, 20, 20, 3), np.float32), np.zeros((1, 20, 21, 3), np.uint8)])
+def test_an_answer_that_is_no_picture_of_the_size(answer: np.ndarray) -> None:
+    with pytest.raises(Rejected, match="not a style model of contract 1"):
+        StyleClient(transport=MockTransport(lambda request: answer)).stylize(np.zeros((20, 20, 3), np.uint8), "style")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"timeout": 0.0}, "timeout is 0.0"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+        ({"retries": -1}, "retries -1"),
+        ({"token": "two\nlines"}, "printable ASCII"),
+        ({"token": ""}, "printable ASCII"),
+        ({"token": "sesam\N{LATIN SMALL LETTER U WITH DIAERESIS}"}, "printable ASCII"),
+        ({"ca": Path("none.pem")}, "none.pem: No such file"),
+        ({"ca": Path(__file__)}, "no certificates in PEM form"),
+        ({"transport": MockTransport(Failing())}, "one of them"),
+    ],
+)
+@pytest.mark.parametrize("kind", [StyleClient, AsyncStyleClient])
+def test_settings_that_cannot_be(kind: type[StyleClient], settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        kind("grpc://127.0.0.1:1", **settings)
+
+
+def test_a_client_of_nothing() -> None:
+    with pytest.raises(InputError, match="one of them"):
+        StyleClient()
+
+
+@pytest.mark.parametrize("url", ["grpc://192.0.2.1:8001", "https://192.0.2.1:8000"])
+def test_shared_memory_reaches_no_other_host(url: str) -> None:
+    with pytest.raises(InputError, match=r"192.0.2.1:\d+ is one: leave shared_memory out"):
+        StyleClient(url, shared_memory=True)
+    StyleClient("http://localhost:8000", shared_memory=True).close()
+
+
 def test_only_styles_are_listed(client: StyleClient) -> None:
     assert client.styles() == [
         Style("gallery/negative", "gallery", 2, 3),
@@ -114,6 +289,7 @@ def test_an_unknown_style_names_the_known(client: StyleClient) -> None:
         (np.zeros((20, 20, 3), np.float32), "float32"),
         (np.zeros((20, 20), np.uint8), r"\(20, 20\)"),
         (np.zeros((20, 20, 4), np.uint8), r"\(20, 20, 4\)"),
+        (np.zeros((0, 20, 20, 3), np.uint8), r"\(0, 20, 20, 3\)"),
         (np.zeros((15, 20, 3), np.uint8), "20x15 is too small"),
         (np.zeros((200, 100, 3), np.uint8), "--max-side 141"),
     ],
@@ -149,13 +325,6 @@ def test_mixes_that_cannot_be(client: StyleClient, mix: dict[str, float], words:
         client.stylize(np.zeros((20, 20, 3), np.uint8), mix)
 
 
-def test_a_mix_on_the_command_line() -> None:
-    assert _mix("wave") == {"wave": 1.0}
-    assert _mix("wave:0.7, gallery/scream:0.3") == {"wave": 0.7, "gallery/scream": 0.3}
-    with pytest.raises(InputError, match="'wave:much' is no style with a weight"):
-        _mix("wave:much")
-
-
 @pytest.mark.parametrize("url", ["127.0.0.1:8001", "ftp://host", "grpc://", "", "http//host"])
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(InputError, match="is no address"):
@@ -184,33 +353,6 @@ def test_a_dead_server_is_one_line_and_a_status() -> None:
         result.stderr
         == f"error: no server answers at {url}; start one with nst-serve, or give its address with --url\n"
     )
-
-
-def test_where_pictures_go(tmp_path: Path) -> None:
-    a, b = tmp_path / "a.jpg", tmp_path / "deep" / "b.tif"
-    assert _targets([a], Path("out.png")) == [Path("out.png")]
-    assert _targets([a], tmp_path / "out") == [tmp_path / "out" / "a.jpg"]
-    assert _targets([a, b], tmp_path / "out") == [tmp_path / "out" / "a.jpg", tmp_path / "out" / "b.png"]
-    with pytest.raises(InputError, match="overwritten"):
-        _targets([a], tmp_path)
-    with pytest.raises(InputError, match="several pictures would become"):
-        _targets([a, tmp_path / "deep" / "a.jpg"], tmp_path / "out")
-    with pytest.raises(InputError, match=r"cannot write \.xyz"):
-        _targets([a], Path("out.xyz"))
-
-
-def test_one_bad_picture_does_not_stop_the_others(
-    server: MockTransport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photographs: dict[str, Path]
-) -> None:
-    """The server of the fixture is what `StyleClient` connects to."""
-    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: server)
-    (tmp_path / "text.jpg").write_text("no picture")
-    command = [str(tmp_path / "text.jpg"), str(photographs["coffee"]), "-s", "negative", "--max-side", "100"]
-    result = CliRunner().invoke(stylize_app, [*command, "-o", str(tmp_path / "out")])
-    assert result.exit_code == 1
-    assert "text.jpg: not a picture" in result.stderr
-    assert "1 of 2 pictures could not be read" in result.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["coffee.jpg"]
 
 
 def test_a_local_repository_that_is_none(tmp_path: Path) -> None:
