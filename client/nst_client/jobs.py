@@ -1,0 +1,290 @@
+"""Many pictures in one run: which they are, where each goes, which are painted already, and several at a time.
+
+A painting says in its EXIF data how it was made (`Recipe.record`). So a run that is started again knows what is
+finished, and takes no picture of another style for it.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import BinaryIO
+
+from nst_client.client import OnTile, StyleClient
+from nst_client.errors import Unavailable, UnknownStyle, Unreachable, Untrusted
+from nst_client.styles import mixed
+from nst_core.errors import InputError, NstError, PictureError, WriteError
+from nst_core.images import (
+    MAX_PIXELS,
+    READABLE,
+    WRITABLE,
+    blended,
+    encode_picture,
+    find_pictures,
+    image_format,
+    open_picture,
+    process_of_file,
+    save_picture,
+    with_colors_of,
+)
+
+STDIO = Path("-")
+"""The standard input as a photograph, the standard output as a target."""
+
+GRACE = 5.0
+"""Seconds that pictures have to end when the run is stopped: enough to write a file that is begun."""
+
+_NEXT_TOO = (Unreachable, Unavailable, Untrusted, UnknownStyle, WriteError)
+"""Errors that the next picture would meet as well."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A photograph and the file that its painting becomes; `named` if the user gave that file's own name."""
+
+    photo: Path
+    target: Path
+    named: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: a painting of this size (pixels) after so long in the server, or why there is none.
+
+    `skipped`: it was there already. `tried` is False where an error before left no hope.
+    """
+
+    job: Job
+    width: int = 0
+    height: int = 0
+    milliseconds: float = 0.0
+    skipped: bool = False
+    error: NstError | None = None
+    tried: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every photograph of a run is painted: a mix of styles and what `nst stylize` says of each option."""
+
+    style: Mapping[str, float]
+    strength: float = 1.0
+    preserve_color: bool = False
+    max_side: int | None = None
+    quality: int = 92
+    max_pixels: int = MAX_PIXELS
+
+    @property
+    def record(self) -> str:
+        """The command that paints like this, in ASCII, without the options that have no part in it."""
+        mix = ",".join(f"{name}:{weight:g}" for name, weight in self.style.items())
+        words = ["nst", "stylize", "--style", mix, "--quality", str(self.quality)]
+        words += ["--strength", f"{self.strength:g}"] if self.strength < 1 else []
+        words += ["--preserve-color"] if self.preserve_color else []
+        words += ["--max-side", str(self.max_side)] if self.max_side else []
+        return shlex.join(words).encode("ascii", "backslashreplace").decode()
+
+    def check(self, client: StyleClient) -> None:
+        """Raise what would keep every picture from being painted: `UnknownStyle`, or `InputError` for the mix."""
+        offered = {style.name: style for style in client.styles()}
+        if missing := [name for name in self.style if name not in offered]:
+            raise UnknownStyle(f"{client.url} has no style {missing[0]!r}; it has: {', '.join(offered) or 'none'}")
+        mixed([offered[name] for name in self.style], list(self.style.values()))
+
+    def paint(self, job: Job, client: StyleClient, kind: str | None = None, on_tile: OnTile | None = None) -> Outcome:
+        """Read, paint and write one picture; `kind` is Pillow's name of the format on the standard output.
+
+        Raises `PictureError`, `WriteError`, and what `StyleClient.stylize` raises.
+        """
+        source = _stdin(self.max_pixels) if job.photo == STDIO else job.photo
+        picture = open_picture(source, max_pixels=self.max_pixels, max_side=self.max_side)
+        started = time.perf_counter()
+        painted = client.stylize(picture.pixels, self.style, on_tile=on_tile)
+        milliseconds = 1000 * (time.perf_counter() - started)
+        if self.preserve_color:
+            painted = with_colors_of(picture.pixels, painted)
+        if self.strength < 1:
+            painted = blended(picture.pixels, painted, self.strength)
+        result = replace(picture, pixels=painted, metadata=replace(picture.metadata, process=self.record))
+        if job.target == STDIO:
+            own = picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG"
+            _to_stdout(encode_picture(result, kind or own, quality=self.quality))
+        else:
+            save_picture(result, job.target, quality=self.quality)
+        return Outcome(job, picture.width, picture.height, milliseconds)
+
+
+def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> list[Job]:
+    """What is to be painted, and where it goes.
+
+    A photograph is a file, a folder (its tree is kept below `output`), a pattern of files with `*`, `?`, `[...]` or
+    `**` (all come into one folder), or `-`. `output` is a file for one picture, else a folder, or `-`. A painting in
+    a folder has the format of `suffix` or its photograph's own, PNG where that cannot be written.
+    Raises `InputError` where nothing is found, two pictures would become one, or a photograph would be overwritten.
+    """
+    found = list(dict.fromkeys(one for given in photos for one in _found(given, output)))
+    if not found:
+        raise InputError(f"no pictures but those in {output}")
+    alone = len(photos) == 1 and len(found) == 1 and not Path(photos[0]).is_dir()
+    if output == STDIO or STDIO in (photo for photo, _ in found):
+        if not alone:
+            raise InputError("- is one picture: give it alone")
+        if output.is_dir() or (output != STDIO and not output.suffix):
+            raise InputError(
+                f"a picture from the standard input has no name for the folder {output}: name a file, or -"
+            )
+    if alone and (output == STDIO or (output.suffix and not output.is_dir())):
+        jobs = [_named(found[0][0], output, suffix)]
+    elif output.is_file() or (output.suffix.lower() in WRITABLE and not output.is_dir()):
+        raise InputError(f"{output} is a file; several pictures need a folder")
+    else:
+        jobs = [Job(photo, output / below.with_suffix(suffix or _own_suffix(below))) for photo, below in found]
+    _check_targets(jobs)
+    return jobs
+
+
+def standing(job: Job, recipe: Recipe) -> Outcome | None:
+    """What there is to say of a job before it is tried; None where it is to be painted.
+
+    A file that is painted by this recipe is finished. Another one is not ours to replace, unless the user named it.
+    """
+    if job.named or not job.target.exists():
+        return None
+    if process_of_file(job.target) == recipe.record:
+        return Outcome(job, skipped=True)
+    error = InputError(f"{job.target} is there already, and not painted like this; --overwrite replaces it")
+    return Outcome(job, error=error)
+
+
+def painted(
+    jobs: Sequence[Job],
+    paint: Callable[[Job, StyleClient], Outcome],
+    connect: Callable[[], StyleClient],
+    workers: int = 1,
+) -> Generator[Outcome, None, None]:
+    """Paint by `workers` threads with a client each; outcomes come in the order of the jobs.
+
+    While one waits for the server, the others read and write pictures. An error that the next picture would meet as
+    well ends the run: the jobs after it are not tried. A caller that stops early leaves no thread that begins a job.
+    """
+    todo: SimpleQueue[tuple[Job, Future[Outcome]]] = SimpleQueue()
+    futures = [Future[Outcome]() for _ in jobs]
+    for one in zip(jobs, futures, strict=True):
+        todo.put(one)
+    stopped = threading.Event()
+    hopeless: list[NstError] = []
+
+    def outcome(job: Job, client: StyleClient) -> Outcome:
+        if hopeless:
+            return Outcome(job, error=hopeless[0], tried=False)
+        try:
+            return paint(job, client)
+        except _NEXT_TOO as error:
+            hopeless.append(error)
+            return Outcome(job, error=error)
+        except NstError as error:
+            return Outcome(job, error=error)
+
+    def work(client: StyleClient) -> None:
+        while not stopped.is_set():
+            try:
+                job, future = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                future.set_result(outcome(job, client))
+            except BaseException as error:
+                future.set_exception(error)
+
+    with ExitStack() as clients:
+        if workers == 1 or len(jobs) == 1:
+            client = clients.enter_context(connect())
+            yield from (outcome(job, client) for job in jobs)
+            return
+        own = [clients.enter_context(connect()) for _ in range(min(workers, len(jobs)))]
+        # Daemons: one that waits for a server must not keep a process that was told to stop.
+        threads = [threading.Thread(target=work, args=(client,), daemon=True) for client in own]
+        for thread in threads:
+            thread.start()
+        try:
+            yield from (future.result() for future in futures)
+        finally:
+            stopped.set()
+            deadline = time.monotonic() + GRACE
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            if any(thread.is_alive() for thread in threads):
+                clients.pop_all()  # a client is closed by nobody but its own thread
+
+
+def _found(given: str, output: Path) -> list[tuple[Path, Path]]:
+    """The pictures that one argument means, each with its path below the output folder."""
+    path = Path(given)
+    if path.is_dir():
+        # A folder of paintings inside the folder of photographs is no photograph.
+        inside = output != STDIO and output.resolve() != path.resolve() and output.resolve()
+        pictures = [one for one in find_pictures(path) if not (inside and inside in one.resolve().parents)]
+        return [(one, one.relative_to(path)) for one in pictures]
+    if glob.has_magic(given) and not path.exists():
+        names = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  of Path it takes no absolute patterns
+        matches = [one for one in map(Path, names) if one.suffix.lower() in READABLE and one.is_file()]
+        if not matches:
+            raise InputError(f"no picture matches {given}")
+        return [(one, Path(one.name)) for one in matches]
+    return [(path, Path(path.name))]
+
+
+def _named(photo: Path, output: Path, suffix: str | None) -> Job:
+    kind = None if output == STDIO else image_format(output)
+    if kind and suffix and kind != WRITABLE[suffix]:
+        raise InputError(f"{output} and --format {suffix[1:]} disagree: give one of them")
+    return Job(photo, output, named=True)
+
+
+def _check_targets(jobs: Sequence[Job]) -> None:
+    seen: dict[Path, Job] = {}
+    for job in jobs:
+        if (other := seen.setdefault(job.target, job)) is not job:
+            raise InputError(
+                f"{other.photo} and {job.photo} would both become {job.target}: several pictures would become one; "
+                "give them different names, or paint them into different folders"
+            )
+        if job.target != STDIO and job.photo.resolve() == job.target.resolve():
+            raise InputError(f"{job.photo} would be overwritten: choose another folder than its own")
+
+
+def _own_suffix(photo: Path) -> str:
+    return photo.suffix if photo.suffix.lower() in WRITABLE else ".png"
+
+
+def _stdin(max_pixels: int) -> BinaryIO:
+    """The whole standard input, if it is not more than the largest picture could need."""
+    if sys.stdin.isatty():
+        raise PictureError("- is a picture from the standard input, and that is the terminal: give it one by < or |")
+    most = 8 * max_pixels + 2**26  # four channels of 16 bits, not compressed, and metadata
+    data = sys.stdin.buffer.read(most + 1)
+    if len(data) > most:
+        raise PictureError(f"the standard input is longer than {most / 1e6:.0f} MB: no picture of {max_pixels} pixels")
+    return io.BytesIO(data)
+
+
+def _to_stdout(data: bytes) -> None:
+    if sys.stdout.isatty():
+        raise InputError("-o - writes the picture to the standard output, and that is the terminal: use > or |")
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WriteError(f"cannot write to the standard output: {error.strerror or error}") from error

@@ -1,0 +1,484 @@
+"""`nst stylize` with a server that is a function; tests/end_to_end/test_stylize.py has a real one."""
+
+import io
+import json
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import nst_client
+from nst_client import MockTransport, Rejected, Request, StyleClient, TimedOut, Unreachable
+from nst_client.cli import _mix, _token, stylize_app
+from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted
+from nst_core.errors import InputError, PictureError
+from nst_core.images import Pixels, open_picture, process_of_file
+
+MODELS = {"negative": {"min_side": "16", "max_pixels": "10000"}, "gallery": {"styles": "wave,scream"}}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
+    """Its models invert colours, and every `StyleClient` connects to it."""
+    transport = MockTransport(lambda request: 255 - request.inputs["image"], MODELS)
+    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: transport)
+    return transport
+
+
+def stylize(*arguments: object, style: str = "negative", stdin: bytes | None = None) -> Result:
+    return CliRunner().invoke(stylize_app, [*map(str, arguments), "-s", style], input=stdin)
+
+
+def levels(seed: int, height: int = 20, width: int = 30) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A tree of five pictures."""
+    folder = tmp_path / "photos"
+    for number, name in enumerate(("a.png", "b.png", "deep/a.png", "deep/er/c.PNG", "d.tif")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(levels(number)).save(folder / name, "TIFF" if name.endswith("tif") else "PNG")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+TREE = ["a.png", "b.png", "d.png", "deep/a.png", "deep/er/c.PNG"]
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_mix_on_the_command_line() -> None:
+    assert _mix("wave") == {"wave": 1.0}
+    assert _mix("wave:0.7, gallery/scream:0.3") == {"wave": 0.7, "gallery/scream": 0.3}
+    with pytest.raises(InputError, match="'wave:much' is no style with a weight"):
+        _mix("wave:much")
+
+
+def test_where_pictures_go(tmp_path: Path) -> None:
+    def targets(*photos: object, output: Path, suffix: str | None = None) -> list[Path]:
+        return [job.target for job in jobs_of([str(photo) for photo in photos], output, suffix)]
+
+    a, b, out = tmp_path / "a.jpg", tmp_path / "deep" / "b.tif", tmp_path / "out"
+    assert targets(a, output=Path("out.png")) == [Path("out.png")]
+    assert targets(a, output=out) == [out / "a.jpg"]
+    assert targets(a, b, output=out) == [out / "a.jpg", out / "b.png"]
+    assert targets(a, b, output=out, suffix=".webp") == [out / "a.webp", out / "b.webp"]
+    assert targets(a, a, output=out) == [out / "a.jpg"]
+    assert targets("-", output=STDIO) == [STDIO]
+    assert targets("-", output=Path("out.png")) == [Path("out.png")]
+    for photos, output, words in (
+        ([a], tmp_path, "overwritten"),
+        ([a, tmp_path / "deep" / "a.jpg"], out, "several pictures would become one"),
+        ([a], Path("out.xyz"), r"cannot write \.xyz"),
+        ([a, b], Path("out.png"), "out.png is a file"),
+        ([tmp_path], out, "no pictures in it"),
+        ([tmp_path / "*.gif"], out, "no picture matches"),
+        (["-", a], out, "give it alone"),
+        (["-"], out, "no name for the folder"),
+        ([a, b], STDIO, "give it alone"),
+    ):
+        with pytest.raises(InputError, match=words):
+            targets(*photos, output=output)
+    with pytest.raises(InputError, match="disagree"):
+        targets(a, output=Path("out.png"), suffix=".webp")
+
+
+def test_a_tree_is_kept(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+    result = stylize(photos, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert tree(tmp_path / "out") == TREE
+    for name in TREE:
+        source = photos / name if (photos / name).exists() else photos / "d.tif"
+        assert np.array_equal(open_picture(tmp_path / "out" / name).pixels, 255 - open_picture(source).pixels)
+    lines = [line.partition(" -> ")[0] for line in result.stderr.splitlines() if " -> " in line]
+    assert lines == sorted(lines), "outcomes come in the order of the pictures"
+    assert "pictures 5/5" in result.stderr
+
+
+def test_paintings_inside_the_folder_of_photographs_are_none(server: MockTransport, photos: Path) -> None:
+    for _ in range(2):
+        assert stylize(photos, "-o", photos / "painted").exit_code == 0
+        assert tree(photos / "painted") == TREE
+    assert len(server.requests) == 5
+
+
+def test_patterns_that_the_shell_did_not_expand(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+    assert stylize(photos / "*", "-o", tmp_path / "flat").exit_code == 0
+    assert tree(tmp_path / "flat") == ["a.png", "b.png", "d.png"]
+    assert stylize(photos / "**" / "[c-d].*", "-o", tmp_path / "deep").exit_code == 0
+    assert tree(tmp_path / "deep") == ["c.PNG", "d.png"]
+    # A file's own name is no pattern.
+    Image.fromarray(levels(9)).save(photos / "[1].png")
+    assert stylize(photos / "[1].png", "-o", tmp_path / "own").exit_code == 0
+    assert tree(tmp_path / "own") == ["[1].png"]
+
+
+def test_finished_pictures_are_skipped(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert stylize(photos, "-o", out).exit_code == 0
+    before = {name: (out / name).stat().st_mtime_ns for name in TREE}
+    (out / "b.png").unlink()
+    result = stylize(photos, "-o", out)
+    assert result.exit_code == 0
+    assert "4 of 5 pictures are painted already: skipped" in result.stderr
+    assert len(server.requests) == 6
+    assert {name: (out / name).stat().st_mtime_ns for name in TREE if name != "b.png"} == {
+        name: when for name, when in before.items() if name != "b.png"
+    }
+    assert stylize(photos, "-o", out).exit_code == 0
+    assert len(server.requests) == 6
+    assert stylize(photos, "-o", out, "--overwrite").exit_code == 0
+    assert len(server.requests) == 11
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["-s", "wave"],
+        ["-s", "negative", "--strength", "0.5"],
+        ["-s", "negative", "--preserve-color"],
+        ["-s", "negative", "--max-side", "25"],
+        ["-s", "negative", "--quality", "50"],
+    ],
+)
+def test_a_painting_of_another_recipe_is_not_taken_for_done(
+    server: MockTransport, photos: Path, tmp_path: Path, other: list[str]
+) -> None:
+    out = tmp_path / "out"
+    assert stylize(photos / "a.png", photos / "b.png", "-o", out).exit_code == 0
+    before = (out / "a.png").read_bytes()
+    (out / "b.png").unlink()
+    result = CliRunner().invoke(stylize_app, [str(photos / "a.png"), str(photos / "b.png"), "-o", str(out), *other])
+    assert result.exit_code == 1
+    assert f"{out / 'a.png'} is there already, and not painted like this; --overwrite replaces it" in result.stderr
+    assert "1 of 2 pictures failed" in result.stderr
+    assert (out / "a.png").read_bytes() == before
+    assert (out / "b.png").exists(), "the others are painted"
+    again = [str(photos / "a.png"), "-o", str(out), *other, "--overwrite"]
+    assert CliRunner().invoke(stylize_app, again).exit_code == 0
+    assert (out / "a.png").read_bytes() != before
+
+
+def test_a_file_of_the_users_is_not_replaced_unless_it_is_named(
+    server: MockTransport, photos: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "out" / "a.png"
+    own.parent.mkdir()
+    for content in (b"", b"not even a picture", (photos / "b.png").read_bytes()):
+        own.write_bytes(content)
+        result = stylize(photos / "a.png", "-o", own.parent)
+        assert result.exit_code == 1
+        assert result.stderr.count("\n") == 1
+        assert own.read_bytes() == content
+    assert stylize(photos / "a.png", "-o", own).exit_code == 0
+    assert np.array_equal(open_picture(own).pixels, 255 - levels(0))
+
+
+def test_the_record_is_a_command() -> None:
+    recipe = Recipe({"vague à l'âme": 0.7, "scream": 0.3}, 0.5, True, 512, 80)
+    assert recipe.record == (
+        "nst stylize --style 'vague \\xe0 l'\"'\"'\\xe2me:0.7,scream:0.3' --quality 80 "
+        "--strength 0.5 --preserve-color --max-side 512"
+    )
+    assert Recipe({"a": 1.0}, max_pixels=5).record == Recipe({"a": 1.0}).record
+
+
+def test_strength_and_colours(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+    photo = levels(0).astype(float)
+    luma = (255 - 2 * photo) @ [0.299, 0.587, 0.114]
+    kept = (photo + luma[..., None]).clip(0, 255)
+    for options, expected in (
+        (["--strength", 0.25], 0.75 * photo + 0.25 * (255 - photo)),
+        (["--strength", 0], photo),
+        (["--preserve-color"], kept),
+        (["--preserve-color", "--strength", 0.5], (photo + kept) / 2),
+    ):
+        assert stylize(photos / "a.png", "-o", tmp_path / "a.png", *options).exit_code == 0
+        assert np.abs(open_picture(tmp_path / "a.png").pixels - expected).max() <= 1, options
+    assert stylize(photos / "a.png", "-o", tmp_path / "a.png", "--strength", 1.5).exit_code == 2
+
+
+def test_one_bad_picture_does_not_stop_the_others(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+    (photos / "b.png").write_text("no picture")
+    Image.fromarray(levels(1, 8, 8)).save(photos / "deep" / "a.png")
+    result = stylize(photos, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.stderr
+    *_, bad, small, count = result.stderr.splitlines()
+    assert bad.startswith(f"error: {photos / 'b.png'}: not a picture")
+    assert small.startswith(f"error: {photos / 'deep' / 'a.png'}: 8x8 is too small for negative")
+    assert count == "error: 2 of 5 pictures failed; the same command tries them again"
+    assert tree(tmp_path / "out") == ["a.png", "d.png", "deep/er/c.PNG"]
+
+
+def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+    (photos / "b.png").write_text("no picture")
+    stylize(photos / "a.png", "-o", tmp_path / "out")
+    result = stylize(photos, "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 1
+    *pictures, summary = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [one["input"] for one in pictures] == [
+        str(photos / name) for name in ("a.png", "b.png", "d.tif", "deep/a.png", "deep/er/c.PNG")
+    ]
+    skipped, failed, fine = pictures[:3]
+    assert all(one.keys() == fine.keys() for one in pictures)
+    assert skipped["skipped"]
+    assert skipped["error"] is None
+    assert failed["error"].startswith(f"{photos / 'b.png'}: not a picture")
+    assert (failed["width"], failed["milliseconds"]) == (None, None)
+    assert fine.pop("milliseconds") > 0
+    assert fine == {
+        "input": str(photos / "d.tif"),
+        "output": str(tmp_path / "out" / "d.png"),
+        "width": 30,
+        "height": 20,
+        "style": {"negative": 1.0},
+        "skipped": False,
+        "error": None,
+    }
+    assert summary.pop("seconds") > 0
+    assert summary == {"painted": 3, "skipped": 1, "failed": 1}
+    assert " -> " not in result.stderr
+
+
+@pytest.mark.parametrize(("kind", "written"), [("PNG", "PNG"), ("WEBP", "WEBP"), ("JPEG", "JPEG"), ("GIF", "PNG")])
+def test_stdin_to_stdout(server: MockTransport, kind: str, written: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(levels(1)).save(buffer, kind)
+    result = stylize("-", "-o", "-", stdin=buffer.getvalue())
+    assert result.exit_code == 0, result.stderr
+    assert Image.open(io.BytesIO(result.stdout_bytes)).format == written
+    result = stylize("-", "-o", "-", "--format", "png", stdin=buffer.getvalue())
+    answer = open_picture(io.BytesIO(result.stdout_bytes))
+    assert answer.metadata.kind == "PNG"
+    assert np.array_equal(answer.pixels, 255 - open_picture(buffer).pixels)
+
+
+def test_stdin_that_is_no_picture(server: MockTransport) -> None:
+    for stdin, words in ((b"", "not a picture"), (b"text", "not a picture"), (bytes(70_000_000), "longer than 67 MB")):
+        result = stylize("-", "-o", "-", "--max-pixels", 100, stdin=stdin)
+        assert result.exit_code == 1
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert result.stdout_bytes == b""
+    assert "both write to stdout" in stylize("-", "-o", "-", "--json").stderr
+
+
+def test_a_wrong_style_is_said_once(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+    for style, words in (("mosaic", "no style 'mosaic'; it has: negative"), ("wave:1,negative:1", "can be mixed")):
+        result = stylize(photos, "-o", tmp_path / "out", style=style)
+        assert result.exit_code == 1
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def answers(*, fail_at: int, error: Exception) -> Callable[[Request], Pixels]:
+    """A handler that inverts, and raises from the request `fail_at` on."""
+    lock, count = threading.Lock(), 0
+
+    def handle(request: Request) -> Pixels:
+        nonlocal count
+        with lock:
+            count += 1
+            if count >= fail_at:
+                raise error
+        return 255 - request.inputs["image"]
+
+    return handle
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_server_that_is_gone_ends_the_run_and_the_next_goes_on(
+    server: MockTransport, photos: Path, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nst_client.cli, "PATIENCE", 0)
+    server.handler = answers(fail_at=3, error=Unreachable("no server answers at mock:"))
+    result = stylize(photos, "-o", tmp_path / "out", "--json", "--jobs", jobs)
+    assert result.exit_code == 1
+    *pictures, summary = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(pictures) == 5
+    assert (summary["painted"], summary["failed"]) == (2, 3)
+    assert sum("not tried: no server answers" in (one["error"] or "") for one in pictures) >= 3 - jobs
+    assert "3 of 5 pictures failed" in result.stderr
+    assert [one["output"] for one in pictures if not one["error"]] == [
+        str(tmp_path / "out" / name) for name in TREE if (tmp_path / "out" / name).exists()
+    ]
+    server.handler = lambda request: 255 - request.inputs["image"]
+    result = stylize(photos, "-o", tmp_path / "out", "--json", "--jobs", jobs)
+    assert result.exit_code == 0
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert (summary["painted"], summary["skipped"]) == (3, 2)
+    assert tree(tmp_path / "out") == TREE
+
+
+@pytest.mark.parametrize("error", [TimedOut("took too long"), Rejected("the model failed")])
+def test_an_answer_that_fails_is_that_pictures_own(
+    server: MockTransport, photos: Path, tmp_path: Path, error: Exception
+) -> None:
+    original = server.handler
+
+    def handle(request: Request) -> Pixels:
+        if np.array_equal(request.inputs["image"][0], levels(1)):
+            raise error
+        answer: Pixels = original(request)
+        return answer
+
+    server.handler = handle
+    result = stylize(photos, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"error: {photos / 'b.png'}: {error}" in result.stderr
+    assert tree(tmp_path / "out") == ["a.png", "d.png", "deep/a.png", "deep/er/c.PNG"]
+
+
+@contextmanager
+def full_disk(after: int) -> Iterator[None]:
+    """No file can become longer than `after` bytes: what a write meets on a full disk, as an error of its own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(
+    server: MockTransport, photos: Path, tmp_path: Path, jobs: int
+) -> None:
+    Image.fromarray(levels(7, 90, 90)).save(photos / "b.png")  # of noise: as a PNG 24 kB, the others 2 kB
+    with full_disk(after=8_000):
+        result = stylize(photos, "-o", tmp_path / "out", "--jobs", jobs)
+    assert result.exit_code == 1
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert f"{photos / 'b.png'}: cannot write {tmp_path / 'out' / 'b.png'}: File too large" in errors[0]
+    assert "of 5 pictures failed" in errors[1]
+    if jobs == 1:
+        assert tree(tmp_path / "out") == ["a.png"], "nothing half-written, nothing beside it"
+        assert "4 of 5 pictures failed, 3 of them not tried" in errors[1]
+    assert "b.png" not in tree(tmp_path / "out")
+    result = stylize(photos, "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert tree(tmp_path / "out") == TREE
+
+
+def test_several_at_a_time_in_order() -> None:
+    """The first picture waits for the third: with two workers that would never end."""
+    jobs = [Job(Path(f"{number}.png"), Path(f"out/{number}.png")) for number in range(6)]
+    third = threading.Event()
+    threads: set[int] = set()
+
+    def paint(job: Job, client: StyleClient) -> Outcome:
+        threads.add(threading.get_ident())
+        if job == jobs[2]:
+            third.set()
+        assert third.wait(30)
+        return Outcome(job)
+
+    with_three = painted(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 3)
+    assert [outcome.job for outcome in with_three] == jobs
+    assert len(threads) == 3
+
+
+def test_a_run_that_is_left_begins_no_more_pictures() -> None:
+    jobs = [Job(Path(f"{number}.png"), Path(f"out/{number}.png")) for number in range(100)]
+    begun: list[Job] = []
+
+    def paint(job: Job, client: StyleClient) -> Outcome:
+        begun.append(job)
+        time.sleep(0.02)
+        return Outcome(job)
+
+    outcomes = painted(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 2)
+    assert next(outcomes).job == jobs[0]
+    outcomes.close()
+    count = len(begun)
+    assert count < 10
+    time.sleep(0.1)
+    assert len(begun) == count
+
+
+def test_a_defect_of_ours_keeps_its_traceback() -> None:
+    def paint(job: Job, client: StyleClient) -> Outcome:
+        raise ZeroDivisionError
+
+    jobs = [Job(Path("a.png"), Path("b.png"))] * 2
+    with pytest.raises(ZeroDivisionError):
+        list(painted(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 2))
+
+
+def test_progress_by_tile(server: MockTransport, tmp_path: Path) -> None:
+    server.configs |= MockTransport(
+        lambda request: request,
+        {
+            "negative_statistics": {"purpose": "statistics"},
+            "negative_tiled": {"purpose": "tiled", "multiple": "4", "overlap": "8", "max_pixels": "10000"},
+        },
+    ).configs
+
+    def handle(request: Request) -> np.ndarray:
+        if request.output == "statistics":
+            return np.zeros((1, 5), np.float32)
+        return 255 - request.inputs["image"]
+
+    server.handler = handle
+    Image.fromarray(levels(3, 200, 300)).save(tmp_path / "large.png")
+    result = stylize(tmp_path / "large.png", "-o", tmp_path / "a.png")
+    assert result.exit_code == 0, result.stderr
+    tiles = len(server.requests) - 1
+    assert tiles > 1
+    assert f"tiles {tiles}/{tiles}" in result.stderr
+    assert np.array_equal(open_picture(tmp_path / "a.png").pixels, 255 - levels(3, 200, 300))
+
+
+def test_the_token_is_of_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "token"
+    monkeypatch.delenv("NST_TOKEN", raising=False)
+    assert _token(None) is None
+    monkeypatch.setenv("NST_TOKEN", "of the environment")
+    assert _token(None) == "of the environment"
+    file.write_text("of the file\n")
+    assert _token(file) == "of the file"
+    for content, words in ((b" \n", "is empty"), (b"\xff\xfe", "cannot read the token")):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            _token(file)
+    with pytest.raises(InputError, match="No such file"):
+        _token(tmp_path / "none")
+
+
+def test_the_way_to_the_server_is_passed_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: MockTransport
+) -> None:
+    given: list[tuple[str, dict[str, object]]] = []
+    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: given.append((url, settings)) or server)
+    monkeypatch.setenv("NST_TOKEN", "secret")
+    monkeypatch.setenv("NST_CA", str(tmp_path / "ca.pem"))
+    result = stylize(photos / "a.png", "-o", tmp_path / "a.png", "-u", "grpcs://there:1", "--timeout", 5)
+    assert result.exit_code == 0, result.stderr
+    ((url, settings),) = given
+    assert url == "grpcs://there:1"
+    assert (settings["token"], settings["ca"], settings["timeout"]) == ("secret", tmp_path / "ca.pem", 5.0)
+    assert "secret" not in process_of_file(tmp_path / "a.png")
+
+
+def test_a_recipe_alone(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+    """As the web page uses it."""
+    with StyleClient(transport=server) as client:
+        outcome = Recipe({"negative": 1.0}).paint(Job(photos / "a.png", tmp_path / "a.webp"), client)
+        assert (outcome.width, outcome.height, outcome.error) == (30, 20, None)
+        with pytest.raises(PictureError):
+            Recipe({"negative": 1.0}).paint(Job(photos / "notes.txt", tmp_path / "a.webp"), client)
