@@ -1,95 +1,279 @@
 """Triton's ONNX Runtime backend, Python-based, for a Triton that has only its Python backend.
 
 It honours the contract of the stock backend (triton-inference-server/onnxruntime_backend) as far
-as a style model uses it: `model.onnx`, the parameters `intra_op_thread_count`,
-`inter_op_thread_count`, `execution_mode`, `enable_mem_arena` and `enable_mem_pattern`,
-`optimization.graph.level`, and the CPU accelerator `openvino`. One repository, two servers, the
-same answers. Beyond it, the parameters `min_side` and `max_pixels` that style models carry are checked
-before a request runs. It lives inside Triton's stub process and imports nothing of nst.
+as a style model can use it, so that one repository gives the same answers on two servers:
+
+- the model's file `model.onnx` (or `default_model_filename`, or a folder with `model.onnx` in it);
+- a config without inputs and outputs is completed from the graph, with `max_batch_size` 4 and the
+  dynamic batcher if every tensor's first axis is open (4 is the stock backend's `default-max-batch-size`);
+- parameters `intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `enable_mem_arena`,
+  `enable_mem_pattern`, `memory.enable_memory_arena_shrinkage`, `session.use_device_allocator_for_initializers`,
+  and on a GPU `cudnn_conv_algo_search`, `gpu_mem_limit`, `arena_extend_strategy`, `do_copy_in_default_stream`;
+- `optimization.graph.level`;
+- `optimization.execution_accelerators`: `openvino` for instances on the CPU, `tensorrt` and `cuda` for those on
+  a GPU, with their parameters. One that is not known is refused by its name;
+- instance groups, on the CPU or a GPU. A GPU instance runs on CUDA, whatever else it is given.
+
+A provider that was asked for and is not there is an error: nothing runs elsewhere than the config says.
+
+What it cannot honour: `--backend-config=onnxruntime,...`, which Triton does not hand to Python-based
+backends, and `share_session_between_instances`, since every instance is a process of its own.
+
+Beyond the contract: the limits `min_side` and `max_pixels` that style models carry as parameters are checked
+before a request runs, no run has more than `max_pixels` pixels in all its pictures together (larger batches go
+in several), a request that fails does not fail those that Triton put into a batch with it, and every model has
+metrics of its own on Triton's metrics port (`nst_*`). It lives inside Triton's stub process and imports nothing
+of nst.
 """
 
 import json
 import os
+import time
 
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+DEFAULT_MAX_BATCH_SIZE = 4
+
 GRAPH_LEVELS = {
     "-1": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "0": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "1": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "2": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
+
+TYPES = {
+    "bool": "TYPE_BOOL",
+    "uint8": "TYPE_UINT8",
+    "uint16": "TYPE_UINT16",
+    "uint32": "TYPE_UINT32",
+    "uint64": "TYPE_UINT64",
+    "int8": "TYPE_INT8",
+    "int16": "TYPE_INT16",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "float16": "TYPE_FP16",
+    "float": "TYPE_FP32",
+    "double": "TYPE_FP64",
+    "string": "TYPE_STRING",
+}
+
+BOOLEANS = {"1": "True", "true": "True", "True": "True", "0": "False", "false": "False", "False": "False"}
+
+OPENVINO = {"cache_dir", "disable_dynamic_shapes", "load_config", "num_of_threads", "num_streams", "precision"}
+
+TENSORRT_BOOLEANS = {
+    "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
+    "trt_build_heuristics_enable": "trt_build_heuristics_enable",
+    "trt_context_memory_sharing_enable": "trt_context_memory_sharing_enable",
+    "trt_cuda_graph_enable": "trt_cuda_graph_enable",
+    "trt_detailed_build_log": "trt_detailed_build_log",
+    "trt_dla_enable": "trt_dla_enable",
+    "trt_dump_ep_context_model": "trt_dump_ep_context_model",
+    "trt_dump_subgraphs": "trt_dump_subgraphs",
+    "trt_engine_cache_enable": "trt_engine_cache_enable",
+    "trt_force_sequential_engine_build": "trt_force_sequential_engine_build",
+    "trt_force_timing_cache": "trt_force_timing_cache",
+    "trt_layer_norm_fp32_fallback": "trt_layer_norm_fp32_fallback",
+    "trt_sparsity_enable": "trt_sparsity_enable",
+    "trt_timing_cache_enable": "trt_timing_cache_enable",
+}
+"""TensorRT's switches: what they are called in a config, and what ONNX Runtime calls them."""
+
+TENSORRT = {
+    "int8_calibration_table_name": "trt_int8_calibration_table_name",
+    "max_workspace_size_bytes": "trt_max_workspace_size",
+    "trt_auxiliary_streams": "trt_auxiliary_streams",
+    "trt_builder_optimization_level": "trt_builder_optimization_level",
+    "trt_dla_core": "trt_dla_core",
+    "trt_engine_cache_path": "trt_engine_cache_path",
+    "trt_engine_cache_prefix": "trt_engine_cache_prefix",
+    "trt_ep_context_embed_mode": "trt_ep_context_embed_mode",
+    "trt_ep_context_file_path": "trt_ep_context_file_path",
+    "trt_extra_plugin_lib_paths": "trt_extra_plugin_lib_paths",
+    "trt_max_partition_iterations": "trt_max_partition_iterations",
+    "trt_min_subgraph_size": "trt_min_subgraph_size",
+    "trt_profile_max_shapes": "trt_profile_max_shapes",
+    "trt_profile_min_shapes": "trt_profile_min_shapes",
+    "trt_profile_opt_shapes": "trt_profile_opt_shapes",
+    "trt_tactic_sources": "trt_tactic_sources",
+    "trt_timing_cache_path": "trt_timing_cache_path",
+}
+
+PRECISIONS = {
+    "FP32": {},
+    "FP16": {"trt_fp16_enable": "True"},
+    "BF16": {"trt_bf16_enable": "True"},
+    "INT8": {"trt_int8_enable": "True"},
+}
+
+CUDA = {
+    "arena_extend_strategy",
+    "cudnn_conv1d_pad_to_nc1d",
+    "cudnn_conv_algo_search",
+    "cudnn_conv_use_max_workspace",
+    "do_copy_in_default_stream",
+    "enable_cuda_graph",
+    "enable_skip_layer_norm_strict_mode",
+    "fuse_conv_bias",
+    "gpu_mem_limit",
+    "prefer_nhwc",
+    "sdpa_kernel",
+    "tunable_op_enable",
+    "tunable_op_max_tuning_duration_ms",
+    "tunable_op_tuning_enable",
+    "use_ep_level_unified_stream",
+    "use_tf32",
+}
+
+CUDA_PARAMETERS = {
+    "cudnn_conv_algo_search": {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"},
+    "arena_extend_strategy": {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"},
+    "do_copy_in_default_stream": {"0": "0", "1": "1"},
+    "gpu_mem_limit": None,
+}
+"""CUDA's settings that may also stand among the model's parameters, and what their numbers mean."""
+
+SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+PICTURES = [1, 2, 4, 8, 16, 32]
+"""Upper bounds of the histograms' buckets."""
+
+
+class Refused(Exception):
+    """A request that is not run; the message goes to its caller."""
 
 
 class TritonPythonModel:
     """One instance of one model: an ONNX Runtime session and the batches that go through it."""
 
+    @staticmethod
+    def auto_complete_config(config):
+        """Complete a config that lacks inputs or outputs, from the graph, as the stock backend does."""
+        given = config.as_dict()
+        if given["input"] and given["output"]:
+            return config
+        path = _file(pb_utils.get_model_dir(), given)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # only read
+        session = _session(path, {"sess_options": options, "providers": ["CPUExecutionProvider"]})
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if all(tensor.shape and not isinstance(tensor.shape[0], int) for tensor in (*inputs, *outputs)):
+            if given["max_batch_size"] == 0:
+                config.set_max_batch_size(DEFAULT_MAX_BATCH_SIZE)
+            if given["max_batch_size"] > 1 and "sequence_batching" not in given:
+                config.set_dynamic_batching()
+        elif given["max_batch_size"]:
+            raise pb_utils.TritonModelException(
+                f"{path}: max_batch_size is {given['max_batch_size']}, and the model has tensors whose first axis "
+                "is fixed: it cannot batch"
+            )
+        first = 1 if given["max_batch_size"] else 0
+        if not given["input"]:
+            for tensor in inputs:
+                config.add_input(_described(tensor, first))
+        if not given["output"]:
+            for tensor in outputs:
+                config.add_output(_described(tensor, first))
+        return config
+
     def initialize(self, args):
         """Open the session; a provider that was asked for and not given is an error."""
         config = json.loads(args["model_config"])
-        file = config.get("default_model_filename") or "model.onnx"
-        path = os.path.join(args["model_repository"], args["model_version"], file)
+        self.path = _file(os.path.join(args["model_repository"], args["model_version"]), config)
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
-        self.settings = {"sess_options": _options(config, parameters), "providers": _providers(config, parameters)}
-        self.path = path
-        self.min_side = int(parameters.get("min_side", 1))
-        self.max_pixels = int(parameters.get("max_pixels", 2**62))
-        self.session = self._open()
+        self.settings = {
+            "sess_options": _options(config, parameters),
+            "providers": _providers(config, parameters, args["model_instance_kind"], args["model_instance_device_id"]),
+        }
+        self.run_options = _run_options(parameters)
+        self.min_side = max(1, _number(parameters, "min_side", 1))
+        self.max_pixels = _number(parameters, "max_pixels", 2**62)
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
+        self.session = self._open()
+        _check_names(self.path, "input", self.inputs, self.session.get_inputs())
+        _check_names(self.path, "output", self.outputs, self.session.get_outputs())
+        self.metrics = Metrics(args["model_name"], args["model_version"])
 
     def execute(self, requests):
         """Run the requests of one execution, those of one shape as one batch; errors go to their request."""
-        arrays = [
-            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs]
-            for request in requests
-        ]
-        responses = [self._refusal(tensors[0].shape) for tensors in arrays]
+        responses = [None] * len(requests)
         groups = {}
-        for position, tensors in enumerate(arrays):
-            if responses[position] is None:
-                groups.setdefault(tuple(tensor.shape[1:] for tensor in tensors), []).append(position)
-        for positions in groups.values():
-            for position, response in zip(positions, self._run([arrays[at] for at in positions])):
+        for position, request in enumerate(requests):
+            try:
+                tensors = self._tensors(request)
+            except Refused as refusal:
+                responses[position] = _error(refusal, pb_utils.TritonError.INVALID_ARG)
+            else:
+                groups.setdefault(tuple(tensor.shape[1:] for tensor in tensors), []).append((position, tensors))
+        self.metrics.requests("refused", sum(response is not None for response in responses))
+        for group in groups.values():
+            answers = self._run([tensors for _, tensors in group])
+            for (position, _), response in zip(group, answers):
                 responses[position] = response
         return responses
 
+    def finalize(self):
+        """Give up the metrics and close the session."""
+        self.metrics = self.session = None
+
     def _open(self):
-        try:
-            session = onnxruntime.InferenceSession(self.path, **self.settings)
-        except Exception as error:  # ONNX Runtime's exceptions have no common root
-            raise pb_utils.TritonModelException(f"{self.path}: {error}") from error
-        asked, given = self.settings["providers"][0][0], session.get_providers()
-        if given[0] != asked:
-            raise pb_utils.TritonModelException(f"asked for {asked}, got {', '.join(given)}")
+        session = _session(self.path, self.settings)
+        asked = [name for name, _ in self.settings["providers"]]
+        given = session.get_providers()
+        if given[: len(asked)] != asked:
+            raise pb_utils.TritonModelException(f"asked ONNX Runtime for {', '.join(asked)}, got {', '.join(given)}")
         return session
 
-    def _refusal(self, shape):
-        """An error response for a picture `[N, H, W, 3]` beyond the model's limits, else None."""
-        if len(shape) != 4:
-            return None
-        height, width = shape[1:3]
+    def _reopen(self):
+        """A new session after a failed run; OpenVINO's would fail the next request with this one's shape."""
+        if self.settings["providers"][0][0] != "OpenVINOExecutionProvider":
+            return
+        try:
+            self.session = self._open()
+        except pb_utils.TritonModelException as error:  # such as a version that was removed while it is served
+            pb_utils.Logger.log_error(f"going on with the session that failed: {error}")
+        self.metrics.reopened()
+
+    def _tensors(self, request):
+        """The arrays of a request in the order of the config; `Refused` for what must not reach the graph."""
+        tensors = []
+        for name in self.inputs:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is None:
+                raise Refused(f"{name} is missing")
+            array = tensor.as_numpy()
+            if array.size == 0:
+                raise Refused(f"{name} is empty: {_shape(array)}")
+            # Not in noise, which is as large as a picture and which Triton warms up with random bits.
+            if array.dtype.kind == "f" and array.ndim < 4 and not np.isfinite(array).all():
+                raise Refused(f"{name} has values that are not finite")
+            tensors.append(array)
+        if tensors[0].ndim == 4:
+            self._check_size(*tensors[0].shape[1:3])
+        return tensors
+
+    def _check_size(self, height, width):
+        """Refuse pictures beyond the model's limits, in pixels."""
         if min(height, width) < self.min_side:
-            reason = f"{self.min_side} pixels and more a side"
-        elif height * width > self.max_pixels:
-            reason = f"{self.max_pixels / 1e6:.1f} megapixels and less"
-        else:
-            return None
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{width}x{height}: this model takes {reason}"))
+            raise Refused(f"{width}x{height}: this model takes {self.min_side} pixels and more a side")
+        if height * width > self.max_pixels:
+            raise Refused(f"{width}x{height}: this model takes {self.max_pixels / 1e6:.1f} megapixels and less")
 
     def _run(self, batch):
         """One response for each request of `batch`, lists of input arrays that differ in axis 0 only."""
-        feeds = {
-            name: tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
-            for name, tensors in zip(self.inputs, zip(*batch))
-        }
+        feeds = [tensors[0] if len(tensors) == 1 else np.concatenate(tensors) for tensors in zip(*batch)]
         try:
-            answers = self.session.run(self.outputs, feeds)
-        except Exception as error:
-            failure = pb_utils.TritonError(f"{self.inputs[0]} {feeds[self.inputs[0]].shape}: {error}")
-            self.session = self._open()  # OpenVINO's would fail the next request with this one's shape
-            return [pb_utils.InferenceResponse(error=failure) for _ in batch]
+            answers = self._answers(feeds)
+        except Exception as error:  # ONNX Runtime's exceptions have no common root
+            self._reopen()
+            if len(batch) > 1:  # one request's fault is not the others'
+                return [self._run([tensors])[0] for tensors in batch]
+            self.metrics.requests("failed")
+            return [_error(f"{self.inputs[0]} {_shape(feeds[0])}: {error}", pb_utils.TritonError.INTERNAL)]
+        self.metrics.requests("ok", len(batch))
         ends = np.cumsum([len(tensors[0]) for tensors in batch])
         return [
             pb_utils.InferenceResponse(
@@ -98,31 +282,221 @@ class TritonPythonModel:
             for start, end in zip([0, *ends[:-1]], ends)
         ]
 
+    def _answers(self, feeds):
+        """The outputs for `feeds`, in as many runs as `max_pixels` asks for: memory grows with the pixels of a run."""
+        count = len(feeds[0])
+        if feeds[0].ndim != 4:
+            return self._timed(feeds)
+        most = max(1, self.max_pixels // (feeds[0].shape[1] * feeds[0].shape[2]))
+        if count <= most:
+            return self._timed(feeds)
+        parts = [self._timed([feed[at : at + most] for feed in feeds]) for at in range(0, count, most)]
+        return [np.concatenate(part) for part in zip(*parts)]
+
+    def _timed(self, feeds):
+        started = time.perf_counter()
+        answers = self.session.run(self.outputs, dict(zip(self.inputs, feeds)), self.run_options)
+        self.metrics.ran(len(feeds[0]), time.perf_counter() - started)
+        return answers
+
+
+class Metrics:
+    """The model's metrics on Triton's metrics port, beside those that Triton has for every model.
+
+    An update is a message to Triton and takes some 30 microseconds, so a run makes three.
+    """
+
+    def __init__(self, model, version):
+        def family(kind, name, description):
+            return pb_utils.MetricFamily(name=name, description=description, kind=kind)
+
+        counter, histogram = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.HISTOGRAM
+        requests = family(counter, "nst_requests_total", "Requests by outcome: ok, refused before a run, failed in it")
+        reopened = family(counter, "nst_session_reopened_total", "Sessions opened anew after a failed run")
+        seconds = family(histogram, "nst_run_seconds", "Seconds in ONNX Runtime, a run")
+        pictures = family(histogram, "nst_run_pictures", "Pictures that went through ONNX Runtime together, a run")
+        labels = {"model": model, "version": version}
+        self._families = (requests, reopened, seconds, pictures)  # they must outlive their metrics
+        self._requests = {
+            outcome: requests.Metric(labels={**labels, "outcome": outcome}) for outcome in ("ok", "refused", "failed")
+        }
+        self._reopened = reopened.Metric(labels=labels)
+        self._seconds = seconds.Metric(labels=labels, buckets=SECONDS)
+        self._pictures = pictures.Metric(labels=labels, buckets=PICTURES)
+
+    def requests(self, outcome, count=1):
+        """Count requests by what became of them."""
+        if count:
+            self._requests[outcome].increment(count)
+
+    def reopened(self):
+        """Count a session that was opened anew."""
+        self._reopened.increment(1)
+
+    def ran(self, pictures, seconds):
+        """Note a run."""
+        self._pictures.observe(pictures)
+        self._seconds.observe(seconds)
+
+
+def _error(reason, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(reason), code))
+
+
+def _shape(array):
+    return "x".join(map(str, array.shape))
+
+
+def _file(folder, config):
+    """The model's file in a version's folder."""
+    path = os.path.join(folder, config.get("default_model_filename") or "model.onnx")
+    return os.path.join(path, "model.onnx") if os.path.isdir(path) else path
+
+
+def _session(path, settings):
+    if not os.path.exists(path):
+        raise pb_utils.TritonModelException(f"{path}: no such file")
+    try:
+        return onnxruntime.InferenceSession(path, enable_fallback=0, **settings)  # or it would go on elsewhere
+    except Exception as error:  # ONNX Runtime's exceptions have no common root
+        raise pb_utils.TritonModelException(f"{path}: {error}") from error
+
+
+def _described(tensor, first):
+    """An entry of the config for a tensor of the graph, without its first axis if Triton batches."""
+    kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+    if kind not in TYPES:
+        raise pb_utils.TritonModelException(f"{tensor.name}: Triton has no type for {tensor.type}")
+    dims = [axis if isinstance(axis, int) else -1 for axis in tensor.shape[first:]]
+    return {"name": tensor.name, "data_type": TYPES[kind], "dims": dims or [1]}
+
+
+def _check_names(path, kind, configured, tensors):
+    names = [tensor.name for tensor in tensors]
+    needed = set(names) if kind == "input" else set()  # a config may leave out outputs
+    if wrong := (set(configured) - set(names)) | (needed - set(configured)):
+        raise pb_utils.TritonModelException(
+            f"{kind} {', '.join(sorted(wrong))} is not in both: {path} has {', '.join(names)}, and the config "
+            f"{', '.join(configured)}"
+        )
+
+
+def _number(parameters, name, default):
+    try:
+        return int(parameters.get(name, default))
+    except ValueError as error:
+        raise pb_utils.TritonModelException(f"parameter {name} is {parameters[name]!r}: give a whole number") from error
+
+
+def _switch(name, value):
+    if value not in BOOLEANS:
+        raise pb_utils.TritonModelException(f"parameter {name} is {value!r}: give 1 or 0")
+    return BOOLEANS[value]
+
+
+def _choice(name, value, choices):
+    if value not in choices:
+        raise pb_utils.TritonModelException(f"parameter {name} is {value!r}: choose of {', '.join(choices)}")
+    return choices[value]
+
 
 def _options(config, parameters):
+    """ONNX Runtime's session options from the model's parameters and `optimization.graph.level`."""
+    modes = {"0": onnxruntime.ExecutionMode.ORT_SEQUENTIAL, "1": onnxruntime.ExecutionMode.ORT_PARALLEL}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
-    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
-    options.enable_cpu_mem_arena = parameters.get("enable_mem_arena", "1") == "1"
-    options.enable_mem_pattern = parameters.get("enable_mem_pattern", "1") == "1"
-    if parameters.get("execution_mode", "0") == "1":
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    options.intra_op_num_threads = _number(parameters, "intra_op_thread_count", 0)
+    options.inter_op_num_threads = _number(parameters, "inter_op_thread_count", 0)
+    options.enable_cpu_mem_arena = _switch("enable_mem_arena", parameters.get("enable_mem_arena", "1")) == "True"
+    options.enable_mem_pattern = _switch("enable_mem_pattern", parameters.get("enable_mem_pattern", "1")) == "True"
+    options.execution_mode = _choice("execution_mode", parameters.get("execution_mode", "0"), modes)
     level = str(config.get("optimization", {}).get("graph", {}).get("level", 0))
-    if level in GRAPH_LEVELS:
-        options.graph_optimization_level = GRAPH_LEVELS[level]
+    options.graph_optimization_level = _choice("optimization.graph.level", level, GRAPH_LEVELS)
+    name = "session.use_device_allocator_for_initializers"
+    if name in parameters:
+        options.add_session_config_entry(name, parameters[name])
     return options
 
 
-def _providers(config, parameters):
-    """The provider of the config's CPU accelerator, or ONNX Runtime's own."""
+def _run_options(parameters):
+    """What holds for every run, or None."""
+    name = "memory.enable_memory_arena_shrinkage"
+    if name not in parameters:
+        return None
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry(name, parameters[name])
+    return options
+
+
+def _providers(config, parameters, kind, device):
+    """ONNX Runtime's providers, with their options, for an instance of `kind` (`GPU`, else the CPU).
+
+    They are those of the config's accelerators, in its order, and CUDA for every GPU instance. Raises
+    `TritonModelException` for an unknown accelerator or parameter, and for what this ONNX Runtime lacks.
+    """
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
-    wanted = [entry["name"] for entry in accelerators.get("cpu_execution_accelerator", [])]
-    if not wanted:
-        return [("CPUExecutionProvider", {})]
-    if wanted != ["openvino"]:
-        raise pb_utils.TritonModelException(f"unknown CPU accelerator {', '.join(wanted)}; known: openvino")
-    settings = {"device_type": "CPU"}
-    if threads := parameters.get("intra_op_thread_count"):
-        settings["num_of_threads"] = threads
-    return [("OpenVINOExecutionProvider", settings)]
+    if kind == "GPU":
+        known = {"tensorrt": _tensorrt, "cuda": _cuda}
+        wanted = list(accelerators.get("gpu_execution_accelerator", []))
+        if all(entry["name"] != "cuda" for entry in wanted):
+            wanted.append({"name": "cuda"})  # for what TensorRT does not take, or alone
+    else:
+        known = {"openvino": _openvino}
+        wanted = accelerators.get("cpu_execution_accelerator", [])
+    providers = []
+    for entry in wanted:
+        if entry["name"] not in known:
+            raise pb_utils.TritonModelException(
+                f"unknown accelerator {entry['name']!r} of a {kind} instance; known: {', '.join(known)}"
+            )
+        provider, options = known[entry["name"]](entry.get("parameters", {}), parameters)
+        if kind == "GPU":
+            options["device_id"] = str(device)
+        providers.append((provider, options))
+    available = onnxruntime.get_available_providers()
+    for provider, _ in providers:
+        if provider not in available:
+            raise pb_utils.TritonModelException(
+                f"a {kind} instance of this config needs {provider}, and ONNX Runtime {onnxruntime.__version__} in "
+                f"Triton's environment has {', '.join(available)}: install the ONNX Runtime that has it, or change "
+                "instance_group and execution_accelerators"
+            )
+    return providers or [("CPUExecutionProvider", {})]
+
+
+def _known(accelerator, given, known):
+    """Refuse parameters that the accelerator does not have."""
+    if unknown := sorted(set(given) - set(known)):
+        raise pb_utils.TritonModelException(
+            f"unknown parameter {', '.join(unknown)} of the accelerator {accelerator}; "
+            f"known: {', '.join(sorted(known))}"
+        )
+
+
+def _openvino(given, parameters):
+    _known("openvino", given, OPENVINO)
+    options = {"device_type": "CPU"}
+    if threads := _number(parameters, "intra_op_thread_count", 0):
+        options["num_of_threads"] = str(threads)
+    return "OpenVINOExecutionProvider", {**options, **given}
+
+
+def _tensorrt(given, parameters):
+    _known("tensorrt", given, {*TENSORRT, *TENSORRT_BOOLEANS, "precision_mode"})
+    options = dict(_choice("precision_mode", given.get("precision_mode", "FP32"), PRECISIONS))
+    for name, value in given.items():
+        if name in TENSORRT_BOOLEANS:
+            options[TENSORRT_BOOLEANS[name]] = _switch(name, value)
+        elif name in TENSORRT:
+            options[TENSORRT[name]] = value
+    return "TensorrtExecutionProvider", options
+
+
+def _cuda(given, parameters):
+    _known("cuda", given, CUDA)
+    options = {
+        name: parameters[name] if choices is None else _choice(name, parameters[name], choices)
+        for name, choices in CUDA_PARAMETERS.items()
+        if name in parameters
+    }
+    return "CUDAExecutionProvider", {**options, **given}

@@ -1,0 +1,383 @@
+"""The Python-based ONNX Runtime backend in a real Triton, and what it makes of configs, batches and bad requests."""
+
+import importlib.util
+import sys
+import threading
+import types
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from nst_server import triton
+from nst_server.control import Control
+from nst_server.triton import Endpoints
+
+from . import graphs
+
+STYLE = """
+backend: "onnxruntime"
+max_batch_size: 8
+input { name: "image" data_type: TYPE_UINT8 dims: [-1, -1, 3] }
+output { name: "stylized" data_type: TYPE_UINT8 dims: [-1, -1, 3] }
+"""
+PARAMETER = 'parameters { key: "%s" value: { string_value: "%s" } }\n'
+OPENVINO = 'optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" %s } } }\n'
+CPU = "instance_group { kind: KIND_CPU count: 1 }\n"
+TUNED = {
+    "intra_op_thread_count": "1",
+    "inter_op_thread_count": "1",
+    "execution_mode": "1",
+    "enable_mem_arena": "1",
+    "enable_mem_pattern": "0",
+    "memory.enable_memory_arena_shrinkage": "cpu:0",
+    "session.use_device_allocator_for_initializers": "1",
+}
+
+CONFIGS = {
+    "limited": STYLE + CPU + PARAMETER % ("min_side", "16") + PARAMETER % ("max_pixels", "4096"),
+    "picky": STYLE + CPU + "dynamic_batching { preferred_batch_size: [3] max_queue_delay_microseconds: 2000000 }",
+    "tuned": STYLE + CPU + "".join(PARAMETER % pair for pair in TUNED.items()) + "optimization { graph { level: 2 } }",
+    "openvino": STYLE + CPU + OPENVINO % 'parameters { key: "num_streams" value: "1" }',
+    # not served
+    "gpu": STYLE + "instance_group { kind: KIND_GPU }",
+    "nonsense": STYLE + CPU + OPENVINO % 'parameters { key: "nonsense" value: "1" }',
+    "accelerator": STYLE + CPU + OPENVINO.replace("openvino", "abacus") % "",
+    "mode": STYLE + CPU + PARAMETER % ("execution_mode", "7"),
+    "threads": STYLE + CPU + PARAMETER % ("intra_op_thread_count", "many"),
+    "names": STYLE.replace('"image"', '"picture"') + CPU,
+    "batch": "max_batch_size: 4",
+    "file": STYLE + CPU + 'default_model_filename: "other.onnx"',
+}
+REASONS = {
+    "gpu": "KIND_GPU but no GPUs are available",
+    "nonsense": "unknown parameter nonsense of the accelerator openvino",
+    "accelerator": "unknown accelerator 'abacus'",
+    "mode": "execution_mode is '7': choose of 0, 1",
+    "threads": "intra_op_thread_count is 'many': give a whole number",
+    "names": "input image, picture is not in both",
+    "batch": "it cannot batch",
+    "file": "other.onnx: no such file",
+    "broken": "model.onnx",
+}
+
+
+@dataclass
+class Server:
+    """A running Triton: its client, its control, and what it said."""
+
+    client: grpc.InferenceServerClient
+    control: Control
+    endpoints: Endpoints
+    said: list[str]
+
+    def infer(self, model: str, **arrays: np.ndarray) -> np.ndarray:
+        """The answer as a copy; NVIDIA's client frees its own."""
+        kinds = {np.dtype(np.uint8): "UINT8", np.dtype(np.float32): "FP32"}
+        inputs = []
+        for name, values in arrays.items():
+            inputs.append(grpc.InferInput(name, list(values.shape), kinds[values.dtype]))
+            inputs[-1].set_data_from_numpy(values)
+        return np.array(self.client.infer(model, inputs).as_numpy("stylized"))
+
+    def config(self, model: str) -> Any:
+        return self.client.get_model_config(model).config
+
+    def metrics(self, model: str) -> dict[str, float]:
+        """The model's own metrics without their labels, the requests by outcome."""
+        with urllib.request.urlopen(self.endpoints.metrics) as answer:
+            lines = answer.read().decode().splitlines()
+        values = {}
+        for line in lines:
+            if line.startswith("nst_") and f'model="{model}"' in line and "bucket" not in line:
+                name, _, rest = line.partition("{")
+                labels, _, value = rest.rpartition("} ")
+                outcome = labels.partition('outcome="')[2].partition('"')[0]
+                values[f"{name}:{outcome}" if outcome else name] = float(value)
+        return values
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, installation: triton.Installation) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("backend")
+    repository = folder / "repository"
+    for name, config in CONFIGS.items():
+        (graphs.picky if name == "picky" else graphs.inverted)(repository / name / "1" / "model.onnx")
+        (repository / name / "config.pbtxt").write_text(config)
+    graphs.inverted(repository / "batch" / "1" / "model.onnx", batch=1)
+    graphs.inverted(repository / "one" / "1" / "model.onnx", batch=1)
+    graphs.weighted(repository / "bare" / "1" / "model.onnx")
+    graphs.weighted(repository / "empty" / "1" / "model.onnx")
+    (repository / "empty" / "config.pbtxt").write_text("")
+    (repository / "broken" / "1").mkdir(parents=True)
+    (repository / "broken" / "1" / "model.onnx").write_text("no model")
+    endpoints = Endpoints.free()
+    said: list[str] = []
+    running = triton.running(installation, repository, endpoints, folder / "log", on_error=said.append)
+    with running, grpc.InferenceServerClient(endpoints.grpc.removeprefix("grpc://")) as client:
+        yield Server(client, Control(endpoints.control), endpoints, said)
+
+
+def pictures(count: int = 1, height: int = 24, width: int = 40, top: int = 100) -> np.ndarray:
+    values = np.random.default_rng(0).integers(0, top, (count, height, width, 3))
+    return values.astype(np.uint8)
+
+
+@pytest.mark.parametrize("model", ["bare", "empty"])
+def test_a_config_is_completed_from_the_graph(server: Server, model: str) -> None:
+    config = server.config(model)
+    assert config.backend == "onnxruntime"
+    assert config.max_batch_size == 4
+    assert config.HasField("dynamic_batching")
+    assert [(one.name, list(one.dims)) for one in config.input] == [("image", [-1, -1, 3]), ("style_weights", [2])]
+    assert [(one.name, list(one.dims)) for one in config.output] == [("stylized", [-1, -1, 3])]
+    assert config.instance_group[0].count == 2  # as the stock backend has it without a GPU
+    weights = np.array([[0.5, 0.0], [1.0, 0.0]], np.float32)
+    answer = server.infer(model, image=pictures(2), style_weights=weights)
+    assert np.array_equal(answer, np.stack([pictures(2)[0] // 2, pictures(2)[1]]))
+
+
+def test_a_graph_that_cannot_batch_is_served_whole(server: Server) -> None:
+    config = server.config("one")
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    assert list(config.input[0].dims) == [1, -1, -1, 3]
+    assert np.array_equal(server.infer("one", image=pictures()), 255 - pictures())
+
+
+@pytest.mark.parametrize("model", ["tuned", "openvino", "limited"])
+def test_every_known_setting_is_taken(server: Server, model: str) -> None:
+    assert np.array_equal(server.infer(model, image=pictures(3)), 255 - pictures(3))
+
+
+@pytest.mark.parametrize("model", sorted(REASONS))
+def test_a_model_that_cannot_be_served_is_named_with_the_reason(server: Server, model: str) -> None:
+    (version,) = [one for one in server.control.models() if one.name == model]
+    assert not version.ready
+    assert REASONS[model] in version.shown()
+    (line,) = [line for line in server.said if line.startswith(f"{model} ")]
+    assert REASONS[model] in line
+    assert "\n" not in line and "TritonModelException" not in line and "At:" not in line
+
+
+GOOD = np.array([[0.5, 0.5]], np.float32)
+HOSTILE = [
+    ("limited", {"image": pictures(height=15)}, "40x15: this model takes 16 pixels and more a side"),
+    ("limited", {"image": pictures(height=128, width=33)}, "33x128: this model takes 0.0 megapixels and less"),
+    ("limited", {"image": np.zeros((1, 0, 40, 3), np.uint8)}, "image is empty: 1x0x40x3"),
+    ("limited", {"image": pictures()[0]}, "unexpected shape|batch"),
+    ("limited", {"image": pictures()[None]}, "unexpected shape"),
+    ("limited", {"image": np.zeros((1, 24, 40, 4), np.uint8)}, "unexpected shape"),
+    ("limited", {"image": pictures(9)}, "batch-size must be <= 8"),
+    ("limited", {"image": pictures(0)}, "byte size mismatch|batch-size"),
+    ("limited", {"image": pictures().astype(np.float32)}, "data-type"),
+    ("bare", {"image": pictures()}, r"expected 2 inputs but got 1|\[.style_weights.\]"),
+    ("bare", {"image": pictures(), "style_weights": GOOD * np.float32(np.nan)}, "style_weights has values that are"),
+    ("bare", {"image": pictures(), "style_weights": GOOD * np.float32(np.inf)}, "style_weights has values that are"),
+    ("bare", {"image": pictures(), "style_weights": np.ones((1, 3), np.float32)}, "unexpected shape"),
+    ("bare", {"image": pictures(2), "style_weights": GOOD}, "batch"),
+]
+
+
+@pytest.mark.parametrize("position", range(len(HOSTILE)))
+def test_a_bad_request_gets_an_error_and_the_next_one_works(server: Server, position: int) -> None:
+    model, arrays, words = HOSTILE[position]
+    with pytest.raises(InferenceServerException, match=words):
+        server.infer(model, **arrays)
+    if model == "limited":
+        assert np.array_equal(server.infer("limited", image=pictures()), 255 - pictures())
+    else:
+        assert np.array_equal(server.infer("bare", image=pictures(), style_weights=GOOD), pictures() // 2)
+
+
+def test_a_large_batch_goes_in_runs_of_no_more_pixels_than_one_picture_may_have(server: Server) -> None:
+    before = server.metrics("limited")
+    batch = pictures(5, 40, 50)  # 2,000 of 4,096 pixels each
+    assert np.array_equal(server.infer("limited", image=batch), 255 - batch)
+    after = server.metrics("limited")
+    assert after["nst_run_pictures_count"] - before["nst_run_pictures_count"] == 3
+    assert after["nst_run_pictures_sum"] - before["nst_run_pictures_sum"] == 5
+
+
+def call_together(server: Server, batch: list[np.ndarray]) -> list[np.ndarray | Exception]:
+    """The answers to requests that are sent at once, which `picky` waits for and runs as one batch."""
+    answers: list[Any] = [None] * len(batch)
+
+    def call(position: int) -> None:
+        try:
+            answers[position] = server.infer("picky", image=batch[position])
+        except InferenceServerException as error:
+            answers[position] = error
+
+    threads = [threading.Thread(target=call, args=(position,)) for position in range(len(batch))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def test_requests_of_one_shape_are_one_run(server: Server) -> None:
+    before = server.metrics("picky")
+    batch = [pictures() + np.uint8(number) for number in range(3)]
+    for answer, wanted in zip(call_together(server, batch), batch, strict=True):
+        assert np.array_equal(answer, wanted)  # each caller gets their own
+    after = server.metrics("picky")
+    assert after["nst_run_pictures_sum"] - before["nst_run_pictures_sum"] == 3
+    assert after["nst_run_pictures_count"] - before["nst_run_pictures_count"] == 1
+    assert after["nst_requests_total:ok"] - before["nst_requests_total:ok"] == 3
+
+
+def test_a_request_that_fails_in_the_graph_does_not_fail_its_batch(server: Server) -> None:
+    before = server.metrics("picky")
+    bad = pictures()
+    bad[0, 5, 7, 1] = graphs.LEVELS
+    answers = call_together(server, [pictures(), bad, pictures() + np.uint8(1)])
+    assert np.array_equal(answers[0], pictures())
+    assert isinstance(answers[1], InferenceServerException)
+    assert "image 1x24x40x3" in str(answers[1])
+    assert np.array_equal(answers[2], pictures() + np.uint8(1))
+    after = server.metrics("picky")
+    assert after["nst_requests_total:failed"] - before["nst_requests_total:failed"] == 1
+    assert after["nst_requests_total:ok"] - before["nst_requests_total:ok"] == 2
+    assert server.client.get_inference_statistics("picky").model_stats[0].execution_count >= 1
+
+
+def test_metrics_count_what_was_asked(server: Server) -> None:
+    before = server.metrics("limited")
+    server.infer("limited", image=pictures(2))
+    with pytest.raises(InferenceServerException):
+        server.infer("limited", image=pictures(height=3))
+    after = server.metrics("limited")
+    change = {name: after[name] - before[name] for name in after}
+    assert change.pop("nst_run_seconds_sum") > 0
+    assert change == {
+        "nst_requests_total:ok": 1,
+        "nst_requests_total:refused": 1,
+        "nst_requests_total:failed": 0,
+        "nst_session_reopened_total": 0,
+        "nst_run_pictures_count": 1,
+        "nst_run_pictures_sum": 2,
+        "nst_run_seconds_count": 1,
+    }
+
+
+def test_a_model_is_unloaded_and_loaded_again(server: Server) -> None:
+    for _ in range(2):
+        server.control.unload("tuned")
+        with pytest.raises(InferenceServerException):
+            server.infer("tuned", image=pictures())
+        (loaded,) = server.control.load("tuned")
+        assert (loaded.name, loaded.version) == ("tuned", "1")
+        assert np.array_equal(server.infer("tuned", image=pictures()), 255 - pictures())
+        assert server.metrics("tuned")["nst_requests_total:ok"] == 1
+
+
+def test_loading_what_cannot_be_loaded_says_why(server: Server) -> None:
+    for name, words in (("nonsense", "unknown parameter nonsense"), ("nobody", "no model 'nobody' in the repository")):
+        with pytest.raises(triton.ServerError, match=words):
+            server.control.load(name)
+    with pytest.raises(triton.ServerError, match="no model 'broken' is loaded"):
+        server.control.unload("broken")
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The backend's module outside of Triton, for what needs a GPU: here is none to run it on."""
+    utils = types.ModuleType("triton_python_backend_utils")
+    utils.TritonModelException = type("TritonModelException", (Exception,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
+    file = Path(triton.__file__).parent / "backends" / "onnxruntime" / "model.py"
+    spec = importlib.util.spec_from_file_location("backend", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def accelerated(name: str, **parameters: str) -> dict[str, Any]:
+    entry = {"name": name, "parameters": parameters}
+    return {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": [entry]}}}
+
+
+def test_a_gpu_instance_without_a_cuda_provider_says_so(backend: Any) -> None:
+    with pytest.raises(Exception, match=r"GPU instance .* needs CUDAExecutionProvider, .* has .*CPUExecutionProvider"):
+        backend._providers({}, {}, "GPU", "0")
+
+
+def test_gpu_accelerators_become_providers(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(backend.onnxruntime, "get_available_providers", lambda: every)
+    config = accelerated(
+        "tensorrt",
+        precision_mode="FP16",
+        max_workspace_size_bytes="1024",
+        trt_engine_cache_enable="1",
+        trt_engine_cache_path="/cache",
+        trt_profile_max_shapes="image:1x64x64x3",
+    )
+    parameters = {"cudnn_conv_algo_search": "1", "arena_extend_strategy": "1", "gpu_mem_limit": "4096"}
+    tensorrt, cuda = backend._providers(config, parameters, "GPU", "1")
+    assert tensorrt == (
+        "TensorrtExecutionProvider",
+        {
+            "trt_fp16_enable": "True",
+            "trt_max_workspace_size": "1024",
+            "trt_engine_cache_enable": "True",
+            "trt_engine_cache_path": "/cache",
+            "trt_profile_max_shapes": "image:1x64x64x3",
+            "device_id": "1",
+        },
+    )
+    assert cuda == (
+        "CUDAExecutionProvider",
+        {
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "arena_extend_strategy": "kSameAsRequested",
+            "gpu_mem_limit": "4096",
+            "device_id": "1",
+        },
+    )
+    (alone,) = backend._providers(accelerated("cuda", use_tf32="0"), {}, "GPU", "0")
+    assert alone == ("CUDAExecutionProvider", {"use_tf32": "0", "device_id": "0"})
+    assert backend._providers(config, {}, "CPU", "0") == [("CPUExecutionProvider", {})]
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "words"),
+    [
+        (
+            accelerated("tensorrt", precision_mode="FP8"),
+            {},
+            "precision_mode is 'FP8': choose of FP32, FP16, BF16, INT8",
+        ),
+        (accelerated("tensorrt", trt_engine_cache_enable="maybe"), {}, "trt_engine_cache_enable is 'maybe'"),
+        (accelerated("tensorrt", speed="high"), {}, "unknown parameter speed of the accelerator tensorrt"),
+        (accelerated("cuda", device_id="3"), {}, "unknown parameter device_id of the accelerator cuda"),
+        (accelerated("openvino"), {}, "unknown accelerator 'openvino' of a GPU instance; known: tensorrt, cuda"),
+        ({}, {"cudnn_conv_algo_search": "9"}, "cudnn_conv_algo_search is '9': choose of 0, 1, 2"),
+    ],
+)
+def test_gpu_settings_that_are_not_known_are_refused(
+    backend: Any, config: dict[str, Any], parameters: dict[str, str], words: str
+) -> None:
+    with pytest.raises(Exception, match=words):
+        backend._providers(config, parameters, "GPU", "0")
+
+
+def test_providers_other_than_those_asked_for_are_refused(backend: Any, tmp_path: Path) -> None:
+    graphs.inverted(tmp_path / "model.onnx")
+    model = backend.TritonPythonModel()
+    model.path = str(tmp_path / "model.onnx")
+    options = backend._options({}, {})
+    model.settings = {"sess_options": options, "providers": [("CPUExecutionProvider", {})]}
+    assert model._open().get_providers() == ["CPUExecutionProvider"]
+    model.settings["providers"] = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
+    with pytest.warns(UserWarning), pytest.raises(Exception, match="asked ONNX Runtime for CUDAExecutionProvider"):
+        model._open()
