@@ -6,8 +6,10 @@ a string.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import ssl
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +28,8 @@ from nst_core.files import written_whole
 from nst_export.errors import ExportError
 from nst_export.rewrite import Engine
 from nst_export.served import STATISTICS, STYLE_WEIGHTS, TensorSpec
+from nst_server.access import HEADER
+from nst_server.state import key_for
 
 MAX_BATCH = 8
 MAX_PIXELS = 4096 * 2160
@@ -212,33 +216,50 @@ def _staged(repository: Path) -> Iterator[Path]:
 
 
 def load(url: str, name: str, version: str) -> None:
-    """Ask the server at `url` (grpc:// or http://) to load `name`, and wait until it serves `version`.
+    """Ask the server at `url` (grpc, http, grpcs or https) to load `name`, and wait until it serves `version`.
 
-    Raises `ExportError` if nobody answers, the server refuses, or it does not serve it in `PATIENCE` seconds.
+    The secret that nst-serve guards loading with is found if the server is this user's on this machine, and is else
+    taken from the environment's NST_TOKEN; TLS trusts the system's CAs, or the PEM file that NST_CA names. Raises
+    `ExportError` if nobody answers, the server refuses, or it does not serve it in `PATIENCE` seconds.
     """
-    client = _client(url)
+    client, header = _client(url)
+    secret = key_for(url) or os.environ.get("NST_TOKEN")
+    headers = {header: secret} if secret else {}
     deadline = time.monotonic() + PATIENCE
     try:
-        client.load_model(name)
-        while not client.is_model_ready(name, version):
+        client.load_model(name, headers=headers)
+        while not client.is_model_ready(name, version, headers=headers):
             if time.monotonic() > deadline:
                 raise ExportError(f"{url} does not serve version {version} of {name} after {PATIENCE:.0f} s")
             time.sleep(0.2)
     except (InferenceServerException, OSError) as error:
         reason = error.message() if isinstance(error, InferenceServerException) else error
-        if "UNAVAILABLE" in str(error) or isinstance(error, OSError):
+        if "restricted" in str(error):
+            reason = "it wants its key: load it on its machine (nst-serve load), or give the key in NST_TOKEN"
+        elif "UNAVAILABLE" in str(error) or isinstance(error, OSError):
             reason = "no server answers there"
         raise ExportError(f"published, but {url} did not load {name}: {reason}") from error
     finally:
         client.close()
 
 
-def _client(url: str) -> Any:
+def _client(url: str) -> tuple[Any, str]:
+    """NVIDIA's client for a URL, and the name of the header that a secret goes by."""
     scheme, _, host = url.partition("://")
-    if scheme == "grpc" and host:
+    tls = scheme.endswith("s")
+    authorities = os.environ.get("NST_CA")
+    if authorities and not Path(authorities).is_file():
+        raise InputError(f"NST_CA={authorities}: no such file")
+    if scheme in ("grpc", "grpcs") and host:
         import tritonclient.grpc as triton
-    elif scheme == "http" and host:
+
+        client = triton.InferenceServerClient(host.rstrip("/"), ssl=tls, root_certificates=authorities)
+        return client, f"triton-grpc-protocol-{HEADER}"
+    if scheme in ("http", "https") and host:
         import tritonclient.http as triton
-    else:
-        raise InputError(f"--load {url!r} is no address: use grpc://host:8001 or http://host:8000")
-    return triton.InferenceServerClient(host.rstrip("/"))
+
+        def context(**_: Any) -> ssl.SSLContext:
+            return ssl.create_default_context(cafile=authorities)
+
+        return triton.InferenceServerClient(host.rstrip("/"), ssl=tls, ssl_context_factory=context), HEADER
+    raise InputError(f"--load {url!r} is no address: use grpc(s)://host:8001 or http(s)://host:8000")

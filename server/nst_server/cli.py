@@ -2,50 +2,201 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nst_core.console import one_line_errors, say
-from nst_server import triton
+from nst_core.errors import InputError
+from nst_server import background, state, triton
+from nst_server.access import Access, read_token
+from nst_server.control import Control
+from nst_server.docker import IMAGE, Container
+from nst_server.front import Certificate
+from nst_server.state import State
+
+app = typer.Typer(add_completion=False)
+
+HttpPort = Annotated[int, typer.Option(help="Port of HTTP; it names the server for stop, status, load and unload.")]
+StateFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--state", help="Folder for what those commands need to know; if not given, the user's.", envvar="NST_STATE"
+    ),
+]
 
 
+@app.callback(invoke_without_command=True)
 def serve(
+    context: typer.Context,
     repository: Annotated[Path, typer.Option("--repository", "-r", help="Triton's model repository.")] = Path(
         "model_repository"
     ),
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="Port of HTTP.")] = 8000,
+    http_port: HttpPort = 8000,
     grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
     poll: Annotated[
         float | None,
         typer.Option(help="Look for new versions every so many seconds; if not given, only when asked to load.", min=1),
     ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Serve in the background; return when it is ready.")] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate (chain) in PEM: HTTP, gRPC and metrics by TLS only.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key in PEM.")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with a token that every call but the health calls needs; or set NST_TOKEN."),
+    ] = None,
+    docker: Annotated[bool, typer.Option("--docker", help="Run NVIDIA's container.")] = False,
+    image: Annotated[str, typer.Option(help="The container's image.")] = IMAGE,
+    gpus: Annotated[str | None, typer.Option(help="GPUs for the container, such as all.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the container's command and start nothing.")
+    ] = False,
     log: Annotated[Path, typer.Option(help="File for Triton's log.")] = Path("triton.log"),
+    state_folder: StateFolder = None,
     environment: Annotated[
         Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes, if none is in PATH.")
     ] = Path(".triton"),
     install_only: Annotated[bool, typer.Option("--install-only", help="Install Triton and start nothing.")] = False,
 ) -> None:
-    """Serve a model repository with NVIDIA's Triton until Ctrl-C."""
+    """Serve a model repository with NVIDIA's Triton until Ctrl-C.
+
+    Loading and unloading need a key that only this user can read: nst-serve load and unload know it.
+    """
+    if context.invoked_subcommand:
+        return
     with one_line_errors("all"):
         if install_only:
             triton.install(environment, say)
             return
-        names = triton.models(repository)
+        if not docker and (gpus or dry_run):
+            raise InputError(f"{'--gpus' if gpus else '--dry-run'} goes with --docker")
+        triton.models(repository)
+        certificate = _certificate(tls_cert, tls_key)
+        access = Access.new(read_token(token_file))
         endpoints = triton.Endpoints(address, http_port, grpc_port, metrics_port)
+        if certificate:
+            endpoints = endpoints.behind_tls()
+        folder = state_folder or state.default_folder()
+        container = Container.of(image, gpus, access)
+        if dry_run:
+            typer.echo(shlex.join(container.command(triton.Launch(repository, endpoints, poll, access, certificate))))
+            return
+        if running := state.read(folder, http_port):
+            raise triton.ServerError(
+                f"already serving on {running.http} (process {running.pid}); end it with nst-serve stop, or choose "
+                "another --http-port"
+            )
         endpoints.check_free()
-        installation = triton.find(environment, say)
+        if docker:
+            container.check()
+        installation = container if docker else triton.find(environment, say)
         say(f"starting Triton on {repository} (log: {log})")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's end is a Ctrl-C
-        with triton.running(installation, repository, endpoints, log, poll=poll, on_error=say) as process:
-            say(f"ready: {', '.join(names)} on {endpoints.grpc} and {endpoints.http}; Ctrl-C ends it")
-            status = process.wait()
-            raise triton.ServerError(f"Triton ended by itself with exit status {status} (its log: {log})")
+
+        def run(ready: Callable[[], None]) -> None:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's end is a Ctrl-C
+            with triton.running(
+                installation,
+                repository,
+                endpoints,
+                log,
+                poll=poll,
+                access=access,
+                certificate=certificate,
+                on_error=say,
+            ) as process:
+                with state.kept(State.here(endpoints, repository, log, access), folder, http_port):
+                    names = sorted({one.name for one in Control(endpoints.control, access.key).models() if one.ready})
+                    end = "nst-serve stop" if detach else "Ctrl-C"
+                    say(f"ready: {', '.join(names)} on {endpoints.grpc} and {endpoints.http}; {end} ends it")
+                    ready()
+                    status = process.wait()
+                raise triton.ServerError(f"Triton ended by itself with exit status {status} (its log: {log})")
+
+        if detach:
+            background.detached(run, log)
+        else:
+            run(lambda: None)
 
 
-app = typer.Typer(add_completion=False)
-app.command()(serve)
+@app.command()
+def stop(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None:
+    """End a running server when it has answered the requests that it has."""
+    with one_line_errors("all"):
+        found = _running(http_port, state_folder)
+        background.stop(found)
+        say(f"stopped the server of {found.http} (process {found.pid})")
+
+
+@app.command()
+def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None:
+    """Print where a server listens and what became of each model; exit status 0 only if all are ready.
+
+    Models that nobody asked for, or that were unloaded, do not count. It is the health check for a supervisor.
+    """
+    with one_line_errors("all"):
+        found = _running(http_port, state_folder)
+        control = Control(found.control, found.key)
+        if not control.live():
+            raise triton.ServerError(f"{found.http} does not answer (process {found.pid}, its log: {found.log})")
+        typer.echo(f"{found.grpc} and {found.http}, metrics {found.metrics}")
+        typer.echo(f"process {found.pid}, repository {found.repository}, log {found.log}")
+        models = control.models()
+        for model in models:
+            typer.echo(model.shown())
+        if not any(model.ready for model in models) or not all(model.ready or model.idle for model in models):
+            raise typer.Exit(1)
+
+
+@app.command()
+def load(
+    name: Annotated[str, typer.Argument(help="The model, a folder of the repository.")],
+    http_port: HttpPort = 8000,
+    state_folder: StateFolder = None,
+) -> None:
+    """Have a running server load a model, or its newest version, and wait until it is warm."""
+    with one_line_errors("all"):
+        found = _running(http_port, state_folder)
+        for model in Control(found.control, found.key).load(name):
+            say(f"{found.http} serves version {model.version} of {name}")
+
+
+@app.command()
+def unload(
+    name: Annotated[str, typer.Argument(help="The model.")],
+    http_port: HttpPort = 8000,
+    state_folder: StateFolder = None,
+) -> None:
+    """Have a running server unload a model when it has answered the requests that it has."""
+    with one_line_errors("all"):
+        found = _running(http_port, state_folder)
+        Control(found.control, found.key).unload(name)
+        say(f"{found.http} no longer serves {name}")
+
+
+def _certificate(chain: Path | None, key: Path | None) -> Certificate | None:
+    """The pair of files, checked; `InputError` for half a pair."""
+    if chain is None and key is None:
+        return None
+    if chain is None or key is None:
+        raise InputError("TLS needs both --tls-cert and --tls-key")
+    certificate = Certificate(chain, key)
+    certificate.context()
+    return certificate
+
+
+def _running(http_port: int, folder: Path | None) -> State:
+    """The server with this HTTP port; `ServerError` if none runs."""
+    where = folder or state.default_folder()
+    if found := state.read(where, http_port):
+        return found
+    raise triton.ServerError(
+        f"no nst-serve of this user runs with HTTP port {http_port} (as {where} has it); name another with --http-port"
+    )

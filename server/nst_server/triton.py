@@ -1,9 +1,10 @@
-"""NVIDIA's Triton: found in PATH or installed from PyPI, started, made ready, and ended for good."""
+"""NVIDIA's Triton: found in PATH, installed from PyPI or in its container; started, made ready, and ended for good."""
 
 from __future__ import annotations
 
 import filecmp
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,17 +13,20 @@ import sys
 import sysconfig
 import threading
 import time
-import urllib.error
-import urllib.request
 import venv
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
-from nst_core.errors import InputError, NstError
+from nst_core.errors import InputError
 from nst_core.files import written_whole
+from nst_server import front
+from nst_server.access import Access, hide
+from nst_server.control import Control, cause
+from nst_server.errors import ServerError as ServerError
+from nst_server.front import Certificate
 
 PACKAGES = ("nvidia-pytriton==0.7.0", "onnxruntime-openvino==1.24.1")
 """Triton 2.51.0 with its Python backend, and what our `onnxruntime` backend runs on."""
@@ -42,45 +46,68 @@ END_SECONDS = 20.0
 """How long Triton may take to end its requests before it is killed."""
 
 
-class ServerError(NstError):
-    """Triton cannot be found, installed, started, or made ready."""
+LOG_LINE = re.compile(r'([IWEF])\d{4} [^]]*\] "?(.*?)"?$')
+"""A line of Triton's log: how grave, and the message."""
 
-
-@dataclass(frozen=True)
-class Installation:
-    """A Triton that can be run: the command's beginning, and what its environment needs."""
-
-    command: tuple[str, ...]
-    environment: dict[str, str] = field(default_factory=dict)
+NOT_LOADED = re.compile(r"failed to load '([^']+)' version (\d+): (.*)")
+REPEATED = ("ERROR: Failed to create instance", "Internal: failed to load all models")
+"""Error lines of a model that is not loaded: the one with its name and the reason, and those that only repeat it."""
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where a Triton listens."""
+    """Where a Triton is reached.
+
+    With TLS, `plain` are the ports of 127.0.0.1 where its own HTTP and metrics, which know no TLS, really listen.
+    """
 
     address: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    plain: tuple[int, int] | None = None
 
     @classmethod
     def free(cls) -> Endpoints:
         """Three ports of 127.0.0.1 that nobody uses now."""
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-        ports = [one.getsockname()[1] for one in sockets]
-        for one in sockets:
-            one.close()
-        return cls("127.0.0.1", *ports)
+        http, grpc, metrics = _free_ports(3)
+        return cls("127.0.0.1", http, grpc, metrics)
+
+    def behind_tls(self) -> Endpoints:
+        """The same with TLS, and free plain ports behind it."""
+        http, metrics = _free_ports(2)
+        return replace(self, plain=(http, metrics))
 
     @property
     def http(self) -> str:
         """The URL that the client takes for HTTP."""
-        return f"http://{self.address}:{self.http_port}"
+        return f"{'https' if self.plain else 'http'}://{self.address}:{self.http_port}"
 
     @property
     def grpc(self) -> str:
         """The URL that the client takes for gRPC."""
-        return f"grpc://{self.address}:{self.grpc_port}"
+        return f"{'grpcs' if self.plain else 'grpc'}://{self.address}:{self.grpc_port}"
+
+    @property
+    def metrics(self) -> str:
+        """Where Prometheus finds the metrics."""
+        return f"{'https' if self.plain else 'http'}://{self.address}:{self.metrics_port}/metrics"
+
+    @property
+    def control(self) -> str:
+        """The URL at which this machine reaches Triton's plain HTTP."""
+        if self.plain:
+            return f"http://127.0.0.1:{self.plain[0]}"
+        return f"http://{'127.0.0.1' if self.address == '0.0.0.0' else self.address}:{self.http_port}"
+
+    @property
+    def listening(self) -> dict[str, tuple[str, int]]:
+        """Triton's own listeners by service: address and port."""
+        if self.plain:
+            http, metrics = (("127.0.0.1", port) for port in self.plain)
+        else:
+            http, metrics = (self.address, self.http_port), (self.address, self.metrics_port)
+        return {"http": http, "grpc": (self.address, self.grpc_port), "metrics": metrics}
 
     def check_free(self) -> None:
         """Raise `ServerError` naming the first port that is taken or cannot be had."""
@@ -92,6 +119,74 @@ class Endpoints:
                 raise ServerError(
                     f"cannot listen on {self.address}:{port} ({error.strerror}); choose another with --{option}-port"
                 ) from error
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a Triton is started for. Without `access` nothing is closed to anybody who reaches it."""
+
+    repository: Path
+    endpoints: Endpoints
+    poll: float | None = None
+    access: Access | None = None
+    certificate: Certificate | None = None
+
+    def options(
+        self,
+        repository: str,
+        listening: dict[str, tuple[str, int]],
+        certificate: tuple[str, str] | None,
+        access: Access | None,
+    ) -> list[str]:
+        """Triton's options, with names of files, listeners and secrets as the process that gets them sees them."""
+        options = [
+            f"--model-repository={repository}",
+            "--exit-on-error=false",  # one bad model must not take the others down
+            *_control(self.poll),
+            *(access.options(self.endpoints.address) if access else ()),
+        ]
+        for service, (address, port) in listening.items():
+            options += [f"--{service}-address={address}", f"--{service}-port={port}"]
+        if certificate:
+            chain, key = certificate
+            options += ["--grpc-use-ssl=true", f"--grpc-server-cert={chain}", f"--grpc-server-key={key}"]
+        return options
+
+
+class Runnable(Protocol):
+    """A Triton that can be run: the command for a launch, and what its environment needs."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables besides those of this process."""
+
+    def command(self, launch: Launch) -> list[str]:
+        """The whole command line."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A Triton on this machine: its binary, with what must be said to it always."""
+
+    binary: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def command(self, launch: Launch) -> list[str]:
+        """See `Runnable`; ended by Linux when we die."""
+        pair = launch.certificate
+        certificate = (str(pair.chain.resolve()), str(pair.key.resolve())) if pair else None
+        options = launch.options(
+            str(launch.repository.resolve()), launch.endpoints.listening, certificate, launch.access
+        )
+        return [sys.executable, "-c", END_WITH_PARENT, *self.binary, *options]
 
 
 def find(environment: Path, say: Callable[[str], None]) -> Installation:
@@ -178,7 +273,11 @@ def models(repository: Path) -> list[str]:
     """Names of the models in a repository; `ServerError` if it is missing or empty."""
     if not repository.is_dir():
         raise ServerError(f"{repository}: no such model repository; make one with nst-export style.pth -r {repository}")
-    names = sorted(path.parent.name for path in repository.glob("*/config.pbtxt"))
+    names = sorted(
+        folder.name
+        for folder in repository.iterdir()
+        if (folder / "config.pbtxt").is_file() or any(folder.glob("[0-9]*/model.*"))
+    )
     if not names:
         raise ServerError(f"{repository}: no model in it; export one with nst-export style.pth -r {repository}")
     return names
@@ -186,44 +285,46 @@ def models(repository: Path) -> list[str]:
 
 @contextmanager
 def running(
-    installation: Installation,
+    installation: Runnable,
     repository: Path,
     endpoints: Endpoints,
     log: Path,
     *,
     patience: float = 300.0,
     poll: float | None = None,
+    access: Access | None = None,
+    certificate: Certificate | None = None,
     on_error: Callable[[str], None] = lambda line: None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Triton on `repository`, every model loaded and warm; ended when the block is left, however.
+    """Triton on `repository`, its models loaded and warm; ended when the block is left, however.
 
-    Its output goes to `log`, its error lines to `on_error` too. Every `poll` seconds it looks for new versions;
-    without, it loads what it is asked to load (`nst-export --load`). Raises `ServerError` when the
-    repository is empty, a port is taken, a model fails to load, or nothing is ready after
-    `patience` seconds.
+    Its output goes to `log`, its errors to `on_error` too, a line each. A model that cannot be loaded is such a line,
+    and the others are served. Every `poll` seconds it looks for new versions; without, it loads what it is asked to
+    load (`nst-serve load`, `nst-export --load`). With `access` it asks for secrets; with `certificate`, which goes
+    with `endpoints.behind_tls()`, everything but its ports on 127.0.0.1 is TLS. Raises `ServerError` when the
+    repository is empty, a port is taken, no model at all can be loaded, or nothing is ready after `patience` seconds.
     """
     models(repository)
     endpoints.check_free()
+    launch = Launch(repository, endpoints, poll, access, certificate)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        file = log.open("w")
+        log.write_text("")
+        file = log.open("a")  # a detached nst-serve writes to it too
     except OSError as error:
         raise InputError(f"cannot write the log {log}: {error.strerror}") from error
     errors: list[str] = []
-    with file:
+
+    def heard(line: str) -> None:
+        errors.append(line)
+        on_error(line)
+
+    with file, ExitStack() as around:
+        if certificate and endpoints.plain:
+            ports = dict(zip((endpoints.http_port, endpoints.metrics_port), endpoints.plain, strict=True))
+            around.enter_context(front.tls(certificate, endpoints.address, ports))
         process = subprocess.Popen(
-            [
-                *(sys.executable, "-c", END_WITH_PARENT),
-                *installation.command,
-                f"--model-repository={repository.resolve()}",
-                *_control(poll),
-                f"--http-address={endpoints.address}",
-                f"--http-port={endpoints.http_port}",
-                f"--grpc-address={endpoints.address}",
-                f"--grpc-port={endpoints.grpc_port}",
-                f"--metrics-address={endpoints.address}",
-                f"--metrics-port={endpoints.metrics_port}",
-            ],
+            installation.command(launch),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -231,12 +332,14 @@ def running(
             env={**os.environ, **installation.environment},
             start_new_session=True,  # Ctrl-C reaches us alone; we end Triton and its stubs in order
         )
+        key, token = (access.key, access.token) if access else (None, None)
+        secrets = [secret for secret in (key, token) if secret]
         reader = threading.Thread(
-            target=_copy_log, args=(process, file, errors, on_error), name="triton-log", daemon=True
+            target=_copy_log, args=(process, file, heard, secrets), name="triton-log", daemon=True
         )
         reader.start()
         try:
-            _wait_until_ready(process, endpoints, patience, errors, log)
+            _wait_until_ready(process, Control(endpoints.control, key), patience, errors, log)
             yield process
         finally:
             _end(process)
@@ -252,32 +355,45 @@ def _control(poll: float | None) -> list[str]:
     return ["--model-control-mode=poll", f"--repository-poll-secs={max(1, round(poll))}"]
 
 
-def _copy_log(process: subprocess.Popen[str], file: TextIO, errors: list[str], on_error: Callable[[str], None]) -> None:
+def _copy_log(process: subprocess.Popen[str], file: TextIO, heard: Callable[[str], None], secrets: list[str]) -> None:
+    """Triton's output into the log, and its errors to `heard`; with the first line it has read its arguments."""
     assert process.stdout is not None
     for line in process.stdout:
         file.write(line)
         file.flush()
-        if line.startswith("E") and "]" in line[:60]:
-            message = line.split("]", 1)[1].strip().strip('"')
-            if not message.startswith(HARMLESS):
-                errors.append(message)
-                on_error(message)
+        if not (match := LOG_LINE.match(line)):
+            continue
+        if secrets:
+            hide(process.pid, secrets)
+            secrets = []
+        if match[1] in "EF" and (said := _told(match[2])):
+            heard(said)
+
+
+def _told(message: str) -> str | None:
+    """An error of Triton's log for a person, or None if there is nothing in it to know."""
+    if message.startswith((*HARMLESS, *REPEATED)):
+        return None
+    if match := NOT_LOADED.match(message):
+        name, version, reason = match.groups()
+        return f"{name} version {version} is not served: {cause(reason)}"
+    return message
 
 
 def _wait_until_ready(
-    process: subprocess.Popen[str], endpoints: Endpoints, patience: float, errors: list[str], log: Path
+    process: subprocess.Popen[str], control: Control, patience: float, errors: list[str], log: Path
 ) -> None:
+    """Until Triton answers, which it does when it is done with loading, and at least one model is ready."""
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
+    while not control.live():
         if process.poll() is not None:
             reason = errors[0] if errors else f"exit status {process.returncode}"
             raise ServerError(f"Triton ended before it was ready: {reason} (its log: {log})")
-        try:
-            with urllib.request.urlopen(f"{endpoints.http}/v2/health/ready", timeout=5.0):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise ServerError(f"Triton was not ready after {patience:.0f} s (its log: {log})")
+        if time.monotonic() > deadline:
+            raise ServerError(f"Triton was not ready after {patience:.0f} s (its log: {log})")
+        time.sleep(0.1)
+    if not any(model.ready for model in control.models()):
+        raise ServerError(f"no model could be loaded: {errors[0] if errors else 'no reason given'} (its log: {log})")
 
 
 def _end(process: subprocess.Popen[str]) -> None:

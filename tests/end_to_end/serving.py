@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from nst_server.state import key_for
 from nst_server.triton import Endpoints
 
 BIN = Path(sys.executable).parent
@@ -31,6 +32,13 @@ class Server:
     process: subprocess.Popen[str]
     endpoints: Endpoints
     said: list[str]
+
+    @property
+    def key(self) -> str:
+        """What guards loading and unloading: the value of the header `nst-token`."""
+        key = key_for(self.endpoints.http)
+        assert key is not None
+        return key
 
     def stop(self, sign: signal.Signals = signal.SIGINT) -> int:
         self.process.send_signal(sign)

@@ -1,0 +1,109 @@
+"""Who may ask a server for what.
+
+Triton sorts its calls into groups, and a group can be closed to requests without a secret, by the HTTP header
+`nst-token` and the gRPC metadata `triton-grpc-protocol-nst-token`. There are two secrets:
+
+- **The key** is made anew at every start and stands in the server's state file, which only its user can read. It
+  always guards model control (loading, unloading, and the repository's index), tracing and logging: who may load
+  a model can run code on the server, and on 127.0.0.1 that would be every user of the machine, and every web page
+  that one of them has open.
+- **The token**, if there is one, is the user's, and guards everything else but the health calls, so that probes work
+  without a secret.
+
+Without a token everybody who reaches the address may call the models. Shared memory is then open on a loopback
+address only, and guarded by the key elsewhere: it makes the server read and write its own machine's memory.
+The metrics have no guard in Triton.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nst_core.errors import InputError
+
+HEADER = "nst-token"
+"""HTTP's header; gRPC's metadata is the same behind Triton's own prefix."""
+
+CONTROL = ("model-repository", "trace", "logging")
+CALLS = ("metadata", "inference", "model-config", "statistics")
+SHARED_MEMORY = "shared-memory"
+"""Triton's groups, all but `health`."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """The secrets of one server; they do not show in its `repr`."""
+
+    key: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def new(cls, token: str | None = None) -> Access:
+        """A key that nobody knows, and the user's token."""
+        return cls(secrets.token_urlsafe(24), token)
+
+    def options(self, address: str) -> list[str]:
+        """Triton's options that close its groups, for a server that is reached at `address`."""
+        by_key, by_token = [*CONTROL], [*CALLS]
+        (by_token if self.token or is_loopback(address) else by_key).append(SHARED_MEMORY)
+        closed = [(by_key, self.key)] + ([(by_token, self.token)] if self.token else [])
+        return [
+            f"--{option}={','.join(groups)}:{HEADER}={secret}"
+            for groups, secret in closed
+            for option in ("http-restricted-api", "grpc-restricted-protocol")
+        ]
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches an address."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(address).is_loopback
+    return address == "localhost"
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token in `file`, else in the environment's NST_TOKEN, else None.
+
+    Raises `InputError` for a file that cannot be read, and for a token that is no single word of letters, digits
+    and `._~+/=-`, which is what every client can put into a header.
+    """
+    if file is None:
+        text, source = os.environ.get("NST_TOKEN", ""), "NST_TOKEN"
+        if not text:
+            return None
+    else:
+        try:
+            text, source = file.read_text(), str(file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the token in {file}: {getattr(error, 'strerror', error)}") from error
+    token = text.strip()
+    if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", token):
+        raise InputError(
+            f"{source} holds no token: give one word of letters, digits and ._~+/=- "
+            "(openssl rand -base64 32 > FILE makes one)"
+        )
+    return token
+
+
+def hide(pid: int, words: Iterable[str]) -> None:
+    """Overwrite `words` among the arguments of a child that has read them: everybody's `ps` shows arguments.
+
+    Triton takes its secrets in no other way. Nothing happens where the kernel does not let us.
+    """
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5), which counts from pid = 1
+        with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(start)
+            arguments = memory.read(end - start)
+            for word in words:
+                arguments = arguments.replace(word.encode(), b"*" * len(word))
+            memory.seek(start)
+            memory.write(arguments)

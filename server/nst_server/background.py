@@ -1,0 +1,65 @@
+"""A server in the background: started from a terminal that gets its prompt back when it is ready."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from nst_server.errors import ServerError
+from nst_server.state import State
+
+READY = b"ready"
+
+STOP_SECONDS = 60.0
+"""How long a server may take to end: it answers the requests that it has."""
+
+
+def detached(serve: Callable[[Callable[[], None]], None], log: Path) -> None:
+    """Run `serve(ready)` in a process of its own, and return when it calls `ready`.
+
+    Until then it writes to our terminal, after that to `log`. If it ends without a call of `ready`, having said
+    why, this exits with its status. Ctrl-C ends it.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        os.setsid()
+        serve(lambda: _let_go(writing, log))
+        return
+    os.close(writing)
+    try:
+        with os.fdopen(reading, "rb") as pipe:
+            ready = pipe.read() == READY
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    if not ready:
+        _, status = os.waitpid(child, 0)
+        raise typer.Exit(os.waitstatus_to_exitcode(status) or 1)
+
+
+def _let_go(writing: int, log: Path) -> None:
+    """Leave the terminal: nothing to read, and messages go to the log."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    messages = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for source, target in ((nothing, 0), (nothing, 1), (messages, 2)):
+        os.dup2(source, target)
+    os.write(writing, READY)
+    os.close(writing)
+
+
+def stop(state: State) -> None:
+    """End a running server and wait for it; `ServerError` if it does not."""
+    os.kill(state.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while state.running():
+        if time.monotonic() > deadline:
+            raise ServerError(f"process {state.pid} has not ended after {STOP_SECONDS:.0f} s (its log: {state.log})")
+        time.sleep(0.05)

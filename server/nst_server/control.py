@@ -1,0 +1,111 @@
+"""Asking a running Triton about its models, and to load and unload them, over its plain HTTP on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from nst_server.access import HEADER
+from nst_server.errors import ServerError
+
+PATIENCE = 300.0
+"""Seconds that a model may take to load or unload; loading warms it up."""
+
+LAYERS = re.compile(
+    r"^(load failed for model '[^']*': |version \d+ is at UNAVAILABLE state: |Internal: |Invalid argument: "
+    r"|TritonModelException: )+"
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A version of a model as Triton's repository index has it; `state` is empty for one that was never loaded."""
+
+    name: str
+    version: str = ""
+    state: str = ""
+    reason: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is served."""
+        return self.state == "READY"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody wants it served: it was never loaded, or it was unloaded."""
+        return not self.state or (self.state == "UNAVAILABLE" and self.reason == "unloaded")
+
+    def shown(self) -> str:
+        """For a person: `mosaic version 3: ready`."""
+        said = "ready" if self.ready else "not loaded" if self.idle else cause(self.reason) or self.state.lower()
+        return f"{self.name} version {self.version}: {said}" if self.version else f"{self.name}: {said}"
+
+
+@dataclass(frozen=True)
+class Control:
+    """The calls of one server: its plain HTTP URL, and the key if it has one."""
+
+    url: str
+    key: str | None = None
+
+    def live(self) -> bool:
+        """Whether Triton answers."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/v2/health/live", timeout=5.0):
+                return True
+        except OSError:
+            return False
+
+    def models(self) -> list[Model]:
+        """Every version that Triton knows of, and what became of it."""
+        fields = ("name", "version", "state", "reason")
+        return [Model(**{name: one.get(name, "") for name in fields}) for one in self._post("index")]
+
+    def load(self, name: str) -> list[Model]:
+        """Load a model's newest version, warm it up, and return what is ready; `ServerError` with the reason if not."""
+        if not any(one.name == name for one in self.models()):
+            raise ServerError(f"no model {name!r} in the repository; nst-serve status lists them")
+        self._post(f"models/{quote(name, safe='')}/load", name)
+        return [one for one in self.models() if one.name == name and one.ready]
+
+    def unload(self, name: str) -> None:
+        """Unload a model and wait until its last request is answered."""
+        if not any(one.name == name and one.ready for one in self.models()):
+            raise ServerError(f"no model {name!r} is loaded; nst-serve status lists them")
+        self._post(f"models/{quote(name, safe='')}/unload", name)
+        deadline = time.monotonic() + PATIENCE
+        while any(one.name == name and not one.idle for one in self.models()):
+            if time.monotonic() > deadline:
+                raise ServerError(f"{name} still has requests after {PATIENCE:.0f} s")
+            time.sleep(0.1)
+
+    def _post(self, call: str, name: str = "") -> Any:
+        request = urllib.request.Request(f"{self.url}/v2/repository/{call}", b"{}", {HEADER: self.key or ""})
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            reason = cause(_message(error.read().decode(errors="replace")))
+            raise ServerError(f"{name}: {reason}" if name else reason) from error
+        except OSError as error:
+            raise ServerError(f"no answer from Triton at {self.url}: {error}") from error
+
+
+def cause(reason: str) -> str:
+    """Triton's reason without the names of its layers and the place in the backend where it was raised."""
+    said = reason.replace("\\n", "\n").split("\n\nAt:")[0]
+    return " ".join(LAYERS.sub("", said).split()).rstrip(";")
+
+
+def _message(said: str) -> str:
+    try:
+        return str(json.loads(said)["error"])
+    except (ValueError, KeyError, TypeError):
+        return said

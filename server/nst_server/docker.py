@@ -1,0 +1,65 @@
+"""NVIDIA's container as the Triton to run, on the same model repository."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+
+from nst_server.access import Access
+from nst_server.errors import ServerError
+from nst_server.triton import Launch
+
+IMAGE = "nvcr.io/nvidia/tritonserver:26.09-py3"
+"""Triton 2.73.0."""
+
+PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+"""Inside the container."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """An image of Triton, with the GPUs that it gets as `docker run --gpus` takes them (`all`, `device=0`)."""
+
+    image: str = IMAGE
+    gpus: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, image: str, gpus: str | None, access: Access) -> Container:
+        """The container of a server with these secrets; they go in by its environment, not by an argument."""
+        return cls(image, gpus, {"NST_KEY": access.key, "NST_TOKEN": access.token or ""})
+
+    def check(self) -> None:
+        """Raise `ServerError` where there is no `docker`."""
+        if not shutil.which("docker"):
+            raise ServerError("--docker needs docker in PATH; leave it out to run Triton from PyPI")
+
+    def command(self, launch: Launch) -> list[str]:
+        """See `Runnable`; docker hands our signals on to the Triton inside."""
+        token = bool(launch.access and launch.access.token)
+        options = launch.options(
+            "/models",
+            {service: ("0.0.0.0", port) for service, port in PORTS.items()},
+            ("/tls/chain.pem", "/tls/key.pem") if launch.certificate else None,
+            Access("$NST_KEY", "$NST_TOKEN" if token else None) if launch.access else None,
+        )
+        published = [
+            f"--publish={address}:{port}:{PORTS[service]}"
+            for service, (address, port) in launch.endpoints.listening.items()
+        ]
+        mounted = [f"--volume={launch.repository.resolve()}:/models:ro"]
+        if pair := launch.certificate:
+            mounted += [
+                f"--volume={pair.chain.resolve()}:/tls/chain.pem:ro",
+                f"--volume={pair.key.resolve()}:/tls/key.pem:ro",
+            ]
+        return [
+            *("docker", "run", "--rm", f"--name=nst-serve-{launch.endpoints.http_port}"),
+            *([f"--gpus={self.gpus}"] if self.gpus else ()),
+            *published,
+            *mounted,
+            *(["--env=NST_KEY"] if launch.access else ()),
+            *(["--env=NST_TOKEN"] if token else ()),
+            self.image,
+            *("sh", "-c", " ".join(["exec tritonserver", *(f'"{option}"' for option in options)])),
+        ]

@@ -1,0 +1,117 @@
+"""TLS before Triton's HTTP, which has none of its own: bytes in and out of it, nothing looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nst_core.errors import InputError
+from nst_server.errors import ServerError
+
+CHUNK = 1 << 20
+"""Bytes that are handed on at once; a picture of 512x512 is 0.8 MB."""
+
+HANDSHAKE_SECONDS = 10.0
+"""How long a caller may take for TLS's handshake."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A server's certificate (its chain) and private key, two PEM files."""
+
+    chain: Path
+    key: Path
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.2 and newer with this certificate; `InputError` for files that are no such pair."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.set_alpn_protocols(["http/1.1"])
+        for file in (self.chain, self.key):
+            if not file.is_file():
+                raise InputError(f"{file}: no such file")
+        try:
+            context.load_cert_chain(self.chain, self.key, password=lambda: "")  # or OpenSSL asks at the terminal
+        except (ssl.SSLError, OSError) as error:
+            reason = getattr(error, "reason", None) or error.strerror or error
+            raise InputError(
+                f"{self.chain} and {self.key} are no certificate with its private key in PEM, not encrypted: {reason}"
+            ) from error
+        return context
+
+
+@contextmanager
+def tls(certificate: Certificate, address: str, ports: Mapping[int, int]) -> Iterator[None]:
+    """Listen with TLS on `address` at each port of `ports` and hand on to its plain port of 127.0.0.1.
+
+    It runs in a thread until the block is left. Raises `ServerError` if a port cannot be had.
+    """
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # a caller who fails at TLS is no news
+    thread = threading.Thread(target=loop.run_forever, name="tls", daemon=True)
+    thread.start()
+    try:
+        servers = asyncio.run_coroutine_threadsafe(_listen(certificate.context(), address, ports), loop).result()
+        try:
+            yield
+        finally:
+            asyncio.run_coroutine_threadsafe(_close(servers), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _listen(context: ssl.SSLContext, address: str, ports: Mapping[int, int]) -> list[asyncio.Server]:
+    servers: list[asyncio.Server] = []
+    for outer, inner in ports.items():
+        try:
+            servers.append(
+                await asyncio.start_server(
+                    partial(_hand_on, inner),
+                    address,
+                    outer,
+                    limit=CHUNK,
+                    ssl=context,
+                    ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                )
+            )
+        except OSError as error:
+            await _close(servers)
+            raise ServerError(f"cannot listen on {address}:{outer}: {error.strerror or error}") from error
+    return servers
+
+
+async def _close(servers: list[asyncio.Server]) -> None:
+    for server in servers:
+        server.close()
+    calls = asyncio.all_tasks() - {asyncio.current_task()}
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def _hand_on(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One caller's connection, until either side ends it."""
+    try:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port, limit=CHUNK)
+    except OSError:
+        writer.close()
+        return
+    await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(CHUNK):
+            writer.write(data)
+            await writer.drain()
+    except OSError:  # ssl.SSLError and ConnectionError are such: the caller went away
+        pass
+    finally:
+        writer.close()

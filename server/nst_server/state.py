@@ -1,0 +1,126 @@
+"""What a running server leaves for the commands that steer it: one private file, named after its HTTP port.
+
+The files are in `$NST_STATE`, else in `$XDG_STATE_HOME/nst`, else in `~/.local/state/nst`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from nst_core.files import written_whole
+from nst_server.access import Access, is_loopback
+from nst_server.errors import ServerError
+from nst_server.triton import Endpoints
+
+
+@dataclass(frozen=True)
+class State:
+    """A running server: its process, where it listens, what it serves, and the key to steer it.
+
+    `started` tells the process from a later one with the same number: ticks since the machine's start.
+    `control` is the URL at which this machine reaches Triton's plain HTTP.
+    """
+
+    pid: int
+    started: int
+    http: str
+    grpc: str
+    metrics: str
+    control: str
+    repository: str
+    log: str
+    key: str = field(repr=False)
+
+    @classmethod
+    def here(cls, endpoints: Endpoints, repository: Path, log: Path, access: Access) -> State:
+        """The state of a server that this process runs."""
+        pid = os.getpid()
+        return cls(
+            pid=pid,
+            started=started(pid) or 0,
+            http=endpoints.http,
+            grpc=endpoints.grpc,
+            metrics=endpoints.metrics,
+            control=endpoints.control,
+            repository=str(repository.resolve()),
+            log=str(log.resolve()),
+            key=access.key,
+        )
+
+    def running(self) -> bool:
+        """Whether the process is still there."""
+        return started(self.pid) == self.started
+
+
+def started(pid: int) -> int | None:
+    """When a process was started, ticks since the machine's start; None if there is none, or only a zombie."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] != "Z":
+            return int(fields[19])
+    return None
+
+
+def default_folder() -> Path:
+    """Where the state files of this user are."""
+    if folder := os.environ.get("NST_STATE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "nst"
+
+
+@contextmanager
+def kept(state: State, folder: Path, port: int) -> Iterator[None]:
+    """The state file while the block runs. Raises `InputError` where it cannot be written."""
+    file = _file(folder, port)
+    with written_whole(file, private=True) as beside:
+        beside.write_text(json.dumps(asdict(state), indent=2))
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def read(folder: Path, port: int) -> State | None:
+    """The state of the running server with this HTTP port, or None.
+
+    Raises `ServerError` for a file that is no state, or another user's.
+    """
+    file = _file(folder, port)
+    try:
+        state = State(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ServerError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise ServerError(f"{file} is no state of a server; remove it") from error
+    return state if state.running() else None
+
+
+def key_for(url: str) -> str | None:
+    """The key of this user's running server at `url`, or None; a server of another machine never gets one."""
+    asked = urlsplit(url)
+    folder = default_folder()
+    for file in folder.glob("serve-*.json"):
+        with suppress(ServerError, ValueError):
+            state = read(folder, int(file.stem.removeprefix("serve-")))
+            if state and any(_same(asked, urlsplit(one)) for one in (state.http, state.grpc)):
+                return state.key
+    return None
+
+
+def _same(asked: SplitResult, ours: SplitResult) -> bool:
+    """Whether a URL is one of this machine's server, which may listen on every address."""
+    host = asked.hostname or ""
+    return asked.port == ours.port and (is_loopback(host) or host in (ours.hostname, socket.gethostname()))
+
+
+def _file(folder: Path, port: int) -> Path:
+    return folder / f"serve-{port}.json"

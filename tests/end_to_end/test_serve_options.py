@@ -1,0 +1,424 @@
+"""What `nst-serve` can do besides serving in the foreground, with a real Triton and commands as a user types them."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import ssl
+import stat
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from nst_export.errors import ExportError
+from nst_export.repository import load
+from nst_server import state
+from nst_server.triton import Endpoints
+from nst_trainer.checkpoint import Checkpoint, frozen, save
+from nst_trainer.networks import Johnson
+
+from .serving import TRITON, descendants, run, succeeded
+
+TOKEN = "sesame+open/0="
+GRPC_HEADER = "triton-grpc-protocol-nst-token"
+PICTURE = np.full((1, 32, 48, 3), 99, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("options") / "one.pth"
+    torch.manual_seed(0)
+    save(Checkpoint(frozen(Johnson(width=0.125)), ("one",)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def repository(checkpoint: Path) -> Path:
+    """Two models that are the same."""
+    folder = checkpoint.parent / "repository"
+    succeeded(run("nst-export", checkpoint, "-r", folder))
+    shutil.copytree(folder / "one", folder / "two")
+    config = folder / "two" / "config.pbtxt"
+    config.write_text(config.read_text().replace('name: "one"', 'name: "two"'))
+    return folder
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Signed by itself, as the docs make one."""
+    chain, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*command, *names, "-keyout", key, "-out", chain], check=True, capture_output=True)
+    return chain, key
+
+
+@dataclass
+class Daemon:
+    """A detached `nst-serve`: its ports, what it left in its state file, and how it is called."""
+
+    endpoints: Endpoints
+    state: state.State
+    said: str
+    authorities: Path | None = None
+
+    def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return run("nst-serve", *arguments, "--http-port", self.endpoints.http_port)
+
+    def http(self, call: str, secret: str | None = None, *, post: bool = False) -> int:
+        """The status of an HTTP request."""
+        headers = {"nst-token": secret} if secret else {}
+        scheme = "https" if self.authorities else "http"
+        url = f"{scheme}://127.0.0.1:{self.endpoints.http_port}/v2{call}"
+        context = ssl.create_default_context(cafile=self.authorities) if self.authorities else None
+        try:
+            request = urllib.request.Request(url, b"{}" if post else None, headers)
+            with urllib.request.urlopen(request, context=context) as answer:
+                status: int = answer.status
+                return status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def grpc(self, call: Callable[[grpc.InferenceServerClient, dict[str, str]], object], secret: str | None) -> bool:
+        """Whether a gRPC call is answered; False where it is refused for its secret."""
+        address = f"127.0.0.1:{self.endpoints.grpc_port}"
+        authorities = str(self.authorities) if self.authorities else None
+        headers = {GRPC_HEADER: secret} if secret else {}
+        with grpc.InferenceServerClient(address, ssl=bool(authorities), root_certificates=authorities) as client:
+            try:
+                call(client, headers)
+            except InferenceServerException as error:
+                assert "restricted" in str(error), error
+                return False
+            return True
+
+
+def detach(repository: Path, log: Path, *options: object, authorities: Path | None = None) -> Daemon:
+    endpoints = Endpoints.free()
+    ports = [f"--{kind}-port={getattr(endpoints, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")]
+    said = succeeded(run("nst-serve", "-r", repository, "--log", log, "--triton", TRITON, "--detach", *ports, *options))
+    found = state.read(state.default_folder(), endpoints.http_port)
+    assert found is not None
+    return Daemon(endpoints, found, said, authorities)
+
+
+def infer(client: grpc.InferenceServerClient, headers: dict[str, str]) -> np.ndarray:
+    tensor = grpc.InferInput("image", list(PICTURE.shape), "UINT8")
+    tensor.set_data_from_numpy(PICTURE)
+    answer: np.ndarray = client.infer("one", [tensor], headers=headers).as_numpy("stylized")
+    assert answer.shape == PICTURE.shape
+    return answer
+
+
+OPEN = {"live": "/health/live", "ready": "/health/ready"}
+CALLS = {
+    "/models/one": lambda client, headers: client.get_model_metadata("one", headers=headers),
+    "/models/one/config": lambda client, headers: client.get_model_config("one", headers=headers),
+    "/models/stats": lambda client, headers: client.get_inference_statistics(headers=headers),
+    "/models/one/infer": infer,
+    "/systemsharedmemory/status": lambda client, headers: client.get_system_shared_memory_status(headers=headers),
+}
+CONTROL = {
+    "/repository/index": lambda client, headers: client.get_model_repository_index(headers=headers),
+    "/repository/models/two/load": lambda client, headers: client.load_model("two", headers=headers),
+    "/repository/models/two/unload": lambda client, headers: client.unload_model("two", headers=headers),
+    "/trace/setting": lambda client, headers: client.get_trace_settings(headers=headers),
+    "/logging": lambda client, headers: client.get_log_settings(headers=headers),
+}
+
+
+def is_post(call: str) -> bool:
+    return "repository" in call or "infer" in call
+
+
+def left(processes: set[int]) -> set[int]:
+    """Those that run; a detached one is its machine's first process's to bury, which may take its time."""
+    return {pid for pid in processes if state.started(pid) is not None}
+
+
+@pytest.fixture(scope="module")
+def guarded(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Detached, on every address, with TLS and a token; ended by `nst-serve stop`, which leaves nothing."""
+    folder = tmp_path_factory.mktemp("guarded")
+    chain, key = certificate(folder)
+    (folder / "token").write_text(f"{TOKEN}\n")
+    options = ("--address", "0.0.0.0", "--tls-cert", chain, "--tls-key", key, "--token-file", folder / "token")
+    daemon = detach(repository, folder / "log", *options, authorities=chain)
+    processes = descendants(daemon.state.pid) | {daemon.state.pid}
+    assert len(processes) > 2
+    yield daemon
+    assert "stopped the server" in succeeded(daemon.command("stop"))
+    assert not left(processes)
+    assert not list(state.default_folder().glob(f"*{daemon.endpoints.http_port}*"))
+    assert "no nst-serve" in daemon.command("stop").stderr
+
+
+def test_a_detached_server_is_ready_and_can_be_asked(guarded: Daemon) -> None:
+    assert "ready: one, two on grpcs://" in guarded.said
+    result = guarded.command("status")
+    succeeded(result)
+    assert result.stdout.splitlines()[2:] == ["one version 1: ready", "two version 1: ready"]
+    assert f"https://0.0.0.0:{guarded.endpoints.http_port}" in result.stdout
+
+
+def test_its_state_is_its_users_alone(guarded: Daemon) -> None:
+    (file,) = state.default_folder().glob(f"serve-{guarded.endpoints.http_port}.json")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert guarded.state.key in file.read_text()
+    assert guarded.state.key not in repr(guarded.state)
+    assert TOKEN not in file.read_text()
+
+
+def test_a_second_one_is_refused(guarded: Daemon, repository: Path) -> None:
+    result = guarded.command("-r", repository, "--triton", TRITON)
+    assert result.returncode == 1
+    assert f"error: already serving on {guarded.state.http} (process {guarded.state.pid})" in result.stderr
+
+
+def test_probes_need_no_token(guarded: Daemon) -> None:
+    assert [guarded.http(call) for call in OPEN.values()] == [200, 200]
+    assert guarded.grpc(lambda client, headers: client.is_server_ready(headers=headers), None)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_calls_need_the_token(guarded: Daemon, call: str) -> None:
+    for secret in (None, "wrong", guarded.state.key):
+        assert guarded.http(call, secret, post=is_post(call)) == 403
+        assert not guarded.grpc(CALLS[call], secret)
+    # Triton takes the token, and then an inference with nothing in it is wrong for another reason
+    assert guarded.http(call, TOKEN, post=is_post(call)) in ((400, 500) if "infer" in call else (200,))
+    assert guarded.grpc(CALLS[call], TOKEN)
+
+
+@pytest.mark.parametrize("call", CONTROL)
+def test_model_control_needs_the_key_and_not_only_the_token(guarded: Daemon, call: str) -> None:
+    for secret in (None, "wrong", TOKEN):
+        assert guarded.http(call, secret, post=is_post(call)) == 403
+        assert not guarded.grpc(CONTROL[call], secret)
+    if "unload" not in call:
+        assert guarded.http(call, guarded.state.key, post=is_post(call)) == 200
+        assert guarded.grpc(CONTROL[call], guarded.state.key)
+
+
+def test_nothing_but_tls_is_reached_from_outside(guarded: Daemon) -> None:
+    outside = {port for address, port in listeners(guarded.state.pid) if address != "127.0.0.1"}
+    assert outside == {guarded.endpoints.http_port, guarded.endpoints.grpc_port, guarded.endpoints.metrics_port}
+    for port in outside:
+        with pytest.raises(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/live", timeout=5)
+    plain = grpc.InferenceServerClient(f"127.0.0.1:{guarded.endpoints.grpc_port}")
+    with plain, pytest.raises(InferenceServerException, match="UNAVAILABLE"):
+        plain.is_server_live()
+    context = ssl.create_default_context(cafile=guarded.authorities)
+    with urllib.request.urlopen(
+        f"https://127.0.0.1:{guarded.endpoints.metrics_port}/metrics", context=context
+    ) as answer:
+        assert b'nst_requests_total{model="one"' in answer.read()
+
+
+def listeners(pid: int) -> set[tuple[str, int]]:
+    """Where a process and its descendants listen, as /proc has it: IPv4 addresses, or `*`, and ports."""
+    inodes = set()
+    for process in descendants(pid) | {pid}:
+        for descriptor in Path(f"/proc/{process}/fd").iterdir():
+            try:
+                inodes.add(str(descriptor.readlink()))
+            except OSError:
+                continue
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                address, port = fields[1].split(":")
+                local = address.endswith("0100007F")  # 127.0.0.1, also within IPv6
+                found.add(("127.0.0.1" if local else "*", int(port, 16)))
+    return found
+
+
+def test_secrets_do_not_show_among_the_processes(guarded: Daemon) -> None:
+    shown = [Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(guarded.state.pid) | {guarded.state.pid}]
+    assert any("nst-token=***" in arguments for arguments in shown)
+    for secret in (TOKEN, guarded.state.key):
+        assert not any(secret in arguments for arguments in shown)
+
+
+def test_a_large_picture_goes_through_tls_unharmed(guarded: Daemon) -> None:
+    """A request and an answer of 5 MB each, over HTTP behind TLS and over gRPC."""
+    import tritonclient.http as http
+
+    picture = np.random.default_rng(0).integers(0, 256, (1, 1200, 1400, 3)).astype(np.uint8)
+    answers = []
+    authorities = str(guarded.authorities)
+
+    def context(**_: object) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=authorities)
+
+    address = f"127.0.0.1:{guarded.endpoints.http_port}"
+    with http.InferenceServerClient(address, ssl=True, ssl_context_factory=context, network_timeout=120) as client:
+        tensor = http.InferInput("image", list(picture.shape), "UINT8")
+        tensor.set_data_from_numpy(picture)
+        answers.append(client.infer("one", [tensor], headers={"nst-token": TOKEN}).as_numpy("stylized"))
+    address = f"127.0.0.1:{guarded.endpoints.grpc_port}"
+    with grpc.InferenceServerClient(address, ssl=True, root_certificates=authorities) as client:
+        tensor = grpc.InferInput("image", list(picture.shape), "UINT8")
+        tensor.set_data_from_numpy(picture)
+        answers.append(np.array(client.infer("one", [tensor], headers={GRPC_HEADER: TOKEN}).as_numpy("stylized")))
+    assert np.array_equal(answers[0], answers[1])
+
+
+def test_a_model_is_unloaded_and_loaded_by_command(guarded: Daemon) -> None:
+    assert "no longer serves two" in succeeded(guarded.command("unload", "two"))
+    result = guarded.command("status")
+    succeeded(result)  # nobody wants it served
+    assert "two version 1: not loaded" in result.stdout
+    assert "no model 'two' is loaded" in guarded.command("unload", "two").stderr
+    assert "serves version 1 of two" in succeeded(guarded.command("load", "two"))
+    assert "two version 1: ready" in guarded.command("status").stdout
+    assert "no model 'nobody' in the repository" in guarded.command("load", "nobody").stderr
+
+
+def test_a_published_model_is_loaded_over_tls(
+    guarded: Daemon, checkpoint: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NST_CA", str(guarded.authorities))
+    urls = [f"grpcs://localhost:{guarded.endpoints.grpc_port}", f"https://localhost:{guarded.endpoints.http_port}"]
+    said = succeeded(run("nst-export", checkpoint, "-r", repository, "--name", "three", "--load", urls[0]))
+    assert "serves version 1 of three" in said
+    load(urls[1], "three", "1")
+    monkeypatch.setenv("NST_STATE", str(checkpoint.parent))  # as on another machine
+    for url in urls:
+        with pytest.raises(ExportError, match="it wants its key"):
+            load(url, "three", "1")
+    monkeypatch.setenv("NST_TOKEN", guarded.state.key)
+    for url in urls:
+        load(url, "three", "1")
+
+
+@pytest.fixture(scope="module")
+def local(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Detached with what nst-serve does by itself, and a model that cannot be loaded."""
+    folder = tmp_path_factory.mktemp("local")
+    shutil.copytree(repository / "one", folder / "repository" / "one")
+    broken = shutil.copytree(repository / "two", folder / "repository" / "broken")
+    (broken / "config.pbtxt").write_text((broken / "config.pbtxt").read_text().replace('name: "two"', 'name: "broken"'))
+    (broken / "1" / "model.onnx").write_bytes(b"no model")
+    daemon = detach(folder / "repository", folder / "log")
+    processes = descendants(daemon.state.pid)
+    yield daemon
+    deadline = time.monotonic() + 60
+    while left(processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left(processes)  # the last test has killed it
+
+
+def test_one_bad_model_is_named_and_the_others_are_served(local: Daemon) -> None:
+    assert "broken version 1 is not served: " in local.said
+    assert "ready: one on " in local.said
+    result = local.command("status")
+    assert result.returncode == 1
+    assert "one version 1: ready" in result.stdout
+    assert "broken version 1: " in result.stdout and "Protobuf parsing failed" in result.stdout
+
+
+def test_without_a_token_this_machine_may_call_but_not_control(local: Daemon) -> None:
+    for call, make in CALLS.items():
+        assert local.http(call, post=is_post(call)) in ((400, 500) if "infer" in call else (200,))
+        assert local.grpc(make, None)
+    for call, make in CONTROL.items():
+        assert local.http(call, post=is_post(call)) == 403
+        assert not local.grpc(make, None)
+    assert {address for address, _ in listeners(local.state.pid)} == {"127.0.0.1"}
+
+
+def test_its_messages_go_on_in_the_log(local: Daemon) -> None:
+    local.command("load", "broken")
+    log = Path(local.state.log).read_text()
+    assert log.count("broken version 1 is not served: ") == 1  # the first went to the terminal
+    assert "Started GRPCInferenceService" in log
+
+
+def test_a_killed_one_is_noticed(local: Daemon) -> None:
+    (file,) = state.default_folder().glob(f"serve-{local.endpoints.http_port}.json")
+    os.kill(local.state.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while local.state.running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    result = local.command("status")
+    assert result.returncode == 1
+    assert f"error: no nst-serve of this user runs with HTTP port {local.endpoints.http_port}" in result.stderr
+    assert file.exists()  # which the next start overwrites
+
+
+def test_a_detached_server_that_cannot_start_says_why_and_leaves_nothing(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository / "one", tmp_path / "repository" / "one")
+    (tmp_path / "repository" / "one" / "1" / "model.onnx").write_bytes(b"no model")
+    endpoints = Endpoints.free()
+    ports = [f"--{kind}-port={getattr(endpoints, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")]
+    result = run(
+        "nst-serve", "-r", tmp_path / "repository", "--log", tmp_path / "log", "--triton", TRITON, "--detach", *ports
+    )
+    assert result.returncode == 1
+    assert "error: no model could be loaded: one version 1 is not served: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert state.read(state.default_folder(), endpoints.http_port) is None
+    endpoints.check_free()
+
+
+def test_the_containers_command_is_printed(repository: Path, tmp_path: Path) -> None:
+    chain, key = certificate(tmp_path)
+    (tmp_path / "token").write_text(TOKEN)
+    options = ("--docker", "--gpus", "all", "--dry-run", "--tls-cert", chain, "--tls-key", key, "--http-port", 8443)
+    result = run("nst-serve", "-r", repository, *options, "--token-file", tmp_path / "token", "--address", "0.0.0.0")
+    succeeded(result)
+    command = shlex.split(result.stdout)
+    assert command[:3] == ["docker", "run", "--rm"]
+    assert "--gpus=all" in command
+    assert f"--volume={repository}:/models:ro" in command
+    assert "--publish=0.0.0.0:8001:8001" in command
+    published = [word for word in command if word.startswith("--publish=127.0.0.1:")]
+    assert [word.rpartition(":")[2] for word in published] == ["8000", "8002"]  # behind our TLS
+    assert any(word.startswith("nvcr.io/nvidia/tritonserver:") and word.endswith("-py3") for word in command)
+    inside = command[-1]
+    assert inside.startswith("exec tritonserver ")
+    assert (
+        '"--http-restricted-api=metadata,inference,model-config,statistics,shared-memory:nst-token=$NST_TOKEN"'
+        in inside
+    )
+    assert '"--grpc-restricted-protocol=model-repository,trace,logging:nst-token=$NST_KEY"' in inside
+    assert '"--grpc-server-key=/tls/key.pem"' in inside
+    assert TOKEN not in result.stdout
+
+
+def test_options_that_cannot_be_used(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain, key = certificate(tmp_path)
+    (tmp_path / "words").write_text("two words")
+    (tmp_path / "text").write_text("no certificate")
+    for options, words in (
+        (("--tls-cert", chain), "TLS needs both --tls-cert and --tls-key"),
+        (("--tls-cert", chain, "--tls-key", tmp_path / "none"), "none: no such file"),
+        (("--tls-cert", tmp_path / "text", "--tls-key", key), "are no certificate with its private key"),
+        (("--tls-cert", chain, "--tls-key", chain), "are no certificate with its private key"),
+        (("--token-file", tmp_path / "words"), "words holds no token"),
+        (("--token-file", tmp_path / "none"), "cannot read the token"),
+        (("--gpus", "all"), "--gpus goes with --docker"),
+        (("--dry-run",), "--dry-run goes with --docker"),
+    ):
+        result = run("nst-serve", "-r", repository, *options)
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("error: ") and words in line, line
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "--docker needs docker in PATH" in run("nst-serve", "-r", repository, "--docker").stderr
+    (tmp_path / "serve-8000.json").write_text(json.dumps({"pid": 1}))
+    assert "is no state of a server" in run("nst-serve", "status", "--state", tmp_path).stderr
