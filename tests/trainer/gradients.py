@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from nst_trainer.parallel import team
+from nst_trainer.parallel import Team, team
 from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import Training
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import vgg16_weights
 
+Team.precision = lambda self: (torch.float32, "rounding of bfloat16 would hide what differs")  # type: ignore[method-assign]
 style, photos, output = map(Path, sys.argv[1:])
 with team() as processes:
     settings = TrainingSettings(width=0.125, crop=64, batch=4, iterations=3, style_size=128)

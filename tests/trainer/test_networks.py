@@ -27,6 +27,26 @@ def test_width_scales_the_channels() -> None:
     assert parameters(Johnson(width=0.5)) == 424_099
 
 
+@pytest.mark.parametrize("width", [0.375, 0.5])
+def test_a_wider_network_paints_the_same(width: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Net2WiderNet without its noise is exact, also where the channels are no multiple; with it, close."""
+    torch.manual_seed(0)
+    network, photo = Johnson(width=0.25, styles=2).eval(), torch.rand(1, 3, 32, 32)
+    for norm in network.norms():
+        torch.nn.init.normal_(norm.weight)
+    mix, generator = torch.tensor([[0.3, 0.7]]), torch.Generator()
+    near = network.widened(width, generator).eval()
+    monkeypatch.setattr("nst_trainer.networks.johnson.NET2NET_NOISE", 0.0)
+    same = network.widened(width, generator).eval()
+    assert same.arguments["width"] == width
+    with torch.no_grad():
+        wanted = network(photo, mix)
+        assert torch.allclose(same(photo, mix), wanted, atol=1e-5)
+        assert 0.0 < (near(photo, mix) - wanted).abs().mean() < 0.1
+    with pytest.raises(ValueError, match="narrower"):
+        network.widened(0.125, generator)
+
+
 def test_contrast_of_the_photograph_does_not_matter() -> None:
     """Instance normalisation: half the contrast gives nearly the same picture (Ulyanov et al. 2016)."""
     torch.manual_seed(0)

@@ -37,7 +37,9 @@ def train(
         float | None, typer.Option(help="Plan iterations and crops for this time instead of --iterations.", min=0.1)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same command stopped.")] = False,
-    start: Annotated[Path | None, typer.Option("--from", help="A checkpoint to begin with, of the same width.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A checkpoint to begin with; of johnson, it may be narrower.")
+    ] = None,
     add: Annotated[
         Path | None, typer.Option(help="A picture to learn as one more style of --to; the others stay as they are.")
     ] = None,
@@ -101,7 +103,8 @@ def _say_plan(training: Training, *, few: bool) -> None:
     steps = ", ".join(f"{count} at {side}" for side, count in settings.crops().items())
     say(
         f"{settings.iterations} iterations of {settings.batch} crops: {steps} pixels; "
-        f"learning rate {settings.learning_rate:g} falling to 0"
+        f"learning rate {settings.learning_rate:g} falling to 0; {str(training.precision).removeprefix('torch.')}: "
+        f"{training.why_precision}"
     )
     if few:
         say("no --photos: learning from the 4 photographs that ship, enough to try, few for a style that is to last")

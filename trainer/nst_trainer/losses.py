@@ -35,7 +35,8 @@ def gram_matrix(features: Tensor, guide: Tensor | None = None) -> Tensor:
         features = features * guide * (h * w / guide.square().sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)).sqrt()
         n = len(features)
     flat = features.permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view for channels-last features
-    product: Tensor = _Squared.apply(flat)  # type: ignore[no-untyped-call]
+    with torch.autocast(features.device.type, enabled=False):  # sums over all places need FP32
+        product: Tensor = _Squared.apply(flat.to(torch.promote_types(flat.dtype, torch.float32)))  # type: ignore[no-untyped-call]
     return product / (c * h * w)
 
 

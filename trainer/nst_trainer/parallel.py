@@ -22,6 +22,16 @@ class Team:
     size: int = 1
     device: torch.device = torch.device("cpu")
 
+    def precision(self) -> tuple[torch.dtype, str]:
+        """What convolutions are faster in, and why. Statistics, Gram matrices and weights are FP32 anyway."""
+        if self.device.type == "cuda":
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16, "this GPU has instructions for it"
+            return torch.float32, "this GPU has no instructions for bfloat16"
+        if torch.cpu.get_capabilities().get("avx512_bf16"):
+            return torch.bfloat16, "this CPU has instructions for it"
+        return torch.float32, "this CPU has no instructions for bfloat16"
+
     @property
     def leads(self) -> bool:
         """Whether this process writes the files and talks."""

@@ -30,7 +30,7 @@ from nst_core.images import (
 )
 from nst_trainer import checkpoint
 from nst_trainer.losses import PerceptualLoss, lattice
-from nst_trainer.networks import ARCHITECTURES, StyledNetwork
+from nst_trainer.networks import ARCHITECTURES, Johnson, StyledNetwork
 from nst_trainer.parallel import Team
 from nst_trainer.photos import Photos, to_picture, to_tensor
 from nst_trainer.settings import TrainingSettings
@@ -106,6 +106,7 @@ class Training:
         Raises `InputError`.
         """
         self.output, self.every, self.team = output, every, team or Team()
+        self.precision, self.why_precision = self.team.precision()
         self.state_file = output.with_name(output.name + ".resume")
         if self.state_file.exists() and not resume:
             raise InputError(f"{self.state_file} is an unfinished training: go on with --resume, or remove it")
@@ -241,11 +242,10 @@ class Training:
         mix = one_hot(numbers + self.first_new, network.styles)
         generator = noise(settings.seed * 1_000_003 + self.state.iteration * self.team.size + self.team.rank)
         network.train()
-        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.team.device.type == "cuda"):
-            painted = network(pictures, mix, network.draw_noise(pictures, generator))
-        painted = painted.float()
-        target = {} if settings.texture else self.loss.content_target(pictures)
-        losses = self.loss(painted, target, numbers)
+        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            painted = network(pictures, mix, network.draw_noise(pictures, generator)).float()
+            target = {} if settings.texture else self.loss.content_target(pictures)
+            losses = self.loss(painted, target, numbers)
         terms = {"content": losses.content, "style": losses.style, "total_variation": losses.total_variation}
         terms["lattice"] = LATTICE_WEIGHT * lattice(painted)
         if settings.steady:
@@ -411,10 +411,18 @@ def _names(styles: Sequence[Path], output: Path, before: checkpoint.Checkpoint |
 
 
 def _begin_with(network: StyledNetwork, start: Path) -> None:
-    """Take the weights of a checkpoint; for another number of styles each begins as the mean of its styles."""
-    other = checkpoint.load(start).network
+    """Take the weights of a checkpoint; for another number of styles each begins as the mean of its styles.
+
+    Johnson's network may be wider than the checkpoint's.
+    """
+    other: StyledNetwork = checkpoint.load(start).network
+    width = network.arguments["width"]
+    if isinstance(other, Johnson) and isinstance(network, Johnson) and width > other.arguments["width"]:
+        other = other.widened(width, noise(0))
     if other.arguments | {"styles": network.styles} != network.arguments:
-        raise InputError(f"{start} has {other.arguments}, this training {network.arguments}: give the same --width")
+        raise InputError(
+            f"{start} has {other.arguments}, this training {network.arguments}: give the same --width, or a larger one"
+        )
     if other.styles != network.styles:
         for norm in other.norms():
             norm.weight.data = norm.weight.mean(dim=0).expand(network.styles, -1)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from nst_trainer.networks.styled import ConditionalInstanceNorm, StyledNetwork
 
+NET2NET_NOISE = 0.05
+"""Of the weights' standard deviation: without it the copies of a channel would stay alike."""
+
 
 class ConvNorm(nn.Module):
     """Reflection padding, convolution, instance normalisation; on a doubled grid if `upsample`.
@@ -100,3 +103,27 @@ class Johnson(StyledNetwork):
             x = F.relu(layer(x, mix))
         y: Tensor = self.last(x)
         return 0.5 + 0.5 * torch.tanh(y) if self.arguments["bounded"] else y
+
+    def widened(self, width: float, generator: torch.Generator) -> Johnson:
+        """A wider network that paints nearly the same, to go on learning from (Net2WiderNet).
+
+        Chen, Goodfellow and Shlens 2016, section 2.2.
+
+        Channels are copied in turn, and what reads them shares its weights among the copies. `NET2NET_NOISE` lets
+        the copies part. Raises `ValueError` for a `width` below this network's.
+        """
+        if width < self.arguments["width"]:
+            raise ValueError(f"{width} is narrower than {self.arguments['width']}")
+        wide = Johnson(**(self.arguments | {"width": width}))
+        state = wide.state_dict()
+        for key, values in self.state_dict().items():
+            for axis, length in enumerate(state[key].shape):
+                copied = torch.arange(length) % values.shape[axis]
+                values = values.index_select(axis, copied)
+                if axis == 1 and values.ndim == 4:
+                    values = values / torch.bincount(copied)[copied].view(1, -1, 1, 1)
+            if values.ndim == 4:
+                values = values + NET2NET_NOISE * values.std() * torch.randn(values.shape, generator=generator)
+            state[key] = values
+        wide.load_state_dict(state)
+        return wide

@@ -35,15 +35,13 @@ class ConditionalInstanceNorm(nn.Module):
         """
         # A group of one channel is an instance. In training this kernel saves the copies of the other, which
         # leaves channels-last; the exporter knows the other one.
-        channels = x.shape[1]
+        # Its backward is slow in bfloat16, and statistics want FP32.
         if mix is None:
             weight, bias = self.weight[0], self.bias[0]
-            return (
-                F.group_norm(x, channels, weight, bias)
-                if self.training
-                else F.instance_norm(x, None, None, weight, bias)
-            )
-        normal = F.group_norm(x, channels) if self.training else F.instance_norm(x)
+            if self.training:
+                return F.group_norm(x.float(), x.shape[1], weight, bias).to(x.dtype)
+            return F.instance_norm(x, None, None, weight, bias)
+        normal = F.group_norm(x.float(), x.shape[1]).to(x.dtype) if self.training else F.instance_norm(x)
         scale, shift = mix @ self.weight, mix @ self.bias
         return normal * scale[:, :, None, None] + shift[:, :, None, None]
 
