@@ -138,7 +138,8 @@ def stylize(
         work = jobs_of(photos, output, suffix)
         access = {"timeout": timeout, "token": _token(token_file), "ca": ca}
         known = [] if overwrite else [outcome for job in work if (outcome := standing(job, recipe))]
-        todo = [job for job in work if job not in {outcome.job for outcome in known}]
+        settled = {outcome.job for outcome in known}
+        todo = [job for job in work if job not in settled]
         kind = WRITABLE.get(suffix or "")
         with (
             _Report(recipe, len(work), as_json) as report,
