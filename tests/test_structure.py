@@ -19,7 +19,7 @@ ALLOWED = {
     "nst_trainer": {"nst_core"},
     "nst_client": {"nst_core"},
     "nst_server": {"nst_core"},
-    "nst_export": {"nst_core", "nst_trainer"},
+    "nst_export": {"nst_core", "nst_trainer", "nst_server"},  # the server's for the key that --load needs
     "nst_bench": {"nst_core", "nst_trainer", "nst_client", "nst_server", "nst_export"},
 }
 

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote
 
@@ -60,7 +61,7 @@ class Control:
         try:
             with urllib.request.urlopen(f"{self.url}/v2/health/live", timeout=5.0):
                 return True
-        except OSError:
+        except (OSError, HTTPException):
             return False
 
     def models(self) -> list[Model]:
@@ -94,7 +95,7 @@ class Control:
         except urllib.error.HTTPError as error:
             reason = cause(_message(error.read().decode(errors="replace")))
             raise ServerError(f"{name}: {reason}" if name else reason) from error
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise ServerError(f"no answer from Triton at {self.url}: {error}") from error
 
 

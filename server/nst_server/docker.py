@@ -35,7 +35,7 @@ class Container:
             raise ServerError("--docker needs docker in PATH; leave it out to run Triton from PyPI")
 
     def command(self, launch: Launch) -> list[str]:
-        """See `Runnable`; docker hands our signals on to the Triton inside."""
+        """See `Runnable`."""
         token = bool(launch.access and launch.access.token)
         options = launch.options(
             "/models",

@@ -106,12 +106,11 @@ def read(folder: Path, port: int) -> State | None:
 
 def key_for(url: str) -> str | None:
     """The key of this user's running server at `url`, or None; a server of another machine never gets one."""
-    asked = urlsplit(url)
     folder = default_folder()
     for file in folder.glob("serve-*.json"):
-        with suppress(ServerError, ValueError):
+        with suppress(ServerError, ValueError):  # another user's, and a URL that is none
             state = read(folder, int(file.stem.removeprefix("serve-")))
-            if state and any(_same(asked, urlsplit(one)) for one in (state.http, state.grpc)):
+            if state and any(_same(urlsplit(url), urlsplit(one)) for one in (state.http, state.grpc)):
                 return state.key
     return None
 

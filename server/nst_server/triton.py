@@ -38,9 +38,10 @@ END_WITH_PARENT = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-os.execv(sys.argv[1], sys.argv[1:])
+os.execvp(sys.argv[1], sys.argv[1:])
 """
-"""Becomes Triton, having asked Linux to end it when we die without a chance to do so (`kill -9`)."""
+"""Becomes Triton, or docker, which hands signals on; having asked Linux to end it when we die without a chance to do so
+(`kill -9`)."""
 
 END_SECONDS = 20.0
 """How long Triton may take to end its requests before it is killed."""
@@ -180,13 +181,13 @@ class Installation:
     environment: dict[str, str] = field(default_factory=dict)
 
     def command(self, launch: Launch) -> list[str]:
-        """See `Runnable`; ended by Linux when we die."""
+        """See `Runnable`."""
         pair = launch.certificate
         certificate = (str(pair.chain.resolve()), str(pair.key.resolve())) if pair else None
         options = launch.options(
             str(launch.repository.resolve()), launch.endpoints.listening, certificate, launch.access
         )
-        return [sys.executable, "-c", END_WITH_PARENT, *self.binary, *options]
+        return [*self.binary, *options]
 
 
 def find(environment: Path, say: Callable[[str], None]) -> Installation:
@@ -324,7 +325,7 @@ def running(
             ports = dict(zip((endpoints.http_port, endpoints.metrics_port), endpoints.plain, strict=True))
             around.enter_context(front.tls(certificate, endpoints.address, ports))
         process = subprocess.Popen(
-            installation.command(launch),
+            [sys.executable, "-c", END_WITH_PARENT, *installation.command(launch)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -387,7 +388,8 @@ def _wait_until_ready(
     deadline = time.monotonic() + patience
     while not control.live():
         if process.poll() is not None:
-            reason = errors[0] if errors else f"exit status {process.returncode}"
+            last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+            reason = errors[0] if errors else f"exit status {process.returncode}, {last}"
             raise ServerError(f"Triton ended before it was ready: {reason} (its log: {log})")
         if time.monotonic() > deadline:
             raise ServerError(f"Triton was not ready after {patience:.0f} s (its log: {log})")

@@ -75,6 +75,13 @@ def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
     assert "failed to load seven" in (tmp_path / "log").read_text()
 
 
+def test_a_server_that_ends_without_an_error_is_quoted(tmp_path: Path) -> None:
+    installation, models = server_that(tmp_path, "echo starting; echo 'docker: no daemon' >&2; exit 125")
+    running = triton.running(installation, models, Endpoints.free(), tmp_path / "log")
+    with pytest.raises(ServerError, match="exit status 125, docker: no daemon"), running:
+        pass
+
+
 def test_a_server_that_never_is_ready_is_ended_with_its_children(tmp_path: Path) -> None:
     installation, models = server_that(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait")
     running = triton.running(installation, models, Endpoints.free(), tmp_path / "log", patience=1.0)

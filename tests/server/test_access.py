@@ -1,0 +1,119 @@
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from nst_core.errors import InputError
+from nst_server import access, state
+from nst_server.access import Access, read_token
+from nst_server.control import cause
+from nst_server.errors import ServerError
+from nst_server.state import State
+from nst_server.triton import Endpoints
+
+GROUPS = {
+    "metadata",
+    "inference",
+    "model-config",
+    "statistics",
+    "shared-memory",
+    "model-repository",
+    "trace",
+    "logging",
+}
+"""All that Triton 2.51 knows, but `health`."""
+
+
+def closed(one: Access, address: str) -> dict[str, set[str]]:
+    """The groups that each secret guards, which must be the same for both protocols."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for option in one.options(address):
+        name, _, rest = option.partition("=")
+        groups, _, pair = rest.partition(":")
+        header, _, secret = pair.partition("=")
+        assert header == "nst-token"
+        found.setdefault(name, {})[secret] = set(groups.split(","))
+    assert found["--http-restricted-api"] == found["--grpc-restricted-protocol"]
+    return found["--http-restricted-api"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+def test_without_a_token_this_machine_may_call(address: str) -> None:
+    assert closed(Access("key"), address) == {"key": {"model-repository", "trace", "logging"}}
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "192.168.1.7", "::", "server.example"])
+def test_shared_memory_is_closed_to_other_machines(address: str) -> None:
+    assert closed(Access("key"), address) == {"key": {"model-repository", "trace", "logging", "shared-memory"}}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_with_a_token_everything_is_closed(address: str) -> None:
+    groups = closed(Access("key", "token"), address)
+    assert groups["key"] == {"model-repository", "trace", "logging"}
+    assert groups["key"] | groups["token"] == GROUPS
+
+
+def test_secrets_are_new_and_do_not_show() -> None:
+    one, other = Access.new("sesame"), Access.new("sesame")
+    assert one.key != other.key and len(one.key) >= 32
+    assert one.key not in repr(one) and "sesame" not in repr(one)
+
+
+def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NST_TOKEN", raising=False)
+    assert read_token(None) is None
+    monkeypatch.setenv("NST_TOKEN", "from-environment")
+    assert read_token(None) == "from-environment"
+    (tmp_path / "token").write_text("Az09._~+/=-\n")
+    assert read_token(tmp_path / "token") == "Az09._~+/=-"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "two words", "line\nline", "ümlaut", "a,b", 'a"b', "a:b"])
+def test_a_token_that_no_header_takes_is_refused_and_not_quoted(tmp_path: Path, text: str) -> None:
+    (tmp_path / "token").write_text(text)
+    with pytest.raises(InputError, match="holds no token") as raised:
+        read_token(tmp_path / "token")
+    assert not text.strip() or text not in str(raised.value)
+
+
+def test_the_key_is_found_for_this_machines_server_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NST_STATE", str(tmp_path))
+    here = State.here(Endpoints("0.0.0.0", 8000, 8001), tmp_path, tmp_path / "log", Access("secret"))
+    with state.kept(here, tmp_path, 8000):
+        for url in ("http://127.0.0.1:8000", "grpc://localhost:8001", "grpcs://localhost:8001/", "http://0.0.0.0:8000"):
+            assert state.key_for(url) == "secret"
+        for url in ("http://server.example:8000", "grpc://127.0.0.1:9001", "http://127.0.0.1", "http://[", "nonsense"):
+            assert state.key_for(url) is None
+    assert state.key_for("http://127.0.0.1:8000") is None
+
+
+def test_a_state_of_a_process_that_is_gone_is_none(tmp_path: Path) -> None:
+    here = State.here(Endpoints(), tmp_path, tmp_path / "log", Access("secret"))
+    later = dataclasses.replace(here, started=here.started + 1)  # another process got the number
+    with state.kept(later, tmp_path, 8000):
+        assert state.read(tmp_path, 8000) is None
+    with state.kept(here, tmp_path, 8000):
+        assert state.read(tmp_path, 8000) == here
+    assert state.started(os.getpid()) == here.started
+    (tmp_path / "serve-8000.json").write_text("{")
+    with pytest.raises(ServerError, match=r"serve-8000\.json is no state of a server; remove it"):
+        state.read(tmp_path, 8000)
+
+
+def test_hiding_arguments_of_a_process_that_is_gone_is_no_error() -> None:
+    access.hide(2**22 + 1, ["secret"])
+
+
+@pytest.mark.parametrize(
+    ("reason", "wanted"),
+    [
+        ("Internal: TritonModelException: bad file\n\nAt:\n  /a/model.py(3): f\n", "bad file"),
+        (r"Internal: TritonModelException: bad file\n\nAt:\n  /a/model.py(3): f\n", "bad file"),
+        ("load failed for model 'a': version 1 is at UNAVAILABLE state: Invalid argument: no GPU;\n", "no GPU"),
+        ("unloaded", "unloaded"),
+    ],
+)
+def test_tritons_reasons_are_told_without_its_layers(reason: str, wanted: str) -> None:
+    assert cause(reason) == wanted
