@@ -49,6 +49,7 @@ class TrainingSettings:
     iterations: int = option(4000, "Steps of Adam (paper: 40000).")
     batch: int = option(4, "Photographs in a step.")
     crop: int = option(256, "Side of the crops at the end, pixels.")
+    grow: bool = option(True, "Begin with small crops; without, to go on from a trained style, all are whole.")
     style_size: int = option(448, "Longer side of the style picture, pixels: larger strokes.")
     learning_rate: float = option(2e-3, "Adam's, at its highest.")
     content_weight: float = option(LossWeights.content, "More keeps more of the photograph.")
@@ -79,13 +80,13 @@ class TrainingSettings:
         return LossWeights(0.0 if self.texture else self.content_weight, self.style_weight, self.tv_weight)
 
     def crop_at(self, iteration: int) -> int:
-        """Crops grow: half the side for 60 % of the iterations, three quarters until 85 %, then all.
+        """If they `grow`: half the side for 60 % of the iterations, three quarters until 85 %, then all.
 
         Colours and strokes are learned as well on small crops, at a quarter of the arithmetic;
         the last part learns how they continue over a whole picture.
         """
         done = iteration / self.iterations
-        share = 0.5 if done < 0.6 else 0.75 if done < 0.85 else 1.0
+        share = 1.0 if not self.grow or done >= 0.85 else 0.5 if done < 0.6 else 0.75
         return max(64, round(self.crop * share / self.grid) * self.grid)
 
     def crops(self) -> dict[int, int]:
