@@ -91,8 +91,8 @@ def serve(
             return
         if running := state.read(folder, http_port):
             raise triton.ServerError(
-                f"already serving on {running.http} (process {running.pid}); end it with nst-serve stop, or choose "
-                "another --http-port"
+                f"cannot listen on {address}:{http_port} (process {running.pid} serves there already); end it with "
+                "nst-serve stop, or choose another with --http-port"
             )
         endpoints.check_free()
         if docker:

@@ -182,7 +182,7 @@ def test_its_state_is_its_users_alone(guarded: Daemon) -> None:
 def test_a_second_one_is_refused(guarded: Daemon, repository: Path) -> None:
     result = guarded.command("-r", repository, "--triton", TRITON)
     assert result.returncode == 1
-    assert f"error: already serving on {guarded.state.http} (process {guarded.state.pid})" in result.stderr
+    assert f"(process {guarded.state.pid} serves there already); end it with nst-serve stop" in result.stderr
 
 
 def test_probes_need_no_token(guarded: Daemon) -> None:
