@@ -19,7 +19,18 @@ from nst_client.errors import Rejected, ServiceError, Unavailable, UnknownStyle,
 from nst_client.statistics import Statistics
 from nst_client.styles import Style, mixed, offered, statistics_model, tiled_model
 from nst_client.tiles import thumbnail
-from nst_client.transports import INPUT, OUTPUT, STATISTICS, STYLE_WEIGHTS, Array, Request, Transport, Weights, connect
+from nst_client.transports import (
+    INPUT,
+    OUTPUT,
+    STATISTICS,
+    STYLE_WEIGHTS,
+    Array,
+    ModelConfig,
+    Request,
+    Transport,
+    Weights,
+    connect,
+)
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 
@@ -72,12 +83,31 @@ class _Client:
 
     async def _list(self) -> list[Style]:
         models = await self._request(self._transport.models)
-        configs = {model: await self._request(self._transport.config, model) for model in models}
-        self._styles = offered(configs)
+        configs = {model: await self._request(self._config, model) for model in models}
+        self._styles = offered({model: config for model, config in configs.items() if config is not None})
         return sorted(self._styles.values(), key=lambda style: style.name)
+
+    async def _config(self, model: str, seconds: float) -> ModelConfig | None:
+        """None if the model was unloaded since it was listed."""
+        try:
+            return await self._transport.config(model, seconds)
+        except Unavailable:
+            return None
 
     async def _stylize(self, picture: Painting, mix: Mix, on_tile: OnTile | None, tiled: bool = False) -> Painting:
         batch = _batch(picture)
+        tell = on_tile or (lambda done, total: None)
+        try:
+            painted = await self._painted(batch, mix, tell, tiled)
+        except Rejected:
+            known = self._styles
+            await self._list()
+            if self._styles == known:
+                raise
+            painted = await self._painted(batch, mix, tell, tiled)  # the model is another one since it was listed
+        return _like(picture, painted)
+
+    async def _painted(self, batch: Pixels, mix: Mix, on_tile: OnTile, tiled: bool) -> Pixels:
         style, weights = await self._chosen(mix)
         _, height, width, _ = batch.shape
         if min(height, width) < style.min_side:
@@ -85,10 +115,8 @@ class _Client:
                 f"{width}x{height} is too small for {style.name}: it takes {style.min_side} pixels and more a side"
             )
         if tiled or (height * width > style.max_pixels and style.tiles is not None):
-            painted = await self._by_tiles(batch, style, weights, on_tile or (lambda done, total: None))
-        else:
-            painted = await self._whole(batch, style, weights)
-        return _like(picture, painted)
+            return await self._by_tiles(batch, style, weights, on_tile)
+        return await self._whole(batch, style, weights)
 
     async def _whole(self, batch: Pixels, style: Style, weights: Weights | None) -> Pixels:
         n, height, width, _ = batch.shape

@@ -29,7 +29,7 @@ from nst_client import (
 )
 from nst_client.cli import styles_app
 from nst_client.client import _pauses
-from nst_client.transports import connect
+from nst_client.transports import ModelConfig, connect
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 
@@ -194,6 +194,35 @@ def test_what_does_not_pass_is_asked_once(error: ServiceError) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
+def test_a_model_that_was_replaced_by_another_is_met_as_it_is(server: MockTransport, client: StyleClient) -> None:
+    """A style more: the weights of before are refused, so the client looks again. One that is gone is said to be."""
+
+    def paint(request: Request) -> Pixels:
+        count = len(server.configs["gallery"].parameters["styles"].split(","))
+        if request.inputs["style_weights"].shape[1] != count:
+            raise Rejected("unexpected shape")
+        return 255 - request.inputs["image"]
+
+    server.handler = paint
+    client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
+    server.configs["gallery"] = ModelConfig({"styles": "new,wave,scream,negative"})
+    client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
+    assert server.requests[-1].inputs["style_weights"].tolist() == [[0.0, 1.0, 0.0, 0.0]]
+    del server.configs["gallery"]
+    with pytest.raises(UnknownStyle, match="no style 'wave'; it has: negative"):
+        client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
+
+
+def test_a_model_that_is_unloaded_while_it_is_listed_is_left_out(server: MockTransport) -> None:
+    class Losing(MockTransport):
+        async def config(self, model: str, seconds: float) -> ModelConfig:
+            if model == "gallery":
+                raise Unavailable("no available versions")
+            return await super().config(model, seconds)
+
+    assert [style.name for style in StyleClient(transport=Losing(server.handler, MODELS)).styles()] == ["negative"]
+
+
 def test_patience_ends() -> None:
     server = MockTransport(Failing(*[Unreachable("cut")] * 9))
     with pytest.raises(Unreachable):

@@ -80,7 +80,7 @@ def test_tiles_keep_to_the_models_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "small"), [((4000, 3000), (1024, 768)), ((300, 200), (300, 200)), ((5000, 20), (4000, 16))]
+    ("size", "small"), [((4000, 3000), (512, 384)), ((300, 200), (300, 200)), ((5000, 20), (4000, 16))]
 )
 def test_the_small_copy(size: tuple[int, int], small: tuple[int, int]) -> None:
     assert thumbnail(np.zeros((*size, 3), np.uint8), 16).shape == (*small, 3)
