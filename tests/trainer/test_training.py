@@ -228,6 +228,7 @@ def test_settings_that_cannot_be(setting: str, value: float) -> None:
 def test_the_plan() -> None:
     settings = TrainingSettings(iterations=100, crop=256)
     assert [settings.crop_at(i) for i in (0, 59, 60, 84, 85, 99)] == [128, 128, 192, 192, 256, 256]
+    assert replace(settings, grow=False).crops() == {256: 100}
     assert settings.work_shares()[60] == pytest.approx(60 / (60 + 25 * 1.5**2 + 15 * 4))
     assert settings.learning_rate_at(0) < settings.learning_rate_at(49) > settings.learning_rate_at(99) > 0
 
