@@ -153,7 +153,10 @@ def styles(
     url: Url = DEFAULT_URL, timeout: Timeout = 10.0, token_file: TokenFile = None, ca: Authorities = None
 ) -> None:
     """List the styles that a server offers."""
-    with one_line_errors("local"), StyleClient(url, timeout=timeout, token=_token(token_file), ca=ca) as client:
+    with (
+        one_line_errors("local"),
+        StyleClient(url, timeout=timeout, retries=0, token=_token(token_file), ca=ca) as client,
+    ):
         offered = client.styles()
         for style in offered:
             typer.echo(style.name)

@@ -37,7 +37,7 @@ MAX_PIXELS = 4096 * 2160
 width 1 and 8.5 GiB through ONNX Runtime's own provider."""
 
 WARM_SIZES = ((256, 256), (512, 512))
-"""(height, width) that are warm before the model counts as ready."""
+"""(height, width) that are warm before the model counts as ready, if the model takes them."""
 
 TYPES = {torch.uint8: model_config_pb2.TYPE_UINT8, torch.float32: model_config_pb2.TYPE_FP32}
 
@@ -91,7 +91,8 @@ def config(
     for key, value in parameters.items():
         message.parameters[key].string_value = value
     for height, width in WARM_SIZES:
-        _add_warmup(message, inputs, height, width, serving.multiple)
+        if height * width <= serving.max_pixels:
+            _add_warmup(message, inputs, height, width, serving.multiple)
     return message
 
 

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def test_the_config_is_read_back_by_tritons_own_message(tmp_path: Path) -> None:
     assert [dict(warmup.inputs)["image"].dims for warmup in read.model_warmup] == [[256, 256, 3], [512, 512, 3]]
     (group,) = read.instance_group
     assert group.count * int(read.parameters["intra_op_thread_count"].string_value) == 4
+
+
+def test_what_a_model_does_not_take_is_not_warmed_up() -> None:
+    """A backend refuses what is beyond the limits, and a model whose warm-up fails is not served."""
+    small = config(replace(SERVING, max_pixels=300 * 300))
+    assert [list(one.inputs["image"].dims) for one in small.model_warmup] == [[256, 256, 3]]
 
 
 def test_the_config_of_every_kind_of_model_has_its_tensors() -> None:
