@@ -7,6 +7,10 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from nst_core.images import Pixels
+from nst_export.served import Exportable
 from nst_server.state import key_for
 from nst_server.triton import Endpoints
 
@@ -23,6 +27,35 @@ def run(*command: object, timeout: float = 300.0, **options: object) -> subproce
 def succeeded(result: subprocess.CompletedProcess[str]) -> str:
     assert result.returncode == 0, result.stderr
     return result.stderr
+
+
+def certificate(folder: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> tuple[Path, Path]:
+    """Signed by itself, as the docs make one: the files of its chain and its key."""
+    chain, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    more = ["-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(chain)]
+    subprocess.run([*command, *more], check=True, capture_output=True)
+    return chain, key
+
+
+@dataclass(frozen=True)
+class Models:
+    """A model of the styles a and b with its tiled pair, and a model `one`: as they are served, and in PyTorch."""
+
+    repository: Path
+    served: dict[str, Exportable]
+
+    @torch.no_grad()
+    def painted(self, pixels: Pixels) -> Pixels:
+        """By the model `one`, `[N, H, W, 3]`."""
+        return self.served["one"](torch.from_numpy(pixels)).numpy()
+
+    @torch.no_grad()
+    def painted_with(self, pixels: Pixels, small: Pixels, shares: tuple[float, float]) -> Pixels:
+        """One pass of the model of two styles with the statistics of `small`."""
+        mix = torch.tensor([shares])
+        statistics = self.served["large_statistics"](torch.from_numpy(small[None]), mix)
+        return self.served["large_tiled"](torch.from_numpy(pixels[None]), statistics, mix)[0].numpy()
 
 
 @dataclass

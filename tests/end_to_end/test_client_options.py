@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import tritonclient.grpc as triton
 from PIL import Image
 
@@ -33,17 +32,8 @@ from nst_client import (
     Untrusted,
 )
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
-from nst_export import onnx, repository
-from nst_export.exporter import exportables
-from nst_export.repository import Serving
-from nst_export.served import Exportable, ServedModel, TiledModel
-from nst_trainer.checkpoint import Checkpoint, frozen
-from nst_trainer.networks import Johnson
 
-from .serving import Server, descendants, serve
-
-LIMIT = 60_000
-"""Pixels that the models take here, so that a picture of 520x390 goes by tiles."""
+from .serving import Models, Server, certificate, descendants, serve
 
 WAYS = [(scheme, aio, shared) for scheme in ("grpc", "http") for aio in (False, True) for shared in (False, True)]
 
@@ -56,50 +46,9 @@ def named(way: tuple[str, bool, bool]) -> str:
 every_way = pytest.mark.parametrize("way", WAYS, ids=named)
 
 
-@dataclass(frozen=True)
-class Models:
-    """A model of the styles a and b with its tiled pair, and a model `one`: as they are served, and in PyTorch."""
-
-    repository: Path
-    served: dict[str, Exportable]
-
-    @torch.no_grad()
-    def painted(self, pixels: Pixels) -> Pixels:
-        """By the model `one`, `[N, H, W, 3]`."""
-        return self.served["one"](torch.from_numpy(pixels)).numpy()
-
-    @torch.no_grad()
-    def painted_with(self, pixels: Pixels, small: Pixels, shares: tuple[float, float]) -> Pixels:
-        """One pass of the model of two styles with the statistics of `small`."""
-        mix = torch.tensor([shares])
-        statistics = self.served["large_statistics"](torch.from_numpy(small[None]), mix)
-        return self.served["large_tiled"](torch.from_numpy(pixels[None]), statistics, mix)[0].numpy()
-
-
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Published without the gate, whose checks have tests of their own and take their time."""
-    folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    large, one = frozen(Johnson(width=0.125, styles=2)), frozen(Johnson(width=0.125))
-    served = exportables(Checkpoint(large, ("a", "b")), "large", tiled=True) | {"one": ServedModel(one)}
-    for name, model in served.items():
-        onnx.export(model, folder / f"{name}.onnx", {})
-        parameters = {"multiple": "4", "purpose": model.purpose}
-        if isinstance(model, TiledModel):
-            parameters["overlap"] = str(model.overlap)
-        styles = ("one",) if name == "one" else ("a", "b")
-        limit = repository.MAX_PIXELS if name in ("one", "large_statistics") else LIMIT
-        serving = Serving(styles, cores=2, max_pixels=limit, parameters=parameters)
-        message = repository.config(name, model.inputs, model.output, serving)
-        del message.model_warmup[:]  # its pictures are over the limit
-        repository.publish({"model.onnx": folder / f"{name}.onnx"}, name, folder / "repository", message)
-    return Models(folder / "repository", served)
-
-
-@pytest.fixture(scope="module")
-def server(models: Models) -> Iterator[Server]:
-    running = serve(models.repository, models.repository.parent / "triton.log")
+def server(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = serve(models.repository, tmp_path_factory.mktemp("server") / "triton.log")
     yield running
     running.stop()
 
@@ -452,10 +401,7 @@ class Guarded:
 @pytest.fixture(scope="module")
 def guarded(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
-    ca, key = folder / "ca.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    names = ["-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run([*command, *names, "-keyout", key, "-out", ca], check=True, capture_output=True)
+    ca, key = certificate(folder, "DNS:localhost")
     (folder / "token").write_text("sesame\n")
     options = ("--tls-cert", ca, "--tls-key", key, "--token-file", folder / "token")
     running = serve(models.repository, folder / "triton.log", *options)

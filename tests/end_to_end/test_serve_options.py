@@ -28,7 +28,7 @@ from nst_server.triton import Endpoints
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
-from .serving import TRITON, descendants, run, succeeded
+from .serving import TRITON, certificate, descendants, run, succeeded
 
 TOKEN = "sesame+open/0="
 GRPC_HEADER = "triton-grpc-protocol-nst-token"
@@ -52,15 +52,6 @@ def repository(checkpoint: Path) -> Path:
     config = folder / "two" / "config.pbtxt"
     config.write_text(config.read_text().replace('name: "one"', 'name: "two"'))
     return folder
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Signed by itself, as the docs make one."""
-    chain, key = folder / "cert.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    subprocess.run([*command, *names, "-keyout", key, "-out", chain], check=True, capture_output=True)
-    return chain, key
 
 
 @dataclass

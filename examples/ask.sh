@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Ask a server whether it is ready, which models it has, and what one of them takes.
+#
+#     ask.sh http://127.0.0.1:8000 starry-night
+#
+# The token, if the server wants one, is in NST_TOKEN; curl gets it in a file, since everybody's ps shows arguments.
+set -euo pipefail
+url=$1 model=$2
+
+get() {
+    curl --silent --show-error --fail-with-body -H @<(printf 'nst-token: %s\n' "${NST_TOKEN-}") "$url/v2/$1"
+    echo
+}
+
+get health/ready            # status 200 and nothing else, needs no token
+get models/stats            # .model_stats[].name are the models
+get "models/$model/config"  # .parameters: styles, min_side and max_pixels; .max_batch_size: pictures in a request

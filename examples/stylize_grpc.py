@@ -1,0 +1,35 @@
+"""Paint a picture over gRPC with NVIDIA's client: pip install tritonclient[grpc] pillow.
+
+python stylize_grpc.py photo.jpg painted.png grpc://127.0.0.1:8001 starry-night
+python stylize_grpc.py photo.jpg painted.png grpc://127.0.0.1:8001 gallery 0.7 0.3     # a mix of the model's two styles
+"""
+
+import os
+import sys
+from urllib.parse import urlsplit
+
+import numpy as np
+import tritonclient.grpc as triton
+from PIL import Image, ImageOps
+from tritonclient.utils import InferenceServerException
+
+photo, painting, url, model, *weights = sys.argv[1:]
+image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
+arrays = {"image": np.asarray(image)[None]}  # uint8 [1, H, W, 3]
+if weights:
+    arrays["style_weights"] = np.array([weights], np.float32)  # [1, S]
+
+inputs = []
+for name, array in arrays.items():
+    inputs.append(triton.InferInput(name, array.shape, "UINT8" if array.dtype == np.uint8 else "FP32"))
+    inputs[-1].set_data_from_numpy(array)
+headers = {}
+if token := os.environ.get("NST_TOKEN"):
+    headers["triton-grpc-protocol-nst-token"] = token
+server = urlsplit(url)
+try:
+    with triton.InferenceServerClient(server.netloc, ssl=server.scheme == "grpcs") as client:
+        painted = client.infer(model, inputs, headers=headers, client_timeout=60).as_numpy("stylized")
+except InferenceServerException as error:
+    sys.exit(str(error))
+Image.fromarray(painted[0]).save(painting)

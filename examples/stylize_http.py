@@ -1,0 +1,35 @@
+"""Paint a picture over HTTP with Python's standard library; Pillow opens and saves it.
+
+python stylize_http.py photo.jpg painted.png http://127.0.0.1:8000 starry-night
+python stylize_http.py photo.jpg painted.png http://127.0.0.1:8000 gallery 0.7 0.3     # a mix of the model's two styles
+"""
+
+import json
+import os
+import sys
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from PIL import Image, ImageOps
+
+photo, painting, url, model, *weights = sys.argv[1:]
+image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
+pixels = image.tobytes()  # rows from the top, R G B each a byte
+
+shape = [1, image.height, image.width, 3]
+inputs = [{"name": "image", "datatype": "UINT8", "shape": shape, "parameters": {"binary_data_size": len(pixels)}}]
+if weights:
+    shares = [float(weight) for weight in weights]
+    inputs.append({"name": "style_weights", "datatype": "FP32", "shape": [1, len(shares)], "data": shares})
+outputs = [{"name": "stylized", "parameters": {"binary_data": True}}]
+header = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
+
+headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+if token := os.environ.get("NST_TOKEN"):
+    headers["nst-token"] = token
+try:
+    with urlopen(Request(f"{url}/v2/models/{model}/infer", header + pixels, headers), timeout=60) as answer:
+        body, start = answer.read(), int(answer.headers["Inference-Header-Content-Length"])
+except HTTPError as error:
+    sys.exit(f"{error}: {error.read().decode(errors='replace')}")
+Image.frombytes("RGB", image.size, body[start:]).save(painting)
