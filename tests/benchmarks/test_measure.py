@@ -19,6 +19,8 @@ def test_percentiles_of_a_known_sample() -> None:
     assert (summary.n, summary.minimum, summary.maximum) == (100, pytest.approx(1), pytest.approx(100))
     assert summary.median == pytest.approx(50.5)
     assert summary.p95 == pytest.approx(95.05)
+    assert summary.p99 == pytest.approx(99.01)
+    assert summary.spread == pytest.approx((75.25 - 25.75) / 50.5)
 
 
 def test_a_drift_is_unstable_and_a_wobble_is_not() -> None:
@@ -35,9 +37,14 @@ def test_a_known_time_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         nonlocal now
         now += 0.25
 
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
     monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "sleep", sleep)
     assert timed(work) == 0.25
-    assert interleaved({"a": work, "b": lambda: None}, 2) == {"a": [0.25, 0.25], "b": [0.0, 0.0]}
+    assert interleaved({"a": work, "b": lambda: None}, 2, rest=0.5) == {"a": [0.25, 0.25], "b": [0.0, 0.0]}
 
 
 def test_works_take_turns() -> None:

@@ -8,8 +8,6 @@ picture of a new shape and the steady state are three figures.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -21,11 +19,11 @@ from typing import Any
 
 import torch
 
+from nst_bench.engines import Served, photograph, served
 from nst_bench.machine import describe
 from nst_bench.measure import interleaved, summarize, timed
 from nst_client import StyleClient
-from nst_core.errors import InputError
-from nst_core.images import Pixels, fitted, open_picture, sample_photographs
+from nst_core.images import Pixels, open_picture, sample_photographs
 from nst_export.served import ServedModel
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint, parameters
@@ -83,19 +81,12 @@ def measure(
     Starts a Triton of its own on free ports of this machine, with this model alone, and ends it.
     Raises `InputError` when the repository lacks the model.
     """
-    if not (repository / name / "config.pbtxt").is_file():
-        raise InputError(f"{repository} has no model {name!r}; export it first: nst-export {name}.pth -r {repository}")
     machine = describe()
     figures: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        shutil.copytree(repository / name, folder / "models" / name)
-        endpoints = triton.Endpoints.free()
-        server = triton.running(installation, folder / "models", endpoints, folder / "triton.log")
-        figures.append(
-            _figure("Triton, from start to ready", None, "cold", [timed(lambda: stack.enter_context(server))])
-        )
-        engines = _engines(stack, checkpoint, name, endpoints, folder / "models", figures)
+        server = stack.enter_context(served(installation, repository, name))
+        figures.append(_figure("Triton, from start to ready", None, "cold", [server.seconds]))
+        engines = _engines(stack, checkpoint, server, figures)
         loaded: list[Weights] = []
         seconds = timed(lambda: loaded.append(vgg16_weights(vgg)))
         figures.append(_figure("Gatys, load the loss network's weights", None, "cold", [seconds]))
@@ -127,20 +118,17 @@ Engine = Callable[[Pixels], object]
 def _engines(
     stack: ExitStack,
     checkpoint: Checkpoint,
-    name: str,
-    endpoints: triton.Endpoints,
-    repository: Path,
+    server: Served,
     figures: list[dict[str, Any]],
 ) -> dict[str, Engine]:
     """What paints `uint8 [H, W, 3]`, by name; the cold start of the one in this process is measured."""
+    urls = (server.endpoints.grpc, server.endpoints.http, f"local:{server.repository}")
     clients = {
         engine: stack.enter_context(StyleClient(url, timeout=300.0))
-        for engine, url in zip(
-            (*SERVED, "in the process"), (endpoints.grpc, endpoints.http, f"local:{repository}"), strict=True
-        )
+        for engine, url in zip((*SERVED, "in the process"), urls, strict=True)
     }
-    small = _photograph(256, 256)
-    style = name if checkpoint.network.styles == 1 else checkpoint.styles[0]
+    small = photograph(256, 256)
+    style = server.model if checkpoint.network.styles == 1 else checkpoint.styles[0]
     seconds = timed(lambda: clients["in the process"].stylize(small, style))
     figures.append(_figure("in the process, load and first picture", None, "cold", [seconds]))
     network = checkpoint.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -181,14 +169,14 @@ def _at_size(
 ) -> dict[str, _Samples]:
     """Steady state at `size`^2, blocks of requests and of iterations in turn; first pictures of other shapes."""
     samples = {engine: _Samples() for engine in (*engines, GATYS)}
-    photograph = _photograph(size, size)
+    picture = photograph(size, size)
     for engine, paint in engines.items():
         for narrower in (12, 20, 28):
-            samples[engine].first_of_shape.append(timed(partial(paint, _photograph(size, size - narrower))))
-        paint(photograph)
-    content = torch.from_numpy(photograph).permute(2, 0, 1)[None].contiguous() / 255.0
+            samples[engine].first_of_shape.append(timed(partial(paint, photograph(size, size - narrower))))
+        paint(picture)
+    content = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous() / 255.0
     for _ in range(effort.blocks):
-        works = {engine: partial(paint, photograph) for engine, paint in engines.items()}
+        works = {engine: partial(paint, picture) for engine, paint in engines.items()}
         for engine, seconds in interleaved(works, effort.rounds, tick=tick).items():
             samples[engine].steady += seconds
         first, steady = _iterations(content, settings, weights, tick)
@@ -214,10 +202,6 @@ def _iterations(
     style = to_tensor(open_picture(sample_photographs()[0]))
     optimize(content, [style], settings, weights=weights, on_iteration=stamp)
     return stamps[0], [after - before for before, after in pairwise(stamps)]
-
-
-def _photograph(height: int, width: int) -> Pixels:
-    return fitted(open_picture(sample_photographs()[-1]), width, height).pixels
 
 
 def _figure(engine: str, size: int | None, phase: str, seconds: list[float]) -> dict[str, Any]:

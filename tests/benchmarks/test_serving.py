@@ -1,0 +1,251 @@
+"""What the suites of serving measure: with a server that is slow by a known time, and with a real Triton."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nst_bench import report
+from nst_bench.callers import Request, one_after_the_other, started
+from nst_bench.cli import app
+from nst_bench.engines import Bare, Served, photograph, served
+from nst_bench.suites import perf_analyzer, serving, soak
+from nst_client import MockTransport, Statistics, StyleClient
+from nst_client import transports as wire
+from nst_core.errors import InputError
+from nst_export import exporter
+from nst_server import triton
+from nst_trainer.checkpoint import Checkpoint, frozen, save
+from nst_trainer.networks import Johnson
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serving")
+    save(Checkpoint(frozen(Johnson(width=0.125)), ("tiny",)), folder / "tiny.pth")
+    exporter.export(folder / "tiny.pth", "tiny", folder / "models", exporter.Plan(cores=2))
+    return folder / "models"
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Served]:
+    with served(triton.find(ROOT / ".triton", print), repository, "tiny") as running:
+        yield running
+
+
+def test_the_whole_suite_with_a_real_triton(server: Served, tmp_path: Path) -> None:
+    effort = serving.Effort(latency=0.1, blocks=2, turn=0.2, arrivals=0.5, probes=2)
+    document = serving.measure(server, sizes=(32, 64), callers=(1, 4), effort=effort)
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    document = report.read(tmp_path / "a.json")
+    assert [(row["size"], row["way"]) for row in document["latency"]] == [
+        (size, way) for size in (32, 64) for way in (serving.BARE, *serving.WAYS)
+    ]
+    for row in document["latency"]:
+        bare = next(one for one in document["latency"] if one["size"] == row["size"])
+        assert row["ratio"] == pytest.approx(row["median"] / bare["median"])
+        assert row["n"] >= serving.FEWEST
+    throughput, arrivals = document["throughput"], document["arrivals"]
+    for row in throughput["rows"]:
+        assert row["n"] == 2 * throughput["requests"]
+        assert sum(int(size) * count for size, count in row["batches"].items()) == row["n"]
+        assert row["mean"] == pytest.approx(row["queue"] + row["compute"] + row["rest"])
+    assert throughput["rows"][0]["batches"] == {"1": throughput["rows"][0]["n"]}
+    rates = [row["rate"] for row in arrivals["rows"]]
+    assert rates == sorted(rates) and max(rates) < throughput["bare"]["rate"]
+    assert arrivals["rate"] == max((row["rate"] for row in arrivals["rows"] if row["within"]), default=None)
+    assert document["model"]["width"] == 0.125 and document["model"]["threads"] == 2
+    text = report.markdown(document)
+    assert "| 64² | shared memory |" in text and "Poisson" in text
+
+
+def test_the_batch_that_is_reported_is_the_one_that_was_sent(server: Served) -> None:
+    """Requests of three and of five pictures, one at a time; nobody else is there to be put with them."""
+    with StyleClient(server.endpoints.grpc) as client:
+        before = client.statistics("tiny")
+        for size in (3, 5, 5):
+            client.stylize(np.repeat(photograph(48, 48)[None], size, axis=0), "tiny")
+        deadline = time.monotonic() + 10
+        while (after := client.statistics("tiny")).requests < before.requests + 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    counted = serving.between(before, after)
+    assert (counted.requests, counted.pictures, counted.executions) == (3, 13, 3)
+    assert counted.batches == {3: 1, 5: 2}
+    assert counted.compute_seconds > 0
+
+
+def test_callers_at_once_are_put_into_one_batch(server: Served) -> None:
+    pixels = photograph(256, 256)
+    with started(4, server.endpoints.grpc, "tiny") as callers, StyleClient(server.endpoints.grpc) as client:
+        before = client.statistics("tiny")
+        calls = callers.together(4, 40, pixels)
+        deadline = time.monotonic() + 10
+        while (after := client.statistics("tiny")).requests < before.requests + 40 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(calls) == 40
+    counted = serving.between(before, after)
+    assert counted.pictures == 40
+    assert max(counted.batches) > 1 and counted.executions < 40
+
+
+def test_the_bare_session_paints_what_the_server_paints(server: Served) -> None:
+    pixels = photograph(61, 83)
+    with StyleClient(server.endpoints.grpc) as client:
+        answer = client.stylize(pixels, "tiny")
+    painted = Bare(server.folder).paint(pixels)
+    assert np.abs(answer.astype(int) - painted.astype(int)).max() <= 1
+
+
+def test_as_many_bare_sessions_as_instances(repository: Path, tmp_path: Path) -> None:
+    config = (repository / "tiny" / "config.pbtxt").read_text()
+    version = tmp_path / "two" / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").symlink_to(repository / "tiny" / "1" / "model.onnx")
+    (tmp_path / "two" / "config.pbtxt").write_text(config.replace("count: 1", "count: 2"))
+    bare = Bare(tmp_path / "two")
+    assert len(bare.sessions) == 2
+    assert bare.together(photograph(32, 32), 5) > 0
+    (tmp_path / "two" / "config.pbtxt").write_text(config.replace("KIND_CPU", "KIND_GPU"))
+    with pytest.raises(InputError, match="not served by ONNX Runtime on a CPU"):
+        Bare(tmp_path / "two")
+
+
+def test_what_a_server_counted_between_two_moments() -> None:
+    before = Statistics(4, 1, 6, 3, {1: 2, 4: 1}, queue_seconds=0.5, compute_seconds=1.0)
+    after = Statistics(8, 1, 14, 5, {1: 2, 4: 3}, queue_seconds=1.0, compute_seconds=2.0)
+    counted = serving.between(before, after)
+    assert (counted.requests, counted.failures, counted.pictures, counted.executions) == (4, 0, 8, 2)
+    assert counted.batches == {4: 2}
+    assert (counted.queue_seconds, counted.compute_seconds) == (pytest.approx(1.5), pytest.approx(3.0))
+
+
+def test_an_arrival_waits_from_the_moment_when_it_was_due(server: Served) -> None:
+    """Ten that are due at once, of which a single connection sends one after the other, and one later."""
+    with started(1, server.endpoints.grpc, "tiny") as callers:
+        offsets = [0.0] * 10 + [0.5]
+        calls = callers.arriving(offsets, photograph(128, 128))
+    dues = [call.due for call in calls]
+    assert [due - dues[0] for due in dues] == pytest.approx(offsets)
+    assert all(call.seconds > 0 for call in calls)
+
+
+def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 ms a picture on a clock of our own, that a machine's load cannot disturb: twenty a second."""
+    now = 100.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def paint(request: wire.Request) -> wire.Array:
+        sleep(0.05)
+        return request.inputs[wire.INPUT]
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "sleep", sleep)
+    client = StyleClient(transport=MockTransport(paint))
+    calls = one_after_the_other(photograph(16, 16), 10, 101.0, client, "style")
+    assert calls[0].due == 101.0
+    assert [call.seconds for call in calls] == pytest.approx([0.05] * 10)
+    turn = serving.Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))
+    assert turn.rate == pytest.approx(20.0)
+    row = serving.summary([turn])
+    assert (row["median"], row["queue"], row["compute"], row["rest"]) == pytest.approx((50.0, 10.0, 30.0, 10.0))
+    assert (row["batch"], row["batches"]) == (1.0, {"1": 10})
+
+
+def test_a_caller_that_fails_says_why_and_goes_on(server: Served) -> None:
+    with started(2, server.endpoints.grpc, "tiny") as callers:
+        with pytest.raises(InputError, match="too small"):
+            callers.together(2, 4, photograph(8, 8))
+        assert len(callers.together(2, 4, photograph(32, 32))) == 4
+        pids = callers.pids
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_the_soak_with_a_real_triton(server: Served) -> None:
+    document = soak.measure(server, minutes=0.1, callers=2, every=0.25)
+    assert document["errors"] == {}
+    assert document["requests"] >= document["shapes"] > 0
+    last = document["memory"][-1]
+    assert all(last[name] > 10 for name in (soak.TRITON, soak.STUBS, soak.CALLERS))
+    assert document["passed"] == (not any(one["grew"] for one in document["trends"].values()))
+    assert "pictures of" in report.markdown(json.loads(json.dumps(document)))
+
+
+def _samples(of: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ten minutes, a sample every two seconds, 500 MiB; noise as an allocator makes it, slow and of some MiB."""
+    random = np.random.default_rng(0)
+    seconds = np.arange(0.0, 600.0, 2.0)
+    noise = np.zeros(len(seconds))
+    for before, now in pairwise(range(len(seconds))):
+        noise[now] = 0.8 * noise[before] + random.normal(0.0, 1.0)
+    shapes = {
+        "flat": 0.0 * seconds,
+        "growing": 0.1 * seconds,
+        "growing, then flat": np.minimum(seconds, 240.0),
+        "flat, then growing": 0.1 * np.maximum(0.0, seconds - 360.0),
+    }
+    return seconds, 500.0 + shapes[of] + noise
+
+
+@pytest.mark.parametrize(
+    ("of", "grew"), [("flat", False), ("growing", True), ("growing, then flat", False), ("flat, then growing", True)]
+)
+def test_memory_that_goes_on_growing_is_told_from_what_stopped(of: str, grew: bool) -> None:
+    assert soak.trend(*_samples(of)).grew == grew
+
+
+def test_the_rise_and_its_error() -> None:
+    """0.1 MiB a second for the half of ten minutes; the error covers the truth and is not worthless."""
+    found = soak.trend(*_samples("growing"))
+    assert abs(found.growth - 30.0) < 2.5 * found.error
+    assert 0.1 < found.error < 5.0
+    flat = soak.trend(range(20), [100.0] * 20)
+    assert (flat.growth, flat.error, flat.grew) == (0.0, 0.0, False)
+
+
+def test_latency_that_drifts_is_seen_in_the_sizes_that_come_again() -> None:
+    """Twice as long in the last third; a size that is painted once and pictures that failed say nothing."""
+    slow = [
+        Request(*soak.SIZES[number % 3], float(number), 2.0 if number >= 200 else 1.0, None) for number in range(300)
+    ]
+    slow[5] = slow[5]._replace(seconds=900.0, error="TimedOut: late")
+    assert soak.latency_drift(slow) == pytest.approx(2.0)
+    assert soak.latency_drift([one._replace(seconds=1.0) for one in slow]) == pytest.approx(1.0)
+    assert soak.latency_drift([]) is None
+
+
+def test_the_memory_of_a_process() -> None:
+    before = soak.resident_mib(os.getpid())
+    held = np.ones(64 << 20, np.uint8)
+    assert soak.resident_mib(os.getpid()) - before == pytest.approx(64, abs=8)
+    assert held[-1] == 1
+    assert soak.resident_mib(2**30) == 0
+
+
+def test_the_table_of_perf_analyzer_is_read(tmp_path: Path) -> None:
+    """As version 2.51.0 wrote it here."""
+    table = tmp_path / "figures.csv"
+    table.write_text(
+        "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,"
+        "Server Compute Infer,Server Compute Output,Client Recv,p50 latency,p90 latency,p95 latency,p99 latency\n"
+        "4,39.6733,11,3774,3079,43,12038,335,2,16823,23096,46592,46892\n"
+    )
+    assert perf_analyzer.read(table) == perf_analyzer.Figures(39.6733, 16.823)
+
+
+def test_commands_that_lack_the_model_say_so(tmp_path: Path) -> None:
+    for command in ("serving", "soak"):
+        result = CliRunner().invoke(app, [command, "--model", "none", "-r", str(tmp_path), "-o", str(tmp_path / "o")])
+        assert result.exit_code == 1
+        assert "export it first" in result.stderr
+    assert list(tmp_path.iterdir()) == []
