@@ -34,8 +34,14 @@ PACKAGES = ("nvidia-pytriton==0.7.0", "onnxruntime-openvino==1.24.1")
 HARMLESS = ("CudaDriverHelper has not been initialized",)
 """Error lines that every machine without a GPU gets; they stay in the log."""
 
-END_WITH_PARENT = """
-import ctypes, os, signal, sys
+STACK = 512 << 20
+"""Bytes of address space for a thread's stack. Triton's HTTP takes stack for every level of a request's JSON and every
+chunk of its body: with Linux's usual 8 MiB, a body of 200 kB of brackets, or of 600,000 chunks, would end it."""
+
+START = f"""
+import ctypes, os, resource, signal, sys
+_, most = resource.getrlimit(resource.RLIMIT_STACK)
+resource.setrlimit(resource.RLIMIT_STACK, ({STACK} if most < 0 else min({STACK}, most), most))
 PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 os.execvp(sys.argv[1], sys.argv[1:])
@@ -325,7 +331,7 @@ def running(
             ports = dict(zip((endpoints.http_port, endpoints.metrics_port), endpoints.plain, strict=True))
             around.enter_context(front.tls(certificate, endpoints.address, ports))
         process = subprocess.Popen(
-            [sys.executable, "-c", END_WITH_PARENT, *installation.command(launch)],
+            [sys.executable, "-c", START, *installation.command(launch)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,0 +1,404 @@
+"""What callers do to a real Triton: many at once, models taken away under them, and requests that mean harm."""
+
+import asyncio
+import copy
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from tritonclient.grpc import service_pb2
+
+from nst_client import StyleClient, TimedOut, Unavailable
+from nst_core.images import Pixels, fitted, open_picture, sample_photographs
+
+from . import hostile
+from .hostile import Hostile, chunked, http_request
+from .serving import Models, Server, descendants, run, serve, succeeded
+
+SEED = 20
+HTTP_REQUESTS = 2000
+GRPC_REQUESTS = 2000
+AT_ONCE = 24
+GROWTH = 1_000_000_000
+"""Bytes that hostile requests may leave in the server's memory: the pools and stacks of its threads."""
+
+
+@dataclass
+class Shared:
+    """A server of the models `one` and `large`, whose repository is this module's own."""
+
+    server: Server
+    repository: Path
+    models: Models
+
+    @property
+    def urls(self) -> list[str]:
+        return [self.server.endpoints.grpc, self.server.endpoints.http]
+
+    def processes(self) -> set[int]:
+        return descendants(self.server.process.pid)
+
+    def memory(self) -> int:
+        """Bytes that Triton and its backend's processes hold; pages that they share count for each."""
+        total = 0
+        for pid in self.processes():
+            fields = Path(f"/proc/{pid}/status").read_text().split("VmRSS:")
+            total += int(fields[1].split()[0]) * 1024
+        return total
+
+    def works(self) -> None:
+        """A good request gets its right answer, over both protocols."""
+        for url in self.urls:
+            with StyleClient(url) as client:
+                assert alike(client.stylize(PICTURE, "one"), self.models.painted(PICTURE[None])[0])
+
+
+@pytest.fixture(scope="module")
+def shared(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    folder = tmp_path_factory.mktemp("faults")
+    for name in ("one", "large"):
+        shutil.copytree(models.repository / name, folder / "repository" / name)
+    server = serve(folder / "repository", folder / "triton.log")
+    yield Shared(server, folder / "repository", models)
+    offspring = descendants(server.process.pid)
+    assert server.stop() == 130, server.said
+    assert not [pid for pid in offspring if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.fixture
+def unharmed(shared: Shared) -> Iterator[None]:
+    """After the test the same processes run, they hold little more memory, and the next request works."""
+    shared.works()
+    processes, memory = shared.processes(), shared.memory()
+    yield
+    shared.works()
+    assert shared.processes() == processes, "a process of the server is gone, or was replaced"
+    assert shared.memory() - memory < GROWTH
+
+
+def photograph(width: int, height: int, number: int = 0) -> Pixels:
+    photos = sample_photographs()
+    pixels = fitted(open_picture(photos[number % len(photos)]), width, height).pixels
+    return np.roll(pixels, number, axis=0)
+
+
+PICTURE = np.array(list(hostile.PIXELS), np.uint8).reshape(hostile.SHAPE[1:])
+
+
+def alike(one: Pixels, other: Pixels) -> bool:
+    """The same picture; batches and threads may round a level the other way."""
+    return one.shape == other.shape and bool(np.abs(one.astype(int) - other).max() <= 1)
+
+
+def test_64_callers_at_once_each_get_their_own(shared: Shared) -> None:
+    """Each a client of its own, half of them over HTTP, with pictures of four sizes that are all different."""
+    photos = [photograph(40 + 8 * (number % 4), 50, number) for number in range(64)]
+    assert len({photo.tobytes() for photo in photos}) == 64
+    wanted = [shared.models.painted(photo[None])[0] for photo in photos]
+    together = threading.Barrier(64)
+    failures: list[object] = []
+
+    def call(number: int) -> None:
+        try:
+            with StyleClient(shared.urls[number % 2]) as client:
+                together.wait(60)
+                for _ in range(3):
+                    if not alike(client.stylize(photos[number], "one"), wanted[number]):
+                        failures.append(number)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_an_answer_that_takes_too_long(shared: Shared, scheme: str) -> None:
+    """The caller of a large picture gives up; who waits behind it gets the answer to its own picture."""
+    url = getattr(shared.server.endpoints, scheme)
+    large = np.tile(photograph(400, 300), (6, 6, 1))
+    with StyleClient(url, timeout=0.1) as hasty, StyleClient(url) as patient:
+        hasty._styles = {style.name: style for style in patient.styles()}  # the time is for the picture alone
+        with pytest.raises(TimedOut, match=r"within 0\.1 s; allow more with --timeout"):
+            hasty.stylize(large, "one")
+        assert alike(patient.stylize(PICTURE, "one"), shared.models.painted(PICTURE[None])[0])
+
+
+class Caller(threading.Thread):
+    """Asks for one picture after the other; counts what it gets by who must have painted it, or by the error."""
+
+    def __init__(self, url: str, paintings: dict[str, Pixels], ended: threading.Event) -> None:
+        super().__init__()
+        self.url, self.paintings, self.ended = url, paintings, ended
+        self.counts: Counter[str] = Counter()
+
+    def run(self) -> None:
+        with StyleClient(self.url, retries=0) as client:
+            while not self.ended.is_set():
+                try:
+                    painting = client.stylize(PICTURE, "one")
+                except Unavailable:
+                    self.counts["unavailable"] += 1
+                    time.sleep(0.01)
+                except Exception as error:
+                    self.counts[f"{type(error).__name__}: {error}"] += 1
+                else:
+                    names = [name for name, other in self.paintings.items() if alike(painting, other)]
+                    self.counts[names[0] if names else "nobody's"] += 1
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_model_unloaded_and_replaced_under_load(shared: Shared) -> None:
+    """Callers who never pause and never retry: a right answer or `Unavailable`, and then the new version's answers."""
+    folder = shared.repository / "one"
+    paintings = {"old": shared.models.painted(PICTURE[None])[0]}
+    ended = threading.Event()
+    callers = [Caller(url, paintings, ended) for url in shared.urls * 2]
+
+    def each_has(what: str) -> None:
+        before = [caller.counts[what] for caller in callers]
+        wait_for(lambda: all(caller.counts[what] > count + 2 for caller, count in zip(callers, before, strict=True)))
+
+    def control(action: str) -> None:
+        succeeded(run("nst-serve", action, "one", "--http-port", shared.server.endpoints.http_port))
+
+    for caller in callers:
+        caller.start()
+    try:
+        each_has("old")
+        control("unload")
+        each_has("unavailable")
+        control("load")
+        each_has("old")
+        (folder / "2").mkdir()
+        repainted(folder / "1" / "model.onnx", folder / "2" / "model.onnx")
+        with StyleClient(f"local:{shared.repository}") as local:
+            paintings["new"] = local.stylize(PICTURE, "one")
+        assert not alike(paintings["old"], paintings["new"])
+        control("load")
+        each_has("new")
+        shutil.rmtree(folder / "2")
+        control("load")
+        each_has("old")
+    finally:
+        ended.set()
+        for caller in callers:
+            caller.join()
+    outcomes = set().union(*(caller.counts for caller in callers))
+    assert outcomes == {"old", "unavailable", "new"}, outcomes
+    shared.works()
+
+
+def repainted(source: Path, target: Path) -> None:
+    """A network of the same form that paints something else."""
+    model = onnx.load(source)
+    rng = np.random.default_rng(SEED)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.ndim == 4:
+            noisy = (values * rng.uniform(0.5, 1.5, values.shape)).astype(values.dtype)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(noisy, tensor.name))
+    onnx.save(model, target)
+
+
+async def answer_to(request: Hostile, port: int, patience: float = 0.2) -> bytes | None:
+    """The whole answer; None where the server closes the connection, or rightly waits for more, until we do."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request.raw)
+        async with asyncio.timeout(60 if request.whole else patience):
+            head = await reader.readuntil(b"\r\n\r\n")
+            return head + await reader.readexactly(int(field(head, "content-length") or 0))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    except TimeoutError:
+        assert not request.whole, "no answer"
+        return None
+    finally:
+        writer.close()
+
+
+def field(head: bytes, name: str) -> str | None:
+    """A field of an HTTP head."""
+    found = re.search(rf"\r\n{name}: *([^\r]*)\r\n", head.decode("latin1"), re.IGNORECASE)
+    return found and found[1]
+
+
+def outcome(answer: bytes | None, painting: Pixels) -> str:
+    """What kind of answer it is; raises for one that is neither an error nor right."""
+    if answer is None:
+        return "none"
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    if status != 200:
+        assert 400 <= status < 600, head
+        return "error" if b'"error"' in body else "error without a reason"
+    start = int(field(head + b"\r\n", "inference-header-content-length") or len(body))
+    (output,) = json.loads(body[:start])["outputs"]
+    if output["datatype"] != "UINT8":
+        return output["datatype"]
+    values = np.array(output["data"], np.uint8) if "data" in output else np.frombuffer(body[start:], np.uint8)
+    return painted(values, output["shape"], painting)
+
+
+def painted(values: Pixels, shape: list[int], painting: Pixels) -> str:
+    assert values.size == np.prod(shape)
+    if shape != [1, *painting.shape]:
+        return "another shape"
+    return "right" if alike(values.reshape(painting.shape), painting) else "another picture"
+
+
+def test_hostile_http(shared: Shared, unharmed: None) -> None:
+    """Whole requests get an answer: an error with its reason, or what they asked for."""
+    rng = random.Random(SEED)
+    mutations = hostile.HTTP_MUTATIONS * (HTTP_REQUESTS // len(hostile.HTTP_MUTATIONS))
+    rng.shuffle(mutations)
+    painting = shared.models.painted(PICTURE[None])[0]
+    kinds: Counter[str] = Counter()
+
+    async def one(mutation: Callable[[random.Random], Hostile], gate: asyncio.Semaphore) -> None:
+        async with gate:
+            request = mutation(rng)
+            try:
+                kind = outcome(await answer_to(request, shared.server.endpoints.http_port), painting)
+                assert not request.whole or kind not in ("none", "error without a reason")
+            except Exception as error:
+                raise AssertionError(f"{mutation.__name__}: {request.raw[:2000]!r}") from error
+            kinds[kind] += 1
+
+    async def storm() -> None:
+        gate = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for mutation in mutations:
+                group.create_task(one(mutation, gate))
+
+    asyncio.run(storm())
+    assert kinds["error"] > HTTP_REQUESTS / 3
+    assert kinds["right"] > 0 and kinds["another shape"] > 0
+
+
+REFUSED = {"INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL", "RESOURCE_EXHAUSTED"}
+"""What Triton says to a request that it does not run; the last where the reason itself is too long for gRPC."""
+
+ANSWERED = {"right", "another picture", "another shape", "BYTES"}
+"""Another picture where the pixels were others; BYTES where classes were asked for."""
+
+
+def test_hostile_grpc(shared: Shared, unharmed: None) -> None:
+    """Every request gets an answer: an error, or what it asked for."""
+    rng = random.Random(SEED)
+    mutations = hostile.GRPC_MUTATIONS * (GRPC_REQUESTS // len(hostile.GRPC_MUTATIONS))
+    rng.shuffle(mutations)
+    painting = shared.models.painted(PICTURE[None])[0]
+    kinds: Counter[str] = Counter()
+    with grpc.insecure_channel(shared.server.endpoints.grpc.removeprefix("grpc://")) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for start in range(0, len(mutations), AT_ONCE):
+            requests = [mutation(rng) for mutation in mutations[start : start + AT_ONCE]]
+            answers = [call.future(request, timeout=60) for request in requests]
+            for request, answer in zip(requests, answers, strict=True):
+                kind = grpc_outcome(answer, painting)
+                assert kind in REFUSED | ANSWERED, request[:2000]
+                kinds[kind] += 1
+    assert kinds["INVALID_ARGUMENT"] > GRPC_REQUESTS / 4
+    assert kinds["right"] > 0 and kinds["another shape"] > 0
+
+
+def grpc_outcome(answer: Any, painting: Pixels) -> str:
+    if answer.code() is not grpc.StatusCode.OK:
+        return answer.code().name
+    response = service_pb2.ModelInferResponse.FromString(answer.result())
+    (output,) = response.outputs
+    if output.datatype != "UINT8":
+        return output.datatype
+    return painted(np.frombuffer(response.raw_output_contents[0], np.uint8), list(output.shape), painting)
+
+
+def test_requests_that_are_deep(shared: Shared, unharmed: None) -> None:
+    """Brackets in brackets, and a body in very many chunks: both take stack, byte for byte."""
+    deep = http_request(b'{"inputs":' + b"[" * 300_000, b"")
+    data = http_request(b'{"inputs":[{"name":"image","data":' + b"[" * 300_000 + b"]" * 300_000 + b"}]}", b"")
+    for raw in (deep, data, chunked([b" "] * 600_000)):
+        answer = asyncio.run(answer_to(Hostile(raw), shared.server.endpoints.http_port))
+        assert outcome(answer, PICTURE) == "error"
+
+
+@pytest.fixture
+def fragile(models: Models, tmp_path: Path) -> Iterator[Server]:
+    """A server that a test may spoil."""
+    shutil.copytree(models.repository / "one", tmp_path / "repository" / "one")
+    server = serve(tmp_path / "repository", tmp_path / "triton.log")
+    yield server
+    if server.process.poll() is None:  # requests that nobody will answer would hold up its end
+        os.killpg(triton_of(server), signal.SIGKILL)
+        server.process.wait(60)
+
+
+def triton_of(server: Server) -> int:
+    processes = descendants(server.process.pid)
+    (pid,) = [pid for pid in processes if Path(f"/proc/{pid}/comm").read_text() == "tritonserver\n"]
+    return pid
+
+
+def by_http(server: Server, shape: list[int], data: list[int] | None = None) -> None:
+    document: Any = copy.deepcopy(hostile.DOCUMENT)
+    document["inputs"][0]["shape"] = shape
+    if data is not None:
+        document["inputs"][0]["data"] = data
+        del document["inputs"][0]["parameters"]
+    raw = http_request(json.dumps(document).encode(), b"" if data else hostile.PIXELS)
+    asyncio.run(answer_to(Hostile(raw, whole=False), server.endpoints.http_port, patience=15))
+
+
+def by_grpc(server: Server, shape: list[int]) -> None:
+    request = hostile.message()
+    request.inputs[0].shape[:] = shape
+    with grpc.insecure_channel(server.endpoints.grpc.removeprefix("grpc://")) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with suppress(grpc.RpcError):
+            call(request.SerializeToString(), timeout=5)
+
+
+@pytest.mark.xfail(
+    reason="Triton 2.51 or the process of its Python backend ends, and nobody starts it again", strict=True
+)
+@pytest.mark.parametrize(
+    ("send", "arguments"),
+    [
+        pytest.param(by_grpc, [[1, -20, -24, 3]], id="negative axes by gRPC"),
+        pytest.param(by_http, [[1, 2**63 + 20, 24, 3]], id="negative axes by HTTP"),
+        pytest.param(by_http, [[1, 2**31, 2**31, 3], [1, 2, 3]], id="many numbers declared, few sent"),
+    ],
+)
+def test_shapes_that_triton_does_not_check(
+    fragile: Server, models: Models, send: Callable[..., None], arguments: list[Any]
+) -> None:
+    """The next good request works, at once or after the pauses of a client's retries."""
+    send(fragile, *arguments)  # and wait for its answer, or for the end of what should have made it
+    with StyleClient(fragile.endpoints.grpc, retries=4) as client:
+        assert alike(client.stylize(PICTURE, "one"), models.painted(PICTURE[None])[0])
