@@ -91,9 +91,9 @@ def measure(
         size = sizes[-1]
         pixels = photograph(size, size)
         _warm_batches(on, pixels, max(callers))
-        throughput = _throughput(on, pixels, callers)
-        alone = next(row["median"] for row in latency if (row["size"], row["way"]) == (size, WAYS[0]))
-        arrivals = _arrivals(on, pixels, throughput["bare"]["rate"], limit or 2.0 * alone)
+        alone = {row["way"]: row for row in latency if row["size"] == size}
+        throughput = _throughput(on, pixels, callers, alone[BARE]["minimum"] / 1000.0)
+        arrivals = _arrivals(on, pixels, throughput["bare"]["rate"], limit or 2.0 * alone[WAYS[0]]["median"])
     return {
         **document,
         "model": _model(served, bare),
@@ -153,16 +153,15 @@ def _warm_batches(on: _Measured, pixels: Pixels, largest: int) -> None:
             client.stylize(np.repeat(pixels[None], size, axis=0), on.style)
 
 
-def _throughput(on: _Measured, pixels: Pixels, callers: Sequence[int]) -> dict[str, Any]:
+def _throughput(on: _Measured, pixels: Pixels, callers: Sequence[int], alone: float) -> dict[str, Any]:
     """Pictures a second with so many callers, and of the bare sessions together, in `blocks` of a turn each.
 
-    A turn is a fixed number of pictures, and its time ends with the last: with more than one instance some
-    are idle then, which is held against either side alike.
+    A turn is a fixed number of pictures, two a caller or more, of `alone` seconds each, and its time ends with
+    the last: with more than one instance some are idle then, which is held against either side alike.
     """
     most = max(callers)
-    alone = min(timed(lambda: on.bare.paint(pixels)) for _ in range(3))
     wanted = on.effort.turn * len(on.bare.sessions) / alone
-    requests = most * math.ceil(wanted / most)
+    requests = most * max(2, math.ceil(wanted / most))
     rates: list[float] = []
     turns: dict[int, list[Turn]] = {count: [] for count in callers}
     for _ in range(on.effort.blocks):
