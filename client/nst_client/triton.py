@@ -48,8 +48,11 @@ CHANNEL = (
     ("grpc.keepalive_timeout_ms", 20_000),
 )
 
-AWAY = ("has no available versions", "is not at ready state", "Server is stopping", "maximum queue size")
-"""How a server says that it cannot answer now."""
+AWAY = (
+    *("has no available versions", "is not at ready state", "Server is stopping", "maximum queue size"),
+    "is not healthy",
+)
+"""How a server says that it cannot answer now; the last of a model whose process has died, which nst-serve sees to."""
 
 GATEWAY = ("502", "503", "504")
 """HTTP's statuses of a proxy whose server is away."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +67,7 @@ def serve(
     ] = Path(".triton"),
     install_only: Annotated[bool, typer.Option("--install-only", help="Install Triton and start nothing.")] = False,
 ) -> None:
-    """Serve a model repository with NVIDIA's Triton until Ctrl-C.
+    """Serve a model repository with NVIDIA's Triton until Ctrl-C; a Triton that dies is started again.
 
     Loading and unloading need a key that only this user can read: nst-serve load and unload know it.
     """
@@ -85,9 +86,10 @@ def serve(
         if certificate:
             endpoints = endpoints.behind_tls()
         folder = state_folder or state.default_folder()
+        launch = triton.Launch(repository, endpoints, poll, access, certificate)
         container = Container.of(image, gpus, access)
         if dry_run:
-            typer.echo(shlex.join(container.command(triton.Launch(repository, endpoints, poll, access, certificate))))
+            typer.echo(shlex.join(container.command(launch)))
             return
         if running := state.read(folder, http_port):
             raise triton.ServerError(
@@ -102,23 +104,22 @@ def serve(
 
         def run(ready: Callable[[], None]) -> None:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's end is a Ctrl-C
-            with triton.running(
-                installation,
-                repository,
-                endpoints,
-                log,
-                poll=poll,
-                access=access,
-                certificate=certificate,
-                on_error=say,
-            ) as process:
-                with state.kept(State.here(endpoints, repository, log, access), folder, http_port):
+            with ExitStack() as around:
+                kept = state.kept(State.here(endpoints, repository, log, access), folder, http_port)
+                known = False
+
+                def on_ready() -> None:
+                    nonlocal known
                     names = sorted({one.name for one in Control(endpoints.control, access.key).models() if one.ready})
+                    if not known:
+                        around.enter_context(kept)
                     end = "nst-serve stop" if detach else "Ctrl-C"
                     say(f"ready: {', '.join(names)} on {endpoints.grpc} and {endpoints.http}; {end} ends it")
-                    ready()
-                    status = process.wait()
-                raise triton.ServerError(f"Triton ended by itself with exit status {status} (its log: {log})")
+                    if not known:
+                        ready()
+                    known = True
+
+                triton.supervised(installation, launch, log, on_error=say, on_ready=on_ready)
 
         if detach:
             background.detached(run, log)

@@ -16,7 +16,10 @@ from nst_server.access import HEADER
 from nst_server.errors import ServerError
 
 PATIENCE = 300.0
-"""Seconds that a model may take to load or unload; loading warms it up."""
+"""Seconds that a model may take to load; loading warms it up."""
+
+UNLOAD_SECONDS = 60.0
+"""Seconds that a model may take to unload: it answers the requests that it has."""
 
 LAYERS = re.compile(
     r"^(load failed for model '[^']*': |version \d+ is at UNAVAILABLE state: |Internal: |Invalid argument: "
@@ -64,10 +67,10 @@ class Control:
         except (OSError, HTTPException):
             return False
 
-    def models(self) -> list[Model]:
-        """Every version that Triton knows of, and what became of it."""
+    def models(self, patience: float = PATIENCE) -> list[Model]:
+        """Every version that Triton knows of, and what became of it; `ServerError` without an answer in time."""
         fields = ("name", "version", "state", "reason")
-        return [Model(**{name: one.get(name, "") for name in fields}) for one in self._post("index")]
+        return [Model(**{name: one.get(name, "") for name in fields}) for one in self._post("index", patience=patience)]
 
     def load(self, name: str) -> list[Model]:
         """Load a model's newest version, warm it up, and return what is ready; `ServerError` with the reason if not."""
@@ -77,20 +80,23 @@ class Control:
         return [one for one in self.models() if one.name == name and one.ready]
 
     def unload(self, name: str) -> None:
-        """Unload a model and wait until its last request is answered."""
-        if not any(one.name == name and one.ready for one in self.models()):
+        """Unload a model and wait until its last request is answered; `ServerError` if that takes too long."""
+        deadline = time.monotonic() + UNLOAD_SECONDS
+        if not any(one.name == name and one.ready for one in self.models(UNLOAD_SECONDS)):
             raise ServerError(f"no model {name!r} is loaded; nst-serve status lists them")
-        self._post(f"models/{quote(name, safe='')}/unload", name)
-        deadline = time.monotonic() + PATIENCE
-        while any(one.name == name and not one.idle for one in self.models()):
+        self._post(f"models/{quote(name, safe='')}/unload", name, patience=UNLOAD_SECONDS)
+        while any(one.name == name and not one.idle for one in self.models(UNLOAD_SECONDS)):
             if time.monotonic() > deadline:
-                raise ServerError(f"{name} still has requests after {PATIENCE:.0f} s")
+                raise ServerError(
+                    f"{name} is not unloaded after {UNLOAD_SECONDS:.0f} s: it has requests, or its process hangs; "
+                    "nst-serve status tells what becomes of it, nst-serve stop ends the server"
+                )
             time.sleep(0.1)
 
-    def _post(self, call: str, name: str = "") -> Any:
+    def _post(self, call: str, name: str = "", patience: float = PATIENCE) -> Any:
         request = urllib.request.Request(f"{self.url}/v2/repository/{call}", b"{}", {HEADER: self.key or ""})
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            with urllib.request.urlopen(request, timeout=patience) as answer:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             reason = cause(_message(error.read().decode(errors="replace")))

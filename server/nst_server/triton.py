@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import NoReturn, Protocol, TextIO
 
 from nst_core.errors import InputError
 from nst_core.files import written_whole
@@ -52,6 +52,18 @@ os.execvp(sys.argv[1], sys.argv[1:])
 END_SECONDS = 20.0
 """How long Triton may take to end its requests before it is killed."""
 
+STUB = "triton_python_b"
+"""The process of a model in Triton's Python backend, by the 15 letters that Linux keeps of its name."""
+
+LOOK_SECONDS, DEAD_SECONDS = 1.0, 2.0
+"""How often such processes are looked at, and how long one may be dead. Of a model that is unloaded it is gone at once;
+one that dies by itself stays dead, and every request for its model waits in vain."""
+
+FIRST_PAUSE = 0.5
+"""Seconds before Triton is started again; after every further failure twice as long."""
+
+FAILURES, SERVICE_SECONDS = 5, 60.0
+"""So many failures in a row, with no such time of service between them, and Triton is not started again."""
 
 LOG_LINE = re.compile(r'([IWEF])\d{4} [^]]*\] "?(.*?)"?$')
 """A line of Triton's log: how grave, and the message."""
@@ -311,12 +323,110 @@ def running(
     with `endpoints.behind_tls()`, everything but its ports on 127.0.0.1 is TLS. Raises `ServerError` when the
     repository is empty, a port is taken, no model at all can be loaded, or nothing is ready after `patience` seconds.
     """
-    models(repository)
-    endpoints.check_free()
     launch = Launch(repository, endpoints, poll, access, certificate)
+    with _started(installation, launch, log, patience, on_error) as process:
+        yield process
+
+
+def supervised(
+    installation: Runnable,
+    launch: Launch,
+    log: Path,
+    *,
+    patience: float = 300.0,
+    on_error: Callable[[str], None] = lambda line: None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> NoReturn:
+    """Triton as `running` has it, and another at the same place whenever it ends by itself or a model's process does.
+
+    `on_ready` is called whenever one is ready; `on_error` is told why it is started again. The log goes on. Raises
+    `ServerError` when the first does not become ready, and after `FAILURES` in a row that `SERVICE_SECONDS` of service
+    did not part. To be called in the main thread: Linux ends Triton when the thread that has started it ends.
+    """
+    failures, first = 0, True
+    while True:
+        since = None
+        try:
+            with _started(installation, launch, log, patience, on_error, fresh=first) as process:
+                since = time.monotonic()
+                on_ready()
+                reason = _failure(process, launch)
+                process.kill()  # no request of a model without a process would ever end
+        except ServerError as error:
+            if first:
+                raise
+            reason = str(error)
+        else:
+            reason = f"{reason} (its log: {log})"
+        first = False
+        failures = 1 if since and time.monotonic() - since > SERVICE_SECONDS else failures + 1
+        if failures == FAILURES:
+            raise ServerError(f"{reason}, {failures} times with less than {SERVICE_SECONDS:.0f} s of service between")
+        pause = FIRST_PAUSE * 2 ** (failures - 1)
+        on_error(f"{reason}; starting it again in {pause:g} s")
+        time.sleep(pause)
+
+
+def _failure(process: subprocess.Popen[str], launch: Launch) -> str:
+    """Wait until Triton has ended by itself, or the process of one of its models has died; which of it happened.
+
+    A process that dies while its model is loaded is let be: the others are served, and another Triton, which loads the
+    same model, might never become ready.
+    """
+    control = Control(launch.endpoints.control, launch.access.key if launch.access else None)
+    names: dict[int, str] = {}
+    dead: dict[int, float] = {}
+    while True:
+        now = time.monotonic()
+        stubs = _stubs(process.pid)
+        names |= {pid: name for pid, name in stubs.items() if name}
+        dead = {pid: dead.get(pid, now) for pid, name in stubs.items() if not name}
+        lasting = [pid for pid, since in dead.items() if now - since >= DEAD_SECONDS]
+        loading = _loading(control) if lasting else set()
+        for pid in lasting:
+            if not (names[pid] in loading if pid in names else loading):
+                return f"the process of {names.get(pid, 'a model')} in Triton has died"
+        with suppress(subprocess.TimeoutExpired):
+            return f"Triton ended by itself with exit status {process.wait(LOOK_SECONDS)}"
+
+
+def _loading(control: Control) -> set[str]:
+    """Names of the models that Triton is loading."""
+    with suppress(ServerError):
+        return {one.name for one in control.models(patience=5.0) if one.state == "LOADING"}
+    return set()
+
+
+def _stubs(triton: int) -> dict[int, str]:
+    """Triton's processes of models, each with its model's name, or an empty one if it is dead and not cleared away."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            head, _, fields = (folder / "stat").read_text().rpartition(")")
+            if int(fields.split()[1]) == triton and head.endswith(f"({STUB}"):
+                arguments = (folder / "cmdline").read_text().split("\0")  # a dead one has none
+                found[int(folder.name)] = Path(arguments[1]).parent.parent.name if len(arguments) > 1 else ""
+    return found
+
+
+@contextmanager
+def _started(
+    installation: Runnable,
+    launch: Launch,
+    log: Path,
+    patience: float,
+    on_error: Callable[[str], None],
+    *,
+    fresh: bool = True,
+) -> Iterator[subprocess.Popen[str]]:
+    """See `running`; the log is emptied if it is to be `fresh`."""
+    endpoints, access, certificate = launch.endpoints, launch.access, launch.certificate
+    models(launch.repository)
+    endpoints.check_free()
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("")
+        if fresh:
+            log.write_text("")
         file = log.open("a")  # a detached nst-serve writes to it too
     except OSError as error:
         raise InputError(f"cannot write the log {log}: {error.strerror}") from error

@@ -166,6 +166,7 @@ RESTRICTED = "This protocol is restricted, expecting header 'triton-grpc-protoco
         ("UNAVAILABLE", "Socket closed", Unreachable, "no server answers"),
         ("NOT_FOUND", "Request for unknown model: 'a' has no available versions", Unavailable, "no available versions"),
         ("UNAVAILABLE", "Exceeds maximum queue size", Unavailable, "maximum queue size"),
+        ("INTERNAL", "Stub process 'one_0_0' is not healthy.", Unavailable, "is not healthy"),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", TimedOut, "within 10 s"),
         ("INTERNAL", "out of memory", Rejected, "answered: out of memory"),
     ],

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,13 @@ class Server:
         key = key_for(self.endpoints.http)
         assert key is not None
         return key
+
+    def started(self, times: int) -> None:
+        """Wait until it has said so often that it is ready."""
+        deadline = time.monotonic() + 120
+        while sum(line.startswith("ready:") for line in self.said) < times:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.said
+            time.sleep(0.05)
 
     def stop(self, sign: signal.Signals = signal.SIGINT) -> int:
         self.process.send_signal(sign)

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -25,10 +26,11 @@ from tritonclient.grpc import service_pb2
 
 from nst_client import StyleClient, TimedOut, Unavailable
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
+from nst_server import state
 
 from . import hostile
 from .hostile import Hostile, chunked, http_request
-from .serving import Models, Server, descendants, run, serve, succeeded
+from .serving import BIN, Models, Server, alive, descendants, run, serve, succeeded
 
 SEED = 20
 HTTP_REQUESTS = 2000
@@ -354,9 +356,8 @@ def fragile(models: Models, tmp_path: Path) -> Iterator[Server]:
     shutil.copytree(models.repository / "one", tmp_path / "repository" / "one")
     server = serve(tmp_path / "repository", tmp_path / "triton.log")
     yield server
-    if server.process.poll() is None:  # requests that nobody will answer would hold up its end
-        os.killpg(triton_of(server), signal.SIGKILL)
-        server.process.wait(60)
+    if server.process.poll() is None:
+        server.stop()
 
 
 def triton_of(server: Server) -> int:
@@ -384,21 +385,85 @@ def by_grpc(server: Server, shape: list[int]) -> None:
             call(request.SerializeToString(), timeout=5)
 
 
-@pytest.mark.xfail(
-    reason="Triton 2.51 or the process of its Python backend ends, and nobody starts it again", strict=True
-)
+DEAD_STUB = "the process of one in Triton has died"
+DEAD_TRITON = "Triton ended by itself with exit status -6"
+
+
+def fragile_log(server: Server) -> str:
+    found = state.read(state.default_folder(), server.endpoints.http_port)
+    assert found is not None
+    return found.log
+
+
+def stubs_of(server: Server) -> set[int]:
+    """The processes of models."""
+    found = set()
+    for pid in descendants(server.process.pid):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().startswith("triton_python"):
+                found.add(pid)
+    return found
+
+
 @pytest.mark.parametrize(
-    ("send", "arguments"),
+    ("send", "arguments", "reason"),
     [
-        pytest.param(by_grpc, [[1, -20, -24, 3]], id="negative axes by gRPC"),
-        pytest.param(by_http, [[1, 2**63 + 20, 24, 3]], id="negative axes by HTTP"),
-        pytest.param(by_http, [[1, 2**31, 2**31, 3], [1, 2, 3]], id="many numbers declared, few sent"),
+        pytest.param(by_grpc, [[1, -20, -24, 3]], DEAD_STUB, id="negative axes by gRPC"),
+        pytest.param(by_http, [[1, 2**63 + 20, 24, 3]], DEAD_STUB, id="negative axes by HTTP"),
+        pytest.param(by_http, [[1, 2**31, 2**31, 3], [1, 2, 3]], DEAD_TRITON, id="many numbers declared, few sent"),
     ],
 )
 def test_shapes_that_triton_does_not_check(
-    fragile: Server, models: Models, send: Callable[..., None], arguments: list[Any]
+    fragile: Server, models: Models, send: Callable[..., None], arguments: list[Any], reason: str
 ) -> None:
-    """The next good request works, at once or after the pauses of a client's retries."""
+    """They end Triton or the model's process; the next good request works after the pauses of a client's retries."""
+    before = descendants(fragile.process.pid)
     send(fragile, *arguments)  # and wait for its answer, or for the end of what should have made it
-    with StyleClient(fragile.endpoints.grpc, retries=4) as client:
-        assert alike(client.stylize(PICTURE, "one"), models.painted(PICTURE[None])[0])
+    for url in (fragile.endpoints.grpc, fragile.endpoints.http):
+        with StyleClient(url, retries=10) as client:
+            assert alike(client.stylize(PICTURE, "one"), models.painted(PICTURE[None])[0])
+    assert [line for line in fragile.said if "starting it again" in line] == [
+        f"{reason} (its log: {fragile_log(fragile)}); starting it again in 0.5 s"
+    ]
+    fragile.started(2)
+    assert not alive(before)
+
+
+def test_an_unload_is_no_failure(fragile: Server) -> None:
+    """A model's process that ends because it should is not mourned."""
+    for action in ("unload", "load", "unload", "load"):
+        succeeded(run("nst-serve", action, "one", "--http-port", fragile.endpoints.http_port))
+    with StyleClient(fragile.endpoints.grpc) as client:
+        client.stylize(PICTURE, "one")
+    assert not [line for line in fragile.said if "starting it again" in line]
+
+
+def test_a_process_that_dies_while_its_model_is_loaded(fragile: Server, models: Models, tmp_path: Path) -> None:
+    """That load does not end; the other model is served, and watched."""
+    shutil.copytree(models.repository / "large", tmp_path / "repository" / "large")
+    loading = subprocess.Popen([BIN / "nst-serve", "load", "large", "--http-port", str(fragile.endpoints.http_port)])
+    try:
+        first = stubs_of(fragile)
+        wait_for(lambda: stubs_of(fragile) != first)
+        (new,) = stubs_of(fragile) - first
+        os.kill(new, signal.SIGKILL)
+        time.sleep(4)  # longer than a process may be dead
+        assert fragile.said[-1].startswith("ready:")
+        with StyleClient(fragile.endpoints.grpc) as client:
+            assert alike(client.stylize(PICTURE, "one"), models.painted(PICTURE[None])[0])
+        os.kill(first.pop(), signal.SIGKILL)
+        fragile.started(2)
+        assert f"{DEAD_STUB} (its log: " in fragile.said[-2]
+        assert "large" in fragile.said[-1], "which loads by now"
+    finally:
+        loading.kill()
+        loading.wait()
+
+
+def test_the_end_of_a_server_whose_triton_is_being_started_again(fragile: Server) -> None:
+    """SIGTERM after Triton's death, before there is another: nothing is left."""
+    os.kill(triton_of(fragile), signal.SIGKILL)
+    wait_for(lambda: any("starting it again" in line for line in fragile.said))
+    assert fragile.stop(signal.SIGTERM) == 130
+    assert fragile.said[-1] == "stopped"
+    assert not state.read(state.default_folder(), fragile.endpoints.http_port)

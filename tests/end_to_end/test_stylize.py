@@ -93,7 +93,7 @@ def begun(folder: Path, out: Path, address: str, *options: object) -> "subproces
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_a_server_that_is_killed_and_started_again_loses_nothing(
+def test_a_triton_that_is_killed_and_started_again_loses_nothing(
     repository: Path, folder: Path, tmp_path: Path, scheme: str
 ) -> None:
     """The command waits for it, and every picture is painted once."""
@@ -102,10 +102,9 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(
     try:
         process = begun(folder, tmp_path / "out", address, "--jobs", 3, "--timeout", 200)
         os.kill(triton_of(server), signal.SIGKILL)
-        server.process.wait(60)
         before = len(list((tmp_path / "out").rglob("[0-9]*.png")))
         assert before < COUNT
-        server = serve(repository, tmp_path / "triton.log", endpoints=server.endpoints)
+        server.started(2)
         stdout, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
         pictures, summary = documents(stdout)
@@ -122,7 +121,9 @@ def test_a_server_that_stays_away_and_the_next_run(repository: Path, folder: Pat
     out = tmp_path / "out"
     try:
         process = begun(folder, out, server.endpoints.grpc, "--timeout", 3)
-        os.kill(triton_of(server), signal.SIGKILL)
+        triton = triton_of(server)
+        server.process.kill()  # or it would start another
+        os.kill(triton, signal.SIGKILL)
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "Traceback" not in stderr

@@ -344,16 +344,24 @@ def test_wrong_training_input(wrong: Path, photographs: dict[str, Path], tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_server_that_dies_is_one_line_and_leaves_nothing(
+def test_a_server_that_dies_comes_back_and_one_that_keeps_dying_leaves_nothing(
     repository: Path, photographs: dict[str, Path], tmp_path: Path
 ) -> None:
-    """`kill -9` of Triton itself: nst-serve notices, says so, and clears away the stubs."""
+    """`kill -9` of Triton itself, five times: nst-serve says so in a line each, and clears away the stubs."""
     server = serve(repository, tmp_path / "triton.log")
-    offspring = descendants(server.process.pid)
-    (triton,) = [pid for pid in offspring if "tritonserver" in Path(f"/proc/{pid}/cmdline").read_text()]
-    os.kill(triton, signal.SIGKILL)
-    assert server.process.wait(60) == 1
-    assert any(re.search(r"Triton ended by itself with exit status -9", line) for line in server.said)
+    offspring: set[int] = set()
+    try:
+        for start in range(1, 6):
+            server.started(start)
+            assert not alive(offspring), "of the Triton before"
+            with StyleClient(server.endpoints.grpc) as client:
+                assert "tiny" in {style.name for style in client.styles()}
+            offspring = descendants(server.process.pid)
+            (triton,) = [pid for pid in offspring if "tritonserver" in Path(f"/proc/{pid}/cmdline").read_text()]
+            os.kill(triton, signal.SIGKILL)
+        assert server.process.wait(60) == 1
+    finally:
+        server.process.kill()
     deadline = time.monotonic() + 10
     while alive(offspring) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -363,6 +371,12 @@ def test_a_server_that_dies_is_one_line_and_leaves_nothing(
     command = ("nst", "stylize", photographs["coffee"], "-s", "tiny", "-o", tmp_path / "a.png")
     for address in (server.endpoints.grpc, server.endpoints.http):
         assert_one_line(run(*command, "-u", address), "no server answers", "nst-serve")
+    died = [line for line in server.said if "Triton ended by itself with exit status -9 (its log: " in line]
+    assert [re.sub(r".*(again in .* s|5 times).*", r"\1", line) for line in died] == [
+        *(f"again in {pause} s" for pause in ("0.5", "1", "2", "4")),
+        "5 times",
+    ]
+    assert (tmp_path / "triton.log").read_text().count("Started GRPCInferenceService") == 5
 
 
 def test_a_killed_nst_serve_takes_triton_with_it(repository: Path, tmp_path: Path) -> None:
