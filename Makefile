@@ -21,7 +21,7 @@ demo: $(VENV) $(TRITON)
 	$(BIN)/python -m nst_bench.demo
 
 test: $(VENV) $(TRITON)
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)
 	$(BIN)/ruff format --check .
@@ -43,6 +43,7 @@ readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/quality.json --readme docs/training.md
 	$(BIN)/nst-bench report docs/benchmark/training.json --readme docs/training.md
 	$(BIN)/nst-bench report docs/benchmark/export.json --readme docs/export.md
+	$(BIN)/nst-bench report docs/benchmark/serving.json --readme docs/serving.md
 
 venv: $(VENV)
 

@@ -139,7 +139,9 @@ def _training(document: Document) -> str:
     lines = [
         *_machine(document),
         "",
-        f"Johnson's network at width {document['width']:g}, batches of {document['batch']}, images a second:",
+        f"Johnson's network at width {document['width']:g}, batches of {document['batch']}, images a second; "
+        f"the plain loop in {document['precision']['plain']}, nst's convolutions in {document['precision']['nst']}: "
+        f"{document['precision']['why']}.",
         "",
         _row(["crops", "a plain loop", "nst", "times"]),
         _row(["---", "---:", "---:", "---:"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import warnings
@@ -32,7 +33,7 @@ def export(model: Exportable, path: Path, metadata: dict[str, str]) -> None:
     with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's advice to its own authors
         program = torch.onnx.export(
-            model.eval(),
+            copy.deepcopy(model).eval(),  # tracing leaves other lists in a model that keeps any
             example(model),
             input_names=[spec.name for spec in model.inputs],
             output_names=[model.output.name],

@@ -97,3 +97,13 @@ def test_making_the_parts_leaves_the_network_as_it_was() -> None:
     TiledModel(network)
     StatisticsModel(network)
     assert [type(module) for module in network.modules()] == before
+
+
+def test_an_export_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    """Tracing swaps the list in which the normalisations leave their statistics."""
+    model = StatisticsModel(johnson()).eval()
+    picture = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        before = model(picture)
+        onnx.export(model, tmp_path / "s.onnx", {})
+        assert torch.equal(model(picture), before)

@@ -26,6 +26,7 @@ from nst_core.images import open_picture, sample_photographs
 from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
 from nst_trainer.memory import reuse_freed_memory
 from nst_trainer.networks import Johnson
+from nst_trainer.parallel import Team
 from nst_trainer.photos import Photos, to_tensor
 from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import Training
@@ -64,8 +65,10 @@ def measure(
         row = {"crop": crop, **{name: asdict(one) | {"images_per_second": rate[name]} for name, one in figures.items()}}
         rows.append(row | {"ratio": rate["nst"] / rate["plain"]})
         tick(f"{crop} x {crop}: {rate['nst']:.2f} against {rate['plain']:.2f} images a second")
+    precision, why = Team().precision()
     return {
         **header(SCHEMA),
+        "precision": {"nst": str(precision).removeprefix("torch."), "why": why, "plain": "float32"},
         "width": width,
         "batch": batch,
         "crops": rows,
