@@ -43,7 +43,7 @@ readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/quality.json --readme docs/training.md
 	$(BIN)/nst-bench report docs/benchmark/training.json --readme docs/training.md
 	$(BIN)/nst-bench report docs/benchmark/export.json --readme docs/export.md
-	$(BIN)/nst-bench report docs/benchmark/serving.json --readme docs/serving.md
+	$(BIN)/nst-bench report docs/benchmark/serving.json --readme docs/benchmark.md
 
 venv: $(VENV)
 

@@ -25,4 +25,4 @@ def test_no_lattice_and_no_frame(path: Path, photographs: dict[str, Path]) -> No
 
 
 def test_a_style_ships() -> None:
-    assert [path.stem for path in MODELS] == ["starry-night"]
+    assert {path.stem for path in MODELS} == {"starry-night", "starry-night-wide"}

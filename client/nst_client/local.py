@@ -16,6 +16,9 @@ from nst_client.statistics import Statistics
 from nst_client.transports import Array, ModelConfig, Request
 from nst_core.errors import InputError, MissingExtra
 
+OPENVINO_CONFIG = '{"CPU": {"CPU_RUNTIME_CACHE_CAPACITY": "500"}}'
+"""As the server's backend has it: memory for so many shapes of each layer, not for OpenVINO's own 5000."""
+
 
 class Local:
     """A `Transport` without a server; with `aio` the models run in threads, and the loop goes on.
@@ -92,7 +95,10 @@ class Local:
         provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
         wanted = [one.name for one in config.optimization.execution_accelerators.cpu_execution_accelerator]
         if "openvino" in wanted and "OpenVINOExecutionProvider" in self.onnxruntime.get_available_providers():
-            provider = ("OpenVINOExecutionProvider", {"device_type": "CPU", "num_of_threads": threads})
+            provider = (
+                "OpenVINOExecutionProvider",
+                {"device_type": "CPU", "num_of_threads": threads, "load_config": OPENVINO_CONFIG},
+            )
         try:
             return self.onnxruntime.InferenceSession(str(file), options, providers=[provider])
         except Exception as error:  # as above

@@ -64,6 +64,8 @@ def test_works_take_turns() -> None:
         ("docs/optimization.md", "gatys.json"),
         ("docs/training.md", "quality.json"),
         ("docs/training.md", "training.json"),
+        ("docs/export.md", "export.json"),
+        ("docs/benchmark.md", "serving.json"),
     ],
 )
 def test_the_pages_tables_are_those_of_the_committed_results(page: str, name: str) -> None:
