@@ -5,8 +5,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +16,8 @@ from nst_core.images import Pixels
 from nst_export.served import Exportable
 from nst_server.state import key_for
 from nst_server.triton import Endpoints
+
+T = TypeVar("T")
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -109,6 +113,17 @@ def serve(repository: Path, log: Path, *options: object, endpoints: Endpoints | 
     threading.Thread(target=listen, daemon=True).start()
     assert ready.wait(240) and process.poll() is None, server.said
     return server
+
+
+def settled(read: Callable[[], T]) -> T:
+    """What `read` gives once it stays the same: a server counts a request after it has answered."""
+    deadline, last = time.monotonic() + 30, read()
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        if (now := read()) == last:
+            return now
+        last = now
+    raise AssertionError(f"still changing: {last}")
 
 
 def descendants(pid: int) -> set[int]:

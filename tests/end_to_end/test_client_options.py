@@ -33,7 +33,7 @@ from nst_client import (
 )
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
 
-from .serving import Models, Server, certificate, descendants, serve
+from .serving import Models, Server, certificate, descendants, serve, settled
 
 WAYS = [(scheme, aio, shared) for scheme in ("grpc", "http") for aio in (False, True) for shared in (False, True)]
 
@@ -170,10 +170,10 @@ def test_many_tasks_of_one_client(server: Server, models: Models) -> None:
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_the_server_counts(server: Server, scheme: str) -> None:
     with StyleClient(url(server, scheme)) as client:
-        before = client.statistics("a")
+        before = settled(lambda: client.statistics("a"))
         for n in (1, 3, 3):
             client.stylize(np.stack([photograph(40, 30)] * n), "a")
-        after = client.statistics("b")
+        after = settled(lambda: client.statistics("b"))
     assert after.requests - before.requests == 3
     assert after.pictures - before.pictures == 7
     assert after.executions - before.executions == 3

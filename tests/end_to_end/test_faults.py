@@ -30,7 +30,7 @@ from nst_server import state
 
 from . import hostile
 from .hostile import Hostile, chunked, http_request
-from .serving import BIN, Models, Server, alive, descendants, run, serve, succeeded
+from .serving import BIN, Models, Server, alive, descendants, run, serve, settled, succeeded
 
 SEED = 20
 HTTP_REQUESTS = 2000
@@ -86,10 +86,11 @@ def shared(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def unharmed(shared: Shared) -> Iterator[None]:
     """After the test the same processes run, they hold little more memory, and the next request works."""
     shared.works()
-    processes, memory = shared.processes(), shared.memory()
+    processes, memory = settled(shared.processes), shared.memory()
     yield
     shared.works()
-    assert shared.processes() == processes, "a process of the server is gone, or was replaced"
+    # What the test before unloaded may end meanwhile. Whoever dies is replaced, and that would be a new process.
+    assert settled(shared.processes) <= processes, "a process of the server was replaced"
     assert shared.memory() - memory < GROWTH
 
 

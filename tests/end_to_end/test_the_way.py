@@ -26,7 +26,7 @@ from nst_export.served import ServedModel
 from nst_server.triton import Endpoints
 from nst_trainer.checkpoint import load
 
-from .serving import ROOT, TRITON, Server, alive, descendants, run, serve, succeeded
+from .serving import ROOT, TRITON, Server, alive, descendants, run, serve, settled, succeeded
 
 SHAPES = [(1, 256, 256), (1, 97, 131), (1, 200, 64), (3, 48, 50), (1, 16, 16)]
 
@@ -166,7 +166,7 @@ def test_equal_sizes_are_batched(server: Server, expected: list[tuple[Pixels, Pi
         return stats.inference_count, stats.execution_count
 
     picture = expected[0][0][0]
-    before = counts()
+    before = settled(counts)
 
     def call() -> None:
         with StyleClient(server.endpoints.grpc) as client:
@@ -177,7 +177,7 @@ def test_equal_sizes_are_batched(server: Server, expected: list[tuple[Pixels, Pi
         thread.start()
     for thread in threads:
         thread.join()
-    after = counts()
+    after = settled(counts)
     triton.close()
     assert after[0] - before[0] == 24
     assert after[1] - before[1] < 24

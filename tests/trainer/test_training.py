@@ -437,13 +437,17 @@ def test_a_steady_network_changes_less(tmp_path: Path, folder: Path, vgg: Vgg16,
 
 
 def test_minutes_are_planned_and_kept_by_a_resumed_run(
-    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     style, output = photographs["coffee"], tmp_path / "a.pth"
     how = {"vgg": vgg, "settings": SMALL, "photos": folder, "output": output}
-    planned = Training([style], minutes=0.5, **how).settings.iterations
-    longer = Training([style], minutes=2.0, **how).settings.iterations
-    assert 2 < longer / planned < 8  # four times as long, on a machine whose speed drifts
+    with monkeypatch.context() as patch:  # a plan for known costs
+        patch.setattr(Training, "_cost", lambda self, side: 1e-5 * side**2)
+        planned = Training([style], minutes=0.5, **how).settings
+        longer = Training([style], minutes=2.0, **how).settings
+    seconds = sum(1e-5 * side**2 * count for side, count in planned.crops().items())
+    assert 27 < seconds <= 30
+    assert longer.iterations / planned.iterations == pytest.approx(4, rel=0.01)
     small = Training([style], minutes=0.05, **{**how, "settings": replace(SMALL, crop=256)}).settings
     assert small.crop < 256
 
