@@ -257,9 +257,16 @@ def stopped(server: Server) -> Iterator[None]:
     pid = triton_of(server)
     os.kill(pid, signal.SIGSTOP)
     try:
+        while any(line.rpartition(")")[2].split()[0] != "T" for line in threads_of(pid)):
+            time.sleep(0.01)  # a busy machine stops a process's threads one by one
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def threads_of(pid: int) -> list[str]:
+    """The lines of proc(5)'s `stat`."""
+    return [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
 
 
 def triton_of(server: Server) -> int:
