@@ -17,6 +17,7 @@ class Summary:
     """Samples of one thing, in milliseconds.
 
     `spread` is the middle half's width as a share of the median. `unstable`: it drifted while it was measured.
+    `samples` are all of them, in the order in which they were taken, so that two documents can be compared.
     """
 
     n: int
@@ -27,6 +28,7 @@ class Summary:
     maximum: float
     spread: float
     unstable: bool
+    samples: tuple[float, ...]
 
 
 def summarize(seconds: Sequence[float]) -> Summary:
@@ -45,6 +47,7 @@ def summarize(seconds: Sequence[float]) -> Summary:
         float(samples.max()),
         (high - low) / median,
         bool(drift > UNSTABLE),
+        tuple(samples.round(3).tolist()),
     )
 
 

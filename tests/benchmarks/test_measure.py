@@ -21,6 +21,7 @@ def test_percentiles_of_a_known_sample() -> None:
     assert summary.p95 == pytest.approx(95.05)
     assert summary.p99 == pytest.approx(99.01)
     assert summary.spread == pytest.approx((75.25 - 25.75) / 50.5)
+    assert summary.samples == tuple(range(1, 101))
 
 
 def test_a_drift_is_unstable_and_a_wobble_is_not() -> None:
