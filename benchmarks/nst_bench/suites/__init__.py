@@ -1,1 +1,29 @@
-"""What is measured, one file a question."""
+"""What is measured, one file a question.
+
+A suite's `measure` returns one document, plain data: `schema` (`nst-bench-<suite>/1`), `date`, `machine`
+(`nst_bench.machine.describe`), `model` where there is one, and rows. A row says what it is of, and then either has the
+fields of `nst_bench.measure.Summary` (milliseconds), or `missing`, the reason in words why there are none. Where the
+arithmetic is known, a row of the steady state also has `gflop` (of what that engine runs for one picture),
+`share_of_matrix_rate` and `share_of_bandwidth` (`nst_bench.ceiling`). `SHORT` and `FULL` of a suite are its efforts.
+
+`latency`
+    `model`: `name`, `network`, the network's arguments, `parameters`. `rows`: `engine`, `device` (`CPU` or `GPU`),
+    `size` (side in pixels), `phase` (`cold`: load and first picture, `size` null; `first of a shape`; `steady`).
+`cold`
+    `model`: `name`. `rows`: `what` (one of `cold.WHAT`), `height` and `width` (pixels, or null), `warmed_up` (whether
+    the server's own warm-up has seen this shape, or null).
+`speedup`
+    `model` as in `latency`. `rows`: `engine`, `size`, `phase`. `speedup`: `size`, `iterations` (100, 300, 500),
+    `gatys_seconds` (scaled from the median iteration), `served` (the engine), `served_ms`, `ratio`. `equal_loss`:
+    `size`, `photo`, `loss` (the network's), `iteration` (the first of the optimisation at or below it),
+    `gatys_seconds`, `served_ms`, `ratio`; or `size` and `missing`.
+`methods`
+    `methods`: `method`, `network`, `parameters`, `styles` (of one network, or null: any), `loss` (`value`, `size`,
+    `photos`, `of`; or `missing`), `new_style` (`seconds`, `from`; or `missing`). `rows`: `method`, `size`, `trained`,
+    `iterations` (1, or of the optimisation, for a picture), a summary of the milliseconds of one pass or iteration,
+    `picture_seconds` (`iterations` times the median), `peak_mib` (resident memory of its own process).
+`peers`
+    `model` as in `latency`, `environment` (`python`, `packages`: versions by name), `command` (repeats it). `rows`:
+    `peer`, `package` (as pip knows it), `version`, `way` (`in a process`, `HTTP`, `gRPC`), `runs` (`the same file`, or
+    what else), `engine`, `size`, `phase`, `ratio` (of the median to that of `served by nst`, steady state only).
+"""
