@@ -38,6 +38,10 @@ STACK = 512 << 20
 """Bytes of address space for a thread's stack. Triton's HTTP takes stack for every level of a request's JSON and every
 chunk of its body: with Linux's usual 8 MiB, a body of 200 kB of brackets, or of 600,000 chunks, would end it."""
 
+MEMORY = {"MALLOC_ARENA_MAX": "1"}
+"""One heap for all threads of a process, unless the environment says otherwise: with glibc's heap a thread, pictures
+of changing sizes made Triton and its models' processes grow for as long as it was watched."""
+
 START = f"""
 import ctypes, os, resource, signal, sys
 _, most = resource.getrlimit(resource.RLIMIT_STACK)
@@ -446,7 +450,7 @@ def _started(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, **installation.environment},
+            env={**MEMORY, **os.environ, **installation.environment},
             start_new_session=True,  # Ctrl-C reaches us alone; we end Triton and its stubs in order
         )
         key, token = (access.key, access.token) if access else (None, None)
