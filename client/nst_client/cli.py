@@ -17,6 +17,7 @@ import typer
 
 from nst_client.client import OnTile, StyleClient
 from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted, standing
+from nst_client.styles import mix_of
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
 from nst_core.images import MAX_PIXELS, WRITABLE
@@ -134,9 +135,9 @@ def stylize(
         if as_json and output == STDIO:
             raise InputError("--json and -o - both write to stdout: choose one")
         suffix = f".{file_format.value}" if file_format else None
-        recipe = Recipe(_mix(style), strength, preserve_color, max_side, quality, max_pixels)
+        recipe = Recipe(mix_of(style), strength, preserve_color, max_side, quality, max_pixels)
         work = jobs_of(photos, output, suffix)
-        access = {"timeout": timeout, "token": _token(token_file), "ca": ca}
+        access = {"timeout": timeout, "token": token_of(token_file), "ca": ca}
         known = [] if overwrite else [outcome for job in work if (outcome := standing(job, recipe))]
         settled = {outcome.job for outcome in known}
         todo = [job for job in work if job not in settled]
@@ -155,7 +156,7 @@ def styles(
     """List the styles that a server offers."""
     with (
         one_line_errors("local"),
-        StyleClient(url, timeout=timeout, retries=0, token=_token(token_file), ca=ca) as client,
+        StyleClient(url, timeout=timeout, retries=0, token=token_of(token_file), ca=ca) as client,
     ):
         offered = client.styles()
         for style in offered:
@@ -164,19 +165,7 @@ def styles(
             raise InputError(f"{url} offers no style")
 
 
-def _mix(text: str) -> dict[str, float]:
-    """`wave:0.7,scream:0.3` by name; a name alone has the weight 1."""
-    mix: dict[str, float] = {}
-    for part in text.split(","):
-        name, separator, weight = part.strip().rpartition(":")
-        try:
-            mix[name if separator else weight] = float(weight) if separator else 1.0
-        except ValueError:
-            raise InputError(f"{part!r} is no style with a weight: name:weight, such as wave:0.7") from None
-    return mix
-
-
-def _token(file: Path | None) -> str | None:
+def token_of(file: Path | None) -> str | None:
     """The secret of a file or the environment; not of an option, which everybody sees in the list of processes."""
     if file is None:
         return os.environ.get("NST_TOKEN") or None

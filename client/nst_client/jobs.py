@@ -28,6 +28,7 @@ from nst_core.images import (
     MAX_PIXELS,
     READABLE,
     WRITABLE,
+    Pixels,
     blended,
     encode_picture,
     find_pictures,
@@ -111,10 +112,7 @@ class Recipe:
         started = time.perf_counter()
         painted = client.stylize(picture.pixels, self.style, on_tile=on_tile)
         milliseconds = 1000 * (time.perf_counter() - started)
-        if self.preserve_color:
-            painted = with_colors_of(picture.pixels, painted)
-        if self.strength < 1:
-            painted = blended(picture.pixels, painted, self.strength)
+        painted = finished(picture.pixels, painted, self.strength, self.preserve_color)
         result = replace(picture, pixels=painted, metadata=replace(picture.metadata, process=self.record))
         if job.target == STDIO:
             own = picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG"
@@ -122,6 +120,13 @@ class Recipe:
         else:
             save_picture(result, job.target, quality=self.quality)
         return Outcome(job, picture.width, picture.height, milliseconds)
+
+
+def finished(photo: Pixels, painted: Pixels, strength: float, preserve_color: bool) -> Pixels:
+    """What is shown of a photograph and its painting, both `uint8 [H, W, 3]`: its colours or not, and how strong."""
+    if preserve_color:
+        painted = with_colors_of(photo, painted)
+    return blended(photo, painted, strength) if strength < 1 else painted
 
 
 def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> list[Job]:

@@ -81,6 +81,18 @@ def _grid(model: str, configs: Mapping[str, ModelConfig]) -> Grid | None:
     return Grid.fitting(int(tiled["multiple"]), int(tiled["overlap"]), int(tiled.get("max_pixels", MAX_PIXELS)))
 
 
+def mix_of(text: str) -> dict[str, float]:
+    """`wave:0.7,scream:0.3` by name; a name alone has the weight 1. Raises `InputError` for another text."""
+    mix: dict[str, float] = {}
+    for part in text.split(","):
+        name, separator, weight = part.strip().rpartition(":")
+        try:
+            mix[name if separator else weight] = float(weight) if separator else 1.0
+        except ValueError:
+            raise InputError(f"{part!r} is no style with a weight: name:weight, such as wave:0.7") from None
+    return mix
+
+
 def mixed(styles: Sequence[Style], weights: Sequence[float]) -> tuple[Style, Weights | None]:
     """The first of the styles, and the weights `[S]` of all styles of its model; None for a model of one."""
     if not styles or not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):

@@ -1,0 +1,391 @@
+"""Video files: frames out of one, frames into one, and parts joined to a whole with the sound of another.
+
+A frame inside nst is a picture as everywhere: upright, sRGB, `uint8 [H, W, 3]`. Time stamps are the file's own,
+whole ticks of its time base, so a variable frame rate needs no care.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from nst_core.errors import InputError, PictureError, WriteError
+from nst_core.files import written_whole
+from nst_core.images import Pixels
+
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+"""FFmpeg's name of what is written, by the file's suffix."""
+
+BT709, UNSPECIFIED, LIMITED = 1, 2, 1
+"""Numbers of ITU-T H.273 for the colours of a video, and FFmpeg's for the range of its levels."""
+
+HD = 720
+"""Rows from which a video that does not say its colours has those of BT.709, as players take it."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """An encoder of FFmpeg: what `crf` is unless the user says so, the largest that it may be, and settings for speed.
+
+    `even`: the sides must be even numbers.
+    """
+
+    encoder: str
+    crf: int
+    largest: int
+    options: dict[str, str]
+    even: bool = True
+
+
+CODECS = {
+    "h264": Codec("libx264", 18, 51, {"preset": "veryfast"}),
+    "hevc": Codec("libx265", 20, 51, {"preset": "veryfast", "x265-params": "log-level=error"}),
+    "vp9": Codec("libvpx-vp9", 24, 63, {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}, even=False),
+    "av1": Codec("libsvtav1", 28, 63, {"preset": "9"}),
+}
+"""By the name that the user gives. All store 8 bits and 4:2:0, which every player shows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One picture of a video, shown from `pts` on for `duration` ticks (0: not known)."""
+
+    pixels: Pixels
+    pts: int
+    duration: int = 0
+
+
+@dataclass(frozen=True)
+class Format:
+    """What frames of a video have in common: sides (pixels), ticks in seconds, frames a second, a pixel's shape."""
+
+    width: int
+    height: int
+    time_base: Fraction
+    rate: Fraction
+    aspect: Fraction = Fraction(1)
+
+
+class Footage:
+    """The first video stream of a file. Raises `PictureError` if the file has none that can be decoded.
+
+    `max_side` shrinks larger frames to that many pixels on their longer side. `repeated` counts the frames that
+    could not be decoded, as far as `frames` has come: each is the frame before once more, at its own time.
+    """
+
+    def __init__(self, path: Path, *, max_side: int | None = None) -> None:
+        self.path, self.repeated = path, 0
+        if not path.is_file():
+            raise PictureError(f"{path}: {'is a folder, not a video' if path.is_dir() else 'no such file'}")
+        with self._opened() as (container, stream):
+            first = next((frame for frame, _, _ in self._decoded(container, stream)), None)
+            if first is None:
+                raise PictureError(f"{path}: no frame of it can be decoded")
+            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+            self.total = self._count(container, stream, rate)
+            self.sound = [one.codec_context.name for one in container.streams.audio]
+            time_base, aspect = stream.time_base or Fraction(1, 90_000), stream.sample_aspect_ratio or Fraction(1)
+        self._turns = round((first.rotation or 0) / 90) % 4
+        width, height = _within(first.width, first.height, max_side)
+        self._coded = width, height
+        if self._turns % 2:
+            width, height, aspect = height, width, 1 / aspect
+        self.format = Format(width, height, time_base, rate, aspect)
+        self.start = self._stamp(first) or 0
+
+    def frames(self, skip: int = 0, seconds: float | None = None) -> Generator[Frame, None, None]:
+        """The frames from number `skip` on, in the order they are shown; with `seconds` only those of the beginning.
+
+        All are decoded from the first on, so that number and picture of a frame never depend on where one begins.
+        """
+        self.repeated = 0
+        convert = VideoReformatter()
+        end = None if seconds is None else self.start + seconds / self.format.time_base
+        with self._opened() as (container, stream):
+            for number, (frame, pts, repeated) in enumerate(self._decoded(container, stream)):
+                if end is not None and pts >= end:
+                    return
+                self.repeated += repeated
+                if number >= skip:
+                    yield Frame(self._upright(frame, convert), pts, frame.duration or 0)
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        try:
+            with av.open(str(self.path)) as container:
+                streams = [one for one in container.streams.video if not one.disposition & one.disposition.attached_pic]
+                if not streams:
+                    raise PictureError(f"{self.path}: no video in it")
+                streams[0].thread_type = "AUTO"
+                yield container, streams[0]
+        except (av.FFmpegError, OSError) as error:
+            raise PictureError(f"{self.path}: not a video that can be read ({error.strerror or error})") from error
+
+    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, int, bool]]:
+        """Each frame with its time stamp, and whether it stands for one that is broken.
+
+        A packet that is sent to the decoder and no frame comes of it at its time is a broken one, once the decoder
+        has complained; before, it is one that shows nothing by design.
+        """
+        awaited: list[int] = []
+        last: VideoFrame | None = None
+        latest, complained = None, False
+
+        def missing(before: float) -> Iterator[tuple[VideoFrame, int, bool]]:
+            while awaited and awaited[0] < before:
+                pts = heapq.heappop(awaited)
+                if complained and last is not None and latest is not None and pts > latest:
+                    yield last, pts, True
+
+        for packet in _packets(container, stream):
+            stamp = None if packet is None or packet.is_discard else packet.dts if packet.pts is None else packet.pts
+            if stamp is not None:
+                heapq.heappush(awaited, stamp)
+            try:
+                frames = stream.decode(packet)
+            except av.FFmpegError:
+                frames, complained = [], True
+            for frame in frames:
+                if frame.is_corrupt:
+                    complained = True
+                    continue
+                pts = self._stamp(frame)
+                step = round(1 / ((stream.average_rate or 25) * (stream.time_base or Fraction(1, 90_000))))
+                if pts is None:
+                    pts = 0 if latest is None else latest + max(1, step)
+                for one in missing(pts):
+                    latest = one[1]
+                    yield one
+                if awaited and awaited[0] == pts:
+                    heapq.heappop(awaited)
+                latest = pts if latest is None else max(pts, latest + 1)
+                last = frame
+                yield frame, latest, False
+        yield from missing(float("inf"))
+
+    @staticmethod
+    def _stamp(frame: VideoFrame) -> int | None:
+        return frame.dts if frame.pts is None else frame.pts
+
+    @staticmethod
+    def _count(container: InputContainer, stream: VideoStream, rate: Fraction) -> int:
+        """Frames as the file says, or as its length lets expect; at least 1."""
+        seconds = (
+            float(stream.duration * stream.time_base)
+            if stream.duration and stream.time_base
+            else (container.duration or 0) / av.time_base
+        )
+        return max(1, stream.frames or round(seconds * rate))
+
+    def _upright(self, frame: VideoFrame, convert: VideoReformatter) -> Pixels:
+        """In sRGB, by the colours that the frame says it has."""
+        width, height = self._coded
+        colors = BT709 if frame.colorspace == UNSPECIFIED and frame.height >= HD else None
+        scaled = (width, height) != (frame.width, frame.height)
+        picture = convert.reformat(
+            frame,
+            width,
+            height,
+            "rgb24",
+            src_colorspace=colors,
+            interpolation="LANCZOS" if scaled else "BILINEAR",
+            threads=1,
+        )
+        pixels = np.asarray(picture.to_ndarray(), np.uint8)
+        return np.ascontiguousarray(np.rot90(pixels, self._turns)) if self._turns else pixels
+
+
+class Encoder:
+    """Frames into a video file without sound; `with` it, and the file is complete at the block's end.
+
+    Where the codec needs even sides the last column or row of an odd one is repeated once (`sides` are what is
+    written). Raises `WriteError` where the file cannot be written.
+    """
+
+    def __init__(self, path: Path, form: Format, codec: str, crf: int | None = None, container: str = "nut") -> None:
+        self._codec, self._path = CODECS[codec], path
+        self.sides = sides(form, codec)
+        self._container = _to_write(path, container)
+        options = self._codec.options | {"crf": str(self._codec.crf if crf is None else crf)}
+        stream: VideoStream = self._container.add_stream(self._codec.encoder, rate=form.rate, options=options)  # type: ignore[assignment]
+        stream.width, stream.height = self.sides
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = form.time_base
+        context = stream.codec_context
+        context.time_base = form.time_base
+        context.sample_aspect_ratio = form.aspect
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED
+        context.flags |= Flags.global_header
+        self._stream, self._time_base, self._convert = stream, form.time_base, VideoReformatter()
+        self._durations: dict[int, int] = {}
+
+    def add(self, frame: Frame) -> None:
+        """Encode one more; time stamps must rise."""
+        height, width = frame.pixels.shape[:2]
+        down, across = self.sides[1] - height, self.sides[0] - width
+        pixels = np.pad(frame.pixels, ((0, down), (0, across), (0, 0)), "edge") if down or across else frame.pixels
+        picture = VideoFrame.from_ndarray(pixels, "rgb24")
+        coded = self._convert.reformat(
+            picture, format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED, threads=1
+        )
+        coded.pts, coded.time_base = frame.pts, self._time_base
+        self._durations[frame.pts] = frame.duration
+        self._mux(self._stream.encode(coded))
+
+    def _mux(self, packets: Sequence[Packet[VideoStream]]) -> None:
+        for packet in packets:
+            # The encoder takes every frame for as long as the first.
+            packet.duration = self._durations.pop(packet.pts if packet.pts is not None else -1, 0)
+            with _writing(self._path):
+                self._container.mux_one(packet)
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _writing(self._path):
+            try:
+                if error is None:
+                    self._mux(self._stream.encode(None))
+            finally:
+                self._container.close()
+
+
+def sides(form: Format, codec: str) -> tuple[int, int]:
+    """Width and height of what is written, pixels."""
+    odd = CODECS[codec].even
+    return form.width + odd * (form.width % 2), form.height + odd * (form.height % 2)
+
+
+def check(target: Path, codec: str, crf: int | None, sound: Sequence[str]) -> None:
+    """Raise `InputError` for what would only fail at the end: a container, what it can hold, a quality."""
+    if target.suffix.lower() not in CONTAINERS:
+        raise InputError(
+            f"{target}: cannot write {target.suffix or 'a file without a suffix'}; use one of {', '.join(CONTAINERS)}"
+        )
+    if crf is not None and not 0 <= crf <= CODECS[codec].largest:
+        raise InputError(f"--crf is {crf}: for {codec} it is from 0, the best, to {CODECS[codec].largest}")
+    container = CONTAINERS[target.suffix.lower()]
+    with av.open(io.BytesIO(), "w", format=container) as output:
+        holds = output.supported_codecs
+    for name in (codec, *sound):
+        if name not in holds:
+            raise InputError(f"{target}: a {target.suffix} file cannot hold {name}; use .mkv, which holds everything")
+
+
+def join(parts: Sequence[Path], source: Footage, target: Path, *, end: int | None = None) -> None:
+    """The parts, made by `Encoder` and in their order, and the sound of `source` as it is, in one file.
+
+    With `end` the sound of all packets before that time stamp of the video. Both begin as far apart as they did; the
+    file appears whole or not at all.
+    """
+    with written_whole(target) as beside, av.open(str(source.path)) as given, av.open(str(parts[0])) as first:
+        container = CONTAINERS[target.suffix.lower()]
+        with _writing(target), _to_write(beside, container) as output:
+            output.metadata.update(given.metadata)
+            video = output.add_stream_from_template(first.streams.video[0])
+            if video.codec_context.name == "hevc" and container in ("mp4", "mov"):
+                video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
+            video.time_base = source.format.time_base
+            sound = {one.index: output.add_stream_from_template(one) for one in given.streams.audio}
+            shift = Fraction(max(0, given.start_time or 0), av.time_base)
+            until = None if end is None else end * source.format.time_base
+            flows = [_of_parts(parts, source.format, video)]
+            flows += [_of_sound(given, sound, until)] if sound else []
+            for packet in heapq.merge(*flows, key=lambda one: (one.dts or 0) * one.time_base):
+                ticks = round(shift / packet.time_base)
+                packet.pts = None if packet.pts is None else packet.pts - ticks
+                packet.dts = None if packet.dts is None else packet.dts - ticks
+                output.mux_one(packet)
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream] | None]:
+    """Those of a stream, then None; a file that is cut off ends where it is cut."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except av.FFmpegError:
+        pass
+    yield None
+
+
+def _of_parts(parts: Sequence[Path], form: Format, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    """The packets of all parts as of one encoder.
+
+    Each part's decoding times begin before its first frame, where the part before has not ended. So they are given
+    anew: every packet is decoded when the frame is shown that has come `depth` frames before it.
+    """
+    depth, begin = 0, 0
+    for position, part in enumerate(parts):
+        stamps = [pts for pts, _ in _stamped(part)]
+        order = {pts: rank for rank, pts in enumerate(sorted(stamps))}
+        depth = max(depth, *(number - order[pts] for number, pts in enumerate(stamps)))
+        begin = min(stamps) if position == 0 else begin
+    step = max(1, round(1 / (form.rate * form.time_base)))
+    decoded = deque(begin - (depth - number) * step for number in range(depth))
+    for part in parts:
+        packets = list(_stamped(part))
+        decoded.extend(sorted(pts for pts, _ in packets))
+        for _, packet in packets:
+            packet.dts = decoded.popleft()
+            packet.stream = stream
+            yield packet
+
+
+def _stamped(part: Path) -> Iterator[tuple[int, Packet[VideoStream]]]:
+    with av.open(str(part)) as container:
+        for packet in container.demux(container.streams.video[0]):
+            if packet.pts is not None:
+                yield packet.pts, packet
+
+
+def _of_sound(given: InputContainer, streams: dict[int, av.AudioStream], until: Fraction | None) -> Iterator[Packet]:  # type: ignore[type-arg]
+    try:
+        for packet in given.demux(*given.streams.audio):
+            if packet.dts is None or (until is not None and packet.dts * packet.time_base >= until):
+                continue
+            packet.stream = streams[packet.stream_index]
+            yield packet
+    except av.FFmpegError:
+        return  # cut off, as the pictures are
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _to_write(path: Path, container: str) -> OutputContainer:
+    options = {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
+    with _writing(path):
+        return av.open(str(path), "w", format=container, options=options)
+
+
+def _within(width: int, height: int, max_side: int | None) -> tuple[int, int]:
+    longer = max(width, height)
+    if max_side is None or longer <= max_side:
+        return width, height
+    return max(1, round(width * max_side / longer)), max(1, round(height * max_side / longer))

@@ -1,0 +1,261 @@
+"""`nst video` and `nst webcam`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nst_client.cli import DEFAULT_URL, PATIENCE, Authorities, Timeout, TokenFile, Url, token_of
+from nst_client.client import AsyncStyleClient, StyleClient
+from nst_client.jobs import finished
+from nst_client.schedule import Schedule
+from nst_core.console import one_line_errors, progress, say
+from nst_core.errors import InputError, NstError
+from nst_core.images import Pixels
+
+if TYPE_CHECKING:
+    from nst_client.video import Result
+    from nst_client.webcam import Tally
+
+_PAINTING, _FILES = "Painting", "Files"
+
+Strength = Annotated[
+    float,
+    typer.Option(help="How much of the painting; the rest is the video.", min=0.0, max=1.0, rich_help_panel=_PAINTING),
+]
+PreserveColor = Annotated[
+    bool, typer.Option("--preserve-color", help="Keep the video's colours.", rich_help_panel=_PAINTING)
+]
+MaxSide = Annotated[
+    int | None,
+    typer.Option(help="Shrink larger frames to this longer side, pixels.", min=16, rich_help_panel=_PAINTING),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="The figures as one line of JSON on stdout.")]
+
+
+class CodecName(StrEnum):
+    """How frames are stored."""
+
+    h264 = "h264"
+    hevc = "hevc"
+    vp9 = "vp9"
+    av1 = "av1"
+
+
+def video(
+    source: Annotated[Path, typer.Argument(help="A video in any format that FFmpeg reads.", metavar="VIDEO")],
+    style: Annotated[
+        str,
+        typer.Option(
+            "--style",
+            "-s",
+            help="A style that the server has, a mix (wave:0.7,scream:0.3), or styles over time, each fading in for a "
+            "second: '0:starry-night, 5s:great-wave'.",
+            rich_help_panel=_PAINTING,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A file: .mp4 .mov .mkv .webm.", rich_help_panel=_FILES)
+    ],
+    strength: Strength = 1.0,
+    preserve_color: PreserveColor = False,
+    max_side: MaxSide = None,
+    smooth: Annotated[
+        bool,
+        typer.Option(
+            "--smooth",
+            help="Flicker less: each frame takes over what moved from the one before.",
+            rich_help_panel=_PAINTING,
+        ),
+    ] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Only the first five seconds.")] = False,
+    codec: Annotated[CodecName, typer.Option(help="How frames are stored.", rich_help_panel=_FILES)] = CodecName.h264,
+    crf: Annotated[
+        int | None,
+        typer.Option(
+            help="Quality as the codec counts it, less is better; by default 18 of h264, 20 of hevc, 24 of vp9, 28 of "
+            "av1.",
+            min=0,
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Frames at a time at the server.", min=1)] = 3,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = 60.0,
+    token_file: TokenFile = None,
+    ca: Authorities = None,
+) -> None:
+    """Paint a video in a style: its sound, time stamps and frame rate are kept.
+
+    A run that was stopped, or crashed, goes on where it was: what is finished lies in a folder beside the output.
+    """
+    with one_line_errors("video"):
+        from nst_client.video import Plan, paint_video
+
+        plan = Plan(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
+        access: dict[str, Any] = {"timeout": timeout, "token": token_of(token_file), "ca": ca, "retries": PATIENCE}
+        with _frames() as on_frame:
+            result = paint_video(
+                source, output, plan, lambda: AsyncStyleClient(url, **access), at_once=jobs, on_frame=on_frame
+            )
+        _report(source, output, result, as_json)
+
+
+def webcam(
+    style: Annotated[
+        str | None,
+        typer.Option("--style", "-s", help="The first; by default the server's first.", rich_help_panel=_PAINTING),
+    ] = None,
+    strength: Strength = 1.0,
+    preserve_color: PreserveColor = False,
+    max_side: MaxSide = 512,
+    camera: Annotated[int, typer.Option(help="Its number.", min=0, rich_help_panel=_FILES)] = 0,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--input", "-i", help="A video, played in real time, in the camera's place.", rich_help_panel=_FILES
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Keep what is shown in this file (.mp4 .mov .mkv .webm).", rich_help_panel=_FILES),
+    ] = None,
+    no_window: Annotated[
+        bool, typer.Option("--no-window", help="Show nothing; ends with the input, or by Ctrl-C.")
+    ] = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = 10.0,
+    token_file: TokenFile = None,
+    ca: Authorities = None,
+) -> None:
+    """Paint what the camera sees, live.
+
+    Keys: 1 to 9, or the arrows, for the style; q or Esc to end. Frames that the server is too slow for are dropped,
+    so that what is shown is never old.
+    """
+    with one_line_errors("video"):
+        from nst_client import webcam as room
+
+        access: dict[str, Any] = {"timeout": timeout, "token": token_of(token_file), "ca": ca}
+        with StyleClient(url, **access) as client:
+            names = [one.name for one in client.styles()]
+        if not names or (style is not None and style not in names):
+            raise InputError(f"{url} has no style {style or ''!r}; it has: {', '.join(names) or 'none'}")
+        now = style or names[0]
+        shots = room.played(source, max_side) if source else room.camera(camera, max_side)
+
+        with ExitStack() as stack:
+            painter = stack.enter_context(StyleClient(url, **access))
+            window = None if no_window else stack.enter_context(closing(room.Window("nst webcam")))
+            recorder = stack.enter_context(room.Recorder(record)) if record else None
+
+            def paint(pixels: Pixels) -> Pixels:
+                painted = painter.stylize(pixels, now)
+                return finished(pixels, painted, strength, preserve_color)
+
+            def show(shot: room.Shot | None, tally: room.Tally) -> bool:
+                nonlocal now
+                if shot is not None and recorder:
+                    recorder.add(shot)
+                if window is None:
+                    return True
+                keys = window.keys()
+                for key in keys:
+                    now = room.chosen(names, now, key)
+                if shot is not None:
+                    latency = 1000 * tally.latencies[-1]
+                    window.show(shot.pixels, f"{now}   {tally.rate:.1f} frames/s   {latency:.0f} ms")
+                return not {"q", "escape"} & set(keys)
+
+            tally = room.live(shots, paint, show)
+        _report_live(tally, record, as_json)
+
+
+@contextmanager
+def _frames() -> Iterator[Callable[[int, int], None]]:
+    """Progress with frames a second, once the video is known to be one; says where a run is that is stopped."""
+    update: Callable[[int, str], None] | None = None
+    begun = at = whole = 0
+    started = time.monotonic()
+    with ExitStack() as stack:
+
+        def on_frame(done: int, total: int) -> None:
+            nonlocal update, begun, at, whole, started
+            at, whole = done, total
+            if update is None:
+                if done:
+                    say(f"goes on behind frame {done} of {total}")
+                update = stack.enter_context(progress("frames", total))
+                begun, started = done, time.monotonic()
+            update(done, f"{(done - begun) / max(time.monotonic() - started, 1e-3):.1f} frames/s")
+
+        try:
+            yield on_frame
+        except (NstError, KeyboardInterrupt):
+            stack.close()
+            if at:
+                say(f"{at} of {whole} frames are painted; the same command goes on from the last part that is whole")
+            raise
+
+
+def _report(source: Path, output: Path, result: Result, as_json: bool) -> None:
+    width, height = result.sides
+    rate = result.painted / result.seconds
+    if as_json:
+        before, after = result.warping_error or (None, None)
+        figures = {
+            "input": str(source),
+            "output": str(output),
+            "width": width,
+            "height": height,
+            "padded": result.padded,
+            "frames": result.frames,
+            "repeated": result.repeated,
+            "painted": result.painted,
+            "seconds": round(result.seconds, 2),
+            "frames_per_second": round(rate, 2),
+            "warping_error_before": before,
+            "warping_error_after": after,
+        }
+        print(json.dumps(figures), flush=True)
+        return
+    padded = ", its last column or row repeated for even sides" if result.padded else ""
+    say(f"{source} -> {output}  {width}x{height}{padded}  {result.frames} frames  {rate:.1f} frames/s")
+    if result.repeated:
+        say(f"{result.repeated} frames are broken: each is the one before it once more")
+    if result.warping_error:
+        before, after = result.warping_error
+        say(f"warping error {before:.1f} of 255 before smoothing, {after:.1f} after")
+
+
+def _report_live(tally: Tally, record: Path | None, as_json: bool) -> None:
+    figures = {
+        "taken": tally.taken,
+        "shown": tally.shown,
+        "frames_per_second": round(tally.mean_rate, 2),
+        "latency_ms": round(1000 * tally.latency(), 1),
+        "latency_ms_p95": round(1000 * tally.latency(95), 1),
+        "recorded": str(record) if record else None,
+    }
+    if as_json:
+        print(json.dumps(figures), flush=True)
+        return
+    say(
+        f"shown {tally.shown} of {tally.taken} frames  {tally.mean_rate:.1f} frames/s  latency "
+        f"{figures['latency_ms']} ms, 95 % below {figures['latency_ms_p95']} ms" + (f"  -> {record}" if record else "")
+    )
+
+
+video_app = typer.Typer(add_completion=False)
+video_app.command()(video)
+webcam_app = typer.Typer(add_completion=False)
+webcam_app.command()(webcam)

@@ -1,0 +1,311 @@
+"""A camera's frames, painted and shown while they are fresh.
+
+Three threads: one takes frames, one has one painted at a time, the caller's shows them. Between them lies one frame
+only, the newest, so a slow server makes fewer frames and not later ones: a frame waits for the one before it at
+most, and is shown before two are painted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import cv2
+import numpy as np
+
+from nst_client import footage
+from nst_client.footage import Encoder, Footage, Format, Frame
+from nst_client.jobs import GRACE
+from nst_core.errors import InputError
+from nst_core.files import written_whole
+from nst_core.images import Picture, Pixels, resized
+
+T = TypeVar("T")
+
+TICK = Fraction(1, 90_000)
+"""Seconds; what the times of a recording are whole numbers of."""
+
+GLANCE = 0.02
+"""Seconds after which a window that waits for a frame looks for pressed keys."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """A frame `uint8 [H, W, 3]`, its number from 0 on, and the moment it was taken, in seconds of `time.monotonic`."""
+
+    pixels: Pixels
+    number: int
+    taken: float
+
+
+class Newest(Generic[T]):
+    """Room for one item, between a thread that puts and one that takes. What is not taken in time is replaced."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._item: T | None = None
+        self._closed = False
+        self._error: Exception | None = None
+        self.replaced = 0
+
+    def put(self, item: T) -> bool:
+        """False once it is closed."""
+        with self._changed:
+            if self._closed:
+                return False
+            self.replaced += self._item is not None
+            self._item = item
+            self._changed.notify_all()
+            return True
+
+    def take(self, seconds: float | None = None) -> T | None:
+        """Wait for an item; None after so many seconds. Raises `EOFError` when closed and empty, or its error."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._item is not None or self._closed, seconds)
+            item, self._item = self._item, None
+            if item is None and self._closed:
+                raise self._error or EOFError
+            return item
+
+    def close(self, error: Exception | None = None) -> None:
+        """Nothing comes any more; the last item may still be taken."""
+        with self._changed:
+            self._error = self._error or error
+            self._closed = True
+            self._changed.notify_all()
+
+
+@dataclass
+class Tally:
+    """What was shown and what not, and how long each took from its moment to the eye (seconds)."""
+
+    taken: int = 0
+    latencies: list[float] = field(default_factory=list)
+    _moments: deque[float] = field(default_factory=deque)
+    _first: float = 0.0
+    _last: float = 0.0
+
+    def add(self, shot: Shot) -> None:
+        """One more that is shown now."""
+        now = time.monotonic()
+        self._first, self._last = self._first or now, now
+        self.latencies.append(now - shot.taken)
+        self._moments.append(now)
+        while len(self._moments) > 2 and now - self._moments[0] > 2.0:
+            self._moments.popleft()
+
+    @property
+    def shown(self) -> int:
+        """Frames."""
+        return len(self.latencies)
+
+    @property
+    def rate(self) -> float:
+        """Frames a second, of the last two seconds."""
+        first, last = (self._moments[0], self._moments[-1]) if self._moments else (0.0, 0.0)
+        return (len(self._moments) - 1) / (last - first) if last > first else 0.0
+
+    @property
+    def mean_rate(self) -> float:
+        """Frames a second, of all the time."""
+        return (self.shown - 1) / (self._last - self._first) if self._last > self._first else 0.0
+
+    def latency(self, percentile: float = 50.0) -> float:
+        """Seconds; 0 if nothing was shown."""
+        return float(np.percentile(self.latencies, percentile)) if self.latencies else 0.0
+
+
+def live(
+    shots: Iterable[Shot],
+    paint: Callable[[Pixels], Pixels],
+    show: Callable[[Shot | None, Tally], bool],
+) -> Tally:
+    """Show each shot that can be painted in time, until they end, `show` says False, or Ctrl-C.
+
+    `paint` runs in a thread of its own, one shot at a time. `show` runs in the caller's, with a painted shot, or with
+    None when none came for a moment. Raises what `shots` and `paint` raise.
+    """
+    tally, fresh, painted = Tally(), Newest[Shot](), Newest[Shot]()
+
+    def take() -> None:
+        for shot in shots:
+            tally.taken += 1
+            if not fresh.put(shot):
+                return
+
+    def work() -> None:
+        while shot := fresh.take():
+            painted.put(replace(shot, pixels=paint(shot.pixels)))
+
+    threads = [_thread(take, fresh), _thread(work, painted)]
+    try:
+        while True:
+            shot = painted.take(GLANCE)
+            if shot is not None:
+                tally.add(shot)
+            if not show(shot, tally):
+                return tally
+    except (EOFError, KeyboardInterrupt):
+        return tally
+    finally:
+        fresh.close()
+        deadline = time.monotonic() + GRACE
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def camera(number: int, max_side: int | None) -> Iterator[Shot]:
+    """Frames of the computer's camera, until it ends. Raises `InputError` if there is none of this number."""
+    device = cv2.VideoCapture(number)
+    try:
+        good, picture = device.read()
+        if not good:
+            raise InputError(
+                f"no camera {number} that gives pictures; choose another with --camera, or a file: --input"
+            )
+        count = 0
+        while good:
+            taken = time.monotonic()
+            yield Shot(_shrunk(np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8), max_side), count, taken)
+            count += 1
+            good, picture = device.read()
+    finally:
+        device.release()
+
+
+def played(path: Path, max_side: int | None) -> Iterator[Shot]:
+    """The frames of a file, each when its time has come; that moment is when it was taken."""
+    given = Footage(path, max_side=max_side)
+    begun = time.monotonic()
+    with closing(given.frames()) as frames:
+        for number, frame in enumerate(frames):
+            due = begun + float((frame.pts - given.start) * given.format.time_base)
+            time.sleep(max(0.0, due - time.monotonic()))
+            yield Shot(frame.pixels, number, due)
+
+
+class Recorder:
+    """Keeps shots in a video file, each at the time it was taken; the file is there, whole, at the block's end."""
+
+    def __init__(self, path: Path) -> None:
+        footage.check(path, "h264", None, ())
+        self._path, self._open = path, ExitStack()
+        self._encoder: Encoder | None = None
+        self._begun = 0.0
+
+    def add(self, shot: Shot) -> None:
+        """The next one, of the same size as the others."""
+        if self._encoder is None:
+            height, width = shot.pixels.shape[:2]
+            form = Format(width, height, TICK, Fraction(30))
+            container = footage.CONTAINERS[self._path.suffix.lower()]
+            beside = self._open.enter_context(written_whole(self._path))
+            self._encoder = self._open.enter_context(Encoder(beside, form, "h264", container=container))
+            self._begun = shot.taken
+        self._encoder.add(Frame(shot.pixels, round((shot.taken - self._begun) / TICK)))
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+
+def _thread(work: Callable[[], None], closes: Newest[Shot]) -> threading.Thread:
+    """A daemon, so that one that waits for a server keeps no process; its end or error goes to who takes from it."""
+
+    def run() -> None:
+        try:
+            work()
+        except EOFError:
+            closes.close()
+        except Exception as error:
+            closes.close(error)
+        else:
+            closes.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def _shrunk(pixels: Pixels, max_side: int | None) -> Pixels:
+    height, width = pixels.shape[:2]
+    longer = max(height, width)
+    if max_side is None or longer <= max_side:
+        return pixels
+    return resized(Picture(pixels), max(1, width * max_side // longer), max(1, height * max_side // longer)).pixels
+
+
+class Window:
+    """A window that shows pictures and hears keys. Raises `InputError` where there is no screen.
+
+    SDL's through pygame-ce, not OpenCV's: that of opencv-python and PyAV each bring a copy of the same X libraries,
+    and OpenCV without windows runs on servers too.
+    """
+
+    def __init__(self, title: str) -> None:
+        import pygame
+
+        self._pygame = pygame
+        try:
+            pygame.display.init()
+            pygame.display.set_caption(title)
+        except pygame.error as error:
+            raise InputError(
+                f"no window can be opened here ({error}); --no-window --record film.mp4 goes without"
+            ) from error
+        pygame.font.init()
+        self._font = pygame.font.Font(None, 24)
+        self._screen: pygame.Surface | None = None
+
+    def show(self, pixels: Pixels, text: str) -> None:
+        """A picture `uint8 [H, W, 3]`, as large as the window lets it be, with a line of text."""
+        pygame = self._pygame
+        height, width = pixels.shape[:2]
+        if self._screen is None:
+            self._screen = pygame.display.set_mode((width, height), pygame.RESIZABLE)
+        screen = pygame.display.get_surface() or self._screen
+        scale = min(screen.get_width() / width, screen.get_height() / height)
+        sides = max(1, round(width * scale)), max(1, round(height * scale))
+        picture = pygame.image.frombuffer(np.ascontiguousarray(pixels).tobytes(), (width, height), "RGB")
+        if sides != (width, height):
+            picture = pygame.transform.smoothscale(picture, sides)
+        screen.fill("black")
+        screen.blit(picture, ((screen.get_width() - sides[0]) // 2, (screen.get_height() - sides[1]) // 2))
+        line = self._font.render(text, True, "white", "black")
+        screen.blit(line, (0, screen.get_height() - line.get_height()))
+        pygame.display.flip()
+
+    def keys(self) -> list[str]:
+        """Names of the keys that were pressed since, such as `2`, `right`, `escape`; `escape` for a closed window."""
+        pygame = self._pygame
+        names = []
+        for event in pygame.event.get():
+            if event.type == pygame.QUIT:
+                names.append("escape")
+            elif event.type == pygame.KEYDOWN:
+                names.append(pygame.key.name(event.key).strip("[]"))
+        return names
+
+    def close(self) -> None:
+        """It goes."""
+        self._pygame.display.quit()
+
+
+def chosen(styles: list[str], now: str, key: str) -> str:
+    """The style after a key is pressed: its number, the right arrow or space for the next, the left one back."""
+    if key.isdigit() and 1 <= int(key) <= len(styles):
+        return styles[int(key) - 1]
+    step = {"right": 1, "space": 1, "left": -1}.get(key, 0)
+    return styles[(styles.index(now) + step) % len(styles)]
