@@ -19,6 +19,7 @@ from nst_core.images import find_pictures, sample_photographs
 
 if TYPE_CHECKING:
     from nst_bench.engines import Served
+    from nst_trainer.checkpoint import Checkpoint as Style
 
 suites = typer.Typer()
 
@@ -30,8 +31,11 @@ Width = Annotated[
         help="Serve Johnson's network of this width instead, exported with random weights, which take as long.", min=0.1
     ),
 ]
+Checkpoint = Annotated[Path, typer.Option(help="The style that is measured; its model bears the file's name.")]
+Full = Annotated[bool, typer.Option("--full", help="Larger pictures and more of them.")]
 Triton = Annotated[Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes.")]
 REPOSITORY, MODEL, TRITON = Path("model_repository"), "starry-night", Path(".triton")
+CHECKPOINT = Path("models/starry-night.pth")
 
 
 @suites.command()
@@ -80,7 +84,7 @@ def quality(
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench import report
+        from nst_bench import plots
         from nst_bench.suites import quality as suite
         from nst_trainer.checkpoint import load
         from nst_trainer.memory import reuse_freed_memory
@@ -94,7 +98,7 @@ def quality(
             tick=say,
         )
         with written_whole(output.with_suffix(".png")) as beside:
-            report.plot_quality(document, beside)
+            beside.write_bytes(plots.plots(document)[0].png)
         _finish(document, output)
 
 
@@ -163,6 +167,29 @@ def serving(
 
 
 @suites.command()
+def latency(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/latency.json"
+    ),
+    checkpoint: Checkpoint = CHECKPOINT,
+    repository: Repository = REPOSITORY,
+    width: Width = None,
+    full: Full = False,
+    environment: Triton = TRITON,
+) -> None:
+    """Measure one picture by size and engine: PyTorch, ONNX Runtime, and served by every protocol.
+
+    Takes two minutes, --full ten. The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.suites import latency as suite
+
+        with _exported(checkpoint, repository, width, environment) as (style, server):
+            document = suite.measure(style, server, effort=suite.FULL if full else suite.SHORT, tick=say)
+        _finish(document, output)
+
+
+@suites.command()
 def soak(
     output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
         "results/soak.json"
@@ -223,16 +250,35 @@ def _served(model: str, repository: Path, width: float | None, environment: Path
     with tempfile.TemporaryDirectory() as scratch:
         if width is not None:
             repository = Path(scratch) / "model_repository"
-            model = engines.export_untrained(width, repository, say=say)
+            model = engines.publish(engines.untrained(width), repository, say=say)
         with engines.served(triton.find(environment, say), repository, model) as server:
             yield server
 
 
+@contextmanager
+def _exported(
+    checkpoint: Path, repository: Path, width: float | None, environment: Path
+) -> Iterator[tuple[Style, Served]]:
+    """A checkpoint, and a Triton with what the repository has of it; or both of an untrained network of `width`."""
+    from nst_bench import engines
+    from nst_server import triton
+    from nst_trainer.checkpoint import load
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if width is None:
+            style, model = load(checkpoint), checkpoint.stem
+            engines.check_source(repository, model, checkpoint)
+        else:
+            style, repository = engines.untrained(width), Path(scratch) / "model_repository"
+            model = engines.publish(style, repository, say=say)
+        with engines.served(triton.find(environment, say), repository, model) as server:
+            yield style, server
+
+
 def _finish(document: dict[str, Any], output: Path) -> None:
     """The tables on the screen, the document in its file and on stdout."""
-    from nst_bench import report
+    from nst_bench import report, results
 
-    with written_whole(output) as beside:
-        beside.write_text(json.dumps(document, indent=1) + "\n")
+    results.write(document, output)
     console.print(Markdown(report.markdown(document)))
     typer.echo(json.dumps(document))

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+REST = 0.01
+"""Seconds before a single request: the threads of the engine before it spin no longer on the cores that all share."""
+
 UNSTABLE = 0.10
 """A figure is unstable when the medians of its first and last half differ by more than this share."""
 
@@ -56,6 +59,23 @@ def timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+def timed_on_gpu(work: Callable[[], object]) -> float:
+    """Seconds that the current CUDA device takes for what `work` gives it, by the device's own events.
+
+    A call returns before the device is done, so that a clock of the host would time the call. For work whose result
+    comes back into main memory `timed` is right: that copy waits.
+    """
+    import torch
+
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000.0
 
 
 def interleaved(

@@ -22,7 +22,7 @@ import numpy as np
 from nst_bench.callers import Call, Callers, started
 from nst_bench.engines import Bare, Served, photograph
 from nst_bench.machine import header
-from nst_bench.measure import UNSTABLE, interleaved, summarize, timed
+from nst_bench.measure import REST, UNSTABLE, interleaved, summarize, timed
 from nst_client import ServiceError, Statistics, StyleClient
 from nst_core.images import Pixels
 
@@ -32,9 +32,6 @@ CALLERS = (1, 2, 4, 8)
 
 BARE = "bare session"
 WAYS = ("gRPC", "HTTP", "shared memory")
-
-REST = 0.01
-"""Seconds before each single request; the threads of the engine before it spin no longer."""
 
 PERCENTILE = 95
 """Of the latency that the limit is for."""
