@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import heapq
 import io
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -32,11 +32,23 @@ from nst_core.images import Pixels
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 """FFmpeg's name of what is written, by the file's suffix."""
 
-BT709, UNSPECIFIED, LIMITED = 1, 2, 1
-"""Numbers of ITU-T H.273 for the colours of a video, and FFmpeg's for the range of its levels."""
+_MUXING = {
+    "mp4": {"movflags": "+faststart"},
+    "mov": {"movflags": "+faststart"},
+    "nut": {"avoid_negative_ts": "disabled"},  # times stay as they are
+}
+
+BT709, UNSPECIFIED, BT601 = 1, 2, 6
+"""Numbers of ITU-T H.273 for the colours of a video: primaries, transfer and matrix."""
+
+_SWSCALE = {BT601: 5}
+"""What swscale calls the matrices that it numbers otherwise."""
+
+LIMITED = 1
+"""FFmpeg's number for levels from 16 to 235."""
 
 HD = 720
-"""Rows from which a video that does not say its colours has those of BT.709, as players take it."""
+"""Rows from which a video that does not say its colours has those of BT.709, as players take it; else BT.601."""
 
 
 @dataclass(frozen=True)
@@ -57,36 +69,39 @@ CODECS = {
     "h264": Codec("libx264", 18, 51, {"preset": "veryfast"}),
     "hevc": Codec("libx265", 20, 51, {"preset": "veryfast", "x265-params": "log-level=error"}),
     "vp9": Codec("libvpx-vp9", 24, 63, {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}, even=False),
-    "av1": Codec("libsvtav1", 28, 63, {"preset": "9"}),
 }
 """By the name that the user gives. All store 8 bits and 4:2:0, which every player shows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a video, shown from `pts` on for `duration` ticks (0: not known)."""
+    """One picture of a video, shown from `pts` on (ticks)."""
 
     pixels: Pixels
     pts: int
-    duration: int = 0
 
 
 @dataclass(frozen=True)
 class Format:
-    """What frames of a video have in common: sides (pixels), ticks in seconds, frames a second, a pixel's shape."""
+    """What frames of a video have in common: sides (pixels), ticks in seconds, frames a second, a pixel's shape.
+
+    `colors` are those of BT.709 or BT.601, as they are stored.
+    """
 
     width: int
     height: int
     time_base: Fraction
     rate: Fraction
     aspect: Fraction = Fraction(1)
+    colors: int = BT709
 
 
 class Footage:
     """The first video stream of a file. Raises `PictureError` if the file has none that can be decoded.
 
     `max_side` shrinks larger frames to that many pixels on their longer side. `repeated` counts the frames that
-    could not be decoded, as far as `frames` has come: each is the frame before once more, at its own time.
+    could not be decoded, as far as `frames` has come: each is the frame before once more, at its own time. `end` is
+    when the last of them ends (ticks).
     """
 
     def __init__(self, path: Path, *, max_side: int | None = None) -> None:
@@ -98,6 +113,7 @@ class Footage:
             if first is None:
                 raise PictureError(f"{path}: no frame of it can be decoded")
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+            self._step = _step(rate, stream.time_base)
             self.total = self._count(container, stream, rate)
             self.sound = [one.codec_context.name for one in container.streams.audio]
             time_base, aspect = stream.time_base or Fraction(1, 90_000), stream.sample_aspect_ratio or Fraction(1)
@@ -106,8 +122,13 @@ class Footage:
         self._coded = width, height
         if self._turns % 2:
             width, height, aspect = height, width, 1 / aspect
-        self.format = Format(width, height, time_base, rate, aspect)
-        self.start = self._stamp(first) or 0
+        self._matrix = first.colorspace
+        if self._matrix == UNSPECIFIED:
+            self._matrix = BT709 if first.height >= HD else BT601
+        # What is neither is converted to the colours of HD.
+        colors = BT601 if self._matrix in (5, BT601) else BT709
+        self.format = Format(width, height, time_base, rate, aspect, colors)
+        self.start = self.end = self._stamp(first) or 0
 
     def frames(self, skip: int = 0, seconds: float | None = None) -> Generator[Frame, None, None]:
         """The frames from number `skip` on, in the order they are shown; with `seconds` only those of the beginning.
@@ -116,14 +137,15 @@ class Footage:
         """
         self.repeated = 0
         convert = VideoReformatter()
-        end = None if seconds is None else self.start + seconds / self.format.time_base
+        until = None if seconds is None else self.start + seconds / self.format.time_base
         with self._opened() as (container, stream):
             for number, (frame, pts, repeated) in enumerate(self._decoded(container, stream)):
-                if end is not None and pts >= end:
+                if until is not None and pts >= until:
                     return
                 self.repeated += repeated
+                self.end = pts + (frame.duration or self._step)
                 if number >= skip:
-                    yield Frame(self._upright(frame, convert), pts, frame.duration or 0)
+                    yield Frame(self._upright(frame, convert), pts)
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
@@ -166,9 +188,8 @@ class Footage:
                     complained = True
                     continue
                 pts = self._stamp(frame)
-                step = round(1 / ((stream.average_rate or 25) * (stream.time_base or Fraction(1, 90_000))))
                 if pts is None:
-                    pts = 0 if latest is None else latest + max(1, step)
+                    pts = 0 if latest is None else latest + self._step
                 for one in missing(pts):
                     latest = one[1]
                     yield one
@@ -196,14 +217,13 @@ class Footage:
     def _upright(self, frame: VideoFrame, convert: VideoReformatter) -> Pixels:
         """In sRGB, by the colours that the frame says it has."""
         width, height = self._coded
-        colors = BT709 if frame.colorspace == UNSPECIFIED and frame.height >= HD else None
         scaled = (width, height) != (frame.width, frame.height)
         picture = convert.reformat(
             frame,
             width,
             height,
             "rgb24",
-            src_colorspace=colors,
+            src_colorspace=_SWSCALE.get(self._matrix, self._matrix),
             interpolation="LANCZOS" if scaled else "BILINEAR",
             threads=1,
         )
@@ -230,11 +250,10 @@ class Encoder:
         context = stream.codec_context
         context.time_base = form.time_base
         context.sample_aspect_ratio = form.aspect
-        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.colorspace = context.color_primaries = context.color_trc = form.colors
         context.color_range = LIMITED
         context.flags |= Flags.global_header
-        self._stream, self._time_base, self._convert = stream, form.time_base, VideoReformatter()
-        self._durations: dict[int, int] = {}
+        self._stream, self._form, self._convert = stream, form, VideoReformatter()
 
     def add(self, frame: Frame) -> None:
         """Encode one more; time stamps must rise."""
@@ -243,18 +262,18 @@ class Encoder:
         pixels = np.pad(frame.pixels, ((0, down), (0, across), (0, 0)), "edge") if down or across else frame.pixels
         picture = VideoFrame.from_ndarray(pixels, "rgb24")
         coded = self._convert.reformat(
-            picture, format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED, threads=1
+            picture,
+            format="yuv420p",
+            dst_colorspace=_SWSCALE.get(self._form.colors, self._form.colors),
+            dst_color_range=LIMITED,
+            threads=1,
         )
-        coded.pts, coded.time_base = frame.pts, self._time_base
-        self._durations[frame.pts] = frame.duration
+        coded.pts, coded.time_base = frame.pts, self._form.time_base
         self._mux(self._stream.encode(coded))
 
     def _mux(self, packets: Sequence[Packet[VideoStream]]) -> None:
-        for packet in packets:
-            # The encoder takes every frame for as long as the first.
-            packet.duration = self._durations.pop(packet.pts if packet.pts is not None else -1, 0)
-            with _writing(self._path):
-                self._container.mux_one(packet)
+        with _writing(self._path):
+            self._container.mux(packets)
 
     def __enter__(self) -> Encoder:
         return self
@@ -292,24 +311,24 @@ def check(target: Path, codec: str, crf: int | None, sound: Sequence[str]) -> No
             raise InputError(f"{target}: a {target.suffix} file cannot hold {name}; use .mkv, which holds everything")
 
 
-def join(parts: Sequence[Path], source: Footage, target: Path, *, end: int | None = None) -> None:
+def join(parts: Sequence[Path], source: Footage, target: Path, *, cut: bool = False) -> None:
     """The parts, made by `Encoder` and in their order, and the sound of `source` as it is, in one file.
 
-    With `end` the sound of all packets before that time stamp of the video. Both begin as far apart as they did; the
-    file appears whole or not at all.
+    `source.frames` must have come to the end; `cut` ends the sound where it ends. Pictures and sound begin as far
+    apart as they did. The file appears whole or not at all.
     """
     with written_whole(target) as beside, av.open(str(source.path)) as given, av.open(str(parts[0])) as first:
         container = CONTAINERS[target.suffix.lower()]
         with _writing(target), _to_write(beside, container) as output:
             output.metadata.update(given.metadata)
-            video = output.add_stream_from_template(first.streams.video[0])
+            video = output.add_stream_from_template(first.streams.video[0], opaque=True)
             if video.codec_context.name == "hevc" and container in ("mp4", "mov"):
                 video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
             video.time_base = source.format.time_base
             sound = {one.index: output.add_stream_from_template(one) for one in given.streams.audio}
             shift = Fraction(max(0, given.start_time or 0), av.time_base)
-            until = None if end is None else end * source.format.time_base
-            flows = [_of_parts(parts, source.format, video)]
+            until = source.end * source.format.time_base if cut else None
+            flows = [_of_parts(parts, source, video)]
             flows += [_of_sound(given, sound, until)] if sound else []
             for packet in heapq.merge(*flows, key=lambda one: (one.dts or 0) * one.time_base):
                 ticks = round(shift / packet.time_base)
@@ -329,33 +348,36 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
     yield None
 
 
-def _of_parts(parts: Sequence[Path], form: Format, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+def _of_parts(parts: Sequence[Path], source: Footage, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
     """The packets of all parts as of one encoder.
 
     Each part's decoding times begin before its first frame, where the part before has not ended. So they are given
-    anew: every packet is decoded when the frame is shown that has come `depth` frames before it.
+    anew: every packet is decoded when the frame is shown that has come `depth` frames before it. And every frame lasts
+    until the next.
     """
-    depth, begin = 0, 0
-    for position, part in enumerate(parts):
-        stamps = [pts for pts, _ in _stamped(part)]
+    form, depth = source.format, 0
+    shown: list[int] = []
+    for part in parts:
+        stamps = [pts for pts, _ in _stamped(part, form)]
         order = {pts: rank for rank, pts in enumerate(sorted(stamps))}
         depth = max(depth, *(number - order[pts] for number, pts in enumerate(stamps)))
-        begin = min(stamps) if position == 0 else begin
-    step = max(1, round(1 / (form.rate * form.time_base)))
-    decoded = deque(begin - (depth - number) * step for number in range(depth))
+        shown += sorted(stamps)
+    step = _step(form.rate, form.time_base)
+    decoded = chain((shown[0] - (depth - number) * step for number in range(depth)), shown)
+    lasting = {pts: later - pts for pts, later in pairwise([*shown, max(source.end, shown[-1] + 1)])}
     for part in parts:
-        packets = list(_stamped(part))
-        decoded.extend(sorted(pts for pts, _ in packets))
-        for _, packet in packets:
-            packet.dts = decoded.popleft()
-            packet.stream = stream
+        for pts, packet in _stamped(part, form):
+            packet.dts, packet.duration, packet.stream = next(decoded), lasting[pts], stream
             yield packet
 
 
-def _stamped(part: Path) -> Iterator[tuple[int, Packet[VideoStream]]]:
+def _stamped(part: Path, form: Format) -> Iterator[tuple[int, Packet[VideoStream]]]:
+    """The packets of a part with their time stamps, in the ticks of the video again: the part's own are finer."""
     with av.open(str(part)) as container:
         for packet in container.demux(container.streams.video[0]):
             if packet.pts is not None:
+                ticks = packet.time_base / form.time_base
+                packet.pts, packet.time_base = round(packet.pts * ticks), form.time_base
                 yield packet.pts, packet
 
 
@@ -379,9 +401,14 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _to_write(path: Path, container: str) -> OutputContainer:
-    options = {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
+    options = _MUXING.get(container, {})
     with _writing(path):
         return av.open(str(path), "w", format=container, options=options)
+
+
+def _step(rate: Fraction, time_base: Fraction | None) -> int:
+    """Ticks of a frame, at least 1."""
+    return max(1, round(1 / (rate * (time_base or Fraction(1, 90_000)))))
 
 
 def _within(width: int, height: int, max_side: int | None) -> tuple[int, int]:

@@ -115,7 +115,8 @@ class _Run:
                 done, started = parts.frames, time.perf_counter()
                 await self._paint_parts(painter, parts)
         seconds = time.perf_counter() - started
-        await asyncio.to_thread(self._join, parts)
+        await asyncio.to_thread(footage.join, parts.files, self.given, self.target, cut=self.plan.preview)
+        parts.remove()
         error = parts.smoother.warping_error if self.plan.smooth else None
         form = self.given.format
         sides = footage.sides(form, self.plan.codec)
@@ -141,13 +142,6 @@ class _Run:
                 done += 1
                 self.on_frame(done, max(self.total, done))
         await asyncio.to_thread(parts.finish)
-
-    def _join(self, parts: Parts) -> None:
-        end = None
-        if self.seconds is not None:
-            end = self.given.start + int(self.seconds / self.given.format.time_base)
-        footage.join(parts.files, self.given, self.target, end=end)
-        parts.remove()
 
 
 class Painter:

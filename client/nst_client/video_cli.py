@@ -46,7 +46,6 @@ class CodecName(StrEnum):
     h264 = "h264"
     hevc = "hevc"
     vp9 = "vp9"
-    av1 = "av1"
 
 
 def video(
@@ -80,8 +79,7 @@ def video(
     crf: Annotated[
         int | None,
         typer.Option(
-            help="Quality as the codec counts it, less is better; by default 18 of h264, 20 of hevc, 24 of vp9, 28 of "
-            "av1.",
+            help="Quality as the codec counts it, less is better; by default 18 of h264, 20 of hevc, 24 of vp9.",
             min=0,
             rich_help_panel=_FILES,
         ),

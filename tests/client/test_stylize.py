@@ -16,8 +16,9 @@ from typer.testing import CliRunner, Result
 
 import nst_client
 from nst_client import MockTransport, Rejected, Request, StyleClient, TimedOut, Unreachable
-from nst_client.cli import _mix, _token, stylize_app
+from nst_client.cli import stylize_app, token_of
 from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted
+from nst_client.styles import mix_of
 from nst_core.errors import InputError, PictureError
 from nst_core.images import Pixels, open_picture, process_of_file
 
@@ -59,10 +60,10 @@ def tree(folder: Path) -> list[str]:
 
 
 def test_a_mix_on_the_command_line() -> None:
-    assert _mix("wave") == {"wave": 1.0}
-    assert _mix("wave:0.7, gallery/scream:0.3") == {"wave": 0.7, "gallery/scream": 0.3}
+    assert mix_of("wave") == {"wave": 1.0}
+    assert mix_of("wave:0.7, gallery/scream:0.3") == {"wave": 0.7, "gallery/scream": 0.3}
     with pytest.raises(InputError, match="'wave:much' is no style with a weight"):
-        _mix("wave:much")
+        mix_of("wave:much")
 
 
 def test_where_pictures_go(tmp_path: Path) -> None:
@@ -447,17 +448,17 @@ def test_progress_by_tile(server: MockTransport, tmp_path: Path) -> None:
 def test_the_token_is_of_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "token"
     monkeypatch.delenv("NST_TOKEN", raising=False)
-    assert _token(None) is None
+    assert token_of(None) is None
     monkeypatch.setenv("NST_TOKEN", "of the environment")
-    assert _token(None) == "of the environment"
+    assert token_of(None) == "of the environment"
     file.write_text("of the file\n")
-    assert _token(file) == "of the file"
+    assert token_of(file) == "of the file"
     for content, words in ((b" \n", "is empty"), (b"\xff\xfe", "cannot read the token")):
         file.write_bytes(content)
         with pytest.raises(InputError, match=words):
-            _token(file)
+            token_of(file)
     with pytest.raises(InputError, match="No such file"):
-        _token(tmp_path / "none")
+        token_of(tmp_path / "none")
 
 
 def test_the_way_to_the_server_is_passed_on(

@@ -1,0 +1,465 @@
+"""`nst video` with a server that is a function; what it writes is read by OpenCV, which brings an FFmpeg of its own."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nst_client import AsyncStyleClient, MockTransport, Rejected, Request, UnknownStyle
+from nst_client import video as room
+from nst_client.flow import Smoother, motion
+from nst_client.footage import Footage
+from nst_client.schedule import Schedule
+from nst_client.transports import INPUT, STYLE_WEIGHTS, Array
+from nst_client.video import Plan, Result, paint_video
+from nst_client.video_cli import video_app
+from nst_core.errors import InputError, PictureError
+from nst_core.images import Pixels
+
+from .clips import apart, broken, clip, panned, seen, sound
+
+WIDTH, HEIGHT = 96, 64
+CLOSE = 5.0
+"""Mean levels that two encodings may cost."""
+
+MODELS = {
+    "negative": {},
+    "same": {},
+    "black": {},
+    "gallery": {"styles": "wave,scream"},
+}
+
+
+def paint(request: Request) -> Array:
+    pixels = request.inputs[INPUT]
+    match request.model:
+        case "negative":
+            return 255 - pixels
+        case "black":
+            return np.zeros_like(pixels)
+        case "gallery":
+            weights = request.inputs[STYLE_WEIGHTS][0]
+            return np.full_like(pixels, round(255 * weights[1] / weights.sum()))
+    return pixels
+
+
+def painted(
+    source: Path, target: Path, style: str = "negative", handler: Callable[[Request], Array] = paint, **options: Any
+) -> Result:
+    transport = options.pop("transport", None) or MockTransport(handler, MODELS)
+    on_frame = options.pop("on_frame", lambda done, total: None)
+    plan = Plan(Schedule.of(style), **options)
+    return paint_video(
+        source, target, plan, lambda: AsyncStyleClient(transport=transport, retries=0), on_frame=on_frame
+    )
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four seconds with sound, more than two parts."""
+    return clip(tmp_path_factory.mktemp("film") / "film.mp4", panned(100, WIDTH, HEIGHT), sound=True)
+
+
+def test_frames_time_stamps_rate_and_sound_are_kept(film: Path, tmp_path: Path) -> None:
+    progress: list[tuple[int, int]] = []
+    result = painted(film, tmp_path / "o.mp4", on_frame=lambda done, total: progress.append((done, total)))
+    before, after = seen(film), seen(tmp_path / "o.mp4")
+    assert (result.frames, result.painted, result.repeated, result.sides) == (100, 100, 0, (WIDTH, HEIGHT))
+    assert progress == [(done, 100) for done in range(101)]
+    assert after.milliseconds == pytest.approx(before.milliseconds)
+    assert after.rate == before.rate == 25
+    assert len(after.pictures) == 100
+    assert max(apart(255 - one, other) for one, other in zip(before.pictures, after.pictures, strict=True)) < CLOSE
+    assert sound(tmp_path / "o.mp4") == sound(film)
+    assert [one.name for one in tmp_path.iterdir()] == ["o.mp4"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_variable_frame_rate_is_kept(tmp_path: Path, suffix: str) -> None:
+    """Frames that last from 10 to 600 ms, over the joint of two parts, and the length of the last."""
+    random = np.random.default_rng(0)
+    stamps = [0, *np.cumsum(random.choice([128, 512, 1024, 7680], room.PART + 20)).tolist()]
+    source = clip(tmp_path / f"s{suffix}", panned(len(stamps), WIDTH, HEIGHT), stamps=stamps)
+    painted(source, tmp_path / f"o{suffix}")
+    before, after = seen(source), seen(tmp_path / f"o{suffix}")
+    assert len(after.pictures) == len(stamps)
+    assert after.milliseconds == pytest.approx(before.milliseconds, abs=0.01)
+    assert max(apart(255 - one, other) for one, other in zip(before.pictures, after.pictures, strict=True)) < CLOSE
+    with av.open(str(source)) as one, av.open(str(tmp_path / f"o{suffix}")) as other:
+        assert other.duration == pytest.approx(one.duration, abs=1000)  # microseconds
+
+
+@pytest.mark.parametrize(("codec", "suffix", "sides"), [("h264", ".mp4", (96, 64)), ("vp9", ".webm", (95, 63))])
+def test_an_odd_size_is_right(tmp_path: Path, codec: str, suffix: str, sides: tuple[int, int]) -> None:
+    """H.264 has its last column and row twice, VP9 takes it as it is; nothing is sheared or shrunk."""
+    source = clip(tmp_path / "s.mp4", panned(5, 95, 63), pix_fmt="yuv444p")
+    result = painted(source, tmp_path / f"o{suffix}", codec=codec)
+    assert (result.sides, result.padded) == (sides, codec == "h264")
+    pictures = seen(tmp_path / f"o{suffix}").pictures
+    for one, other in zip(seen(source).pictures, pictures, strict=True):
+        assert other.shape == (sides[1], sides[0], 3)
+        assert apart(255 - one, other[:63, :95]) < 2 * CLOSE
+    if codec == "h264":
+        assert apart(pictures[0][:, 94], pictures[0][:, 95]) < 2 * CLOSE
+
+
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_what_is_up_stays_up(tmp_path: Path, degrees: int) -> None:
+    source = clip(tmp_path / "s.mp4", panned(5, WIDTH, HEIGHT), rotation=degrees)
+    result = painted(source, tmp_path / "o.mp4")
+    assert result.sides == ((WIDTH, HEIGHT) if degrees == 180 else (HEIGHT, WIDTH))
+    pictures = seen(tmp_path / "o.mp4").pictures
+    assert len(pictures) == 5
+    for one, other in zip(seen(source).pictures, pictures, strict=True):
+        assert other.shape == one.shape == (result.sides[1], result.sides[0], 3)
+        assert apart(255 - one, other) < CLOSE
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp9"])
+def test_every_codec_is_read_again(film: Path, tmp_path: Path, codec: str) -> None:
+    painted(film, tmp_path / "o.mkv", codec=codec, crf=10)
+    with av.open(str(tmp_path / "o.mkv")) as file:
+        assert file.streams.video[0].codec_context.codec.canonical_name == codec
+        pictures = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(pictures) == 100
+    assert apart(255 - seen(film).pictures[70], pictures[70]) < 2 * CLOSE
+
+
+def test_the_quality_is_that_of_crf(film: Path, tmp_path: Path) -> None:
+    fine, coarse = (quantity(film, tmp_path / f"{crf}.mp4", crf) for crf in (5, 45))
+    assert fine > 3 * coarse
+
+
+def quantity(film: Path, target: Path, crf: int) -> int:
+    """Bytes of the pictures."""
+    painted(film, target, crf=crf)
+    with av.open(str(target)) as file:
+        return sum(packet.size for packet in file.demux(video=0))
+
+
+def test_colours_are_those_of_their_matrix(tmp_path: Path) -> None:
+    """Vivid ones, through the matrix that the file says: PyAV converts by what a frame says of itself."""
+    colours = [(255, 0, 0), (0, 200, 0), (20, 40, 255), (250, 220, 10)]
+    source = clip(tmp_path / "s.mkv", [np.full((32, 32, 3), colour, np.uint8) for colour in colours])
+    painted(source, tmp_path / "o.mp4", "same")
+    with av.open(str(tmp_path / "o.mp4")) as file:
+        for colour, frame in zip(colours, file.decode(video=0), strict=True):
+            assert frame.colorspace == 6  # as a small video that says nothing is taken
+            assert frame.to_ndarray(format="rgb24")[16, 16] == pytest.approx(colour, abs=6)
+
+
+class Reluctant(MockTransport):
+    """Answers when `together` requests wait, the last of them first."""
+
+    def __init__(self, together: int, total: int) -> None:
+        super().__init__(paint, MODELS)
+        self.together, self.left, self.waiting, self.most = together, total, list[asyncio.Event](), 0
+
+    async def infer(self, request: Request, seconds: float) -> Array:
+        mine = asyncio.Event()
+        self.waiting.append(mine)
+        self.most = max(self.most, len(self.waiting))
+        if len(self.waiting) == min(self.together, self.left):
+            for event in reversed(self.waiting):
+                event.set()
+                await asyncio.sleep(0)
+            self.left -= len(self.waiting)
+            self.waiting.clear()
+        await mine.wait()
+        return await super().infer(request, seconds)
+
+
+def test_several_requests_are_on_their_way_and_order_is_kept(tmp_path: Path) -> None:
+    source = clip(tmp_path / "s.mp4", panned(20, WIDTH, HEIGHT))
+    transport = Reluctant(3, 20)
+    painted(source, tmp_path / "o.mp4", transport=transport)
+    assert transport.most == 3
+    for one, other in zip(seen(source).pictures, seen(tmp_path / "o.mp4").pictures, strict=True):
+        assert apart(255 - one, other) < CLOSE
+
+
+def test_a_broken_frame_is_the_one_before_once_more_and_counted(tmp_path: Path) -> None:
+    whole = clip(tmp_path / "w.mp4", panned(30, WIDTH, HEIGHT, step=6))
+    source = broken(tmp_path / "s.mp4", whole, [29, 7])
+    result = painted(source, tmp_path / "o.mp4", "same")
+    given, after = seen(whole), seen(tmp_path / "o.mp4")
+    assert (result.frames, len(after.pictures)) == (30, 30)
+    assert after.milliseconds == pytest.approx(given.milliseconds)
+    repeats = [n for n in range(1, 30) if apart(after.pictures[n], after.pictures[n - 1]) < 1.0]
+    assert {7, 29} <= set(repeats) and len(repeats) == result.repeated
+    for n in repeats:
+        assert apart(after.pictures[n], given.pictures[n]) > 4 * apart(after.pictures[n], after.pictures[n - 1])
+
+
+def test_a_file_that_is_cut_off_is_painted_as_far_as_it_goes(film: Path, tmp_path: Path) -> None:
+    painted(film, tmp_path / "w.mkv", "same")
+    data = (tmp_path / "w.mkv").read_bytes()
+    (tmp_path / "s.mkv").write_bytes(data[: len(data) // 2])
+    result = painted(tmp_path / "s.mkv", tmp_path / "o.mkv")
+    pictures = seen(tmp_path / "o.mkv").pictures
+    assert 20 < result.frames == len(pictures) < 80
+    assert apart(255 - seen(film).pictures[15], pictures[15]) < 2 * CLOSE
+
+
+def test_styles_of_one_model_fade_by_their_weights(film: Path, tmp_path: Path) -> None:
+    transport = MockTransport(paint, MODELS)
+    painted(film, tmp_path / "o.mp4", "0:wave, 1.5s:scream, 3:wave:1,scream:3", transport=transport)
+    assert len(transport.requests) == 100
+    weights = [request.inputs[STYLE_WEIGHTS][0] for request in transport.requests]
+    shares = [float(one[1] / one.sum()) for one in weights]
+    assert shares[:38] == [0.0] * 38 and shares[63:75] == [1.0] * 12
+    assert shares[38:63] == pytest.approx([(n / 25) - 1.5 for n in range(38, 63)], abs=1e-5)
+    assert shares[75:] == pytest.approx([1.0 - 0.25 * (n / 25 - 3) for n in range(75, 100)], abs=1e-5)
+    grey = [int(one.mean()) for one in seen(tmp_path / "o.mp4").pictures]
+    assert (grey[10], grey[70]) == (pytest.approx(0, abs=3), pytest.approx(255, abs=3))
+
+
+def test_styles_of_two_models_fade_as_pictures(film: Path, tmp_path: Path) -> None:
+    transport = MockTransport(paint, MODELS)
+    painted(film, tmp_path / "o.mp4", "0:same, 1s:black", transport=transport)
+    before, after = seen(film).pictures, seen(tmp_path / "o.mp4").pictures
+    for n, share in ((20, 0.0), (37, 0.48), (60, 1.0)):
+        assert apart(((1 - share) * before[n]).astype(np.uint8), after[n]) < CLOSE
+    assert len(transport.requests) == 100 + 24  # both only while they fade: none at its first moment
+
+
+@pytest.mark.parametrize("text", ["1s:wave", "0:wave, 0s:scream", "0:wave, 5:a:x", "wave:x"])
+def test_a_schedule_that_cannot_be(text: str) -> None:
+    with pytest.raises(InputError, match=r"0:wave|wave:x|begins|name:weight"):
+        Schedule.of(text)
+
+
+def test_a_preview_is_five_seconds_of_pictures_and_sound(tmp_path: Path) -> None:
+    source = clip(tmp_path / "s.mp4", panned(150, 32, 32, step=1), sound=True)
+    result = painted(source, tmp_path / "o.mp4", preview=True)
+    assert (result.frames, len(seen(tmp_path / "o.mp4").pictures)) == (125, 125)
+    kept = sound(tmp_path / "o.mp4")
+    assert kept == sound(source)[: len(kept)]
+    assert len(kept) == pytest.approx(5 * 44_100 / 1024, abs=2)
+
+
+def test_strength_colours_and_size(film: Path, tmp_path: Path) -> None:
+    painted(film, tmp_path / "o.mp4", strength=0.25, max_side=48)
+    pictures = seen(tmp_path / "o.mp4").pictures
+    assert pictures[0].shape == (32, 48, 3)
+    small = seen(film).pictures[50][::2, ::2].astype(float)
+    expected = (0.75 * small + 0.25 * (255 - small)).mean((0, 1))
+    assert pictures[50].mean((0, 1)) == pytest.approx(expected, abs=4)
+    painted(film, tmp_path / "c.mp4", preserve_color=True)
+    before, after = seen(film).pictures[50].astype(float), seen(tmp_path / "c.mp4").pictures[50].astype(float)
+    assert (after[..., 0] - after[..., 2]).mean() == pytest.approx((before[..., 0] - before[..., 2]).mean(), abs=10)
+
+
+class Flicker:
+    """A style that is another one from frame to frame, the same in every run: noise by the picture's own content."""
+
+    def __init__(self, until: int | None = None) -> None:
+        self.until, self.requests = until, 0
+
+    def __call__(self, request: Request) -> Array:
+        if self.requests == self.until:
+            raise Rejected("no more")
+        self.requests += 1
+        pixels = request.inputs[INPUT]
+        noise = np.random.default_rng(int(pixels.sum())).normal(0.0, 20.0, pixels.shape)
+        return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(film: Path, tmp_path: Path, smooth: bool) -> None:
+    whole = painted(film, tmp_path / "whole.mp4", "same", Flicker(), smooth=smooth)
+    with pytest.raises(Rejected):
+        painted(film, tmp_path / "o.mp4", "same", Flicker(70), smooth=smooth)
+    assert not (tmp_path / "o.mp4").exists()
+    progress: list[int] = []
+    second = Flicker()
+    result = painted(
+        *(film, tmp_path / "o.mp4", "same", second), smooth=smooth, on_frame=lambda done, total: progress.append(done)
+    )
+    assert progress[0] == room.PART and second.requests == result.painted == 100 - room.PART
+    assert result.frames == whole.frames == 100
+    assert result.warping_error == whole.warping_error
+    one, other = seen(tmp_path / "whole.mp4"), seen(tmp_path / "o.mp4")
+    assert one.milliseconds == other.milliseconds
+    # x264 does not give quite the same twice, and no two frames of a noisy film are alike.
+    assert max(apart(a, b) for a, b in zip(one.pictures, other.pictures, strict=True)) < 8.0
+    assert min(apart(a, b) for a, b in pairwise(other.pictures)) > 10.0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["o.mp4", "whole.mp4"]
+
+
+def test_parts_of_another_plan_or_video_are_not_gone_on_with(film: Path, tmp_path: Path) -> None:
+    with pytest.raises(Rejected):
+        painted(film, tmp_path / "o.mp4", "same", Flicker(70))
+    assert painted(film, tmp_path / "o.mp4", "same", strength=0.5).painted == 100
+    with pytest.raises(Rejected):
+        painted(film, tmp_path / "o.mp4", "same", Flicker(70))
+    (tmp_path / "o.mp4.parts" / f"{room.PART:09}-7.nut").write_bytes(b"")  # behind a gap of the other plan
+    other = clip(tmp_path / "s.mp4", panned(10, 32, 32))
+    assert painted(other, tmp_path / "o.mp4").frames == 10
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(film: Path, tmp_path: Path) -> None:
+    (tmp_path / "o.mp4.parts").mkdir()
+    (tmp_path / "o.mp4.parts" / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="move it away"):
+        painted(film, tmp_path / "o.mp4")
+    assert (tmp_path / "o.mp4.parts" / "letter.txt").read_text() == "dear"
+
+
+def test_smoothing_takes_flicker_and_leaves_what_moves(film: Path, tmp_path: Path) -> None:
+    result = painted(film, tmp_path / "o.mp4", "same", Flicker(), smooth=True)
+    assert result.warping_error is not None
+    before, after = result.warping_error
+    assert 20 < before < 35 and after < before / 2
+    given, smoothed = seen(film).pictures, seen(tmp_path / "o.mp4").pictures
+    painted(film, tmp_path / "r.mp4", "same", Flicker())
+    rough = seen(tmp_path / "r.mp4").pictures
+    assert apart(given[60], smoothed[60]) < 0.75 * apart(given[60], rough[60])
+
+
+def test_nothing_is_carried_over_a_cut() -> None:
+    """Another photograph: no motion is trusted, and the second picture is its own."""
+    first, second = panned(1, 128, 96)[0], np.ascontiguousarray(255 - panned(30, 128, 96)[29][::-1])
+    smoother = Smoother()
+    smoother.smooth(first, None)
+    assert apart(smoother.smooth(second, motion(first, second)), second) < 1.0
+
+
+def test_motion_is_where_things_were() -> None:
+    before, after = panned(3, 128, 96, step=3)[::2]
+    moved = motion(before, after)
+    inside = moved.trust[10:-10, 10:-20]
+    assert (inside > 0.5).mean() > 0.9
+    across = moved.x - np.arange(128)[None]
+    assert np.median(across) == pytest.approx(6.0, abs=0.25)
+    assert moved.trust[:, -5:].max() == 0.0  # it was outside
+    assert apart(moved.carried(before)[10:-10, 10:-20], after[10:-10, 10:-20]) < 4.0
+
+
+def test_what_cannot_be_is_said_before_anything_is_painted(film: Path, tmp_path: Path) -> None:
+    silent = clip(tmp_path / "silent.mp4", panned(3, 32, 32))
+    (tmp_path / "text.mp4").write_text("no video")
+    cases: list[tuple[Path, Path, dict[str, Any], type[Exception], str]] = [
+        (tmp_path / "none.mp4", tmp_path / "o.mp4", {}, PictureError, "no such file"),
+        (tmp_path, tmp_path / "o.mp4", {}, PictureError, "is a folder"),
+        (tmp_path / "text.mp4", tmp_path / "o.mp4", {}, PictureError, "not a video that can be read"),
+        (silent, silent, {}, InputError, "would be overwritten"),
+        (silent, tmp_path / "o.avi", {}, InputError, r"cannot write .avi; use one of .mp4"),
+        (silent, tmp_path / "o", {}, InputError, "without a suffix"),
+        (silent, tmp_path / "o.webm", {}, InputError, "cannot hold h264"),
+        (film, tmp_path / "o.webm", {"codec": "vp9"}, InputError, "cannot hold aac"),
+        (silent, tmp_path / "o.mp4", {"crf": 60}, InputError, "from 0, the best, to 51"),
+        (silent, tmp_path / "o.mp4", {"style": "0:negative, 2s:none"}, UnknownStyle, "no style 'none'; it has: "),
+        (silent, tmp_path / "o.mp4", {"style": "same:1,black:1"}, InputError, "only styles of one model"),
+    ]
+    for source, target, options, error, words in cases:
+        with pytest.raises(error, match=words):
+            painted(source, target, **options)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["silent.mp4", "text.mp4"]
+
+
+def test_a_picture_of_a_song_is_no_video(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "s.wav"), "w") as output:
+        stream = output.add_stream("pcm_s16le", rate=8000, layout="mono")
+        tone = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
+        tone.rate = 8000
+        output.mux(stream.encode(tone))
+    with pytest.raises(PictureError, match="no video in it"):
+        Footage(tmp_path / "s.wav")
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
+    """Every `AsyncStyleClient` connects to it."""
+    transport = MockTransport(paint, MODELS)
+    real = AsyncStyleClient.__init__
+
+    def init(self: AsyncStyleClient, url: str | None = None, **options: Any) -> None:
+        real(self, transport=transport, timeout=options["timeout"], retries=0)
+
+    monkeypatch.setattr(AsyncStyleClient, "__init__", init)
+    return transport
+
+
+def test_the_command(film: Path, tmp_path: Path, served: MockTransport) -> None:
+    result = CliRunner().invoke(video_app, [str(film), "-o", str(tmp_path / "o.mp4"), "-s", "negative", "--smooth"])
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    said = result.stderr.replace("\n", " ")
+    assert "frames 100/100  0:00 left" in said and "frames/s" in said
+    assert f"{film} -> {tmp_path / 'o.mp4'}  96x64  100 frames" in said
+    assert "warping error" in said and "before smoothing" in said
+    assert len(seen(tmp_path / "o.mp4").pictures) == 100
+
+
+def test_the_figures_as_json(tmp_path: Path, served: MockTransport) -> None:
+    whole = clip(tmp_path / "w.mp4", panned(20, 95, 63, step=6), pix_fmt="yuv444p")
+    source = broken(tmp_path / "s.mp4", whole, [19])
+    result = CliRunner().invoke(video_app, [str(source), "-o", str(tmp_path / "o.mp4"), "-s", "same", "--json"])
+    figures = json.loads(result.stdout)
+    assert (figures["frames"], figures["repeated"], figures["painted"]) == (20, 1, 20)
+    assert (figures["width"], figures["height"], figures["padded"]) == (96, 64, True)
+    assert figures["frames_per_second"] > 0 and figures["warping_error_before"] is None
+
+
+def test_a_stop_says_how_far_it_came(film: Path, tmp_path: Path, served: MockTransport) -> None:
+    served.handler = Flicker(70)
+    command = [str(film), "-o", str(tmp_path / "o.mp4"), "-s", "same"]
+    result = CliRunner().invoke(video_app, command)
+    assert result.exit_code == 1
+    assert "of 100 frames are painted; the same command goes on" in result.stderr and "no more" in result.stderr
+    served.handler = paint
+    assert "goes on behind frame 48 of 100" in CliRunner().invoke(video_app, command).stderr
+
+
+def test_without_the_extra(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "nst_client.video")
+    monkeypatch.setitem(sys.modules, "nst_client.footage", None)
+    monkeypatch.delitem(sys.modules, "nst_client.footage")
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = CliRunner().invoke(video_app, [str(film), "-o", str(tmp_path / "o.mp4"), "-s", "same"])
+    assert result.exit_code == 1
+    assert "pip install 'nst[video]'" in result.stderr
+
+
+def test_results_come_in_order_and_an_error_of_the_items_is_raised() -> None:
+    def items() -> Any:
+        yield from range(5)
+        raise InputError("the sixth")
+
+    async def work(n: int) -> int:
+        await asyncio.sleep(0.002 * (5 - n))
+        return n
+
+    async def all_of_them() -> list[int]:
+        found = []
+        with pytest.raises(InputError, match="the sixth"):
+            async for one in room.overlapped(items(), work, 3):
+                found.append(one)
+        return found
+
+    assert asyncio.run(all_of_them()) == [0, 1, 2, 3, 4]
+
+
+def test_a_caller_that_stops_leaves_no_task() -> None:
+    async def some() -> int:
+        generator = room.overlapped(iter(range(100)), _slowly, 3)
+        async for _ in generator:
+            break
+        await generator.aclose()
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(some()) == 1
+
+
+async def _slowly(n: int) -> Pixels:
+    await asyncio.sleep(0.001)
+    return np.zeros((1, 1, 3), np.uint8)
