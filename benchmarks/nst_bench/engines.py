@@ -100,10 +100,7 @@ def served(installation: triton.Installation, repository: Path, model: str) -> I
 
     Raises `InputError` when the repository lacks the model.
     """
-    if not (repository / model / "config.pbtxt").is_file():
-        raise InputError(
-            f"{repository} has no model {model!r}; export it first: nst-export {model}.pth -r {repository}"
-        )
+    check_exported(repository, model)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "models"
         shutil.copytree(repository / model, copy / model)
@@ -111,6 +108,14 @@ def served(installation: triton.Installation, repository: Path, model: str) -> I
         started = time.perf_counter()
         with triton.running(installation, copy, endpoints, Path(scratch) / "triton.log") as process:
             yield Served(model, copy, endpoints, process, time.perf_counter() - started)
+
+
+def check_exported(repository: Path, model: str) -> None:
+    """Raise `InputError` when the repository lacks the model."""
+    if not (repository / model / "config.pbtxt").is_file():
+        raise InputError(
+            f"{repository} has no model {model!r}; export it first: nst-export {model}.pth -r {repository}"
+        )
 
 
 def check_source(repository: Path, model: str, checkpoint: Path) -> None:

@@ -7,6 +7,7 @@ the network's grid shows, whether there is a frame at the border.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 
 from nst_bench.machine import header
-from nst_bench.suites.speedup import baseline
 from nst_core.errors import InputError
 from nst_core.images import Picture, fitted, open_picture
 from nst_trainer.checkpoint import Checkpoint, parameters
@@ -24,6 +24,7 @@ from nst_trainer.losses import lattice
 from nst_trainer.networks import StyledNetwork
 from nst_trainer.optimize import Iteration, Run
 from nst_trainer.photos import to_tensor
+from nst_trainer.settings import PRESETS, LossWeights, OptimizationSettings, TrainingSettings
 from nst_trainer.weights import Weights
 
 SCHEMA = "nst-bench-quality/1"
@@ -58,7 +59,7 @@ def measure(
     for photo in photos:
         picture = fitted(open_picture(photo), size, size)
         run = Run(to_tensor(picture), [painting], settings, weights)
-        row = {"photo": photo.name, **_losses(run, paint), **appearance(paint, picture)}
+        row = {"photo": photo.name, **network_losses(run, paint), **appearance(paint, picture)}
         curve, in_range = _curves(run, row["loss"])
         row |= {"worth": _worth(curve, row["loss"]), "worth_in_range": _worth(in_range, row["loss"])}
         rows.append(row | {"curve": curve[:CURVE], "curve_in_range": in_range[:CURVE], "iterations": len(curve)})
@@ -78,6 +79,20 @@ def measure(
         "worth_in_range": _spread([row["worth_in_range"] or row["iterations"] for row in rows]),
         "photos": rows,
     }
+
+
+def baseline(checkpoint: Checkpoint, size: int, iterations: int) -> OptimizationSettings:
+    """Johnson's baseline at `size` with the weights of the network's own training."""
+    trained = checkpoint.training
+    return replace(
+        PRESETS["johnson2016-baseline"],
+        size=size,
+        iterations=iterations,
+        content_weight=trained.get("content_weight", LossWeights.content),
+        style_weight=trained.get("style_weight", LossWeights.style),
+        tv_weight=trained.get("tv_weight", LossWeights.total_variation),
+        style_scale=trained.get("style_size", TrainingSettings.style_size) / size,
+    )
 
 
 def painter(checkpoint: Checkpoint, style: str) -> Paint:
@@ -108,7 +123,7 @@ def _padded(network: StyledNetwork, pictures: Tensor, mix: Tensor | None) -> Ten
 
 
 @torch.no_grad()
-def _losses(run: Run, paint: Paint) -> dict[str, Any]:
+def network_losses(run: Run, paint: Paint) -> dict[str, Any]:
     """The network's losses by the optimisation's own measure, weighted; style also by layer."""
     assert run.content is not None
     losses = run.loss(paint(run.content), run.target)

@@ -4,14 +4,16 @@ Table 1 of Johnson, Alahi and Fei-Fei 2016 with a server in the way: a request o
 the same model in this process, the same network in PyTorch, and an iteration of the optimisation
 with the loss network, layers and weights of the network's own training. Cold start, the first
 picture of a new shape and the steady state are three figures.
+
+A fixed number of iterations flatters the network if its picture is worth fewer. The figure beside it is the speed-up
+at equal loss: the iterations after which the optimisation's loss is the network's, found on real photographs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,19 +22,22 @@ from typing import Any
 import torch
 
 from nst_bench.engines import Served, photograph, served
-from nst_bench.machine import describe
+from nst_bench.machine import header
 from nst_bench.measure import interleaved, summarize, timed
+from nst_bench.suites.latency import about
+from nst_bench.suites.quality import baseline, network_losses, painter
 from nst_client import StyleClient
-from nst_core.images import Pixels, open_picture, sample_photographs
+from nst_core.errors import InputError
+from nst_core.images import Pixels, fitted, open_picture, sample_photographs
 from nst_export.served import ServedModel
 from nst_server import triton
-from nst_trainer.checkpoint import Checkpoint, parameters
-from nst_trainer.optimize import Iteration, optimize
+from nst_trainer.checkpoint import Checkpoint
+from nst_trainer.optimize import Iteration, Run, optimize
 from nst_trainer.photos import to_tensor
-from nst_trainer.settings import PRESETS, LossWeights, OptimizationSettings, TrainingSettings
+from nst_trainer.settings import OptimizationSettings
 from nst_trainer.weights import Weights, vgg16_weights
 
-SCHEMA = "nst-bench/1"
+SCHEMA = "nst-bench-speedup/1"
 ITERATIONS = (100, 300, 500)
 """Johnson et al.'s table 1."""
 
@@ -42,19 +47,27 @@ SERVED = ("Triton, gRPC", "Triton, HTTP")
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: `blocks` times `rounds` requests of each engine and `iterations` of Gatys."""
+    """How long to measure: `blocks` times `rounds` requests of each engine and `iterations` of Gatys.
+
+    At each of the sizes of `equal_loss` the optimisation runs down to the network's loss, on so many `photos`.
+    """
 
     blocks: int
     rounds: int
     iterations: int
+    equal_loss: tuple[int, ...] = ()
+    photos: int = 1
 
     def ticks(self, sizes: int, engines: int) -> int:
         """Single measurements in all, for the progress."""
         return sizes * self.blocks * (engines * self.rounds + self.iterations + 1)
 
 
-SHORT = Effort(blocks=2, rounds=6, iterations=4)
-FULL = Effort(blocks=4, rounds=12, iterations=6)
+SHORT = Effort(blocks=2, rounds=6, iterations=4, equal_loss=(256,))
+FULL = Effort(blocks=4, rounds=12, iterations=6, equal_loss=(256, 512), photos=4)
+
+LONGEST = 100
+"""Iterations after which the search for a network's loss is given up."""
 
 
 @dataclass
@@ -74,18 +87,25 @@ def measure(
     sizes: tuple[int, ...] = (256, 512),
     effort: Effort = FULL,
     vgg: Path | None = None,
+    style: Path | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Measure model `name` of `repository`, which `nst-export` made of `checkpoint`; a document.
 
-    Starts a Triton of its own on free ports of this machine, with this model alone, and ends it.
-    Raises `InputError` when the repository lacks the model.
+    Starts a Triton of its own on free ports of this machine, with this model alone, and ends it. `style` is the
+    painting that it learned; without, there are no losses to compare. Raises `InputError` when the repository lacks
+    the model, or has it for a GPU: the optimisation runs on the processor, and both are to be on the same device.
     """
-    machine = describe()
+    document = header(SCHEMA)
     figures: list[dict[str, Any]] = []
     with ExitStack() as stack:
         server = stack.enter_context(served(installation, repository, name))
         figures.append(_figure("Triton, from start to ready", None, "cold", [server.seconds]))
+        if server.device != "CPU":
+            raise InputError(
+                f"{name} is served on a GPU, and the optimisation runs on the CPU: on different devices their times "
+                "say nothing of each other; export it for this processor"
+            )
         engines = _engines(stack, checkpoint, server, figures)
         loaded: list[Weights] = []
         seconds = timed(lambda: loaded.append(vgg16_weights(vgg)))
@@ -98,17 +118,13 @@ def measure(
                 if taken.first_of_shape:
                     figures.append(_figure(engine, size, "first of a shape", taken.first_of_shape))
     return {
-        "schema": SCHEMA,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": machine,
-        "model": {
-            "name": name,
-            "network": checkpoint.network.name,
-            **checkpoint.network.arguments,
-            "parameters": parameters(checkpoint.network),
-        },
-        "figures": figures,
+        **document,
+        "model": about(checkpoint, name),
+        "rows": figures,
         "speedup": _speedups(figures, sizes),
+        "equal_loss": [
+            row for size in sizes for row in _equal_loss(checkpoint, style, size, effort, loaded[0], figures)
+        ],
     }
 
 
@@ -145,20 +161,6 @@ def _engines(
     }
 
 
-def baseline(checkpoint: Checkpoint, size: int, iterations: int) -> OptimizationSettings:
-    """Johnson's baseline at `size` with the weights of the network's own training."""
-    trained = checkpoint.training
-    return replace(
-        PRESETS["johnson2016-baseline"],
-        size=size,
-        iterations=iterations,
-        content_weight=trained.get("content_weight", LossWeights.content),
-        style_weight=trained.get("style_weight", LossWeights.style),
-        tv_weight=trained.get("tv_weight", LossWeights.total_variation),
-        style_scale=trained.get("style_size", TrainingSettings.style_size) / size,
-    )
-
-
 def _at_size(
     size: int,
     engines: dict[str, Engine],
@@ -170,9 +172,10 @@ def _at_size(
     """Steady state at `size`^2, blocks of requests and of iterations in turn; first pictures of other shapes."""
     samples = {engine: _Samples() for engine in (*engines, GATYS)}
     picture = photograph(size, size)
-    for engine, paint in engines.items():
-        for narrower in (12, 20, 28):
-            samples[engine].first_of_shape.append(timed(partial(paint, photograph(size, size - narrower))))
+    for position, (engine, paint) in enumerate(engines.items()):
+        for narrower in (12, 20, 28):  # one more for each engine, since one server is two of them
+            shape = photograph(size, size - narrower - position)
+            samples[engine].first_of_shape.append(timed(partial(paint, shape)))
         paint(picture)
     content = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous() / 255.0
     for _ in range(effort.blocks):
@@ -223,3 +226,41 @@ def _speedups(figures: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[dic
         for size in sizes
         for iterations in ITERATIONS
     ]
+
+
+def _equal_loss(
+    checkpoint: Checkpoint,
+    style: Path | None,
+    size: int,
+    effort: Effort,
+    weights: Weights,
+    figures: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """On each photograph the first iteration whose loss is the network's or lower, times the median iteration.
+
+    The loss is that of the optimisation's picture as it is, which falls sooner than that of values cut to [0, 1].
+    """
+    if style is None:
+        learned = ", ".join(map(str, checkpoint.training.get("style_pictures", ()))) or "the painting"
+        return [{"size": size, "missing": f"{learned} is not at hand to compare losses: --style"}]
+    if size not in effort.equal_loss:
+        return [{"size": size, "missing": "the optimisation was not run at this size"}]
+    steady = {(one["engine"], one["size"]): one["median"] for one in figures if one["phase"] == "steady"}
+    paint = painter(checkpoint, style.stem)
+    painting = to_tensor(open_picture(style))
+    rows: list[dict[str, Any]] = []
+    for photo in sample_photographs()[: effort.photos]:
+        content = to_tensor(fitted(open_picture(photo), size, size))
+        run = Run(content, [painting], baseline(checkpoint, size, LONGEST), weights)
+        loss = network_losses(run, paint)["loss"]
+        seen: list[Iteration] = []
+        while run.step(seen.append) and seen[-1].total > loss:
+            pass
+        row: dict[str, Any] = {"size": size, "photo": photo.name}
+        if seen[-1].total > loss:
+            rows.append({**row, "missing": f"after {LONGEST} iterations the optimisation's loss is above {loss:.3g}"})
+            continue
+        needed = steady[GATYS, size] * len(seen)
+        times = {"gatys_seconds": needed / 1000.0, "served_ms": steady[SERVED[0], size]}
+        rows.append({**row, "loss": loss, "iteration": len(seen), **times, "ratio": needed / steady[SERVED[0], size]})
+    return rows
