@@ -5,6 +5,7 @@ Messages go to stderr, results to stdout, so that a command can stand in a pipe.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -67,8 +68,10 @@ def progress(
 
     `share(done)` is the part of all the work that is behind after `done` steps, for steps that do
     not cost the same. Where stderr is no terminal (a log, CI) a line is written at most every
-    `every` seconds instead.
+    `every` seconds instead; a program that reads the lines may ask for them more often by `NST_PROGRESS_SECONDS`
+    in the environment.
     """
+    every = float(os.environ.get("NST_PROGRESS_SECONDS", every))
     behind = share or (lambda done: done / total)
     left = _time_left(behind)
     if not console.is_terminal:

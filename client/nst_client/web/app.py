@@ -1,0 +1,382 @@
+"""What the browser talks to: the page, JSON, pictures, and a WebSocket for the camera."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from aiohttp import WSMsgType, web
+
+from nst_client.jobs import Recipe, finished
+from nst_client.web.making import Maker, Making
+from nst_client.web.server import key
+from nst_client.web.studio import Painting, Photo, Studio, Visitor
+from nst_core.errors import InputError, NstError
+from nst_core.images import Picture, encode_picture, open_picture
+
+PAGE = Path(__file__).parent / "page"
+
+COOKIE = "nst-visitor"
+COOKIE_SECONDS = 30 * 24 * 3600
+"""So long a visitor may come back to a style that is being made."""
+
+FRAME_BYTES, FRAME_PIXELS = 2_000_000, 1_000_000
+"""The largest frame of the camera: a JPEG of so many bytes, a picture of so many pixels."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+PRIVATE = {"Cache-Control": "private, no-store"}
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Site:
+    """The routes; each looks for a picture in the visitor's own tables alone."""
+
+    def __init__(self, studio: Studio, maker: Maker | None) -> None:
+        self.studio, self.server, self.maker, self.limits = studio, studio.server, maker, studio.limits
+        self.sockets: set[web.WebSocketResponse] = set()
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every address that there is."""
+        return [
+            web.get("/", self.page),
+            web.get("/{file:page\\.css|page\\.js|icon\\.svg}", self.page),
+            web.get("/state", self.state),
+            web.get("/thumbnails/{key}", self.thumbnail),
+            web.post("/photos", self.take),
+            web.get("/photos/{name}", self.photo),
+            web.post("/paintings", self.order),
+            web.get("/paintings/{name}/{what:shown|whole}", self.painting),
+            web.delete("/paintings/{name}", self.remove),
+            web.post("/styles", self.make),
+            web.post("/styles/{name}", self.make_again),
+            web.delete("/styles/{name}", self.forget),
+            web.get("/live", self.live),
+        ]
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        """The page and its parts; it brings the visitor's secret."""
+        response = web.FileResponse(PAGE / request.match_info.get("file", "index.html"))
+        response.headers["Cache-Control"] = "no-cache"
+        if not _secret(request):
+            response.set_cookie(
+                COOKIE,
+                secrets.token_urlsafe(32),
+                max_age=COOKIE_SECONDS,
+                httponly=True,
+                samesite="Strict",
+                secure=request.secure,
+            )
+        return response
+
+    async def state(self, request: web.Request) -> web.Response:
+        """All that the page shows, so that it can be asked at any time and after any failure."""
+        visitor = self._visitor(request)
+        styles = [
+            {"name": one.name, "model": one.model, "mixes": one.count > 1, "thumbnail": self._thumbnail(key(one))}
+            for one in self.server.styles
+        ]
+        paintings = [self._painting(one) for one in reversed(visitor.paintings.values())]
+        limits = {"bytes": self.limits.upload, "pixels": self.limits.pixels}
+        return web.json_response(
+            {
+                "up": self.server.up.is_set(),
+                "styles": styles,
+                "paintings": paintings,
+                "limits": limits,
+                "making": self._making(visitor),
+            }
+        )
+
+    async def thumbnail(self, request: web.Request) -> web.Response:
+        """A style's, the same for everybody."""
+        data = self.server.thumbnails.get(request.match_info["key"])
+        if data is None:
+            raise web.HTTPNotFound(text="no such thumbnail")
+        return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "max-age=86400"})
+
+    async def take(self, request: web.Request) -> web.Response:
+        """The body is a photograph's file."""
+        photo = await self.studio.take(self._visitor(request), await self._body(request))
+        return web.json_response(_photo(photo))
+
+    async def photo(self, request: web.Request) -> web.Response:
+        """A photograph as the page shows it: upright, small, JPEG."""
+        photo = _of(self._visitor(request).photos, request.match_info["name"], "photograph")
+        shown = await self.studio.shown_before(photo)
+        return web.Response(body=shown, content_type="image/jpeg", headers=PRIVATE)
+
+    async def order(self, request: web.Request) -> web.Response:
+        """JSON: photo, style {name: weight}, max_side or null."""
+        visitor, asked = self._visitor(request), await _json(request)
+        photo = _of(visitor.photos, asked.get("photo"), "photograph")
+        max_side = asked.get("max_side")
+        if max_side is not None and not (isinstance(max_side, int) and 16 <= max_side <= 65_536):
+            raise InputError("max_side is a number of pixels from 16 up")
+        painting = self.studio.order(visitor, photo, _mix(asked.get("style")), max_side)
+        return web.json_response(self._painting(painting))
+
+    async def painting(self, request: web.Request) -> web.Response:
+        """A finished painting, shown or whole, with the strength and the colours that the query says."""
+        painting = self._own_painting(request)
+        if painting.status != "done":
+            raise web.HTTPConflict(text="this painting is not finished")
+        strength, preserve = _strength(request.query.get("strength", "1")), request.query.get("preserve") == "1"
+        recipe = Recipe(painting.style, strength, preserve, painting.max_side)
+        if request.match_info["what"] == "shown":
+            shown = await self.studio.shown(painting, recipe)
+            return web.Response(body=shown, content_type="image/jpeg", headers=PRIVATE)
+        data, kind = await self.studio.whole(painting, recipe)
+        suffix = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind]
+        name = re.sub(r"[^A-Za-z0-9-]+", "-", "-".join(painting.style))[:80] or "painting"
+        headers = PRIVATE | {"Content-Disposition": f'attachment; filename="{name}.{suffix}"'}
+        return web.Response(body=data, content_type=f"image/{kind.lower()}", headers=headers)
+
+    async def remove(self, request: web.Request) -> web.Response:
+        """Forget a painting, wherever it is."""
+        self.studio.remove(self._visitor(request), self._own_painting(request))
+        return web.json_response({})
+
+    async def make(self, request: web.Request) -> web.Response:
+        """The body is a painting's file, the query its style's name."""
+        visitor, maker = self._visitor(request), self._maker()
+        making = await maker.order(visitor.key, request.query.get("name", ""), await self._body(request))
+        return web.json_response({"name": making.name})
+
+    async def make_again(self, request: web.Request) -> web.Response:
+        """Try a style once more that could not be made."""
+        making = self._own_making(request)
+        if making.status != "failed":
+            raise web.HTTPConflict(text=f"{making.name} has not failed")
+        self._maker().again(making)
+        return web.json_response({})
+
+    async def forget(self, request: web.Request) -> web.Response:
+        """Give up a style that waits or has failed, or take the notice away that it is done."""
+        self._maker().forget(self._own_making(request))
+        return web.json_response({})
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        """Frames of a camera, JPEG, each answered by its painting; a text before them says how to paint.
+
+        The browser sends a frame when the one before has come back: what the server has no time for is never sent.
+        """
+        visitor = self._visitor(request)
+        if visitor.live:
+            raise web.HTTPConflict(text="your camera is painted in another window already: stop it there")
+        socket = web.WebSocketResponse(max_msg_size=FRAME_BYTES, heartbeat=20)
+        visitor.live = True
+        self.sockets.add(socket)
+        try:
+            await socket.prepare(request)
+            await self._converse(socket)
+        finally:
+            visitor.live = False
+            self.sockets.discard(socket)
+        return socket
+
+    async def _converse(self, socket: web.WebSocketResponse) -> None:
+        recipe: Recipe | None = None
+        async for message in socket:
+            try:
+                if message.type is WSMsgType.TEXT:
+                    recipe = self._recipe(message.data)
+                elif message.type is WSMsgType.BINARY and recipe:
+                    await socket.send_bytes(await self._frame(message.data, recipe))
+            except NstError as error:
+                with suppress(ConnectionError):
+                    await socket.send_json({"error": str(error)})
+
+    def _recipe(self, text: str) -> Recipe:
+        asked = _document(text)
+        style = _mix(asked.get("style"))
+        self.studio.check(style)
+        return Recipe(style, _strength(asked.get("strength", 1)), bool(asked.get("preserve")))
+
+    async def _frame(self, data: bytes, recipe: Recipe) -> bytes:
+        if not self.server.up.is_set():
+            raise InputError("the painter does not answer: trying again")
+        frame = (await asyncio.to_thread(open_picture, io.BytesIO(data), max_pixels=FRAME_PIXELS)).pixels
+        try:
+            painted = await self.server.client.stylize(frame, recipe.style)
+        except NstError as error:
+            self.server.lost(error)
+            raise InputError("the painter does not answer: trying again") from error
+
+        def encoded() -> bytes:
+            result = finished(frame, painted, recipe.strength, recipe.preserve_color)
+            return encode_picture(Picture(result), "JPEG", quality=85)
+
+        return await asyncio.to_thread(encoded)
+
+    async def _body(self, request: web.Request) -> bytes:
+        """The body, if it is not over the limit; what is over it is not read."""
+        too_large = InputError(f"the file is over the limit of {self.limits.upload / 1e6:g} MB")
+        if (request.content_length or 0) > self.limits.upload:
+            raise too_large
+        try:
+            return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise too_large from None
+
+    def _visitor(self, request: web.Request) -> Visitor:
+        if not (secret := _secret(request)):
+            raise web.HTTPForbidden(text="the page has lost its cookie: load it again, with cookies allowed")
+        return self.studio.visitor(secret)
+
+    def _own_painting(self, request: web.Request) -> Painting:
+        return _of(self._visitor(request).paintings, request.match_info["name"], "painting")
+
+    def _own_making(self, request: web.Request) -> Making:
+        visitor = self._visitor(request)
+        own = {one.name: one for one in self._maker().makings.values() if one.owner == visitor.key}
+        return _of(own, request.match_info["name"], "style")
+
+    def _maker(self) -> Maker:
+        if self.maker is None:
+            raise web.HTTPNotFound(text="no styles are made here")
+        return self.maker
+
+    def _thumbnail(self, name: str) -> str | None:
+        return f"/thumbnails/{name}" if name in self.server.thumbnails else None
+
+    def _painting(self, painting: Painting) -> dict[str, Any]:
+        done, total = painting.tiles
+        return {
+            "name": painting.name,
+            "photo": _photo(painting.photo),
+            "style": dict(painting.style),
+            "status": painting.status,
+            "before": self.studio.before(painting),
+            "done": done,
+            "total": total,
+            "error": painting.error,
+        }
+
+    def _making(self, visitor: Visitor) -> dict[str, Any] | None:
+        """None where no styles are made."""
+        if self.maker is None:
+            return None
+        pending = sorted((one for one in self.maker.makings.values() if one.pending), key=lambda one: one.ordered)
+        own = [
+            {
+                "name": one.name,
+                "status": one.status,
+                "done": one.learned[0],
+                "total": one.learned[1],
+                "left": one.left,
+                "error": one.error,
+                "before": pending.index(one) if one.pending else 0,
+            }
+            for one in self.maker.makings.values()
+            if one.owner == visitor.key
+        ]
+        return {"minutes": self.maker.minutes, "styles": own}
+
+
+def application(site: Site) -> web.Application:
+    """The site, with what goes on behind it while it runs."""
+    app = web.Application(client_max_size=site.limits.upload, middlewares=[_guarded])
+    app.add_routes(site.routes())
+
+    async def running(app: web.Application) -> AsyncIterator[None]:
+        work = [site.server.watch(), site.studio.sweep(), *([site.maker.run()] if site.maker else [])]
+        tasks = [asyncio.create_task(one) for one in work]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await site.studio.close()
+        await site.server.client.close()
+
+    async def hang_up(app: web.Application) -> None:
+        for socket in list(site.sockets):
+            await socket.close()
+
+    app.cleanup_ctx.append(running)
+    app.on_shutdown.append(hang_up)
+    return app
+
+
+def _photo(photo: Photo) -> dict[str, Any]:
+    return {"name": photo.name, "width": photo.width, "height": photo.height}
+
+
+@web.middleware
+async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every answer has its headers, every error is one line of JSON, and no other site's page may ask for anything."""
+    origin = request.headers.get("Origin")
+    try:
+        if origin and urlsplit(origin).netloc != request.host:
+            raise web.HTTPForbidden(text="only this page's own requests are answered")
+        response = await handler(request)
+    except web.HTTPException as error:
+        response = web.json_response({"error": (error.text or error.reason).splitlines()[0]}, status=error.status)
+    except NstError as error:
+        response = web.json_response({"error": _for_visitors(error)}, status=400)
+    if not response.prepared:
+        response.headers.update(HEADERS)
+    return response
+
+
+def _for_visitors(error: NstError) -> str:
+    """In one line."""
+    return " ".join(str(error).split())
+
+
+def _secret(request: web.Request) -> str | None:
+    """What the visitor's cookie says, if it is one of ours."""
+    secret = request.cookies.get(COOKIE, "")
+    return secret if re.fullmatch(r"[A-Za-z0-9_-]{43}", secret) else None
+
+
+def _of(own: Mapping[str, T], name: object, what: str) -> T:
+    if not isinstance(name, str) or name not in own:
+        raise web.HTTPNotFound(text=f"you have no such {what} here")
+    return own[name]
+
+
+async def _json(request: web.Request) -> dict[str, Any]:
+    return _document(await request.text())
+
+
+def _document(text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise InputError("this is no JSON object")
+    return document
+
+
+def _mix(style: object) -> dict[str, float]:
+    if not isinstance(style, dict) or not style or not all(isinstance(one, int | float) for one in style.values()):
+        raise InputError("style is an object of names and weights: choose one")
+    return {str(name): float(weight) for name, weight in style.items()}
+
+
+def _strength(value: object) -> float:
+    try:
+        strength = float(str(value))
+    except ValueError:
+        strength = -1.0
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength is {value}: it is from 0 to 1")
+    return strength

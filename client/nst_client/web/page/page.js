@@ -1,0 +1,520 @@
+// All that is shown comes from /state, asked again and again: a restarted server or page loses nothing but time.
+const $ = (id) => document.getElementById(id);
+const SIZES = [2048, 1280, 800];
+
+const here = {
+  state: { up: true, styles: [], paintings: [], making: null, limits: null },
+  file: null, // the picture as it was given, so that it can be sent again
+  photo: null, // what the server calls it: {name, width, height}
+  shown: null, // the name of the painting in the frame
+  weights: new Map(), // the chosen styles
+  camera: null,
+  painting: null, // the file of a painting to learn
+};
+
+// --- the server ----------------------------------------------------------------------------------------------------
+
+class Refused extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function ask(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Refused("This page's server does not answer. Try again in a moment.", 0);
+  }
+  const answer = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
+  if (!response.ok) throw new Refused(answer.error, response.status);
+  return answer;
+}
+
+const post = (path, body) => ask(path, { method: "POST", body });
+
+let timer;
+async function refresh() {
+  clearTimeout(timer);
+  try {
+    here.state = await ask("/state");
+    $("away").hidden = here.state.up;
+  } catch (error) {
+    $("away").hidden = false;
+    if (error.status) complain(error.message);
+  }
+  show();
+  const busy = here.state.paintings.some(pending) || here.state.making?.styles.some(pending) || !here.state.up;
+  timer = setTimeout(refresh, busy ? 500 : 2500);
+}
+
+const pending = (one) => !["done", "failed"].includes(one.status);
+
+function complain(message, id = "error") {
+  $(id).textContent = message ? message[0].toUpperCase() + message.slice(1) : "";
+  $(id).hidden = !message;
+}
+
+/** Do what a person asked for; what goes wrong is one line beside it. */
+async function attempt(work, id = "error") {
+  complain("", id);
+  try {
+    await work();
+  } catch (error) {
+    complain(error.message, id);
+  }
+}
+
+// --- the picture ---------------------------------------------------------------------------------------------------
+
+function fits(file) {
+  const most = here.state.limits?.bytes;
+  if (most && file.size > most) throw new Refused(`The file is over the limit of ${most / 1e6} MB.`);
+}
+
+async function take(file) {
+  fits(file);
+  stopCamera();
+  setPhoto(await post("/photos", file));
+  Object.assign(here, { file, shown: null });
+  show();
+}
+
+function setPhoto(photo) {
+  here.photo = photo;
+  $("before").src = `/photos/${photo.name}`;
+  offerSizes();
+}
+
+function offerSizes() {
+  const { width, height } = here.photo;
+  const longer = Math.max(width, height);
+  const smaller = SIZES.filter((side) => side < longer);
+  $("size").replaceChildren(
+    new Option(`${width} × ${height}`, ""),
+    ...smaller.map((side) => new Option(`${Math.round((width * side) / longer)} × ${Math.round((height * side) / longer)}`, side)),
+  );
+}
+
+async function order() {
+  const wanted = () =>
+    post("/paintings", JSON.stringify({
+      photo: here.photo.name,
+      style: Object.fromEntries(here.weights),
+      max_side: Number($("size").value) || null,
+    }));
+  let painting;
+  try {
+    painting = await wanted();
+  } catch (error) {
+    if (error.status !== 404 || !here.file) throw error;
+    here.photo = await post("/photos", here.file); // the page's server was started again and has forgotten it
+    painting = await wanted();
+  }
+  here.shown = painting.name;
+  await refresh();
+}
+
+// --- what is shown -------------------------------------------------------------------------------------------------
+
+function show() {
+  showStyles();
+  showFrame();
+  showQueue();
+  showMaking();
+  const { limits } = here.state;
+  if (limits) $("limits").textContent = `Up to ${limits.bytes / 1e6} MB and ${Math.round(limits.pixels / 1e6)} megapixels.`;
+  $("paint").disabled = !(here.photo && total() > 0) || Boolean(here.camera);
+  $("paint").hidden = Boolean(here.camera);
+}
+
+const total = () => [...here.weights.values()].reduce((sum, one) => sum + one, 0);
+
+function showStyles() {
+  const { styles } = here.state;
+  const names = new Set(styles.map((style) => style.name));
+  for (const name of here.weights.keys()) if (!names.has(name)) here.weights.delete(name);
+  if (!here.weights.size && styles.length) here.weights.set(styles[0].name, 1);
+  const model = styles.find((style) => here.weights.has(style.name))?.model;
+  $("none").hidden = styles.length > 0 || !here.state.up;
+  $("mixing").hidden = !styles.some((style) => style.mixes);
+  reconcile($("styles"), styles, (style) => style.name + style.thumbnail, (style) => {
+    const button = make("button", { type: "button", title: style.name });
+    button.dataset.style = style.name;
+    button.append(style.thumbnail ? make("img", { src: style.thumbnail, alt: "" }) : make("span", { className: "blank" }));
+    button.append(make("span", { textContent: style.name }));
+    button.addEventListener("click", () => pick(style));
+    return button;
+  });
+  for (const button of $("styles").children) {
+    const style = styles.find((one) => one.name === button.dataset.style);
+    button.setAttribute("aria-pressed", here.weights.has(style.name));
+    button.classList.toggle("apart", $("mix").checked && style.model !== model);
+  }
+  const chosen = $("mix").checked ? [...here.weights.keys()] : [];
+  reconcile($("weights"), chosen.length > 1 ? chosen : [], (name) => name, (name) => {
+    const label = make("label", { className: "slider" });
+    const output = make("output", { textContent: `${Math.round(100 * here.weights.get(name))} %` });
+    const slider = make("input", { type: "range", min: 0, max: 100, value: 100 * here.weights.get(name) });
+    slider.setAttribute("aria-label", `How much of ${name}`);
+    slider.addEventListener("input", () => {
+      here.weights.set(name, slider.value / 100);
+      output.textContent = `${slider.value} %`;
+      show();
+      tellCamera();
+    });
+    label.append(name, " ", output, slider);
+    return label;
+  });
+}
+
+function pick(style) {
+  const model = here.state.styles.find((one) => here.weights.has(one.name))?.model;
+  if (!$("mix").checked || style.model !== model) here.weights.clear(); // styles of one network alone can be mixed
+  if (here.weights.has(style.name) && here.weights.size > 1) here.weights.delete(style.name);
+  else here.weights.set(style.name, here.weights.size ? 0.5 : 1);
+  show();
+  tellCamera();
+}
+
+function showFrame() {
+  const painting = here.state.paintings.find((one) => one.name === here.shown);
+  const done = painting?.status === "done";
+  const live = Boolean(here.camera);
+  $("empty").hidden = Boolean(here.photo) || live;
+  $("frame").hidden = !here.photo || live;
+  $("live").hidden = !live;
+  $("actions").hidden = !here.photo && !live;
+  $("another").hidden = $("camera2").hidden = live;
+  $("shoot").hidden = $("stop").hidden = !live;
+  $("sizing").hidden = !here.photo || live;
+  $("download").hidden = !done || live;
+  $("busy").hidden = !painting || !pending(painting);
+  if (painting && pending(painting)) {
+    $("said").textContent = progressOf(painting);
+    if (painting.total) Object.assign($("bar"), { max: painting.total, value: painting.done });
+    else $("bar").removeAttribute("value");
+  }
+  if (painting?.status === "failed") complain(painting.error);
+  if (done) {
+    const look = lookOf(painting);
+    if ($("after").dataset.look !== look) {
+      $("after").dataset.look = look;
+      $("after").src = look;
+    }
+    $("download").href = look.replace("/shown", "/whole");
+  }
+  for (const id of ["after", "compare", "divider"]) $(id).hidden = !done || !$("after").dataset.ready;
+  if (!done) delete $("after").dataset.look, delete $("after").dataset.ready;
+}
+
+const lookOf = (painting) =>
+  `/paintings/${painting.name}/shown?strength=${$("strength").value / 100}&preserve=${Number($("preserve").checked)}`;
+
+function progressOf(painting) {
+  if (!here.state.up) return "Waiting for the painter to come back";
+  if (painting.status === "waiting") return painting.before ? `Waiting: ${painting.before} before yours` : "Waiting";
+  return painting.total ? `Painting: ${painting.done} of ${painting.total} tiles` : "Painting";
+}
+
+function cut() {
+  const value = Number($("compare").value);
+  $("frame").style.setProperty("--cut", value);
+  const inside = $("after").getBoundingClientRect();
+  const around = $("frame").getBoundingClientRect();
+  $("frame").style.setProperty("--wide", `${inside.width}px`);
+  $("frame").style.setProperty("--at", `${inside.left - around.left + (inside.width * value) / 100}px`);
+}
+
+const nameOf = (mix) =>
+  Object.entries(mix).filter(([, weight]) => weight > 0).map(([name]) => name).join(" + ");
+
+function showQueue() {
+  $("paintings").hidden = !here.state.paintings.length;
+  reconcile($("queue"), here.state.paintings, (one) => one.name + one.status, (one) => {
+    const item = make("li");
+    const open = make("button", { type: "button", className: "show" });
+    open.setAttribute("aria-label", `Show the painting in ${nameOf(one.style)}`);
+    open.addEventListener("click", () => reopen(one));
+    if (one.status === "done") open.append(make("img", { src: `/paintings/${one.name}/shown`, alt: "", loading: "lazy" }));
+    const gone = make("button", { type: "button", className: "gone", textContent: "✕" });
+    gone.setAttribute("aria-label", `Remove the painting in ${nameOf(one.style)}`);
+    gone.addEventListener("click", () => attempt(async () => {
+      await ask(`/paintings/${one.name}`, { method: "DELETE" });
+      if (here.shown === one.name) here.shown = null;
+      await refresh();
+    }));
+    const line = make("div", { className: "row" });
+    line.append(make("span", { textContent: nameOf(one.style), title: nameOf(one.style) }), gone);
+    item.append(open, line);
+    item.dataset.painting = one.name;
+    return item;
+  });
+  for (const item of $("queue").children) {
+    const one = here.state.paintings.find((painting) => painting.name === item.dataset.painting);
+    const open = item.querySelector(".show");
+    open.setAttribute("aria-current", one.name === here.shown);
+    if (one.status !== "done") open.textContent = one.status === "failed" ? "Failed" : progressOf(one);
+  }
+}
+
+/** Into the frame again, with the picture that it was made of. */
+function reopen(painting) {
+  stopCamera();
+  if (here.photo?.name !== painting.photo.name) {
+    setPhoto(painting.photo);
+    here.file = null;
+  }
+  here.shown = painting.name;
+  show();
+  $("stage").scrollIntoView({ block: "nearest" });
+}
+
+// --- my own style --------------------------------------------------------------------------------------------------
+
+function showMaking() {
+  const { making } = here.state;
+  $("off").hidden = Boolean(making);
+  $("new").hidden = !making;
+  if (!making) {
+    $("off").textContent = "Off here: it needs nst web --gallery models/x.pth --repository model_repository.";
+    $("makings").replaceChildren();
+    return;
+  }
+  $("promise").textContent =
+    `Give a painting, or anything with strokes and colours. It is learned in about ${minutes(making.minutes)}, and everybody here may paint with it then.`;
+  $("learn").disabled = !here.painting || making.styles.some(pending);
+  reconcile($("makings"), making.styles, (one) => one.name + one.status + one.error, (one) => {
+    const item = make("li");
+    item.dataset.making = one.name;
+    item.append(make("span", { className: "said" }));
+    if (pending(one)) item.append(make("progress"));
+    const line = make("div", { className: "row" });
+    if (one.status === "failed") line.append(doing("Try again", () => post(`/styles/${one.name}`)));
+    if (!["training", "publishing"].includes(one.status)) {
+      const words = { done: "Dismiss", failed: "Give it up", waiting: "Take it back" };
+      line.append(doing(words[one.status], () => ask(`/styles/${one.name}`, { method: "DELETE" })));
+    }
+    item.append(line);
+    return item;
+  });
+  for (const item of $("makings").children) {
+    const one = making.styles.find((style) => style.name === item.dataset.making);
+    item.querySelector(".said").textContent = `${one.name}: ${wordsOf(one)}`;
+    const bar = item.querySelector("progress");
+    if (bar && one.status === "training" && one.total) Object.assign(bar, { max: one.total, value: one.done });
+  }
+}
+
+const minutes = (count) => (count < 1.5 ? "a minute" : `${Math.round(count)} minutes`);
+
+function wordsOf(one) {
+  if (one.status === "waiting") return one.before ? `${one.before} to be made before it` : "it begins in a moment";
+  if (one.status === "training") {
+    if (!one.total) return "the painting is looked at";
+    return `learning, ${one.done} of ${one.total} steps${one.left && one.left !== "?" ? `, ${one.left} left` : ""}`;
+  }
+  if (one.status === "publishing") return "learned; it is handed to the painter";
+  return one.status === "done" ? "done. Choose it above." : `not made: ${one.error}`;
+}
+
+function doing(words, work) {
+  const button = make("button", { type: "button", textContent: words });
+  button.addEventListener("click", () => attempt(async () => { await work(); await refresh(); }, "new-error"));
+  return button;
+}
+
+// --- the camera ----------------------------------------------------------------------------------------------------
+
+const WIDE = 512; // of the frames, pixels
+const UNDERWAY = 2; // frames: while one is painted, the next is on its way; a camera's others are never sent
+
+async function startCamera() {
+  if (!navigator.mediaDevices) throw new Refused("The browser gives the camera to https:// pages and localhost alone.");
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, facingMode: "user" } });
+  } catch (error) {
+    throw new Refused(error.name === "NotFoundError" ? "There is no camera." : `The camera cannot be used: ${error.message}.`);
+  }
+  here.camera = { stream, underway: 0, times: [], socket: null, small: document.createElement("canvas") };
+  $("video").srcObject = stream;
+  await $("video").play();
+  connect(here.camera);
+  show();
+  $("stop").focus();
+}
+
+function connect(camera) {
+  const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live`);
+  socket.binaryType = "blob";
+  camera.socket = socket;
+  camera.underway = 0;
+  socket.onopen = () => {
+    tellCamera();
+    for (let frame = 0; frame < UNDERWAY; frame++) sendFrame(camera);
+  };
+  socket.onmessage = async ({ data }) => {
+    if (camera !== here.camera) return;
+    camera.underway--;
+    if (typeof data === "string") {
+      $("pace").textContent = JSON.parse(data).error;
+      setTimeout(() => sendFrame(camera), 1000);
+      return;
+    }
+    sendFrame(camera);
+    const picture = await createImageBitmap(data);
+    Object.assign($("canvas"), { width: picture.width, height: picture.height });
+    $("canvas").getContext("2d").drawImage(picture, 0, 0);
+    tellPace(camera);
+  };
+  socket.onclose = () => {
+    if (camera !== here.camera) return;
+    $("pace").textContent = "The camera's way to the painter is cut: trying again.";
+    setTimeout(() => camera === here.camera && connect(camera), 2000);
+  };
+}
+
+function sendFrame(camera) {
+  const video = $("video");
+  if (camera !== here.camera || camera.socket.readyState !== WebSocket.OPEN || camera.underway >= UNDERWAY) return;
+  camera.underway++;
+  const width = Math.min(WIDE, video.videoWidth);
+  const height = Math.round((video.videoHeight * width) / video.videoWidth);
+  Object.assign(camera.small, { width, height });
+  camera.small.getContext("2d").drawImage(video, 0, 0, width, height);
+  camera.small.toBlob((frame) => camera.socket.send(frame), "image/jpeg", 0.85);
+}
+
+function tellPace(camera) {
+  const now = performance.now();
+  camera.times = [...camera.times.filter((time) => now - time < 3000), now];
+  const span = now - camera.times[0];
+  if (span > 500) $("pace").textContent = `${((1000 * (camera.times.length - 1)) / span).toFixed(1)} frames a second`;
+}
+
+function tellCamera() {
+  if (here.camera?.socket?.readyState !== WebSocket.OPEN || !(total() > 0)) return;
+  here.camera.socket.send(JSON.stringify({
+    style: Object.fromEntries(here.weights),
+    strength: $("strength").value / 100,
+    preserve: $("preserve").checked,
+  }));
+}
+
+function stopCamera() {
+  const camera = here.camera;
+  if (!camera) return;
+  here.camera = null;
+  camera.socket?.close();
+  for (const track of camera.stream.getTracks()) track.stop();
+  $("video").srcObject = null;
+  $("pace").textContent = "";
+  show();
+}
+
+async function shoot() {
+  const video = $("video");
+  const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  await take(await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.95)));
+}
+
+// --- small tools ---------------------------------------------------------------------------------------------------
+
+function make(tag, properties = {}) {
+  return Object.assign(document.createElement(tag), properties);
+}
+
+/** Children as the list has them; one whose key is unchanged stays, and with it the focus of the keyboard. */
+function reconcile(parent, list, keyOf, build) {
+  const before = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const after = list.map((one) => {
+    const key = keyOf(one);
+    const child = before.get(key) ?? build(one);
+    child.dataset.key = key;
+    return child;
+  });
+  if (after.length !== parent.children.length || after.some((child, at) => child !== parent.children[at])) {
+    parent.replaceChildren(...after);
+  }
+}
+
+let pause;
+function lookChanged() {
+  $("strength-said").textContent = `${$("strength").value} %`;
+  tellCamera();
+  clearTimeout(pause);
+  pause = setTimeout(show, 150);
+}
+
+// --- what a person does --------------------------------------------------------------------------------------------
+
+for (const id of ["choose", "another"]) $(id).addEventListener("click", () => $("file").click());
+for (const id of ["camera", "camera2"]) $(id).addEventListener("click", () => attempt(startCamera));
+$("file").addEventListener("change", () => {
+  const [file] = $("file").files;
+  $("file").value = "";
+  if (file) attempt(() => take(file));
+});
+$("stop").addEventListener("click", stopCamera);
+$("shoot").addEventListener("click", () => attempt(shoot));
+$("controls").addEventListener("submit", (event) => { event.preventDefault(); attempt(order); });
+$("strength").addEventListener("input", lookChanged);
+$("preserve").addEventListener("change", lookChanged);
+$("mix").addEventListener("change", () => {
+  const [first] = here.weights.keys();
+  if (!$("mix").checked && first) here.weights = new Map([[first, 1]]);
+  show();
+  tellCamera();
+});
+$("compare").addEventListener("input", cut);
+$("after").addEventListener("load", () => {
+  $("after").dataset.ready = true;
+  show();
+  cut();
+});
+$("after").addEventListener("error", refresh);
+addEventListener("resize", cut);
+
+addEventListener("paste", (event) => {
+  const [file] = event.clipboardData.files;
+  if (file) attempt(() => take(file));
+});
+addEventListener("dragover", (event) => { event.preventDefault(); $("stage").classList.add("dropping"); });
+addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("stage").classList.remove("dropping"); });
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("stage").classList.remove("dropping");
+  const [file] = event.dataTransfer.files;
+  attempt(() => {
+    if (!file) throw new Refused("That was no file: drop a picture's file.");
+    return take(file);
+  });
+});
+
+$("pick").addEventListener("click", () => $("painting").click());
+$("painting").addEventListener("change", () => {
+  const [file] = $("painting").files;
+  if (!file) return;
+  here.painting = file;
+  $("picked").src = URL.createObjectURL(file);
+  $("picked").hidden = false;
+  if (!$("name").value) $("name").value = file.name.replace(/\.[^.]*$/, "").toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40);
+  show();
+});
+$("new").addEventListener("submit", (event) => {
+  event.preventDefault();
+  attempt(async () => {
+    fits(here.painting);
+    await post(`/styles?name=${encodeURIComponent($("name").value)}`, here.painting);
+    here.painting = null;
+    $("painting").value = $("name").value = "";
+    $("picked").hidden = true;
+    await refresh();
+  }, "new-error");
+});
+
+refresh();

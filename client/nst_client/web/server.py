@@ -1,0 +1,79 @@
+"""What the server offers now, whether it answers, and a painted thumbnail of each style."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from nst_client.client import AsyncStyleClient
+from nst_client.styles import Style
+from nst_core.console import say
+from nst_core.errors import NstError
+from nst_core.images import Picture, encode_picture, fitted, open_picture, sample_photographs
+
+EVERY = 2.0
+"""Seconds between two looks at the server."""
+
+THUMBNAIL = 288, 216
+"""Width and height of a thumbnail in pixels: sharp at half the size on a phone."""
+
+
+@dataclass
+class Server:
+    """The served styles, looked at again and again by `watch`, so that a server may go, come back and learn."""
+
+    client: AsyncStyleClient
+    styles: list[Style] = field(default_factory=list)
+    thumbnails: dict[str, bytes] = field(default_factory=dict)
+    trouble: str = "not asked yet"
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def watch(self) -> None:
+        """Look for ever."""
+        photo = await asyncio.to_thread(_sample)
+        while True:
+            await self.look()
+            if self.up.is_set():
+                with suppress(NstError):  # a style that cannot be painted now is tried at the next look
+                    await self._paint_thumbnails(photo)
+            await asyncio.sleep(EVERY)
+
+    async def look(self) -> None:
+        """Ask once what is served. Never raises `NstError`: it is kept in `trouble` and told in the terminal."""
+        try:
+            self.styles = await self.client.styles()
+        except NstError as error:
+            self.lost(error)
+            return
+        if not self.up.is_set():
+            say(f"{self.client.url} answers: {len(self.styles)} styles")
+        self.trouble = ""
+        self.up.set()
+
+    def lost(self, error: NstError) -> None:
+        """The server did not answer; until it does, nobody need ask."""
+        if self.trouble != str(error):
+            say(str(error))
+        self.trouble = str(error)
+        self.up.clear()
+
+    async def _paint_thumbnails(self, photo: Picture) -> None:
+        for style in self.styles:
+            if key(style) not in self.thumbnails:
+                painted = await self.client.stylize(photo.pixels, style.name)
+                self.thumbnails[key(style)] = encode_picture(Picture(painted), "JPEG", quality=88)
+        known = {key(style) for style in self.styles}
+        self.thumbnails = {one: data for one, data in self.thumbnails.items() if one in known}
+
+
+def key(style: Style) -> str:
+    """The name of a style's thumbnail; a model that is replaced by one of other styles has others."""
+    return hashlib.sha256(repr(style).encode()).hexdigest()[:16]
+
+
+def _sample() -> Picture:
+    """A photograph that ships: a cat, whose fur and eyes show what a style does."""
+    (cat,) = [path for path in sample_photographs() if path.stem == "chelsea"]
+    return fitted(open_picture(cat), *THUMBNAIL)

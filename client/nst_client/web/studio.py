@@ -1,0 +1,280 @@
+"""The visitors, their photographs and their paintings; each sees their own alone.
+
+A visitor is whoever has the secret of a cookie. Its hash names a folder, in a temporary one that is gone when the
+program ends, and nothing is found but in the visitor's own tables: another's name leads nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from nst_client.errors import Unavailable, UnknownStyle, Unreachable
+from nst_client.jobs import Recipe, finished
+from nst_client.styles import mixed
+from nst_client.web.server import Server
+from nst_core.errors import InputError, NstError
+from nst_core.images import WRITABLE, Picture, encode_picture, open_picture, resized
+
+SHOWN = 1600
+"""Longer side of what the page shows, pixels; what is downloaded has the painting's own size."""
+
+AT_ONCE = 2
+"""Paintings that are read, painted and written at a time: while one waits for the server, another is read."""
+
+FORGOTTEN = 3600.0
+"""Seconds after which a visitor who has not been seen is forgotten, with all files."""
+
+VISITORS, PHOTOS, PAINTINGS = 200, 8, 24
+"""The most that is kept: of visitors, and of a visitor; the oldest go first."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a visitor may ask for: the bytes of a file, the pixels of a picture, and the paintings that wait."""
+
+    upload: int
+    pixels: int
+    jobs: int
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph that a visitor gave: the file as it came, its name and its size in pixels, upright."""
+
+    name: str
+    file: Path
+    width: int
+    height: int
+
+
+@dataclass
+class Painting:
+    """A photograph's painting, or what has become of it so far; `tiles` are those done and all."""
+
+    name: str
+    photo: Photo
+    style: Mapping[str, float]
+    max_side: int | None
+    file: Path
+    number: int
+    status: str = "waiting"
+    tiles: tuple[int, int] = (0, 0)
+    error: str = ""
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def pending(self) -> bool:
+        """It is still to be done."""
+        return self.status in ("waiting", "painting")
+
+
+@dataclass
+class Visitor:
+    """Whoever has the secret: `key` is its hash."""
+
+    key: str
+    folder: Path
+    photos: dict[str, Photo] = field(default_factory=dict)
+    paintings: dict[str, Painting] = field(default_factory=dict)
+    seen: float = field(default_factory=time.monotonic)
+    live: bool = False
+
+
+class Studio:
+    """All visitors, and the queue of their paintings."""
+
+    def __init__(self, server: Server, folder: Path, limits: Limits) -> None:
+        self.server, self.folder, self.limits = server, folder, limits
+        self.visitors: dict[str, Visitor] = {}
+        self._numbers = count()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._hands = asyncio.Semaphore(AT_ONCE)
+
+    def visitor(self, secret: str) -> Visitor:
+        """Whose secret it is, from now on if not before."""
+        key = hashlib.sha256(secret.encode()).hexdigest()
+        if key not in self.visitors:
+            self._make_room()
+            self.visitors[key] = Visitor(key, self.folder / key)
+            self.visitors[key].folder.mkdir(mode=0o700)
+        visitor = self.visitors[key]
+        visitor.seen = time.monotonic()
+        return visitor
+
+    async def take(self, visitor: Visitor, data: bytes) -> Photo:
+        """A photograph from the bytes of its file. Raises `PictureError`."""
+        picture = await self.worked(open_picture, io.BytesIO(data), max_pixels=self.limits.pixels)
+        name = secrets.token_hex(8)
+        photo = Photo(name, visitor.folder / name, picture.width, picture.height)
+        await self.worked(_keep_photo, photo, picture, data)
+        visitor.photos[name] = photo
+        for old in list(visitor.photos)[:-PHOTOS]:
+            if not any(painting.photo.name == old for painting in visitor.paintings.values()):
+                _remove(visitor.photos.pop(old).file)
+        return photo
+
+    def order(self, visitor: Visitor, photo: Photo, style: Mapping[str, float], max_side: int | None) -> Painting:
+        """Put a painting into the queue. Raises `InputError` for a mix that cannot be, or one painting too many."""
+        if sum(painting.pending for painting in visitor.paintings.values()) >= self.limits.jobs:
+            raise InputError(
+                f"{self.limits.jobs} of your paintings are waiting, and no more may: wait for one, or remove one"
+            )
+        self.check(style, photo, max_side)
+        name = secrets.token_hex(8)
+        painting = Painting(name, photo, style, max_side, visitor.folder / name, next(self._numbers))
+        visitor.paintings[name] = painting
+        painting.task = asyncio.create_task(self._paint(painting))
+        settled = [one for one in visitor.paintings.values() if not one.pending]
+        for old in settled[: max(0, len(visitor.paintings) - PAINTINGS)]:
+            self.remove(visitor, old)
+        return painting
+
+    def check(self, style: Mapping[str, float], photo: Photo | None = None, max_side: int | None = None) -> None:
+        """Raise `UnknownStyle` or `InputError` for what the server, when it was last looked at, cannot paint."""
+        offered = {one.name: one for one in self.server.styles}
+        if missing := [name for name in style if name not in offered]:
+            raise UnknownStyle(f"there is no style {missing[0]!r} here now")
+        first, _ = mixed([offered[name] for name in style], list(style.values()))
+        if photo and first.tiles is None:
+            longer = max(photo.width, photo.height)
+            scale = min(1.0, (max_side or longer) / longer)
+            if photo.width * photo.height * scale**2 > first.max_pixels:
+                most = first.max_pixels / 1e6
+                raise InputError(f"{first.name} paints at most {most:.1f} megapixels here: choose a smaller size")
+
+    def remove(self, visitor: Visitor, painting: Painting) -> None:
+        """Forget a painting, also one that waits or is being made."""
+        if painting.task:
+            painting.task.cancel()
+        visitor.paintings.pop(painting.name, None)
+        _remove(painting.file)
+
+    def before(self, painting: Painting) -> int:
+        """How many paintings, whosever, come first."""
+        everybody = (one for visitor in self.visitors.values() for one in visitor.paintings.values())
+        return sum(one.pending and one.number < painting.number for one in everybody)
+
+    async def shown_before(self, photo: Photo) -> bytes:
+        """JPEG of a photograph, at most `SHOWN` pixels a side."""
+        return await self.worked(lambda: encode_picture(Picture(np.load(_small(photo.file))), "JPEG", quality=88))
+
+    async def shown(self, painting: Painting, recipe: Recipe) -> bytes:
+        """JPEG of a finished painting, at most `SHOWN` pixels a side, with the recipe's strength and colours."""
+        return await self.worked(_shown, painting, recipe)
+
+    async def whole(self, painting: Painting, recipe: Recipe) -> tuple[bytes, str]:
+        """The file of a finished painting at its own size, and Pillow's name of its format: the photograph's own."""
+        return await self.worked(_whole, painting, recipe, self.limits.pixels)
+
+    async def worked(self, work: Callable[..., T], *arguments: Any, **more: Any) -> T:
+        """What `work` returns, by a thread; few at a time, since a picture takes memory."""
+        async with self._hands:
+            return await asyncio.to_thread(work, *arguments, **more)
+
+    async def sweep(self) -> None:
+        """Forget those who have gone, for ever and ever."""
+        while True:
+            await asyncio.sleep(60)
+            for visitor in list(self.visitors.values()):
+                if time.monotonic() - visitor.seen > FORGOTTEN and not visitor.live:
+                    self._forget(visitor)
+
+    async def close(self) -> None:
+        """End all that is being painted."""
+        tasks = [one.task for visitor in self.visitors.values() for one in visitor.paintings.values() if one.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _make_room(self) -> None:
+        while len(self.visitors) >= VISITORS:
+            self._forget(min(self.visitors.values(), key=lambda one: one.seen))
+
+    def _forget(self, visitor: Visitor) -> None:
+        for painting in list(visitor.paintings.values()):
+            self.remove(visitor, painting)
+        del self.visitors[visitor.key]
+        shutil.rmtree(visitor.folder, ignore_errors=True)
+
+    async def _paint(self, painting: Painting) -> None:
+        try:
+            async with self._turns:
+                painting.status = "painting"
+                picture = await self.worked(
+                    open_picture, painting.photo.file, max_pixels=self.limits.pixels, max_side=painting.max_side
+                )
+                pixels = await self._painted(painting, picture)
+                await self.worked(_keep_painting, painting, pixels)
+                painting.status = "done"
+        except NstError as error:
+            painting.status, painting.error = "failed", str(error)
+        except OSError as error:
+            painting.status, painting.error = "failed", f"the painting cannot be kept: {error.strerror or error}"
+
+    async def _painted(self, painting: Painting, picture: Picture) -> Any:
+        """By the server, when it is there: one that goes away and comes back costs time and no painting."""
+
+        def on_tile(done: int, total: int) -> None:
+            painting.tiles = done, total
+
+        while True:
+            await self.server.up.wait()
+            try:
+                return await self.server.client.stylize(picture.pixels, painting.style, on_tile=on_tile)
+            except (Unreachable, Unavailable) as error:
+                self.server.lost(error)
+
+
+def _keep_photo(photo: Photo, picture: Picture, data: bytes) -> None:
+    photo.file.write_bytes(data)
+    np.save(_small(photo.file), _fit(picture).pixels)
+
+
+def _keep_painting(painting: Painting, pixels: Any) -> None:
+    """Without compression: it is read for every download and gone with the visitor."""
+    with painting.file.open("wb") as file:
+        np.save(file, pixels)
+    np.save(_small(painting.file), _fit(Picture(pixels)).pixels)
+
+
+def _shown(painting: Painting, recipe: Recipe) -> bytes:
+    painted = np.load(_small(painting.file))
+    photo = resized(Picture(np.load(_small(painting.photo.file))), painted.shape[1], painted.shape[0]).pixels
+    result = finished(photo, painted, recipe.strength, recipe.preserve_color)
+    return encode_picture(Picture(result), "JPEG", quality=88)
+
+
+def _whole(painting: Painting, recipe: Recipe, max_pixels: int) -> tuple[bytes, str]:
+    picture = open_picture(painting.photo.file, max_pixels=max_pixels, max_side=painting.max_side)
+    pixels = finished(picture.pixels, np.load(painting.file), recipe.strength, recipe.preserve_color)
+    kind = picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG"
+    result = replace(picture, pixels=pixels, metadata=replace(picture.metadata, process=recipe.record))
+    return encode_picture(result, kind, quality=recipe.quality), kind
+
+
+def _fit(picture: Picture) -> Picture:
+    scale = min(1.0, SHOWN / max(picture.width, picture.height))
+    return resized(picture, max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+
+
+def _small(file: Path) -> Path:
+    return file.with_suffix(".npy")
+
+
+def _remove(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    _small(file).unlink(missing_ok=True)
