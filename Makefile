@@ -44,6 +44,9 @@ readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/training.json --readme docs/training.md
 	$(BIN)/nst-bench report docs/benchmark/export.json --readme docs/export.md
 	$(BIN)/nst-bench report docs/benchmark/serving.json --readme docs/benchmark.md
+	$(BIN)/nst-bench report docs/benchmark/serving-wide.json --readme docs/benchmark.md
+	$(BIN)/nst-bench report docs/benchmark/soak.json --readme docs/benchmark.md
+	$(BIN)/nst-bench report docs/benchmark/perf-analyzer.json --readme docs/benchmark.md
 
 venv: $(VENV)
 

@@ -1,0 +1,216 @@
+"""Two results documents against each other: what became slower, with confidence.
+
+Rows are matched by what they say they are. The ratio is that of the times (for rates, of the time a piece takes), so
+above 1 is slower. Its interval comes from a bootstrap of both sides' samples in blocks, since a sample is like the
+one before it; the intervals of all rows hold together (Bonferroni), so a document of a hundred rows does not fail by
+chance. What no bootstrap of one run sees is that the machine itself has another day: the rate of its matrix product
+stands beside, and a tolerance on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from nst_bench import results
+from nst_bench.results import Document, Key, Row, machine_name
+from nst_bench.tables import milliseconds, table
+from nst_core.errors import InputError
+
+SCHEMA = "nst-bench-compare/1"
+CONFIDENCE = 0.95
+"""That no row is called slower, or faster, by chance."""
+
+FEWEST = 5
+"""Samples on each side that a row needs to be judged."""
+
+RESAMPLES = 1000
+
+SLOWER, FASTER, SAME = "slower", "faster", "same"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row of both: `ratio` is the times' B over A, `low` to `high` its interval; without one the verdict says why."""
+
+    key: Key
+    a: float
+    b: float
+    rate: bool
+    ratio: float
+    low: float | None
+    high: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of both, and remarks: what only one has, and what else forbids a verdict.
+
+    `comparable` is false if the machines differ or no row could be judged.
+    """
+
+    rows: list[Compared]
+    remarks: list[str]
+    comparable: bool
+
+    @property
+    def slower(self) -> list[Compared]:
+        """The rows that became slower, the worst first."""
+        return sorted((one for one in self.rows if one.verdict == SLOWER), key=lambda one: -one.ratio)
+
+    @property
+    def exit_code(self) -> int:
+        """0 as fast or faster, 1 something became slower, 2 not comparable."""
+        return 2 if not self.comparable else 1 if self.slower else 0
+
+
+def compare(a: Document, b: Document, *, tolerance: float = 0.05) -> Comparison:
+    """`b` against the earlier `a`. A row is slower, or faster, if the whole interval is beyond 1 by `tolerance`.
+
+    Raises `InputError` if the documents have no suite in common.
+    """
+    one, other = results.suites(a), results.suites(b)
+    common = [name for name in one if name in other]
+    if not common:
+        raise InputError(f"nothing to compare: one has {', '.join(one)}, the other {', '.join(other)}")
+    remarks = [f"only in {who}: the suite {name}" for name, who in _apart(one, other)]
+    same_machine = machine_name(a) == machine_name(b)
+    if not same_machine:
+        remarks.append(f"the machines differ: {machine_name(a)}; {machine_name(b)}")
+    rates = [document["machine"]["matrix_product_gflops"] for document in (a, b)]
+    remarks.append(f"the matrix product ran at {rates[0]:g} GFLOP/s in A and at {rates[1]:g} in B")
+    for name in list(common):
+        reasons = [
+            f"not measured in {who}: {name}: {own[name]['missing']}"
+            for who, own in (("A", one), ("B", other))
+            if "missing" in own[name]
+        ]
+        if reasons:
+            common.remove(name)
+            remarks += reasons
+            continue
+        models = [suites[name].get("model") or {} for suites in (one, other)]
+        names = [" ".join(str(model.get(part, "")) for part in ("name", "width")).strip() for model in models]
+        if names[0] != names[1]:
+            common.remove(name)
+            remarks.append(f"{name}: another model, {names[0]} and {names[1]}")
+    rows_a, rows_b = ({key: row for key, row in results.rows(d).items() if key[0] in common} for d in (a, b))
+    both = [key for key in rows_a if key in rows_b and _measured(rows_a[key], rows_b[key])]
+    confidence = 1.0 - (1.0 - CONFIDENCE) / max(1, sum(_why_not(rows_a[key], rows_b[key]) is None for key in both))
+    rows = [_compared(key, rows_a[key], rows_b[key], confidence, tolerance) for key in both]
+    remarks += _unmatched(rows_a, rows_b)
+    judged = any(row.low is not None for row in rows)
+    if not judged:
+        remarks.append("no row could be judged")
+    return Comparison(rows, remarks, same_machine and judged)
+
+
+def ratio(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float, float, float]:
+    """The medians' ratio b / a, and the ends of its interval, by a bootstrap of blocks with a fixed seed."""
+    middle = float(np.median(b) / np.median(a))
+    generator = np.random.default_rng(0)
+    logarithms = np.log(_medians(np.asarray(b), generator)) - np.log(_medians(np.asarray(a), generator))
+    reach = NormalDist().inv_cdf(0.5 + confidence / 2.0) * float(logarithms.std(ddof=1)) * _small(len(a), len(b))
+    return middle, middle * float(np.exp(-reach)), middle * float(np.exp(reach))
+
+
+def verdict(comparison: Comparison) -> str:
+    """The one sentence."""
+    if not comparison.comparable:
+        return f"not comparable: {comparison.remarks[-1]}"
+    if worst := comparison.slower:
+        return (
+            f"{len(worst)} of {len(comparison.rows)} became slower; the most {' / '.join(worst[0].key)}: "
+            f"{worst[0].ratio:.2f} times the time ({worst[0].low:.2f} to {worst[0].high:.2f})"
+        )
+    faster = sum(one.verdict == FASTER for one in comparison.rows)
+    return f"nothing became slower; {faster} of {len(comparison.rows)} became faster"
+
+
+def markdown(comparison: Comparison) -> str:
+    """The rows, slower ones first, and the remarks."""
+    order = {SLOWER: 0, FASTER: 1}
+    body = []
+    for one in sorted(comparison.rows, key=lambda one: order.get(one.verdict, 2)):
+        times = [f"{value:.2f} a second" if one.rate else f"{milliseconds(value)} ms" for value in (one.a, one.b)]
+        interval = "" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
+        verdict = f"**{one.verdict}**" if one.verdict in order else one.verdict
+        body.append([" / ".join(one.key), *times, f"{one.ratio:.3f}", interval, verdict])
+    lines = table(["", "A", "B", "B's time over A's", f"with {CONFIDENCE:.0%} confidence for all", ""], body)
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in comparison.remarks), ""])
+
+
+def document(comparison: Comparison) -> Document:
+    """The comparison as a JSON document."""
+    rows: list[dict[str, Any]] = [{**vars(one), "key": list(one.key)} for one in comparison.rows]
+    return {
+        "schema": SCHEMA,
+        "comparable": comparison.comparable,
+        "slower": len(comparison.slower),
+        "rows": rows,
+        "remarks": comparison.remarks,
+    }
+
+
+def _compared(key: Key, a: Row, b: Row, confidence: float, tolerance: float) -> Compared:
+    assert a.median is not None and b.median is not None
+    middle = a.median / b.median if a.rate else b.median / a.median
+    why = _why_not(a, b)
+    if why:
+        return Compared(key, a.median, b.median, a.rate, middle, None, None, why)
+    first, second = (b, a) if a.rate else (a, b)
+    middle, low, high = ratio(first.samples, second.samples, confidence)
+    verdict = SLOWER if low > 1.0 + tolerance else FASTER if high < 1.0 / (1.0 + tolerance) else SAME
+    return Compared(key, a.median, b.median, a.rate, middle, low, high, verdict)
+
+
+def _why_not(a: Row, b: Row) -> str | None:
+    """Why a row of both is not judged."""
+    if not a.samples or not b.samples:
+        return "no samples"
+    if min(len(a.samples), len(b.samples)) < FEWEST:
+        return f"fewer than {FEWEST} samples"
+    if a.unstable or b.unstable:
+        return "*unstable*"
+    return None
+
+
+def _measured(a: Row, b: Row) -> bool:
+    return a.median is not None and b.median is not None and a.rate == b.rate
+
+
+def _medians(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Medians of resamples, in blocks of about the cube root of their number, around the end to the beginning."""
+    count = len(samples)
+    block = max(1, round(count ** (1.0 / 3.0)))
+    starts = generator.integers(count, size=(RESAMPLES, -(-count // block)))
+    chosen = (starts[:, :, None] + np.arange(block)) % count
+    medians: np.ndarray = np.median(samples[chosen.reshape(RESAMPLES, -1)[:, :count]], axis=1)
+    return medians
+
+
+def _small(*counts: int) -> float:
+    """A bootstrap of few samples is too sure of itself by about this factor."""
+    return float(np.sqrt(max(count / (count - 3) for count in counts)))
+
+
+def _apart(one: dict[str, Document], other: dict[str, Document]) -> list[tuple[str, str]]:
+    return [(name, "A") for name in one if name not in other] + [(name, "B") for name in other if name not in one]
+
+
+def _unmatched(a: dict[Key, Row], b: dict[Key, Row]) -> list[str]:
+    """Rows that only one has, or that one could not measure."""
+    remarks = []
+    for who, own, others in (("A", a, b), ("B", b, a)):
+        for key, row in own.items():
+            other = others.get(key)
+            if row.missing and other and not other.missing:
+                remarks.append(f"not measured in {who}: {' / '.join(key)}: {row.missing}")
+            elif other is None and not row.missing:
+                remarks.append(f"only in {who}: {' / '.join(key)}")
+    return remarks

@@ -1,0 +1,254 @@
+"""`nst-bench` without a suite: one after the other, what says most about this machine in the time that there is.
+
+Each suite runs in a process of its own: its peak of memory is its own, what it leaves behind ends with it, and one
+that dies is a missing cell with the reason while the others go on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+from nst_bench.results import RUN, Document
+from nst_core.errors import InputError, MissingExtra, NstError
+
+Tick = Callable[[str], None]
+
+PATIENCE = 60.0
+"""Seconds that a suite has to end its server after Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a trained style, the repository with its export, Triton's place, VGG-16's weights."""
+
+    checkpoint: Path
+    repository: Path
+    triton: Path
+    vgg: Path | None = None
+
+    @property
+    def model(self) -> str:
+        """The name that `nst-export` gave it."""
+        return self.checkpoint.stem
+
+    def check(self) -> None:
+        """Raises `InputError` if the style or its export is not there, before minutes are spent."""
+        if not self.checkpoint.is_file():
+            raise InputError(f"{self.checkpoint}: no such file; give a trained style with --checkpoint")
+        if not (self.repository / self.model / "config.pbtxt").is_file():
+            raise InputError(
+                f"{self.repository} has no model {self.model!r}; export it first: "
+                f"nst-export {self.checkpoint} -r {self.repository}"
+            )
+
+
+class Work(Protocol):
+    """Measures and returns a document; a function of a module, since another process calls it."""
+
+    def __call__(self, subject: Subject, *, tick: Tick) -> Document:
+        """`tick` takes notes of what is done."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A suite of the plan, and the seconds that it takes on two cores."""
+
+    suite: str
+    seconds: float
+    work: Work
+
+
+def measure(
+    plan: Sequence[Step],
+    subject: Subject,
+    *,
+    keep: Callable[[Document], None],
+    update: Callable[[float, str], None] = lambda behind, note: None,
+) -> Document:
+    """The suites of `plan`; a document of the whole run, each suite's own in it, or why it is missing.
+
+    `keep` gets the document after every suite, also after Ctrl-C, which is passed on then. `update` is called
+    every second with the seconds of the plan that are behind.
+    """
+    done: dict[str, Any] = {}
+    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+    def document() -> Document:
+        return {"schema": RUN, "date": started, "machine": _machine(done), "suites": done}
+
+    behind = 0.0
+    try:
+        for step in plan:
+            done[step.suite] = _alone(step, subject, partial(_pace, update, behind, step))
+            behind += step.seconds
+            keep(document())
+    except KeyboardInterrupt:
+        for step in plan:
+            done.setdefault(step.suite, {"missing": "stopped before it was done"})
+        keep(document())
+        raise
+    return document()
+
+
+def file_name(document: Document) -> str:
+    """`2026-11-24-1830-amd-epyc-2-cores.json`."""
+    machine = document["machine"]
+    words = f"{document['date'].removesuffix(' UTC').replace(':', '')} {machine['processor']} {machine['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", f"{words} {machine['gpu'] or ''}".lower().replace("(r)", "")).strip("-") + ".json"
+
+
+def _machine(done: dict[str, Any]) -> dict[str, Any]:
+    """As the first suite found it; asked here if none did."""
+    for document in done.values():
+        if "machine" in document:
+            machine: dict[str, Any] = document["machine"]
+            return machine
+    from nst_bench.machine import describe
+
+    return describe()
+
+
+def _pace(update: Callable[[float, str], None], behind: float, step: Step, elapsed: float, note: str) -> None:
+    """A step that takes longer than its estimate stands just before its end."""
+    update(behind + min(elapsed, 0.99 * step.seconds), f"{step.suite}: {note}" if note else step.suite)
+
+
+def _alone(step: Step, subject: Subject, pace: Callable[[float, str], None]) -> Document:
+    """The document of a step that runs in a process of its own, or `{"missing": reason}`."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_child, args=(step.work, subject, theirs))
+    process.start()
+    theirs.close()
+    started, note = time.monotonic(), ""
+    try:
+        while True:
+            pace(time.monotonic() - started, note)
+            if not ours.poll(1.0):
+                continue
+            kind, value = ours.recv()
+            if kind != "note":
+                return {"missing": value} if kind == "missing" else dict(value)
+            note = value
+    except EOFError:
+        process.join()
+        return {"missing": f"its process ended with status {process.exitcode}"}
+    except KeyboardInterrupt:
+        os.kill(process.pid or 0, signal.SIGINT)  # it ends the server that it started
+        raise
+    finally:
+        process.join(PATIENCE)
+        if process.is_alive():
+            process.kill()
+
+
+def _child(work: Work, subject: Subject, parent: Connection) -> None:
+    """In the process of a suite. Ctrl-C reaches the parent alone, which passes it on once."""
+    os.setpgrp()
+    try:
+        parent.send(("done", work(subject, tick=lambda note: parent.send(("note", note)))))
+    except KeyboardInterrupt:
+        sys.exit(1)
+    except NstError as error:
+        parent.send(("missing", " ".join(str(error).split())))
+    except ModuleNotFoundError as error:
+        parent.send(("missing", str(MissingExtra("bench", error.name or str(error)))))
+    except Exception as error:
+        traceback.print_exc()
+        parent.send(("missing", " ".join(f"{type(error).__name__}: {error}".split())))
+
+
+@contextmanager
+def _served(subject: Subject, tick: Tick) -> Iterator[Any]:
+    from nst_bench.engines import served
+    from nst_server import triton
+
+    with served(triton.find(subject.triton, tick), subject.repository, subject.model) as server:
+        yield server
+
+
+def _serving(subject: Subject, *, tick: Tick, effort: dict[str, Any]) -> Document:
+    from nst_bench.suites import serving
+
+    with _served(subject, tick) as server:
+        return serving.measure(server, effort=replace(serving.FULL, **effort), tick=tick)
+
+
+def _soak(subject: Subject, *, tick: Tick, minutes: float) -> Document:
+    from nst_bench.suites import soak
+
+    with _served(subject, tick) as server:
+        return soak.measure(server, minutes=minutes, tick=tick)
+
+
+def _gatys(subject: Subject, *, tick: Tick, **settings: Any) -> Document:
+    from nst_bench.suites import gatys
+    from nst_trainer.memory import reuse_freed_memory
+    from nst_trainer.weights import vgg16_weights
+
+    reuse_freed_memory()
+    return gatys.measure(vgg16_weights(subject.vgg), tick=tick, **settings)
+
+
+def _speedup(subject: Subject, *, tick: Tick, sizes: tuple[int, ...], short: bool) -> Document:
+    from nst_bench.suites import speedup
+    from nst_server import triton
+    from nst_trainer.checkpoint import load
+    from nst_trainer.memory import reuse_freed_memory
+
+    reuse_freed_memory()
+    return speedup.measure(
+        *(load(subject.checkpoint), subject.model, subject.repository, triton.find(subject.triton, tick)),
+        sizes=sizes,
+        effort=speedup.SHORT if short else speedup.FULL,
+        vgg=subject.vgg,
+        tick=lambda: tick(""),
+    )
+
+
+def _training(subject: Subject, *, tick: Tick) -> Document:
+    from nst_bench.suites import training
+
+    return training.measure(subject.vgg, width=1.0, batch=4, tick=tick)
+
+
+def _export(subject: Subject, *, tick: Tick) -> Document:
+    from nst_bench.suites import export
+
+    return export.measure(tick=tick)
+
+
+SHORT = (Step("speedup", 60, partial(_speedup, sizes=(256, 512), short=True)),)
+"""A minute, for `make demo`."""
+
+PLAN = (
+    Step("speedup", 150, partial(_speedup, sizes=(256, 512), short=False)),
+    Step("serving", 130, partial(_serving, effort={"latency": 12.0, "turn": 3.0, "arrivals": 6.0, "probes": 3})),
+    Step("gatys", 60, partial(_gatys, sizes=(128, 256, 512), result_size=128, result_iterations=100)),
+    Step("soak", 75, partial(_soak, minutes=1.0)),
+)
+"""About ten minutes on two cores."""
+
+FULL = (
+    Step("speedup", 400, partial(_speedup, sizes=(256, 512, 1024), short=False)),
+    Step("serving", 240, partial(_serving, effort={})),
+    Step("gatys", 500, partial(_gatys, result_size=256, result_iterations=300)),
+    Step("soak", 620, partial(_soak, minutes=10.0)),
+    Step("training", 200, _training),
+    Step("export", 300, _export),
+)
+"""Every suite at its full length."""
