@@ -1,0 +1,158 @@
+"""`nst video` and `nst webcam` as processes against a real Triton; OpenCV reads what they write."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nst_client.video import PART
+
+from ..client.clips import apart, clip, panned, seen, sound
+from .serving import BIN, Models, Server, run, serve, succeeded
+
+FRAMES = 10 * PART
+WIDTH, HEIGHT = 96, 64
+
+
+@pytest.fixture(scope="module")
+def server(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = serve(models.repository, tmp_path_factory.mktemp("video") / "triton.log")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten parts with sound."""
+    frames = panned(60, WIDTH, HEIGHT, step=4)
+    there_and_back = [*frames, *frames[::-1]]
+    return clip(
+        tmp_path_factory.mktemp("film") / "film.mp4", there_and_back * (FRAMES // len(there_and_back)), sound=True
+    )
+
+
+@pytest.fixture(scope="module")
+def painted(server: Server, film: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """The whole film in one run, smoothed, and its figures."""
+    target = tmp_path_factory.mktemp("painted") / "o.mp4"
+    result = run("nst", "video", film, "-o", target, "-s", "one", "--smooth", "--json", "-u", server.endpoints.grpc)
+    succeeded(result)
+    return target, json.loads(result.stdout)
+
+
+def test_a_film_is_painted_as_its_frames_are(server: Server, models: Models, film: Path, tmp_path: Path) -> None:
+    """By HTTP; the decoder, the encoder and both their colours cost a few levels, another frame many."""
+    target = tmp_path / "o.mp4"
+    succeeded(run("nst", "video", film, "-o", target, "-s", "one", "--crf", 8, "-u", server.endpoints.http))
+    before, after = seen(film), seen(target)
+    assert len(after.pictures) == FRAMES
+    assert after.milliseconds == pytest.approx(before.milliseconds)
+    assert sound(target) == sound(film)
+    numbers = [0, PART - 1, PART, 200, FRAMES - 1]
+    for number, expected in zip(numbers, models.painted(np.stack([before.pictures[n] for n in numbers])), strict=True):
+        assert apart(expected, after.pictures[number]) < 12.0
+        assert apart(expected, after.pictures[(number + 30) % FRAMES]) > 24.0
+
+
+def test_killed_and_started_again_no_frame_is_lost_or_doubled(
+    server: Server, film: Path, painted: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    """`kill -9` while it paints, twice; the result is that of a run that nobody killed."""
+    target = tmp_path / "o.mp4"
+    parts = tmp_path / "o.mp4.parts"
+    command = [*("nst", "video", film, "-o", target, "-s", "one", "--smooth", "--json", "-j", 1)]
+    command += ["-u", server.endpoints.grpc]
+    for finished in (1, 4):
+        process = subprocess.Popen([str(BIN / "nst"), *map(str, command[1:])], stdout=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        while len(list(parts.glob("[0-9]*.nut"))) < finished:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+        process.communicate()
+        assert not target.exists()
+    kept = len(list(parts.glob("[0-9]*.nut")))
+    result = run(*command)
+    assert f"goes on behind frame {kept * PART} of {FRAMES}" in succeeded(result)
+    figures = json.loads(result.stdout)
+    assert figures["frames"] == FRAMES and figures["painted"] == FRAMES - kept * PART
+    whole, told = painted
+    assert figures["warping_error_before"] == pytest.approx(told["warping_error_before"])
+    assert figures["warping_error_after"] == pytest.approx(told["warping_error_after"])
+    one, other = seen(whole), seen(target)
+    assert one.milliseconds == other.milliseconds
+    assert sound(target) == sound(film)
+    assert max(apart(a, b) for a, b in zip(one.pictures, other.pictures, strict=True)) < 6.0
+    moves = [apart(a, b) for a, b in pairwise(other.pictures)]
+    assert sum(move < 3.0 for move in moves) == sum(apart(a, b) < 3.0 for a, b in pairwise(one.pictures))
+    assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
+
+
+def test_smoothing_lessens_the_warping_error(painted: tuple[Path, dict[str, object]]) -> None:
+    _, figures = painted
+    before, after = figures["warping_error_before"], figures["warping_error_after"]
+    assert isinstance(before, float) and isinstance(after, float)
+    assert 0 < after < 0.7 * before
+
+
+def test_styles_of_two_served_models_fade(server: Server, film: Path, tmp_path: Path) -> None:
+    """From `one` to `a`: the beginning is all the one, the end all the other, and between it is neither."""
+    targets = {style: tmp_path / f"{n}.mp4" for n, style in enumerate(["one", "a", "0:one, 1s:a"])}
+    pictures = {}
+    for style, target in targets.items():
+        command = (
+            "nst",
+            "video",
+            film,
+            "-o",
+            target,
+            "-s",
+            style,
+            "--preview",
+            "--crf",
+            4,
+            "-u",
+            server.endpoints.grpc,
+        )
+        succeeded(run(*command))
+        pictures[style] = seen(target).pictures
+        assert len(pictures[style]) == 125
+    one, a, fading = (pictures[style] for style in targets)
+    far = apart(one[37], a[37])
+    assert far > 10
+    assert apart(fading[20], one[20]) < far / 8 and apart(fading[70], a[70]) < far / 8
+    assert min(apart(fading[37], one[37]), apart(fading[37], a[37])) > far / 4
+
+
+def test_the_webcam_with_a_file_in_its_place(server: Server, models: Models, tmp_path: Path) -> None:
+    source = clip(tmp_path / "s.mp4", panned(25, WIDTH, HEIGHT, step=4))
+    target = tmp_path / "o.mkv"
+    result = run(
+        *("nst", "webcam", "--input", source, "--no-window", "--record", target, "-s", "one", "--json"),
+        *("-u", server.endpoints.grpc),
+    )
+    succeeded(result)
+    figures = json.loads(result.stdout)
+    film = seen(target)
+    assert figures["taken"] == 25 and figures["shown"] == len(film.pictures) >= 1
+    assert (np.diff(film.milliseconds) > 0).all()
+    expected = models.painted(np.stack(seen(source).pictures))
+    best = [int(np.argmin([apart(one, picture) for one in expected])) for picture in film.pictures]
+    assert best == sorted(best) and len(set(best)) == len(best)
+
+
+def test_a_server_that_is_not_there(film: Path, tmp_path: Path) -> None:
+    command = ("-s", "one", "-u", "grpc://127.0.0.1:9", "--timeout", 1)
+    for name, *arguments in (("video", film, "-o", tmp_path / "o.mp4"), ("webcam", "--input", film, "--no-window")):
+        result = run("nst", name, *arguments, *command)
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: ") and "127.0.0.1:9" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
