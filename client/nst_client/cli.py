@@ -34,7 +34,7 @@ Url = Annotated[
     typer.Option(
         "--url",
         "-u",
-        help="grpc:// or grpcs://host:8001, http:// or https://host:8000, or local:model_repository.",
+        help="grpc:// or grpcs://host:8001[,host:8001], http:// or https://host:8000, or local:model_repository.",
         envvar="NST_URL",
         rich_help_panel=_SERVER,
     ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +51,7 @@ class _Client:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         *,
         timeout: float = 60.0,
         retries: int = 3,
@@ -75,7 +76,12 @@ class _Client:
             raise InputError("a client needs the URL of a server or a transport, one of them")
         if transport is None:
             transport = connect(
-                url or "", timeout=timeout, token=token, ca=ca, shared_memory=shared_memory, aio=self._aio
+                url if url is not None else "",
+                timeout=timeout,
+                token=token,
+                ca=ca,
+                shared_memory=shared_memory,
+                aio=self._aio,
             )
         self.url = transport.address
         self._transport, self._timeout, self._retries = transport, timeout, retries
@@ -83,15 +89,21 @@ class _Client:
 
     async def _list(self) -> list[Style]:
         models = await self._request(self._transport.models)
-        configs = {model: await self._request(self._config, model) for model in models}
-        self._styles = offered({model: config for model, config in configs.items() if config is not None})
+        configs = {}
+        for model in models:
+            with suppress(Unavailable):
+                if config := await self._request(self._config, model):
+                    configs[model] = config
+        self._styles = offered(configs)
         return sorted(self._styles.values(), key=lambda style: style.name)
 
     async def _config(self, model: str, seconds: float) -> ModelConfig | None:
-        """None if the model was unloaded since it was listed."""
+        """None if the model was unloaded since it was listed; `Unavailable` if another server of several has it."""
         try:
             return await self._transport.config(model, seconds)
         except Unavailable:
+            if model in await self._transport.models(seconds):
+                raise
             return None
 
     async def _stylize(self, picture: Painting, mix: Mix, on_tile: OnTile | None, tiled: bool = False) -> Painting:
@@ -199,6 +211,10 @@ class _Client:
 
 class StyleClient(_Client):
     """Styles behind a URL: `grpc[s]://host:8001`, `http[s]://host:8000` or `local:model_repository`.
+
+    Of several servers with the same models, `grpc[s]://host:8001,host:8001`, a sequence of such URLs, or a DNS name
+    with several addresses, each request goes to the next that is connected, and is sent again to another when one
+    fails. A list's names are looked up once; those of a DNS name whenever a connection ends.
 
     Not for several threads at once; make one a thread. Use it in a `with` block, or `close` it.
     """

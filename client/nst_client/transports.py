@@ -7,7 +7,7 @@ a blocking transport never suspend.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,7 +68,7 @@ class Transport(Protocol):
 
 
 def connect(
-    url: str,
+    url: str | Sequence[str],
     *,
     timeout: float = 60.0,
     token: str | None = None,
@@ -76,11 +76,13 @@ def connect(
     shared_memory: bool = False,
     aio: bool = False,
 ) -> Transport:
-    """The transport of `grpc[s]://host:port`, `http[s]://host:port` or `local:FOLDER`; see `StyleClient`.
+    """The transport of `grpc[s]://host:port[,host:port]`, `http[s]://host:port` or `local:FOLDER`; see `StyleClient`.
 
-    `aio` makes one whose coroutines suspend, for asyncio. Raises `InputError` for any other URL, or a setting that it
-    cannot have. Nothing is sent yet.
+    A sequence is of gRPC URLs of one scheme, of servers with the same models. `aio` makes one whose coroutines suspend,
+    for asyncio. Raises `InputError` for any other URL, or a setting that it cannot have. Nothing is sent yet.
     """
+    if not isinstance(url, str):
+        url = _together(url)
     if url.startswith("local:"):
         from nst_client.local import Local
 
@@ -92,7 +94,19 @@ def connect(
             f"{url!r} is no address: use grpc://host:8001, grpcs://host:8001, http://host:8000, https://host:8000 "
             "or local:model_repository"
         )
+    if "," in host and (not scheme.startswith("grpc") or not all(host.split(","))):
+        raise InputError(f"{url!r}: several servers are for gRPC, as grpc://host:8001,host:8001 or grpcs://")
     from nst_client.triton import Grpc, Http, Settings
 
     settings = Settings(host, scheme.endswith("s"), timeout, token, ca, shared_memory, aio)
     return Grpc(settings) if scheme.startswith("grpc") else Http(settings)
+
+
+def _together(urls: Sequence[str]) -> str:
+    """One URL of several servers."""
+    schemes = {url.partition("://")[0] for url in urls}
+    if len(urls) == 1:
+        return urls[0]
+    if len(schemes) != 1 or not schemes <= {"grpc", "grpcs"}:
+        raise InputError(f"{', '.join(urls) or 'no URL'}: several servers are for gRPC, all grpc:// or all grpcs://")
+    return f"{schemes.pop()}://{','.join(url.partition('://')[2].rstrip('/') for url in urls)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import socket
 import ssl
@@ -46,6 +47,11 @@ CHANNEL = (
     # no oftener than Triton allows: from three within five minutes each it ends the connection.
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # Requests go in turn to every address that a name or a list has and that is connected. gRPC's own health checks
+    # would need the method Watch, which Triton leaves out: a server that drains is told by its refusals.
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    # A name is looked up again when a connection ends, at most so often; by default every 30 s.
+    ("grpc.dns_min_time_between_resolutions_ms", 2000),
 )
 
 AWAY = (
@@ -63,7 +69,10 @@ REGION_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server is reached; see `StyleClient`. `aio` is for asyncio."""
+    """How a server is reached, or several with a comma between their hosts; see `StyleClient`.
+
+    `aio` is for asyncio.
+    """
 
     host: str
     tls: bool = False
@@ -78,8 +87,15 @@ class Settings:
             raise InputError("the token has other characters than printable ASCII, or none: take it as it was issued")
         if self.ca is not None:
             _check_ca(self.ca)
+        if self.shared_memory and self.several:
+            raise InputError(f"shared memory is for one server, and {self.host} are several: leave shared_memory out")
         if self.shared_memory and not _is_this_host(self.host):
             raise InputError(f"shared memory reaches no other host, and {self.host} is one: leave shared_memory out")
+
+    @property
+    def several(self) -> bool:
+        """Whether a list of servers was given; the addresses of one name are gRPC's to know."""
+        return "," in self.host
 
 
 class Triton(ABC):
@@ -101,6 +117,8 @@ class Triton(ABC):
         """See `Transport`."""
         # The statistics name what is loaded; the repository's index belongs to model control, which nst-serve guards.
         loaded = await self._call("get_inference_statistics", seconds=seconds)
+        if not loaded and self.settings.several:  # one that drains has unloaded its models; another is asked
+            raise Unavailable(f"{self.address} cannot answer now: the server that was asked has no model")
         return sorted({model["name"] for model in loaded})
 
     async def config(self, model: str, seconds: float) -> ModelConfig:
@@ -254,12 +272,23 @@ class Grpc(Triton):
 
         library = tritonclient.grpc.aio if self.settings.aio else tritonclient.grpc
         ca = self.settings.ca or _system_ca()
+        target, options = self._target()
         return library.InferenceServerClient(
-            self.settings.host,
+            target,
             ssl=self.settings.tls,
             root_certificates=None if ca is None else str(ca),
-            channel_args=list(CHANNEL),
+            channel_args=[*CHANNEL, *options],
         )
+
+    def _target(self) -> tuple[str, list[tuple[str, str]]]:
+        """What gRPC is to connect to, and its options; of a list all servers show a certificate of the first name."""
+        host = self.settings.host
+        if not self.settings.several:
+            return host, []
+        found = _addresses(host.split(","))
+        if not found:
+            raise self._nobody()
+        return found, [("grpc.default_authority", host.partition(",")[0])]
 
     def _cleaner(self) -> Callable[[list[str]], None]:
         settings = replace(self.settings, shared_memory=False, aio=False)
@@ -293,7 +322,8 @@ class Grpc(Triton):
             return self._no_tls()
         if status.endswith("DEADLINE_EXCEEDED"):
             return self._too_slow()
-        return self._nobody() if status.endswith("UNAVAILABLE") else self._rejected(said)
+        # A server that ends cancels what it still has; a caller's own cancellation never comes this way.
+        return self._nobody() if status.endswith(("UNAVAILABLE", "CANCELLED")) else self._rejected(said)
 
 
 _WRAPPED = {
@@ -448,6 +478,23 @@ def _system_ca() -> Path | None:
     """The file of the CAs that this system trusts; None where there is none and the library's own have to do."""
     file = ssl.get_default_verify_paths().cafile
     return Path(file) if file else None
+
+
+def _addresses(hosts: list[str]) -> str:
+    """The target, for gRPC, of all addresses that these hosts have now, of one family as it wants them; or none.
+
+    It looks up one name only by itself.
+    """
+    for family, scheme in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
+        found = []
+        for host in hosts:
+            parts = urlsplit(f"//{host}")
+            with suppress(OSError):  # of a name that is not known now; the other servers answer
+                found += socket.getaddrinfo(parts.hostname, parts.port, family, socket.SOCK_STREAM)
+        if found:
+            places = [(str(address[0]), address[1]) for *_, address in found]
+            return f"{scheme}:" + ",".join(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip, port in places)
+    return ""
 
 
 def _is_this_host(host: str) -> bool:

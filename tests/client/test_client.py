@@ -30,6 +30,7 @@ from nst_client import (
 from nst_client.cli import styles_app
 from nst_client.client import _pauses
 from nst_client.transports import ModelConfig, connect
+from nst_client.triton import _addresses
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 
@@ -213,6 +214,7 @@ def test_a_model_that_was_replaced_by_another_is_met_as_it_is(server: MockTransp
         client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_model_that_is_unloaded_while_it_is_listed_is_left_out(server: MockTransport) -> None:
     class Losing(MockTransport):
         async def config(self, model: str, seconds: float) -> ModelConfig:
@@ -295,7 +297,41 @@ def test_a_client_of_nothing() -> None:
 def test_shared_memory_reaches_no_other_host(url: str) -> None:
     with pytest.raises(InputError, match=r"192.0.2.1:\d+ is one: leave shared_memory out"):
         StyleClient(url, shared_memory=True)
+    with pytest.raises(InputError, match="shared memory is for one server"):
+        StyleClient("grpc://127.0.0.1:8001,127.0.0.1:8011", shared_memory=True)
     StyleClient("http://localhost:8000", shared_memory=True).close()
+
+
+@pytest.mark.parametrize("kind", [StyleClient, AsyncStyleClient])
+def test_several_servers_are_a_list_or_a_sequence(kind: type[StyleClient] | type[AsyncStyleClient]) -> None:
+    together = "grpcs://one:8001,two:8001"
+    assert kind(together).url == kind(["grpcs://one:8001", "grpcs://two:8001/"]).url == together
+    assert kind(["http://one:8000"]).url == "http://one:8000"
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        "http://one:8000,two:8000",
+        "grpc://one:8001,",
+        ["http://one:8000", "http://two:8000"],
+        ["grpc://one:8001", "grpcs://two:8001"],
+        ["local:one", "local:two"],
+        [],
+    ],
+)
+def test_several_servers_are_for_grpc(urls: str | list[str]) -> None:
+    with pytest.raises(InputError, match=r"several servers are for gRPC"):
+        StyleClient(urls)
+
+
+def test_an_unknown_name_of_a_list() -> None:
+    """The others answer; if there are none, the error is that nobody does."""
+    assert _addresses(["none.invalid:1", "127.0.0.1:2", "localhost:3"]) == "ipv4:127.0.0.1:2,127.0.0.1:3"
+    assert _addresses(["[::1]:1", "[::1]:2"]) == "ipv6:[::1]:1,[::1]:2"
+    urls = "grpc://none.invalid:1,nobody.invalid:1"
+    with StyleClient(urls, retries=0) as client, pytest.raises(Unreachable, match=f"no server answers at {urls}"):
+        client.styles()
 
 
 def test_only_styles_are_listed(client: StyleClient) -> None:

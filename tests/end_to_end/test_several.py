@@ -1,0 +1,225 @@
+"""One client of three real Tritons that ask for TLS and a token, by a list and by a DNS name."""
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nst_client import AsyncStyleClient, StyleClient
+from nst_core.images import Pixels
+from nst_server import triton
+from nst_server.access import Access
+from nst_server.front import Certificate
+from nst_server.triton import Endpoints
+
+from .serving import TRITON, Models, certificate, settled
+
+TOKEN = "sesame"
+NAME = "tritons.test"
+HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+STEP = 12
+"""Requests that a server must have answered before something happens to it, or to another."""
+
+
+@dataclass
+class Several:
+    """Tritons on the same port of three addresses; the answers that pictures must get."""
+
+    endpoints: list[Endpoints]
+    processes: list[subprocess.Popen[str]]
+    ca: Path
+    pictures: list[Pixels]
+    paintings: list[Pixels]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"ca": self.ca, "token": TOKEN}
+
+    @property
+    def urls(self) -> list[str]:
+        return [one.grpc for one in self.endpoints]
+
+    def answered(self, number: int) -> int:
+        """Requests, as the server itself has counted them; by HTTP, whose certificate is made out to each address."""
+        with StyleClient(self.endpoints[number].http, **self.settings) as client:
+            return client.statistics("one").requests
+
+    def all_answered(self) -> list[int]:
+        return [self.answered(number) for number in range(len(HOSTS))]
+
+    def works(self, stylize: Callable[[Pixels], Pixels], number: int) -> None:
+        assert right(stylize(self.pictures[number]), self.paintings[number])
+
+
+def right(one: Pixels, other: Pixels) -> bool:
+    """The same picture; threads may round a level the other way."""
+    return one.shape == other.shape and bool(np.abs(one.astype(int) - other).max() <= 1)
+
+
+@pytest.fixture(scope="module")
+def several(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "repository").mkdir()
+    (folder / "repository" / "one").symlink_to(models.repository / "one")
+    chain, key = certificate(folder, ",".join([f"DNS:{NAME}", *(f"IP:{host}" for host in HOSTS)]))
+    pictures = [np.random.default_rng(seed).integers(0, 256, (64, 80, 3), np.uint8) for seed in range(8)]
+    paintings = [models.painted(picture[None])[0] for picture in pictures]
+    installation = triton.find(TRITON, print)
+    first = Endpoints.free()
+    with ExitStack() as servers:
+        endpoints = [replace(first, address=host).behind_tls() for host in HOSTS]
+        processes = [
+            servers.enter_context(
+                triton.running(
+                    installation,
+                    folder / "repository",
+                    one,
+                    folder / f"{one.address}.log",
+                    access=Access.new(TOKEN),
+                    certificate=Certificate(chain, key),
+                )
+            )
+            for one in endpoints
+        ]
+        yield Several(endpoints, processes, chain, pictures, paintings)
+
+
+@pytest.fixture
+def names() -> Iterator[str]:
+    """A DNS server on this machine that knows one name with three addresses; where it listens."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=answer_names, args=(server,))
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.sendto(b"", server.getsockname())
+        thread.join()
+
+
+def answer_names(server: socket.socket) -> None:
+    """RFC 1035, for questions of IPv4 addresses; there are none of another kind. An empty packet ends it."""
+    wanted = b"".join(bytes([len(label)]) + label.encode() for label in NAME.split(".")) + b"\0"
+    while True:
+        packet, peer = server.recvfrom(512)
+        if not packet:
+            return
+        name, rest = packet[12:].split(b"\0", 1)
+        question, kind = packet[12 : 12 + len(name) + 5], struct.unpack("!H", rest[:2])[0]
+        known = name.lower() + b"\0" == wanted
+        addresses = HOSTS if known and kind == 1 else ()
+        head = packet[:2] + struct.pack("!HHHHH", 0x8180 if known else 0x8183, 1, len(addresses), 0, 0)
+        records = (b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 0, 4) + socket.inet_aton(one) for one in addresses)
+        server.sendto(head + question + b"".join(records), peer)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_list_is_asked_in_turn(several: Several) -> None:
+    """Every server answers a third, give or take those asked before all were connected."""
+    before = several.all_answered()
+    with StyleClient(several.urls, **several.settings) as client:
+        for number in range(30):
+            several.works(lambda picture: client.stylize(picture, "one"), number % 8)
+    answered = [now - then for now, then in zip(settled(several.all_answered), before, strict=True)]
+    assert sum(answered) == 30 and min(answered) >= 5, answered
+
+
+def test_a_name_with_several_addresses(several: Several, names: str) -> None:
+    """And asyncio; the certificate is the name's."""
+    url = f"grpcs://dns://{names}/{NAME}:{several.endpoints[0].grpc_port}"
+    before = several.all_answered()
+
+    async def ask() -> list[Pixels]:
+        async with AsyncStyleClient(url, **several.settings) as client:
+            return [await client.stylize(several.pictures[number % 8], "one") for number in range(30)]
+
+    for number, painted in enumerate(asyncio.run(ask())):
+        several.works(lambda picture, painted=painted: painted, number % 8)  # type: ignore[misc]
+    answered = [now - then for now, then in zip(settled(several.all_answered), before, strict=True)]
+    assert sum(answered) == 30 and min(answered) >= 5, answered
+
+
+class Callers:
+    """Threads, each with a client of its own, and tasks that share one: they ask until they are told to end."""
+
+    def __init__(self, several: Several) -> None:
+        self.several, self.ended = several, threading.Event()
+        self.right = 0
+        self.failures: list[object] = []
+        self.lock = threading.Lock()
+        work = [lambda number=number: self.blocking(number) for number in range(3)]
+        self.threads = [threading.Thread(target=one) for one in [*work, lambda: asyncio.run(self.tasks())]]
+
+    def blocking(self, number: int) -> None:
+        try:
+            with StyleClient(self.several.urls, **self.several.settings) as client:
+                while not self.ended.is_set():
+                    self.note(number, client.stylize(self.several.pictures[number], "one"))
+        except Exception as error:
+            self.failures.append(error)
+
+    async def tasks(self) -> None:
+        """Others may get the turns between the attempts of one, so it may need more of them."""
+        async with AsyncStyleClient(self.several.urls, **self.several.settings, retries=10) as client:
+            await asyncio.gather(*(self.task(client, number) for number in range(3, 6)))
+
+    async def task(self, client: AsyncStyleClient, number: int) -> None:
+        try:
+            while not self.ended.is_set():
+                self.note(number, await client.stylize(self.several.pictures[number], "one"))
+        except Exception as error:
+            self.failures.append(error)
+
+    def note(self, number: int, painted: Pixels) -> None:
+        with self.lock:
+            if right(painted, self.several.paintings[number]):
+                self.right += 1
+            else:
+                self.failures.append(f"another picture than {number}")
+
+    def __enter__(self) -> "Callers":
+        for one in self.threads:
+            one.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        for one in self.threads:
+            one.join()
+
+
+def test_no_request_is_lost_when_one_is_killed_and_one_drains(several: Several) -> None:
+    """All that live answer before, between and after; the last one's counter and the answers agree."""
+
+    def more(numbers: range) -> None:
+        """Each of these servers answers so many more."""
+        before = {number: several.answered(number) for number in numbers}
+        wait_for(lambda: all(several.answered(number) >= before[number] + STEP for number in numbers))
+
+    with Callers(several) as callers:
+        more(range(3))
+        os.kill(several.processes[0].pid, signal.SIGKILL)
+        more(range(1, 3))
+        several.processes[1].send_signal(signal.SIGTERM)
+        assert several.processes[1].wait(60) == 0
+        more(range(2, 3))
+        assert not callers.failures, callers.failures[0]
+    assert not callers.failures, callers.failures[0]
+    assert callers.right >= 6 * STEP
