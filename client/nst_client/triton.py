@@ -486,13 +486,13 @@ def _addresses(hosts: list[str]) -> str:
     It looks up one name only by itself.
     """
     for family, scheme in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
-        found = []
+        found: list[Any] = []
         for host in hosts:
             parts = urlsplit(f"//{host}")
             with suppress(OSError):  # of a name that is not known now; the other servers answer
                 found += socket.getaddrinfo(parts.hostname, parts.port, family, socket.SOCK_STREAM)
         if found:
-            places = [(str(address[0]), address[1]) for *_, address in found]
+            places = [(address[0], address[1]) for *_, address in found]
             return f"{scheme}:" + ",".join(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip, port in places)
     return ""
 
