@@ -277,6 +277,33 @@ def methods(
 
 
 @suites.command()
+def peers(
+    environment: Annotated[
+        Path, typer.Option(help="The peers' own virtual environment; the extra bench-peers says what goes in.")
+    ] = Path(".peers"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/peers.json"
+    ),
+    checkpoint: Checkpoint = CHECKPOINT,
+    repository: Repository = REPOSITORY,
+    width: Width = None,
+    full: Full = False,
+    triton: Triton = TRITON,
+) -> None:
+    """Measure what else could paint or serve the same file, in turns with nst; they run in an environment of their own.
+
+    Takes a minute, --full six. The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.suites import peers as suite
+
+        suite.check(environment)
+        with _exported(checkpoint, repository, width, triton) as (style, server):
+            document = suite.measure(style, server, environment, effort=suite.FULL if full else suite.SHORT, tick=say)
+        _finish(document, output)
+
+
+@suites.command()
 def soak(
     output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
         "results/soak.json"
@@ -325,6 +352,29 @@ def perf_analyzer(
         fetched = suite.fetch(tool, say)
         with _served(model, repository, width, environment) as server:
             document = suite.measure(server, fetched, tick=say)
+        _finish(document, output)
+
+
+@suites.command()
+def video(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/video.json"
+    ),
+    model: Model = MODEL,
+    repository: Repository = REPOSITORY,
+    width: Width = None,
+    frames: Annotated[int, typer.Option(help="Of the film, 30 a second.", min=16)] = 120,
+    environment: Triton = TRITON,
+) -> None:
+    """Measure video: 512 x 384 from a file to a file and to a window, against the bare model.
+
+    Takes two minutes. The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("all"):
+        from nst_bench.suites import video as suite
+
+        with _served(model, repository, width, environment) as server:
+            document = suite.measure(server, frames=frames, tick=say)
         _finish(document, output)
 
 

@@ -8,14 +8,16 @@ arithmetic is known, a row of the steady state also has `gflop` (of what that en
 
 `latency`
     `model`: `name`, `network`, the network's arguments, `parameters`. `rows`: `engine`, `device` (`CPU` or `GPU`),
-    `size` (side in pixels), `phase` (`cold`: load and first picture, `size` null; `first of a shape`; `steady`).
+    `size` (side in pixels), `phase` (`cold`: load and first picture, `size` null; `first of a shape`; `steady`),
+    `levels` (steady state: the largest difference from PyTorch's picture, of 255).
 `cold`
     `model`: `name`. `rows`: `what` (one of `cold.WHAT`), `height` and `width` (pixels, or null), `warmed_up` (whether
     the server's own warm-up has seen this shape, or null).
 `speedup`
     `model` as in `latency`. `rows`: `engine`, `size`, `phase`. `speedup`: `size`, `iterations` (100, 300, 500),
     `gatys_seconds` (scaled from the median iteration), `served` (the engine), `served_ms`, `ratio`. `equal_loss`:
-    `size`, `photo`, `loss` (the network's), `iteration` (the first of the optimisation at or below it),
+    `size`, `photo`, `loss` (the network's), `iteration` (the first of the optimisation at or below it), `curve` (its
+    losses until then),
     `gatys_seconds`, `served_ms`, `ratio`; or `size` and `missing`.
 `methods`
     `methods`: `method`, `network`, `parameters`, `styles` (of one network, or null: any), `loss` (`value`, `size`,
@@ -25,5 +27,10 @@ arithmetic is known, a row of the steady state also has `gflop` (of what that en
 `peers`
     `model` as in `latency`, `environment` (`python`, `packages`: versions by name), `command` (repeats it). `rows`:
     `peer`, `package` (as pip knows it), `version`, `way` (`in a process`, `HTTP`, `gRPC`), `runs` (`the same file`, or
-    what else), `engine`, `size`, `phase`, `ratio` (of the median to that of `served by nst`, steady state only).
+    what else), `engine`, `size`, `phase`, `ratio` (of the median to nst's own by the same way, steady state only),
+    `levels` (the largest difference from nst's picture, of 255; null for another network).
+`video`
+    `model`: `name`. `width`, `height` (pixels), `film_rate` (frames a second). `rows`: `way` (`bare session`, `file to
+    file`, `file to window`), a summary of the time from a frame to the next, `frames_per_second` (all included, the
+    median of the rounds), `share_of_bare`; and of `file to window, latency`, with `shown` and `taken` frames.
 """

