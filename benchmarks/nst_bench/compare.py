@@ -1,14 +1,15 @@
 """Two results documents against each other: what became slower, with confidence.
 
 Rows are matched by what they say they are. The ratio is that of the times (for rates, of the time a piece takes), so
-above 1 is slower. Its interval comes from a bootstrap of both sides' samples in blocks, since a sample is like the
-one before it; the intervals of all rows hold together (Bonferroni), so a document of a hundred rows does not fail by
-chance. What no bootstrap of one run sees is that the machine itself has another day: the rate of its matrix product
-stands beside, and a tolerance on top.
+above 1 is slower. Its interval comes from a bootstrap of both sides' samples; since a sample is like the one before
+it, they count as fewer. The intervals of all rows hold together (Bonferroni), so that a document of a hundred rows
+does not fail by chance. What no bootstrap of one run sees is that the machine itself has another day: the rate of its
+matrix product stands beside, and there is a tolerance on top.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -111,12 +112,14 @@ def compare(a: Document, b: Document, *, tolerance: float = 0.05) -> Comparison:
 
 
 def ratio(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float, float, float]:
-    """The medians' ratio b / a, and the ends of its interval, by a bootstrap of blocks with a fixed seed."""
+    """The medians' ratio b / a, and the ends of its interval, by a bootstrap with a fixed seed."""
     middle = float(np.median(b) / np.median(a))
     generator = np.random.default_rng(0)
-    logarithms = np.log(_medians(np.asarray(b), generator)) - np.log(_medians(np.asarray(a), generator))
-    reach = NormalDist().inv_cdf(0.5 + confidence / 2.0) * float(logarithms.std(ddof=1)) * _small(len(a), len(b))
-    return middle, middle * float(np.exp(-reach)), middle * float(np.exp(reach))
+    sides = [np.asarray(side) for side in (a, b)]
+    worth = [_independent(side) for side in sides]
+    variance = sum(_variance(side, generator) * len(side) / count for side, count in zip(sides, worth, strict=True))
+    reach = _student(0.5 + confidence / 2.0, max(2.0, sum(worth) - 2.0)) * math.sqrt(variance)
+    return middle, middle * math.exp(-reach), middle * math.exp(reach)
 
 
 def verdict(comparison: Comparison) -> str:
@@ -184,19 +187,33 @@ def _measured(a: Row, b: Row) -> bool:
     return a.median is not None and b.median is not None and a.rate == b.rate
 
 
-def _medians(samples: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Medians of resamples, in blocks of about the cube root of their number, around the end to the beginning."""
+def _variance(samples: np.ndarray, generator: np.random.Generator) -> float:
+    """Of the logarithm of the median, as if the samples were independent."""
+    chosen = samples[generator.integers(len(samples), size=(RESAMPLES, len(samples)))]
+    return float(np.log(np.median(chosen, axis=1)).var(ddof=1))
+
+
+def _independent(samples: np.ndarray) -> float:
+    """How many independent samples these are worth: by the correlation of each one's rank with that of the next.
+
+    A short series' own mean hides a part of it, which Kendall's correction adds again.
+    """
     count = len(samples)
-    block = max(1, round(count ** (1.0 / 3.0)))
-    starts = generator.integers(count, size=(RESAMPLES, -(-count // block)))
-    chosen = (starts[:, :, None] + np.arange(block)) % count
-    medians: np.ndarray = np.median(samples[chosen.reshape(RESAMPLES, -1)[:, :count]], axis=1)
-    return medians
+    ranks = np.argsort(np.argsort(samples)) - (count - 1) / 2.0
+    found = float(ranks[1:] @ ranks[:-1] / (ranks @ ranks))
+    correlation = min(0.9, max(0.0, found + (1.0 + 3.0 * found) / count))
+    return count * (1.0 - correlation) / (1.0 + correlation)
 
 
-def _small(*counts: int) -> float:
-    """A bootstrap of few samples is too sure of itself by about this factor."""
-    return float(np.sqrt(max(count / (count - 3) for count in counts)))
+def _student(share: float, freedom: float) -> float:
+    """The quantile of Student's t, by its expansion around the normal one (Abramowitz and Stegun 26.7.5)."""
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        (z**3 + z) / 4.0,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96.0,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384.0,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def _apart(one: dict[str, Document], other: dict[str, Document]) -> list[tuple[str, str]]:

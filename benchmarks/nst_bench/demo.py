@@ -6,6 +6,7 @@ and HTTP, measures against Gatys' optimisation, and leaves `demo/` and no proces
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -33,10 +34,12 @@ def main() -> None:
         repository = FOLDER / "model_repository"
         _run("nst-export", str(CHECKPOINT), "-r", str(repository))
         _paint(repository)
-        _run("nst-bench", "--short", "--checkpoint", str(CHECKPOINT), "-r", str(repository), "-o", str(FOLDER))
+        measured = _run(
+            *("nst-bench", "--short", "--checkpoint", str(CHECKPOINT), "-r", str(repository), "-o", str(FOLDER))
+        )
         say("")
         say(f"{FOLDER / 'pictures.png'}: photographs, and what Triton made of them")
-        say(f"{FOLDER / 'report.md'}: {report.headline(report.read(FOLDER / 'results.json'))}")
+        say(f"{FOLDER / 'report.html'}: {report.headline(json.loads(measured.splitlines()[-1]))}")
         say(f"done in {duration(time.monotonic() - started)}")
 
 
@@ -64,14 +67,17 @@ def _stacked(rows: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(filled)[:-8]
 
 
-def _run(*command: str) -> None:
-    """A command of this environment; its messages are the user's to see, its stdout is not."""
+def _run(*command: str) -> str:
+    """A command of this environment; its messages are the user's to see, its stdout is returned."""
     name, *arguments = command
     shown = [argument if "/photographs/" not in argument else Path(argument).name for argument in arguments]
     say(f"$ {name} {' '.join(shown)}")
-    result = subprocess.run([str(Path(sys.executable).parent / name), *arguments], stdout=subprocess.DEVNULL)
+    result = subprocess.run(
+        [str(Path(sys.executable).parent / name), *arguments], stdout=subprocess.PIPE, encoding="utf-8"
+    )
     if result.returncode:
         raise typer.Exit(result.returncode)  # it has said why
+    return result.stdout
 
 
 if __name__ == "__main__":

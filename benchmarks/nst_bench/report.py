@@ -118,20 +118,21 @@ def one_table(document: Document) -> str:
     for size, engine in {one["size"]: one["served"] for one in speedup["speedup"]}.items():
         median, *others = tables.cells(warm[engine, size])
         for number, (what, one) in enumerate(_replaced(speedup, size)):
-            missing = "missing" in one
-            takes = f"*{one['missing']}*" if missing else f"{one['gatys_seconds']:,.0f} s"
-            times = "" if missing else f"**{one['ratio']:,.0f}**"
-            shown = [median, times, *others] if number == 0 else ["", times]
-            body.append([f"{size}²", what, takes, *shown, *[""] * (2 + len(others) - len(shown))])
+            times = f"**{one['ratio']:,.0f}**"
+            shown = [median, times, *others] if number == 0 else ["", times, *[""] * len(others)]
+            body.append([f"{size}²", what, f"{one['gatys_seconds']:,.0f} s", *shown])
     head = ["size", "Gatys' optimisation", "takes", "a served picture, ms: p50", "times", *tables.HEAD[1:]]
-    return "\n".join(tables.table(head, body, left=2)) + "\n"
+    missing = dict.fromkeys(one["missing"] for one in speedup["equal_loss"] if "missing" in one)
+    reasons = ["", f"Not compared at equal loss: {'; '.join(missing)}."] if missing else []
+    return "\n".join([*tables.table(head, body, left=2), *reasons, ""])
 
 
 def _replaced(speedup: Document, size: int) -> list[tuple[str, Document]]:
     """What a picture of `size` replaces: the iterations to its loss, and those of Johnson et al.'s table 1."""
     equal = [
-        (f"to the same loss, {one['iteration']} iterations" if "iteration" in one else "to the same loss", one)
+        (f"to the loss of the picture, {one['iteration']} iterations", one)
         for one in speedup["equal_loss"]
+        if "missing" not in one
     ]
     fixed = [(f"{one['iterations']} iterations", one) for one in speedup["speedup"]]
     return [(what, one) for what, one in (*equal, *fixed) if one["size"] == size]

@@ -20,10 +20,13 @@ from datetime import UTC, datetime
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nst_bench.results import RUN, Document
 from nst_core.errors import InputError, MissingExtra, NstError
+
+if TYPE_CHECKING:
+    from nst_bench.engines import Served
 
 Tick = Callable[[str], None]
 
@@ -33,11 +36,15 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a trained style, the repository with its export, Triton's place, VGG-16's weights."""
+    """What is measured: a trained style, the repository with its export, Triton's place.
+
+    `style` is the painting that it learned, without which losses are not compared; `vgg` VGG-16's weights.
+    """
 
     checkpoint: Path
     repository: Path
     triton: Path
+    style: Path | None = None
     vgg: Path | None = None
 
     @property
@@ -47,8 +54,9 @@ class Subject:
 
     def check(self) -> None:
         """Raises `InputError` if the style or its export is not there, before minutes are spent."""
-        if not self.checkpoint.is_file():
-            raise InputError(f"{self.checkpoint}: no such file; give a trained style with --checkpoint")
+        for path, option in ((self.checkpoint, "--checkpoint"), (self.style, "--style")):
+            if path and not path.is_file():
+                raise InputError(f"{path}: no such file ({option})")
         if not (self.repository / self.model / "config.pbtxt").is_file():
             raise InputError(
                 f"{self.repository} has no model {self.model!r}; export it first: "
@@ -173,15 +181,25 @@ def _child(work: Work, subject: Subject, parent: Connection) -> None:
 
 
 @contextmanager
-def _served(subject: Subject, tick: Tick) -> Iterator[Any]:
-    from nst_bench.engines import served
+def _served(subject: Subject, tick: Tick) -> Iterator[Served]:
+    from nst_bench.engines import check_source, served
     from nst_server import triton
 
+    check_source(subject.repository, subject.model, subject.checkpoint)
     with served(triton.find(subject.triton, tick), subject.repository, subject.model) as server:
         yield server
 
 
-def _serving(subject: Subject, *, tick: Tick, effort: dict[str, Any]) -> Document:
+def _latency(subject: Subject, *, tick: Tick, full: bool = False) -> Document:
+    from nst_bench.suites import latency
+    from nst_trainer.checkpoint import load
+
+    with _served(subject, tick) as server:
+        effort = latency.FULL if full else latency.SHORT
+        return latency.measure(load(subject.checkpoint), server, effort=effort, tick=tick)
+
+
+def _serving(subject: Subject, *, tick: Tick, **effort: Any) -> Document:
     from nst_bench.suites import serving
 
     with _served(subject, tick) as server:
@@ -201,23 +219,44 @@ def _gatys(subject: Subject, *, tick: Tick, **settings: Any) -> Document:
     from nst_trainer.weights import vgg16_weights
 
     reuse_freed_memory()
-    return gatys.measure(vgg16_weights(subject.vgg), tick=tick, **settings)
+    return gatys.measure(vgg16_weights(subject.vgg), style=subject.style, tick=tick, **settings)
 
 
-def _speedup(subject: Subject, *, tick: Tick, sizes: tuple[int, ...], short: bool) -> Document:
+def _speedup(subject: Subject, *, tick: Tick, sizes: tuple[int, ...], **effort: Any) -> Document:
+    from nst_bench.engines import check_source
     from nst_bench.suites import speedup
     from nst_server import triton
     from nst_trainer.checkpoint import load
     from nst_trainer.memory import reuse_freed_memory
 
     reuse_freed_memory()
+    check_source(subject.repository, subject.model, subject.checkpoint)
     return speedup.measure(
         *(load(subject.checkpoint), subject.model, subject.repository, triton.find(subject.triton, tick)),
         sizes=sizes,
-        effort=speedup.SHORT if short else speedup.FULL,
+        effort=replace(speedup.SHORT, **effort),
+        style=subject.style,
         vgg=subject.vgg,
-        tick=lambda: tick(""),
     )
+
+
+def _cold(subject: Subject, *, tick: Tick, full: bool = False) -> Document:
+    from nst_bench.suites import cold
+
+    effort = cold.FULL if full else cold.SHORT
+    return cold.measure(subject.triton, subject.repository, subject.model, effort=effort, tick=tick)
+
+
+def _quality(subject: Subject, *, tick: Tick) -> Document:
+    from nst_bench.suites import quality
+    from nst_core.images import sample_photographs
+    from nst_trainer.checkpoint import load
+    from nst_trainer.weights import vgg16_weights
+
+    if subject.style is None:
+        raise InputError("the painting that the network learned is not at hand to compare losses: --style")
+    style, photos = load(subject.checkpoint), sample_photographs()
+    return quality.measure(style, subject.model, subject.style, photos, vgg16_weights(subject.vgg), tick=tick)
 
 
 def _training(subject: Subject, *, tick: Tick) -> Document:
@@ -232,22 +271,31 @@ def _export(subject: Subject, *, tick: Tick) -> Document:
     return export.measure(tick=tick)
 
 
-SHORT = (Step("speedup", 60, partial(_speedup, sizes=(256, 512), short=True)),)
+SHORT = (Step("speedup", 40, partial(_speedup, sizes=(256, 512), equal_loss=())),)
 """A minute, for `make demo`."""
 
 PLAN = (
-    Step("speedup", 150, partial(_speedup, sizes=(256, 512), short=False)),
-    Step("serving", 130, partial(_serving, effort={"latency": 12.0, "turn": 3.0, "arrivals": 6.0, "probes": 3})),
+    Step("speedup", 130, partial(_speedup, sizes=(256, 512), blocks=3, rounds=8, iterations=5, equal_loss=(256, 512))),
+    Step("latency", 100, _latency),
+    Step("serving", 130, partial(_serving, latency=12.0, turn=3.0, arrivals=6.0, probes=3)),
     Step("gatys", 60, partial(_gatys, sizes=(128, 256, 512), result_size=128, result_iterations=100)),
+    Step("cold", 40, _cold),
     Step("soak", 75, partial(_soak, minutes=1.0)),
 )
-"""About ten minutes on two cores."""
+"""About ten minutes on two cores; what matters most comes first."""
 
 FULL = (
-    Step("speedup", 400, partial(_speedup, sizes=(256, 512, 1024), short=False)),
-    Step("serving", 240, partial(_serving, effort={})),
-    Step("gatys", 500, partial(_gatys, result_size=256, result_iterations=300)),
+    Step(
+        "speedup",
+        900,
+        partial(_speedup, sizes=(256, 512, 1024), blocks=4, rounds=12, iterations=6, equal_loss=(256, 512), photos=4),
+    ),
+    Step("latency", 600, partial(_latency, full=True)),
+    Step("serving", 240, _serving),
+    Step("gatys", 500, _gatys),
+    Step("cold", 120, partial(_cold, full=True)),
     Step("soak", 620, partial(_soak, minutes=10.0)),
+    Step("quality", 250, _quality),
     Step("training", 200, _training),
     Step("export", 300, _export),
 )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nst_bench import report, results, tables
+from nst_bench import plots, report, results, tables
 from nst_bench.cli import app
 from nst_core.errors import InputError
 
@@ -119,8 +119,9 @@ def test_the_table_that_matters_has_the_equal_loss_first() -> None:
     reached = {"size": 256, "photo": "a.jpg", "loss": 2.5, "iteration": 24, "gatys_seconds": 8.4, "ratio": 221.7}
     document["equal_loss"] = [{**reached, "served_ms": 37.9}, {"size": 512, "missing": "no painting was given"}]
     lines = report.one_table(document).splitlines()
-    assert lines[2].startswith("| 256² | to the same loss, 24 iterations | 8 s | 37.9 | **222** | 44.6 |")
-    assert lines[6].startswith("| 512² | to the same loss | *no painting was given* | 156.3 |  |")
+    assert lines[2].startswith("| 256² | to the loss of the picture, 24 iterations | 8 s | 37.9 | **222** | 44.6 |")
+    assert lines[6].startswith("| 512² | 100 iterations | 173 s | 156.3 | **1,104** |")
+    assert lines[-1] == "Not compared at equal loss: no painting was given."
     assert "| 256² | a.jpg | 2.500 | 24 | 8.4 s | 37.9 ms | **222** |" in report.markdown(document)
 
 
@@ -187,3 +188,13 @@ def test_a_page_gets_the_tables_that_it_has_markers_for(tmp_path: Path) -> None:
     two = CliRunner().invoke(app, ["report", str(file), str(file), "--readme", str(page)])
     assert two.exit_code == 1
     assert "--readme takes one result, not 2" in two.stderr
+
+
+def test_the_loss_is_drawn_by_time() -> None:
+    """The optimisation's curve ends where its time says, at the loss of the network's picture."""
+    document = results.read(FOLDER / "results.json")
+    row = {"size": 256, "photo": "a.jpg", "iteration": 3, "curve": [50.0, 9.0, 2.4], "loss": 2.5}
+    document["equal_loss"] = [{**row, "gatys_seconds": 1.2, "served_ms": 38.0, "ratio": 31.6}]
+    (plot,) = (one for one in plots.plots(document) if one.name == "loss")
+    assert plot.png.startswith(b"\x89PNG")
+    assert "at 256² the served picture has a loss of 2.50 after 38 ms, the optimisation after 1 s (a.jpg)" in plot.alt

@@ -262,5 +262,6 @@ def _equal_loss(
             continue
         needed = steady[GATYS, size] * len(seen)
         times = {"gatys_seconds": needed / 1000.0, "served_ms": steady[SERVED[0], size]}
-        rows.append({**row, "loss": loss, "iteration": len(seen), **times, "ratio": needed / steady[SERVED[0], size]})
+        row |= {"loss": loss, "iteration": len(seen), "curve": [one.total for one in seen]}
+        rows.append({**row, **times, "ratio": needed / steady[SERVED[0], size]})
     return rows
