@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nst_bench import tables
+from nst_bench.engines import Served
+from nst_bench.suites import video
 from nst_client.video import PART
 
 from ..client.clips import apart, clip, panned, seen, sound
@@ -156,3 +159,19 @@ def test_a_server_that_is_not_there(film: Path, tmp_path: Path) -> None:
         assert result.stderr.startswith("error: ") and "127.0.0.1:9" in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_bench_measures(server: Server, models: Models) -> None:
+    """All ways, every frame of the film that is not dropped, and rates that are those of the whole run."""
+    running = Served("one", models.repository, server.endpoints, server.process, 0.0)
+    document = json.loads(json.dumps(video.measure(running, frames=16, rounds=2)))
+    rows = {row["way"]: row for row in document["rows"]}
+    assert list(rows) == [video.BARE, video.FILE, video.WINDOW, f"{video.WINDOW}, latency"]
+    assert rows[video.BARE]["n"] == rows[video.FILE]["n"] == 32
+    assert rows[f"{video.WINDOW}, latency"]["taken"] == 32
+    for way in (video.BARE, video.FILE, video.WINDOW):
+        assert rows[way]["share_of_bare"] == pytest.approx(
+            rows[way]["frames_per_second"] / rows[video.BARE]["frames_per_second"]
+        )
+    assert rows[video.WINDOW]["frames_per_second"] < 1.5 * document["film_rate"]
+    assert "| file to file |" in tables.tables(document)
