@@ -115,7 +115,7 @@ class Footage:
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             self._step = _step(rate, stream.time_base)
             self.total = self._count(container, stream, rate)
-            self.sound = [one.codec_context.name for one in container.streams.audio]
+            self.sound = [one.codec_context.codec.canonical_name for one in container.streams.audio]
             time_base, aspect = stream.time_base or Fraction(1, 90_000), stream.sample_aspect_ratio or Fraction(1)
         self._turns = round((first.rotation or 0) / 90) % 4
         width, height = _within(first.width, first.height, max_side)

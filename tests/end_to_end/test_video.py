@@ -66,21 +66,23 @@ def test_a_film_is_painted_as_its_frames_are(server: Server, models: Models, fil
 def test_killed_and_started_again_no_frame_is_lost_or_doubled(
     server: Server, film: Path, painted: tuple[Path, dict[str, object]], tmp_path: Path
 ) -> None:
-    """`kill -9` while it paints, twice; the result is that of a run that nobody killed."""
-    target = tmp_path / "o.mp4"
+    """`kill -9` while it paints, twice, and then Ctrl-C; the result is that of a run that nobody stopped."""
+    target, kill = tmp_path / "o.mp4", signal.SIGKILL
     parts = tmp_path / "o.mp4.parts"
     command = [*("nst", "video", film, "-o", target, "-s", "one", "--smooth", "--json", "-j", 1)]
     command += ["-u", server.endpoints.grpc]
-    for finished in (1, 4):
-        process = subprocess.Popen([str(BIN / "nst"), *map(str, command[1:])], stdout=subprocess.PIPE)
+    for finished, sign, status in ((1, kill, -kill), (3, kill, -kill), (5, signal.SIGINT, 130)):
+        process = subprocess.Popen([str(BIN / "nst"), *map(str, command[1:])], stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 120
         while len(list(parts.glob("[0-9]*.nut"))) < finished:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(30) == -signal.SIGKILL
-        process.communicate()
+        process.send_signal(sign)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == status
         assert not target.exists()
+    assert f"of {FRAMES} frames are painted; the same command goes on" in said
+    assert not list(parts.glob("begun-*"))  # Ctrl-C leaves nothing that is half written
     kept = len(list(parts.glob("[0-9]*.nut")))
     result = run(*command)
     assert f"goes on behind frame {kept * PART} of {FRAMES}" in succeeded(result)
