@@ -1,0 +1,40 @@
+#!/bin/sh
+# Triton on a model repository as nst-serve starts it: what the container runs. More options for tritonserver may follow.
+#
+# NST_MODELS  the repository (/models)
+# NST_TOKEN   what callers must know; without it everybody who reaches the ports may call the models
+# NST_KEY     what guards loading and unloading; without it a key that nobody knows
+# NST_TLS     a folder (/tls): with tls.crt and tls.key in it gRPC speaks TLS only; Triton's HTTP and metrics know no TLS
+set -eu
+
+# Deep JSON and bodies in very many chunks take stack; with the usual 8 MiB they end Triton.
+ulimit -s 524288 2>/dev/null || true
+
+models=${NST_MODELS:-/models} tls=${NST_TLS:-/tls}
+key=${NST_KEY:-$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')}
+
+restrict() {
+    options="$options --http-restricted-api=$1:nst-token=$2 --grpc-restricted-protocol=$1:nst-token=$2"
+}
+
+options=
+if [ -n "${NST_TOKEN:-}" ]; then
+    case $NST_TOKEN in
+    *[!A-Za-z0-9._~+/=-]*)
+        echo "error: NST_TOKEN holds no token: give one word of letters, digits and ._~+/=-" >&2
+        exit 1
+        ;;
+    esac
+    restrict model-repository,trace,logging "$key"
+    restrict metadata,inference,model-config,statistics,shared-memory "$NST_TOKEN"
+else
+    restrict model-repository,trace,logging,shared-memory "$key"
+fi
+if [ -e "$tls/tls.crt" ]; then
+    options="$options --grpc-use-ssl=true --grpc-server-cert=$tls/tls.crt --grpc-server-key=$tls/tls.key"
+fi
+
+# Connections end after half a minute, so that callers look up the servers' name again, find new ones and leave old ones.
+# shellcheck disable=SC2086  # the options hold no spaces: tokens are checked above, and the key is hexadecimal
+exec tritonserver --model-repository="$models" --exit-on-error=false --model-control-mode=explicit '--load-model=*' \
+    --grpc-max-connection-age=30000 --grpc-max-connection-age-grace=60000 $options "$@"
