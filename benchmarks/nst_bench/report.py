@@ -24,6 +24,7 @@ TITLES = {
     "quality": "What the network is worth",
     "methods": "Methods",
     "peers": "Peers",
+    "video": "Video",
     "training": "Training",
     "export": "Export",
     "perf-analyzer": "NVIDIA's perf_analyzer",

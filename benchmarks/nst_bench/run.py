@@ -259,6 +259,22 @@ def _quality(subject: Subject, *, tick: Tick) -> Document:
     return quality.measure(style, subject.model, subject.style, photos, vgg16_weights(subject.vgg), tick=tick)
 
 
+def _methods(subject: Subject, *, tick: Tick) -> Document:
+    from nst_bench.suites import methods
+
+    return methods.measure(sorted(subject.checkpoint.parent.glob("*.pth")), vgg=subject.vgg, tick=tick)
+
+
+def _peers(subject: Subject, *, tick: Tick) -> Document:
+    from nst_bench.suites import peers
+    from nst_trainer.checkpoint import load
+
+    environment = Path(".peers")
+    peers.check(environment)
+    with _served(subject, tick) as server:
+        return peers.measure(load(subject.checkpoint), server, environment, tick=tick)
+
+
 def _training(subject: Subject, *, tick: Tick) -> Document:
     from nst_bench.suites import training
 
@@ -295,6 +311,8 @@ FULL = (
     Step("gatys", 500, _gatys),
     Step("cold", 120, partial(_cold, full=True)),
     Step("soak", 620, partial(_soak, minutes=10.0)),
+    Step("methods", 240, _methods),
+    Step("peers", 360, _peers),
     Step("quality", 250, _quality),
     Step("training", 200, _training),
     Step("export", 300, _export),
