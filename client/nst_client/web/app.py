@@ -287,7 +287,7 @@ class Site:
             for one in self.maker.makings.values()
             if one.owner == visitor.key
         ]
-        return {"minutes": self.maker.minutes, "styles": own}
+        return {"styles": own}
 
 
 def application(site: Site) -> web.Application:

@@ -46,13 +46,9 @@ def web(
     repository: Annotated[
         Path, typer.Option(help="The model repository that the server serves.", rich_help_panel=_MAKING)
     ] = Path("model_repository"),
-    photos: Annotated[
-        Path | None,
-        typer.Option(help="Photographs to learn on; if not given, the four that ship.", rich_help_panel=_MAKING),
-    ] = None,
-    minutes: Annotated[
-        float, typer.Option(help="How long a style is learned.", min=0.1, rich_help_panel=_MAKING)
-    ] = 15.0,
+    train: Annotated[
+        str, typer.Option(help="How a style is learned: options of nst train.", rich_help_panel=_MAKING)
+    ] = "--minutes 15",
     url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
@@ -61,7 +57,7 @@ def web(
     """Show a page that paints pictures and the camera in the styles of a server.
 
     With --gallery and --repository visitors make styles of their own: a painting is learned by nst train --add, and
-    published by nst export. This needs the extra "export" here, and a server on this machine that serves the repository.
+    published by nst export. This needs the extra "export" and a server on this machine, with this repository.
     """
     with one_line_errors("web"):
         from nst_client.web.app import Site, application
@@ -74,7 +70,7 @@ def web(
         async def run() -> None:
             with tempfile.TemporaryDirectory(prefix="nst-web-") as folder:
                 server = Server(AsyncStyleClient(url, timeout=timeout, retries=0, token=token, ca=ca))
-                maker = Maker(server, gallery, repository, url, minutes, photos, max_pixels) if gallery else None
+                maker = Maker(server, gallery, repository, url, train, max_pixels) if gallery else None
                 limits = Limits(int(max_upload * 1e6), max_pixels, max_jobs)
                 await _serve(application(Site(Studio(server, Path(folder), limits), maker)), address, port)
 

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -32,6 +33,9 @@ LARGEST = 2048
 
 WAITING = 20
 """Styles that may wait to be made, everybody's together."""
+
+FOLLOWED = 0.2
+"""Seconds between two looks at what a command says."""
 
 _PROGRESS = re.compile(r"training (\d+)/(\d+)  (\S+) left")
 
@@ -64,28 +68,17 @@ class Making:
 class Maker:
     """Makes one style after another, in a gallery that is a checkpoint of many styles."""
 
-    def __init__(
-        self,
-        server: Server,
-        gallery: Path,
-        repository: Path,
-        url: str,
-        minutes: float,
-        photos: Path | None,
-        max_pixels: int,
-    ) -> None:
+    def __init__(self, server: Server, gallery: Path, repository: Path, url: str, train: str, max_pixels: int) -> None:
         """Find what an earlier run has left. Raises `InputError` for files that are not there, `MissingExtra`."""
         if not gallery.is_file():
             raise InputError(f"--gallery {gallery}: no such checkpoint; train one with nst-train --style PICTURE")
         if not repository.is_dir():
             raise InputError(f"--repository {repository}: no such folder; it is what nst-serve serves")
-        if photos is not None and not photos.is_dir():
-            raise InputError(f"--photos {photos}: no such folder")
         for module in ("torch", "onnxscript"):
             if not find_spec(module):
                 raise MissingExtra("export", module)
         self.server, self.gallery, self.repository, self.url = server, gallery, repository, url
-        self.minutes, self.photos, self.max_pixels = minutes, photos, max_pixels
+        self.train, self.max_pixels = _options(train), max_pixels
         self.folder = gallery.with_suffix(".making")
         self.makings = self._found()
         self._news = asyncio.Event()
@@ -153,10 +146,8 @@ class Maker:
             if making.status != "publishing" and not new.exists():
                 making.status = "training"
                 self._keep(making)
-                more = ["--photos", self.photos] if self.photos else []
-                more += ["--resume"] if begun.exists() else []
-                picture, minutes = own / f"{making.name}.png", f"{self.minutes:g}"
-                command = ["--add", picture, "--to", self.gallery, "--output", new, "--minutes", minutes, *more]
+                more = [*self.train, *(["--resume"] if begun.exists() else [])]
+                command = ["--add", own / f"{making.name}.png", "--to", self.gallery, "--output", new, *more]
                 await self._run(making, lock, "nst_trainer.cli", *command)
             making.status = "publishing"
             self._keep(making)
@@ -182,7 +173,7 @@ class Maker:
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(lock.fileno(),),
                 start_new_session=True,
-                env=os.environ | {"NST_PROGRESS_SECONDS": "1"},
+                env=os.environ | {"NST_PROGRESS_SECONDS": "0.5"},
             )
         following = asyncio.create_task(self._follow(making, log))
         try:
@@ -201,7 +192,7 @@ class Maker:
             if found := _PROGRESS.findall(log.read_text(errors="replace")):
                 done, total, making.left = found[-1]
                 making.learned = int(done), int(total)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(FOLLOWED)
 
     def _keep_picture(self, making: Making, data: bytes) -> None:
         picture = open_picture(io.BytesIO(data), max_pixels=self.max_pixels, max_side=LARGEST)
@@ -228,6 +219,13 @@ class Maker:
             making.learned = (0, 0)
             found[making.name] = making
         return found
+
+
+def _options(train: str) -> list[str]:
+    try:
+        return shlex.split(train)
+    except ValueError as error:
+        raise InputError(f"--train {train!r} are no options of nst train: {error}") from None
 
 
 async def _locked(lock: BinaryIO) -> None:

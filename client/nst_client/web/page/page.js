@@ -283,8 +283,6 @@ function showMaking() {
     $("makings").replaceChildren();
     return;
   }
-  $("promise").textContent =
-    `Give a painting, or anything with strokes and colours. It is learned in about ${minutes(making.minutes)}, and everybody here may paint with it then.`;
   $("learn").disabled = !here.painting || making.styles.some(pending);
   reconcile($("makings"), making.styles, (one) => one.name + one.status + one.error, (one) => {
     const item = make("li");
@@ -307,8 +305,6 @@ function showMaking() {
     if (bar && one.status === "training" && one.total) Object.assign(bar, { max: one.total, value: one.done });
   }
 }
-
-const minutes = (count) => (count < 1.5 ? "a minute" : `${Math.round(count)} minutes`);
 
 function wordsOf(one) {
   if (one.status === "waiting") return one.before ? `${one.before} to be made before it` : "it begins in a moment";

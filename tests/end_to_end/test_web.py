@@ -1,0 +1,369 @@
+"""`nst web` in a real browser, before a real Triton."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from nst_client import StyleClient
+from nst_core.images import blended, fitted, open_picture, sample_photographs, with_colors_of
+from nst_server.triton import Endpoints
+from nst_trainer.checkpoint import Checkpoint, frozen, load, save
+from nst_trainer.networks import Johnson
+from nst_trainer.vgg import Vgg16
+
+from .serving import BIN, Models, Server, serve
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no chromium: apt-get install chromium")
+
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+]
+PATIENCE = 120_000
+"""Milliseconds for what takes a second or two on an idle machine."""
+
+PAINTED = """() => {
+  const canvas = document.getElementById("canvas");
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return canvas.width === 512 && new Set(data).size > 20;
+}"""
+"""Whether the camera's canvas has a picture, and no blank one."""
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@dataclass
+class Web:
+    """A running `nst web` and what it said."""
+
+    process: subprocess.Popen[str]
+    url: str = ""
+    said: list[str] = field(default_factory=list)
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(sign)
+        self.process.wait(120)
+
+
+def web(address: str, *options: object, port: int = 0) -> Web:
+    command = [str(BIN / "nst"), "web", "--url", address, "--port", str(port), *map(str, options)]
+    running = Web(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+    ready = threading.Event()
+
+    def listen() -> None:
+        assert running.process.stderr is not None
+        for line in running.process.stderr:
+            running.said.append(line.rstrip())
+            if found := re.match(r"ready: (http://\S+)", line):
+                running.url = found[1]
+                ready.set()
+        ready.set()
+        running.process.stderr.close()
+
+    threading.Thread(target=listen, daemon=True).start()
+    assert ready.wait(120) and running.url, running.said
+    return running
+
+
+@pytest.fixture(scope="module")
+def repository(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, since a style is added to it."""
+    return shutil.copytree(models.repository, tmp_path_factory.mktemp("web") / "repository")
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Server]:
+    running = serve(repository, repository.parent / "triton.log")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def site(server: Server) -> Iterator[Web]:
+    """Small limits, no making of styles."""
+    running = web(server.endpoints.grpc, "--max-upload", 0.5, "--max-pixels", 400_000)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open the page as somebody new; what its script or its console complains of fails the test."""
+    complaints: list[str] = []
+    contexts = []
+
+    def opened(url: str, viewport: dict[str, int] = DESKTOP) -> Page:
+        context = browser.new_context(viewport=viewport, permissions=["camera"])
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda one: one.url.startswith((url, "blob:", "data:")) or complaints.append(one.url))
+        page.goto(url)
+        return page
+
+    expect.set_options(timeout=PATIENCE)
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As PNG, so that a download can be compared; over the models' limit, so that it goes by tiles."""
+    path = tmp_path_factory.mktemp("photo") / "cat.png"
+    Image.fromarray(fitted(open_picture(sample_photographs()[1]), 840, 112).pixels).save(path)
+    return path
+
+
+def choose(page: Page, file: Path, style: str) -> None:
+    page.set_input_files("#file", file)
+    page.click(f"#styles button[data-style='{style}']")
+
+
+def painted(page: Page, before: int = 0) -> None:
+    """Press the button, and wait until the painting is shown that it adds to those before."""
+    page.click("#paint")
+    expect(page.locator("#queue li")).to_have_count(before + 1)
+    expect(page.locator("#after")).to_be_visible()
+
+
+def downloaded(page: Page) -> np.ndarray:
+    with page.expect_download() as download:
+        page.click("#download")
+    return open_picture(Path(download.value.path())).pixels
+
+
+def slide(page: Page, slider: str, value: int) -> None:
+    """By the keyboard: from the left end, a step at a time."""
+    page.focus(slider)
+    page.keyboard.press("Home")
+    for _ in range(value):
+        page.keyboard.press("ArrowRight")
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """The same to the level of rounding: a server's answer need not be the same to the bit."""
+    return one.shape == other.shape and int(np.abs(one.astype(int) - other).max()) <= 2
+
+
+def test_a_picture_is_painted_with_every_control(
+    site: Web, server: Server, visit: Callable[..., Page], photo: Path
+) -> None:
+    page = visit(site.url)
+    expect(page.locator("#styles img")).to_have_count(3)
+    expect(page.locator("#off")).to_contain_text("--gallery")
+    expect(page.locator("#paint")).to_be_disabled()
+    choose(page, photo, "a")
+    painted(page)
+    pixels = open_picture(photo).pixels
+    with StyleClient(server.endpoints.grpc) as client:
+        whole = client.stylize(pixels, "a")
+        mix = client.stylize(pixels, {"a": 0.4, "b": 0.2})
+    assert alike(downloaded(page), whole)
+
+    slide(page, "#strength", 40)
+    expect(page.locator("#after")).to_have_attribute("src", re.compile(r"strength=0.4&preserve=0"))
+    assert alike(downloaded(page), blended(pixels, whole, 0.4))
+    page.focus("#strength")
+    page.keyboard.press("End")
+    page.check("#preserve")
+    expect(page.locator("#after")).to_have_attribute("src", re.compile(r"strength=1&preserve=1"))
+    assert alike(downloaded(page), with_colors_of(pixels, whole))
+    page.uncheck("#preserve")
+
+    slide(page, "#compare", 30)
+    assert page.locator("#frame").evaluate("frame => frame.style.getPropertyValue('--cut')") == "30"
+    clip = page.locator("#after").evaluate("image => getComputedStyle(image).clipPath")
+    assert clip == "inset(0px 0px 0px 30%)"
+
+    page.check("#mix")
+    page.click("#styles button[data-style='b']")
+    slide(page, "input[aria-label='How much of a']", 40)
+    slide(page, "input[aria-label='How much of b']", 20)
+    painted(page, 1)
+    assert alike(downloaded(page), mix)
+
+    page.select_option("#size", "800")
+    painted(page, 2)
+    assert downloaded(page).shape == (107, 800, 3)
+    page.click("#queue li:last-child .show")
+    assert alike(downloaded(page), whole)
+    page.click("#queue li:last-child .gone")
+    expect(page.locator("#queue li")).to_have_count(2)
+
+
+def test_a_picture_is_dropped_pasted_and_taken(site: Web, visit: Callable[..., Page]) -> None:
+    page = visit(site.url)
+    give = """async ([kind, width]) => {
+      const canvas = Object.assign(document.createElement("canvas"), { width, height: 50 });
+      canvas.getContext("2d").fillRect(0, 0, 9, 9);
+      const data = new DataTransfer();
+      data.items.add(new File([await new Promise((done) => canvas.toBlob(done))], "x.png", { type: "image/png" }));
+      document.getElementById("stage").dispatchEvent(kind === "drop"
+        ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+        : new ClipboardEvent("paste", { clipboardData: data, bubbles: true }));
+    }"""
+    for kind, width in (("drop", 70), ("paste", 80)):
+        page.evaluate(give, [kind, width])
+        expect(page.locator("#size")).to_contain_text(re.compile(f"^{width} . 50"))
+    page.click("#camera2")
+    expect(page.locator("#pace")).to_contain_text("frames a second")
+    page.click("#styles button[data-style='one']")
+    page.wait_for_function(PAINTED)
+    page.click("#shoot")
+    expect(page.locator("#size")).to_contain_text(re.compile("^640 . 480"))
+    expect(page.locator("#live")).to_be_hidden()
+
+
+def test_what_cannot_be_painted_is_said_in_one_line(site: Web, visit: Callable[..., Page], tmp_path: Path) -> None:
+    page = visit(site.url)
+    expect(page.locator("#styles img")).to_have_count(3)
+    text, large, wide, tiny = (tmp_path / name for name in ("text.jpg", "large.png", "wide.png", "tiny.png"))
+    text.write_text("no picture")
+    large.write_bytes(os.urandom(600_000))
+    Image.new("RGB", (1000, 500)).save(wide)
+    Image.new("RGB", (8, 8)).save(tiny)
+    for file, words in ((text, "not a picture"), (large, "0.5 MB"), (wide, "megapixels")):
+        page.set_input_files("#file", file)
+        expect(page.locator("#error")).to_contain_text(words)
+        assert "\n" not in page.locator("#error").inner_text()
+        expect(page.locator("#paint")).to_be_disabled()
+    choose(page, tiny, "a")
+    page.click("#paint")
+    expect(page.locator("#error")).to_contain_text("8x8 is too small")
+
+
+def test_two_visitors_paint_at_once_and_see_nothing_of_each_other(
+    site: Web, visit: Callable[..., Page], photo: Path
+) -> None:
+    ann, ben = visit(site.url), visit(site.url)
+    for page, style in ((ann, "a"), (ben, "one")):
+        choose(page, photo, style)
+    for page in (ann, ben):
+        page.click("#paint")
+    for page in (ann, ben):
+        expect(page.locator("#after")).to_be_visible()
+        expect(page.locator("#queue li")).to_have_count(1)
+    own = [ann.locator("#after").get_attribute("src"), ann.locator("#before").get_attribute("src")]
+    painting = f"/paintings/{ann.locator('#queue li').get_attribute('data-painting')}"
+    for address in (*own, f"{painting}/whole"):
+        assert ann.request.get(f"{site.url}{address}").status == 200
+        assert ben.request.get(f"{site.url}{address}").status == 404
+    assert ben.request.delete(f"{site.url}{painting}").status == 404
+    assert len(ann.request.get(f"{site.url}/state").json()["paintings"]) == 1
+
+
+def test_a_phone_and_a_keyboard_are_enough(site: Web, visit: Callable[..., Page], photo: Path) -> None:
+    page = visit(site.url, PHONE)
+    expect(page.locator("#styles img")).to_have_count(3)
+
+    def tab_to(selector: str) -> None:
+        for _ in range(40):
+            if page.locator(selector).evaluate("element => element === document.activeElement"):
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError(f"the keyboard does not reach {selector}")
+
+    tab_to("#choose")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(photo)
+    expect(page.locator("#frame")).to_be_visible()
+    tab_to("#styles button[data-style='b']")
+    page.keyboard.press("Space")
+    expect(page.locator("#styles button[data-style='b']")).to_have_attribute("aria-pressed", "true")
+    for selector in ("#strength", "#preserve", "#size"):
+        tab_to(selector)
+    tab_to("#paint")
+    page.keyboard.press("Enter")
+    expect(page.locator("#after")).to_be_visible()
+    for selector in ("#compare", "#download", "#queue .show", "#queue .gone"):
+        tab_to(selector)
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide == PHONE["width"]
+
+
+def test_a_style_is_made_though_the_page_is_started_again(
+    server: Server, repository: Path, visit: Callable[..., Page], vgg: Vgg16, tmp_path: Path, photo: Path
+) -> None:
+    torch.manual_seed(2)
+    gallery = tmp_path / "gallery.pth"
+    save(Checkpoint(frozen(Johnson(width=0.125, styles=2)), ("p", "q")), gallery)
+    small = "--iterations 50 --batch 1 --crop 64 --style-size 64"
+    options = ("--gallery", gallery, "--repository", repository, "--train", small)
+    port = Endpoints.free().http_port
+    running = web(server.endpoints.grpc, *options, port=port)
+    try:
+        page = visit(running.url)
+        page.set_input_files("#painting", sample_photographs()[3])
+        expect(page.locator("#name")).to_have_value("rocket")
+        page.fill("#name", "a")
+        page.click("#learn")
+        expect(page.locator("#new-error")).to_contain_text("there is a style a already", ignore_case=True)
+        page.fill("#name", "My Rocket")
+        page.click("#learn")
+        expect(page.locator("#makings")).to_contain_text("my-rocket")
+        begun = gallery.with_suffix(".making") / "my-rocket" / "gallery.pth.resume"
+        until(begun.exists)
+        running.stop()
+        assert begun.exists()
+        assert load(gallery).styles == ("p", "q")
+        expect(page.locator("#away")).to_be_visible()
+        running = web(server.endpoints.grpc, *options, port=port)
+        expect(page.locator("#makings")).to_contain_text("my-rocket: learning, ")
+        expect(page.locator("#makings")).to_contain_text("my-rocket: done", timeout=3 * PATIENCE)
+        assert load(gallery).styles == ("p", "q", "my-rocket")
+        choose(page, photo, "my-rocket")
+        page.select_option("#size", "800")
+        painted(page)
+        page.click("#makings button")
+        expect(page.locator("#makings li")).to_have_count(0)
+    finally:
+        running.stop()
+
+
+def test_a_server_may_go_away_and_come_back(
+    site: Web, server: Server, repository: Path, visit: Callable[..., Page], photo: Path
+) -> None:
+    page = visit(site.url)
+    choose(page, photo, "a")
+    server.stop()
+    expect(page.locator("#away")).to_be_visible()
+    page.click("#paint")
+    expect(page.locator("#said")).to_have_text("Waiting for the painter to come back")
+    again = serve(repository, repository.parent / "again.log", endpoints=server.endpoints)
+    server.process = again.process  # for the fixture to stop
+    expect(page.locator("#after")).to_be_visible()
+    expect(page.locator("#away")).to_be_hidden()
