@@ -66,8 +66,8 @@ class Codec:
 
 
 CODECS = {
-    "h264": Codec("libx264", 18, 51, {"preset": "veryfast"}),
-    "hevc": Codec("libx265", 20, 51, {"preset": "veryfast", "x265-params": "log-level=error"}),
+    "h264": Codec("libx264", 18, 51, {"preset": "superfast"}),
+    "hevc": Codec("libx265", 20, 51, {"preset": "superfast", "x265-params": "log-level=error"}),
     "vp9": Codec("libvpx-vp9", 24, 63, {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"}, even=False),
 }
 """By the name that the user gives. All store 8 bits and 4:2:0, which every player shows."""
