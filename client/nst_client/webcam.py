@@ -7,6 +7,7 @@ most, and is shown before two are painted.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -255,6 +256,7 @@ class Window:
     """
 
     def __init__(self, title: str) -> None:
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # a greeting on stdout
         import pygame
 
         self._pygame = pygame

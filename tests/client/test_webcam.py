@@ -1,6 +1,9 @@
 """`nst webcam` with a server that is a function, and with SDL's window that needs no screen."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -46,7 +49,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
 @pytest.fixture
 def no_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    monkeypatch.setenv("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 
 class Camera:
@@ -301,6 +303,24 @@ def test_where_there_is_no_screen(monkeypatch: pytest.MonkeyPatch, server: MockT
 )
 def test_the_style_of_a_key(key: str, style: str) -> None:
     assert chosen(["a", "b", "c"], "b", key) == style
+
+
+def test_json_is_all_on_stdout_beside_a_window(tmp_path: Path) -> None:
+    """As a process, whose first window it is: the window's library says nothing there."""
+    code = (
+        "import sys\n"
+        "from nst_client import MockTransport, StyleClient\n"
+        "from nst_client import client\n"
+        "client.connect = lambda *arguments, **options: MockTransport(lambda request: request.inputs['image'])\n"
+        "from nst_client.video_cli import webcam_app\n"
+        "webcam_app()\n"
+    )
+    source = clip(tmp_path / "s.mp4", panned(3, 32, 32))
+    environment = {**os.environ, "SDL_VIDEODRIVER": "dummy"}
+    command = [sys.executable, "-c", code, "--input", str(source), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["taken"] == 3
 
 
 def test_the_arrows_go_round() -> None:

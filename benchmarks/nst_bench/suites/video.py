@@ -129,7 +129,6 @@ def _shown(served: Served, style: str, film: Path) -> tuple[Tally, list[float]]:
     """The film in its own time in a window, and the seconds from each frame that is shown to the next."""
     moments: list[float] = []
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     with StyleClient(served.endpoints.grpc) as client, closing(Window("nst-bench video")) as window:
 
         def show(shot: Shot | None, tally: Tally) -> bool:
