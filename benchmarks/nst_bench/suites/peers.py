@@ -3,8 +3,8 @@
 Peers are installed in an environment of their own, since two packages that both contain the module `onnxruntime` must
 not share one; there they run as processes (`nst_bench/peers/worker.py`). Those in a process are timed by that
 process's own clock, from a picture in memory to a picture in memory; those behind HTTP by ours, from the request to
-the last byte of the answer, one request at a time over a connection that is open. Behind HTTP each runs OpenVINO in FP32
-on the very file that Triton serves: what differs is the server. A peer that is not there is a row with the reason.
+the last byte of the answer, one request at a time over a connection that is open. Behind HTTP each runs OpenVINO in
+FP32 on the very file that Triton serves: what differs is the server. A peer that is not there is a row with the reason.
 """
 
 from __future__ import annotations

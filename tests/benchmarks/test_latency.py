@@ -1,0 +1,174 @@
+"""Engines and peers side by side, and cold starts, with a real Triton and a tiny network."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nst_bench.engines import Served, check_source, publish, served, untrained
+from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
+from nst_bench.suites import cold, latency, peers
+from nst_core.errors import InputError
+from nst_server import triton
+from nst_trainer.checkpoint import Checkpoint, save
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Checkpoint:
+    return untrained(0.125)
+
+
+@pytest.fixture(scope="module")
+def repository(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("latency") / "models"
+    publish(tiny, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Served]:
+    with served(triton.find(ROOT / ".triton", print), repository, "untrained-0.125") as running:
+        yield running
+
+
+class Sleeper:
+    """An engine that takes a known time: it sleeps, and looks at the clock itself."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.seconds, self.taken = seconds, list[float]()
+
+    def __call__(self) -> None:
+        started = time.perf_counter()
+        time.sleep(self.seconds[len(self.taken)])
+        self.taken.append(time.perf_counter() - started)
+
+
+def test_an_engine_that_takes_a_known_time_is_measured_within_two_per_cent() -> None:
+    steady, drifting = Sleeper([0.03] * 9), Sleeper([0.01] * 5 + [0.05] * 4)
+    samples = interleaved({"steady": steady, "drifting": drifting}, 9)
+    for name, engine in (("steady", steady), ("drifting", drifting)):
+        assert summarize(samples[name]).median == pytest.approx(1000 * np.median(engine.taken), rel=0.02)
+    assert summarize(samples["drifting"]).unstable
+
+
+def test_every_engine_has_rows_or_a_reason(tiny: Checkpoint, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    document = latency.measure(tiny, server, effort=latency.Effort((112,), 0.1))
+    assert document["schema"] == "nst-bench-latency/1"
+    assert json.loads(json.dumps(document))["model"]["width"] == 0.125
+    steady = {(row["engine"], row["device"]): row for row in document["rows"] if row["phase"] == "steady"}
+    painting = {engine for engine, row in steady.items() if "median" in row}
+    assert {("PyTorch eager", "CPU"), ("ONNX Runtime", "CPU"), ("served, HTTP", "CPU")} <= painting
+    assert {("served, gRPC", "CPU"), ("served, shared memory", "CPU")} <= painting
+    assert "needs a C++ compiler" in steady["PyTorch compiled", "CPU"]["missing"]
+    for engine in painting:
+        row = steady[engine]
+        assert row["n"] >= latency.FEWEST and row["levels"] <= 1
+        assert row["gflop"] > 0 and row["share_of_matrix_rate"] > 0 and row["share_of_bandwidth"] > 0
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in steady["PyTorch eager", "GPU"]["missing"]
+        assert "CUDAExecutionProvider" in steady["ONNX Runtime, CUDA", "GPU"]["missing"]
+    firsts = [row for row in document["rows"] if row["phase"] == "first of a shape"]
+    assert {(row["engine"], row["device"]) for row in firsts} == painting
+    cold_rows = [row for row in document["rows"] if row["phase"] == "cold"]
+    assert all(row["n"] == 1 and row["size"] is None for row in cold_rows) and len(cold_rows) >= 2
+
+
+def test_a_model_of_another_checkpoint_is_refused(tiny: Checkpoint, repository: Path, tmp_path: Path) -> None:
+    save(untrained(0.25), tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"was not exported from .*other\.pth"):
+        check_source(repository, "untrained-0.125", tmp_path / "other.pth")
+
+
+def test_starts_of_the_real_server(repository: Path) -> None:
+    effort = cold.Effort(1, 2, ((64, 64), (80, 72)))
+    document = cold.measure(ROOT / ".triton", repository, "untrained-0.125", effort=effort)
+    rows = {(row["what"], row["height"], row["width"]): row for row in document["rows"]}
+    assert [row["what"] for row in document["rows"]] == sorted((key[0] for key in rows), key=cold.WHAT.index)
+    assert set(rows) == {
+        *((what, None, None) for what in (cold.START, cold.LOAD, cold.SESSION)),
+        *((cold.FIRST, 64, 64), (cold.SHAPE, 80, 72), (cold.STEADY, 64, 64), (cold.STEADY, 80, 72)),
+    }
+    assert rows[cold.STEADY, 80, 72]["n"] == 2 and rows[cold.STEADY, 80, 72]["warmed_up"] is False
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "models" / "empty").mkdir(parents=True)
+    with pytest.raises(cold.ColdError, match="ended without being ready"):
+        cold.measure(ROOT / ".triton", tmp_path / "models", "empty", effort=cold.Effort(1, 1))
+
+
+WORKER = """
+import http.server, sys
+sys.path.insert(0, {real!r})
+import worker
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+if sys.argv[1] == "fastapi":
+    http.server.HTTPServer(("127.0.0.1", int(sys.argv[4])), Echo).serve_forever()
+if sys.argv[1] == "litserve":
+    sys.exit("it has no wings")
+worker.versions = lambda found=worker.versions: {{**found(), "fastapi": "1", "litserve": "2"}}
+worker.main(sys.argv[1:])
+"""
+"""The real worker, with a peer that answers what it gets and one that ends in the places of two of its servers."""
+
+
+def test_peers_take_turns_with_ours(
+    tiny: Checkpoint, server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(WORKER.format(real=str(peers.WORKER.parent)))
+    shown = (
+        peers.Peer("ONNX Runtime", "onnxruntime-openvino", peers.PROCESS, "ONNX Runtime", key="onnxruntime"),
+        peers.Peer("Echo", "fastapi", peers.HTTP, "none", "nothing"),
+        peers.Peer("Broken", "litserve", peers.HTTP, "none"),
+        peers.Peer("Absent", "no-such-package", peers.PROCESS, "none"),
+    )
+    monkeypatch.setattr(peers, "WORKER", script)
+    monkeypatch.setattr(peers, "PEERS", shown)
+    document = peers.measure(tiny, server, Path(sys.prefix), effort=peers.Effort((96,), 2))
+    assert json.loads(json.dumps(document)) == document | {"rows": json.loads(json.dumps(document["rows"]))}
+    steady = {(row["peer"], row["way"]): row for row in document["rows"] if row["phase"] == "steady"}
+    assert steady["Broken", "HTTP"]["missing"].startswith("does not serve: it has no wings")
+    assert steady["Absent", "in a process"]["missing"].endswith("install no-such-package")
+    for name in ("ONNX Runtime", "nst, the bare session"):
+        assert steady[name, "in a process"]["levels"] <= 1 and steady[name, "in a process"]["n"] == 2
+    ours, echo = steady["nst, Triton", "HTTP"], steady["Echo", "HTTP"]
+    assert ours["ratio"] == 1.0 and echo["ratio"] == pytest.approx(echo["median"] / ours["median"])
+    assert echo["levels"] is None and echo["version"] == "1"
+    assert "pip install onnxruntime-openvino fastapi" in document["command"]
+
+
+def test_peers_need_an_environment(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no virtual environment; python -m venv .*pip install openvino MNN"):
+        peers.check(tmp_path / "none")
+
+
+@pytest.mark.gpu
+def test_work_on_a_gpu_is_timed_to_its_end() -> None:
+    def work() -> None:
+        torch.cuda._sleep(200_000_000)
+
+    def waiting() -> None:
+        work()
+        torch.cuda.synchronize()
+
+    timed_on_gpu(work)
+    assert timed_on_gpu(work) == pytest.approx(timed(waiting), rel=0.05)

@@ -1,0 +1,120 @@
+"""The methods side by side, the speed-up at equal loss, and the ceiling."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nst_bench import machine
+from nst_bench.ceiling import Ceiling, Work, of_network
+from nst_bench.suites import methods, quality, speedup
+from nst_core.images import fitted, open_picture, sample_photographs
+from nst_trainer.checkpoint import Checkpoint, frozen, save
+from nst_trainer.networks import Johnson, Ulyanov
+from nst_trainer.optimize import Run
+from nst_trainer.photos import to_tensor
+from nst_trainer.weights import vgg16_weights
+
+
+def test_arithmetic_and_memory_are_those_of_the_layers() -> None:
+    """By hand: kernel, channels in, channels out, side of the result."""
+    network, size = frozen(Johnson(width=0.5, blocks=1)), 66  # painted as 68 x 68
+    layers = [(9, 3, 16, 68), (3, 16, 32, 34), (3, 32, 64, 17), (3, 64, 64, 17), (3, 64, 64, 17)]
+    layers += [(3, 64, 32, 34), (3, 32, 16, 68), (9, 16, 3, 68)]
+    gflop = sum(2 * k**2 * before * after * side**2 for k, before, after, side in layers) / 1e9
+    maps = sum(after * side**2 for _, _, after, side in layers)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    work = of_network(network, size)
+    assert work.gflop == pytest.approx(gflop)
+    assert work.gigabytes == pytest.approx((8 * maps + 4 * weights + 6 * size**2) / 1e9)
+    assert next(network.parameters()).device.type == "cpu"
+
+
+def test_several_styles_and_other_networks_are_counted() -> None:
+    assert of_network(frozen(Johnson(width=0.125, styles=3)), 64).gflop > 0
+    assert of_network(frozen(Ulyanov()), 64).gflop > 0
+
+
+def test_shares_are_of_the_device_that_ran() -> None:
+    found = {
+        "matrix_product_gflops": 100.0,
+        "memory_gbs": 10.0,
+        "cuda": {"matrix_product_gflops": 1e3, "memory_gbs": 1e2},
+    }
+    shares = Ceiling.of(found).shares(Work(50.0, 1.0), 1000.0)
+    assert shares == {"gflop": 50.0, "share_of_matrix_rate": 0.5, "share_of_bandwidth": 0.1}
+    assert Ceiling.of(found, "GPU").shares(Work(50.0, 1.0), 1000.0)["share_of_bandwidth"] == pytest.approx(0.01)
+
+
+def test_the_machine_says_its_rates_and_what_it_lacks() -> None:
+    found = machine.describe()
+    assert found["matrix_product_gflops"] > 0 and found["memory_gbs"] > 0
+    if torch.cuda.is_available():
+        assert found["cuda"]["tf32_gflops"] > 0 and found["cuda"]["precision"]["matrix_products"]
+    else:
+        assert found["gpu"] is None and "no CUDA device" in found["cuda"]["missing"]
+
+
+def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = {"crop": 128, "seconds": 90.0, "style_pictures": ["a.jpg", "b.jpg", "c.jpg"]}
+    trained = Checkpoint(frozen(Johnson(width=0.125, styles=3)), ("a", "b", "c"), history, {"held out total": 2.5})
+    save(trained, tmp_path / "three.pth")
+    monkeypatch.setattr(methods, "UNTRAINED", {methods.MANY: methods.UNTRAINED[methods.MANY]})
+    document = methods.measure([tmp_path / "three.pth"], effort=methods.Effort((64,), 2))
+    gatys, many = document["rows"]
+    assert (gatys["method"], gatys["n"], gatys["trained"]) == (methods.GATYS, 2, False)
+    assert gatys["picture_seconds"] == pytest.approx(methods.ITERATIONS * gatys["median"] / 1000)
+    assert many["picture_seconds"] == pytest.approx(many["median"] / 1000)
+    assert gatys["peak_mib"] > 100 and many["peak_mib"] > 100
+    assert gatys["gflop"] > many["gflop"] > 0
+    described = {one["method"]: one for one in document["methods"]}
+    assert described[methods.MANY]["styles"] == 3
+    assert described[methods.MANY]["loss"] == {"value": 2.5, "size": 128, "photos": 4, "of": "three"}
+    assert described[methods.MANY]["new_style"]["seconds"] == 30.0
+    assert "missing" in described[methods.GATYS]["loss"]
+
+
+def test_what_stands_for_a_method() -> None:
+    shown = {one.name: one for one in methods.methods([])}
+    assert list(shown) == [methods.GATYS, methods.JOHNSON, methods.ULYANOV, methods.MANY, methods.ADDED]
+    assert all(one.trained is None for one in shown.values())
+    for one in shown.values():
+        assert "no trained checkpoint" in methods._loss(one).get("missing", "") or one.name == methods.GATYS
+
+
+def test_a_style_that_was_added_is_a_method_of_its_own(tmp_path: Path) -> None:
+    for name, history in (("many", {}), ("added", {"from": "many.pth", "style_pictures": ["b.jpg"]})):
+        save(Checkpoint(frozen(Johnson(width=0.125, styles=2)), ("a", "b"), history), tmp_path / f"{name}.pth")
+    shown = {one.name: one for one in methods.methods([tmp_path / "many.pth", tmp_path / "added.pth"])}
+    assert (shown[methods.MANY].source, shown[methods.ADDED].source) == ("many", "added")
+    assert methods._new_style(shown[methods.ADDED]) == {"missing": "added does not say how long its training took"}
+
+
+def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network whose loss the fourth iteration reaches, and one that the optimisation does not reach."""
+    figures = [
+        {"engine": speedup.GATYS, "size": 64, "phase": "steady", "median": 300.0},
+        {"engine": speedup.SERVED[0], "size": 64, "phase": "steady", "median": 5.0},
+    ]
+    checkpoint = Checkpoint(frozen(Johnson(width=0.125)), ("coffee",), {"style_size": 64})
+    effort = speedup.Effort(1, 1, 1, equal_loss=(64,))
+    style, weights = photographs["coffee"], vgg16_weights()
+    content = to_tensor(fitted(open_picture(sample_photographs()[0]), 64, 64))
+    run = Run(content, [to_tensor(open_picture(style))], quality.baseline(checkpoint, 64, 6), weights)
+    curve: list[float] = []
+    while run.step(lambda iteration: curve.append(iteration.total)):
+        pass
+    goal = 1.001 * curve[3]
+    monkeypatch.setattr(speedup, "network_losses", lambda run, paint: {"loss": goal})
+    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures)
+    assert row["iteration"] == next(number for number, loss in enumerate(curve, 1) if loss <= goal)
+    assert row["gatys_seconds"] == pytest.approx(0.3 * row["iteration"])
+    assert row["ratio"] == pytest.approx(60.0 * row["iteration"])
+    monkeypatch.setattr(speedup, "LONGEST", 2)
+    monkeypatch.setattr(speedup, "network_losses", lambda run, paint: {"loss": 0.0})
+    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures)
+    assert row["missing"].startswith("after 2 iterations")
+    (row,) = speedup._equal_loss(checkpoint, style, 128, effort, weights, figures)
+    assert row == {"size": 128, "missing": "the optimisation was not run at this size"}
+    (row,) = speedup._equal_loss(checkpoint, None, 64, effort, weights, figures)
+    assert row["missing"] == "the painting is not at hand to compare losses: --style"
