@@ -206,6 +206,8 @@ def test_frames_of_a_camera_come_back_painted(tmp_path: Path) -> None:
             assert "not a picture" in (await live.receive_json())["error"]
             buffer = io.BytesIO()
             Image.new("RGB", (64, 48), (10, 20, 250)).save(buffer, "JPEG")
+            await live.send_bytes(png(8, 8))
+            assert "too small" in (await live.receive_json())["error"]
             await live.send_bytes(buffer.getvalue())
             answer = await live.receive()
             assert answer.type is WSMsgType.BINARY
@@ -262,6 +264,11 @@ def test_a_trainer_that_outlived_the_page_is_waited_for(maker: Callable[[], Make
             assert found.status == "waiting"
         await until(lambda: found.status == "failed")  # the gallery is an empty file
         assert "gallery.pth" in found.error and "\n" not in found.error
+        second.again(found)
+        await until(lambda: found.status == "training")
+        with pytest.raises(InputError, match="being made now"):
+            second.forget(found)
+        await until(lambda: found.status == "failed")
         task.cancel()
 
     asyncio.run(run())

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
 
+from nst_client.errors import Unavailable, Unreachable
 from nst_client.jobs import Recipe, finished
 from nst_client.web.making import Maker, Making
 from nst_client.web.server import key
@@ -215,7 +216,7 @@ class Site:
         frame = (await asyncio.to_thread(open_picture, io.BytesIO(data), max_pixels=FRAME_PIXELS)).pixels
         try:
             painted = await self.server.client.stylize(frame, recipe.style)
-        except NstError as error:
+        except (Unreachable, Unavailable) as error:
             self.server.lost(error)
             raise InputError("the painter does not answer: trying again") from error
 
@@ -329,15 +330,10 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPException as error:
         response = web.json_response({"error": (error.text or error.reason).splitlines()[0]}, status=error.status)
     except NstError as error:
-        response = web.json_response({"error": _for_visitors(error)}, status=400)
+        response = web.json_response({"error": " ".join(str(error).split())}, status=400)
     if not response.prepared:
         response.headers.update(HEADERS)
     return response
-
-
-def _for_visitors(error: NstError) -> str:
-    """In one line."""
-    return " ".join(str(error).split())
 
 
 def _secret(request: web.Request) -> str | None:

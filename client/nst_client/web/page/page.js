@@ -144,7 +144,7 @@ function showStyles() {
     const button = make("button", { type: "button", title: style.name });
     button.dataset.style = style.name;
     button.append(style.thumbnail ? make("img", { src: style.thumbnail, alt: "" }) : make("span", { className: "blank" }));
-    button.append(make("span", { textContent: style.name }));
+    button.append(make("span", { textContent: words(style.name) }));
     button.addEventListener("click", () => pick(style));
     return button;
   });
@@ -165,7 +165,7 @@ function showStyles() {
       show();
       tellCamera();
     });
-    label.append(name, " ", output, slider);
+    label.append(words(name), " ", output, slider);
     return label;
   });
 }
@@ -228,8 +228,10 @@ function cut() {
   $("frame").style.setProperty("--at", `${inside.left - around.left + (inside.width * value) / 100}px`);
 }
 
+const words = (name) => name.replaceAll(/[-_]/g, " ");
+
 const nameOf = (mix) =>
-  Object.entries(mix).filter(([, weight]) => weight > 0).map(([name]) => name).join(" + ");
+  Object.entries(mix).filter(([, weight]) => weight > 0).map(([name]) => words(name)).join(" + ");
 
 function showQueue() {
   $("paintings").hidden = !here.state.paintings.length;
