@@ -165,6 +165,8 @@ def live(
 
 def camera(number: int, max_side: int | None) -> Iterator[Shot]:
     """Frames of the computer's camera, until it ends. Raises `InputError` if there is none of this number."""
+    # What OpenCV has to say of a camera that is not there, our one line says.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     device = cv2.VideoCapture(number)
     try:
         good, picture = device.read()

@@ -305,6 +305,17 @@ def test_the_style_of_a_key(key: str, style: str) -> None:
     assert chosen(["a", "b", "c"], "b", key) == style
 
 
+def test_a_camera_that_is_not_there_is_one_line() -> None:
+    """Also of what OpenCV's own code would write to the process's stderr."""
+    code = (
+        "from nst_client.webcam import camera\n"
+        "try:\n    next(camera(99, None))\n"
+        "except Exception as error:\n    print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "no camera 99" in result.stdout and result.stderr == ""
+
+
 def test_json_is_all_on_stdout_beside_a_window(tmp_path: Path) -> None:
     """As a process, whose first window it is: the window's library says nothing there."""
     code = (
