@@ -24,8 +24,8 @@ p.plots img { width: 33rem; max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #d5d5d5; text-align: left; vertical-align: top; }
 th { border-bottom: 2px solid #555; }
-td { white-space: nowrap; } td:first-child { white-space: normal; }
-em { color: #8a3b00; }
+td[style] { white-space: nowrap; }
+em { color: #8a3b00; } td em { display: inline-block; max-width: 15rem; white-space: normal; }
 code { font-size: .9em; background: #f3f3f3; padding: 0 .2em; }
 """
 

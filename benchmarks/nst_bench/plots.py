@@ -60,12 +60,9 @@ def _latency(own: Suites, machine: str) -> Plot | None:
                 *(sizes, medians, [np.zeros_like(above), above]), fmt=f"o{style}", capsize=2, markersize=3, label=engine
             )
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
         ticks = sorted({size for _, size, _ in rows})
         axes.set_xticks(ticks, [f"{size}²" for size in ticks])
-        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatter(lambda value, _: _seconds(value / 1000))
-        axes.tick_params(axis="y", which="minor", labelsize=6)
+        _decades(axes, lambda value: _seconds(value / 1000))
         axes.set_ylabel("median, and up to the 95th percentile")
         _legend(axes, len(lines))
         largest = ticks[-1]
@@ -125,7 +122,7 @@ def _loss(own: Suites, machine: str) -> Plot | None:
                 f"the optimisation after {middle['gatys_seconds']:.0f} s ({middle['photo']})"
             )
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        _decades(axes, lambda value: f"{value:g}")
         axes.xaxis.set_major_formatter(lambda value, _: _seconds(value))
         axes.set_xlabel("time, logarithmic")
         axes.set_ylabel("loss, weighted as in training")
@@ -211,7 +208,7 @@ def _quality(own: Suites, _machine: str) -> Plot | None:
         axes.axvline(
             worth["median"], color="0.6", linestyle=":", label=f"worth {worth['median']:g} iterations (median)"
         )
-        axes.set_yscale("log")
+        _decades(axes, lambda value: f"{value:g}")
         axes.set_xlabel("iterations of L-BFGS")
         axes.set_ylabel("loss, weighted as in training")
         axes.legend(fontsize=7)
@@ -244,9 +241,19 @@ def _figure(name: str, title: str, *, height: float = SIZE[1]) -> Iterator[tuple
     yield axes, finish
 
 
+def _decades(axes: Axes, written: Callable[[float], str]) -> None:
+    """A logarithmic upright axis with marks at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(lambda value, _: written(value))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _legend(axes: Axes, lines: int) -> None:
     if lines > 6:
-        axes.figure.legend(fontsize=7, loc="outside right upper")
+        axes.figure.legend(fontsize=7, loc="outside lower center", ncols=3)
     else:
         axes.legend(fontsize=7)
 

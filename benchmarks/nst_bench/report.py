@@ -130,13 +130,15 @@ def one_table(document: Document) -> str:
 
 def _replaced(speedup: Document, size: int) -> list[tuple[str, Document]]:
     """What a picture of `size` replaces: the iterations to its loss, and those of Johnson et al.'s table 1."""
-    equal = [
-        (f"to the loss of the picture, {one['iteration']} iterations", one)
-        for one in speedup["equal_loss"]
-        if "missing" not in one
-    ]
-    fixed = [(f"{one['iterations']} iterations", one) for one in speedup["speedup"]]
-    return [(what, one) for what, one in (*equal, *fixed) if one["size"] == size]
+    equal = [one for one in speedup["equal_loss"] if one["size"] == size and "missing" not in one]
+    fixed = [one for one in speedup["speedup"] if one["size"] == size]
+    rows = [(f"{one['iterations']} iterations", one) for one in fixed]
+    if equal:
+        equal.sort(key=lambda one: float(one["ratio"]))
+        middle = equal[len(equal) // 2]
+        of = f" (of {len(equal)} photographs)" if len(equal) > 1 else ""
+        rows.insert(0, (f"same loss: {middle['iteration']} iterations{of}", middle))
+    return rows
 
 
 def _first(documents: Sequence[Document]) -> list[str]:

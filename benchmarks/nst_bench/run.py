@@ -169,7 +169,7 @@ def _child(work: Work, subject: Subject, parent: Connection) -> None:
     os.setpgrp()
     try:
         parent.send(("done", work(subject, tick=lambda note: parent.send(("note", note)))))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):  # stopped, or whoever asked is gone
         sys.exit(1)
     except NstError as error:
         parent.send(("missing", " ".join(str(error).split())))

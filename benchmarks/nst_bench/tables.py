@@ -422,14 +422,28 @@ def _phases(rows: list[Document]) -> list[str]:
 
 
 def _rows(rows: list[Document]) -> list[str]:
-    """What says which row it is, its summary, and its other figures."""
-    shown = [{**identity(one), **({"version": one["version"]} if "version" in one else {})} for one in rows]
-    names = list(dict.fromkeys(name for words in shown for name in words))
-    others = list(dict.fromkeys(name for one in rows for name, value in one.items() if _other(name, value)))
+    """What says which row it is, its summary, and its other figures; at the end what is missing, sizes together."""
+    measured = [one for one in rows if "missing" not in one]
+    missing: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for one in rows:
+        if "missing" in one:
+            words = ({**identity(one), "missing": one["missing"]}).items()
+            rest = tuple(pair for pair in words if pair[0] != "size")
+            missing.setdefault(rest, []).extend(word for name, word in words if name == "size")
+    names = list(dict.fromkeys(name for one in rows for name in identity(one)))
+    names += ["version"] if any("version" in one for one in rows) else []
+    others = list(dict.fromkeys(name for one in measured for name, value in one.items() if _other(name, value)))
     body = [
-        [*(words.get(name, "") for name in names), *cells(one), *(_number(name, one.get(name)) for name in others)]
-        for words, one in zip(shown, rows, strict=True)
+        [
+            *({**identity(one), "version": str(one.get("version") or "")}.get(name, "") for name in names),
+            *cells(one),
+            *(_number(name, one.get(name)) for name in others),
+        ]
+        for one in measured
     ]
+    for rest, sizes in missing.items():
+        said = {**dict(rest), "size": ", ".join(sizes)}
+        body.append([*(said.get(name, "") for name in names), *cells(said), *[""] * len(others)])
     head = [*names, *HEAD, *(_TITLES.get(name, name.replace("_", " ")) for name in others)]
     return table(head, body, left=len(names))
 

@@ -119,7 +119,7 @@ def test_the_table_that_matters_has_the_equal_loss_first() -> None:
     reached = {"size": 256, "photo": "a.jpg", "loss": 2.5, "iteration": 24, "gatys_seconds": 8.4, "ratio": 221.7}
     document["equal_loss"] = [{**reached, "served_ms": 37.9}, {"size": 512, "missing": "no painting was given"}]
     lines = report.one_table(document).splitlines()
-    assert lines[2].startswith("| 256² | to the loss of the picture, 24 iterations | 8 s | 37.9 | **222** | 44.6 |")
+    assert lines[2].startswith("| 256² | same loss: 24 iterations | 8 s | 37.9 | **222** | 44.6 |")
     assert lines[6].startswith("| 512² | 100 iterations | 173 s | 156.3 | **1,104** |")
     assert lines[-1] == "Not compared at equal loss: no painting was given."
     assert "| 256² | a.jpg | 2.500 | 24 | 8.4 s | 37.9 ms | **222** |" in report.markdown(document)
@@ -143,12 +143,15 @@ def test_a_list_of_rows_is_shown_whatever_the_suite() -> None:
     rows = [
         {"engine": "ONNX Runtime", "device": "CPU", "size": None, "phase": "cold", **summary, "median": 300.0},
         {**steady, "gflop": 5.54, "share_of_matrix_rate": 0.713},
-        {"engine": "TensorRT | RTX", "device": "GPU", "size": 256, "phase": "steady", "missing": "no GPU"},
+        *(
+            {"engine": "TensorRT | RTX", "device": "GPU", "size": size, "phase": "steady", "missing": "no GPU"}
+            for size in (256, 512)
+        ),
     ]
     document = {**_run_document(), "schema": "nst-bench-latency/1", "rows": rows}
     lines = tables.tables(document, machine=False).splitlines()
     assert "| ONNX Runtime | CPU | 256² | 20.0 *unstable* | 21.0 | 22.0 | 4% | 9 | 5.54 | 71% |" in lines
-    assert "| TensorRT / RTX | GPU | 256² | *no GPU* |  |  |  |  |  |  |" in lines
+    assert "| TensorRT / RTX | GPU | 256², 512² | *no GPU* |  |  |  |  |  |  |" in lines
     assert "| ONNX Runtime | CPU | 300 *unstable* | 21.0 | 22.0 | 4% | 9 |" in lines
     assert lines.index("Warm runs, milliseconds:") < lines.index("Cold starts, milliseconds:")
 
