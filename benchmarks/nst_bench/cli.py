@@ -58,9 +58,8 @@ def bench(
 
         try:
             with progress("measuring", total, every=15.0) as update:
-                document = run.measure(
-                    plan, subject, keep=keep, update=lambda behind, note: update(round(behind), note)
-                )
+                document = run.measure(plan, subject, keep=keep, update=lambda behind, note: update(int(behind), note))
+                update(total, "")
         except KeyboardInterrupt:
             say(f"what was measured until now: {report.write([results.read(kept[0])], output)}, {kept[0]}")
             raise

@@ -50,14 +50,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of both, and remarks: what only one has, and what else forbids a verdict.
-
-    `comparable` is false if the machines differ or no row could be judged.
-    """
+    """The rows of both, remarks on what only one has, and the obstacle to a verdict, if there is one."""
 
     rows: list[Compared]
     remarks: list[str]
-    comparable: bool
+    obstacle: str | None
 
     @property
     def slower(self) -> list[Compared]:
@@ -67,7 +64,7 @@ class Comparison:
     @property
     def exit_code(self) -> int:
         """0 as fast or faster, 1 something became slower, 2 not comparable."""
-        return 2 if not self.comparable else 1 if self.slower else 0
+        return 2 if self.obstacle else 1 if self.slower else 0
 
 
 def compare(a: Document, b: Document, *, tolerance: float = 0.05) -> Comparison:
@@ -80,11 +77,12 @@ def compare(a: Document, b: Document, *, tolerance: float = 0.05) -> Comparison:
     if not common:
         raise InputError(f"nothing to compare: one has {', '.join(one)}, the other {', '.join(other)}")
     remarks = [f"only in {who}: the suite {name}" for name, who in _apart(one, other)]
-    same_machine = machine_name(a) == machine_name(b)
-    if not same_machine:
-        remarks.append(f"the machines differ: {machine_name(a)}; {machine_name(b)}")
+    obstacles = []
+    if machine_name(a) != machine_name(b):
+        obstacles.append(f"the machines differ: {machine_name(a)}; {machine_name(b)}")
     rates = [document["machine"]["matrix_product_gflops"] for document in (a, b)]
     remarks.append(f"the matrix product ran at {rates[0]:g} GFLOP/s in A and at {rates[1]:g} in B")
+    other_models: list[str] = []
     for name in list(common):
         reasons = [
             f"not measured in {who}: {name}: {own[name]['missing']}"
@@ -99,16 +97,15 @@ def compare(a: Document, b: Document, *, tolerance: float = 0.05) -> Comparison:
         names = [" ".join(str(model.get(part, "")) for part in ("name", "width")).strip() for model in models]
         if names[0] != names[1]:
             common.remove(name)
-            remarks.append(f"{name}: another model, {names[0]} and {names[1]}")
+            other_models.append(f"{name}: another model, {names[0]} and {names[1]}")
     rows_a, rows_b = ({key: row for key, row in results.rows(d).items() if key[0] in common} for d in (a, b))
     both = [key for key in rows_a if key in rows_b and _measured(rows_a[key], rows_b[key])]
     confidence = 1.0 - (1.0 - CONFIDENCE) / max(1, sum(_why_not(rows_a[key], rows_b[key]) is None for key in both))
     rows = [_compared(key, rows_a[key], rows_b[key], confidence, tolerance) for key in both]
     remarks += _unmatched(rows_a, rows_b)
-    judged = any(row.low is not None for row in rows)
-    if not judged:
-        remarks.append("no row could be judged")
-    return Comparison(rows, remarks, same_machine and judged)
+    if not any(row.low is not None for row in rows):
+        obstacles += other_models or ["no row could be judged"]
+    return Comparison(rows, [*remarks, *other_models], "; ".join(obstacles) or None)
 
 
 def ratio(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[float, float, float]:
@@ -124,8 +121,8 @@ def ratio(a: Sequence[float], b: Sequence[float], confidence: float) -> tuple[fl
 
 def verdict(comparison: Comparison) -> str:
     """The one sentence."""
-    if not comparison.comparable:
-        return f"not comparable: {comparison.remarks[-1]}"
+    if comparison.obstacle:
+        return f"not comparable: {comparison.obstacle}"
     if worst := comparison.slower:
         return (
             f"{len(worst)} of {len(comparison.rows)} became slower; the most {' / '.join(worst[0].key)}: "
@@ -144,7 +141,8 @@ def markdown(comparison: Comparison) -> str:
         interval = "" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
         verdict = f"**{one.verdict}**" if one.verdict in order else one.verdict
         body.append([" / ".join(one.key), *times, f"{one.ratio:.3f}", interval, verdict])
-    lines = table(["", "A", "B", "B's time over A's", f"with {CONFIDENCE:.0%} confidence for all", ""], body)
+    head = ["", "A", "B", "B's time over A's", f"with {CONFIDENCE:.0%} confidence for all", ""]
+    lines = table(head, body) if body else []
     return "\n".join([*lines, "", *(f"- {remark}" for remark in comparison.remarks), ""])
 
 
@@ -153,7 +151,7 @@ def document(comparison: Comparison) -> Document:
     rows: list[dict[str, Any]] = [{**vars(one), "key": list(one.key)} for one in comparison.rows]
     return {
         "schema": SCHEMA,
-        "comparable": comparison.comparable,
+        "obstacle": comparison.obstacle,
         "slower": len(comparison.slower),
         "rows": rows,
         "remarks": comparison.remarks,

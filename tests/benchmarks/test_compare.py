@@ -121,8 +121,12 @@ def test_what_only_one_has_is_said() -> None:
 
 def test_nothing_is_said_of_what_cannot_be_compared() -> None:
     before = _document({"a": _samples(1)})
-    assert compare(before, _document({"a": _samples(2)}, cores=64)).exit_code == 2
-    assert compare(before, _document({"a": _samples(2)}, model="other")).exit_code == 2
+    elsewhere = compare(before, _document({"a": _samples(2)}, cores=64))
+    assert elsewhere.exit_code == 2
+    assert verdict(elsewhere) == "not comparable: the machines differ: P, 2 cores; P, 64 cores"
+    other = compare(before, _document({"a": _samples(2)}, model="other"))
+    assert other.exit_code == 2
+    assert verdict(other) == "not comparable: latency: another model, m and other"
     drifting = compare(before, _document({"a": [0.1 + 0.01 * number for number in range(20)]}))
     assert (drifting.rows[0].verdict, drifting.exit_code) == ("*unstable*", 2)
     old = _document({"a": _samples(2)})
