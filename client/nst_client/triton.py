@@ -23,7 +23,7 @@ import numpy as np
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from nst_client import statistics
-from nst_client.coroutines import finished, settled
+from nst_client.coroutines import finished, settled, worked
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, Unreachable, Untrusted
 from nst_client.shared_memory import UNKNOWN, Forgotten, Region, Regions
 from nst_client.statistics import Statistics
@@ -259,6 +259,11 @@ class Grpc(Triton):
 
     scheme = "grpc"
 
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._places: list[str] = []
+        """Addresses of the servers, once they are looked up."""
+
     @property
     def _library(self) -> Any:
         import tritonclient.grpc as triton
@@ -272,23 +277,16 @@ class Grpc(Triton):
 
         library = tritonclient.grpc.aio if self.settings.aio else tritonclient.grpc
         ca = self.settings.ca or _system_ca()
-        target, options = self._target()
+        target, options = self.settings.host, list(CHANNEL)
+        if self.settings.several:  # all of them show a certificate of the first name
+            options.append(("grpc.default_authority", target.partition(",")[0]))
+            target = f"{'ipv6' if self._places[0].startswith('[') else 'ipv4'}:{','.join(self._places)}"
         return library.InferenceServerClient(
             target,
             ssl=self.settings.tls,
             root_certificates=None if ca is None else str(ca),
-            channel_args=[*CHANNEL, *options],
+            channel_args=options,
         )
-
-    def _target(self) -> tuple[str, list[tuple[str, str]]]:
-        """What gRPC is to connect to, and its options; of a list all servers show a certificate of the first name."""
-        host = self.settings.host
-        if not self.settings.several:
-            return host, []
-        found = _addresses(host.split(","))
-        if not found:
-            raise self._nobody()
-        return found, [("grpc.default_authority", host.partition(",")[0])]
 
     def _cleaner(self) -> Callable[[list[str]], None]:
         settings = replace(self.settings, shared_memory=False, aio=False)
@@ -304,6 +302,20 @@ class Grpc(Triton):
         return clean
 
     async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
+        """Of several servers, another one if one cannot answer: each twice, since other calls take turns too."""
+        deadline = time.monotonic() + seconds
+        if not self._places:
+            hosts = self.settings.host.split(",")
+            found = await worked(_places, hosts, aio=self.settings.aio)
+            if not found and self.settings.several:
+                raise self._nobody()
+            self._places = found or hosts
+        for _ in range(2 * len(self._places) - 1 if len(self._places) > 1 else 0):
+            with suppress(Unreachable, Unavailable):
+                return await self._ask(method, *arguments, seconds=deadline - time.monotonic(), **named)
+        return await self._ask(method, *arguments, seconds=deadline - time.monotonic(), **named)
+
+    async def _ask(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
         headers = {f"triton-grpc-protocol-{TOKEN}": self.settings.token} if self.settings.token else {}
         if method.startswith("get_"):
             named["as_json"] = True
@@ -480,21 +492,21 @@ def _system_ca() -> Path | None:
     return Path(file) if file else None
 
 
-def _addresses(hosts: list[str]) -> str:
-    """The target, for gRPC, of all addresses that these hosts have now, of one family as it wants them; or none.
+def _places(hosts: list[str]) -> list[str]:
+    """The addresses, with ports, that these hosts have now, of one family as gRPC wants them.
 
     It looks up one name only by itself.
     """
-    for family, scheme in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
+    for family in (socket.AF_INET, socket.AF_INET6):
         found: list[Any] = []
         for host in hosts:
-            parts = urlsplit(f"//{host}")
-            with suppress(OSError):  # of a name that is not known now; the other servers answer
+            with suppress(OSError, ValueError):  # of a name that is not known now; the other servers answer
+                parts = urlsplit(f"//{host}")
                 found += socket.getaddrinfo(parts.hostname, parts.port, family, socket.SOCK_STREAM)
         if found:
             places = [(address[0], address[1]) for *_, address in found]
-            return f"{scheme}:" + ",".join(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip, port in places)
-    return ""
+            return [f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip, port in places]
+    return []
 
 
 def _is_this_host(host: str) -> bool:

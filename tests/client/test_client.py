@@ -30,7 +30,7 @@ from nst_client import (
 from nst_client.cli import styles_app
 from nst_client.client import _pauses
 from nst_client.transports import ModelConfig, connect
-from nst_client.triton import _addresses
+from nst_client.triton import _places
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 
@@ -327,8 +327,8 @@ def test_several_servers_are_for_grpc(urls: str | list[str]) -> None:
 
 def test_an_unknown_name_of_a_list() -> None:
     """The others answer; if there are none, the error is that nobody does."""
-    assert _addresses(["none.invalid:1", "127.0.0.1:2", "localhost:3"]) == "ipv4:127.0.0.1:2,127.0.0.1:3"
-    assert _addresses(["[::1]:1", "[::1]:2"]) == "ipv6:[::1]:1,[::1]:2"
+    assert _places(["none.invalid:1", "127.0.0.1:2", "127.0.0.2:3"]) == ["127.0.0.1:2", "127.0.0.2:3"]
+    assert _places(["[::1]:1", "[::1]:2"]) == ["[::1]:1", "[::1]:2"]
     urls = "grpc://none.invalid:1,nobody.invalid:1"
     with StyleClient(urls, retries=0) as client, pytest.raises(Unreachable, match=f"no server answers at {urls}"):
         client.styles()

@@ -176,8 +176,7 @@ class Callers:
             self.failures.append(error)
 
     async def tasks(self) -> None:
-        """Others may get the turns between the attempts of one, so it may need more of them."""
-        async with AsyncStyleClient(self.several.urls, **self.several.settings, retries=10) as client:
+        async with AsyncStyleClient(self.several.urls, **self.several.settings) as client:
             await asyncio.gather(*(self.task(client, number) for number in range(3, 6)))
 
     async def task(self, client: AsyncStyleClient, number: int) -> None:
