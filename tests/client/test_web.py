@@ -232,6 +232,9 @@ def maker(tmp_path: Path) -> Callable[[], Maker]:
 def test_what_was_ordered_is_found_again(maker: Callable[[], Maker], tmp_path: Path) -> None:
     async def order() -> None:
         first = maker()
+        with pytest.raises(InputError, match="does not answer"):
+            await first.order("ann", "wave", png())
+        await first.server.look()
         await first.order("ann", "../My Wave!", png())
         for owner, name, words in (
             ("ben", "my wave", "already"),
@@ -253,7 +256,9 @@ def test_what_was_ordered_is_found_again(maker: Callable[[], Maker], tmp_path: P
 
 def test_a_trainer_that_outlived_the_page_is_waited_for(maker: Callable[[], Maker], tmp_path: Path) -> None:
     async def run() -> None:
-        making = await maker().order("ann", "wave", png())
+        first = maker()
+        await first.server.look()
+        making = await first.order("ann", "sea", png())
         own = tmp_path / "gallery.making" / making.name
         with (own / "lock").open("wb") as orphans:
             fcntl.flock(orphans, fcntl.LOCK_EX)

@@ -327,6 +327,7 @@ def test_a_style_is_made_though_the_page_is_started_again(
     running = web(server.endpoints.grpc, *options, port=port)
     try:
         page = visit(running.url)
+        expect(page.locator("#styles img")).to_have_count(3)
         page.set_input_files("#painting", sample_photographs()[3])
         expect(page.locator("#name")).to_have_value("rocket")
         page.fill("#name", "a")

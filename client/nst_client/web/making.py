@@ -88,6 +88,8 @@ class Maker:
         name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
         if not name:
             raise InputError("give the style a name of letters or digits")
+        if not self.server.up.is_set():
+            raise InputError("the painter does not answer just now, and knows which names are taken: try again later")
         taken = {style.name for style in self.server.styles} | {one.name for one in self.makings.values()}
         if name in taken:
             raise InputError(f"there is a style {name} already: choose another name")
@@ -131,11 +133,14 @@ class Maker:
                 await self._news.wait()
                 continue
             making = min(pending, key=lambda one: one.ordered)
+            following = asyncio.create_task(self._follow(making))
             try:
                 await self._make(making)
             except (NstError, OSError) as error:
                 making.status, making.error = "failed", " ".join(str(error).split())
                 say(f"the style {making.name} is not made: {making.error}")
+            finally:
+                following.cancel()
             self._keep(making)
 
     async def _make(self, making: Making) -> None:
@@ -162,7 +167,7 @@ class Maker:
         making.status = "done"
 
     async def _run(self, making: Making, lock: BinaryIO, module: str, *arguments: object) -> None:
-        """Run a command to its end and follow what it says. Raises `Failed` with its own words."""
+        """Run a command to its end. Raises `Failed` with its own words."""
         log = self._own(making) / "log"
         code = f"from {module} import app; app()"
         with log.open("wb") as said:
@@ -175,21 +180,21 @@ class Maker:
                 start_new_session=True,
                 env=os.environ | {"NST_PROGRESS_SECONDS": "0.5"},
             )
-        following = asyncio.create_task(self._follow(making, log))
         try:
             status = await process.wait()
         except asyncio.CancelledError:
             process.terminate()
             await process.wait()
             raise
-        finally:
-            following.cancel()
         if status:
             raise Failed(_last_words(log))
 
-    async def _follow(self, making: Making, log: Path) -> None:
+    async def _follow(self, making: Making) -> None:
+        """Read what the trainer says, also one that another program has started."""
+        log = self._own(making) / "log"
         while True:
-            if found := _PROGRESS.findall(log.read_text(errors="replace")):
+            said = log.read_text(errors="replace") if log.exists() else ""
+            if found := _PROGRESS.findall(said):
                 done, total, making.left = found[-1]
                 making.learned = int(done), int(total)
             await asyncio.sleep(FOLLOWED)
