@@ -83,7 +83,7 @@ def test_what_stands_for_a_method() -> None:
 
 
 def test_a_style_that_was_added_is_a_method_of_its_own(tmp_path: Path) -> None:
-    for name, history in (("many", {}), ("added", {"from": "many.pth", "style_pictures": ["b.jpg"]})):
+    for name, history in (("many", {}), ("added", {"before": {"photos": 9}, "style_pictures": ["b.jpg"]})):
         save(Checkpoint(frozen(Johnson(width=0.125, styles=2)), ("a", "b"), history), tmp_path / f"{name}.pth")
     shown = {one.name: one for one in methods.methods([tmp_path / "many.pth", tmp_path / "added.pth"])}
     assert (shown[methods.MANY].source, shown[methods.ADDED].source) == ("many", "added")

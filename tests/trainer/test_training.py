@@ -106,6 +106,7 @@ def test_the_network_learns(tmp_path: Path, folder: Path, vgg: Vgg16, photograph
     assert again.training["skipped"] == result.training["skipped"] == 1
     assert again.training["photos"] == 4
     assert again.training["iterations_done"] == 30
+    assert again.training["seconds"] > 0
     assert str(tmp_path) not in json.dumps(again.training)  # no path of this machine
     preview = open_picture(output.with_name("learned-preview.png"))
     assert preview.width > 2 * 500

@@ -74,6 +74,7 @@ class _State:
     iteration: int = 0
     averages: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)  # validation losses, iteration and weights
+    seconds: float = 0.0  # of all iterations, also of the runs that were interrupted
 
 
 class Training:
@@ -279,6 +280,7 @@ class Training:
         newest = max(0.02, 1.0 / state.iteration)  # a mean of all at first, then of about the last fifty
         for key, value in terms.items():
             state.averages[key] = (1.0 - newest) * state.averages.get(key, 0.0) + newest * value.item()
+        state.seconds += time.perf_counter() - started
         if self.curves and state.iteration % 10 == 0:
             self.curves.scalars("training", state.averages, state.iteration)
         return Progress(
@@ -320,6 +322,7 @@ class Training:
             metrics |= {f"held out {term}": value for term, value in best["losses"].items()}
         history = self.history | {
             "iterations_done": state.iteration,
+            "seconds": round(state.seconds, 1),
             "best_iteration": best.get("iteration", state.iteration),
             "skipped": len(self.reader.broken),
         }
@@ -335,6 +338,7 @@ class Training:
             "iteration": state.iteration,
             "averages": state.averages,
             "best": state.best,
+            "seconds": state.seconds,
         }
         with written_whole(self.state_file) as beside:
             torch.save(document, beside)
@@ -357,6 +361,7 @@ class Training:
         state.network.load_state_dict(document["network"])
         state.optimizer.load_state_dict(document["optimizer"])
         state.iteration, state.averages, state.best = document["iteration"], document["averages"], document["best"]
+        state.seconds = document.get("seconds", 0.0)  # a state of an earlier version has none
 
     def _history(
         self, styles: Sequence[Path], start: Path | None, before: checkpoint.Checkpoint | None

@@ -104,7 +104,7 @@ def methods(checkpoints: Sequence[Path]) -> list[Method]:
         network = trained.network
         if network.arguments.get("texture"):
             continue
-        several = ADDED if trained.training.get("from") else MANY
+        several = ADDED if "before" in trained.training else MANY
         kind = ULYANOV if network.name == "ulyanov" else JOHNSON if network.styles == 1 else several
         architecture = {"name": network.name, "arguments": dict(network.arguments)}
         found.setdefault(kind, Method(kind, architecture, trained, path.stem))
