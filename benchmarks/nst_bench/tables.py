@@ -10,6 +10,9 @@ from nst_bench.results import Document, identity
 GATYS = "Gatys, one iteration"
 """The engine of the speed-up's rows that are no pictures."""
 
+SHORTEST_SOAK = 5.0
+"""Minutes below which memory still fills up, so that its growth says nothing."""
+
 HEAD = ("p50", "p95", "p99", "spread", "n")
 """Columns of a summary; `cells` fills them."""
 
@@ -285,7 +288,10 @@ def _soak(document: Document, machine: list[str]) -> list[str]:
     for name, trend in document["trends"].items():
         values = [memory[position][name] for position in (0, len(memory) // 2, -1)]
         rise = f"{trend['growth']:+.1f} ± {2 * trend['error']:.1f}"
-        body.append([name, *(f"{value:.0f}" for value in values), rise, "grew" if trend["grew"] else "stopped"])
+        judged = "grew" if trend["grew"] else "stopped"
+        if document["minutes"] < SHORTEST_SOAK:
+            judged = "too short to say"
+        body.append([name, *(f"{value:.0f}" for value in values), rise, judged])
     return [
         *_on(f"`{document['model']['name']}`", machine),
         f"For {document['minutes']:g} minutes, {document['callers']} callers: "
@@ -444,7 +450,11 @@ def _rows(rows: list[Document]) -> list[str]:
     for rest, sizes in missing.items():
         said = {**dict(rest), "size": ", ".join(sizes)}
         body.append([*(said.get(name, "") for name in names), *cells(said), *[""] * len(others)])
-    head = [*names, *HEAD, *(_TITLES.get(name, name.replace("_", " ")) for name in others)]
+    head = [
+        *(name.replace("_", " ") for name in names),
+        *HEAD,
+        *(_TITLES.get(name, name.replace("_", " ")) for name in others),
+    ]
     return table(head, body, left=len(names))
 
 
