@@ -11,7 +11,7 @@ help:
 	@echo "make demo      export the shipped style, serve it, paint with it, measure it (into demo/)"
 	@echo "make test      every test that needs no GPU"
 	@echo "make lint      ruff and mypy"
-	@echo "make models    train the shipped style again: make models STYLE=painting.jpg PHOTOS=folder"
+	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings PHOTOS=folder"
 	@echo "make pictures  paint the README's pictures: make pictures PHOTOS='a.jpg b.jpg c.jpg d.jpg'"
 	@echo "make gallery   run the commands of docs/optimization.md: make gallery PAINTINGS=folder TEXTURES=folder"
 	@echo "make readme    draw the tables and plots of README and docs from docs/benchmark/*.json"
@@ -30,6 +30,8 @@ lint: $(VENV)
 
 models: $(VENV)
 	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night.pth --width 0.5 --iterations 2400
+	$(BIN)/nst-train --style "$(STYLES)" --photos "$(PHOTOS)" -o runs/gallery.pth --from runs/starry-night.pth --width 0.5 \
+		--iterations 3200 --learning-rate 1e-3
 
 pictures: $(VENV)
 	$(BIN)/python -m nst_bench.pictures $(PHOTOS)
