@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import Johnson
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import vgg16_weights
+
+
+def pytest_configure() -> None:
+    """Commands that the tests start hear Ctrl-C, also where a shell started the tests in the background, without it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

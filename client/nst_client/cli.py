@@ -247,7 +247,7 @@ class _Report:
         skipped = sum(one.skipped for one in self.done)
         fine = len(self.done) - len(failed) - skipped
         if self.as_json and not isinstance(error, NstError | BrokenPipeError):
-            seconds = round(time.perf_counter() - self.started, 2)
+            seconds = round(time.perf_counter() - self.started, 3)
             self._line(painted=fine, skipped=skipped, failed=len(failed), seconds=seconds)
         if skipped:
             say(f"{skipped} of {self.total} pictures are painted already: skipped")

@@ -167,7 +167,7 @@ class Caller(threading.Thread):
                 except Exception as error:
                     self.counts[f"{type(error).__name__}: {error}"] += 1
                 else:
-                    names = [name for name, other in self.paintings.items() if alike(painting, other)]
+                    names = [name for name, other in list(self.paintings.items()) if alike(painting, other)]
                     self.counts[names[0] if names else "nobody's"] += 1
 
 
