@@ -38,9 +38,10 @@ STACK = 512 << 20
 """Bytes of address space for a thread's stack. Triton's HTTP takes stack for every level of a request's JSON and every
 chunk of its body: with Linux's usual 8 MiB, a body of 200 kB of brackets, or of 600,000 chunks, would end it."""
 
-MEMORY = {"MALLOC_ARENA_MAX": "1"}
-"""One heap for all threads of a process, unless the environment says otherwise: with glibc's heap a thread, pictures
-of changing sizes made Triton and its models' processes grow for as long as it was watched."""
+MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
+"""One heap for all threads of a process, and pixels beside it, unless the environment says otherwise: with a heap a
+thread and large blocks within, as glibc has it, pictures of changing sizes made Triton grow for as long as it was
+watched."""
 
 START = f"""
 import ctypes, os, resource, signal, sys
