@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from nst_core.errors import MissingExtra, NstError
+from nst_core.errors import InputError, MissingExtra, NstError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -60,6 +60,14 @@ def one_line_errors(extra: str) -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
+def _seconds_asked_for(otherwise: float) -> float:
+    text = os.environ.get("NST_PROGRESS_SECONDS", str(otherwise))
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"NST_PROGRESS_SECONDS is {text!r}: give seconds, such as 0.5, or leave it out") from None
+
+
 @contextmanager
 def progress(
     title: str, total: int, *, share: Callable[[int], float] | None = None, every: float = 30.0
@@ -69,9 +77,9 @@ def progress(
     `share(done)` is the part of all the work that is behind after `done` steps, for steps that do
     not cost the same. Where stderr is no terminal (a log, CI) a line is written at most every
     `every` seconds instead; a program that reads the lines may ask for them more often by `NST_PROGRESS_SECONDS`
-    in the environment.
+    in the environment. Raises `InputError` if that is no number.
     """
-    every = float(os.environ.get("NST_PROGRESS_SECONDS", every))
+    every = _seconds_asked_for(every)
     behind = share or (lambda done: done / total)
     left = _time_left(behind)
     if not console.is_terminal:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nst_server.access import Access
 from nst_server.errors import ServerError
-from nst_server.triton import Launch
+from nst_server.triton import MEMORY, STACK, Launch
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.09-py3"
 """Triton 2.73.0."""
@@ -56,8 +56,10 @@ class Container:
         return [
             *("docker", "run", "--rm", f"--name=nst-serve-{launch.endpoints.http_port}"),
             *([f"--gpus={self.gpus}"] if self.gpus else ()),
+            f"--ulimit=stack={STACK}",
             *published,
             *mounted,
+            *(f"--env={name}={value}" for name, value in MEMORY.items()),
             *(["--env=NST_KEY"] if launch.access else ()),
             *(["--env=NST_TOKEN"] if token else ()),
             self.image,

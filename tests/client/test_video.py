@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import nst_client.client
 from nst_client import AsyncStyleClient, MockTransport, Rejected, Request, UnknownStyle
 from nst_client import video as room
 from nst_client.flow import Smoother, motion
@@ -378,14 +379,9 @@ def test_a_picture_of_a_song_is_no_video(tmp_path: Path) -> None:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
-    """Every `AsyncStyleClient` connects to it."""
+    """Every client connects to it."""
     transport = MockTransport(paint, MODELS)
-    real = AsyncStyleClient.__init__
-
-    def init(self: AsyncStyleClient, url: str | None = None, **options: Any) -> None:
-        real(self, transport=transport, timeout=options["timeout"], retries=0)
-
-    monkeypatch.setattr(AsyncStyleClient, "__init__", init)
+    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: transport)
     return transport
 
 

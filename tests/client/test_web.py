@@ -175,6 +175,7 @@ def test_what_is_too_much_is_refused_in_one_line(tmp_path: Path) -> None:
         ({"moon": 1}, "no style 'moon'"),
         ({"wave": 0}, "at least one above 0"),
         ({"wave": 1, "negative": 1}, "only styles of one model"),
+        ({"wave": 10**400}, "too large"),
     ],
 )
 def test_a_mix_that_cannot_be(tmp_path: Path, style: object, words: str) -> None:
@@ -182,6 +183,14 @@ def test_a_mix_that_cannot_be(tmp_path: Path, style: object, words: str) -> None
         photo = await said(session, "POST", f"{url}/photos", 200, data=png())
         body = json.dumps({"photo": photo["name"], "style": style})
         assert words in (await said(session, "POST", f"{url}/paintings", 400, data=body))["error"]
+
+    visited(tmp_path, visit)
+
+
+@pytest.mark.parametrize("body", ["", "[]", "[" * 100_000, "no"])
+def test_a_body_that_is_no_object(tmp_path: Path, body: str) -> None:
+    async def visit(session: ClientSession, url: str) -> None:
+        assert (await said(session, "POST", f"{url}/paintings", 400, data=body))["error"] == "this is no JSON object"
 
     visited(tmp_path, visit)
 

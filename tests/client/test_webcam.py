@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from nst_client import MockTransport, Request, StyleClient, Unreachable
+import nst_client.client
+from nst_client import MockTransport, Request, Unreachable
 from nst_client import webcam as room
 from nst_client.transports import INPUT, Array
 from nst_client.video_cli import webcam_app
@@ -35,14 +35,9 @@ def paint(request: Request) -> Array:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
-    """Every `StyleClient` connects to it."""
+    """Every client connects to it."""
     transport = MockTransport(paint, MODELS)
-    real = StyleClient.__init__
-
-    def init(self: StyleClient, url: str | None = None, **options: Any) -> None:
-        real(self, transport=transport, timeout=options["timeout"], retries=0)
-
-    monkeypatch.setattr(StyleClient, "__init__", init)
+    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: transport)
     return transport
 
 

@@ -16,7 +16,7 @@ BIN = Path(sys.executable).parent
 
 def test_the_umbrella_finds_every_command() -> None:
     result = subprocess.run([BIN / "nst", "--help"], capture_output=True, text=True, check=True)
-    for command in ("train", "export", "serve", "stylize", "styles", "bench"):
+    for command in ("train", "export", "serve", "stylize", "styles", "video", "webcam", "web", "bench"):
         assert f"│ {command} " in result.stdout
 
 
@@ -120,3 +120,9 @@ def test_options_that_were_not_given_are_left_to_the_preset() -> None:
     CliRunner().invoke(app, ["--strokes", "0"])
     CliRunner().invoke(app, [])
     assert seen == [{"strokes": 0}, {}]
+
+
+def test_progress_is_asked_for_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NST_PROGRESS_SECONDS", "often")
+    with pytest.raises(InputError, match="'often': give seconds"), progress("working", 1):
+        pass

@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 from nst_export.errors import ExportError
 from nst_export.repository import load
 from nst_server import state
-from nst_server.triton import Endpoints
+from nst_server.triton import MEMORY, STACK, Endpoints
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
@@ -374,6 +374,7 @@ def test_the_containers_command_is_printed(repository: Path, tmp_path: Path) -> 
     succeeded(result)
     command = shlex.split(result.stdout)
     assert command[:3] == ["docker", "run", "--rm"]
+    assert {f"--env={name}={value}" for name, value in MEMORY.items()} | {f"--ulimit=stack={STACK}"} <= set(command)
     assert "--gpus=all" in command
     assert f"--volume={repository}:/models:ro" in command
     assert "--publish=0.0.0.0:8001:8001" in command

@@ -355,7 +355,7 @@ async def _json(request: web.Request) -> dict[str, Any]:
 def _document(text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for thousands of brackets
         document = None
     if not isinstance(document, dict):
         raise InputError("this is no JSON object")
@@ -365,7 +365,10 @@ def _document(text: str) -> dict[str, Any]:
 def _mix(style: object) -> dict[str, float]:
     if not isinstance(style, dict) or not style or not all(isinstance(one, int | float) for one in style.values()):
         raise InputError("style is an object of names and weights: choose one")
-    return {str(name): float(weight) for name, weight in style.items()}
+    try:
+        return {str(name): float(weight) for name, weight in style.items()}
+    except OverflowError:
+        raise InputError("a weight of the style is too large: give numbers from 0 to 1") from None
 
 
 def _strength(value: object) -> float:
