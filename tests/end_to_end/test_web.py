@@ -122,6 +122,8 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda one: one.url.startswith((url, "blob:", "data:")) or complaints.append(one.url))
+        # From the beginning: told of it when the dialog is wanted, the browser may open a window of its own first.
+        page.on("filechooser", lambda chooser: None)
         page.goto(url)
         return page
 
