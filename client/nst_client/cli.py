@@ -17,10 +17,11 @@ import typer
 
 from nst_client.client import OnTile, StyleClient
 from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted, standing
-from nst_client.styles import mix_of
+from nst_client.sheet import contact_sheet, sample, thumbnails
+from nst_client.styles import Style, mix_of
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
-from nst_core.images import MAX_PIXELS, WRITABLE
+from nst_core.images import MAX_PIXELS, WRITABLE, Picture, image_format, open_picture, save_picture
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 
@@ -151,18 +152,49 @@ def stylize(
 
 
 def styles(
-    url: Url = DEFAULT_URL, timeout: Timeout = 10.0, token_file: TokenFile = None, ca: Authorities = None
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also paint a photograph in each style, and set them out with their names in this file "
+            "(.jpg .png .webp).",
+            rich_help_panel=_PAINTING,
+        ),
+    ] = None,
+    photo: Annotated[
+        Path | None,
+        typer.Option(help="The photograph of the sheet; if not given, a cat.", rich_help_panel=_PAINTING),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = 10.0,
+    token_file: TokenFile = None,
+    ca: Authorities = None,
 ) -> None:
-    """List the styles that a server offers."""
+    """List the styles that a server offers, and show them."""
     with (
         one_line_errors("local"),
         StyleClient(url, timeout=timeout, retries=0, token=token_of(token_file), ca=ca) as client,
     ):
+        if photo and not sheet:
+            raise InputError("--photo is for the sheet, and there is none: give --sheet styles.png")
+        if sheet:
+            image_format(sheet)
         offered = client.styles()
         for style in offered:
             typer.echo(style.name)
         if not offered:
             raise InputError(f"{url} offers no style")
+        if sheet:
+            _draw(sheet, client, offered, open_picture(photo) if photo else sample())
+
+
+def _draw(target: Path, client: StyleClient, offered: list[Style], photo: Picture) -> None:
+    named = []
+    with progress("styles", len(offered)) as update:
+        for done, one in enumerate(thumbnails(client, offered, photo)):
+            named.append(one)
+            update(done, "")
+    save_picture(contact_sheet(named), target)
+    say(f"{target}: a photograph in {len(offered)} style{'s' if len(offered) > 1 else ''}")
 
 
 def token_of(file: Path | None) -> str | None:

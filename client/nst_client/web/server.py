@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nst_client.client import AsyncStyleClient
+from nst_client.sheet import sample
 from nst_client.styles import Style
 from nst_core.console import say
 from nst_core.errors import NstError
-from nst_core.images import Picture, encode_picture, fitted, open_picture, sample_photographs
+from nst_core.images import Picture, encode_picture, fitted
 
 EVERY = 2.0
 """Seconds between two looks at the server."""
@@ -32,7 +33,7 @@ class Server:
 
     async def watch(self) -> None:
         """Look for ever."""
-        photo = await asyncio.to_thread(_sample)
+        photo = await asyncio.to_thread(lambda: fitted(sample(), *THUMBNAIL))
         while True:
             await self.look()
             if self.up.is_set():
@@ -71,9 +72,3 @@ class Server:
 def key(style: Style) -> str:
     """The name of a style's thumbnail; a model that is replaced by one of other styles has others."""
     return hashlib.sha256(repr(style).encode()).hexdigest()[:16]
-
-
-def _sample() -> Picture:
-    """A photograph that ships: a cat, whose fur and eyes show what a style does."""
-    (cat,) = [path for path in sample_photographs() if path.stem == "chelsea"]
-    return fitted(open_picture(cat), *THUMBNAIL)

@@ -1,0 +1,59 @@
+"""A sheet of thumbnails: one photograph in every style that a server offers, each under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from nst_client.client import StyleClient
+from nst_client.styles import Style
+from nst_core.images import Picture, Pixels, fitted, open_picture, resized, sample_photographs
+
+WIDTH, HEIGHT = 320, 240
+"""Of a thumbnail, pixels; it is painted at twice that, since strokes have one size in pixels whatever a picture has."""
+
+COLUMNS, GAP, CAPTION, TEXT = 4, 12, 26, 18
+"""Thumbnails in a row; pixels between them, of the line of a name, and of its letters."""
+
+
+def sample() -> Picture:
+    """The photograph if nobody gives another: a cat, whose fur and eyes show what a style does."""
+    (cat,) = [path for path in sample_photographs() if path.stem == "chelsea"]
+    return open_picture(cat)
+
+
+def thumbnails(client: StyleClient, styles: Iterable[Style], photo: Picture) -> Iterable[tuple[str, Pixels]]:
+    """The photograph and its paintings, each named, `uint8 [HEIGHT, WIDTH, 3]`. Raises what `client.stylize` raises."""
+    large = fitted(photo, 2 * WIDTH, 2 * HEIGHT)
+    yield "photograph", resized(large, WIDTH, HEIGHT).pixels
+    for style in styles:
+        # A model may take less than that in one pass.
+        scale = min(1.0, (style.max_pixels / (large.width * large.height)) ** 0.5)
+        given = resized(large, int(large.width * scale), int(large.height * scale))
+        painted = client.stylize(given.pixels, style.name)
+        yield style.name, resized(Picture(painted), WIDTH, HEIGHT).pixels
+
+
+def contact_sheet(named: Sequence[tuple[str, Pixels]], columns: int = COLUMNS) -> Picture:
+    """Pictures of one size `uint8 [H, W, 3]` in rows, each with its name below, on white."""
+    height, width = named[0][1].shape[:2]
+    across, down = width + GAP, height + CAPTION + GAP
+    columns = min(columns, len(named))
+    rows = -(-len(named) // columns)
+    image = Image.new("RGB", (columns * across + GAP, rows * down + GAP), "white")
+    draw = ImageDraw.Draw(image)
+    for number, (name, pixels) in enumerate(named):
+        left, top = GAP + number % columns * across, GAP + number // columns * down
+        image.paste(Image.fromarray(pixels), (left, top))
+        middle = left + width / 2, top + height + CAPTION / 2
+        draw.text(middle, name, fill="black", font=_font(name, width), anchor="mm")
+    return Picture(np.array(image))
+
+
+def _font(name: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own letters, smaller for a name that is longer than its picture is wide."""
+    font = ImageFont.load_default(TEXT)
+    length = font.getlength(name)
+    return font if length <= width else ImageFont.load_default(TEXT * width / length)

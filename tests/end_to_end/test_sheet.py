@@ -1,0 +1,84 @@
+"""`nst styles --sheet` before real models, without a server."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from nst_client import StyleClient
+from nst_client.cli import styles_app
+from nst_client.sheet import CAPTION, COLUMNS, GAP, HEIGHT, WIDTH, contact_sheet
+from nst_core.images import Picture, Pixels, fitted, open_picture, resized, sample_photographs
+
+from .conftest import LIMIT
+from .serving import Models
+
+
+@pytest.fixture(scope="module")
+def url(models: Models) -> str:
+    return f"local:{models.repository}"
+
+
+def styles(*options: object) -> Result:
+    return CliRunner().invoke(styles_app, [*map(str, options)])
+
+
+def thumbnail(pixels: Pixels, number: int) -> Pixels:
+    left, top = GAP + number % COLUMNS * (WIDTH + GAP), GAP + number // COLUMNS * (HEIGHT + CAPTION + GAP)
+    return pixels[top : top + HEIGHT, left : left + WIDTH]
+
+
+def test_a_photograph_in_every_style(url: str, tmp_path: Path) -> None:
+    photo, target = sample_photographs()[3], tmp_path / "new" / "styles.png"
+    result = styles("--url", url, "--sheet", target, "--photo", photo)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.split() == ["a", "b", "one"]
+    assert result.stderr.endswith(f"{target}: a photograph in 3 styles\n")
+    drawn = open_picture(target).pixels
+    large = fitted(open_picture(photo), 2 * WIDTH, 2 * HEIGHT)
+    assert np.array_equal(thumbnail(drawn, 0), resized(large, WIDTH, HEIGHT).pixels)
+    small = resized(large, 282, 212)  # the most that the model of a and b takes in one pass
+    assert 282 * 212 <= LIMIT < 284 * 213
+    with StyleClient(url) as client:
+        for number, (style, given) in enumerate((("a", small), ("b", small), ("one", large)), 1):
+            painted = resized(Picture(client.stylize(given.pixels, style)), WIDTH, HEIGHT).pixels
+            assert int(np.abs(thumbnail(drawn, number).astype(int) - painted).max()) <= 2
+
+
+def test_the_photograph_that_nobody_gives_ships(url: str, tmp_path: Path) -> None:
+    assert styles("--url", url, "--sheet", tmp_path / "styles.jpg").exit_code == 0
+    given = fitted(open_picture(sample_photographs()[1]), WIDTH, HEIGHT).pixels.astype(int)
+    assert np.abs(thumbnail(open_picture(tmp_path / "styles.jpg").pixels, 0) - given).mean() < 5
+
+
+def test_names_stand_below_their_pictures_however_long() -> None:
+    grey = np.full((40, 100, 3), 128, np.uint8)
+    names = ["a", "a-name-far-too-long-for-its-picture", "c"]
+    pixels = contact_sheet([(name, grey) for name in names], 2).pixels
+    assert pixels.shape == (GAP + 2 * (40 + CAPTION + GAP), GAP + 2 * (100 + GAP), 3)
+    dark = pixels.min(2) < 100
+    for number, name in enumerate(names):
+        left, top = GAP + number % 2 * (100 + GAP), GAP + number // 2 * (40 + CAPTION + GAP) + 40
+        written = dark[top : top + CAPTION, left : left + 100]
+        assert written.any(), name
+        dark[top : top + CAPTION, left : left + 100] = False
+    assert not dark.any()  # nothing beside, above or below
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--photo", "cat.jpg"], "--photo is for the sheet, and there is none: give --sheet styles.png"),
+        (["--sheet", "styles.bmp"], "styles.bmp: cannot write .bmp"),
+        (["--sheet", "styles.png", "--photo", "none.jpg"], "none.jpg: no such file"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = styles("--url", url, *options)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {words}") and result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
