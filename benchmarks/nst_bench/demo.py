@@ -1,7 +1,8 @@
-"""`make demo`: the whole way, from the shipped checkpoint to a picture, a server and a figure.
+"""`make demo`: the whole way, from the shipped checkpoints to pictures, a server and a figure.
 
-Exports `models/starry-night.pth`, starts Triton on free ports, paints two photographs over gRPC
-and HTTP, measures against Gatys' optimisation, and leaves `demo/` and no process behind.
+Exports `models/starry-night.pth` and `models/gallery.pth`, starts Triton on free ports, shows all their styles on one
+sheet, paints two photographs in some of them and in a mix over gRPC, and over HTTP, measures the first against Gatys'
+optimisation, and leaves `demo/` and no process behind.
 """
 
 from __future__ import annotations
@@ -17,13 +18,21 @@ import numpy as np
 import typer
 
 from nst_bench import report
+from nst_client.sheet import contact_sheet
 from nst_core.console import duration, one_line_errors, say
-from nst_core.images import Picture, open_picture, sample_photographs, save_picture, side_by_side
+from nst_core.images import Pixels, fitted, open_picture, sample_photographs, save_picture
 from nst_server import triton
 
-CHECKPOINT = Path("models/starry-night.pth")
+CHECKPOINT, GALLERY = Path("models/starry-night.pth"), Path("models/gallery.pth")
+"""What is measured, and what else is painted with."""
+
 FOLDER = Path("demo")
+HTTP = FOLDER / "painted" / "over-http"
+
 PHOTOGRAPHS = ("chelsea.jpg", "rocket.jpg")
+LOOKS = (CHECKPOINT.stem, "great-wave", "composition-vii", "udnie", "the-scream", "great-wave:0.5,udnie:0.5")
+SHOWN = 300, 200
+"""Pixels of a picture among the others, width and height."""
 
 
 def main() -> None:
@@ -32,39 +41,48 @@ def main() -> None:
         started = time.monotonic()
         shutil.rmtree(FOLDER, ignore_errors=True)
         repository = FOLDER / "model_repository"
-        _run("nst-export", str(CHECKPOINT), "-r", str(repository))
+        _run("nst-export", str(CHECKPOINT), str(GALLERY), "-r", str(repository))
         _paint(repository)
         measured = _run(
             *("nst-bench", "--short", "--checkpoint", str(CHECKPOINT), "-r", str(repository), "-o", str(FOLDER))
         )
         say("")
+        say(f"{FOLDER / 'styles.png'}: every style that Triton served")
         say(f"{FOLDER / 'pictures.png'}: photographs, and what Triton made of them")
         say(f"{FOLDER / 'report.html'}: {report.headline(json.loads(measured.splitlines()[-1]))}")
         say(f"done in {duration(time.monotonic() - started)}")
 
 
 def _paint(repository: Path) -> None:
-    """Two photographs by two protocols; the two answers to one photograph must be the same."""
+    """Two photographs in every look over gRPC, in the first over HTTP too: the two answers must agree."""
     endpoints = triton.Endpoints.free()
-    rows = []
+    photos = [path for path in sample_photographs() if path.name in PHOTOGRAPHS]
     with triton.running(triton.find(Path(".triton"), say), repository, endpoints, FOLDER / "triton.log", on_error=say):
-        for photo in (path for path in sample_photographs() if path.name in PHOTOGRAPHS):
-            row = [open_picture(photo).pixels]
-            for url in (endpoints.grpc, endpoints.http):
-                target = FOLDER / f"{photo.stem}-{url.partition(':')[0]}.png"
-                _run("nst", "stylize", str(photo), "--style", CHECKPOINT.stem, "--url", url, "-o", str(target))
-                row.append(open_picture(target).pixels)
-            if not np.array_equal(row[1], row[2]):
-                raise triton.ServerError(f"{photo.name}: gRPC and HTTP gave different pictures")
-            rows.append(side_by_side(row[:2]))
-    save_picture(Picture(_stacked(rows)), FOLDER / "pictures.png")
+        _run("nst", "styles", "--url", endpoints.grpc, "--sheet", str(FOLDER / "styles.png"))
+        for style in LOOKS:
+            _stylize(photos, style, endpoints.grpc, _folder(style))
+        _stylize(photos, LOOKS[0], endpoints.http, HTTP)
+    rows: list[tuple[str, Pixels]] = []
+    for photo in photos:
+        painted = [open_picture(_folder(style) / f"{photo.stem}.png") for style in LOOKS]
+        other = open_picture(HTTP / f"{photo.stem}.png").pixels
+        if (levels := int(np.abs(painted[0].pixels.astype(int) - other).max())) > 1:
+            raise triton.ServerError(f"{photo.name}: what gRPC and HTTP gave differs by {levels} levels of 255")
+        names = ["photograph", *(style.replace(",", " ") for style in LOOKS)]
+        shown = [fitted(picture, *SHOWN).pixels for picture in (open_picture(photo), *painted)]
+        rows += zip(names, shown, strict=True)
+    save_picture(contact_sheet(rows, 1 + len(LOOKS)), FOLDER / "pictures.png")
 
 
-def _stacked(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows under each other, narrower ones filled up with white on the right."""
-    widest = max(row.shape[1] for row in rows)
-    filled = [np.pad(row, ((0, 8), (0, widest - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
-    return np.concatenate(filled)[:-8]
+def _stylize(photos: list[Path], style: str, url: str, folder: Path) -> None:
+    """All photographs by one command; as PNG, so that paintings can be compared."""
+    options = ("--style", style, "--format", "png", "--url", url, "-o", str(folder))
+    _run("nst", "stylize", *map(str, photos), *options)
+
+
+def _folder(style: str) -> Path:
+    """Where the paintings in a style or a mix go."""
+    return FOLDER / "painted" / style.translate(str.maketrans(":,/", "-+-"))
 
 
 def _run(*command: str) -> str:
