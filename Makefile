@@ -21,7 +21,7 @@ demo: $(VENV) $(TRITON)
 	$(BIN)/python -m nst_bench.demo
 
 test: $(VENV) $(TRITON)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)
 	$(BIN)/ruff format --check .

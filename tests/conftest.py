@@ -18,7 +18,12 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GPU tests are skipped, with the reason, where there is no GPU; the summary lists them."""
+    """The long files, those with real servers and trainings, come first, so that no worker is left alone with one.
+
+    GPU tests are skipped, with the reason, where there is no GPU; the summary lists them.
+    """
+    folders = ("end_to_end", "trainer")
+    items.sort(key=lambda item: folders.index(item.path.parent.name) if item.path.parent.name in folders else 2)
     if torch.cuda.is_available():
         return
     for item in items:

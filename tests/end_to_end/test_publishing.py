@@ -39,7 +39,10 @@ def infer(server: Server, model: str, output: str, **arrays: np.ndarray) -> np.n
 
 
 class Callers:
-    """Threads that ask for a picture without a pause, and what they got."""
+    """Threads that ask for a picture again and again, and what they got.
+
+    Their pauses are short, and leave processors to what is exported meanwhile.
+    """
 
     def __init__(self, address: str, picture: Pixels, count: int = 3) -> None:
         self.address, self.picture = address, picture
@@ -60,7 +63,7 @@ class Callers:
 
     def _call(self) -> None:
         with StyleClient(self.address) as client:
-            while not self.ended.is_set():
+            while not self.ended.wait(0.05):
                 try:
                     self.answers.append(client.stylize(self.picture, "swap").tobytes())
                 except Exception as error:
@@ -92,7 +95,7 @@ def local(repository: Path, picture: Pixels) -> bytes:
 
 
 def test_versions_published_under_a_polling_triton_drop_no_request(tmp_path: Path, picture: Pixels) -> None:
-    """Three new versions while three callers never pause; the last has another config too."""
+    """Three new versions while three callers go on asking; the last has another config too."""
     repository = tmp_path / "repo"
     export = ("nst-export", tmp_path / "swap.pth", "-r", repository)
     checkpoint(tmp_path / "swap.pth", 0)
