@@ -1,0 +1,119 @@
+"""Take the pictures of the page that stand in the docs, with models/gallery.pth behind a real server.
+
+Usage: python dev/screenshots.py; needs .triton (make demo) and chromium.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from nst_core.images import Picture, open_picture, sample_photographs, save_picture
+from nst_export import exporter
+from nst_server import triton
+
+GALLERY = Path("models/gallery.pth")
+PICTURES = Path("docs/pictures")
+PHOTOGRAPHS = {path.stem: path for path in sample_photographs()}
+PATIENCE = 120_000
+"""Milliseconds for what takes a second or two on an idle machine."""
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[str]:
+    """The address of a page on which styles can be made, too."""
+    gallery, repository = folder / GALLERY.name, folder / "model_repository"
+    shutil.copy(GALLERY, gallery)
+    exporter.export(gallery, gallery.stem, repository, exporter.Plan(cores=os.cpu_count() or 1), say=print)
+    endpoints = triton.Endpoints.free()
+    with triton.running(triton.find(Path(".triton"), print), repository, endpoints, folder / "triton.log"):
+        nst = str(Path(sys.executable).parent / "nst")
+        options = ("--url", endpoints.grpc, "--port", "0", "--gallery", str(gallery), "--repository", str(repository))
+        process = subprocess.Popen([nst, "web", *options], stderr=subprocess.PIPE, text=True)
+        try:
+            yield next(found[1] for line in process.stderr if (found := re.match(r"ready: (http://\S+)", line)))
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def opened(browser: Browser, url: str, width: int, height: int) -> Page:
+    """The page with all its thumbnails."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(PATIENCE)
+    page.goto(url)
+    page.wait_for_function(
+        """() => {
+          const images = [...document.querySelectorAll("#styles button img")];
+          return images.length && images.length === document.querySelectorAll("#styles button").length
+            && images.every((image) => image.complete && image.naturalWidth);
+        }"""
+    )
+    return page
+
+
+def painted(page: Page, count: int, divider: int) -> None:
+    """Paint, and show so much of the photograph as it was (percent)."""
+    page.click("#paint")
+    page.wait_for_function(
+        """(count) => {
+          const images = [...document.querySelectorAll("#queue img")];
+          return images.length === count && images.every((image) => image.complete && image.naturalWidth)
+            && document.getElementById("busy").hidden && document.getElementById("after").dataset.ready;
+        }""",
+        arg=count,
+    )
+    page.locator("#compare").fill(str(divider))
+    page.evaluate("document.activeElement.blur()")
+
+
+def taken(page: Page, name: str, **options: bool) -> None:
+    """Write it as JPEG: the paintings in it are too large as PNG."""
+    with tempfile.TemporaryDirectory() as scratch:
+        page.screenshot(path=f"{scratch}/page.png", **options)
+        picture = Picture(open_picture(Path(scratch) / "page.png").pixels)
+    save_picture(picture, PICTURES / f"{name}.jpg", quality=88)
+    print(f"wrote {PICTURES / name}.jpg: {picture.width}x{picture.height}")
+
+
+def desktop(browser: Browser, url: str) -> None:
+    """A cup of coffee in one style, then in a mix of two."""
+    page = opened(browser, url, 1180, 900)
+    page.set_input_files("#file", PHOTOGRAPHS["coffee"])
+    page.click("[data-style='great-wave']")
+    painted(page, 1, 0)
+    page.check("#mix")
+    page.click("[data-style='composition-vii']")
+    for style, percent in (("great-wave", 100), ("composition-vii", 35)):
+        page.locator(f"[aria-label='How much of {style}']").fill(str(percent))
+    painted(page, 2, 42)
+    taken(page, "web-desktop", full_page=True)
+
+
+def phone(browser: Browser, url: str) -> None:
+    """A face, and what a phone shows at once."""
+    page = opened(browser, url, 390, 844)
+    page.set_input_files("#file", PHOTOGRAPHS["astronaut"])
+    page.click("[data-style='great-wave']")
+    painted(page, 1, 42)
+    page.evaluate("scrollTo(0, 0)")
+    taken(page, "web-phone")
+
+
+def main() -> None:
+    """Both, as a visitor each."""
+    with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as url, sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        with playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags) as browser:
+            desktop(browser, url)
+            phone(browser, url)
+
+
+main()
