@@ -9,7 +9,7 @@ import torch
 from nst_export import onnx
 from nst_export.served import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
 from nst_trainer.checkpoint import frozen
-from nst_trainer.networks import Johnson, StyledNetwork, Ulyanov
+from nst_trainer.networks import Fast, Johnson, StyledNetwork, Ulyanov
 
 
 @dataclass
@@ -29,6 +29,11 @@ def johnson(styles: int = 1, *, bounded: bool = True) -> StyledNetwork:
     return frozen(network)
 
 
+def fast() -> StyledNetwork:
+    torch.manual_seed(7)
+    return frozen(Fast(width=0.25))
+
+
 def ulyanov(*, texture: bool) -> StyledNetwork:
     torch.manual_seed(7)
     return frozen(Ulyanov(texture=texture))
@@ -38,6 +43,7 @@ MODELS: dict[str, Callable[[], Exportable]] = {
     "johnson": lambda: ServedModel(johnson()),
     "foreign": lambda: ServedModel(johnson(bounded=False)),
     "several": lambda: ServedModel(johnson(3)),
+    "fast": lambda: ServedModel(fast()),
     "ulyanov": lambda: ServedModel(ulyanov(texture=False)),
     "texture": lambda: TextureModel(ulyanov(texture=True)),
     "statistics": lambda: StatisticsModel(johnson(3)),

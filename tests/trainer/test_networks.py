@@ -2,13 +2,15 @@ import pytest
 import torch
 
 from nst_trainer.checkpoint import parameters
-from nst_trainer.networks import Johnson, Ulyanov
+from nst_trainer.losses import lattice
+from nst_trainer.networks import Fast, Johnson, StyledNetwork, Ulyanov
 from nst_trainer.networks.styled import ConditionalInstanceNorm
 
 
+@pytest.mark.parametrize("network", [Johnson(width=0.25), Fast(width=0.25)], ids=lambda network: network.name)
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (64, 48), (20, 132)])
-def test_the_shape_stays_and_values_are_colours(height: int, width: int) -> None:
-    painted = Johnson(width=0.25)(torch.rand(2, 3, height, width))
+def test_the_shape_stays_and_values_are_colours(network: StyledNetwork, height: int, width: int) -> None:
+    painted = network(torch.rand(2, 3, height, width))
     assert painted.shape == (2, 3, height, width)
     assert painted.min() > 0
     assert painted.max() < 1
@@ -20,6 +22,17 @@ def test_the_papers_network_has_the_papers_layers() -> None:
     ends, down, up = [(32, 3, 9, 9)], [(64, 32, 3, 3), (128, 64, 3, 3)], [(64, 128, 3, 3), (32, 64, 3, 3)]
     assert shapes == [*ends, *down, *[(128, 128, 3, 3)] * 10, *up, (3, 32, 9, 9)]
     assert parameters(network) == 1_677_635
+
+
+def test_the_fast_network_begins_without_a_checkerboard() -> None:
+    """The pixels of a block of 2x2 begin alike, so that its grid is not in the picture: it has to be learned."""
+    torch.manual_seed(0)
+    network, photo = Fast(styles=2).eval(), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        blocks = torch.nn.functional.pixel_unshuffle(network(photo, torch.tensor([[0.5, 0.5]])), 2)
+    assert torch.allclose(blocks[:, ::4], blocks[:, 3::4], atol=1e-6)
+    assert lattice(torch.rand(1, 3, 64, 64)) > 0  # and the measure sees one where there is one
+    assert parameters(Fast()) == 206_540
 
 
 def test_width_scales_the_channels() -> None:

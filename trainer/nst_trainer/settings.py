@@ -15,7 +15,7 @@ from nst_core.options import option
 Pooling = Literal["max", "average"]
 Optimizer = Literal["lbfgs", "adam"]
 Colors = Literal["style", "luminance", "histogram"]
-Architecture = Literal["johnson", "ulyanov"]
+Architecture = Literal["johnson", "fast", "ulyanov"]
 INITS = ("content", "recolored", "noise", "faint-noise", "grey")
 """What an optimisation begins with, if it is no picture's path."""
 
@@ -43,9 +43,11 @@ class TrainingSettings:
     `style_size` (pixels) is the longer side of the style picture: larger paints larger strokes.
     """
 
-    arch: Architecture = option("johnson", "The network: Johnson et al.'s, or Ulyanov et al.'s noise pyramid.")
+    arch: Architecture = option(
+        "johnson", "The network: Johnson et al.'s, one for CPUs, or Ulyanov et al.'s noise pyramid."
+    )
     texture: bool = option(False, "Learn a texture from noise, without photographs (ulyanov).")
-    width: float = option(1.0, "Share of the paper's channels (johnson: 32, 64, 128; ulyanov: 8 a size).")
+    width: float = option(1.0, "Share of the channels (johnson: 32, 64, 128; fast: 32, 48; ulyanov: 8 a size).")
     iterations: int = option(4000, "Steps of Adam (paper: 40000).")
     batch: int = option(4, "Photographs in a step.")
     crop: int = option(256, "Side of the crops at the end, pixels.")
