@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from queue import Empty, SimpleQueue
 from typing import BinaryIO
 
@@ -28,6 +28,7 @@ from nst_core.images import (
     MAX_PIXELS,
     READABLE,
     WRITABLE,
+    Picture,
     Pixels,
     blended,
     encode_picture,
@@ -45,7 +46,7 @@ STDIO = Path("-")
 GRACE = 5.0
 """Seconds that pictures have to end when the run is stopped: enough to write a file that is begun."""
 
-_NEXT_TOO = (Unreachable, Unavailable, Untrusted, UnknownStyle, WriteError)
+NEXT_TOO = (Unreachable, Unavailable, Untrusted, UnknownStyle, WriteError)
 """Errors that the next picture would meet as well."""
 
 
@@ -102,18 +103,26 @@ class Recipe:
             raise UnknownStyle(f"{client.url} has no style {missing[0]!r}; it has: {', '.join(offered) or 'none'}")
         mixed([offered[name] for name in self.style], list(self.style.values()))
 
+    def opened(self, source: Path | BinaryIO) -> Picture:
+        """The photograph as it goes to the model. Raises `PictureError`."""
+        return open_picture(source, max_pixels=self.max_pixels, max_side=self.max_side)
+
+    def painting(self, picture: Picture, client: StyleClient, on_tile: OnTile | None = None) -> tuple[Picture, float]:
+        """An opened photograph's painting, and the milliseconds in the server. Raises what `stylize` raises."""
+        started = time.perf_counter()
+        painted = client.stylize(picture.pixels, self.style, on_tile=on_tile)
+        milliseconds = 1000 * (time.perf_counter() - started)
+        painted = finished(picture.pixels, painted, self.strength, self.preserve_color)
+        return replace(picture, pixels=painted, metadata=replace(picture.metadata, process=self.record)), milliseconds
+
     def paint(self, job: Job, client: StyleClient, kind: str | None = None, on_tile: OnTile | None = None) -> Outcome:
         """Read, paint and write one picture; `kind` is Pillow's name of the format on the standard output.
 
         Raises `PictureError`, `WriteError`, and what `StyleClient.stylize` raises.
         """
         source = _stdin(self.max_pixels) if job.photo == STDIO else job.photo
-        picture = open_picture(source, max_pixels=self.max_pixels, max_side=self.max_side)
-        started = time.perf_counter()
-        painted = client.stylize(picture.pixels, self.style, on_tile=on_tile)
-        milliseconds = 1000 * (time.perf_counter() - started)
-        painted = finished(picture.pixels, painted, self.strength, self.preserve_color)
-        result = replace(picture, pixels=painted, metadata=replace(picture.metadata, process=self.record))
+        picture = self.opened(source)
+        result, milliseconds = self.painting(picture, client, on_tile)
         if job.target == STDIO:
             own = picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG"
             _to_stdout(encode_picture(result, kind or own, quality=self.quality))
@@ -153,7 +162,7 @@ def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> l
     elif output.is_file() or (output.suffix.lower() in WRITABLE and not output.is_dir()):
         raise InputError(f"{output} is a file; several pictures need a folder")
     else:
-        jobs = [Job(photo, output / below.with_suffix(suffix or _own_suffix(below))) for photo, below in found]
+        jobs = [Job(photo, output / below.with_suffix(suffix or own_suffix(below))) for photo, below in found]
     _check_targets(jobs)
     return jobs
 
@@ -194,7 +203,7 @@ def painted(
             return Outcome(job, error=hopeless[0], tried=False)
         try:
             return paint(job, client)
-        except _NEXT_TOO as error:
+        except NEXT_TOO as error:
             hopeless.append(error)
             return Outcome(job, error=error)
         except NstError as error:
@@ -268,7 +277,8 @@ def _check_targets(jobs: Sequence[Job]) -> None:
             raise InputError(f"{job.photo} would be overwritten: choose another folder than its own")
 
 
-def _own_suffix(photo: Path) -> str:
+def own_suffix(photo: PurePath) -> str:
+    """Of a photograph's painting: the photograph's own, or PNG's where that cannot be written."""
     return photo.suffix if photo.suffix.lower() in WRITABLE else ".png"
 
 

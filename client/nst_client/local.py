@@ -26,7 +26,11 @@ class Local:
     A run cannot be stopped: the seconds that it may take are not looked at.
     """
 
-    def __init__(self, repository: Path, *, aio: bool = False) -> None:
+    def __init__(self, repository: Path, *, aio: bool = False, threads: int | None = None) -> None:
+        """`threads` is how many a model computes with, in place of what its config says.
+
+        Raises `MissingExtra`, or `InputError` where there is no such folder.
+        """
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
@@ -36,7 +40,7 @@ class Local:
                 f"{repository}: no such model repository; make one with nst-export style.pth -r {repository}"
             )
         self.address = f"local:{repository}"
-        self.repository, self.onnxruntime, self.aio = repository, onnxruntime, aio
+        self.repository, self.onnxruntime, self.aio, self.threads = repository, onnxruntime, aio, threads
         self.sessions: dict[str, Any] = {}
         self.opening = threading.Lock()
 
@@ -88,7 +92,8 @@ class Local:
             raise ServiceError(f"{self.repository / model} holds no version of the model")
         file = max(versions, key=lambda path: int(path.name)) / "model.onnx"
         config = self._config(model)
-        threads = config.parameters["intra_op_thread_count"].string_value or str(os.cpu_count() or 1)
+        own = config.parameters["intra_op_thread_count"].string_value
+        threads = str(self.threads or own or os.cpu_count() or 1)
         options = self.onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = int(threads)

@@ -1,0 +1,391 @@
+"""Pictures by the million: what is to be painted, and painting it on the workers of a Ray cluster.
+
+What is to do is what the input has and the output lacks, folder by folder, so a job that was stopped goes on where it
+was. The names go out in blocks through Ray Data; what comes back is what could not be painted. A block whose worker is
+lost goes to another.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from nst_client.client import StyleClient
+from nst_client.errors import ServiceError
+from nst_client.jobs import NEXT_TOO, Recipe, own_suffix
+from nst_client.local import Local
+from nst_client.storage import OWN, Folder
+from nst_core.errors import InputError, NstError
+from nst_core.images import READABLE, encode_picture, image_format
+
+JOB = f"{OWN}/job.json"
+"""Where an output says how its pictures are painted: "nst-batch/1"."""
+
+MANIFEST = "nst-batch.jsonl"
+"""What the last run could not paint, a line of JSON each, and its summary."""
+
+MOST_BLOCKS, LEAST, MOST = 10_000, 16, 1_000
+"""Ray's driver keeps an eye on each block, so there are not more than so many while a block has not more pictures than
+the last; what a lost worker has to paint again is a block."""
+
+DEATHS = 3
+"""How many workers a block may take with it before its pictures are tried one by one, and a picture before it is
+given up."""
+
+OBJECT_STORE = 512 * 2**20
+"""Shared memory for Ray's objects on one machine, bytes. Names and errors need little; more would go to the disk."""
+
+NOT_TRIED = "not tried"
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_LOG_LEVEL": "CRITICAL"}
+OWN_CLUSTER = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray's environment, which it reads as it is imported and hands on to the processes that it starts. The last one makes
+it bind 127.0.0.1 on every system, as it does where firewalls ask their users; without it binds every interface."""
+
+Connect = Callable[[], StyleClient]
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a worker reaches the model: a URL as `StyleClient` takes it, and for `local:` the threads of each worker."""
+
+    url: str
+    options: dict[str, Any]
+    threads: int | None = None
+
+    def __call__(self) -> StyleClient:
+        """A client. Raises what `StyleClient` raises, and `MissingExtra` for `local:` without ONNX Runtime."""
+        if not self.url.startswith("local:"):
+            return StyleClient(self.url, **self.options)
+        # The path must mean the same in a worker, whose working directory may be another.
+        repository = Path(self.url.removeprefix("local:")).resolve()
+        return StyleClient(transport=Local(repository, threads=self.threads), timeout=self.options["timeout"])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Photographs below `source`, painted by `recipe` into the same tree below `target`.
+
+    `suffix` is of what is written, with its dot; by default the photograph's own, PNG where that cannot be written.
+    """
+
+    source: Folder
+    target: Folder
+    recipe: Recipe
+    suffix: str | None = None
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What makes two runs the same job."""
+        return {"format": "nst-batch/1", "paint": self.recipe.record, "suffix": self.suffix or ""}
+
+    def painting_of(self, photo: str) -> str:
+        """Where a photograph's painting goes, both below their folders."""
+        path = PurePosixPath(photo)
+        return str(path.with_suffix(self.suffix or own_suffix(path)))
+
+    def begin(self) -> bool:
+        """Whether the output is this job's already; nothing is written yet.
+
+        Raises `InputError` if another job has it, or if it lies where it would overwrite the photographs.
+        """
+        if self.target.contains(self.source):
+            raise InputError(f"{self.target.url} has the photographs in it: choose another folder")
+        begun = Path(JOB).name in self.target.names(OWN)
+        if begun:
+            try:
+                there = json.loads(self.target.read(JOB))
+            except ValueError as error:
+                raise InputError(f"{JOB} in {self.target.url} is damaged ({error}): choose another folder") from error
+            if there != self.record:
+                raise InputError(
+                    f"{self.target.url} is of another job ({there.get('paint')} {there.get('suffix')}): "
+                    "choose another folder"
+                )
+        return begun
+
+    def missing(self, begun: bool) -> Iterator[tuple[list[str], int]]:
+        """For each folder what is to be painted, and how many pictures are painted already.
+
+        Raises `InputError` where two photographs would become one painting, or a file is there that nobody of this
+        job has painted.
+        """
+        inside = self.source.contains(self.target)
+        for folder, names in self.source.folders():
+            if inside and self.target.contains(replace(self.source, root=f"{self.source.root}/{folder}".rstrip("/"))):
+                continue
+            prefix = f"{folder}/" if folder else ""
+            photos: dict[str, str] = {}
+            for name in names:
+                if PurePosixPath(name).suffix.lower() not in READABLE:
+                    continue
+                painting = self.painting_of(name)
+                if painting in photos:
+                    raise InputError(
+                        f"{prefix}{photos[painting]} and {prefix}{name} would both become {prefix}{painting}: "
+                        "give them different names"
+                    )
+                photos[painting] = name
+            there = photos.keys() & self.target.names(folder) if photos else set()
+            if there and not begun:
+                raise InputError(
+                    f"{self.target.url} has {prefix}{min(there)} already, and not from nst batch: choose another folder"
+                )
+            yield [prefix + photo for painting, photo in photos.items() if painting not in there], len(there)
+
+    def claim(self) -> None:
+        """Write down whose the output is, and remove what a killed run began. Raises `WriteError`."""
+        self.target.prepare()
+        self.target.write(JOB, json.dumps(self.record).encode())
+
+    def paint(self, photo: str, client: StyleClient) -> None:
+        """Read, paint and write one picture. Raises `PictureError`, `WriteError`, and what `stylize` raises."""
+        file = io.BytesIO(self.source.read(photo))
+        file.name = photo  # what its error calls it
+        painting, _ = self.recipe.painting(self.recipe.opened(file), client)
+        target = self.painting_of(photo)
+        kind = image_format(Path(target))
+        self.target.write(target, encode_picture(painting, kind, quality=self.recipe.quality))
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a block: how many pictures are painted, and why the others are not.
+
+    `hopeless` is an error that all others would meet as well.
+    """
+
+    painted: int
+    failed: list[tuple[str, str]]
+    hopeless: str = ""
+
+
+class Painter:
+    """What a worker does with a block of names. Ray makes one in each worker."""
+
+    def __init__(self, batch: Batch, connect: Connect) -> None:
+        self.batch, self.connect = batch, connect
+        self.client: StyleClient | None = None
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """The block's rows with an `error` each, empty where it is painted, and whether it is `hopeless`.
+
+        What comes after a hopeless one is not tried.
+        """
+        errors: list[str] = []
+        hopeless: list[bool] = []
+        for photo in block["photo"].to_pylist():
+            error, fatal = (NOT_TRIED, True) if any(hopeless[-1:]) else self._paint(photo)
+            errors.append(error)
+            hopeless.append(fatal)
+        return block.append_column("error", [errors]).append_column("hopeless", [hopeless])
+
+    def _paint(self, photo: str) -> tuple[str, bool]:
+        try:
+            # Here and not as the worker starts: Ray would say it in its own words, of many lines.
+            self.client = self.client or self.connect()
+            self.batch.paint(photo, self.client)
+        except NstError as error:
+            return " ".join(str(error).split()), self.client is None or isinstance(error, NEXT_TOO)
+        except Exception as error:  # a defect that one picture of a million shows is no reason to lose the others
+            return " ".join(f"{photo}: {type(error).__name__}: {error}".split()), False
+        return "", False
+
+
+def paint(batch: Batch, photos: list[pa.Array], connect: Connect, workers: int) -> Generator[Done, None, None]:
+    """Paint on so many workers of the cluster that Ray is connected to; blocks come as they are done.
+
+    What kills a worker is tried again. What has killed several with its block is tried by itself, and given up if it
+    goes on: so one picture that a decoder cannot survive does not cost its neighbours.
+    """
+    names = pa.chunked_array(photos, pa.string())
+    left = np.ones(len(names), bool)
+    size = int(np.clip(-(-len(names) // MOST_BLOCKS), min(LEAST, -(-len(names) // workers)), MOST))
+    for step in (size, 1):
+        rows = np.flatnonzero(left)
+        if not len(rows):
+            return
+        for table in _mapped(batch, connect, names, rows, step, workers):
+            left[table["row"].to_numpy()] = False
+            failed = [row for row in table.to_pylist() if row["error"]]
+            tried = [(row["photo"], row["error"]) for row in failed if row["error"] != NOT_TRIED]
+            stop = next((row["error"] for row in failed if row["hopeless"]), "")
+            yield Done(len(table) - len(failed), tried, stop)
+    lost = names.take(pa.array(np.flatnonzero(left))).to_pylist()
+    if lost:
+        yield Done(0, [(photo, f"{photo}: the worker died of it, {DEATHS + 1} times") for photo in lost])
+
+
+def _mapped(
+    batch: Batch, connect: Connect, names: pa.ChunkedArray, rows: Any, step: int, workers: int
+) -> Iterator[pa.Table]:
+    """The tables that `Painter` makes of these rows, `step` at a time."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # they are tried again, one by one
+    blocks = []
+    for start in range(0, len(rows), step):
+        own = rows[start : start + step]
+        blocks.append(pa.table({"row": own, "photo": names.take(pa.array(own)).combine_chunks()}))
+    share = min(1.0, ray.cluster_resources().get("CPU", 1.0) / workers)
+    with warnings.catch_warnings():
+        # Ray 2.60 calls `max_task_retries` deprecated and has nothing in its place: without it Ray tries for ever.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        painted = ray.data.from_arrow(blocks).map_batches(
+            Painter,
+            fn_constructor_args=(batch, connect),
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1 if step == 1 else 2),
+            num_cpus=share,
+            max_task_retries=DEATHS,
+        )
+    yield from painted.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+@contextmanager
+def cluster(address: str | None, workers: int | None = None) -> Iterator[int]:
+    """Connect to the Ray cluster at `host:port`, or start one in this machine and end it; gives how many CPUs it has.
+
+    The own one listens on 127.0.0.1 only, asks for a token, tells nobody of its use, has no dashboard, and leaves
+    neither a process nor a file. Raises `ServiceError` if there is no cluster, `InputError` for another address.
+    """
+    if address:
+        _look_for(address)
+    with ExitStack() as stack:
+        stack.enter_context(_environment(QUIET if address else QUIET | OWN_CLUSTER | {"RAY_AUTH_TOKEN": _token()}))
+        import ray
+
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+        if address is None:
+            # Not in a TMPDIR, which may be a long one: the path of a socket has 107 bytes at most.
+            folder = tempfile.TemporaryDirectory(prefix="nst-", dir="/tmp", ignore_cleanup_errors=True)
+            settings |= {
+                "num_cpus": max(workers or 0, os.cpu_count() or 1),
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE,
+                "_temp_dir": stack.enter_context(folder),
+                "_node_ip_address": "127.0.0.1",
+            }
+        stack.callback(ray.shutdown)
+        try:
+            with _silent():
+                ray.init(address=address or "local", **settings)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+            where = f"at {address}" if address else "in this machine"
+            raise ServiceError(f"no Ray cluster {where}: {error}") from error
+        yield int(ray.cluster_resources().get("CPU", 1))
+
+
+def _look_for(address: str) -> None:
+    """Whether anybody is there: Ray would ask for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()) or "/" in host:
+        raise InputError(f"{address!r} is no address of a Ray cluster: use host:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ServiceError(f"no Ray cluster at {address}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep from the terminal what Ray's libraries write to stderr, past Python; its errors are exceptions."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nothing)
+
+
+@cache
+def _token() -> str:
+    """One for the process: Ray reads it once."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class Manifest:
+    """Errors as they come, and at the end the summary; put into the output when the run ends, however it does."""
+
+    def __init__(self, target: Folder, skipped: int = 0) -> None:
+        self.target, self.started, self.skipped = target, time.monotonic(), skipped
+        self.painted = self.failed = self._before = 0
+        self._since = self.started
+        self.first: list[str] = []
+        self._lines: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  object storage has no appending
+
+    @property
+    def path(self) -> str:
+        """Where it is read."""
+        return f"{self.target.url.rstrip('/')}/{MANIFEST}"
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second since the first block was done, if there are more: before it the workers start."""
+        done = self.painted + self.failed
+        count, since = (done - self._before, self._since) if done > self._before else (done, self.started)
+        return count / max(time.monotonic() - since, 1e-3)
+
+    def add(self, done: Done) -> None:
+        """Count a block, and write its errors down."""
+        self.painted += done.painted
+        self.failed += len(done.failed)
+        if not self._before:
+            self._before, self._since = self.painted + self.failed, time.monotonic()
+        for photo, error in done.failed:
+            self._line(input=photo, error=error)
+        self.first += [error for _, error in done.failed][: 10 - len(self.first)]
+
+    def end(self, **more: Any) -> dict[str, Any]:
+        """Write the summary, with `more` in it, and put all into the output. Raises `WriteError`."""
+        seconds = round(time.monotonic() - self.started, 3)
+        summary = {"painted": self.painted, "skipped": self.skipped, "failed": self.failed, "seconds": seconds, **more}
+        summary["pictures_per_second"] = round(self.rate, 2)
+        self._line(**summary)
+        self._lines.seek(0)
+        with self._lines as lines:
+            self.target.write(MANIFEST, lines.read())
+        with suppress(Exception):  # what is left there the next run removes
+            self.target.sweep()
+        return summary
+
+    def _line(self, **values: Any) -> None:
+        self._lines.write(json.dumps(values).encode() + b"\n")

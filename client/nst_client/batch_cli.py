@@ -1,0 +1,170 @@
+"""`nst batch`."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nst_client.cli import PATIENCE, Authorities, Format, Timeout, TokenFile, token_of
+from nst_client.errors import ServiceError
+from nst_client.jobs import Recipe
+from nst_client.styles import mix_of
+from nst_core.console import fail, one_line_errors, progress, say
+from nst_core.errors import InputError
+from nst_core.images import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from nst_client.batch import Access, Batch, Manifest
+
+_PAINTING, _FILES, _WORKERS = "Painting", "Files", "Workers"
+
+
+def batch(
+    source: Annotated[
+        str,
+        typer.Argument(help="A folder of pictures, or its URL: s3://bucket/photos, file:///photos.", metavar="INPUT"),
+    ],
+    target: Annotated[str, typer.Argument(help="A folder, or its URL.", metavar="OUTPUT")],
+    style: Annotated[
+        str,
+        typer.Option("--style", "-s", help="A style, or a mix: wave:0.7,scream:0.3.", rich_help_panel=_PAINTING),
+    ],
+    strength: Annotated[
+        float,
+        typer.Option(
+            help="How much of the painting; the rest is the photograph.", min=0.0, max=1.0, rich_help_panel=_PAINTING
+        ),
+    ] = 1.0,
+    preserve_color: Annotated[
+        bool, typer.Option("--preserve-color", help="Keep the photograph's colours.", rich_help_panel=_PAINTING)
+    ] = False,
+    max_side: Annotated[
+        int | None,
+        typer.Option(help="Shrink a larger picture to this longer side, pixels.", min=16, rich_help_panel=_PAINTING),
+    ] = None,
+    file_format: Annotated[
+        Format | None,
+        typer.Option("--format", help="Of the paintings; by default the photograph's.", rich_help_panel=_FILES),
+    ] = None,
+    quality: Annotated[int, typer.Option(help="Of JPEG and WebP.", min=1, max=100, rich_help_panel=_FILES)] = 92,
+    max_pixels: Annotated[
+        int, typer.Option(help="Refuse to decode a picture of more pixels.", min=1, rich_help_panel=_FILES)
+    ] = MAX_PIXELS,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-w", help="By default one for each CPU.", min=1, rich_help_panel=_WORKERS),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Ray cluster, host:6379; by default Ray runs in this machine.", rich_help_panel=_WORKERS
+        ),
+    ] = None,
+    url: Annotated[
+        str,
+        typer.Option(
+            "--url",
+            "-u",
+            help="Where the model is: local:model_repository in the workers, or a server as for nst stylize.",
+            envvar="NST_URL",
+            rich_help_panel=_WORKERS,
+        ),
+    ] = "local:model_repository",
+    timeout: Timeout = 60.0,
+    token_file: TokenFile = None,
+    ca: Authorities = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary as a line of JSON on stdout.")] = False,
+) -> None:
+    """Paint a folder or bucket of pictures on many cores or machines, with Ray.
+
+    What the output has is not painted again, so the same command goes on where it was stopped. What could not be
+    painted stands in OUTPUT/nst-batch.jsonl, with the reason.
+    """
+    with one_line_errors("batch"):
+        from nst_client.batch import Access, Batch, Manifest
+        from nst_client.storage import Folder
+
+        suffix = f".{file_format.value}" if file_format else None
+        recipe = Recipe(mix_of(style), strength, preserve_color, max_side, quality, max_pixels)
+        job = Batch(Folder.at(source), Folder.at(target), recipe, suffix)
+        access = Access(url, {"timeout": timeout, "token": token_of(token_file), "ca": ca})
+        begun = job.begin()
+        with access() as client:
+            recipe.check(client)  # what is wrong for all of them is said once, and soon
+        todo, there = _listed(job, begun)
+        job.claim()
+        manifest = Manifest(job.target, skipped=there)
+        try:
+            hopeless = _painted(job, todo, access, address, workers, manifest) if todo else ""
+        finally:
+            summary = manifest.end(
+                missing=sum(map(len, todo)) - manifest.painted - manifest.failed, style=recipe.record
+            )
+            if as_json:
+                print(json.dumps(summary), flush=True)
+        _report(manifest, hopeless)
+
+
+def _listed(job: Batch, begun: bool) -> tuple[list[Any], int]:
+    """What is to be painted, an Arrow array for each folder, and how many pictures are painted already."""
+    import pyarrow as pa
+
+    todo, there, count, said = [], 0, 0, time.monotonic()
+    for photos, painted in job.missing(begun):
+        if photos:
+            todo.append(pa.array(photos, pa.string()))
+        there, count = there + painted, count + len(photos)
+        if time.monotonic() - said > 30:
+            said = time.monotonic()
+            say(f"listing: {count + there} pictures so far")
+    if not count and not there:
+        raise InputError(f"{job.source.url}: no pictures in it")
+    say(f"{count} pictures to paint" + (f", {there} are painted already" if there else ""))
+    return todo, there
+
+
+def _painted(
+    job: Batch, todo: list[Any], access: Access, address: str | None, workers: int | None, manifest: Manifest
+) -> str:
+    """Paint with progress; the error that ended the run early, if one did."""
+    from dataclasses import replace
+
+    from nst_client.batch import cluster, paint
+
+    total, done = sum(map(len, todo)), 0
+    with cluster(address, workers) as cpus:
+        many = workers or cpus
+        connect = replace(access, threads=max(1, cpus // many), options={**access.options, "retries": PATIENCE})
+        with progress("pictures", total) as update, closing(paint(job, todo, connect, many)) as blocks:
+            for block in blocks:
+                manifest.add(block)
+                if block.hopeless:
+                    return block.hopeless
+                done = manifest.painted + manifest.failed
+                update(
+                    done, f"{manifest.rate:.1f} pictures/s" + (f"  {manifest.failed} failed" if manifest.failed else "")
+                )
+    return ""
+
+
+def _report(manifest: Manifest, hopeless: str) -> None:
+    """Say what was done; raise the number of those that failed, or the error that ended the run."""
+    rate = f", {manifest.rate:.1f} pictures/s" if manifest.painted else ""
+    say(f"{manifest.painted} painted{rate}")
+    if hopeless:
+        raise ServiceError(f"{hopeless}; the same command goes on from there")
+    for error in manifest.first:
+        fail(InputError(error))
+    if manifest.failed:
+        total = manifest.painted + manifest.skipped + manifest.failed
+        raise InputError(
+            f"{manifest.failed} of {total} pictures failed: see {manifest.path}; the same command tries them again"
+        )
+
+
+batch_app = typer.Typer(add_completion=False)
+batch_app.command()(batch)

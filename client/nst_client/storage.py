@@ -1,0 +1,144 @@
+"""A folder on a disk or in object storage, through fsspec: which files it has, and writing them whole."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from nst_core.errors import InputError, WriteError
+
+OWN = ".nst-batch"
+"""The folder below an output in which its files are begun; in the output, so that a rename stays in one file system."""
+
+_WHOLE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory"}
+"""Protocols whose objects appear whole by themselves. They have no rename: fsspec would copy and delete."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder by its path or URL; every path that its methods take or give is below it, with `/`.
+
+    `file_system` is fsspec's and goes to other processes with it. Third-party file systems raise whatever they like, so
+    each method turns any exception into one of ours.
+    """
+
+    url: str
+    file_system: Any
+    root: str
+
+    @classmethod
+    def at(cls, url: str) -> Folder:
+        """Raises `InputError` for a URL of an unknown kind, or one whose package is not installed."""
+        try:
+            # A listing that is remembered would hold every name a second time, and know nothing of other runs.
+            file_system, root = url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:  # fsspec says "Install s3fs to access S3"
+            raise InputError(f"{url}: {error}") from error
+        return cls(url, file_system, root.rstrip("/"))
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on this machine's disks."""
+        return isinstance(self.file_system, LocalFileSystem)
+
+    def contains(self, other: Folder) -> bool:
+        """Whether the other is this one or below it."""
+        same = self.file_system == other.file_system
+        return same and (other.root == self.root or other.root.startswith(f"{self.root}/"))
+
+    def folders(self) -> Iterator[tuple[str, list[str]]]:
+        """Each folder below this one, itself first as "", with the sorted names of its files.
+
+        Hidden ones are passed over, and links to folders. Raises `InputError` where one cannot be listed.
+        """
+        try:
+            for path, folders, files in self.file_system.walk(self.root, detail=True, on_error="raise"):
+                for name, info in list(folders.items()):
+                    if name.startswith(".") or info.get("islink"):
+                        del folders[name]
+                below = path.rstrip("/").removeprefix(self.root).strip("/")
+                yield below, sorted(name for name in files if name and not name.startswith("."))
+        except FileNotFoundError as error:
+            raise InputError(f"{self.url}: no such folder") from error
+        except NotADirectoryError as error:
+            raise InputError(f"{self.url} is no folder") from error
+        except Exception as error:
+            raise InputError(f"cannot list {self.url}: {_said(error)}") from error
+
+    def names(self, below: str) -> set[str]:
+        """What is in a folder; nothing if there is no such folder. Raises `InputError`."""
+        try:
+            return {path.rstrip("/").rpartition("/")[2] for path in self.file_system.ls(self._at(below), detail=False)}
+        except FileNotFoundError:
+            return set()
+        except Exception as error:
+            raise InputError(f"cannot list {self.url}: {_said(error)}") from error
+
+    def read(self, below: str) -> bytes:
+        """A file's bytes. Raises `InputError`."""
+        try:
+            data: bytes = self.file_system.cat_file(self._at(below))
+            return data
+        except Exception as error:
+            raise InputError(f"{below}: cannot be read: {_said(error)}") from error
+
+    def write(self, below: str, data: bytes) -> None:
+        """A file that appears whole or not at all: written beside and renamed, or put as one object.
+
+        Raises `WriteError`.
+        """
+        target = self._at(below)
+        try:
+            if _WHOLE & set(self._protocols):
+                self.file_system.pipe_file(target, data)
+                return
+            beside = self._at(f"{OWN}/beside/{secrets.token_hex(8)}{PurePosixPath(below).suffix}")
+            self._put(beside, data)
+            try:
+                self.file_system.mv(beside, target)
+            except FileNotFoundError:
+                self.file_system.makedirs(target.rpartition("/")[0], exist_ok=True)
+                self.file_system.mv(beside, target)
+        except Exception as error:
+            raise WriteError(f"cannot write {below} in {self.url}: {_said(error)}") from error
+
+    def prepare(self) -> None:
+        """Make the folder for what is begun, and empty it of what a killed run left there. Raises `WriteError`."""
+        try:
+            self.sweep()
+            self.file_system.makedirs(self._at(f"{OWN}/beside"), exist_ok=True)
+        except Exception as error:
+            raise WriteError(f"cannot write in {self.url}: {_said(error)}") from error
+
+    def sweep(self) -> None:
+        """Remove what was begun and never ended."""
+        if self.file_system.exists(self._at(f"{OWN}/beside")):
+            self.file_system.rm(self._at(f"{OWN}/beside"), recursive=True)
+
+    @property
+    def _protocols(self) -> tuple[str, ...]:
+        protocol = self.file_system.protocol
+        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+    def _at(self, below: str) -> str:
+        return f"{self.root}/{below}" if below else self.root
+
+    def _put(self, path: str, data: bytes) -> None:
+        if not self.local:
+            self.file_system.pipe_file(path, data)
+            return
+        with self.file_system.open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.f.fileno())  # or a file that a power cut left empty would count as painted
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
