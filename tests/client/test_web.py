@@ -40,12 +40,14 @@ def png(width: int = 60, height: int = 40) -> bytes:
     return buffer.getvalue()
 
 
-def visited(folder: Path, visit: Visit, handler: Callable[[Request], Pixels] = negative) -> None:
+def visited(
+    folder: Path, visit: Visit, handler: Callable[[Request], Pixels] = negative, names: tuple[str, ...] = ()
+) -> None:
     """Let somebody who has loaded the page ask on."""
 
     async def run() -> None:
         server = Server(AsyncStyleClient(transport=MockTransport(handler, MODELS), retries=0))
-        runner = web.AppRunner(application(Site(Studio(server, folder, LIMITS), None)), shutdown_timeout=0.1)
+        runner = web.AppRunner(application(Site(Studio(server, folder, LIMITS), None), names), shutdown_timeout=0.1)
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -203,6 +205,29 @@ def test_another_sites_page_may_not_ask(tmp_path: Path) -> None:
         await said(session, "POST", f"{url}/photos", 200, data=png(), headers={"Origin": url})
 
     visited(tmp_path, visit)
+
+
+def test_only_to_its_own_names_the_page_answers(tmp_path: Path) -> None:
+    """A name of another site that is made to lead here, after its page was loaded, opens nothing."""
+
+    async def visit(session: ClientSession, url: str) -> None:
+        for host in (
+            "evil.example",
+            "evil.example:8080",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "[::1",
+            "a b",
+        ):
+            rebound = {"Host": host, "Origin": f"http://{host}"}
+            for method, path in (("GET", "/"), ("GET", "/state"), ("GET", "/live"), ("POST", "/photos")):
+                answer = await said(session, method, url + path, 403, data=png(), headers=rebound)
+                assert "--public-name" in answer["error"]
+        known = ("localhost", "127.0.0.1", "[::1]", "192.168.1.7", "paint.example", "Paint.Example")
+        for host in (*known, *(f"{one}:8080" for one in known)):
+            await said(session, "GET", f"{url}/state", 200, headers={"Host": host, "Origin": f"http://{host}"})
+
+    visited(tmp_path, visit, names=("127.0.0.1", "PAINT.example"))
 
 
 def test_frames_of_a_camera_come_back_painted(tmp_path: Path) -> None:

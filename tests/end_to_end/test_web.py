@@ -33,6 +33,7 @@ FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+    "--host-resolver-rules=MAP *.example 127.0.0.1",
 ]
 PATIENCE = 120_000
 """Milliseconds for what takes a second or two on an idle machine."""
@@ -96,7 +97,8 @@ def server(repository: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def site(server: Server) -> Iterator[Web]:
     """Small limits, no making of styles."""
-    running = web(server.endpoints.grpc, "--max-upload", 0.5, "--max-pixels", 400_000)
+    options = ("--max-upload", 0.5, "--max-pixels", 400_000, "--public-name", "paint.example")
+    running = web(server.endpoints.grpc, *options)
     yield running
     running.stop()
 
@@ -249,7 +251,17 @@ def test_a_picture_is_dropped_pasted_and_taken(site: Web, visit: Callable[..., P
     expect(page.locator("#live")).to_be_hidden()
 
 
-def test_what_cannot_be_painted_is_said_in_one_line(site: Web, visit: Callable[..., Page], tmp_path: Path) -> None:
+def test_a_name_that_leads_here_is_not_enough(site: Web, visit: Callable[..., Page]) -> None:
+    port = site.url.rpartition(":")[2]
+    expect(visit(f"http://paint.example:{port}").locator("#styles img")).to_have_count(3)
+    expect(visit(f"http://evil.example:{port}").locator("body")).to_contain_text(
+        "this page is not called 'evil.example'"
+    )
+
+
+def test_what_cannot_be_painted_is_said_in_one_line(
+    site: Web, visit: Callable[..., Page], photo: Path, tmp_path: Path
+) -> None:
     page = visit(site.url)
     expect(page.locator("#styles img")).to_have_count(3)
     text, large, wide, tiny = (tmp_path / name for name in ("text.jpg", "large.png", "wide.png", "tiny.png"))
@@ -265,6 +277,11 @@ def test_what_cannot_be_painted_is_said_in_one_line(site: Web, visit: Callable[.
     choose(page, tiny, "a")
     page.click("#paint")
     expect(page.locator("#error")).to_contain_text("8x8 is too small")
+    expect(page.locator("#queue")).to_have_text(re.compile("Failed"))
+    page.set_input_files("#file", photo)
+    expect(page.locator("#error")).to_be_hidden()
+    painted(page, 1)
+    expect(page.locator("#error")).to_be_hidden()
 
 
 def test_two_visitors_paint_at_once_and_see_nothing_of_each_other(
@@ -317,13 +334,14 @@ def test_a_phone_and_a_keyboard_are_enough(site: Web, visit: Callable[..., Page]
     assert wide == PHONE["width"]
 
 
-def test_a_style_is_made_though_the_page_is_started_again(
+def test_a_style_is_made_though_it_failed_and_the_page_is_started_again(
     server: Server, repository: Path, visit: Callable[..., Page], vgg: Vgg16, tmp_path: Path, photo: Path
 ) -> None:
     torch.manual_seed(2)
     gallery = tmp_path / "gallery.pth"
     save(Checkpoint(frozen(Johnson(width=0.125, styles=2)), ("p", "q")), gallery)
-    small = "--iterations 50 --batch 1 --crop 64 --style-size 64"
+    photographs = tmp_path / "photographs"
+    small = f"--iterations 50 --batch 1 --crop 64 --style-size 64 --photos {photographs}"
     options = ("--gallery", gallery, "--repository", repository, "--train", small)
     port = Endpoints.free().http_port
     running = web(server.endpoints.grpc, *options, port=port)
@@ -337,7 +355,10 @@ def test_a_style_is_made_though_the_page_is_started_again(
         expect(page.locator("#new-error")).to_contain_text("there is a style a already", ignore_case=True)
         page.fill("#name", "My Rocket")
         page.click("#learn")
-        expect(page.locator("#makings")).to_contain_text("my-rocket")
+        expect(page.locator("#makings")).to_contain_text(f"my-rocket: not made: {photographs}: no such folder")
+        shutil.copytree(sample_photographs()[0].parent, photographs)
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator("#makings progress")).to_be_visible()
         begun = gallery.with_suffix(".making") / "my-rocket" / "gallery.pth.resume"
         until(begun.exists)
         running.stop()

@@ -7,13 +7,15 @@ import io
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
+from aiohttp.typedefs import Middleware
 
 from nst_client.errors import Unavailable, Unreachable
 from nst_client.jobs import Recipe, finished
@@ -291,9 +293,9 @@ class Site:
         return {"styles": own}
 
 
-def application(site: Site) -> web.Application:
-    """The site, with what goes on behind it while it runs."""
-    app = web.Application(client_max_size=site.limits.upload, middlewares=[_guarded])
+def application(site: Site, names: Iterable[str] = ()) -> web.Application:
+    """The site, with what goes on behind it while it runs; it answers to `names`, to localhost and to addresses."""
+    app = web.Application(client_max_size=site.limits.upload, middlewares=[_guard(names)])
     app.add_routes(site.routes())
 
     async def running(app: web.Application) -> AsyncIterator[None]:
@@ -319,21 +321,52 @@ def _photo(photo: Photo) -> dict[str, Any]:
     return {"name": photo.name, "width": photo.width, "height": photo.height}
 
 
-@web.middleware
-async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every answer has its headers, every error is one line of JSON, and no other site's page may ask for anything."""
-    origin = request.headers.get("Origin")
-    try:
+def _guard(names: Iterable[str]) -> Middleware:
+    """Every answer has its headers, every error is one line of JSON, and no other site's page may ask for anything.
+
+    A page of another site whose name is made to lead here would be this one for the browser, cookies and all (DNS
+    rebinding); so only known names are answered to. An address cannot be made to lead elsewhere.
+    """
+    known = {"localhost", *(name.lower() for name in names)}
+
+    def check(request: web.Request) -> None:
+        name = _name(request.host)
+        if name not in known and not _is_address(name):
+            raise web.HTTPForbidden(text=f"this page is not called {name!r}: nst web --public-name tells it its name")
+        origin = request.headers.get("Origin")
         if origin and urlsplit(origin).netloc != request.host:
             raise web.HTTPForbidden(text="only this page's own requests are answered")
-        response = await handler(request)
-    except web.HTTPException as error:
-        response = web.json_response({"error": (error.text or error.reason).splitlines()[0]}, status=error.status)
-    except NstError as error:
-        response = web.json_response({"error": " ".join(str(error).split())}, status=400)
-    if not response.prepared:
-        response.headers.update(HEADERS)
-    return response
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            check(request)
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = web.json_response({"error": (error.text or error.reason).splitlines()[0]}, status=error.status)
+        except NstError as error:
+            response = web.json_response({"error": " ".join(str(error).split())}, status=400)
+        if not response.prepared:
+            response.headers.update(HEADERS)
+        return response
+
+    return guarded
+
+
+def _name(host: str) -> str:
+    """What a request's `Host` calls the server, without the port; empty if it is no host."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _secret(request: web.Request) -> str | None:

@@ -29,6 +29,15 @@ def web(
         str, typer.Option(help="Where it listens; 0.0.0.0 for everybody who reaches it.", rich_help_panel=_PAGE)
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65_535, rich_help_panel=_PAGE)] = 8080,
+    public_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name that browsers know it by, behind a proxy or in a network; localhost and addresses go without "
+            "saying. May be given more than once.",
+            envvar="NST_PUBLIC_NAME",
+            rich_help_panel=_PAGE,
+        ),
+    ] = None,
     max_upload: Annotated[float, typer.Option(help="Largest file, megabytes.", min=0.01, rich_help_panel=_LIMITS)] = 32,
     max_pixels: Annotated[
         int, typer.Option(help="Largest picture, pixels.", min=256, rich_help_panel=_LIMITS)
@@ -72,7 +81,8 @@ def web(
                 server = Server(AsyncStyleClient(url, timeout=timeout, retries=0, token=token, ca=ca))
                 maker = Maker(server, gallery, repository, url, train, max_pixels) if gallery else None
                 limits = Limits(int(max_upload * 1e6), max_pixels, max_jobs)
-                await _serve(application(Site(Studio(server, Path(folder), limits), maker)), address, port)
+                site = Site(Studio(server, Path(folder), limits), maker)
+                await _serve(application(site, [address, *(public_name or ())]), address, port)
 
         asyncio.run(run())
 
