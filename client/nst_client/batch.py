@@ -18,7 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -45,9 +45,9 @@ MOST_BLOCKS, LEAST, MOST = 10_000, 16, 1_000
 """Ray's driver keeps an eye on each block, so there are not more than so many while a block has not more pictures than
 the last; what a lost worker has to paint again is a block."""
 
-DEATHS = 3
-"""How many workers a block may take with it before its pictures are tried one by one, and a picture before it is
-given up."""
+RETRIES = 1
+"""How often a block whose worker was lost goes to another before its pictures are tried one by one, and how often a
+picture before it is given up."""
 
 OBJECT_STORE = 512 * 2**20
 """Shared memory for Ray's objects on one machine, bytes. Names and errors need little; more would go to the disk."""
@@ -230,7 +230,9 @@ def paint(batch: Batch, photos: list[pa.Array], connect: Connect, workers: int) 
             yield Done(len(table) - len(failed), tried, stop)
     lost = names.take(pa.array(np.flatnonzero(left))).to_pylist()
     if lost:
-        yield Done(0, [(photo, f"{photo}: the worker died of it, {DEATHS + 1} times") for photo in lost])
+        yield Done(
+            0, [(photo, f"{photo}: the worker was lost {RETRIES + 1} times while it painted this") for photo in lost]
+        )
 
 
 def _mapped(
@@ -257,7 +259,7 @@ def _mapped(
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1 if step == 1 else 2),
             num_cpus=share,
-            max_task_retries=DEATHS,
+            max_task_retries=RETRIES,
         )
     yield from painted.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
@@ -286,6 +288,7 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[int]:
                 "_temp_dir": stack.enter_context(folder),
                 "_node_ip_address": "127.0.0.1",
             }
+        stack.enter_context(redirect_stdout(sys.stderr))  # where Ray says that a worker was lost
         stack.callback(ray.shutdown)
         try:
             with _silent():

@@ -1,0 +1,226 @@
+"""`nst batch` with real Ray: stopped, gone on with, a worker killed, a picture that kills whoever opens it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from nst_client import MockTransport, Request, StyleClient
+from nst_client.batch import Batch, cluster, paint
+from nst_client.batch_cli import batch_app
+from nst_client.jobs import Recipe
+from nst_client.storage import Folder
+from nst_core.images import Pixels, open_picture
+
+from .serving import BIN, Models, descendants, run
+
+COUNT = 2000
+BROKEN = {"3/broken.png": b"no picture", "empty.jpg": b""}
+
+
+def pixels_of(number: int) -> Pixels:
+    return np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("batch") / "photos"
+    for number in range(COUNT):
+        path = root / f"{number % 10}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels_of(number)).save(path, compress_level=1)
+    for name, data in BROKEN.items():
+        (root / name).write_bytes(data)
+    return root
+
+
+def files(folder: Path) -> dict[str, int]:
+    """When each file below it was written last, nanoseconds."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def until(true: Callable[[], object], process: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + 180
+    while not true():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None)
+        time.sleep(0.05)
+
+
+def running(pids: set[int]) -> set[int]:
+    """Those that are there and have not ended: a container's first process may not collect the orphans that have."""
+    found = set()
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            found.add(pid)
+    return found
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes of Ray that paint."""
+    found = []
+    for child in descendants(pid):
+        try:
+            if b"Painter" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def listening(pids: set[int]) -> set[str]:
+    """The addresses, as Linux writes them, that these processes listen on."""
+    sockets = set()
+    for pid in pids:
+        try:
+            sockets |= {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}  # noqa: PTH115
+        except OSError:
+            continue
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
+
+
+def started(photos: Path, output: Path, models: Models) -> subprocess.Popen[bytes]:
+    command = [BIN / "nst", "batch", photos, output, "--style", "one", "-u", f"local:{models.repository}", "-w", "2"]
+    with (output.parent / "stdout").open("wb") as said, (output.parent / "stderr").open("wb") as log:
+        return subprocess.Popen([*map(str, command), "--json"], stdout=said, stderr=log, start_new_session=True)
+
+
+def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: Path, models: Models) -> None:
+    output = tmp_path / "paintings"
+
+    def paintings() -> dict[str, int]:
+        return {name: at for name, at in files(output).items() if name[0].isdigit()}
+
+    first = started(photos, output, models)
+    until(lambda: len(paintings()) > 100, first)
+    family = descendants(first.pid)
+    addresses = listening(family | {first.pid})
+    assert addresses
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(120) == 130
+    until(lambda: not running(family))
+    before = paintings()
+    assert 100 < len(before) < COUNT
+    lines = [json.loads(line) for line in (output / "nst-batch.jsonl").read_text().splitlines()]
+    assert lines[-1]["painted"] <= len(before)  # some were painted and not yet counted
+
+    second = started(photos, output, models)
+    until(lambda: len(paintings()) > len(before) + 200, second)
+    family = descendants(second.pid)
+    victims = workers_of(second.pid)
+    assert len(victims) == 2
+    os.kill(victims[0], signal.SIGKILL)
+    assert second.wait(300) == 1
+    until(lambda: not running(family))
+
+    after = files(output)
+    expected = {str(path.relative_to(photos)) for path in photos.rglob("*.*")} - BROKEN.keys()
+    assert len(expected) == COUNT
+    assert after.keys() == expected | {"nst-batch.jsonl", ".nst-batch/job.json"}
+    assert {name: after[name] for name in before} == before  # nothing is painted again
+    *errors, summary = [json.loads(line) for line in (output / "nst-batch.jsonl").read_text().splitlines()]
+    assert {line["input"]: "not a picture" in line["error"] for line in errors} == dict.fromkeys(BROKEN, True)
+    assert (summary["painted"], summary["skipped"]) == (COUNT - len(before), len(before))
+    assert (summary["failed"], summary["missing"]) == (2, 0)
+    assert json.loads((tmp_path / "stdout").read_text()) == summary
+    for start in range(0, COUNT, 100):
+        numbers = range(start, start + 100)
+        right = models.painted(np.stack([pixels_of(number) for number in numbers]))
+        got = np.stack([open_picture(output / f"{number % 10}" / f"{number}.png").pixels for number in numbers])
+        assert np.abs(got.astype(int) - right).max() <= 1
+
+
+class Deadly:
+    """A worker's client whose server is a function: red pictures kill the process."""
+
+    def __call__(self) -> StyleClient:
+        def paint(request: Request) -> Pixels:
+            pixels: Pixels = request.inputs["image"]
+            if (pixels[0, 0, 0] == (255, 0, 0)).all():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return 255 - pixels
+
+        return StyleClient(transport=MockTransport(paint))
+
+
+def inverted(source: Path, target: Path) -> Batch:
+    return Batch(Folder.at(str(source)), Folder.at(target.as_uri()), Recipe({"style": 1.0}))
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[str]:
+    """The address of the cluster that this process has started."""
+    with cluster(None, 2) as cpus:
+        assert cpus >= 2
+        import ray
+
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")  # of Ray's own code
+def test_a_picture_that_kills_its_worker_costs_no_other(ray: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        pixels = np.zeros((16, 16, 3), np.uint8)
+        pixels[..., 0] = 255 if number == 5 else number
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{number}.png")
+    batch = inverted(tmp_path / "in", tmp_path / "out")
+    assert not batch.begin()
+    import pyarrow as pa
+
+    todo = [pa.array(names) for names, _ in batch.missing(False)]
+    batch.claim()
+    done = list(paint(batch, todo, Deadly(), 2))
+    assert sum(one.painted for one in done) == 7
+    [(photo, error)] = [line for one in done for line in one.failed]
+    assert photo == "5.png" and "the worker was lost 2 times" in error
+    batch.target.sweep()
+    assert files(tmp_path / "out").keys() == {f"{n}.png" for n in range(8) if n != 5} | {".nst-batch/job.json"}
+    assert open_picture(tmp_path / "out" / "7.png").pixels[0, 0].tolist() == [248, 255, 255]
+
+
+def test_on_a_cluster_by_its_address(ray: str, tmp_path: Path, photos: Path, models: Models) -> None:
+    here = ("batch", photos / "7", tmp_path / "out", "--style", "a:0.5,b:0.5", "-u", f"local:{models.repository}")
+    result = run("nst", *here, "--format", "webp", "--address", ray)
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "out").glob("*.webp"))) == COUNT // 10
+    again = run("nst", *here, "--format", "webp", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["skipped"] == COUNT // 10
+
+
+def test_nobody_at_the_address_is_one_line(tmp_path: Path, photos: Path, models: Models) -> None:
+    here = [str(photos / "7"), str(tmp_path), "--style", "one", "-u", f"local:{models.repository}", "--address"]
+    for address, said in (("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"), ("ray://there", "use host:6379")):
+        result = CliRunner().invoke(batch_app, [*here, address])
+        assert result.exit_code == 1
+        assert len(result.stderr.strip().splitlines()) == 2 and said in result.stderr.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("source", "style", "said"),
+    [("nowhere", "one", "no such folder"), ("empty", "one", "no pictures in it"), ("empty", "wave", "no style 'wave'")],
+)
+def test_a_wrong_input_is_one_line(tmp_path: Path, models: Models, source: str, style: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    command = [str(tmp_path / source), str(tmp_path / "out"), "-s", style, "-u", f"local:{models.repository}"]
+    result = CliRunner().invoke(batch_app, command)
+    assert result.exit_code == 1 and not (tmp_path / "out").exists()
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ") and said in line
