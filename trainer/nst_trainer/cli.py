@@ -66,9 +66,9 @@ def train(
         reuse_freed_memory()
         chosen = add or style
         assert chosen is not None
-        styles = find_pictures(chosen) if chosen.is_dir() else [chosen]
         output = output or to or Path(f"{chosen.stem}.pth")
         with team() as processes:
+            styles = find_pictures(chosen) if chosen.is_dir() else [chosen]
             training = Training(
                 styles,
                 photos,

@@ -6,10 +6,11 @@ the loss network, and takes one step of Adam.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ class Training:
         self.output, self.every, self.team = output, every, team or Team()
         self.precision, self.why_precision = self.team.precision()
         self.state_file = output.with_name(output.name + ".resume")
-        if self.state_file.exists() and not resume:
+        if self.team.from_leader(self.state_file.exists) and not resume:
             raise InputError(f"{self.state_file} is an unfinished training: go on with --resume, or remove it")
         before = checkpoint.load(add_to) if add_to else None
         if before:
@@ -122,12 +123,14 @@ class Training:
         self.found = sample_photographs() if photos is None or settings.texture else find_pictures(photos)
         candidates = [preview] if preview else self.found
         self.part = self.team.part(settings.batch)
+        if self.team.size > 1:
+            self.team.check_same(self._facts(styles, vgg) | {"--minutes": minutes, "--resume": resume})
         pictures = [to_tensor(open_picture(style, max_side=settings.style_size)) for style in styles]
         device = self.team.device
         self.loss = PerceptualLoss(
             vgg.to(device), [picture.to(device) for picture in pictures], settings.loss_weights, apart=True
         )
-        document = self._read_state(planned=minutes is not None) if resume else None
+        document = self.team.from_leader(lambda: self._read_state(planned=minutes is not None)) if resume else None
         if document:
             self.settings = settings = replace(settings, **document["settings"])
         self.state = self._fresh(before, start)
@@ -135,6 +138,7 @@ class Training:
             self._restore(document)
         elif minutes is not None:
             self.settings = settings = self._planned(60.0 * minutes)
+        self.team.copy(self.state.network.state_dict().values())  # another version of PyTorch may draw other ones
         self.validation = Validation(self.loss, self._new_styles(), settings.crop, device)
         self.shown = None if settings.texture else _preview_photo(candidates, self.state.network.multiple)
         self.reader = Photos(
@@ -182,6 +186,16 @@ class Training:
         """The iterations that are left, one at a time; nothing is written."""
         for pictures in self._batches():
             yield self._step(pictures)
+
+    def _facts(self, styles: Sequence[Path], vgg: Vgg16) -> dict[str, object]:
+        """What has to be the same wherever a part of this training runs."""
+        loss_network = (one.cpu().numpy().tobytes() for one in vgg.state_dict().values())
+        return {
+            **{f"--{name.replace('_', '-')}": value for name, value in asdict(self.settings).items()},
+            "the styles' pictures": _digest(style.read_bytes() for style in styles),
+            "the photographs": f"{len(self.found)} files, {_digest(path.name.encode() for path in self.found)}",
+            "the loss network": _digest(loss_network),
+        }
 
     def _new_styles(self) -> range:
         return range(self.first_new, self.state.network.styles)
@@ -233,7 +247,7 @@ class Training:
             self._losses(pictures)[0].backward()  # type: ignore[no-untyped-call]
             self.state.optimizer.zero_grad(set_to_none=True)
             taken.append(time.perf_counter() - started)
-        return min(taken[1:])
+        return self.team.slowest(min(taken[1:]))
 
     def _losses(self, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised, and its weighted parts by name; style also by layer."""
@@ -404,6 +418,14 @@ def unsteadiness(
     again = torch.roll(network(moved, mix).float(), (-down, -right), (2, 3))
     inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # what came round the border does not count
     return (again[inside] - painted[inside]).square().mean()
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    """Differs wherever one of the parts does."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(hashlib.sha256(part).digest())
+    return whole.hexdigest()[:12]
 
 
 def _names(styles: Sequence[Path], output: Path, before: checkpoint.Checkpoint | None) -> tuple[str, ...]:
