@@ -98,6 +98,31 @@ def report(
 
 
 @app.command()
+def capacity(
+    documents: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULTS.json...", help="Results of nst-bench serving, and training or a run."),
+    ],
+    core_hour: Annotated[
+        float | None, typer.Option(help="What a core costs an hour, in any currency: adds prices.", min=0.0)
+    ] = None,
+    readme: Annotated[
+        Path | None, typer.Option(help="Put the tables between this page's markers instead of on stdout.")
+    ] = None,
+) -> None:
+    """Say how many machines a load needs, and what a billion pictures cost, from earlier results."""
+    with one_line_errors("bench"):
+        from nst_bench import capacity as planning
+        from nst_bench import results
+
+        read = [results.read(path) for path in documents]
+        if readme:
+            planning.inject(read, readme, core_hour)
+        else:
+            typer.echo(planning.text(read, core_hour), nl=False)
+
+
+@app.command()
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="The earlier results.")],
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The later ones, of the same machine.")],

@@ -79,11 +79,18 @@ def inject(document: Document, readme: Path) -> None:
         wanted = ", or ".join(" and ".join(markers(one, text)) for one in measured)
         raise InputError(f"{readme}: lacks the lines {wanted}")
     for one in found:
-        begin, end = markers(one, text)
-        before, rest = text.split(begin, 1)
-        text = f"{before}{begin}\n{markdown(one)}{end}{rest.split(end, 1)[1]}"
+        text = between(readme, text, markers(one, text), markdown(one))
     with written_whole(readme) as beside:
         beside.write_text(text)
+
+
+def between(page: Path, text: str, marks: tuple[str, str], block: str) -> str:
+    """`text`, which is that of `page`, with `block` between its lines `marks`; `InputError` if it lacks one."""
+    begin, end = marks
+    if begin not in text or end not in text.split(begin, 1)[1]:
+        raise InputError(f"{page}: lacks the lines {begin} and {end}")
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n{block}{end}{rest.split(end, 1)[1]}"
 
 
 def headline(document: Document) -> str:
