@@ -366,9 +366,9 @@ def video(
     frames: Annotated[int, typer.Option(help="Of the film, 30 a second.", min=16)] = 120,
     environment: Triton = TRITON,
 ) -> None:
-    """Measure video: 512 x 384 from a file to a file and to a window, against the bare model.
+    """Measure video: 512 x 384 from a file to a file, to a window and to the page, against the bare model.
 
-    Takes two minutes. The last line on stdout is the results as one JSON document.
+    Takes two minutes and a half. The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("all"):
         from nst_bench.suites import video as suite

@@ -1,6 +1,7 @@
 """`nst video` and `nst webcam` as processes against a real Triton; OpenCV reads what they write."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -168,7 +169,7 @@ def test_what_the_bench_measures(server: Server, models: Models) -> None:
     running = Served("one", models.repository, server.endpoints, server.process, 0.0)
     document = json.loads(json.dumps(video.measure(running, frames=16, rounds=2)))
     rows = {row["way"]: row for row in document["rows"]}
-    assert list(rows) == [video.BARE, video.FILE, video.WINDOW, f"{video.WINDOW}, latency"]
+    assert list(rows) == [video.BARE, video.FILE, video.WINDOW, video.PAGE, f"{video.WINDOW}, latency"]
     assert rows[video.BARE]["n"] == rows[video.FILE]["n"] == 32
     assert rows[f"{video.WINDOW}, latency"]["taken"] == 32
     for way in (video.BARE, video.FILE, video.WINDOW):
@@ -176,4 +177,9 @@ def test_what_the_bench_measures(server: Server, models: Models) -> None:
             rows[way]["frames_per_second"] / rows[video.BARE]["frames_per_second"]
         )
     assert rows[video.WINDOW]["frames_per_second"] < 1.5 * document["film_rate"]
+    if shutil.which("chromium"):
+        assert rows[video.PAGE]["n"] >= 2 * 2
+        assert 0 < rows[video.PAGE]["frames_per_second"] < 1.5 * document["film_rate"]
+    else:
+        assert "no chromium" in rows[video.PAGE]["missing"]
     assert "| file to file |" in tables.tables(document)

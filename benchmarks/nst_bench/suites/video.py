@@ -1,24 +1,30 @@
-"""What a video costs over the bare model: from a file to a file, and from a file to a window, all included.
+"""What a video costs over the bare model: from a file to a file, to a window and to a page, all included.
 
-A film of photographs that pass by is decoded, painted by Triton over gRPC and encoded as `nst video` does it, and
-played in its own time into a window as `nst webcam` does it. The bare session paints the film's frames from memory,
-with the config's threads. They share the cores, so they take turns.
+A film of photographs that pass by is decoded, painted by Triton over gRPC and encoded as `nst video` does it, played
+in its own time into a window as `nst webcam` does it, and played in the camera's place to the page of `nst web` in
+Chromium, which draws without a GPU. The bare session paints the film's frames from memory, with the config's threads.
+They share the cores, so they take turns.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from av import VideoFrame
 
 from nst_bench.engines import Bare, Served
 from nst_bench.machine import header
@@ -28,6 +34,7 @@ from nst_client.footage import Encoder, Footage, Format, Frame
 from nst_client.schedule import Schedule
 from nst_client.video import Plan, paint_video
 from nst_client.webcam import Shot, Tally, Window, live, played
+from nst_core.errors import NstError
 from nst_core.images import fitted, open_picture, sample_photographs
 
 SCHEMA = "nst-bench-video/1"
@@ -35,15 +42,35 @@ WIDTH, HEIGHT = 512, 384
 RATE = 30
 """Frames a second of the film."""
 
-BARE, FILE, WINDOW = "bare session", "file to file", "file to window"
+BARE, FILE, WINDOW, PAGE = "bare session", "file to file", "file to window", "file to page"
+
+CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--use-file-for-fake-video-capture=")
+"""How Chromium takes a file for its camera, without asking."""
+
+PATIENCE = 120_000
+"""Milliseconds that the page may take to begin."""
+
+COUNTED = """
+  const drawn = CanvasRenderingContext2D.prototype.drawImage;
+  window.moments = [];
+  CanvasRenderingContext2D.prototype.drawImage = function (...given) {
+    drawn.apply(this, given);
+    if (this.canvas.id === "canvas") moments.push(performance.now());
+  };
+"""
+"""The moments at which the page shows a painted frame."""
 
 
 def measure(
     served: Served, *, frames: int = 120, rounds: int = 3, tick: Callable[[str], None] = lambda note: None
 ) -> dict[str, Any]:
-    """`rounds` of `frames` frames by each way, in turn; a document. The window is one without a screen."""
+    """`rounds` of `frames` frames by each way, in turn; a document. The window is one without a screen.
+
+    The page has as many seconds a round as the frames last. Where there is no browser it is missing.
+    """
     document, bare, style = header(SCHEMA), Bare(served.folder), served.style
-    seconds: dict[str, list[float]] = {way: [] for way in (BARE, FILE, WINDOW)}
+    missing = _without_browser()
+    seconds: dict[str, list[float]] = {way: [] for way in (BARE, FILE, WINDOW, *([] if missing else [PAGE]))}
     whole: dict[str, list[float]] = {way: [] for way in seconds}
     latencies: list[float] = []
     taken = 0
@@ -63,6 +90,10 @@ def measure(
             whole[WINDOW].append(tally.mean_rate)
             latencies += tally.latencies
             taken += tally.taken
+            if not missing:
+                own = _paged(served, style, film, frames / RATE)
+                seconds[PAGE] += own
+                whole[PAGE].append(len(own) / sum(own))
             now = ", ".join(f"{way} {own[-1]:.1f}" for way, own in whole.items())
             tick(f"round {turn} of {rounds}, frames a second: {now}")
     rates = {way: float(np.median(own)) for way, own in whole.items()}
@@ -75,6 +106,7 @@ def measure(
         }
         for way, own in seconds.items()
     ]
+    rows += [{"way": PAGE, "missing": missing}] if missing else []
     rows.append({"way": f"{WINDOW}, latency", **asdict(summarize(latencies)), "shown": len(latencies), "taken": taken})
     return {
         **document,
@@ -140,3 +172,67 @@ def _shown(served: Served, style: str, film: Path) -> tuple[Tally, list[float]]:
 
         tally = live(played(film, None), lambda pixels: client.stylize(pixels, style), show)
     return tally, np.diff(moments).tolist()
+
+
+def _without_browser() -> str | None:
+    """Why there is no page here."""
+    if not find_spec("playwright"):
+        return "no playwright here: pip install 'nst[dev]'"
+    return None if shutil.which("chromium") else "no chromium here: apt-get install chromium"
+
+
+def _paged(served: Served, style: str, film: Path, duration: float) -> list[float]:
+    """The film as the camera of the page, and the seconds from each painted frame that it shows to the next."""
+    from playwright.sync_api import sync_playwright
+
+    camera = _raw(film)
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", *CAMERA[:-1], f"{CAMERA[-1]}{camera}"]
+    with _site(served.endpoints.grpc) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.add_init_script(COUNTED)
+        page.goto(url)
+        page.click(f"[data-style='{style}']")
+        page.click("#camera")
+        page.wait_for_function("() => moments.length > 4")  # the first are another figure
+        page.evaluate("moments.length = 0")
+        page.wait_for_timeout(1000 * duration)
+        page.wait_for_function("() => moments.length > 2")
+        moments = page.evaluate("moments")
+        sides = page.evaluate("""() => {
+          const canvas = document.getElementById("canvas");
+          return [canvas.width, canvas.height];
+        }""")
+        browser.close()
+    if sides != [WIDTH, HEIGHT]:
+        raise NstError(f"the page painted frames of {sides}, not of {WIDTH} x {HEIGHT}")
+    seconds: list[float] = (np.diff(moments) / 1000).tolist()
+    return seconds
+
+
+@contextmanager
+def _site(url: str) -> Iterator[str]:
+    """The address of a page of its own process."""
+    nst = str(Path(sys.executable).parent / "nst")
+    with subprocess.Popen([nst, "web", "--url", url, "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        try:
+            said = process.stderr.readline().strip()
+            if not said.startswith("ready: "):
+                raise NstError(f"nst web does not start: {said}")
+            yield said.removeprefix("ready: ")
+        finally:
+            process.terminate()
+
+
+def _raw(film: Path) -> Path:
+    """The film as Chromium's camera plays it: YUV4MPEG2, nothing to decode."""
+    target = film.with_suffix(".y4m")
+    if not target.exists():
+        with target.open("wb") as file:
+            file.write(f"YUV4MPEG2 W{WIDTH} H{HEIGHT} F{RATE}:1 Ip A1:1 C420jpeg\n".encode())
+            for frame in Footage(film).frames():
+                planes = VideoFrame.from_ndarray(frame.pixels, "rgb24").reformat(format="yuv420p")
+                file.write(b"FRAME\n" + planes.to_ndarray().tobytes())
+    return target
