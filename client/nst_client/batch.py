@@ -21,11 +21,13 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import splitext
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nst_client.client import StyleClient
 from nst_client.errors import ServiceError
@@ -98,8 +100,8 @@ class Batch:
 
     def painting_of(self, photo: str) -> str:
         """Where a photograph's painting goes, both below their folders."""
-        path = PurePosixPath(photo)
-        return str(path.with_suffix(self.suffix or own_suffix(path)))
+        stem, suffix = splitext(photo)
+        return stem + (self.suffix or own_suffix(suffix))
 
     def begin(self) -> bool:
         """Whether the output is this job's already; nothing is written yet.
@@ -134,7 +136,7 @@ class Batch:
             prefix = f"{folder}/" if folder else ""
             photos: dict[str, str] = {}
             for name in names:
-                if PurePosixPath(name).suffix.lower() not in READABLE:
+                if splitext(name)[1].lower() not in READABLE:
                     continue
                 painting = self.painting_of(name)
                 if painting in photos:
@@ -215,7 +217,8 @@ def paint(batch: Batch, photos: list[pa.Array], connect: Connect, workers: int) 
     What kills a worker is tried again. What has killed several with its block is tried by itself, and given up if it
     goes on: so one picture that a decoder cannot survive does not cost its neighbours.
     """
-    names = pa.chunked_array(photos, pa.string())
+    # One array, since to take from many costs their number; large, since a plain one ends at 2 GiB.
+    names = pa.chunked_array(photos, pa.string()).cast(pa.large_string()).combine_chunks()
     left = np.ones(len(names), bool)
     size = int(np.clip(-(-len(names) // MOST_BLOCKS), min(LEAST, -(-len(names) // workers)), MOST))
     for step in (size, 1):
@@ -224,7 +227,7 @@ def paint(batch: Batch, photos: list[pa.Array], connect: Connect, workers: int) 
             return
         for table in _mapped(batch, connect, names, rows, step, workers):
             left[table["row"].to_numpy()] = False
-            failed = [row for row in table.to_pylist() if row["error"]]
+            failed = table.filter(pc.not_equal(table["error"], "")).to_pylist()
             tried = [(row["photo"], row["error"]) for row in failed if row["error"] != NOT_TRIED]
             stop = next((row["error"] for row in failed if row["hopeless"]), "")
             yield Done(len(table) - len(failed), tried, stop)
@@ -235,9 +238,7 @@ def paint(batch: Batch, photos: list[pa.Array], connect: Connect, workers: int) 
         )
 
 
-def _mapped(
-    batch: Batch, connect: Connect, names: pa.ChunkedArray, rows: Any, step: int, workers: int
-) -> Iterator[pa.Table]:
+def _mapped(batch: Batch, connect: Connect, names: pa.Array, rows: Any, step: int, workers: int) -> Iterator[pa.Table]:
     """The tables that `Painter` makes of these rows, `step` at a time."""
     import ray.data
 
@@ -247,7 +248,7 @@ def _mapped(
     blocks = []
     for start in range(0, len(rows), step):
         own = rows[start : start + step]
-        blocks.append(pa.table({"row": own, "photo": names.take(pa.array(own)).combine_chunks()}))
+        blocks.append(pa.table({"row": own, "photo": names.take(pa.array(own))}))
     share = min(1.0, ray.cluster_resources().get("CPU", 1.0) / workers)
     with warnings.catch_warnings():
         # Ray 2.60 calls `max_task_retries` deprecated and has nothing in its place: without it Ray tries for ever.

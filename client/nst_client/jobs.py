@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import BinaryIO
 
@@ -162,7 +162,7 @@ def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> l
     elif output.is_file() or (output.suffix.lower() in WRITABLE and not output.is_dir()):
         raise InputError(f"{output} is a file; several pictures need a folder")
     else:
-        jobs = [Job(photo, output / below.with_suffix(suffix or own_suffix(below))) for photo, below in found]
+        jobs = [Job(photo, output / below.with_suffix(suffix or own_suffix(below.suffix))) for photo, below in found]
     _check_targets(jobs)
     return jobs
 
@@ -277,9 +277,9 @@ def _check_targets(jobs: Sequence[Job]) -> None:
             raise InputError(f"{job.photo} would be overwritten: choose another folder than its own")
 
 
-def own_suffix(photo: PurePath) -> str:
-    """Of a photograph's painting: the photograph's own, or PNG's where that cannot be written."""
-    return photo.suffix if photo.suffix.lower() in WRITABLE else ".png"
+def own_suffix(suffix: str) -> str:
+    """Of a painting whose photograph has this one: the same, or PNG's where that cannot be written."""
+    return suffix if suffix.lower() in WRITABLE else ".png"
 
 
 def _stdin(max_pixels: int) -> BinaryIO:

@@ -96,7 +96,7 @@ class Folder:
         """
         target = self._at(below)
         try:
-            if _WHOLE & set(self._protocols):
+            if self._whole:
                 self.file_system.pipe_file(target, data)
                 return
             beside = self._at(f"{OWN}/beside/{secrets.token_hex(8)}{PurePosixPath(below).suffix}")
@@ -111,6 +111,8 @@ class Folder:
 
     def prepare(self) -> None:
         """Make the folder for what is begun, and empty it of what a killed run left there. Raises `WriteError`."""
+        if self._whole:
+            return
         try:
             self.sweep()
             self.file_system.makedirs(self._at(f"{OWN}/beside"), exist_ok=True)
@@ -119,13 +121,13 @@ class Folder:
 
     def sweep(self) -> None:
         """Remove what was begun and never ended."""
-        if self.file_system.exists(self._at(f"{OWN}/beside")):
+        if not self._whole and self.file_system.exists(self._at(f"{OWN}/beside")):
             self.file_system.rm(self._at(f"{OWN}/beside"), recursive=True)
 
     @property
-    def _protocols(self) -> tuple[str, ...]:
+    def _whole(self) -> bool:
         protocol = self.file_system.protocol
-        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+        return not _WHOLE.isdisjoint((protocol,) if isinstance(protocol, str) else protocol)
 
     def _at(self, below: str) -> str:
         return f"{self.root}/{below}" if below else self.root

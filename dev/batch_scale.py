@@ -1,0 +1,134 @@
+"""What `nst batch` costs beside painting, at a size that nobody has here: names that exist only in a listing.
+
+Usage: python dev/batch_scale.py [PICTURES [WORKERS]]; 10 million and 2 by default. The listing, the blocks through
+Ray, the errors' manifest and the memory are those of a real job of this size; reading, painting and writing a picture
+does nothing, but one in a hundred fails. The last line is one JSON document.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+
+from nst_client import StyleClient
+from nst_client.batch import MANIFEST, Batch, Manifest, cluster, paint
+from nst_client.jobs import Recipe
+from nst_client.storage import Folder
+from nst_core.console import progress, say
+from nst_core.errors import PictureError
+
+IN_A_FOLDER = 10_000
+
+
+class Listing(AbstractFileSystem):
+    """`count` pictures, so many in a folder."""
+
+    protocol = "listing"
+
+    def __init__(self, count: int, in_a_folder: int, **options: Any) -> None:
+        super().__init__(count=count, in_a_folder=in_a_folder, **options)
+        self.count, self.in_a_folder = count, in_a_folder
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
+        """Names with what object storage says of them, as s3fs makes them: the folders, or a folder's pictures."""
+        path = path.strip("/")
+        if not path:
+            first, last, kind, form = 0, -(-self.count // self.in_a_folder), "directory", "{:06}"
+        else:
+            first = int(path) * self.in_a_folder
+            last, kind, form = min(first + self.in_a_folder, self.count), "file", path + "/{:012}.jpg"
+        names = map(form.format, range(first, last))
+        return [{"name": name, "type": kind, "size": 150_000} for name in names] if detail else list(names)
+
+
+class Nothing(Batch):
+    """A batch whose pictures cost nothing, and of which one in a hundred fails."""
+
+    def paint(self, photo: str, client: StyleClient) -> None:
+        """See `Batch`."""
+        if photo.endswith("00.jpg"):
+            raise PictureError(f"{photo}: damaged or unreadable (image file is truncated)")
+
+
+def nobody() -> Any:
+    """In a client's place."""
+    return object()
+
+
+def timed(figures: dict[str, Any], name: str, work: Callable[[], Any]) -> Any:
+    """What `work` gives; how long it took, and the most memory that this process has had until now."""
+    started = time.perf_counter()
+    result = work()
+    figures[f"{name}_seconds"] = round(time.perf_counter() - started, 2)
+    figures[f"{name}_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    say(f"{name}: {figures[f'{name}_seconds']} s, {figures[f'{name}_peak_mib']} MiB")
+    return result
+
+
+def shared_memory() -> float:
+    """MiB of Ray's object store that are in use, of the processes of its server in this machine together."""
+    found = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        except OSError:
+            continue
+        if lines["Name"].strip() == "raylet":
+            found += int(lines["RssShmem"].split()[0])
+    return round(found / 1024, 1)
+
+
+def main(count: int, workers: int) -> None:
+    """Each part by itself, then the document."""
+    figures: dict[str, Any] = {"schema": "nst-batch-scale/1", "pictures": count, "workers": workers}
+    with TemporaryDirectory() as folder:
+        target = Folder.at(folder)
+
+        def batch(in_a_folder: int) -> Nothing:
+            listing = Listing(count=count, in_a_folder=in_a_folder)
+            return Nothing(Folder("listing://", listing, ""), target, Recipe({"style": 1.0}))
+
+        work = batch(IN_A_FOLDER)
+        figures["start_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        todo = timed(figures, "listing", lambda: [pa.array(photos, pa.string()) for photos, _ in work.missing(True)])
+        figures["names_mib"] = round(sum(one.nbytes for one in todo) / 2**20, 1)
+        sent = replace(work, source=target)  # workers read nothing of the source
+        work.claim()
+        manifest, blocks = Manifest(target), []
+        with cluster(None, workers):
+
+            def run() -> None:
+                with progress("pictures", count) as update:
+                    for done in paint(sent, todo, nobody, workers):
+                        manifest.add(done)
+                        blocks.append(time.perf_counter())
+                        if len(blocks) % 100 == 1:
+                            figures["store_mib"] = max(figures.get("store_mib", 0.0), shared_memory())
+                        update(manifest.painted + manifest.failed, "")
+
+            timed(figures, "blocks", run)
+        gaps = np.diff(blocks)
+        figures |= {"blocks": len(blocks), "block_ms": round(1000 * float(gaps.mean()), 2)}
+        figures["block_ms_tenths"] = [round(1000 * float(part.mean()), 2) for part in np.array_split(gaps, 10)]
+        timed(figures, "manifest", manifest.end)
+        figures["manifest_mib"] = round((Path(folder) / MANIFEST).stat().st_size / 2**20, 1)
+        assert manifest.painted + manifest.failed == count
+        figures["failed"] = manifest.failed
+        flat = batch(count).source
+        flat.file_system.count = flat.file_system.in_a_folder = figures["flat_names"] = min(count, 1_000_000)
+        timed(figures, "flat_listing", lambda: [names for _, names in flat.folders()])
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    given = [int(one) for one in sys.argv[1:]]
+    main(*given, *(10_000_000, 2)[len(given) :])
