@@ -368,7 +368,7 @@ def video(
 ) -> None:
     """Measure video: 512 x 384 from a file to a file, to a window and to the page, against the bare model.
 
-    Takes two minutes and a half. The last line on stdout is the results as one JSON document.
+    Takes some minutes. The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("all"):
         from nst_bench.suites import video as suite

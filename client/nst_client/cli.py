@@ -165,7 +165,7 @@ def styles(
         typer.Option(help="The photograph of the sheet; if not given, a cat.", rich_help_panel=_PAINTING),
     ] = None,
     url: Url = DEFAULT_URL,
-    timeout: Timeout = 10.0,
+    timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: Authorities = None,
 ) -> None:

@@ -60,6 +60,12 @@ COUNTED = """
 """
 """The moments at which the page shows a painted frame."""
 
+THUMBNAILED = """() => {
+  const styles = [...document.querySelectorAll("#styles button")];
+  return styles.length && styles.every((style) => style.querySelector("img"));
+}"""
+"""Whether the server is done with the page's thumbnails."""
+
 
 def measure(
     served: Served, *, frames: int = 120, rounds: int = 3, tick: Callable[[str], None] = lambda note: None
@@ -193,6 +199,7 @@ def _paged(served: Served, style: str, film: Path, duration: float) -> list[floa
         page.set_default_timeout(PATIENCE)
         page.add_init_script(COUNTED)
         page.goto(url)
+        page.wait_for_function(THUMBNAILED)
         page.click(f"[data-style='{style}']")
         page.click("#camera")
         page.wait_for_function("() => moments.length > 4")  # the first are another figure
