@@ -168,8 +168,10 @@ def team() -> Iterator[Team]:
         except TeamError:
             last_word = FOLLOWS
             raise
-        except KeyboardInterrupt:
-            last_word = INTERRUPTED
+        except KeyboardInterrupt as interrupt:
+            links.watch.say(last_word := INTERRUPTED)
+            if lost := links.watch.blamed():  # torchrun sends SIGTERM to the others that it started
+                raise TeamError(f"{lost}. {GO_ON}") from interrupt
             raise
         except Exception as error:
             last_word = str(error) or type(error).__name__

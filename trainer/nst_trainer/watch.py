@@ -27,7 +27,11 @@ BROKEN = 4.0
 """The same once something has broken: whoever lives is heard within the next second."""
 
 FOLLOWS, INTERRUPTED = "follows another", "interrupted"
-"""Why a process stopped, where its own reason is not the one to tell."""
+"""Why a process stopped, where that is not the reason to tell."""
+
+NO_REASON = (FOLLOWS, INTERRUPTED)
+
+ORPHANED = "its torchrun was lost"
 
 
 class Watch:
@@ -55,28 +59,37 @@ class Watch:
 
     def reason(self) -> str:
         """One sentence: which process stopped, or was lost, and on which host. Waits seconds to be sure."""
-        until = time.monotonic() + BROKEN + 4 * BEAT
-        while True:
-            words = self._last_words()
-            own = {rank: why for rank, why in words.items() if why not in (FOLLOWS, INTERRUPTED)}
-            if self._orphaned():
-                return f"torchrun on {self.hosts[self._rank]}, which started rank {self._rank}, was lost"
-            if own:
-                return "; ".join(f"{self._names([rank])} stopped: {why}" for rank, why in own.items())
-            if silent := self._silent(BROKEN):
-                what = "its process ended, or the machine no longer answers"
-                return f"{self._names(silent)} was lost ({what})"
-            if time.monotonic() > until or len(words) == len(self._others):
-                break
-            time.sleep(BEAT / 5)
-        interrupted = [rank for rank, why in words.items() if why == INTERRUPTED]
+        if found := self.blamed():
+            return found
+        interrupted = [rank for rank, why in self._last_words().items() if why == INTERRUPTED]
         if interrupted:
             return f"{self._names(interrupted)} was interrupted"
         return "the connection between the processes broke"
 
+    def blamed(self) -> str | None:
+        """The same, None if nobody is found in seconds who was lost or stopped for a reason of its own."""
+        until = time.monotonic() + BROKEN + 4 * BEAT
+        while time.monotonic() < until:
+            words = self._last_words()
+            own = [f"{self._names([rank])} stopped: {why}" for rank, why in words.items() if why not in NO_REASON]
+            if self._orphaned():
+                return f"torchrun on {self.hosts[self._rank]}, which started rank {self._rank}, was lost"
+            if own:
+                return "; ".join(own)
+            if silent := self._silent(BROKEN):
+                return f"{self._names(silent)} was lost (its process ended, or the machine no longer answers)"
+            if len(words) == len(self._others):
+                break
+            time.sleep(BEAT / 5)
+        return None
+
+    def say(self, why: str | None) -> None:
+        """Tell the others why this process stops, None at the proper end."""
+        self._last_word = ORPHANED if why and self._orphaned() else why
+
     def leave(self, why: str | None) -> None:
-        """Say why this process stops, None at the proper end, and be silent from now on."""
-        self._last_word = "its torchrun was lost" if why and self._orphaned() else why
+        """`say` it, and be silent from now on."""
+        self.say(why)
         self._stop.set()
         self._thread.join(timeout=2 * BEAT)  # the store's machine may be the one that was lost
 
