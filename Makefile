@@ -8,11 +8,11 @@ TRITON := .triton/installed.txt
 .PHONY: help demo test lint venv readme pictures gallery models clean
 
 help:
-	@echo "make demo      export the shipped style, serve it, paint with it, measure it (into demo/)"
+	@echo "make demo      export the shipped styles, serve them, paint with them, measure (into demo/)"
 	@echo "make test      every test that needs no GPU"
 	@echo "make lint      ruff and mypy"
 	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings PHOTOS=folder"
-	@echo "make pictures  paint the README's pictures: make pictures PHOTOS='a.jpg b.jpg c.jpg d.jpg'"
+	@echo "make pictures  paint the README's pictures; with PHOTOS='a.jpg b.jpg c.jpg d.jpg' starry-night.jpg too"
 	@echo "make gallery   run the commands of docs/optimization.md: make gallery PAINTINGS=folder TEXTURES=folder"
 	@echo "make readme    draw the tables and plots of README and docs from docs/benchmark/*.json"
 	@echo "make clean     remove what the above made"
