@@ -12,9 +12,11 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -297,6 +299,10 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[int]:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
             where = f"at {address}" if address else "in this machine"
             raise ServiceError(f"no Ray cluster {where}: {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own handler prints the stack of its libraries and leaves the manifest unwritten.
+            before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+            stack.callback(signal.signal, signal.SIGTERM, before)
         yield int(ray.cluster_resources().get("CPU", 1))
 
 

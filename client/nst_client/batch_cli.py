@@ -100,6 +100,9 @@ def batch(
         manifest = Manifest(job.target, skipped=there)
         try:
             hopeless = _painted(job, todo, access, address, workers, manifest) if todo else ""
+        except KeyboardInterrupt:
+            say(f"{manifest.painted + there} pictures are painted; the same command goes on from there")
+            raise
         finally:
             summary = manifest.end(
                 missing=sum(map(len, todo)) - manifest.painted - manifest.failed, style=recipe.record
