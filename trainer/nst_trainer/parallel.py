@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -182,25 +182,41 @@ def team() -> Iterator[Team]:
 
 
 def _connect(backend: str) -> _Links:
-    """Find the other processes, in `CONNECT`; Ctrl-C and SIGTERM end the process at once meanwhile."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if interface := _interface_towards(host):
+    """Find the other processes, in `CONNECT`."""
+    if interface := _interface_towards(os.environ["MASTER_ADDR"]):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    ours = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    found: list[_Links] = []
+    failed: list[RuntimeError] = []
+
+    def find() -> None:
+        try:
+            found.append(_links(backend))
+        except RuntimeError as error:
+            failed.append(error)
+
+    # Gloo waits without end for a process that could not reach this one, and a thread can be left behind.
+    finding = threading.Thread(target=find, daemon=True, name="connect")
     try:
-        distributed.init_process_group(backend, timeout=CONNECT)
-        control = distributed.new_group(backend="gloo")
-        store = TCPStore(host, port, is_master=False, timeout=CONNECT, wait_for_workers=False)
-        return _Links(control, Watch(store, distributed.get_rank(), distributed.get_world_size()))
-    except RuntimeError as error:
+        finding.start()
+        finding.join(CONNECT.total_seconds())
+    finally:
+        if finding.is_alive():
+            atexit.register(os._exit, 1)
+    if not found:
         where = f"interface {os.environ.get('GLOO_SOCKET_IFNAME', 'of the host name')}"
         raise TeamError(
             f"rank {os.environ['RANK']} on {socket.gethostname()} cannot reach the other processes ({where}): every "
             "machine must reach every other's ports; GLOO_SOCKET_IFNAME names the network interface to use"
-        ) from error
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
+        ) from (failed[0] if failed else None)
+    return found[0]
+
+
+def _links(backend: str) -> _Links:
+    distributed.init_process_group(backend, timeout=CONNECT)
+    control = distributed.new_group(backend="gloo")
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, timeout=CONNECT, wait_for_workers=False)
+    return _Links(control, Watch(store, distributed.get_rank(), distributed.get_world_size()))
 
 
 def _interface_towards(host: str) -> str | None:
