@@ -19,7 +19,7 @@ from nst_core.images import Picture, fitted, open_picture, save_picture
 from nst_trainer import training
 from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.losses import PerceptualLoss
-from nst_trainer.networks import Johnson, Ulyanov
+from nst_trainer.networks import Fast, Johnson, Ulyanov
 from nst_trainer.parallel import Team
 from nst_trainer.photos import Photos, to_picture, to_tensor
 from nst_trainer.settings import TrainingSettings
@@ -392,6 +392,34 @@ def test_ulyanovs_network_learns_to_stylise(
     assert load(tmp_path / "u.pth").network.name == "ulyanov"
 
 
+def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
+    """Half-size crops are painted as the teacher paints them; on the larger ones the loss network judges."""
+    train(photographs["chelsea"], folder, tmp_path / "teacher.pth", vgg, SMALL)
+    settings = replace(SMALL, arch="fast", width=0.5, iterations=60, crop=128)
+    steps: list[Progress] = []
+    how = {"teacher": tmp_path / "teacher.pth", "on_iteration": steps.append}
+    result = train(photographs["chelsea"], folder, tmp_path / "pupil.pth", vgg, settings, **how)
+    taught = [step.taught for step in steps]
+    assert taught[35] < taught[0] / 2
+    assert taught[36:] == [0.0] * 24
+    assert all((step.style > 0) == (step.taught == 0) for step in steps)
+    torch.manual_seed(settings.seed)
+    photo = to_tensor(fitted(open_picture(photographs["astronaut"]), 128, 128))
+    after, before = (
+        losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Fast(width=0.5))
+    )
+    assert after < before / 2.5
+    assert result.training["teacher"] == "teacher.pth"
+    assert load(tmp_path / "pupil.pth").network.arguments == {"width": 0.5, "blocks": 4, "styles": 1}
+    both = [photographs["chelsea"], photographs["coffee"]]
+    with pytest.raises(InputError, match=r"teacher\.pth paints 1 styles, and 2 are to be learned"):
+        train(both, folder, tmp_path / "two.pth", vgg, settings, teacher=tmp_path / "teacher.pth")
+    with pytest.raises(InputError, match="small crops"):
+        train(both[0], folder, tmp_path / "n.pth", vgg, replace(settings, grow=False), teacher=tmp_path / "teacher.pth")
+
+
 def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, paintings: dict[str, Path]) -> None:
     """Its samples differ with the noise, and not with the seed fixed; they tile."""
     settings = replace(SMALL, arch="ulyanov", texture=True, width=1.0, iterations=40)
@@ -443,7 +471,7 @@ def test_minutes_are_planned_and_kept_by_a_resumed_run(
     style, output = photographs["coffee"], tmp_path / "a.pth"
     how = {"vgg": vgg, "settings": SMALL, "photos": folder, "output": output}
     with monkeypatch.context() as patch:  # a plan for known costs
-        patch.setattr(Training, "_cost", lambda self, side: 1e-5 * side**2)
+        patch.setattr(Training, "_cost", lambda self, side, taught: 1e-5 * side**2)
         planned = Training([style], minutes=0.5, **how).settings
         longer = Training([style], minutes=2.0, **how).settings
     seconds = sum(1e-5 * side**2 * count for side, count in planned.crops().items())

@@ -43,6 +43,9 @@ def train(
     add: Annotated[
         Path | None, typer.Option(help="A picture to learn as one more style of --to; the others stay as they are.")
     ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="A checkpoint of the same styles: its pictures are learned first, much faster.")
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="The checkpoint that --add adds to.")] = None,
     preview: Annotated[
         Path | None, typer.Option(help="Photograph for the preview; if not given, the first of the folder.")
@@ -78,6 +81,7 @@ def train(
                 minutes=minutes,
                 start=start,
                 add_to=to,
+                teacher=teacher,
                 resume=resume,
                 workers=workers,
                 preview=preview,
@@ -118,10 +122,8 @@ def _train_with_progress(training: Training) -> Checkpoint:
             skipped = f"  {now.skipped} files skipped" if now.skipped else ""
             steady = f"  steady {now.steady:.2f}" if settings.steady else ""
             content = "" if settings.texture else f"  content {now.content:.2f}"
-            update(
-                now.iteration,
-                f"{now.images_per_second:.1f} images/s  style {now.style:.2f}{content}{steady}{skipped}",
-            )
+            losses = f"difference {now.taught:.2f}" if now.taught else f"style {now.style:.2f}{content}{steady}"
+            update(now.iteration, f"{now.images_per_second:.1f} images/s  {losses}{skipped}")
 
         return training.run(show)
 

@@ -91,6 +91,10 @@ class TrainingSettings:
         share = 1.0 if not self.grow or done >= 0.85 else 0.5 if done < 0.6 else 0.75
         return max(64, round(self.crop * share / self.grid) * self.grid)
 
+    def small_crops(self) -> int:
+        """How many iterations have the crops of the beginning."""
+        return -(-self.iterations * 3 // 5) if self.grow else self.iterations
+
     def crops(self) -> dict[int, int]:
         """How many iterations each side of the crops gets, small to large."""
         sides = [self.crop_at(iteration) for iteration in range(self.iterations)]
@@ -101,10 +105,13 @@ class TrainingSettings:
         pixels = list(accumulate((self.crop_at(i) ** 2 for i in range(self.iterations)), initial=0))
         return [done / pixels[-1] for done in pixels]
 
-    def learning_rate_at(self, iteration: int) -> float:
-        """Falls linearly to zero after a warm-up of 50 iterations, or a tenth of them (the paper's is constant)."""
+    def learning_rate_at(self, iteration: int, begun: int = 0) -> float:
+        """Falls linearly to zero after a warm-up of 50 iterations, or a tenth of them (the paper's is constant).
+
+        The warm-up is from iteration `begun` on.
+        """
         warm_up = max(1, min(50, self.iterations // 10))
-        return self.learning_rate * min(1.0, (iteration + 1) / warm_up) * (1.0 - iteration / self.iterations)
+        return self.learning_rate * min(1.0, (iteration - begun + 1) / warm_up) * (1.0 - iteration / self.iterations)
 
 
 @dataclass(frozen=True)

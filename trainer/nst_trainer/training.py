@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nst_core.errors import InputError, NstError, PictureError
@@ -44,6 +45,9 @@ LATTICE_WEIGHT = 1000.0
 NORM_FACTOR = 5.0
 """Learning rate of the normalisations over the convolutions', where there are several styles (dev/LOG.md)."""
 
+DISTILLATION_WEIGHT = 100.0
+"""Of the mean squared difference from a teacher's picture: about the size of the losses that come after."""
+
 FEWEST = 600
 """A budget of minutes buys at least so many iterations, on smaller crops if need be."""
 
@@ -63,6 +67,7 @@ class Progress:
     style: float
     total_variation: float
     steady: float
+    taught: float  # the difference from the teacher, while there is no other loss
     skipped: int
 
 
@@ -92,6 +97,7 @@ class Training:
         minutes: float | None = None,
         start: Path | None = None,
         add_to: Path | None = None,
+        teacher: Path | None = None,
         resume: bool = False,
         workers: int = 2,
         preview: Path | None = None,
@@ -104,8 +110,10 @@ class Training:
         `styles` are pictures, one network for all. `photos` is a folder, None the few photographs that ship.
         `minutes` plans `settings.iterations` and, for little time, `settings.crop`. `start` is a
         checkpoint whose weights it begins with; `add_to` one that learns `styles` besides its own, which stay
-        as they are to the bit: nothing but the new normalisations is trained. `log` is a folder for TensorBoard.
-        Raises `InputError`.
+        as they are to the bit: nothing but the new normalisations is trained. `teacher` is a checkpoint
+        of the same styles in the same order: what it paints is learned first, on the small crops, without the
+        loss network (Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*). `log` is a folder
+        for TensorBoard. Raises `InputError`.
         """
         self.output, self.every, self.team = output, every, team or Team()
         self.precision, self.why_precision = self.team.precision()
@@ -119,6 +127,7 @@ class Training:
         self.settings = settings
         self.names = _names(styles, output, before)
         self.first_new = before.network.styles if before else 0
+        self.teacher = _teacher(teacher, settings, len(self.names), self.team.device) if teacher else None
         self.partly = before is not None
         self.found = sample_photographs() if photos is None or settings.texture else find_pictures(photos)
         candidates = [preview] if preview else self.found
@@ -149,7 +158,7 @@ class Training:
             workers=workers,
             part=self.part,
         )
-        self.history = self._history(styles, start, before)
+        self.history = self._history(styles, start, before) | ({"teacher": teacher.name} if teacher else {})
         self.curves = Curves(log) if log and self.team.leads else None
         self.written = -1
 
@@ -231,26 +240,27 @@ class Training:
         sides = [side for side in (self.settings.crop, 192, 128) if side <= self.settings.crop]
         for side in sides:
             planned = replace(self.settings, crop=side)
-            costs = {crop: self._cost(crop) for crop in planned.crops()}
+            small = planned.crop_at(0)
+            costs = {crop: self._cost(crop, taught=bool(self.teacher) and crop == small) for crop in planned.crops()}
             mean = sum(costs[crop] * count for crop, count in planned.crops().items()) / planned.iterations
             count = int(0.95 * seconds / mean)  # the rest goes to checks and checkpoints
             if count >= FEWEST:
                 break
         return replace(planned, iterations=max(count, 1))
 
-    def _cost(self, side: int) -> float:
+    def _cost(self, side: int, *, taught: bool) -> float:
         """Seconds of an iteration on crops of `side` pixels, without touching what is learned."""
         pictures = torch.rand(len(self.part), 3, side, side)
         taken = []
         for _ in range(3):
             started = time.perf_counter()
-            self._losses(pictures)[0].backward()  # type: ignore[no-untyped-call]
+            self._losses(pictures, taught)[0].backward()  # type: ignore[no-untyped-call]
             self.state.optimizer.zero_grad(set_to_none=True)
             taken.append(time.perf_counter() - started)
         return self.team.slowest(min(taken[1:]))
 
-    def _losses(self, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised, and its weighted parts by name; style also by layer."""
+    def _losses(self, pictures: Tensor, taught: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, and its weighted parts by name; style also by layer. `taught`: by the teacher alone."""
         settings, network = self.settings, self.state.network
         pictures = pictures.to(self.team.device, memory_format=torch.channels_last)
         numbers = self._styles_of_batch()
@@ -259,6 +269,11 @@ class Training:
         network.train()
         with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             painted = network(pictures, mix, network.draw_noise(pictures, generator)).float()
+            if taught and self.teacher:
+                with torch.no_grad():
+                    shown = self.teacher(pictures, mix).float()
+                difference = DISTILLATION_WEIGHT * F.mse_loss(painted, shown)
+                return difference, {"taught": difference}
             target = {} if settings.texture else self.loss.content_target(pictures)
             losses = self.loss(painted, target, numbers)
         terms = {"content": losses.content, "style": losses.style, "total_variation": losses.total_variation}
@@ -278,9 +293,14 @@ class Training:
         """One iteration; raises `TrainingError` before a loss that is not finite reaches the weights."""
         started = time.perf_counter()
         state, settings = self.state, self.settings
+        begun = settings.small_crops() if self.teacher else 0
+        taught = state.iteration < begun
+        if self.teacher and state.iteration == begun:
+            # The teacher's gradients were a hundredth of those to come: by their memory the first steps would be giant.
+            state.optimizer = _adam(state.network, settings.learning_rate)
         for group in state.optimizer.param_groups:
-            group["lr"] = group["factor"] * settings.learning_rate_at(state.iteration)
-        total, terms = self._losses(pictures)
+            group["lr"] = group["factor"] * settings.learning_rate_at(state.iteration, 0 if taught else begun)
+        total, terms = self._losses(pictures, taught)
         if not math.isfinite(total.item()):
             raise TrainingError(
                 f"iteration {state.iteration}: the loss is {total.item()}; the last good checkpoint is kept. "
@@ -293,7 +313,7 @@ class Training:
         state.iteration += 1
         newest = max(0.02, 1.0 / state.iteration)  # a mean of all at first, then of about the last fifty
         for key, value in terms.items():
-            state.averages[key] = (1.0 - newest) * state.averages.get(key, 0.0) + newest * value.item()
+            state.averages[key] = (1.0 - newest) * state.averages.get(key, value.item()) + newest * value.item()
         state.seconds += time.perf_counter() - started
         if self.curves and state.iteration % 10 == 0:
             self.curves.scalars("training", state.averages, state.iteration)
@@ -301,9 +321,10 @@ class Training:
             state.iteration,
             settings.iterations,
             settings.batch / (time.perf_counter() - started),
-            content=state.averages["content"],
-            style=state.averages["style"],
-            total_variation=state.averages["total_variation"],
+            content=state.averages.get("content", 0.0),
+            style=state.averages.get("style", 0.0),
+            total_variation=state.averages.get("total_variation", 0.0),
+            taught=state.averages.get("taught", 0.0) if "content" not in state.averages else 0.0,
             steady=state.averages.get("steady", 0.0),
             skipped=len(self.reader.broken),
         )
@@ -435,6 +456,17 @@ def _names(styles: Sequence[Path], output: Path, before: checkpoint.Checkpoint |
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two styles would be called {', '.join(twice)}: rename the picture")
     return names
+
+
+def _teacher(path: Path, settings: TrainingSettings, styles: int, device: torch.device) -> StyledNetwork:
+    network: StyledNetwork = checkpoint.load(path).network
+    if network.styles != styles or network.arguments.get("texture"):
+        raise InputError(
+            f"{path} paints {network.styles} styles, and {styles} are to be learned: it is no teacher of them"
+        )
+    if settings.texture or settings.crop_at(0) == settings.crop:
+        raise InputError("a teacher teaches on small crops of photographs: without --texture and --no-grow")
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return,call-overload]
 
 
 def _begin_with(network: StyledNetwork, start: Path) -> None:
