@@ -167,6 +167,7 @@ def _alone(step: Step, subject: Subject, pace: Callable[[float, str], None]) -> 
 def _child(work: Work, subject: Subject, parent: Connection) -> None:
     """In the process of a suite. Ctrl-C reaches the parent alone, which passes it on once."""
     os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     try:
         parent.send(("done", work(subject, tick=lambda note: parent.send(("note", note)))))
     except (KeyboardInterrupt, BrokenPipeError):  # stopped, or whoever asked is gone

@@ -99,7 +99,7 @@ def test_a_run_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
     assert not re.search(r"(src|href)=\"(?!data:)", text)
     assert "<script" not in text and "url(" not in text and "@import" not in text
     plots = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(plots) == 4
+    assert len(plots) == 5
     for plot in plots:
         assert len(plot["alt"] or "") > 40
         assert (plot["src"] or "").startswith("data:image/png;base64,iVBORw0KGgo")
@@ -111,7 +111,7 @@ def test_a_run_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
         if tag == "table":
             assert page.tags[number - 1] == ("div", page.tags[number - 1][1] | {"class": "table"})
     pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
-    assert pictures == ["latency-by-size.png", "latency.png", "memory.png", "throughput.png"]
+    assert pictures == ["latency-by-size.png", "latency.png", "loss.png", "memory.png", "throughput.png"]
     assert all(f"]({name})" in (tmp_path / "out" / "report.md").read_text() for name in pictures)
 
 
@@ -120,8 +120,11 @@ def test_the_table_that_matters_has_the_equal_loss_first() -> None:
     reached = {"size": 256, "photo": "a.jpg", "loss": 2.5, "iteration": 24, "gatys_seconds": 8.4, "ratio": 221.7}
     document["equal_loss"] = [{**reached, "served_ms": 37.9}, {"size": 512, "missing": "no painting was given"}]
     lines = report.one_table(document).splitlines()
-    assert lines[2].startswith("| 256² | same loss: 24 iterations | 8 s | 37.9 | **222** | 44.6 |")
-    assert lines[6].startswith("| 512² | 100 iterations | 173 s | 156.3 | **1,104** |")
+    shown = {one["size"]: f"{one['served_ms']:.1f}" for one in document["speedup"]}
+    hundred = next(one for one in document["speedup"] if (one["size"], one["iterations"]) == (512, 100))
+    seconds, ratio = hundred["gatys_seconds"], hundred["ratio"]
+    assert lines[2].startswith(f"| 256² | same loss: 24 iterations | 8 s | {shown[256]} | **222** |")
+    assert lines[6].startswith(f"| 512² | 100 iterations | {seconds:.0f} s | {shown[512]} | **{ratio:,.0f}** |")
     assert lines[-1] == "Not compared at equal loss: no painting was given."
     assert "| 256² | a.jpg | 2.500 | 24 | 8.4 s | 37.9 ms | **222** |" in report.markdown(document)
 

@@ -127,13 +127,19 @@ class Training:
         self.settings = settings
         self.names = _names(styles, output, before)
         self.first_new = before.network.styles if before else 0
+        self.teacher_name = teacher.name if teacher else None
         self.teacher = _teacher(teacher, settings, len(self.names), self.team.device) if teacher else None
         self.partly = before is not None
         self.found = sample_photographs() if photos is None or settings.texture else find_pictures(photos)
         candidates = [preview] if preview else self.found
         self.part = self.team.part(settings.batch)
         if self.team.size > 1:
-            self.team.check_same(self._facts(styles, vgg) | {"--minutes": minutes, "--resume": resume})
+            told = {
+                "--minutes": minutes,
+                "--resume": resume,
+                "the teacher": teacher and _digest([teacher.read_bytes()]),
+            }
+            self.team.check_same(self._facts(styles, vgg) | told)
         pictures = [to_tensor(open_picture(style, max_side=settings.style_size)) for style in styles]
         device = self.team.device
         self.loss = PerceptualLoss(
@@ -158,7 +164,7 @@ class Training:
             workers=workers,
             part=self.part,
         )
-        self.history = self._history(styles, start, before) | ({"teacher": teacher.name} if teacher else {})
+        self.history = self._history(styles, start, before)
         self.curves = Curves(log) if log and self.team.leads else None
         self.written = -1
 
@@ -368,6 +374,7 @@ class Training:
         document = {
             "settings": asdict(self.settings),
             "styles": list(self.names),
+            "teacher": self.teacher_name,
             "network": state.network.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "iteration": state.iteration,
@@ -383,8 +390,8 @@ class Training:
         if not self.state_file.is_file():
             raise InputError(f"{self.state_file}: nothing to resume")
         document: dict[str, Any] = checkpoint.read_plain_data(self.state_file)
-        now = asdict(self.settings) | {"styles": list(self.names)}
-        before = document["settings"] | {"styles": document["styles"]}
+        now = asdict(self.settings) | {"styles": list(self.names), "teacher": self.teacher_name}
+        before = document["settings"] | {"styles": document["styles"], "teacher": document.get("teacher")}
         free = ("iterations", "crop") if planned else ()
         if changed := [key for key in now if now[key] != before.get(key) and key not in free]:
             differences = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
@@ -403,6 +410,8 @@ class Training:
     ) -> dict[str, Any]:
         """What contract 2 keeps of a training; names of files, no paths."""
         more: dict[str, Any] = {"from": start.name} if start else {}
+        if self.teacher_name:
+            more["teacher"] = self.teacher_name
         if before:
             more["before"] = before.training
         pictures = [style.name for style in styles]

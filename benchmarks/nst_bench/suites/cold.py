@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -139,7 +138,7 @@ def _nst_serve(environment: Path, repository: Path, model: str) -> Iterator[tupl
                 control = Control(endpoints.control, kept.key if kept else None)
                 yield Served(model, repository, endpoints, process, seconds), control
             finally:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # not Ctrl-C, to which what a shell started in the background is deaf
                 process.communicate(timeout=60.0)
 
 

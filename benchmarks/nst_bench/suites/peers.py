@@ -83,7 +83,7 @@ class Effort:
     rounds: int
 
 
-SHORT = Effort((256,), 10)
+SHORT = Effort((256, 512), 12)
 FULL = Effort((256, 512, 1024), 40)
 
 
