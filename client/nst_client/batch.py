@@ -63,6 +63,9 @@ OWN_CLUSTER = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0
 """Ray's environment, which it reads as it is imported and hands on to the processes that it starts. The last one makes
 it bind 127.0.0.1 on every system, as it does where firewalls ask their users; without it binds every interface."""
 
+START_TRIES = 3
+"""How often Ray is started in this machine: it gives itself 30 seconds, which a busy machine may not have."""
+
 Connect = Callable[[], StyleClient]
 
 
@@ -293,12 +296,16 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[int]:
             }
         stack.enter_context(redirect_stdout(sys.stderr))  # where Ray says that a worker was lost
         stack.callback(ray.shutdown)
-        try:
-            with _silent():
-                ray.init(address=address or "local", **settings)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-            where = f"at {address}" if address else "in this machine"
-            raise ServiceError(f"no Ray cluster {where}: {error}") from error
+        for tries_left in reversed(range(1 if address else START_TRIES)):
+            try:
+                with _silent():
+                    ray.init(address=address or "local", **settings)
+                break
+            except Exception as error:  # for a start that took over 30 s Ray has nothing more special
+                ray.shutdown()
+                if not tries_left:
+                    where = f"at {address}" if address else "in this machine"
+                    raise ServiceError(f"no Ray cluster {where}: {error}") from error
         if threading.current_thread() is threading.main_thread():
             # Ray's own handler prints the stack of its libraries and leaves the manifest unwritten.
             before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
