@@ -212,14 +212,15 @@ def _turn(on: _Measured, run: Callable[[], list[Call]]) -> Turn:
     with StyleClient(on.served.endpoints.grpc) as client:
         before = client.statistics(on.style)
         calls = run()
-        deadline = time.monotonic() + 5.0  # Triton answers first and counts after
-        while (after := client.statistics(on.style)).requests - before.requests < len(calls):
+        deadline = time.monotonic() + 5.0  # Triton answers first and counts after, requests before batches
+        while True:
+            counted = between(before, client.statistics(on.style))
+            pictures = sum(size * count for size, count in counted.batches.items())
+            if min(counted.requests, pictures) >= len(calls):
+                return Turn(calls, counted)
             if time.monotonic() > deadline:
-                raise ServiceError(
-                    f"{len(calls)} requests were answered, and the server counted {after} after {before}"
-                )
+                raise ServiceError(f"{len(calls)} requests were answered, and the server counted {counted}")
             time.sleep(0.01)
-        return Turn(calls, between(before, after))
 
 
 def between(before: Statistics, after: Statistics) -> Statistics:
