@@ -53,6 +53,7 @@ readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/perf-analyzer.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/peers.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/latency.json --readme docs/benchmark.md
+	$(BIN)/nst-bench report docs/benchmark/methods.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/cold.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/video.json --readme docs/video.md
 	$(BIN)/nst-bench capacity docs/benchmark/serving.json docs/benchmark/serving-wide.json docs/benchmark/training.json \

@@ -44,8 +44,8 @@ def site(folder: Path) -> Iterator[str]:
             process.communicate()
 
 
-def opened(browser: Browser, url: str, width: int, height: int) -> Page:
-    """The page with all its thumbnails."""
+def opened(browser: Browser, url: str, photo: str, width: int, height: int) -> Page:
+    """The page with all its thumbnails, a photograph, and a style chosen."""
     page = browser.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(PATIENCE)
     page.goto(url)
@@ -56,6 +56,8 @@ def opened(browser: Browser, url: str, width: int, height: int) -> Page:
             && images.every((image) => image.complete && image.naturalWidth);
         }"""
     )
+    page.set_input_files("#file", PHOTOGRAPHS[photo])
+    page.click("[data-style='great-wave']")
     return page
 
 
@@ -85,9 +87,7 @@ def taken(page: Page, name: str, **options: bool) -> None:
 
 def desktop(browser: Browser, url: str) -> None:
     """A cup of coffee in one style, then in a mix of two."""
-    page = opened(browser, url, 1180, 900)
-    page.set_input_files("#file", PHOTOGRAPHS["coffee"])
-    page.click("[data-style='great-wave']")
+    page = opened(browser, url, "coffee", 1180, 900)
     painted(page, 1, 0)
     page.check("#mix")
     page.click("[data-style='composition-vii']")
@@ -99,9 +99,7 @@ def desktop(browser: Browser, url: str) -> None:
 
 def phone(browser: Browser, url: str) -> None:
     """A face, and what a phone shows at once."""
-    page = opened(browser, url, 390, 844)
-    page.set_input_files("#file", PHOTOGRAPHS["astronaut"])
-    page.click("[data-style='great-wave']")
+    page = opened(browser, url, "astronaut", 390, 844)
     painted(page, 1, 42)
     page.evaluate("scrollTo(0, 0)")
     taken(page, "web-phone")

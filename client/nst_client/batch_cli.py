@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nst_client.cli import PATIENCE, Authorities, Format, Timeout, TokenFile, token_of
+from nst_client.cli import (
+    PATIENCE,
+    Authorities,
+    FileFormat,
+    MaxPixels,
+    MaxSide,
+    PreserveColor,
+    Quality,
+    Strength,
+    Timeout,
+    TokenFile,
+    token_of,
+)
 from nst_client.errors import ServiceError
 from nst_client.jobs import Recipe
 from nst_client.styles import mix_of
@@ -20,7 +32,7 @@ from nst_core.images import MAX_PIXELS
 if TYPE_CHECKING:
     from nst_client.batch import Access, Batch, Manifest
 
-_PAINTING, _FILES, _WORKERS = "Painting", "Files", "Workers"
+_PAINTING, _WORKERS = "Painting", "Workers"
 
 
 def batch(
@@ -33,27 +45,12 @@ def batch(
         str,
         typer.Option("--style", "-s", help="A style, or a mix: wave:0.7,scream:0.3.", rich_help_panel=_PAINTING),
     ],
-    strength: Annotated[
-        float,
-        typer.Option(
-            help="How much of the painting; the rest is the photograph.", min=0.0, max=1.0, rich_help_panel=_PAINTING
-        ),
-    ] = 1.0,
-    preserve_color: Annotated[
-        bool, typer.Option("--preserve-color", help="Keep the photograph's colours.", rich_help_panel=_PAINTING)
-    ] = False,
-    max_side: Annotated[
-        int | None,
-        typer.Option(help="Shrink a larger picture to this longer side, pixels.", min=16, rich_help_panel=_PAINTING),
-    ] = None,
-    file_format: Annotated[
-        Format | None,
-        typer.Option("--format", help="Of the paintings; by default the photograph's.", rich_help_panel=_FILES),
-    ] = None,
-    quality: Annotated[int, typer.Option(help="Of JPEG and WebP.", min=1, max=100, rich_help_panel=_FILES)] = 92,
-    max_pixels: Annotated[
-        int, typer.Option(help="Refuse to decode a picture of more pixels.", min=1, rich_help_panel=_FILES)
-    ] = MAX_PIXELS,
+    strength: Strength = 1.0,
+    preserve_color: PreserveColor = False,
+    max_side: MaxSide = None,
+    file_format: FileFormat = None,
+    quality: Quality = 92,
+    max_pixels: MaxPixels = MAX_PIXELS,
     workers: Annotated[
         int | None,
         typer.Option("--workers", "-w", help="By default one for each CPU.", min=1, rich_help_panel=_WORKERS),

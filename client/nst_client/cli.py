@@ -64,6 +64,29 @@ class Format(StrEnum):
     webp = "webp"
 
 
+Strength = Annotated[
+    float,
+    typer.Option(
+        help="How much of the painting; the rest is the photograph.", min=0.0, max=1.0, rich_help_panel=_PAINTING
+    ),
+]
+PreserveColor = Annotated[
+    bool, typer.Option("--preserve-color", help="Keep the photograph's colours.", rich_help_panel=_PAINTING)
+]
+MaxSide = Annotated[
+    int | None,
+    typer.Option(help="Shrink a larger picture to this longer side, pixels.", min=16, rich_help_panel=_PAINTING),
+]
+FileFormat = Annotated[
+    Format | None,
+    typer.Option("--format", help="Of the paintings; by default the photograph's.", rich_help_panel=_FILES),
+]
+Quality = Annotated[int, typer.Option(help="Of JPEG and WebP.", min=1, max=100, rich_help_panel=_FILES)]
+MaxPixels = Annotated[
+    int, typer.Option(help="Refuse to decode a picture of more pixels.", min=1, rich_help_panel=_FILES)
+]
+
+
 def stylize(
     photos: Annotated[
         list[str],
@@ -87,25 +110,11 @@ def stylize(
             rich_help_panel=_FILES,
         ),
     ],
-    strength: Annotated[
-        float,
-        typer.Option(
-            help="How much of the painting; the rest is the photograph.", min=0.0, max=1.0, rich_help_panel=_PAINTING
-        ),
-    ] = 1.0,
-    preserve_color: Annotated[
-        bool,
-        typer.Option("--preserve-color", help="Keep the photograph's colours.", rich_help_panel=_PAINTING),
-    ] = False,
-    max_side: Annotated[
-        int | None,
-        typer.Option(help="Shrink a larger picture to this longer side, pixels.", min=16, rich_help_panel=_PAINTING),
-    ] = None,
-    file_format: Annotated[
-        Format | None,
-        typer.Option("--format", help="Of the paintings; by default the photograph's.", rich_help_panel=_FILES),
-    ] = None,
-    quality: Annotated[int, typer.Option(help="Of JPEG and WebP.", min=1, max=100, rich_help_panel=_FILES)] = 92,
+    strength: Strength = 1.0,
+    preserve_color: PreserveColor = False,
+    max_side: MaxSide = None,
+    file_format: FileFormat = None,
+    quality: Quality = 92,
     overwrite: Annotated[
         bool,
         typer.Option(
@@ -114,9 +123,7 @@ def stylize(
             rich_help_panel=_FILES,
         ),
     ] = False,
-    max_pixels: Annotated[
-        int, typer.Option(help="Refuse to decode a picture of more pixels.", min=1, rich_help_panel=_FILES)
-    ] = MAX_PIXELS,
+    max_pixels: MaxPixels = MAX_PIXELS,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Pictures at a time.", min=1)] = 2,
     as_json: Annotated[
         bool, typer.Option("--json", help="A line of JSON on stdout for each picture, and a summary.")

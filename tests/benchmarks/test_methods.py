@@ -76,7 +76,7 @@ def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest
 
 def test_what_stands_for_a_method() -> None:
     shown = {one.name: one for one in methods.methods([])}
-    assert list(shown) == [methods.GATYS, methods.JOHNSON, methods.ULYANOV, methods.MANY, methods.ADDED]
+    assert list(shown) == [methods.GATYS, methods.JOHNSON, methods.FAST, methods.ULYANOV, methods.MANY, methods.ADDED]
     assert all(one.trained is None for one in shown.values())
     for one in shown.values():
         assert "no trained checkpoint" in methods._loss(one).get("missing", "") or one.name == methods.GATYS

@@ -123,7 +123,7 @@ def test_a_server_that_stays_away_and_the_next_run(repository: Path, folder: Pat
         process = begun(folder, out, server.endpoints.grpc, "--timeout", 3)
         triton = triton_of(server)
         server.process.kill()  # or it would start another
-        os.kill(triton, signal.SIGKILL)
+        os.killpg(triton, signal.SIGKILL)  # with the models' processes, which nobody is left to end
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "Traceback" not in stderr

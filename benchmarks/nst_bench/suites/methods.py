@@ -38,10 +38,12 @@ ITERATIONS = 300
 """Of the optimisation, for a picture; they are scaled from the seconds of some."""
 
 GATYS, JOHNSON, ULYANOV = "Gatys et al. 2016", "Johnson et al. 2016", "Ulyanov et al. 2016"
+FAST = "Johnson et al. 2016, rearranged for CPUs"
 MANY, ADDED = "many styles in one network (Dumoulin et al. 2017)", "a style added to a trained network"
 
 UNTRAINED: dict[str, dict[str, Any]] = {
     JOHNSON: {"name": "johnson", "arguments": {"width": 1.0}},
+    FAST: {"name": "fast", "arguments": {"width": 1.0}},
     ULYANOV: {"name": "ulyanov", "arguments": {"width": 1.0}},
     MANY: {"name": "johnson", "arguments": {"width": 1.0, "styles": 16}},
     ADDED: {"name": "johnson", "arguments": {"width": 1.0, "styles": 17}},
@@ -105,7 +107,7 @@ def methods(checkpoints: Sequence[Path]) -> list[Method]:
         if network.arguments.get("texture"):
             continue
         several = ADDED if "before" in trained.training else MANY
-        kind = ULYANOV if network.name == "ulyanov" else JOHNSON if network.styles == 1 else several
+        kind = several if network.styles > 1 else {"ulyanov": ULYANOV, "fast": FAST}.get(network.name, JOHNSON)
         architecture = {"name": network.name, "arguments": dict(network.arguments)}
         found.setdefault(kind, Method(kind, architecture, trained, path.stem))
     return [Method(GATYS), *(found.get(kind, Method(kind, network)) for kind, network in UNTRAINED.items())]
