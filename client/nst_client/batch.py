@@ -33,8 +33,10 @@ import pyarrow.compute as pc
 
 from nst_client.client import StyleClient
 from nst_client.errors import ServiceError
+from nst_client.footage import CONTAINERS
 from nst_client.jobs import NEXT_TOO, Recipe, own_suffix
 from nst_client.local import Local
+from nst_client.sections import Film, Section
 from nst_client.storage import OWN, Folder
 from nst_core.errors import InputError, NstError
 from nst_core.images import READABLE, encode_picture, image_format
@@ -88,9 +90,10 @@ class Access:
 
 @dataclass(frozen=True)
 class Batch:
-    """Photographs below `source`, painted by `recipe` into the same tree below `target`.
+    """Photographs and videos below `source`, painted by `recipe` into the same tree below `target`.
 
-    `suffix` is of what is written, with its dot; by default the photograph's own, PNG where that cannot be written.
+    `suffix` is of a picture that is written, with its dot; by default the photograph's own, PNG where that cannot be
+    written. A video keeps its own.
     """
 
     source: Folder
@@ -129,8 +132,9 @@ class Batch:
         return begun
 
     def missing(self, begun: bool) -> Iterator[tuple[list[str], int]]:
-        """For each folder what is to be painted, and how many pictures are painted already.
+        """For each folder what is to be painted, and how many pictures and videos are painted already.
 
+        Of a video those are the sections that are left.
         Raises `InputError` where two photographs would become one painting, or a file is there that nobody of this
         job has painted.
         """
@@ -141,9 +145,9 @@ class Batch:
             prefix = f"{folder}/" if folder else ""
             photos: dict[str, str] = {}
             for name in names:
-                if splitext(name)[1].lower() not in READABLE:
+                if not _is_video(name) and splitext(name)[1].lower() not in READABLE:
                     continue
-                painting = self.painting_of(name)
+                painting = name if _is_video(name) else self.painting_of(name)
                 if painting in photos:
                     raise InputError(
                         f"{prefix}{photos[painting]} and {prefix}{name} would both become {prefix}{painting}: "
@@ -155,7 +159,12 @@ class Batch:
                 raise InputError(
                     f"{self.target.url} has {prefix}{min(there)} already, and not from nst batch: choose another folder"
                 )
-            yield [prefix + photo for painting, photo in photos.items() if painting not in there], len(there)
+            todo: list[str] = []
+            for painting, photo in photos.items():
+                if painting not in there:
+                    name = prefix + photo
+                    todo += map(str, self._film(name).missing()) if _is_video(name) else [name]
+            yield todo, len(there)
 
     def claim(self) -> None:
         """Write down whose the output is, and remove what a killed run began. Raises `WriteError`."""
@@ -163,13 +172,22 @@ class Batch:
         self.target.write(JOB, json.dumps(self.record).encode())
 
     def paint(self, photo: str, client: StyleClient) -> None:
-        """Read, paint and write one picture. Raises `PictureError`, `WriteError`, and what `stylize` raises."""
+        """Read, paint and write one picture or section of a video.
+
+        Raises `PictureError`, `WriteError`, and what `stylize` raises.
+        """
+        if section := Section.of(photo):
+            self._film(section.video).paint(section, self.recipe, client)
+            return
         file = io.BytesIO(self.source.read(photo))
         file.name = photo  # what its error calls it
         painting, _ = self.recipe.painting(self.recipe.opened(file), client)
         target = self.painting_of(photo)
         kind = image_format(Path(target))
         self.target.write(target, encode_picture(painting, kind, quality=self.recipe.quality))
+
+    def _film(self, video: str) -> Film:
+        return Film(self.source, self.target, video, self.recipe.max_side)
 
 
 @dataclass(frozen=True)
@@ -357,6 +375,10 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _is_video(name: str) -> bool:
+    return splitext(name)[1].lower() in CONTAINERS
 
 
 class Manifest:

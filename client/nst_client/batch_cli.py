@@ -38,7 +38,9 @@ _PAINTING, _WORKERS = "Painting", "Workers"
 def batch(
     source: Annotated[
         str,
-        typer.Argument(help="A folder of pictures, or its URL: s3://bucket/photos, file:///photos.", metavar="INPUT"),
+        typer.Argument(
+            help="A folder of pictures and videos, or its URL: s3://bucket/photos, file:///photos.", metavar="INPUT"
+        ),
     ],
     target: Annotated[str, typer.Argument(help="A folder, or its URL.", metavar="OUTPUT")],
     style: Annotated[
@@ -76,7 +78,7 @@ def batch(
     ca: Authorities = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as a line of JSON on stdout.")] = False,
 ) -> None:
-    """Paint a folder or bucket of pictures on many cores or machines, with Ray.
+    """Paint a folder or bucket of pictures and videos on many cores or machines, with Ray.
 
     What the output has is not painted again, so the same command goes on where it was stopped. What could not be
     painted stands in OUTPUT/nst-batch.jsonl, with the reason.
@@ -113,8 +115,11 @@ def _listed(job: Batch, begun: bool) -> tuple[list[Any], int]:
     """What is to be painted, an Arrow array for each folder, and how many pictures are painted already."""
     import pyarrow as pa
 
-    todo, there, count, said = [], 0, 0, time.monotonic()
+    from nst_client.sections import Section
+
+    todo, there, count, said, sections = [], 0, 0, time.monotonic(), False
     for photos, painted in job.missing(begun):
+        sections |= any(map(Section.of, photos))
         if photos:
             todo.append(pa.array(photos, pa.string()))
         there, count = there + painted, count + len(photos)
@@ -122,8 +127,9 @@ def _listed(job: Batch, begun: bool) -> tuple[list[Any], int]:
             said = time.monotonic()
             say(f"listing: {count + there} pictures so far")
     if not count and not there:
-        raise InputError(f"{job.source.url}: no pictures in it")
-    say(f"{count} pictures to paint" + (f", {there} are painted already" if there else ""))
+        raise InputError(f"{job.source.url}: no pictures or videos in it")
+    what = "pictures and sections of videos" if sections else "pictures"
+    say(f"{count} {what} to paint" + (f", {there} are painted already" if there else ""))
     return todo, there
 
 

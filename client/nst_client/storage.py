@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -89,6 +91,15 @@ class Folder:
         except Exception as error:
             raise InputError(f"{below}: cannot be read: {_said(error)}") from error
 
+    def open(self, below: str) -> BinaryIO:
+        """A file to read and to seek in. Raises `OSError`, or what its file system raises."""
+        file: BinaryIO = self.file_system.open(self._at(below), "rb")
+        return file
+
+    def on_disk(self, below: str) -> Path | None:
+        """The path of a file, if it is on this machine's disks."""
+        return Path(self._at(below)) if self.local else None
+
     def write(self, below: str, data: bytes) -> None:
         """A file that appears whole or not at all: written beside and renamed, or put as one object.
 
@@ -108,6 +119,46 @@ class Folder:
                 self.file_system.mv(beside, target)
         except Exception as error:
             raise WriteError(f"cannot write {below} in {self.url}: {_said(error)}") from error
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder of this machine for what becomes a file here; `sweep` removes what a killed run left of it."""
+        beside = self.on_disk(f"{OWN}/beside")
+        with TemporaryDirectory(prefix="nst-", dir=beside, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+
+    def fetch(self, below: str, file: Path) -> None:
+        """Copy a file to this machine. Raises `InputError`."""
+        try:
+            self.file_system.get_file(self._at(below), str(file))
+        except Exception as error:
+            raise InputError(f"{below}: cannot be read: {_said(error)}") from error
+
+    def put(self, file: Path, below: str) -> None:
+        """A file of this machine's, from `scratch`, that appears whole or not at all. Raises `WriteError`."""
+        target = self._at(below)
+        try:
+            if self._whole:
+                self.file_system.put_file(str(file), target)
+                return
+            if self.local:
+                with file.open("rb+") as written:
+                    os.fsync(written.fileno())
+                beside = str(file)
+            else:
+                beside = self._at(f"{OWN}/beside/{secrets.token_hex(8)}{PurePosixPath(below).suffix}")
+                self.file_system.put_file(str(file), beside)
+            self.file_system.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self.file_system.mv(beside, target)
+        except Exception as error:
+            raise WriteError(f"cannot write {below} in {self.url}: {_said(error)}") from error
+
+    def remove(self, below: str) -> None:
+        """A folder and all that is in it. Raises `WriteError`."""
+        try:
+            self.file_system.rm(self._at(below), recursive=True)
+        except Exception as error:
+            raise WriteError(f"cannot remove {below} in {self.url}: {_said(error)}") from error
 
     def prepare(self) -> None:
         """Make the folder for what is begun, and empty it of what a killed run left there. Raises `WriteError`."""

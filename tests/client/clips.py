@@ -32,12 +32,14 @@ def clip(
     rotation: int = 0,
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
+    key_every: int = 250,
 ) -> Path:
     """A film of 25 frames a second, or of these time stamps (ticks), with a tone of its length."""
     height, width = frames[0].shape[:2]
     times = list(stamps) if stamps is not None else [512 * n for n in range(len(frames))]
+    options = {"crf": "12", "g": str(key_every)} if codec == "libx264" else {}
     with av.open(str(path), "w") as output:
-        video = output.add_stream(codec, rate=25, options={"crf": "12"} if codec == "libx264" else {})
+        video = output.add_stream(codec, rate=25, options=options)
         video.width, video.height, video.pix_fmt = width, height, pix_fmt
         video.codec_context.time_base = TICKS
         if rotation:

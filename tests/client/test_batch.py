@@ -9,13 +9,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from nst_client import MockTransport, StyleClient
+from nst_client import MockTransport, StyleClient, sections
 from nst_client.batch import JOB, Batch
 from nst_client.batch_cli import batch_app
+from nst_client.footage import Footage
 from nst_client.jobs import Recipe
 from nst_client.storage import OWN, Folder
 from nst_core.errors import InputError, NstError, PictureError, WriteError
 from nst_core.images import open_picture, process_of_file
+
+from .clips import clip, panned
 
 
 @pytest.fixture
@@ -66,6 +69,74 @@ def test_an_output_inside_the_input_is_no_photograph(photos: Path, client: Style
     batch.claim()
     batch.paint("one.png", client)
     assert todo(batch) == ["deep/three.bmp", "deep/er/two.jpg"]
+
+
+@pytest.fixture
+def film(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of five seconds with sound, in sections of one, of which the third has no frame."""
+    monkeypatch.setattr(sections, "SECONDS", 1.0)
+    stamps = [512 * n for n in range(125) if not 45 <= n < 80]
+    return clip(photos / "deep" / "film.mp4", panned(90, 64, 48), stamps=stamps, sound=True, key_every=20)
+
+
+def test_a_video_is_painted_in_sections_by_anyone_in_any_order(film: Path, tmp_path: Path, client: StyleClient) -> None:
+    batch = batch_of(film.parent, tmp_path / "out")
+    names = [name for name in todo(batch) if name.startswith("film")]
+    assert names == [f"film.mp4#{number}/5" for number in range(5)]
+    batch.claim()
+    for name in names[:0:-1]:
+        batch.paint(name, client)
+        assert not (tmp_path / "out" / "film.mp4").exists()
+    assert [name for name in todo(batch) if name.startswith("film")] == names[:1]  # a run that is stopped goes on
+    batch.paint(names[0], client)
+    assert files(tmp_path / "out") == {"film.mp4", JOB}
+    assert not any(name.startswith("film") for name in todo(batch))
+    batch.paint(names[0], client)  # as Ray does after a worker was lost
+    assert files(tmp_path / "out") == {"film.mp4", JOB}
+
+    given, painted = list(Footage(film).frames()), list(Footage(tmp_path / "out" / "film.mp4").frames())
+    assert [frame.pts for frame in painted] == [frame.pts for frame in given]
+    for one, other in zip(given, painted, strict=True):
+        assert np.abs(255.0 - one.pixels - other.pixels).mean() < 4
+    assert Footage(tmp_path / "out" / "film.mp4").sound == ["aac"]
+
+
+def test_sections_that_only_have_to_be_joined(film: Path, tmp_path: Path, client: StyleClient) -> None:
+    batch = batch_of(film.parent, tmp_path / "out")
+    names = [name for name in todo(batch) if name.startswith("film")]
+    batch.claim()
+    for name in names:
+        batch.paint(name, client)
+        if name == names[-2]:
+            kept = {path: path.read_bytes() for path in (tmp_path / "out" / OWN / "sections").rglob("*.nut")}
+    (tmp_path / "out" / "film.mp4").unlink()
+    for path, data in kept.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    assert [name for name in todo(batch) if name.startswith("film")] == names[-1:]
+    batch.paint(names[-1], client)
+    assert len(list(Footage(tmp_path / "out" / "film.mp4").frames())) == 90
+
+
+def test_a_video_in_object_storage(film: Path, client: StyleClient) -> None:
+    batch = batch_of("memory://films/in", "memory://films/out")
+    batch.source.file_system.pipe_file("/films/in/film.mp4", film.read_bytes())
+    batch.claim()
+    for name in todo(batch):
+        batch.paint(name, client)
+    storage = batch.target.file_system
+    assert sorted(storage.find("/films/out")) == [f"/films/out/{JOB}", "/films/out/film.mp4"]
+    frames = Footage(Path("film.mp4"), opened=lambda: storage.open("/films/out/film.mp4")).frames()
+    assert len(list(frames)) == 90
+
+
+def test_what_is_no_video_is_one_error(photos: Path, tmp_path: Path, client: StyleClient) -> None:
+    (photos / "broken.mp4").write_bytes(b"no video")
+    batch = batch_of(photos, tmp_path / "out")
+    assert "broken.mp4#0/1" in todo(batch)
+    batch.claim()
+    with pytest.raises(PictureError, match=r"broken\.mp4: not a video"):
+        batch.paint("broken.mp4#0/1", client)
 
 
 def test_object_storage(photos: Path, client: StyleClient) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,15 @@ from typer.testing import CliRunner
 from nst_client import MockTransport, Request, StyleClient
 from nst_client.batch import Batch, cluster, paint
 from nst_client.batch_cli import batch_app
+from nst_client.footage import Footage
 from nst_client.jobs import Recipe
 from nst_client.storage import Folder
 from nst_core.images import Pixels, open_picture
+from nst_server import triton
+from nst_server.triton import Endpoints
 
-from .serving import BIN, Models, descendants, run
+from ..client.clips import clip, panned
+from .serving import BIN, TRITON, Models, descendants, run
 
 COUNT = 2000
 BROKEN = {"3/broken.png": b"no picture", "empty.jpg": b""}
@@ -205,6 +210,37 @@ def test_on_a_cluster_by_its_address(ray: str, tmp_path: Path, photos: Path, mod
     assert again.returncode == 0 and json.loads(again.stdout)["skipped"] == COUNT // 10
 
 
+def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Models) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    stamps = [512 * 10 * n for n in range(80)]  # 32 seconds, so two sections
+    frames = panned(80, 64, 48)
+    films = [clip(tmp_path / "in" / name, frames, stamps=stamps, sound=True) for name in ("a.mp4", "deep/b.mkv")]
+    Image.fromarray(frames[0]).save(tmp_path / "in" / "c.png")
+    with ExitStack() as servers:
+        endpoints = [Endpoints.free() for _ in range(2)]
+        for number, one in enumerate(endpoints):
+            log = tmp_path / f"{number}.log"
+            servers.enter_context(triton.running(triton.find(TRITON, print), models.repository, one, log))
+        url = endpoints[0].grpc + "," + endpoints[1].grpc.removeprefix("grpc://")
+        here = ("batch", tmp_path / "in", tmp_path / "out", "--style", "one", "--url", url)
+        result = run("nst", *here, "--address", ray, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "5 pictures and sections of videos to paint" in result.stderr
+    assert json.loads(result.stdout)["painted"] == 5
+    written = {"a.mp4", "deep/b.mkv", "c.png", "nst-batch.jsonl", ".nst-batch/job.json"}
+    assert files(tmp_path / "out").keys() == written
+    right = models.painted(np.stack(frames)).astype(int)
+    for film in films:
+        painted = Footage(tmp_path / "out" / film.relative_to(tmp_path / "in"))
+        got = list(painted.frames())
+        assert [frame.pts - painted.start for frame in got] == [
+            frame.pts - Footage(film).start for frame in Footage(film).frames()
+        ]
+        assert painted.sound == ["aac"]
+        off = [np.abs(frame.pixels - one).mean() for frame, one in zip(got, right, strict=True)]
+        assert max(off) < 0.5 * np.abs(got[0].pixels - right[-1]).mean()
+
+
 def test_nobody_at_the_address_is_one_line(tmp_path: Path, photos: Path, models: Models) -> None:
     here = [str(photos / "7"), str(tmp_path), "--style", "one", "-u", f"local:{models.repository}", "--address"]
     for address, said in (("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"), ("ray://there", "use host:6379")):
@@ -215,7 +251,11 @@ def test_nobody_at_the_address_is_one_line(tmp_path: Path, photos: Path, models:
 
 @pytest.mark.parametrize(
     ("source", "style", "said"),
-    [("nowhere", "one", "no such folder"), ("empty", "one", "no pictures in it"), ("empty", "wave", "no style 'wave'")],
+    [
+        ("nowhere", "one", "no such folder"),
+        ("empty", "one", "no pictures or videos in it"),
+        ("empty", "wave", "no style 'wave'"),
+    ],
 )
 def test_a_wrong_input_is_one_line(tmp_path: Path, models: Models, source: str, style: str, said: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -68,11 +68,12 @@ THUMBNAILED = """() => {
 
 
 def measure(
-    served: Served, *, frames: int = 120, rounds: int = 3, tick: Callable[[str], None] = lambda note: None
+    served: Served, *, frames: int = 120, rounds: int = 5, tick: Callable[[str], None] = lambda note: None
 ) -> dict[str, Any]:
     """`rounds` of `frames` frames by each way, in turn; a document. The window is one without a screen.
 
-    The page has as many seconds a round as the frames last. Where there is no browser it is missing.
+    The page has as many seconds a round as the frames last. Where there is no browser it is missing. The share of the
+    bare rate is the median of the rounds' own shares: a machine may change its speed from one round to the next.
     """
     document, bare, style = header(SCHEMA), Bare(served.folder), served.style
     missing = _without_browser()
@@ -102,13 +103,13 @@ def measure(
                 whole[PAGE].append(len(own) / sum(own))
             now = ", ".join(f"{way} {own[-1]:.1f}" for way, own in whole.items())
             tick(f"round {turn} of {rounds}, frames a second: {now}")
-    rates = {way: float(np.median(own)) for way, own in whole.items()}
+    rates = {way: np.array(own) for way, own in whole.items()}
     rows = [
         {
             "way": way,
             **asdict(summarize(own)),
-            "frames_per_second": rates[way],
-            "share_of_bare": rates[way] / rates[BARE],
+            "frames_per_second": float(np.median(rates[way])),
+            "share_of_bare": float(np.median(rates[way] / rates[BARE])),
         }
         for way, own in seconds.items()
     ]
