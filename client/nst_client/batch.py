@@ -83,9 +83,16 @@ class Access:
         """A client. Raises what `StyleClient` raises, and `MissingExtra` for `local:` without ONNX Runtime."""
         if not self.url.startswith("local:"):
             return StyleClient(self.url, **self.options)
+        return StyleClient(transport=self._local(), timeout=self.options["timeout"])
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether the workers themselves run a model that was exported for GPUs. Raises as calling it does."""
+        return self.url.startswith("local:") and self._local().wants_gpu
+
+    def _local(self) -> Local:
         # The path must mean the same in a worker, whose working directory may be another.
-        repository = Path(self.url.removeprefix("local:")).resolve()
-        return StyleClient(transport=Local(repository, threads=self.threads), timeout=self.options["timeout"])
+        return Local(Path(self.url.removeprefix("local:")).resolve(), threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -234,9 +241,12 @@ class Painter:
         return "", False
 
 
-def paint(batch: Batch, photos: list[pa.Array], connect: Connect, workers: int) -> Generator[Done, None, None]:
+def paint(
+    batch: Batch, photos: list[pa.Array], connect: Connect, workers: int, *, gpu: bool = False
+) -> Generator[Done, None, None]:
     """Paint on so many workers of the cluster that Ray is connected to; blocks come as they are done.
 
+    With `gpu` the workers share the GPUs that the cluster has, if any.
     What kills a worker is tried again. What has killed several with its block is tried by itself, and given up if it
     goes on: so one picture that a decoder cannot survive does not cost its neighbours.
     """
@@ -248,7 +258,7 @@ def paint(batch: Batch, photos: list[pa.Array], connect: Connect, workers: int) 
         rows = np.flatnonzero(left)
         if not len(rows):
             return
-        for table in _mapped(batch, connect, names, rows, step, workers):
+        for table in _mapped(batch, connect, names, rows, step, workers, gpu):
             left[table["row"].to_numpy()] = False
             failed = table.filter(pc.not_equal(table["error"], "")).to_pylist()
             tried = [(row["photo"], row["error"]) for row in failed if row["error"] != NOT_TRIED]
@@ -261,7 +271,9 @@ def paint(batch: Batch, photos: list[pa.Array], connect: Connect, workers: int) 
         )
 
 
-def _mapped(batch: Batch, connect: Connect, names: pa.Array, rows: Any, step: int, workers: int) -> Iterator[pa.Table]:
+def _mapped(
+    batch: Batch, connect: Connect, names: pa.Array, rows: Any, step: int, workers: int, gpu: bool
+) -> Iterator[pa.Table]:
     """The tables that `Painter` makes of these rows, `step` at a time."""
     import ray.data
 
@@ -272,7 +284,8 @@ def _mapped(batch: Batch, connect: Connect, names: pa.Array, rows: Any, step: in
     for start in range(0, len(rows), step):
         own = rows[start : start + step]
         blocks.append(pa.table({"row": own, "photo": names.take(pa.array(own))}))
-    share = min(1.0, ray.cluster_resources().get("CPU", 1.0) / workers)
+    there = ray.cluster_resources()
+    cpus, gpus = (min(1.0, there.get(kind, 0.0) / workers) for kind in ("CPU", "GPU"))
     with warnings.catch_warnings():
         # Ray 2.60 calls `max_task_retries` deprecated and has nothing in its place: without it Ray tries for ever.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -280,9 +293,10 @@ def _mapped(batch: Batch, connect: Connect, names: pa.Array, rows: Any, step: in
             Painter,
             fn_constructor_args=(batch, connect),
             batch_format="pyarrow",
-            batch_size=None,
+            batch_size=step if gpu and gpus else None,  # a block in both cases; Ray wants a number where there is a GPU
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1 if step == 1 else 2),
-            num_cpus=share,
+            num_cpus=cpus,
+            num_gpus=gpus if gpu else 0.0,
             max_task_retries=RETRIES,
         )
     yield from painted.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

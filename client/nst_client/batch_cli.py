@@ -145,7 +145,10 @@ def _painted(
     with cluster(address, workers) as cpus:
         many = workers or cpus
         connect = replace(access, threads=max(1, cpus // many), options={**access.options, "retries": PATIENCE})
-        with progress("pictures", total) as update, closing(paint(job, todo, connect, many)) as blocks:
+        with (
+            progress("pictures", total) as update,
+            closing(paint(job, todo, connect, many, gpu=access.wants_gpu)) as blocks,
+        ):
             for block in blocks:
                 manifest.add(block)
                 if block.hopeless:

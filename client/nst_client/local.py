@@ -56,7 +56,11 @@ class Local:
         )
 
     async def infer(self, request: Request, seconds: float) -> Array:
-        """See `Transport`; through OpenVINO if the config asks for it and it is installed, else ONNX Runtime's own."""
+        """See `Transport`.
+
+        On a GPU if the config asks for one and onnxruntime-gpu is installed, through OpenVINO likewise, else by ONNX
+        Runtime's own means.
+        """
         return await worked(self._run, request, aio=self.aio)
 
     async def statistics(self, model: str, seconds: float) -> Statistics:
@@ -66,6 +70,11 @@ class Local:
     async def close(self) -> None:
         """See `Transport`."""
         self.sessions.clear()
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether a model of the repository was exported for GPUs (`nst-export --for gpu`)."""
+        return any(_for_gpu(self._config(path.parent.name)) for path in self.repository.glob("*/config.pbtxt"))
 
     def _run(self, request: Request) -> Array:
         with self.opening:
@@ -99,7 +108,10 @@ class Local:
         options.intra_op_num_threads = int(threads)
         provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
         wanted = [one.name for one in config.optimization.execution_accelerators.cpu_execution_accelerator]
-        if "openvino" in wanted and "OpenVINOExecutionProvider" in self.onnxruntime.get_available_providers():
+        available = self.onnxruntime.get_available_providers()
+        if _for_gpu(config) and "CUDAExecutionProvider" in available:
+            provider = ("CUDAExecutionProvider", {})
+        elif "openvino" in wanted and "OpenVINOExecutionProvider" in available:
             provider = (
                 "OpenVINOExecutionProvider",
                 {"device_type": "CPU", "num_of_threads": threads, "load_config": OPENVINO_CONFIG},
@@ -108,3 +120,7 @@ class Local:
             return self.onnxruntime.InferenceSession(str(file), options, providers=[provider])
         except Exception as error:  # as above
             raise ServiceError(f"{file} cannot be opened: {error}") from error
+
+
+def _for_gpu(config: model_config_pb2.ModelConfig) -> bool:
+    return any(group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU for group in config.instance_group)

@@ -29,6 +29,7 @@ from nst_client import (
 )
 from nst_client.cli import styles_app
 from nst_client.client import _pauses
+from nst_client.local import Local
 from nst_client.transports import ModelConfig, connect
 from nst_client.triton import _places
 from nst_core.errors import InputError
@@ -418,6 +419,38 @@ def test_a_dead_server_is_one_line_and_a_status() -> None:
         result.stderr
         == f"error: no server answers at {url}; start one with nst-serve, or give its address with --url\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "installed", "opened"),
+    [
+        ("KIND_GPU", ["CUDAExecutionProvider", "CPUExecutionProvider"], "CUDAExecutionProvider"),
+        ("KIND_GPU", ["OpenVINOExecutionProvider", "CPUExecutionProvider"], "CPUExecutionProvider"),
+        ("KIND_CPU", ["CUDAExecutionProvider", "CPUExecutionProvider"], "CPUExecutionProvider"),
+    ],
+)
+def test_a_local_model_runs_on_what_it_was_exported_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, installed: list[str], opened: str
+) -> None:
+    (tmp_path / "wave" / "1").mkdir(parents=True)
+    (tmp_path / "wave" / "1" / "model.onnx").write_bytes(b"a model")
+    (tmp_path / "wave" / "config.pbtxt").write_text(f'name: "wave" instance_group {{ kind: {kind} }}')
+    local = Local(tmp_path)
+    asked: list[str] = []
+
+    class Session:
+        def __init__(self, path: str, options: object, providers: list[tuple[str, object]]) -> None:
+            asked.extend(name for name, _ in providers)
+
+        def run(self, outputs: list[str], inputs: dict[str, Pixels]) -> list[Pixels]:
+            return [inputs["image"]]
+
+    monkeypatch.setattr(local.onnxruntime, "get_available_providers", lambda: installed)
+    monkeypatch.setattr(local.onnxruntime, "InferenceSession", Session)
+    assert local.wants_gpu == (kind == "KIND_GPU")
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    asyncio.run(local.infer(Request("wave", {"image": pixels}, "stylized"), 1.0))
+    assert asked == [opened]
 
 
 def test_a_local_repository_that_is_none(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -170,13 +171,41 @@ def inverted(source: Path, target: Path) -> Batch:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[str]:
-    """The address of the cluster that this process has started."""
-    with cluster(None, 2) as cpus:
-        assert cpus >= 2
+    """The address of the cluster that this process has started; it believes that it has two GPUs."""
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
+        assert stack.enter_context(cluster(None, 2)) >= 2
         import ray
 
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield ray.get_runtime_context().gcs_address
+
+
+class Seen:
+    """A worker's client whose server paints in the number of the GPU that its process sees, 255 for none."""
+
+    def __call__(self) -> StyleClient:
+        def paint(request: Request) -> Pixels:
+            return np.full_like(request.inputs["image"], int(os.environ.get("CUDA_VISIBLE_DEVICES") or 255))
+
+        return StyleClient(transport=MockTransport(paint))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")  # of Ray's own code
+def test_workers_share_the_gpus_that_a_model_wants(ray: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        Image.fromarray(pixels_of(number)).save(tmp_path / "in" / f"{number:02}.png")
+    colours = {}
+    for gpu in (True, False):
+        batch = inverted(tmp_path / "in", tmp_path / f"out-{gpu}")
+        batch.claim()
+        todo = [pa.array(names) for names, _ in batch.missing(True)]
+        assert sum(done.painted for done in paint(batch, todo, Seen(), 2, gpu=gpu)) == 40
+        written = (tmp_path / f"out-{gpu}").glob("*.png")
+        colours[gpu] = {int(open_picture(path).pixels[0, 0, 0]) for path in written}
+    assert colours[True] and colours[True] <= {0, 1}
+    assert colours[False] == {255}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")  # of Ray's own code
@@ -188,8 +217,6 @@ def test_a_picture_that_kills_its_worker_costs_no_other(ray: str, tmp_path: Path
         Image.fromarray(pixels).save(tmp_path / "in" / f"{number}.png")
     batch = inverted(tmp_path / "in", tmp_path / "out")
     assert not batch.begin()
-    import pyarrow as pa
-
     todo = [pa.array(names) for names, _ in batch.missing(False)]
     batch.claim()
     done = list(paint(batch, todo, Deadly(), 2))
