@@ -1,7 +1,7 @@
 """Training a feed-forward network (Johnson, Alahi and Fei-Fei 2016, section 3) for one style or many.
 
 Each iteration stylises a batch of photographs, measures content, style and total variation with
-the loss network, and takes one step of Adam.
+the loss network, and takes one step of SOAP.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pytorch_optimizer import SOAP
 from torch import Tensor
 
 from nst_core.errors import InputError, NstError, PictureError
@@ -76,7 +77,7 @@ class _State:
     """What a resumed training continues from."""
 
     network: StyledNetwork
-    optimizer: torch.optim.Adam
+    optimizer: SOAP
     iteration: int = 0
     averages: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)  # validation losses, iteration and weights
@@ -239,7 +240,7 @@ class Training:
             network.requires_grad_(False)
             for norm in network.norms():
                 norm.requires_grad_(True)
-        return _State(network, _adam(network, settings.learning_rate))
+        return _State(network, _optimizer(network, settings.learning_rate))
 
     def _planned(self, seconds: float) -> TrainingSettings:
         """As many iterations as fit into `seconds`: crops as large as leaves `FEWEST` of them."""
@@ -303,7 +304,7 @@ class Training:
         taught = state.iteration < begun
         if self.teacher and state.iteration == begun:
             # The teacher's gradients were a hundredth of those to come: by their memory the first steps would be giant.
-            state.optimizer = _adam(state.network, settings.learning_rate)
+            state.optimizer = _optimizer(state.network, settings.learning_rate)
         for group in state.optimizer.param_groups:
             group["lr"] = group["factor"] * settings.learning_rate_at(state.iteration, 0 if taught else begun)
         total, terms = self._losses(pictures, taught)
@@ -375,6 +376,7 @@ class Training:
             "settings": asdict(self.settings),
             "styles": list(self.names),
             "teacher": self.teacher_name,
+            "by": "SOAP",
             "network": state.network.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "iteration": state.iteration,
@@ -390,8 +392,8 @@ class Training:
         if not self.state_file.is_file():
             raise InputError(f"{self.state_file}: nothing to resume")
         document: dict[str, Any] = checkpoint.read_plain_data(self.state_file)
-        now = asdict(self.settings) | {"styles": list(self.names), "teacher": self.teacher_name}
-        before = document["settings"] | {"styles": document["styles"], "teacher": document.get("teacher")}
+        now = asdict(self.settings) | {"styles": list(self.names), "teacher": self.teacher_name, "by": "SOAP"}
+        before = document["settings"] | {key: document.get(key) for key in ("styles", "teacher", "by")}
         free = ("iterations", "crop") if planned else ()
         if changed := [key for key in now if now[key] != before.get(key) and key not in free]:
             differences = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
@@ -498,18 +500,24 @@ def _begin_with(network: StyledNetwork, start: Path) -> None:
     network.load_state_dict(other.state_dict())
 
 
-def _adam(network: StyledNetwork, learning_rate: float) -> torch.optim.Adam:
-    """Adam of what is to be learned; for several styles the normalisations take larger steps.
+def _optimizer(network: StyledNetwork, learning_rate: float) -> SOAP:
+    """SOAP of what is to be learned (Vyas et al. 2024, *SOAP: Improving and Stabilizing Shampoo using Adam*).
 
-    Styles begin alike, and their scales, of about 1, would part slowly at a pace made for convolutions.
+    Deviation: the paper has Adam, which needs more than twice the iterations for the same loss (dev/LOG.md).
+    Normalisations learn by Adam still: a style's must not depend on another's. For several styles they take larger
+    steps: styles begin alike, and their scales, of about 1, would part slowly at a pace made for convolutions.
     """
     own = {id(values) for norm in network.norms() for values in (norm.weight, norm.bias)}
     learned = [one for one in network.parameters() if one.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [one for one in learned if id(one) not in own], "factor": 1.0},
-        {"params": [one for one in learned if id(one) in own], "factor": 1.0 if network.styles == 1 else NORM_FACTOR},
+        {
+            "params": [one for one in learned if id(one) in own],
+            "factor": 1.0 if network.styles == 1 else NORM_FACTOR,
+            "max_precondition_dim": 0,
+        },
     ]
-    return torch.optim.Adam([group for group in groups if group["params"]], learning_rate)
+    return SOAP([group for group in groups if group["params"]], learning_rate, weight_decay=0.0)
 
 
 def _commit() -> str:
