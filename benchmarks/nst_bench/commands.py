@@ -363,7 +363,7 @@ def video(
     model: Model = MODEL,
     repository: Repository = REPOSITORY,
     width: Width = None,
-    frames: Annotated[int, typer.Option(help="Of the film, 30 a second.", min=16)] = 120,
+    frames: Annotated[int, typer.Option(help="Of the film, 30 a second.", min=16)] = 240,
     environment: Triton = TRITON,
 ) -> None:
     """Measure video: 512 x 384 from a file to a file, to a window and to the page, against the bare model.

@@ -68,7 +68,7 @@ THUMBNAILED = """() => {
 
 
 def measure(
-    served: Served, *, frames: int = 120, rounds: int = 5, tick: Callable[[str], None] = lambda note: None
+    served: Served, *, frames: int = 240, rounds: int = 5, tick: Callable[[str], None] = lambda note: None
 ) -> dict[str, Any]:
     """`rounds` of `frames` frames by each way, in turn; a document. The window is one without a screen.
 

@@ -220,9 +220,10 @@ class TritonPythonModel:
                 groups.setdefault(tuple(tensor.shape[1:] for tensor in tensors), []).append((position, tensors))
         self.metrics.requests("refused", sum(response is not None for response in responses))
         for group in groups.values():
-            answers = self._run([tensors for _, tensors in group])
-            for (position, _), response in zip(group, answers):
-                responses[position] = response
+            for batch in self._batches(group):
+                answers = self._run([tensors for _, tensors in batch])
+                for (position, _), response in zip(batch, answers):
+                    responses[position] = response
         return responses
 
     def finalize(self):
@@ -272,6 +273,22 @@ class TritonPythonModel:
         if height * width > self.max_pixels:
             raise Refused(f"{width}x{height}: this model takes {self.max_pixels / 1e6:.1f} megapixels and less")
 
+    def _batches(self, group):
+        """The requests of a group in as many runs as `run_pixels` asks for: what runs together is copied together."""
+        batches, pictures = [], 0
+        for position, tensors in group:
+            count = len(tensors[0])
+            if not batches or pictures + count > self._most(tensors[0]):
+                batches.append([])
+                pictures = 0
+            batches[-1].append((position, tensors))
+            pictures += count
+        return batches
+
+    def _most(self, array):
+        """How many pictures like these may run together: memory grows with the pixels of a run."""
+        return max(1, self.run_pixels // (array.shape[1] * array.shape[2])) if array.ndim == 4 else 2**62
+
     def _run(self, batch):
         """One response for each request of `batch`, lists of input arrays that differ in axis 0 only."""
         feeds = [tensors[0] if len(tensors) == 1 else np.concatenate(tensors) for tensors in zip(*batch)]
@@ -293,11 +310,8 @@ class TritonPythonModel:
         ]
 
     def _answers(self, feeds):
-        """The outputs for `feeds`, in as many runs as `run_pixels` asks for: memory grows with the pixels of a run."""
-        count = len(feeds[0])
-        if feeds[0].ndim != 4:
-            return self._timed(feeds)
-        most = max(1, self.run_pixels // (feeds[0].shape[1] * feeds[0].shape[2]))
+        """The outputs for `feeds`, in as many runs as `run_pixels` asks for."""
+        count, most = len(feeds[0]), self._most(feeds[0])
         if count <= most:
             return self._timed(feeds)
         parts = [self._timed([feed[at : at + most] for feed in feeds]) for at in range(0, count, most)]
