@@ -57,7 +57,7 @@ class _Client:
         retries: int = 3,
         token: str | None = None,
         ca: Path | None = None,
-        shared_memory: bool = False,
+        shared_memory: bool | None = False,
         transport: Transport | None = None,
     ) -> None:
         """Nothing is sent yet.
@@ -66,7 +66,8 @@ class _Client:
         `retries` is how often a request is sent again after `Unreachable` or `Unavailable`, with growing pauses.
         `token` is the secret that the server asks for. `ca` is a file of the certificates, PEM, that grpcs:// and
         https:// trust; by default those that the system trusts. `shared_memory` spares the copying of pixels to a
-        server on this host. `transport` is used instead of a URL's.
+        server on this host; None tries it, and goes without where it cannot be had. `transport` is used instead of a
+        URL's.
 
         Raises `InputError` for a URL of another kind or a value that cannot be.
         """

@@ -38,6 +38,14 @@ class Forgotten(Rejected):
     """The server does not know a region, since it was started again."""
 
 
+class Unseen(Rejected):
+    """The server does not take a region: it does not see this process's memory, or shares none."""
+
+
+class NoRoom(InputError):
+    """There is no memory left to share."""
+
+
 @dataclass(eq=False)
 class Region:
     """`size` bytes; `name` is what the server calls them, and their file's in /dev/shm."""
@@ -48,7 +56,7 @@ class Region:
 
     @classmethod
     def make(cls, size: int) -> Region:
-        """Raises `InputError` if there is no room for it."""
+        """Raises `NoRoom`."""
         name = f"nst-{os.getpid()}-{secrets.token_hex(6)}"
         try:
             region = cls(name, size, triton.create_shared_memory_region(name, f"/{name}", size, create_only=True))
@@ -110,16 +118,16 @@ class Regions:
         self._free.append(region)
 
     async def register(self, region: Region, seconds: float) -> None:
-        """Raises `Rejected` if the server cannot open it."""
+        """Raises `Unseen`."""
         try:
             await self._call("register", region.name, f"/{region.name}", region.size, seconds=seconds)
         except Rejected as error:
             if CLOSED in str(error):
-                raise Rejected(
+                raise Unseen(
                     "the server does not see this process's shared memory: it runs elsewhere, or in a container "
                     "(docker run --ipc=host shares it); else leave shared_memory out"
                 ) from error
-            raise
+            raise Unseen(str(error)) from error
 
     async def close(self) -> None:
         """End all, and have the server forget them; one that it still works on is waited for a while."""
@@ -183,8 +191,8 @@ def _end_all(known: dict[str, Region], clean: Callable[[list[str]], None], owner
         clean(list(known))
 
 
-def _no_room(size: int) -> InputError:
-    return InputError(
+def _no_room(size: int) -> NoRoom:
+    return NoRoom(
         f"shared memory has no room for {size / 2**20:.0f} MiB: enlarge /dev/shm (docker run --shm-size), "
         "or leave shared_memory out"
     )

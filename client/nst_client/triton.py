@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from nst_client import statistics
 from nst_client.coroutines import finished, settled, worked
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, Unreachable, Untrusted
-from nst_client.shared_memory import UNKNOWN, Forgotten, Region, Regions
+from nst_client.shared_memory import UNKNOWN, Forgotten, NoRoom, Region, Regions, Unseen
 from nst_client.statistics import Statistics
 from nst_client.transports import INPUT, OUTPUT, Array, ModelConfig, Request
 from nst_core.errors import InputError
@@ -79,7 +79,7 @@ class Settings:
     timeout: float = 60.0
     token: str | None = field(default=None, repr=False)
     ca: Path | None = None
-    shared_memory: bool = False
+    shared_memory: bool | None = False
     aio: bool = False
 
     def __post_init__(self) -> None:
@@ -97,6 +97,11 @@ class Settings:
         """Whether a list of servers was given; the addresses of one name are gRPC's to know."""
         return "," in self.host
 
+    @property
+    def shares(self) -> bool:
+        """Whether shared memory is to be tried."""
+        return self.shared_memory or (self.shared_memory is None and not self.several and _is_this_host(self.host))
+
 
 class Triton(ABC):
     """What the two protocols have in common: every call is one of NVIDIA's client, awaited if it must be."""
@@ -106,7 +111,8 @@ class Triton(ABC):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.address = f"{self.scheme}{'s' if settings.tls else ''}://{settings.host}"
-        self.regions = Regions(self._region, self._cleaner(), aio=settings.aio) if settings.shared_memory else None
+        self.sharing = settings.shares
+        self.regions = Regions(self._region, self._cleaner(), aio=settings.aio) if self.sharing else None
 
     @cached_property
     def client(self) -> Any:
@@ -129,8 +135,13 @@ class Triton(ABC):
 
     async def infer(self, request: Request, seconds: float) -> Array:
         """See `Transport`; a picture and what is painted of it go through shared memory if that is set."""
-        if self.regions is not None and request.output == OUTPUT:
-            return await self._infer_shared(self.regions, request, seconds)
+        if self.regions is not None and self.sharing and request.output == OUTPUT:
+            try:
+                return await self._infer_shared(self.regions, request, seconds)
+            except (Unseen, NoRoom):
+                if self.settings.shared_memory:
+                    raise
+                self.sharing = False
         result = await self._infer(request, self._inputs(request), self._output(request), seconds)
         answer = result.as_numpy(request.output)
         if answer is None:

@@ -102,7 +102,12 @@ def video(
         access: dict[str, Any] = {"timeout": timeout, "token": token_of(token_file), "ca": ca, "retries": PATIENCE}
         with _frames() as on_frame:
             result = paint_video(
-                source, output, plan, lambda: AsyncStyleClient(url, **access), at_once=jobs, on_frame=on_frame
+                source,
+                output,
+                plan,
+                lambda: AsyncStyleClient(url, shared_memory=None, **access),
+                at_once=jobs,
+                on_frame=on_frame,
             )
         _report(source, output, result, as_json)
 
@@ -152,7 +157,7 @@ def webcam(
         shots = room.played(source, max_side) if source else room.camera(camera, max_side)
 
         with ExitStack() as stack:
-            painter = stack.enter_context(StyleClient(url, **access))
+            painter = stack.enter_context(StyleClient(url, shared_memory=None, **access))  # if it can be had
             window = None if no_window else stack.enter_context(closing(room.Window("nst webcam")))
             recorder = stack.enter_context(room.Recorder(record)) if record else None
 

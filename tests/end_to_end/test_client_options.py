@@ -31,6 +31,7 @@ from nst_client import (
     Unavailable,
     Untrusted,
 )
+from nst_core.errors import InputError
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
 
 from .serving import Models, Server, certificate, descendants, serve, settled
@@ -93,7 +94,7 @@ class Waiting:
 
 
 @contextmanager
-def connected(server: Server, way: tuple[str, bool, bool], **settings: Any) -> Iterator[Any]:
+def connected(server: Server, way: tuple[str, bool, bool | None], **settings: Any) -> Iterator[Any]:
     """A client that reaches the server in one of the `WAYS`."""
     scheme, aio, shared = way
     client = (Waiting if aio else StyleClient)(url(server, scheme), shared_memory=shared, **settings)
@@ -215,6 +216,39 @@ def test_a_server_that_forgets_a_region_is_told_again(server: Server, way: tuple
         assert not regions_of(server)
         assert difference(client.stylize(photograph(90, 60), "one"), wanted) <= 1
         assert len(regions_of(server)) == 1
+
+
+@pytest.mark.parametrize("aio", [False, True], ids=["waiting", "asyncio"])
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+@pytest.mark.parametrize("why", ["unseen", "no room"])
+def test_where_no_memory_can_be_shared_it_goes_without_if_it_may(
+    server: Server, scheme: str, aio: bool, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connected(server, (scheme, aio, False)) as client:
+        wanted = client.stylize(photograph(90, 60), "one")
+    with connected(server, (scheme, aio, None)) as client:
+        assert (client.stylize(photograph(90, 60), "one") == wanted).all()
+        assert len(regions_of(server)) == 1
+    assert not regions_of(server)
+
+    make = nst_client.shared_memory.Region.make
+
+    def elsewhere(size: int) -> nst_client.shared_memory.Region:
+        if why == "no room":
+            raise nst_client.shared_memory.NoRoom("/dev/shm is full")
+        region = make(size)
+        region.name = "nst-in-a-container"
+        return region
+
+    monkeypatch.setattr(nst_client.shared_memory.Region, "make", elsewhere)
+    with connected(server, (scheme, aio, None)) as client:
+        for _ in range(2):
+            assert (client.stylize(photograph(90, 60), "one") == wanted).all()
+    with (
+        connected(server, (scheme, aio, True)) as client,
+        pytest.raises((Rejected, InputError), match=r"does not see this process's shared memory|/dev/shm is full"),
+    ):
+        client.stylize(photograph(90, 60), "one")
 
 
 FORGETFUL = """

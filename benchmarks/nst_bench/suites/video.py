@@ -156,7 +156,7 @@ def _painted(served: Served, style: str, film: Path) -> tuple[list[float], float
     started = time.perf_counter()
     result = paint_video(
         *(film, target, Plan(Schedule.of(style))),
-        lambda: AsyncStyleClient(served.endpoints.grpc),
+        lambda: AsyncStyleClient(served.endpoints.grpc, shared_memory=None),
         on_frame=lambda done, total: moments.append(time.perf_counter()),
     )
     rate = result.frames / (time.perf_counter() - started)
@@ -168,7 +168,7 @@ def _shown(served: Served, style: str, film: Path) -> tuple[Tally, list[float]]:
     """The film in its own time in a window, and the seconds from each frame that is shown to the next."""
     moments: list[float] = []
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    with StyleClient(served.endpoints.grpc) as client, closing(Window("nst-bench video")) as window:
+    with StyleClient(served.endpoints.grpc, shared_memory=None) as client, closing(Window("nst-bench video")) as window:
 
         def show(shot: Shot | None, tally: Tally) -> bool:
             window.keys()
