@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from posixpath import splitext
 from tempfile import TemporaryDirectory
@@ -59,28 +60,28 @@ class Film:
     max_side: int | None = None
 
     def missing(self) -> list[Section]:
-        """The sections that are not painted. Raises `InputError` for sound that the file cannot hold.
+        """The sections that are not painted.
 
-        For a video that cannot be read it is one section: whoever paints that will say why.
+        For a video that cannot be painted it is one section: whoever tries will say why.
         """
         try:
             given = self._footage()
-        except PictureError:
+        except NstError:
             return [Section(self.video, 0, 1)]
-        footage.check(Path(self.video), self._codec, None, given.sound)
         count = max(1, math.ceil(given.seconds / SECONDS))
         there = self._painted()
         left = [Section(self.video, number, count) for number in range(count) if number not in there]
         return left or [Section(self.video, count, count)]
 
     def paint(self, section: Section, recipe: Recipe, client: StyleClient) -> None:
-        """Paint a section, and join all if it was the last one.
+        """Paint a section, and join all if it was the last one. What is there, of a worker that was lost, is enough.
 
-        Raises `PictureError`, `WriteError`, and what `stylize` raises.
+        Raises `PictureError`, `WriteError`, `InputError` for sound that the file cannot hold, and what `stylize`
+        raises.
         """
-        if self._whole():  # another worker was lost with this section, and it was done
+        if self._whole():
             return
-        if section.number < section.count:
+        if section.number < section.count and section.number not in self._painted():
             self._paint(section, recipe, client)
         there = self._painted()
         if there.keys() != set(range(section.count)):
@@ -143,7 +144,8 @@ class Film:
         return {int(name.partition("-")[0]): name for name in self.target.names(self._folder)}
 
     def _footage(self) -> Footage:
-        path = self.source.on_disk(self.video)
-        if path:
-            return Footage(path, max_side=self.max_side)
-        return Footage(Path(self.video), max_side=self.max_side, opened=lambda: self.source.open(self.video))
+        on_disk = self.source.on_disk(self.video)
+        opened = None if on_disk else partial(self.source.open, self.video)
+        given = Footage(on_disk or Path(self.video), max_side=self.max_side, opened=opened)
+        footage.check(Path(self.video), self._codec, None, given.sound)
+        return given
