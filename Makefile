@@ -30,8 +30,10 @@ lint: $(VENV)
 
 models: $(VENV)
 	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night.pth --width 0.5 --iterations 2400
-	$(BIN)/nst-train --style "$(STYLES)" --photos "$(PHOTOS)" -o runs/gallery.pth --from runs/starry-night.pth --width 0.5 \
-		--iterations 3200 --learning-rate 1e-3
+	$(BIN)/nst-train --style "$(STYLES)" --photos "$(PHOTOS)" -o runs/gallery-teacher.pth --from runs/starry-night.pth \
+		--width 0.5 --iterations 3200 --learning-rate 1e-3
+	$(BIN)/nst-train --style "$(STYLES)" --photos "$(PHOTOS)" -o runs/gallery.pth --arch fast --iterations 4000 \
+		--teacher runs/gallery-teacher.pth
 	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night-fast.pth --arch fast --iterations 4000 \
 		--teacher models/starry-night-wide.pth
 
