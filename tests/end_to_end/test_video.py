@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -173,9 +174,11 @@ def test_what_the_bench_measures(server: Server, models: Models) -> None:
     assert rows[video.BARE]["n"] == rows[video.FILE]["n"] == 32
     assert rows[f"{video.WINDOW}, latency"]["taken"] == 32
     for way in (video.BARE, video.FILE, video.WINDOW):
-        assert rows[way]["share_of_bare"] == pytest.approx(
-            rows[way]["frames_per_second"] / rows[video.BARE]["frames_per_second"]
-        )
+        rounds, bare = rows[way]["rounds"], rows[video.BARE]["rounds"]
+        assert len(rounds) == 2
+        assert rows[way]["frames_per_second"] == pytest.approx(median(rounds))
+        shares = [one / other for one, other in zip(rounds, bare, strict=True)]
+        assert rows[way]["share_of_bare"] == pytest.approx(median(shares))
     assert rows[video.WINDOW]["frames_per_second"] < 1.5 * document["film_rate"]
     if shutil.which("chromium"):
         assert rows[video.PAGE]["n"] >= 2 * 2

@@ -110,6 +110,7 @@ def measure(
             **asdict(summarize(own)),
             "frames_per_second": float(np.median(rates[way])),
             "share_of_bare": float(np.median(rates[way] / rates[BARE])),
+            "rounds": rates[way].tolist(),
         }
         for way, own in seconds.items()
     ]
