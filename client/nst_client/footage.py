@@ -159,7 +159,7 @@ class Footage:
                     yield Frame(self._upright(frame, convert), pts)
 
     def between(self, first: float, until: float) -> Generator[Frame, None, None]:
-        """The frames that are shown from tick `first` to before `until`.
+        """The frames that are shown from tick `first` to before `until`; both may be infinite.
 
         Decoded from a key frame before them where the file lets, so that the far end of a long video is not far.
         """
@@ -356,8 +356,8 @@ def check(target: Path, codec: str, crf: int | None, sound: Sequence[str]) -> No
 def join(parts: Sequence[Path], source: Footage, target: Path, *, cut: bool = False) -> None:
     """The parts, made by `Encoder` and in their order, and the sound of `source` as it is, in one file.
 
-    `source.frames` must have come to the end; `cut` ends the sound where it ends. Pictures and sound begin as far
-    apart as they did. The file appears whole or not at all.
+    `source.end` must be that of the last frame, as when `source.frames` has come to it; `cut` ends the sound there.
+    Pictures and sound begin as far apart as they did. The file appears whole or not at all.
     """
     with written_whole(target) as beside, source.container() as given, av.open(str(parts[0])) as first:
         container = CONTAINERS[target.suffix.lower()]

@@ -133,6 +133,14 @@ def test_resuming_gives_the_uninterrupted_run(
         train(style, folder, output, vgg, SMALL)
     with pytest.raises(InputError, match=r"seed was 0, is 5"):
         train(style, folder, output, vgg, TrainingSettings(**{**vars(SMALL), "seed": 5}), resume=True)
+    state_file = tmp_path / "parts.pth.resume"
+    kept = state_file.read_bytes()
+    state = torch.load(state_file, weights_only=True)
+    del state["stepped by"]  # as a version that learned by Adam left it
+    torch.save(state, state_file)
+    with pytest.raises(InputError, match=r"begun with other settings: stepped by was None, is SOAP"):
+        train(style, folder, output, vgg, SMALL, resume=True)
+    state_file.write_bytes(kept)
     second = train(style, folder, output, vgg, SMALL, resume=True, on_iteration=parts.append)
     assert history(parts) == history(whole)
     one, two = first.network.state_dict(), second.network.state_dict()

@@ -376,7 +376,7 @@ class Training:
             "settings": asdict(self.settings),
             "styles": list(self.names),
             "teacher": self.teacher_name,
-            "by": "SOAP",
+            "stepped by": "SOAP",
             "network": state.network.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "iteration": state.iteration,
@@ -392,8 +392,8 @@ class Training:
         if not self.state_file.is_file():
             raise InputError(f"{self.state_file}: nothing to resume")
         document: dict[str, Any] = checkpoint.read_plain_data(self.state_file)
-        now = asdict(self.settings) | {"styles": list(self.names), "teacher": self.teacher_name, "by": "SOAP"}
-        before = document["settings"] | {key: document.get(key) for key in ("styles", "teacher", "by")}
+        now = asdict(self.settings) | {"styles": list(self.names), "teacher": self.teacher_name, "stepped by": "SOAP"}
+        before = document["settings"] | {key: document.get(key) for key in ("styles", "teacher", "stepped by")}
         free = ("iterations", "crop") if planned else ()
         if changed := [key for key in now if now[key] != before.get(key) and key not in free]:
             differences = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
