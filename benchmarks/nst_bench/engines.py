@@ -79,13 +79,12 @@ class Served:
     @property
     def config(self) -> model_config_pb2.ModelConfig:
         """As its `config.pbtxt` says."""
-        return text_format.Parse((self.folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        return _config(self.folder)
 
     @property
     def device(self) -> str:
         """`CPU` or `GPU`, whatever its instances run on."""
-        kinds = {group.kind for group in self.config.instance_group}
-        return "CPU" if kinds <= {model_config_pb2.ModelInstanceGroup.KIND_CPU} else "GPU"
+        return device_of(self.folder)
 
     @property
     def style(self) -> str:
@@ -116,6 +115,16 @@ def check_exported(repository: Path, model: str) -> None:
         raise InputError(
             f"{repository} has no model {model!r}; export it first: nst-export {model}.pth -r {repository}"
         )
+
+
+def device_of(model: Path) -> str:
+    """`CPU` or `GPU`, whatever the instances of the exported model in this folder run on."""
+    kinds = {group.kind for group in _config(model).instance_group}
+    return "CPU" if kinds <= {model_config_pb2.ModelInstanceGroup.KIND_CPU} else "GPU"
+
+
+def _config(model: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse((model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
 
 
 def check_source(repository: Path, model: str, checkpoint: Path) -> None:

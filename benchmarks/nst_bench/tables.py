@@ -348,7 +348,8 @@ def _speedup(document: Document, machine: list[str]) -> list[str]:
         *(f"- {one['engine']}: {one['median'] / 1000:.1f} s" for one in rows if one["phase"] == "cold"),
         "",
         "The optimisation's time is its median iteration times the number of iterations; the ratio is to a picture "
-        "over gRPC, network and server included.",
+        "over gRPC, network and server included."
+        + (" Both on the GPU, the optimisation in PyTorch's precision." if document.get("device") == "GPU" else ""),
         "",
         *_times(document["speedup"]),
         *_equal_loss(document["equal_loss"]),

@@ -8,12 +8,15 @@ import torch
 from nst_bench import machine
 from nst_bench.ceiling import Ceiling, Work, of_network
 from nst_bench.suites import methods, quality, speedup
+from nst_core.errors import InputError
 from nst_core.images import fitted, open_picture, sample_photographs
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson, Ulyanov
 from nst_trainer.optimize import Run
 from nst_trainer.photos import to_tensor
 from nst_trainer.weights import vgg16_weights
+
+CPU = torch.device("cpu")
 
 
 def test_arithmetic_and_memory_are_those_of_the_layers() -> None:
@@ -90,6 +93,21 @@ def test_a_style_that_was_added_is_a_method_of_its_own(tmp_path: Path) -> None:
     assert methods._new_style(shown[methods.ADDED]) == {"missing": "added does not say how long its training took"}
 
 
+def test_the_optimisation_runs_where_the_model_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    config = tmp_path / "a" / "config.pbtxt"
+    with pytest.raises(InputError, match="has no model 'a'"):
+        speedup._device(tmp_path, "a")
+    config.write_text("instance_group { kind: KIND_CPU }")
+    assert speedup._device(tmp_path, "a") == CPU
+    config.write_text("instance_group { kind: KIND_GPU }")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"a is exported for a GPU.* torch .* has no CUDA device: install"):
+        speedup._device(tmp_path, "a")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert speedup._device(tmp_path, "a") == torch.device("cuda")
+
+
 def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A network whose loss the fourth iteration reaches, and one that the optimisation does not reach."""
     figures = [
@@ -106,15 +124,15 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
         pass
     goal = 1.001 * curve[3]
     monkeypatch.setattr(speedup, "network_losses", lambda run, paint: {"loss": goal})
-    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures)
+    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
     assert row["iteration"] == next(number for number, loss in enumerate(curve, 1) if loss <= goal)
     assert row["gatys_seconds"] == pytest.approx(0.3 * row["iteration"])
     assert row["ratio"] == pytest.approx(60.0 * row["iteration"])
     monkeypatch.setattr(speedup, "LONGEST", 2)
     monkeypatch.setattr(speedup, "network_losses", lambda run, paint: {"loss": 0.0})
-    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures)
+    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
     assert row["missing"].startswith("after 2 iterations")
-    (row,) = speedup._equal_loss(checkpoint, style, 128, effort, weights, figures)
+    (row,) = speedup._equal_loss(checkpoint, style, 128, effort, weights, figures, CPU)
     assert row == {"size": 128, "missing": "the optimisation was not run at this size"}
-    (row,) = speedup._equal_loss(checkpoint, None, 64, effort, weights, figures)
+    (row,) = speedup._equal_loss(checkpoint, None, 64, effort, weights, figures, CPU)
     assert row["missing"] == "the painting is not at hand to compare losses: --style"

@@ -56,6 +56,23 @@ def test_presets_lower_their_loss(name: str, content: torch.Tensor, style: torch
     assert 0 <= picture.min() <= picture.max() <= 1
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("colors", ["style", "luminance", "histogram"])
+def test_it_optimises_on_the_gpu_as_on_the_cpu(
+    colors: str, content: torch.Tensor, style: torch.Tensor, weights: Weights
+) -> None:
+    """Two sizes, a spectrum and regions; convolutions on the GPU may round their inputs to TF32."""
+    settings = preset("best", {"size": 64, "iterations": 20, "scales": 2, "colors": colors})
+    halves = torch.zeros(2, 1, 64, 64)
+    halves[0, :, :, :32] = halves[1, :, :, 32:] = 1.0
+    more = {"guides": (halves, [halves])}
+    _, cpu = run(content, style, settings, weights, **more)
+    picture, gpu = run(content, style, settings, weights, **more, device=torch.device("cuda"))
+    assert picture.device.type == "cuda"
+    assert gpu[0].total == pytest.approx(cpu[0].total, rel=0.01)
+    assert gpu[-1].total == pytest.approx(cpu[-1].total, rel=0.05)
+
+
 def test_a_texture_has_the_exemplars_statistics(style: torch.Tensor, weights: Weights) -> None:
     settings = preset("gatys2015-texture", {"size": 64, "iterations": 150})
     picture, seen = run(None, style, settings, weights, shape=(2, 3))

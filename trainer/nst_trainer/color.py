@@ -49,6 +49,6 @@ def _statistics(pictures: Tensor) -> tuple[Tensor, Tensor]:
     """The mean colour `[3, 1]` and the square root of the colours' covariance `[3, 3]`."""
     flat = pictures[0].flatten(1)
     mean = flat.mean(dim=1, keepdim=True)
-    covariance = torch.cov(flat) + 1e-5 * torch.eye(3)
+    covariance = torch.cov(flat) + 1e-5 * torch.eye(3, device=flat.device)
     values, vectors = torch.linalg.eigh(covariance)
     return mean, vectors @ torch.diag(values.clamp(min=1e-5).sqrt()) @ vectors.T

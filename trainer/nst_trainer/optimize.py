@@ -69,6 +69,8 @@ class Extras(TypedDict, total=False):
     """Height and width of a texture, for the proportions; a content picture has its own."""
     tileable: bool
     """Opposite edges are joined."""
+    device: torch.device
+    """Where it is computed, and where the result is; the CPU if not given."""
 
 
 def optimize(
@@ -109,25 +111,28 @@ class Run:
     ) -> None:
         """See `optimize`."""
         shape, self.start = extras.get("shape"), extras.get("start")
-        self.shares, self.guides = extras.get("shares"), extras.get("guides")
+        self.shares, guides = extras.get("shares"), extras.get("guides")
+        self.device = extras.get("device", torch.device("cpu"))
+        content = None if content is None else content.to(self.device)
         proportions = shape if content is None else (content.shape[2], content.shape[3])
         of_content = settings.init in ("content", "recolored") or settings.colors != "style"
         if proportions is None or (content is None and of_content):
             raise InputError("without a content picture there must be a shape, the style's colours, and noise or grey")
         self.content, self.settings = content, settings
-        self.styles = [_colored(style, content, settings) for style in styles]
+        self.styles = [_colored(style.to(self.device), content, settings) for style in styles]
+        self.guides = guides and (guides[0].to(self.device), [guide.to(self.device) for guide in guides[1]])
         self.shape = proportions
         self.vgg = Vgg16(
             normalized(weights) if settings.normalize else weights,
             pooling=settings.pooling,
             tileable=extras.get("tileable", False),
             recompute=settings.low_memory,
-        )
+        ).to(self.device)
         self.scale, self.done, self.number, self.seconds = 0, 0, 0, 0.0
         self.lowest: float
         self.best: Tensor
         self.mean: Tensor
-        self._begin(self._initial())
+        self._begin(self._initial().to(self.device))
 
     def step(self, on_iteration: Callable[[Iteration], None]) -> bool:
         """One iteration; False, and nothing done, when there is none left."""
@@ -153,6 +158,8 @@ class Run:
             return sum(losses)
 
         self.optimizer.step(evaluate)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the step's own arithmetic belongs to its seconds
         if settings.average:
             with torch.no_grad():
                 self.mean.lerp_(self.parameters.pixels(), 1.0 - settings.average)
@@ -189,8 +196,9 @@ class Run:
         """Continue from `state` of a run with the same pictures and settings."""
         self.scale, self.done, self.number = state["scale"], state["done"], state["number"]
         self.seconds = state["seconds"]
-        self._begin(state["best"])
-        self.lowest, self.best, self.mean = state["lowest"], state["best"], state["mean"]
+        self._begin(state["best"].to(self.device))
+        self.lowest = state["lowest"]
+        self.best, self.mean = state["best"].to(self.device), state["mean"].to(self.device)
         self.parameters.values.data.copy_(state["values"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -279,7 +287,7 @@ class _Parameters:
             height, width = self.size
             frequencies = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None])
             scales = frequencies.clamp(min=1.0 / max(height, width)) ** -decay
-            self.scales = scales / scales.square().mean().sqrt()
+            self.scales = (scales / scales.square().mean().sqrt()).to(pixels.device)
             values = torch.view_as_real(torch.fft.rfft2(pixels, norm="ortho") / self.scales).contiguous()
         self.values = values.requires_grad_(True)
 

@@ -22,6 +22,8 @@ from nst_trainer.photos import to_picture, to_tensor
 from nst_trainer.settings import INITS, OptimizationSettings
 from nst_trainer.weights import Weights
 
+CPU = torch.device("cpu")
+
 BYTES_FIXED = 500 * 2**20
 BYTES_KEPT, BYTES_RECOMPUTED = 2800, 1600
 """Memory of an optimisation, fixed and a pixel: the peaks at 512 and 768 pixels on a CPU (dev/LOG.md)."""
@@ -43,7 +45,7 @@ def paint(
     resume: bool = False,
     on_iteration: Callable[[Iteration], None] = lambda iteration: None,
 ) -> None:
-    """Optimise a picture and write it to `output`; see `nst_trainer.optimize.optimize`.
+    """Optimise a picture, on a GPU if there is one, and write it to `output`; see `nst_trainer.optimize.optimize`.
 
     `masks` are pictures of flat colours, one of the content and one of each style: a region of the
     content takes the style of the region of the same colour. Every `save_every` iterations (0:
@@ -55,7 +57,9 @@ def paint(
     image_format(output)
     state_file = output.with_name(output.name + ".resume")
     pictures = None if content is None else to_tensor(open_picture(content))
-    check_memory(settings, (shape or (1, 1)) if pictures is None else (pictures.shape[2], pictures.shape[3]))
+    device = torch.device("cuda") if torch.cuda.is_available() else CPU
+    proportions = (shape or (1, 1)) if pictures is None else (pictures.shape[2], pictures.shape[3])
+    check_memory(settings, proportions, device)
     own_start = settings.init not in INITS
     run = Run(
         pictures,
@@ -67,6 +71,7 @@ def paint(
         start=to_tensor(open_picture(Path(settings.init))) if own_start else None,
         shape=shape,
         tileable=tileable,
+        device=device,
     )
     points: list[dict[str, Any]] = []
     if resume:
@@ -115,13 +120,13 @@ def sample_texture(checkpoint: Path, output: Path, shape: tuple[int, int], seed:
     save_picture(to_picture(texture[:, :, : shape[0], : shape[1]]), output)
 
 
-def check_memory(settings: OptimizationSettings, shape: tuple[int, int]) -> None:
-    """Raise `InputError`, naming the largest size that fits, when the memory would not suffice.
+def check_memory(settings: OptimizationSettings, shape: tuple[int, int], device: torch.device = CPU) -> None:
+    """Raise `InputError`, naming the largest size that fits, when the memory of `device` would not suffice.
 
     `shape` gives the proportions (height, width). Where the system does not tell what is free
     (it is no Linux), nothing is refused.
     """
-    free = _free_memory()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
     if free is None:
         return
     ratio = min(shape) / max(shape)

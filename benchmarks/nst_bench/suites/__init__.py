@@ -14,11 +14,11 @@ arithmetic is known, a row of the steady state also has `gflop` (of what that en
     `model`: `name`. `rows`: `what` (one of `cold.WHAT`), `height` and `width` (pixels, or null), `warmed_up` (whether
     the server's own warm-up has seen this shape, or null).
 `speedup`
-    `model` as in `latency`. `rows`: `engine`, `size`, `phase`. `speedup`: `size`, `iterations` (100, 300, 500),
-    `gatys_seconds` (scaled from the median iteration), `served` (the engine), `served_ms`, `ratio`. `equal_loss`:
-    `size`, `photo`, `loss` (the network's), `iteration` (the first of the optimisation at or below it), `curve` (its
-    losses until then),
-    `gatys_seconds`, `served_ms`, `ratio`; or `size` and `missing`.
+    `model` as in `latency`. `device` (`CPU` or `GPU`) of both. `rows`: `engine`, `size`, `phase`. `speedup`: `size`,
+    `iterations` (100, 300, 500), `gatys_seconds` (scaled from the median iteration), `served` (the engine),
+    `served_ms`, `ratio`. `equal_loss`: `size`, `photo`, `loss` (the network's), `iteration` (the first of the
+    optimisation at or below it), `curve` (its losses until then), `gatys_seconds`, `served_ms`, `ratio`; or `size`
+    and `missing`.
 `methods`
     `methods`: `method`, `network`, `parameters`, `styles` (of one network, or null: any), `loss` (`value`, `size`,
     `photos`, `of`; or `missing`), `new_style` (`seconds`, `from`; or `missing`). `rows`: `method`, `size`, `trained`,

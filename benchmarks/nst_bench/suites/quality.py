@@ -126,7 +126,7 @@ def _padded(network: StyledNetwork, pictures: Tensor, mix: Tensor | None) -> Ten
 def network_losses(run: Run, paint: Paint) -> dict[str, Any]:
     """The network's losses by the optimisation's own measure, weighted; style also by layer."""
     assert run.content is not None
-    losses = run.loss(paint(run.content), run.target)
+    losses = run.loss(paint(run.content.cpu()).to(run.device), run.target)
     return {
         "loss": losses.total.item(),
         "content": losses.content.item(),

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from nst_bench.engines import Served, photograph, served
+from nst_bench.engines import Served, by_pytorch, check_exported, device_of, photograph, served
 from nst_bench.machine import header
 from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.suites.latency import about
@@ -29,7 +29,6 @@ from nst_bench.suites.quality import baseline, network_losses, painter
 from nst_client import StyleClient
 from nst_core.errors import InputError
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
-from nst_export.served import ServedModel
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.optimize import Iteration, Run, optimize
@@ -93,26 +92,23 @@ def measure(
     """Measure model `name` of `repository`, which `nst-export` made of `checkpoint`; a document.
 
     Starts a Triton of its own on free ports of this machine, with this model alone, and ends it. `style` is the
-    painting that it learned; without, there are no losses to compare. Raises `InputError` when the repository lacks
-    the model, or has it for a GPU: the optimisation runs on the processor, and both are to be on the same device.
+    painting that it learned; without, there are no losses to compare. All run where the model is served, on the
+    processor or on the first GPU. Raises `InputError` when the repository lacks the model, or has it for a GPU that
+    PyTorch cannot use.
     """
+    device = _device(repository, name)
     document = header(SCHEMA)
     figures: list[dict[str, Any]] = []
     with ExitStack() as stack:
         server = stack.enter_context(served(installation, repository, name))
         figures.append(_figure("Triton, from start to ready", None, "cold", [server.seconds]))
-        if server.device != "CPU":
-            raise InputError(
-                f"{name} is served on a GPU, and the optimisation runs on the CPU: on different devices their times "
-                "say nothing of each other; export it for this processor"
-            )
         engines = _engines(stack, checkpoint, server, figures)
         loaded: list[Weights] = []
         seconds = timed(lambda: loaded.append(vgg16_weights(vgg)))
         figures.append(_figure("Gatys, load the loss network's weights", None, "cold", [seconds]))
         for size in sizes:
             settings = baseline(checkpoint, size, effort.iterations + 1)
-            samples = _at_size(size, engines, settings, loaded[0], effort, tick)
+            samples = _at_size(size, engines, partial(_iterations, settings, loaded[0], device, tick), effort, tick)
             for engine, taken in samples.items():
                 figures.append(_figure(engine, size, "steady", taken.steady))
                 if taken.first_of_shape:
@@ -120,12 +116,26 @@ def measure(
     return {
         **document,
         "model": about(checkpoint, name),
+        "device": server.device,
         "rows": figures,
         "speedup": _speedups(figures, sizes),
         "equal_loss": [
-            row for size in sizes for row in _equal_loss(checkpoint, style, size, effort, loaded[0], figures)
+            row for size in sizes for row in _equal_loss(checkpoint, style, size, effort, loaded[0], figures, device)
         ],
     }
+
+
+def _device(repository: Path, model: str) -> torch.device:
+    """Where the optimisation runs: where the model is served."""
+    check_exported(repository, model)
+    if device_of(repository / model) == "CPU":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"{model} is exported for a GPU, where the optimisation is to run too, and torch {torch.__version__} has "
+            "no CUDA device: install PyTorch for CUDA, or export the model for this processor"
+        )
+    return torch.device("cuda")
 
 
 Engine = Callable[[Pixels], object]
@@ -147,25 +157,16 @@ def _engines(
     style = server.model if checkpoint.network.styles == 1 else checkpoint.styles[0]
     seconds = timed(lambda: clients["in the process"].stylize(small, style))
     figures.append(_figure("in the process, load and first picture", None, "cold", [seconds]))
-    network = checkpoint.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = ServedModel(network).eval()
-    first = None if network.styles == 1 else torch.eye(network.styles)[:1]
-
-    def by_pytorch(pixels: Pixels) -> object:
-        with torch.inference_mode():
-            return module(torch.from_numpy(pixels[None]), first)
-
     return {
         **{engine: partial(client.stylize, style=style) for engine, client in clients.items()},
-        "PyTorch": by_pytorch,
+        "PyTorch": by_pytorch(checkpoint.network, server.device),
     }
 
 
 def _at_size(
     size: int,
     engines: dict[str, Engine],
-    settings: OptimizationSettings,
-    weights: Weights,
+    iterations: Callable[[torch.Tensor], tuple[float, list[float]]],
     effort: Effort,
     tick: Callable[[], None],
 ) -> dict[str, _Samples]:
@@ -182,14 +183,18 @@ def _at_size(
         works = {engine: partial(paint, picture) for engine, paint in engines.items()}
         for engine, seconds in interleaved(works, effort.rounds, tick=tick).items():
             samples[engine].steady += seconds
-        first, steady = _iterations(content, settings, weights, tick)
+        first, steady = iterations(content)
         samples[GATYS].first_of_shape.append(first)
         samples[GATYS].steady += steady
     return samples
 
 
 def _iterations(
-    content: torch.Tensor, settings: OptimizationSettings, weights: Weights, tick: Callable[[], None]
+    settings: OptimizationSettings,
+    weights: Weights,
+    device: torch.device,
+    tick: Callable[[], None],
+    content: torch.Tensor,
 ) -> tuple[float, list[float]]:
     """Seconds of the first iteration, and of each later one.
 
@@ -203,7 +208,7 @@ def _iterations(
         tick()
 
     style = to_tensor(open_picture(sample_photographs()[0]))
-    optimize(content, [style], settings, weights=weights, on_iteration=stamp)
+    optimize(content, [style], settings, weights=weights, on_iteration=stamp, device=device)
     return stamps[0], [after - before for before, after in pairwise(stamps)]
 
 
@@ -235,6 +240,7 @@ def _equal_loss(
     effort: Effort,
     weights: Weights,
     figures: list[dict[str, Any]],
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """On each photograph the first iteration whose loss is the network's or lower, times the median iteration.
 
@@ -251,7 +257,7 @@ def _equal_loss(
     rows: list[dict[str, Any]] = []
     for photo in sample_photographs()[: effort.photos]:
         content = to_tensor(fitted(open_picture(photo), size, size))
-        run = Run(content, [painting], baseline(checkpoint, size, LONGEST), weights)
+        run = Run(content, [painting], baseline(checkpoint, size, LONGEST), weights, device=device)
         loss = network_losses(run, paint)["loss"]
         seen: list[Iteration] = []
         while run.step(seen.append) and seen[-1].total > loss:
