@@ -12,7 +12,7 @@ help:
 	@echo "make test      every test that needs no GPU"
 	@echo "make lint      ruff and mypy"
 	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings PHOTOS=folder"
-	@echo "make pictures  paint the README's pictures; with PHOTOS='a.jpg b.jpg c.jpg d.jpg' starry-night.jpg too"
+	@echo "make pictures  paint the README's pictures; with PHOTOS='a.jpg b.jpg c.jpg d.jpg' starry-night-fast.jpg too"
 	@echo "make gallery   run the commands of docs/optimization.md: make gallery PAINTINGS=folder TEXTURES=folder"
 	@echo "make readme    draw the tables and plots of README and docs from docs/benchmark/*.json"
 	@echo "make clean     remove what the above made"
@@ -29,13 +29,17 @@ lint: $(VENV)
 	$(BIN)/mypy
 
 models: $(VENV)
-	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night.pth --width 0.5 --iterations 2400
-	$(BIN)/nst-train --style "$(STYLES)" --photos "$(PHOTOS)" -o runs/gallery-teacher.pth --from runs/starry-night.pth \
+	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/narrow.pth --width 0.5 --iterations 2400
+	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night.pth --from runs/narrow.pth \
+		--iterations 1500 --batch 2 --no-grow --learning-rate 5e-4
+	$(BIN)/nst-train --style "$(STYLES)" --photos "$(PHOTOS)" -o runs/gallery-teacher.pth --from runs/narrow.pth \
 		--width 0.5 --iterations 3200 --learning-rate 1e-3
 	$(BIN)/nst-train --style "$(STYLES)" --photos "$(PHOTOS)" -o runs/gallery.pth --arch fast --iterations 4000 \
 		--teacher runs/gallery-teacher.pth
-	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night-fast.pth --arch fast --iterations 4000 \
-		--teacher models/starry-night-wide.pth
+	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/taught.pth --arch fast --iterations 4000 \
+		--teacher runs/starry-night.pth
+	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night-fast.pth --arch fast --from runs/taught.pth \
+		--iterations 3800 --batch 2 --no-grow --learning-rate 2e-3
 
 pictures: $(VENV)
 	$(BIN)/python -m nst_bench.pictures $(PHOTOS)
@@ -45,21 +49,14 @@ gallery: $(VENV)
 
 readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/results.json --readme README.md -o docs/benchmark
+	$(BIN)/nst-bench report docs/benchmark/results.json --readme docs/benchmark.md
+	$(BIN)/nst-bench report docs/benchmark/results.json --readme docs/export.md
+	$(BIN)/nst-bench report docs/benchmark/results.json --readme docs/training.md
 	$(BIN)/nst-bench report docs/benchmark/gatys.json --readme docs/optimization.md
-	$(BIN)/nst-bench report docs/benchmark/quality.json --readme docs/training.md
-	$(BIN)/nst-bench report docs/benchmark/training.json --readme docs/training.md
-	$(BIN)/nst-bench report docs/benchmark/export.json --readme docs/export.md
-	$(BIN)/nst-bench report docs/benchmark/serving.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/serving-wide.json --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/soak.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/perf-analyzer.json --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/peers.json --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/latency.json --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/methods.json --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/cold.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/video.json --readme docs/video.md
-	$(BIN)/nst-bench capacity docs/benchmark/serving.json docs/benchmark/serving-wide.json docs/benchmark/training.json \
-		--readme docs/capacity.md
+	$(BIN)/nst-bench capacity docs/benchmark/results.json docs/benchmark/serving-wide.json --readme docs/capacity.md
 
 venv: $(VENV)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Ask a server whether it is ready, which models it has, and what one of them takes.
 #
-#     ask.sh http://127.0.0.1:8000 starry-night
+#     ask.sh http://127.0.0.1:8000 starry-night-fast
 #
 # The token, if the server wants one, is in NST_TOKEN; curl gets it in a file, since everybody's ps shows arguments.
 set -euo pipefail

@@ -1,6 +1,6 @@
 // Paint a picture, JPEG or PNG to PNG, with Go's standard library.
 //
-//	go run stylize.go photo.jpg painted.png http://127.0.0.1:8000 starry-night
+//	go run stylize.go photo.jpg painted.png http://127.0.0.1:8000 starry-night-fast
 //	go run stylize.go photo.jpg painted.png http://127.0.0.1:8000 gallery 0.7 0.3    # a mix of the model's two styles
 package main
 

@@ -1,6 +1,6 @@
 // Paint a picture with fetch: Node 18 or newer without packages, and `stylize` as it is in a browser.
 //
-//     node stylize.mjs photo.ppm painted.ppm http://127.0.0.1:8000 starry-night
+//     node stylize.mjs photo.ppm painted.ppm http://127.0.0.1:8000 starry-night-fast
 //     node stylize.mjs photo.ppm painted.ppm http://127.0.0.1:8000 gallery 0.7 0.3    # a mix of the model's two styles
 import { readFileSync, writeFileSync } from "node:fs";
 

@@ -2,7 +2,7 @@
 # Paint a picture with curl. PPM is three short lines of text and then the raw RGB bytes that the model takes; every
 # tool for pictures reads and writes it: ffmpeg -i photo.jpg photo.ppm.
 #
-#     stylize.sh photo.ppm painted.ppm http://127.0.0.1:8000 starry-night
+#     stylize.sh photo.ppm painted.ppm http://127.0.0.1:8000 starry-night-fast
 #     stylize.sh photo.ppm painted.ppm http://127.0.0.1:8000 gallery 0.7 0.3     # a mix of the model's two styles
 #
 # The token, if the server wants one, is in NST_TOKEN; curl gets it in a file, since everybody's ps shows arguments.

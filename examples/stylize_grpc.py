@@ -1,6 +1,6 @@
 """Paint a picture over gRPC with NVIDIA's client: pip install tritonclient[grpc] pillow.
 
-python stylize_grpc.py photo.jpg painted.png grpc://127.0.0.1:8001 starry-night
+python stylize_grpc.py photo.jpg painted.png grpc://127.0.0.1:8001 starry-night-fast
 python stylize_grpc.py photo.jpg painted.png grpc://127.0.0.1:8001 gallery 0.7 0.3     # a mix of the model's two styles
 """
 

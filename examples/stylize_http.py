@@ -1,6 +1,6 @@
 """Paint a picture over HTTP with Python's standard library; Pillow opens and saves it.
 
-python stylize_http.py photo.jpg painted.png http://127.0.0.1:8000 starry-night
+python stylize_http.py photo.jpg painted.png http://127.0.0.1:8000 starry-night-fast
 python stylize_http.py photo.jpg painted.png http://127.0.0.1:8000 gallery 0.7 0.3     # a mix of the model's two styles
 """
 

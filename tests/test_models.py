@@ -32,5 +32,5 @@ def test_no_lattice_and_no_frame(path: Path, photographs: dict[str, Path]) -> No
 
 
 def test_the_styles_that_ship() -> None:
-    assert {path.stem for path in MODELS} == {"starry-night", "starry-night-fast", "starry-night-wide", "gallery"}
+    assert {path.stem for path in MODELS} == {"starry-night", "starry-night-fast", "gallery"}
     assert len(load(MODELS[0]).styles) == 10

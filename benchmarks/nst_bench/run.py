@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nst_bench.results import RUN, Document
 from nst_core.errors import InputError, MissingExtra, NstError
+from nst_core.images import find_pictures, sample_photographs
 
 if TYPE_CHECKING:
     from nst_bench.engines import Served
@@ -38,13 +39,15 @@ PATIENCE = 60.0
 class Subject:
     """What is measured: a trained style, the repository with its export, Triton's place.
 
-    `style` is the painting that it learned, without which losses are not compared; `vgg` VGG-16's weights.
+    `style` is the painting that it learned, without which losses are not compared; `photos` a folder of photographs
+    that it never saw, None the few that ship; `vgg` VGG-16's weights.
     """
 
     checkpoint: Path
     repository: Path
     triton: Path
     style: Path | None = None
+    photos: Path | None = None
     vgg: Path | None = None
 
     @property
@@ -53,10 +56,12 @@ class Subject:
         return self.checkpoint.stem
 
     def check(self) -> None:
-        """Raises `InputError` if the style or its export is not there, before minutes are spent."""
+        """Raises `InputError` if the style, its export or the photographs are not there, before minutes are spent."""
         for path, option in ((self.checkpoint, "--checkpoint"), (self.style, "--style")):
             if path and not path.is_file():
                 raise InputError(f"{path}: no such file ({option})")
+        if self.photos:
+            find_pictures(self.photos)
         if not (self.repository / self.model / "config.pbtxt").is_file():
             raise InputError(
                 f"{self.repository} has no model {self.model!r}; export it first: "
@@ -250,13 +255,13 @@ def _cold(subject: Subject, *, tick: Tick, full: bool = False) -> Document:
 
 def _quality(subject: Subject, *, tick: Tick) -> Document:
     from nst_bench.suites import quality
-    from nst_core.images import sample_photographs
     from nst_trainer.checkpoint import load
     from nst_trainer.weights import vgg16_weights
 
     if subject.style is None:
         raise InputError("the painting that the network learned is not at hand to compare losses: --style")
-    style, photos = load(subject.checkpoint), sample_photographs()
+    style = load(subject.checkpoint)
+    photos = find_pictures(subject.photos) if subject.photos else sample_photographs()
     return quality.measure(style, subject.model, subject.style, photos, vgg16_weights(subject.vgg), tick=tick)
 
 
@@ -304,18 +309,18 @@ PLAN = (
 FULL = (
     Step(
         "speedup",
-        900,
+        520,
         partial(_speedup, sizes=(256, 512, 1024), blocks=4, rounds=12, iterations=6, equal_loss=(256, 512), photos=4),
     ),
-    Step("latency", 600, partial(_latency, full=True)),
-    Step("serving", 240, _serving),
-    Step("gatys", 500, _gatys),
-    Step("cold", 120, partial(_cold, full=True)),
-    Step("soak", 620, partial(_soak, minutes=10.0)),
+    Step("latency", 350, partial(_latency, full=True)),
+    Step("serving", 290, _serving),
+    Step("gatys", 180, _gatys),
+    Step("cold", 70, partial(_cold, full=True)),
+    Step("soak", 640, partial(_soak, minutes=10.0)),
     Step("methods", 240, _methods),
-    Step("peers", 360, _peers),
-    Step("quality", 250, _quality),
-    Step("training", 200, _training),
-    Step("export", 300, _export),
+    Step("peers", 220, _peers),
+    Step("quality", 270, _quality),
+    Step("training", 130, _training),
+    Step("export", 230, _export),
 )
 """Every suite at its full length."""

@@ -161,6 +161,14 @@ def test_what_is_not_there_is_said_before_minutes_are_spent(subject: Subject, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_photographs_that_are_not_there_are_said_before_minutes_are_spent(subject: Subject, tmp_path: Path) -> None:
+    command = ["--checkpoint", str(subject.checkpoint), "-r", str(subject.repository), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*command, "--photos", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'none'}: no such folder" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_short_and_full_are_not_both() -> None:
     result = CliRunner().invoke(app, ["--short", "--full"])
     assert result.exit_code == 1

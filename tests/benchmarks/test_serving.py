@@ -16,13 +16,13 @@ from nst_bench import report
 from nst_bench.callers import Request, one_after_the_other, started
 from nst_bench.cli import app
 from nst_bench.engines import Bare, Served, photograph, served
-from nst_bench.suites import perf_analyzer, serving, soak
+from nst_bench.suites import perf_analyzer, serving, soak, speedup
 from nst_client import MockTransport, Statistics, StyleClient
 from nst_client import transports as wire
 from nst_core.errors import InputError
 from nst_export import exporter
 from nst_server import triton
-from nst_trainer.checkpoint import Checkpoint, frozen, save
+from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +95,26 @@ def test_callers_at_once_are_put_into_one_batch(server: Served) -> None:
     counted = serving.between(before, after)
     assert counted.pictures == 40
     assert max(counted.batches) > 1 and counted.executions < 40
+
+
+def test_the_speed_up_with_a_real_triton(
+    repository: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(speedup, "LONGEST", 3)
+    checkpoint, installation = load(repository.parent / "tiny.pth"), triton.find(ROOT / ".triton", print)
+    effort = speedup.Effort(blocks=1, rounds=2, iterations=2, equal_loss=(64,))
+    arguments = {"sizes": (64,), "effort": effort, "style": photographs["coffee"]}
+    document = speedup.measure(checkpoint, "tiny", repository, installation, **arguments)  # type: ignore[arg-type]
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    document = report.read(tmp_path / "a.json")
+    assert document["device"] == "CPU"
+    steady = {row["engine"]: row for row in document["rows"] if row["phase"] == "steady"}
+    assert set(steady) == {*speedup.SERVED, "in the process", "PyTorch", speedup.GATYS}
+    assert all(row["n"] == 2 and row["median"] > 0 for row in steady.values())
+    assert [one["iterations"] for one in document["speedup"]] == list(speedup.ITERATIONS)
+    (equal,) = document["equal_loss"]
+    assert equal["size"] == 64 and ("ratio" in equal or "after 3 iterations" in equal["missing"])
+    assert "At equal loss" in report.markdown(document)
 
 
 def test_the_bare_session_paints_what_the_server_paints(server: Served) -> None:

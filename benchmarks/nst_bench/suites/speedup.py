@@ -116,7 +116,7 @@ def measure(
     return {
         **document,
         "model": about(checkpoint, name),
-        "device": server.device,
+        "device": "GPU" if device.type == "cuda" else "CPU",
         "rows": figures,
         "speedup": _speedups(figures, sizes),
         "equal_loss": [
