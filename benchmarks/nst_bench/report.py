@@ -130,8 +130,12 @@ def one_table(document: Document) -> str:
             shown = [median, times, *others] if number == 0 else ["", times, *[""] * len(others)]
             body.append([f"{size}²", what, f"{one['gatys_seconds']:,.0f} s", *shown])
     head = ["size", "Gatys' optimisation", "takes", "a served picture, ms: p50", "times", *tables.HEAD[1:]]
-    missing = dict.fromkeys(one["missing"] for one in speedup["equal_loss"] if "missing" in one)
-    reasons = ["", f"Not compared at equal loss: {'; '.join(missing)}."] if missing else []
+    missing: dict[str, list[str]] = {}
+    for one in speedup["equal_loss"]:
+        if "missing" in one:
+            missing.setdefault(one["missing"], []).append(f"{one['size']}²")
+    why = "; ".join(f"{', '.join(sizes)}: {reason}" for reason, sizes in missing.items())
+    reasons = ["", f"Not compared at equal loss, {why}."] if why else []
     return "\n".join([*tables.table(head, body, left=2), *reasons, ""])
 
 

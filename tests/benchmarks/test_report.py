@@ -137,7 +137,7 @@ def test_the_table_that_matters_has_the_equal_loss_first() -> None:
     seconds, ratio = hundred["gatys_seconds"], hundred["ratio"]
     assert lines[2].startswith(f"| 256² | same loss: 24 iterations | 8 s | {shown[256]} | **222** |")
     assert lines[6].startswith(f"| 512² | 100 iterations | {seconds:.0f} s | {shown[512]} | **{ratio:,.0f}** |")
-    assert lines[-1] == "Not compared at equal loss: no painting was given."
+    assert lines[-1] == "Not compared at equal loss, 512²: no painting was given."
     assert "| 256² | a.jpg | 2.500 | 24 | 8.4 s | 37.9 ms | **222** |" in report.markdown(document)
 
 
