@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from nst_bench.commands import REPOSITORY, TRITON, Repository, Triton, suites
+from nst_bench.commands import CHECKPOINT, REPOSITORY, TRITON, Checkpoint, Repository, Triton, suites
 from nst_core.console import console, duration, fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
 
@@ -20,9 +20,7 @@ app.add_typer(suites)
 @app.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
-    checkpoint: Annotated[Path, typer.Option(help="The style that is measured.")] = Path(
-        "models/starry-night-fast.pth"
-    ),
+    checkpoint: Checkpoint = CHECKPOINT,
     repository: Repository = REPOSITORY,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for <date>-<machine>.json, report.md and report.html.")

@@ -35,8 +35,10 @@ Width = Annotated[
 Checkpoint = Annotated[Path, typer.Option(help="The style that is measured; its model bears the file's name.")]
 Full = Annotated[bool, typer.Option("--full", help="Larger pictures and more of them.")]
 Triton = Annotated[Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes.")]
-REPOSITORY, MODEL, TRITON = Path("model_repository"), "starry-night-fast", Path(".triton")
 CHECKPOINT = Path("models/starry-night-fast.pth")
+"""The style that ships by default."""
+
+REPOSITORY, MODEL, TRITON = Path("model_repository"), CHECKPOINT.stem, Path(".triton")
 
 
 @suites.command()

@@ -126,7 +126,7 @@ def _loss(own: Suites, machine: str) -> Plot | None:
         axes.xaxis.set_major_formatter(lambda value, _: _seconds(value))
         axes.set_xlabel("time, logarithmic")
         axes.set_ylabel("loss, weighted as in training")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="center left")  # between the points and where the curves begin
         return finish(f"Loss by time on {machine}: {'; '.join(said)}.")
 
 
