@@ -91,6 +91,7 @@ def quality(
         from nst_bench.suites import quality as suite
         from nst_trainer.checkpoint import load
         from nst_trainer.memory import reuse_freed_memory
+        from nst_trainer.parallel import best_device
         from nst_trainer.weights import vgg16_weights
 
         reuse_freed_memory()
@@ -98,6 +99,7 @@ def quality(
         document = suite.measure(
             *(load(checkpoint), checkpoint.stem, style, pictures, vgg16_weights(vgg)),
             size=512 if full else 256,
+            device=best_device(),
             tick=say,
         )
         with written_whole(output.with_suffix(".png")) as beside:

@@ -256,19 +256,22 @@ def _cold(subject: Subject, *, tick: Tick, full: bool = False) -> Document:
 def _quality(subject: Subject, *, tick: Tick) -> Document:
     from nst_bench.suites import quality
     from nst_trainer.checkpoint import load
+    from nst_trainer.parallel import best_device
     from nst_trainer.weights import vgg16_weights
 
     if subject.style is None:
         raise InputError("the painting that the network learned is not at hand to compare losses: --style")
     style = load(subject.checkpoint)
     photos = find_pictures(subject.photos) if subject.photos else sample_photographs()
-    return quality.measure(style, subject.model, subject.style, photos, vgg16_weights(subject.vgg), tick=tick)
+    weights = vgg16_weights(subject.vgg)
+    return quality.measure(style, subject.model, subject.style, photos, weights, device=best_device(), tick=tick)
 
 
 def _methods(subject: Subject, *, tick: Tick) -> Document:
     from nst_bench.suites import methods
 
-    return methods.measure(sorted(subject.checkpoint.parent.glob("*.pth")), vgg=subject.vgg, tick=tick)
+    others = sorted(subject.checkpoint.parent.glob("*.pth"))
+    return methods.measure([subject.checkpoint, *others], vgg=subject.vgg, tick=tick)
 
 
 def _peers(subject: Subject, *, tick: Tick) -> Document:

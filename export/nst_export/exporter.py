@@ -149,7 +149,7 @@ class _Export:
         self.files = {engine.name: engine, REFERENCE: self.plain}
         if self.model.purpose not in ("style", "texture"):
             self.engine["status"] = "built, not run: it is one half of a model"
-        elif reason := tensorrt.cannot_run():
+        elif reason := tensorrt.cannot_run(plan.devices):
             self.engine["status"] = f"built, not run: {reason}"
         else:
             self.checks += _against_reference(built, plan.target, plan.profile, self.plain, grid, plan.limits)

@@ -189,9 +189,19 @@ def _timing_cache(config: Any, path: Path) -> Iterator[None]:
         beside.write_bytes(bytes(config.get_timing_cache().serialize()))
 
 
-def cannot_run() -> str | None:
-    """Why no engine runs here; None where one may."""
-    return None if torch.cuda.is_available() else "no GPU on this machine"
+def cannot_run(devices: Sequence[str] = ()) -> str | None:
+    """Why an engine for `devices` (see `build`; none: for the GPU at hand) does not run here; None where it may."""
+    if not torch.cuda.is_available():
+        return "no GPU on this machine"
+    if devices and own_capability() not in devices:
+        return f"it is not for this machine's GPU ({torch.cuda.get_device_name()}, {own_capability()})"
+    return None
+
+
+def own_capability() -> str:
+    """The GPU at hand by TensorRT's name of its compute capability, such as SM89."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"SM{major}{minor}"
 
 
 def running(plan: bytes, target: Target) -> Engine:

@@ -59,7 +59,7 @@ def test_the_machine_says_its_rates_and_what_it_lacks() -> None:
 
 
 def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    history = {"crop": 128, "seconds": 90.0, "style_pictures": ["a.jpg", "b.jpg", "c.jpg"]}
+    history = {"crop": 128, "seconds": 90.0, "device": "H100", "style_pictures": ["a.jpg", "b.jpg", "c.jpg"]}
     trained = Checkpoint(frozen(Johnson(width=0.125, styles=3)), ("a", "b", "c"), history, {"held out total": 2.5})
     save(trained, tmp_path / "three.pth")
     monkeypatch.setattr(methods, "UNTRAINED", {methods.MANY: methods.UNTRAINED[methods.MANY]})
@@ -73,7 +73,8 @@ def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest
     described = {one["method"]: one for one in document["methods"]}
     assert described[methods.MANY]["styles"] == 3
     assert described[methods.MANY]["loss"] == {"value": 2.5, "size": 128, "photos": 4, "of": "three"}
-    assert described[methods.MANY]["new_style"]["seconds"] == 30.0
+    learned = {"seconds": 30.0, "from": "three's training of 3 style(s), H100"}
+    assert described[methods.MANY]["new_style"] == learned
     assert "missing" in described[methods.GATYS]["loss"]
 
 

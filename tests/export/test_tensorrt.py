@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 from nst_core.errors import InputError
 from nst_export import precision, tensorrt
@@ -82,6 +83,16 @@ def test_gpus_are_named_by_compute_capability() -> None:
         tensorrt.capabilities("5.0")
 
 
+def test_an_engine_for_other_gpus_is_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a data centre's GPU, which TensorRT-RTX does not know: built for others, and said to be not run."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    assert tensorrt.cannot_run(["SM89", "SM120"]) == "it is not for this machine's GPU (H100, SM90)"
+    assert tensorrt.cannot_run(["SM89", "SM90"]) is None
+    assert tensorrt.cannot_run() is None
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["johnson", "several", "ulyanov", "texture"])
@@ -101,7 +112,11 @@ def test_an_engine_runs_and_agrees_on_the_gpu(exported: Exports, tmp_path: Path,
         precision.to_half(proto)
     onnx.save(proto, tmp_path / "model.onnx")
     grid = one.model.network.multiple
-    devices = ["CURRENT"] if target == "tensorrt-rtx" else []
+    devices = []
+    if target == "tensorrt-rtx":
+        devices = [tensorrt.own_capability()]
+        if devices[0] not in tensorrt.capabilities(None):
+            pytest.skip(f"TensorRT-RTX knows no {devices[0]}, this machine's GPU")
     engine, _ = tensorrt.build(tmp_path / "model.onnx", target, PROFILE, grid, devices=devices, cache=tmp_path)
     agreements = _against_reference(engine, target, PROFILE, one.path, grid, LIMITS[kind])
     assert len(agreements) >= 5

@@ -18,6 +18,7 @@ from nst_core.files import written_whole
 from nst_core.images import image_format, open_picture, save_picture
 from nst_trainer.checkpoint import load, read_plain_data
 from nst_trainer.optimize import Iteration, OptimizationError, Run
+from nst_trainer.parallel import best_device
 from nst_trainer.photos import to_picture, to_tensor
 from nst_trainer.settings import INITS, OptimizationSettings
 from nst_trainer.weights import Weights
@@ -57,7 +58,7 @@ def paint(
     image_format(output)
     state_file = output.with_name(output.name + ".resume")
     pictures = None if content is None else to_tensor(open_picture(content))
-    device = torch.device("cuda") if torch.cuda.is_available() else CPU
+    device = best_device()
     proportions = (shape or (1, 1)) if pictures is None else (pictures.shape[2], pictures.shape[3])
     check_memory(settings, proportions, device)
     own_start = settings.init not in INITS

@@ -56,6 +56,10 @@ class Team:
     device: torch.device = torch.device("cpu")
     links: _Links | None = None
 
+    def device_name(self) -> str:
+        """What a person calls the device."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
     def precision(self) -> tuple[torch.dtype, str]:
         """What convolutions are faster in, and why. Statistics, Gram matrices and weights are FP32 anyway."""
         if self.device.type == "cuda":
@@ -147,6 +151,11 @@ class Team:
             raise TeamError(f"{links.watch.reason()}. {GO_ON}") from error
 
 
+def best_device() -> torch.device:
+    """The GPU if PyTorch can use one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def team() -> Iterator[Team]:
     """The team that `torchrun` made this process a part of, or a team of one; on a GPU if there is one.
@@ -154,8 +163,10 @@ def team() -> Iterator[Team]:
     An `NstError` or Ctrl-C inside ends the team: the other processes hear of it, and so does torchrun's report.
     """
     cuda = torch.cuda.is_available()
+    torch.backends.cudnn.benchmark = True  # crops come in few sizes: the fastest way of each is worth a search
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as cuDNN's convolutions are by default
     if "WORLD_SIZE" not in os.environ:
-        yield Team(device=torch.device("cuda" if cuda else "cpu"))
+        yield Team(device=best_device())
         return
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:

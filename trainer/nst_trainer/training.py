@@ -308,19 +308,21 @@ class Training:
         for group in state.optimizer.param_groups:
             group["lr"] = group["factor"] * settings.learning_rate_at(state.iteration, 0 if taught else begun)
         total, terms = self._losses(pictures, taught)
-        if not math.isfinite(total.item()):
-            raise TrainingError(
-                f"iteration {state.iteration}: the loss is {total.item()}; the last good checkpoint is kept. "
-                f"Try a learning rate below {settings.learning_rate}"
-            )
         state.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
+        # Read together: a GPU is waited for once a step, and with the way back already on its list.
+        loss, *values = torch.stack([total.detach(), *(value.detach() for value in terms.values())]).tolist()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"iteration {state.iteration}: the loss is {loss}; the last good checkpoint is kept. "
+                f"Try a learning rate below {settings.learning_rate}"
+            )
         self.team.average(state.network.parameters())
         state.optimizer.step()
         state.iteration += 1
         newest = max(0.02, 1.0 / state.iteration)  # a mean of all at first, then of about the last fifty
-        for key, value in terms.items():
-            state.averages[key] = (1.0 - newest) * state.averages.get(key, value.item()) + newest * value.item()
+        for key, value in zip(terms, values, strict=True):
+            state.averages[key] = (1.0 - newest) * state.averages.get(key, value) + newest * value
         state.seconds += time.perf_counter() - started
         if self.curves and state.iteration % 10 == 0:
             self.curves.scalars("training", state.averages, state.iteration)
@@ -418,7 +420,8 @@ class Training:
             more["before"] = before.training
         pictures = [style.name for style in styles]
         photos = 0 if self.settings.texture else len(self.found)
-        return {"style_pictures": pictures, "photos": photos, "commit": _commit(), **asdict(self.settings), **more}
+        own = {"style_pictures": pictures, "photos": photos, "commit": _commit(), "device": self.team.device_name()}
+        return own | asdict(self.settings) | more
 
     @torch.no_grad()
     def _write_preview(self, painted: Tensor) -> None:

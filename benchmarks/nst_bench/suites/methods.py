@@ -152,7 +152,8 @@ def _new_style(method: Method) -> dict[str, Any]:
     if seconds is None:
         return {"missing": f"{method.source} does not say how long its training took"}
     learned = len(method.trained.training.get("style_pictures", ())) or 1
-    return {"seconds": seconds / learned, "from": f"{method.source}'s training of {learned} style(s)"}
+    device = method.trained.training.get("device", "CPU")  # a checkpoint of before this was noted is of a CPU
+    return {"seconds": seconds / learned, "from": f"{method.source}'s training of {learned} style(s), {device}"}
 
 
 def _at_size(

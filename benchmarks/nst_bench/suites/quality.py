@@ -46,9 +46,12 @@ def measure(
     weights: Weights,
     *,
     size: int = 256,
+    device: torch.device | None = None,
     tick: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Measure the style called as the picture `style`, or the only one, on `photos` cut to `size`^2; a document.
+
+    The optimisation runs on `device`, the CPU if not given; the network on the CPU.
 
     Raises `InputError` for a network without this style, and for a texture network.
     """
@@ -58,7 +61,7 @@ def measure(
     rows = []
     for photo in photos:
         picture = fitted(open_picture(photo), size, size)
-        run = Run(to_tensor(picture), [painting], settings, weights)
+        run = Run(to_tensor(picture), [painting], settings, weights, device=device or torch.device("cpu"))
         row = {"photo": photo.name, **network_losses(run, paint), **appearance(paint, picture)}
         curve, in_range = _curves(run, row["loss"])
         row |= {"worth": _worth(curve, row["loss"]), "worth_in_range": _worth(in_range, row["loss"])}
