@@ -11,7 +11,7 @@ help:
 	@echo "make demo      export the shipped styles, serve them, paint with them, measure (into demo/)"
 	@echo "make test      every test that needs no GPU"
 	@echo "make lint      ruff and mypy"
-	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings PHOTOS=folder"
+	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings TEXTURES=folder PHOTOS=folder"
 	@echo "make pictures  paint the README's pictures; with PHOTOS='a.jpg b.jpg c.jpg d.jpg' starry-night-fast.jpg too"
 	@echo "make gallery   run the commands of docs/optimization.md: make gallery PAINTINGS=folder TEXTURES=folder"
 	@echo "make readme    draw the tables and plots of README and docs from docs/benchmark/*.json"
@@ -28,18 +28,24 @@ lint: $(VENV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+TRAIN = $(BIN)/nst-train --photos "$(PHOTOS)"
+OWN := composition-vii contrast-of-forms great-wave water-lilies
+
 models: $(VENV)
-	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/narrow.pth --width 0.5 --iterations 2400
-	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night.pth --from runs/narrow.pth \
-		--iterations 1500 --batch 2 --no-grow --learning-rate 5e-4
-	$(BIN)/nst-train --style "$(STYLES)" --photos "$(PHOTOS)" -o runs/gallery-teacher.pth --from runs/narrow.pth \
-		--width 0.5 --iterations 3200 --learning-rate 1e-3
-	$(BIN)/nst-train --style "$(STYLES)" --photos "$(PHOTOS)" -o runs/gallery.pth --arch fast --iterations 4000 \
-		--teacher runs/gallery-teacher.pth
-	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/taught.pth --arch fast --iterations 4000 \
-		--teacher runs/starry-night.pth
-	$(BIN)/nst-train --style "$(STYLE)" --photos "$(PHOTOS)" -o runs/starry-night-fast.pth --arch fast --from runs/taught.pth \
-		--iterations 3800 --batch 2 --no-grow --learning-rate 2e-3
+	$(TRAIN) --style "$(STYLE)" -o runs/narrow.pth --width 0.5 --iterations 2400
+	$(TRAIN) --style "$(STYLE)" -o runs/wide.pth --from runs/narrow.pth --iterations 1500 --batch 2 --no-grow --learning-rate 5e-4
+	$(TRAIN) --style "$(STYLE)" -o runs/starry-night.pth --from runs/wide.pth --iterations 4500 --no-grow --learning-rate 2e-3
+	$(TRAIN) --style "$(STYLE)" -o runs/taught.pth --arch fast --iterations 4000 --teacher runs/wide.pth
+	$(TRAIN) --style "$(STYLE)" -o runs/begun.pth --arch fast --from runs/taught.pth --iterations 3800 --batch 2 --no-grow --learning-rate 2e-3
+	$(TRAIN) --style "$(STYLE)" -o runs/starry-night-fast.pth --arch fast --from runs/begun.pth --iterations 5500 --no-grow
+	$(TRAIN) --style "$(STYLE)" -o runs/starry-night-steady.pth --arch fast --from runs/begun.pth --iterations 4500 --no-grow \
+		--steady 150 --style-weight 3
+	for name in $(OWN); do $(TRAIN) --style "$(STYLES)/$$name.jpg" -o runs/$$name-fast.pth --arch fast --from runs/begun.pth --no-grow || exit; done
+	$(TRAIN) --style "$(STYLES)" -o runs/gallery-teacher.pth --from runs/narrow.pth --width 0.5 --iterations 3200 --learning-rate 1e-3
+	$(TRAIN) --style "$(STYLES)" -o runs/gallery-taught.pth --arch fast --iterations 4000 --teacher runs/gallery-teacher.pth
+	$(TRAIN) --style "$(STYLES)" -o runs/gallery.pth --arch fast --from runs/gallery-taught.pth --iterations 4000 --batch 10 --no-grow --learning-rate 2e-3
+	for name in strawberries gravel; do \
+		$(TRAIN) --style "$(TEXTURES)/$$name.jpg" -o runs/$$name.pth --arch ulyanov --texture --iterations 900 --crop 192 || exit; done
 
 pictures: $(VENV)
 	$(BIN)/python -m nst_bench.pictures $(PHOTOS)
@@ -56,6 +62,7 @@ readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/serving-wide.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/perf-analyzer.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/video.json --readme docs/video.md
+	$(BIN)/nst-bench report docs/benchmark/frontier.json --readme docs/benchmark.md
 	$(BIN)/nst-bench capacity docs/benchmark/results.json docs/benchmark/serving-wide.json --readme docs/capacity.md
 
 venv: $(VENV)

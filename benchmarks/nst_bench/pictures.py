@@ -1,8 +1,8 @@
 """`make pictures`: the pictures of the README, from the shipped models and the photographs that ship with nst.
 
-The gallery's styles on two photographs, a mix of two styles in steps, a large picture, and a moving one; with
-photographs given also those above what Starry Night makes of them. Painted as everybody's are: exported, and called by
-`StyleClient` or the way of `nst video`.
+The gallery's styles on two photographs, the styles that have a network of their own, a mix of two styles in steps, a
+large picture, and a moving one; with photographs given also those above what Starry Night makes of them. Painted as
+everybody's are: exported, and called by `StyleClient` or the way of `nst video`.
 
 Usage: python -m nst_bench.pictures [PHOTO...]
 """
@@ -52,6 +52,10 @@ SIDE = 300
 GALLERY_PHOTOGRAPHS, GALLERY_SIDE, GALLERY_COLUMNS = ("chelsea", "astronaut"), 200, 5
 """Whose grid is painted at twice its side, too."""
 
+OWN = ("composition-vii-fast", "contrast-of-forms-fast", "great-wave-fast", "water-lilies-fast")
+OWN_PHOTOGRAPHS, OWN_SIDES = ("astronaut", "rocket"), (250, 190)
+"""Painted at twice their sides."""
+
 MIXED, MIXED_PHOTOGRAPH, MIXED_SIDES, STEPS = ("the-scream", "great-wave"), "coffee", (300, 225), 5
 """Painted at twice its sides."""
 
@@ -71,13 +75,15 @@ def main() -> None:
     with one_line_errors("all"), tempfile.TemporaryDirectory() as scratch:
         repository = Path(scratch) / "model_repository"
         given = [Path(argument) for argument in sys.argv[1:]]
-        for checkpoint in (GALLERY, CHECKPOINT) if given else (GALLERY,):
+        own = [GALLERY.with_name(f"{name}.pth") for name in OWN]
+        for checkpoint in (GALLERY, *own, CHECKPOINT) if given else (GALLERY, *own):
             exporter.export(checkpoint, checkpoint.stem, repository, exporter.Plan(cores=os.cpu_count() or 1), say=say)
         url = f"local:{repository}"
         with StyleClient(url) as client:
             if given:
                 _starry_night(client, given)
             _gallery(client)
+            _own(client)
             _mix(client)
             _large(client)
         _film(url, Path(scratch))
@@ -106,6 +112,14 @@ def _gallery(client: StyleClient) -> None:
         ]
         sheets.append(contact_sheet(named, GALLERY_COLUMNS).pixels)
     _save(Picture(np.concatenate(sheets)), GALLERY.stem)
+
+
+def _own(client: StyleClient) -> None:
+    """The styles that have a network of their own, a row a photograph."""
+    width, height = OWN_SIDES
+    large = [fitted(_photograph(name), 2 * width, 2 * height).pixels for name in OWN_PHOTOGRAPHS]
+    named = [(style, _halved(client.stylize(pixels, style))) for pixels in large for style in OWN]
+    _save(contact_sheet(named, len(OWN)), "own")
 
 
 def _mix(client: StyleClient) -> None:

@@ -32,7 +32,8 @@ class Plot:
 def plots(document: Document) -> list[Plot]:
     """Those that the document has figures for: latency, throughput, loss, memory, the time a picture takes."""
     own = {name: one for name, one in suites(document).items() if "missing" not in one}
-    drawn = (draw(own, machine_name(document)) for draw in (_latency, _throughput, _loss, _memory, _bars, _quality))
+    ways = (_latency, _throughput, _loss, _memory, _bars, _quality, _frontier)
+    drawn = (draw(own, machine_name(document)) for draw in ways)
     return [plot for plot in drawn if plot]
 
 
@@ -216,6 +217,31 @@ def _quality(own: Suites, _machine: str) -> Plot | None:
             f"Loss of the optimisation by iteration at {document['size']}², and of {document['model']['name']}, "
             f"which is worth {worth['median']:g} iterations."
         )
+
+
+def _frontier(own: Suites, machine: str) -> Plot | None:
+    """Each network's worth over its time; a line through those that nothing faster beats."""
+    if "frontier" not in own:
+        return None
+    document = own["frontier"]
+    rows = document["rows"]
+    side = rows[0]["size"]
+    with _figure("frontier", f"Quality over time, {document['style']}\n{machine}") as (axes, finish):
+        best = [one for one in rows if one["best_for_its_time"]]
+        axes.plot([one["median"] for one in best], [one["worth"] for one in best], color="C0", alpha=0.4, zorder=1)
+        for one in rows:
+            color = "C0" if one["best_for_its_time"] else "0.6"
+            axes.plot(one["median"], one["worth"], "o", color=color, markersize=4)
+            axes.annotate(one["name"], (one["median"], one["worth"]), (4, 4), textcoords="offset points", fontsize=7)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: milliseconds(value))
+        axes.xaxis.set_minor_formatter(lambda value, _: milliseconds(value))
+        axes.tick_params(axis="x", which="minor", labelsize=7)
+        axes.margins(x=0.15, y=0.1)
+        axes.set_xlabel(f"milliseconds a picture at {side}², logarithmic")
+        axes.set_ylabel(f"worth in iterations of L-BFGS at {document['quality_size']}²")
+        said = ", ".join(f"{one['name']} {one['worth']:g} in {milliseconds(one['median'])} ms" for one in rows)
+        return finish(f"Worth over time on {machine}: {said}.")
 
 
 @contextmanager

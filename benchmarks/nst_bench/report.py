@@ -22,6 +22,7 @@ TITLES = {
     "cold": "Cold starts",
     "soak": "Memory of serving",
     "quality": "What the network is worth",
+    "frontier": "Quality over time",
     "methods": "Methods",
     "peers": "Peers",
     "video": "Video",

@@ -162,6 +162,25 @@ def _quality(document: Document, _machine: list[str]) -> list[str]:
     ]
 
 
+def _frontier(document: Document, machine: list[str]) -> list[str]:
+    """Networks of one painting by their time (`nst-bench frontier`); bold: none that is faster has a lower loss."""
+    body = []
+    for one in document["rows"]:
+        name = f"**{one['name']}**" if one["best_for_its_time"] else one["name"]
+        told = [one["network"], f"width {one['arguments']['width']:g}", f"{one['parameters']:,}"]
+        losses = [f"{one[term]:.3f}" for term in ("loss", "content", "style")]
+        body.append([name, ", ".join(told[:2]), told[2], f"{one['worth']:g}", *losses, *cells(one)])
+    head = ["checkpoint", "network", "parameters", "worth", "loss", "content", "style", *HEAD]
+    return [
+        *machine,
+        *([""] if machine else []),
+        f"{document['style']}, {len(document['photos'])} photographs at {document['quality_size']}² (worth: median; "
+        f"losses: means), milliseconds at {document['rows'][0]['size']}²; bold: nothing faster has a lower loss.",
+        "",
+        *table(head, body, left=2),
+    ]
+
+
 def _training(document: Document, machine: list[str]) -> list[str]:
     """Images a second against a plain loop (`nst-bench training`)."""
     precision = document["precision"]
@@ -489,6 +508,7 @@ TABLES: dict[str, Callable[[Document, list[str]], list[str]]] = {
     "nst-bench-methods/1": _methods,
     "nst-bench-gatys/1": _optimization,
     "nst-bench-quality/1": _quality,
+    "nst-bench-frontier/1": _frontier,
     "nst-bench-training/1": _training,
     "nst-bench-export/1": _export,
     "nst-bench-serving/1": _serving,

@@ -9,16 +9,16 @@ from typer.testing import CliRunner
 from nst_bench import report
 from nst_bench.cli import app
 from nst_bench.suites import quality
-from nst_bench.suites.quality import _worth, border_levels, lattice_levels, warping_error
+from nst_bench.suites.quality import border_levels, iterations_worth, lattice_levels, warping_error
 from nst_core.errors import InputError
 from nst_trainer.checkpoint import Checkpoint, save
 from nst_trainer.networks import Johnson, Ulyanov
 
 
 def test_worth_is_the_first_iteration_at_or_below() -> None:
-    assert _worth([5.0, 3.0, 2.0, 2.5], 3.0) == 2
-    assert _worth([5.0, 3.0, 2.0, 2.5], 2.9) == 3
-    assert _worth([5.0, 3.0], 1.0) is None
+    assert iterations_worth([5.0, 3.0, 2.0, 2.5], 3.0) == 2
+    assert iterations_worth([5.0, 3.0, 2.0, 2.5], 2.9) == 3
+    assert iterations_worth([5.0, 3.0], 1.0) is None
 
 
 def test_a_steady_painter_has_no_warping_error_but_the_noise() -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from nst_core.errors import InputError
-from nst_trainer.losses import PerceptualLoss, content_loss, gram_matrix, lattice, style_loss, total_variation
+from nst_trainer.losses import PerceptualLoss, content_loss, frame, gram_matrix, lattice, style_loss, total_variation
 from nst_trainer.settings import LossWeights
 from nst_trainer.vgg import Vgg16
 
@@ -92,6 +92,16 @@ def test_lattice_by_hand() -> None:
     assert lattice(torch.full((1, 3, 16, 16), 0.3)).item() == pytest.approx(0.0)
     stripes = (torch.arange(24) % 3).expand(1, 3, 24, 24) / 2.0  # another period: no phase of 4 sees it
     assert lattice(stripes).item() == pytest.approx(0.0)
+
+
+def test_frame_by_hand() -> None:
+    """The last row 0.4 brighter: one of four rows at one of four sides; at another side just the same."""
+    picture = torch.full((2, 3, 16, 24), 0.5)
+    picture[..., -1, :] += 0.4
+    assert frame(picture).item() == pytest.approx(0.4**2 / 16)
+    assert frame(picture.flip(2)).item() == pytest.approx(0.4**2 / 16)
+    assert frame(picture.transpose(2, 3)).item() == pytest.approx(0.4**2 / 16)
+    assert frame(torch.full((1, 3, 16, 16), 0.3)).item() == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("loss", ["content", "style", "variation"])

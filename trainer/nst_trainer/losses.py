@@ -94,6 +94,21 @@ def lattice(pictures: Tensor, period: int = 4) -> Tensor:
     return variance
 
 
+def frame(pictures: Tensor, width: int = 4) -> Tensor:
+    """How much the outermost `width` rows and columns of `[N, 3, H, W]` in [0, 1] part from the next; 0 for none.
+
+    A scalar: the mean squared difference of a row's mean from that of the `width` rows further in, over the four
+    sides. Not in the papers: a painting's margin or frame is learned as a line around every picture, and neither the
+    Gram matrices nor total variation mind a line.
+    """
+    upright = pictures.transpose(2, 3)
+    sides = [side.mean(dim=3) for side in (pictures, pictures.flip(2), upright, upright.flip(2))]
+    parts = [
+        (rows[:, :, :width] - rows[:, :, width : 2 * width].mean(dim=2, keepdim=True)).square().mean() for rows in sides
+    ]
+    return torch.stack(parts).mean()
+
+
 @dataclass(frozen=True)
 class Losses:
     """The terms of one loss, weighted; scalars. `total` is what is minimised."""

@@ -32,7 +32,7 @@ from nst_core.images import (
     side_by_side,
 )
 from nst_trainer import checkpoint
-from nst_trainer.losses import PerceptualLoss, lattice
+from nst_trainer.losses import PerceptualLoss, frame, lattice
 from nst_trainer.networks import ARCHITECTURES, Johnson, StyledNetwork
 from nst_trainer.parallel import Team
 from nst_trainer.photos import Photos, to_picture, to_tensor
@@ -42,6 +42,9 @@ from nst_trainer.vgg import Vgg16
 
 LATTICE_WEIGHT = 1000.0
 """At this weight a lattice of 3.6 levels of 255, as training without it gave, counts 0.2 (dev/LOG.md)."""
+
+FRAME_WEIGHT = 30.0
+"""At this weight a line of 70 levels of 255 along one side, as a painting's pale margin gave, counts 0.14."""
 
 NORM_FACTOR = 5.0
 """Learning rate of the normalisations over the convolutions', where there are several styles (dev/LOG.md)."""
@@ -285,6 +288,7 @@ class Training:
             losses = self.loss(painted, target, numbers)
         terms = {"content": losses.content, "style": losses.style, "total_variation": losses.total_variation}
         terms["lattice"] = LATTICE_WEIGHT * lattice(painted)
+        terms["frame"] = FRAME_WEIGHT * frame(painted)
         if settings.steady:
             terms["steady"] = settings.steady * unsteadiness(network, pictures, painted, mix, generator)
         total = sum(terms.values(), painted.new_zeros(()))

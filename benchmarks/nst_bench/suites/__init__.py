@@ -19,6 +19,10 @@ arithmetic is known, a row of the steady state also has `gflop` (of what that en
     `served_ms`, `ratio`. `equal_loss`: `size`, `photo`, `loss` (the network's), `iteration` (the first of the
     optimisation at or below it), `curve` (its losses until then), `gatys_seconds`, `served_ms`, `ratio`; or `size`
     and `missing`.
+`frontier`
+    `style` (the painting's file), `photos` (names), `quality_size` (side in pixels). `rows`, by time: `name`,
+    `network`, `arguments`, `parameters`, `loss`, `content`, `style` (means), `worth` (median), `size`, a summary of one
+    picture, `best_for_its_time` (no faster row has a loss as low).
 `methods`
     `methods`: `method`, `network`, `parameters`, `styles` (of one network, or null: any), `loss` (`value`, `size`,
     `photos`, `of`; or `missing`), `new_style` (`seconds`, `from`; or `missing`). `rows`: `method`, `size`, `trained`,

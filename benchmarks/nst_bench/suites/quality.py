@@ -64,7 +64,10 @@ def measure(
         run = Run(to_tensor(picture), [painting], settings, weights, device=device or torch.device("cpu"))
         row = {"photo": photo.name, **network_losses(run, paint), **appearance(paint, picture)}
         curve, in_range = _curves(run, row["loss"])
-        row |= {"worth": _worth(curve, row["loss"]), "worth_in_range": _worth(in_range, row["loss"])}
+        row |= {
+            "worth": iterations_worth(curve, row["loss"]),
+            "worth_in_range": iterations_worth(in_range, row["loss"]),
+        }
         rows.append(row | {"curve": curve[:CURVE], "curve_in_range": in_range[:CURVE], "iterations": len(curve)})
         tick(f"{photo.name}: loss {row['loss']:.3f}, worth {row['worth'] or f'more than {LONGEST}'}")
     worths = [row["worth"] or LONGEST for row in rows]
@@ -165,7 +168,7 @@ def _spread(worths: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _worth(curve: Sequence[float], goal: float) -> int | None:
+def iterations_worth(curve: Sequence[float], goal: float) -> int | None:
     """The first iteration, counted from 1, whose loss is at or below `goal`; None if there is none."""
     return next((number for number, loss in enumerate(curve, 1) if loss <= goal), None)
 

@@ -1,0 +1,135 @@
+"""Quality over time: which of several networks for one painting gives the most for its latency.
+
+What each is worth, all against the same optimisation (see `quality`), and how long a picture takes in the form in which
+it is served: exported for this processor, in ONNX Runtime, the networks taking turns.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nst_bench.engines import Bare, photograph
+from nst_bench.machine import header
+from nst_bench.measure import REST, interleaved, summarize
+from nst_bench.suites.quality import baseline, iterations_worth, network_losses, painter
+from nst_core.errors import InputError
+from nst_core.images import fitted, open_picture
+from nst_export import exporter
+from nst_trainer.checkpoint import Checkpoint, load, parameters
+from nst_trainer.optimize import Iteration, Run
+from nst_trainer.photos import to_tensor
+from nst_trainer.weights import Weights
+
+SCHEMA = "nst-bench-frontier/1"
+
+LONGEST = 200
+"""Iterations of the optimisation where the search for the best network's worth ends."""
+
+ROUNDS = 21
+"""Pictures of each network that are timed."""
+
+
+def measure(
+    files: Sequence[Path],
+    style: Path,
+    photos: Sequence[Path],
+    weights: Weights,
+    *,
+    size: int = 256,
+    side: int = 512,
+    device: torch.device | None = None,
+    tick: Callable[[str], None] = lambda note: None,
+) -> dict[str, Any]:
+    """The checkpoints `files` of the painting `style`: losses on `photos` at `size`^2, milliseconds at `side`^2.
+
+    Losses have the weights of the first one's training. The optimisation runs on `device`, the CPU if not given.
+    Raises `InputError` for two of one name, for a texture network, and for many styles without this one.
+    """
+    networks = {path.stem: load(path) for path in files}
+    if len(networks) < len(files):
+        raise InputError("two checkpoints have the same name: rename one")
+    document = header(SCHEMA)
+    figures = _quality(networks, style, photos, weights, size, device or torch.device("cpu"), tick)
+    taken = _latencies(files, side, tick)
+    rows = [
+        {
+            "name": name,
+            "network": one.network.name,
+            "arguments": one.network.arguments,
+            "parameters": parameters(one.network),
+            **figures[name],
+            "size": side,
+            "phase": "steady",
+            **asdict(summarize(taken[name])),
+        }
+        for name, one in networks.items()
+    ]
+    rows.sort(key=lambda row: float(row["median"]))
+    for row in rows:
+        row["best_for_its_time"] = all(row["loss"] < other["loss"] for other in rows if other["median"] < row["median"])
+    about = {"style": style.name, "photos": [photo.name for photo in photos], "quality_size": size}
+    return {**document, **about, "rows": rows}
+
+
+def _quality(
+    networks: Mapping[str, Checkpoint],
+    style: Path,
+    photos: Sequence[Path],
+    weights: Weights,
+    size: int,
+    device: torch.device,
+    tick: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Of each network the mean losses and the median worth."""
+    paints = {name: painter(one, style.stem) for name, one in networks.items()}
+    settings = baseline(next(iter(networks.values())), size, LONGEST)
+    painting = to_tensor(open_picture(style))
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
+    for photo in photos:
+        run = Run(to_tensor(fitted(open_picture(photo), size, size)), [painting], settings, weights, device=device)
+        losses = {name: network_losses(run, paint) for name, paint in paints.items()}
+        curve = _curve(run, min(one["loss"] for one in losses.values()))
+        for name, one in losses.items():
+            worth = iterations_worth(curve, one["loss"]) or LONGEST
+            found[name].append({"worth": worth, **{term: one[term] for term in ("loss", "content", "style")}})
+        tick(f"{photo.name}: " + ", ".join(f"{name} {rows[-1]['worth']}" for name, rows in found.items()))
+    return {
+        name: {
+            **{term: float(np.mean([row[term] for row in rows])) for term in ("loss", "content", "style")},
+            "worth": float(np.median([row["worth"] for row in rows])),
+        }
+        for name, rows in found.items()
+    }
+
+
+def _curve(run: Run, goal: float) -> list[float]:
+    """The optimisation's loss by iteration, until it is at `goal`."""
+    seen: list[Iteration] = []
+    while len(seen) < LONGEST and (not seen or min(one.total for one in seen) > goal):
+        if not run.step(seen.append):
+            break
+    return [one.total for one in seen]
+
+
+def _latencies(files: Sequence[Path], side: int, tick: Callable[[str], None]) -> dict[str, list[float]]:
+    """Seconds of a picture of `side`^2 through each, as `nst-export` leaves it for this machine's processor."""
+    plan = exporter.Plan(cores=os.cpu_count() or 1)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for file in files:
+            exporter.export(file, file.stem, folder, plan, say=tick)
+        pixels = photograph(side, side)
+        works = {file.stem: partial(Bare(folder / file.stem).paint, pixels) for file in files}
+        for work in works.values():
+            work()
+        return interleaved(works, ROUNDS, rest=REST)

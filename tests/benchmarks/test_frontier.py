@@ -1,0 +1,45 @@
+"""Quality over time: small networks with random weights, the real loss network, exporter and runtime."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nst_bench import plots, tables
+from nst_bench.results import rows
+from nst_bench.suites import frontier
+from nst_core.errors import InputError
+from nst_trainer.checkpoint import Checkpoint, frozen, save
+from nst_trainer.networks import Fast, Johnson
+from nst_trainer.weights import vgg16_weights
+
+
+def test_two_networks_by_time_and_worth(
+    tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontier, "LONGEST", 4)
+    monkeypatch.setattr(frontier, "ROUNDS", 5)
+    torch.manual_seed(0)
+    files = [tmp_path / "slow.pth", tmp_path / "quick.pth"]
+    save(Checkpoint(frozen(Johnson(width=0.5)), ("slow",)), files[0])
+    save(Checkpoint(frozen(Fast(width=0.125)), ("quick",)), files[1])
+    photos = [photographs["chelsea"], photographs["rocket"]]
+    document = frontier.measure(files, photographs["coffee"], photos, vgg16_weights(), size=64, side=256)
+    quick, slow = document["rows"]
+    assert (quick["name"], slow["name"]) == ("quick", "slow")
+    assert quick["median"] < slow["median"]
+    assert quick["best_for_its_time"] and slow["best_for_its_time"] is (slow["loss"] < quick["loss"])
+    assert all(1 <= one["worth"] <= 4 and one["loss"] > one["style"] > 0 for one in (quick, slow))
+    assert len(rows(document)) == 2
+    plot = plots.plots(document)[0]
+    assert plot.name == "frontier" and "quick" in plot.alt
+    assert "| slow | johnson, width 0.5 |" in tables.tables(document).replace("**", "")
+
+
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        save(Checkpoint(frozen(Fast(width=0.125)), ("x",)), tmp_path / folder / "x.pth")
+    files = [tmp_path / "a" / "x.pth", tmp_path / "b" / "x.pth"]
+    with pytest.raises(InputError, match="the same name"):
+        frontier.measure(files, tmp_path / "no.jpg", [], {})
