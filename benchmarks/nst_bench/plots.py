@@ -220,23 +220,24 @@ def _quality(own: Suites, _machine: str) -> Plot | None:
 
 
 def _frontier(own: Suites, machine: str) -> Plot | None:
-    """Each network's worth over its time; a line through those that nothing faster beats."""
+    """Each network's worth over its time; in colour those that nothing faster beats."""
     if "frontier" not in own:
         return None
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     document = own["frontier"]
     rows = document["rows"]
     side = rows[0]["size"]
     with _figure("frontier", f"Quality over time, {document['style']}\n{machine}") as (axes, finish):
-        best = [one for one in rows if one["best_for_its_time"]]
-        axes.plot([one["median"] for one in best], [one["worth"] for one in best], color="C0", alpha=0.4, zorder=1)
         for one in rows:
-            color = "C0" if one["best_for_its_time"] else "0.6"
-            axes.plot(one["median"], one["worth"], "o", color=color, markersize=4)
-            axes.annotate(one["name"], (one["median"], one["worth"]), (4, 4), textcoords="offset points", fontsize=7)
+            best = one["best_for_its_time"]
+            place = one["median"], one["worth"]
+            axes.plot(*place, "o", color="C0" if best else "0.6", markersize=4)
+            axes.annotate(one["name"], place, (4, 4 if best else -9), textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: milliseconds(value))
-        axes.xaxis.set_minor_formatter(lambda value, _: milliseconds(value))
-        axes.tick_params(axis="x", which="minor", labelsize=7)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.15, y=0.1)
         axes.set_xlabel(f"milliseconds a picture at {side}², logarithmic")
         axes.set_ylabel(f"worth in iterations of L-BFGS at {document['quality_size']}²")

@@ -91,6 +91,9 @@ def test_a_style_that_was_added_is_a_method_of_its_own(tmp_path: Path) -> None:
         save(Checkpoint(frozen(Johnson(width=0.125, styles=2)), ("a", "b"), history), tmp_path / f"{name}.pth")
     shown = {one.name: one for one in methods.methods([tmp_path / "many.pth", tmp_path / "added.pth"])}
     assert (shown[methods.MANY].source, shown[methods.ADDED].source) == ("many", "added")
+    begun = Checkpoint(frozen(Johnson(width=0.125)), ("a",), {"seconds": 9.0, "from": "b.pth"})
+    again = methods._new_style(methods.Method(methods.JOHNSON, trained=begun, source="a"))
+    assert again["from"] == "a's last training of 1 style(s), CPU, which began with b.pth"
     assert methods._new_style(shown[methods.ADDED]) == {"missing": "added does not say how long its training took"}
 
 

@@ -153,7 +153,9 @@ def _new_style(method: Method) -> dict[str, Any]:
         return {"missing": f"{method.source} does not say how long its training took"}
     learned = len(method.trained.training.get("style_pictures", ())) or 1
     device = method.trained.training.get("device", "CPU")  # a checkpoint of before this was noted is of a CPU
-    return {"seconds": seconds / learned, "from": f"{method.source}'s training of {learned} style(s), {device}"}
+    begun = f", which began with {start}" if (start := method.trained.training.get("from")) else ""
+    source = f"{method.source}'s {'last ' if begun else ''}training of {learned} style(s), {device}{begun}"
+    return {"seconds": seconds / learned, "from": source}
 
 
 def _at_size(
