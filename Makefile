@@ -45,7 +45,7 @@ models: $(VENV)
 	$(TRAIN) --style "$(STYLES)" -o runs/gallery-taught.pth --arch fast --iterations 4000 --teacher runs/gallery-teacher.pth
 	$(TRAIN) --style "$(STYLES)" -o runs/gallery.pth --arch fast --from runs/gallery-taught.pth --iterations 4000 --batch 10 --no-grow --learning-rate 2e-3
 	for name in strawberries gravel; do \
-		$(TRAIN) --style "$(TEXTURES)/$$name.jpg" -o runs/$$name.pth --arch ulyanov --texture --iterations 900 --crop 192 || exit; done
+		$(TRAIN) --style "$(TEXTURES)/$$name.jpg" -o runs/$$name.pth --arch ulyanov --texture --iterations 700 --crop 192 || exit; done
 
 pictures: $(VENV)
 	$(BIN)/python -m nst_bench.pictures $(PHOTOS)

@@ -32,6 +32,10 @@ Width = Annotated[
         help="Serve Johnson's network of this width instead, exported with random weights, which take as long.", min=0.1
     ),
 ]
+Photos = Annotated[
+    Path | None,
+    typer.Option(help="A folder of photographs that no style learned from; if not given, the four that ship."),
+]
 Checkpoint = Annotated[Path, typer.Option(help="The style that is measured; its model bears the file's name.")]
 Full = Annotated[bool, typer.Option("--full", help="Larger pictures and more of them.")]
 Triton = Annotated[Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes.")]
@@ -73,9 +77,7 @@ def gatys(
 def quality(
     checkpoint: Annotated[Path, typer.Argument(help="A trained style (.pth).")],
     style: Annotated[Path, typer.Option(help="The picture that it learned.")],
-    photos: Annotated[
-        Path | None, typer.Option(help="A folder of photographs that it never saw; if not given, the four that ship.")
-    ] = None,
+    photos: Photos = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The results to write (.json), a plot beside it.")
     ] = Path("results/quality.json"),
@@ -87,7 +89,6 @@ def quality(
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench import plots
         from nst_bench.suites import quality as suite
         from nst_trainer.checkpoint import load
         from nst_trainer.memory import reuse_freed_memory
@@ -102,18 +103,14 @@ def quality(
             device=best_device(),
             tick=say,
         )
-        with written_whole(output.with_suffix(".png")) as beside:
-            beside.write_bytes(plots.plots(document)[0].png)
-        _finish(document, output)
+        _finish(document, output, plotted=True)
 
 
 @suites.command()
 def frontier(
     checkpoints: Annotated[list[Path], typer.Argument(help="Trained styles (.pth), all of one painting.")],
     style: Annotated[Path, typer.Option(help="The picture that they learned.")],
-    photos: Annotated[
-        Path | None, typer.Option(help="A folder of photographs that they never saw; if not given, the four that ship.")
-    ] = None,
+    photos: Photos = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The results to write (.json), a plot beside it.")
     ] = Path("results/frontier.json"),
@@ -124,7 +121,6 @@ def frontier(
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench import plots
         from nst_bench.suites import frontier as suite
         from nst_trainer.memory import reuse_freed_memory
         from nst_trainer.parallel import best_device
@@ -133,9 +129,7 @@ def frontier(
         reuse_freed_memory()
         pictures = find_pictures(photos) if photos else sample_photographs()
         document = suite.measure(checkpoints, style, pictures, vgg16_weights(vgg), device=best_device(), tick=say)
-        with written_whole(output.with_suffix(".png")) as beside:
-            beside.write_bytes(plots.plots(document)[0].png)
-        _finish(document, output)
+        _finish(document, output, plotted=True)
 
 
 @suites.command()
@@ -447,10 +441,13 @@ def _exported(
             yield style, server
 
 
-def _finish(document: dict[str, Any], output: Path) -> None:
-    """The tables on the screen, the document in its file and on stdout."""
-    from nst_bench import report, results
+def _finish(document: dict[str, Any], output: Path, *, plotted: bool = False) -> None:
+    """The tables on the screen, the document in its file and on stdout; `plotted`: its plot beside the file."""
+    from nst_bench import plots, report, results
 
+    if plotted:
+        with written_whole(output.with_suffix(".png")) as beside:
+            beside.write_bytes(plots.plots(document)[0].png)
     results.write(document, output)
     console.print(Markdown(report.markdown(document)))
     typer.echo(json.dumps(document))

@@ -84,7 +84,10 @@ def test_gpus_are_named_by_compute_capability() -> None:
 
 
 def test_an_engine_for_other_gpus_is_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a data centre's GPU, which TensorRT-RTX does not know: built for others, and said to be not run."""
+    """As on a data centre's GPU, which TensorRT-RTX does not know: built for others, and said to be not run.
+
+    What PyTorch says of the GPU is put in its place: machines that run the tests have none.
+    """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
@@ -116,7 +119,10 @@ def test_an_engine_runs_and_agrees_on_the_gpu(exported: Exports, tmp_path: Path,
     if target == "tensorrt-rtx":
         devices = [tensorrt.own_capability()]
         if devices[0] not in tensorrt.capabilities(None):
-            pytest.skip(f"TensorRT-RTX knows no {devices[0]}, this machine's GPU")
+            pytest.skip(
+                f"TensorRT for RTX does not run on {torch.cuda.get_device_name()} ({devices[0]}); "
+                "with the package tensorrt, from NVIDIA's index, this test runs"
+            )
     engine, _ = tensorrt.build(tmp_path / "model.onnx", target, PROFILE, grid, devices=devices, cache=tmp_path)
     agreements = _against_reference(engine, target, PROFILE, one.path, grid, LIMITS[kind])
     assert len(agreements) >= 5

@@ -163,8 +163,9 @@ def team() -> Iterator[Team]:
     An `NstError` or Ctrl-C inside ends the team: the other processes hear of it, and so does torchrun's report.
     """
     cuda = torch.cuda.is_available()
-    torch.backends.cudnn.benchmark = True  # crops come in few sizes: the fastest way of each is worth a search
-    torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as cuDNN's convolutions are by default
+    if cuda:
+        torch.backends.cudnn.benchmark = True  # crops come in few sizes: the fastest way of each is worth a search
+        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions are by default
     if "WORLD_SIZE" not in os.environ:
         yield Team(device=best_device())
         return
