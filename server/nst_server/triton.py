@@ -24,7 +24,7 @@ from nst_core.errors import InputError
 from nst_core.files import written_whole
 from nst_server import front
 from nst_server.access import Access, hide
-from nst_server.control import Control, cause
+from nst_server.control import Control, Model, cause
 from nst_server.errors import ServerError as ServerError
 from nst_server.front import Certificate
 
@@ -387,19 +387,23 @@ def _failure(process: subprocess.Popen[str], launch: Launch) -> str:
         names |= {pid: name for pid, name in stubs.items() if name}
         dead = {pid: dead.get(pid, now) for pid, name in stubs.items() if not name}
         lasting = [pid for pid, since in dead.items() if now - since >= DEAD_SECONDS]
-        loading = _loading(control) if lasting else set()
+        listed = _listed(control) if lasting else []
+        loading = {one.name for one in listed if one.state == "LOADING"}
         for pid in lasting:
             if not (names[pid] in loading if pid in names else loading):
-                return f"the process of {names.get(pid, 'a model')} in Triton has died"
+                # One that died before it was ever seen alive is of the model that is served and has no process.
+                orphans = {one.name for one in listed if one.ready} - set(stubs.values())
+                known = names.get(pid) or (orphans.pop() if len(orphans) == 1 else "a model")
+                return f"the process of {known} in Triton has died"
         with suppress(subprocess.TimeoutExpired):
             return f"Triton ended by itself with exit status {process.wait(LOOK_SECONDS)}"
 
 
-def _loading(control: Control) -> set[str]:
-    """Names of the models that Triton is loading."""
+def _listed(control: Control) -> list[Model]:
+    """Triton's models; none if it does not answer."""
     with suppress(ServerError):
-        return {one.name for one in control.models(patience=5.0) if one.state == "LOADING"}
-    return set()
+        return control.models(patience=5.0)
+    return []
 
 
 def _stubs(triton: int) -> dict[int, str]:

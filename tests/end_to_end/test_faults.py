@@ -26,11 +26,12 @@ from tritonclient.grpc import service_pb2
 
 from nst_client import StyleClient, TimedOut, Unavailable
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
-from nst_server import state
+from nst_server import state, triton
+from nst_server.triton import Endpoints
 
 from . import hostile
 from .hostile import Hostile, chunked, http_request
-from .serving import BIN, Models, Server, alive, descendants, run, serve, settled, succeeded
+from .serving import BIN, TRITON, Models, Server, alive, descendants, run, serve, settled, succeeded
 
 SEED = 20
 HTTP_REQUESTS = 2000
@@ -430,6 +431,19 @@ def test_shapes_that_triton_does_not_check(
     ]
     fragile.started(2)
     assert not alive(before)
+
+
+def test_a_process_that_died_before_it_was_looked_at(models: Models, tmp_path: Path) -> None:
+    """It is named as the model that is served without one."""
+    for name in ("one", "large"):
+        shutil.copytree(models.repository / name, tmp_path / "repository" / name)
+    launch = triton.Launch(tmp_path / "repository", Endpoints.free())
+    installation = triton.install(TRITON)
+    with triton.running(installation, launch.repository, launch.endpoints, tmp_path / "log") as process:
+        (stub,) = (pid for pid, name in triton._stubs(process.pid).items() if name == "one")
+        os.kill(stub, signal.SIGKILL)
+        wait_for(lambda: not triton._stubs(process.pid)[stub])
+        assert triton._failure(process, launch) == DEAD_STUB
 
 
 def test_an_unload_is_no_failure(fragile: Server) -> None:
