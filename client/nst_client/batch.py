@@ -345,6 +345,40 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[int]:
         yield int(ray.cluster_resources().get("CPU", 1))
 
 
+@contextmanager
+def heeding_interrupts() -> Iterator[Callable[[], None]]:
+    """Ctrl-C is `KeyboardInterrupt`, whatever Ray makes of it.
+
+    An error that comes in its wake, as Ray is torn down, counts as the interrupt itself. One that was raised where
+    nobody could catch it, in a destructor or a callback, is raised again by the next call of what this gives.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    # Only a main thread may; and where Ctrl-C means something else already, as to a job in the background, it is left.
+    ours = threading.current_thread() is threading.main_thread() and before is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield check
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
 def _look_for(address: str) -> None:
     """Whether anybody is there: Ray would ask for minutes."""
     host, _, port = address.rpartition(":")

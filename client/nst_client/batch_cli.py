@@ -139,10 +139,10 @@ def _painted(
     """Paint with progress; the error that ended the run early, if one did."""
     from dataclasses import replace
 
-    from nst_client.batch import cluster, paint
+    from nst_client.batch import cluster, heeding_interrupts, paint
 
     total, done = sum(map(len, todo)), 0
-    with cluster(address, workers) as cpus:
+    with heeding_interrupts() as check, cluster(address, workers) as cpus:
         many = workers or cpus
         connect = replace(access, threads=max(1, cpus // many), options={**access.options, "retries": PATIENCE})
         with (
@@ -150,6 +150,7 @@ def _painted(
             closing(paint(job, todo, connect, many, gpu=access.wants_gpu)) as blocks,
         ):
             for block in blocks:
+                check()
                 manifest.add(block)
                 if block.hopeless:
                     return block.hopeless

@@ -1,7 +1,10 @@
 """What `nst batch` paints, and how it writes; tests/end_to_end/test_batch.py has Ray and models."""
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nst_client import MockTransport, StyleClient, sections
-from nst_client.batch import JOB, Batch
+from nst_client.batch import JOB, Batch, heeding_interrupts
 from nst_client.batch_cli import batch_app
 from nst_client.footage import Footage
 from nst_client.jobs import Recipe
@@ -223,3 +226,35 @@ def test_without_the_extra(photos: Path, tmp_path: Path, monkeypatch: pytest.Mon
     result = CliRunner().invoke(batch_app, [str(photos), str(tmp_path / "out"), "--style", "x"])
     assert result.exit_code == 1
     assert result.stderr == "error: this needs the package 'pyarrow': pip install 'nst[batch]'\n"
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C means what it means in a terminal, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_that_becomes_an_error(ctrl_c: None) -> None:
+    """As where Ray, torn down by it, fails in its own way."""
+    with pytest.raises(KeyboardInterrupt), heeding_interrupts():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise RuntimeError("torn down")
+
+
+def test_an_interrupt_that_is_lost(ctrl_c: None) -> None:
+    """As in a destructor, which raises nothing: the next look finds it."""
+    with pytest.raises(KeyboardInterrupt), heeding_interrupts() as check:
+        check()
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        check()
+
+
+def test_an_error_without_an_interrupt(ctrl_c: None) -> None:
+    with pytest.raises(RuntimeError, match="alone"), heeding_interrupts():
+        raise RuntimeError("alone")

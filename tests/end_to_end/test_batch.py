@@ -119,7 +119,7 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     assert addresses
     assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
     os.killpg(first.pid, signal.SIGINT)
-    assert first.wait(120) == 130
+    assert first.wait(120) == 130, (tmp_path / "stderr").read_text()
     until(lambda: not running(family))
     before = paintings()
     assert 100 < len(before) < COUNT
@@ -132,7 +132,7 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     victims = workers_of(second.pid)
     assert len(victims) == 2
     os.kill(victims[0], signal.SIGKILL)
-    assert second.wait(300) == 1
+    assert second.wait(300) == 1, (tmp_path / "stderr").read_text()
     until(lambda: not running(family))
 
     after = files(output)
