@@ -11,8 +11,15 @@ from nst_bench.cli import app
 from nst_bench.suites import quality
 from nst_bench.suites.quality import border_levels, iterations_worth, lattice_levels, warping_error
 from nst_core.errors import InputError
+from nst_core.images import fitted, open_picture
 from nst_trainer.checkpoint import Checkpoint, save
+from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import Johnson, Ulyanov
+from nst_trainer.optimize import Run
+from nst_trainer.photos import to_tensor
+from nst_trainer.settings import LossWeights
+from nst_trainer.vgg import Vgg16
+from nst_trainer.weights import vgg16_weights
 
 
 def test_worth_is_the_first_iteration_at_or_below() -> None:
@@ -81,6 +88,22 @@ def test_the_command_measures_a_network(
     wrong = CliRunner().invoke(app, [*command, "--style", str(photographs["rocket"])])
     assert wrong.exit_code == 1
     assert "no style 'rocket'; the checkpoint has chelsea, other" in wrong.stderr
+
+
+@pytest.mark.parametrize("side", [48, 96])
+def test_the_style_is_as_large_as_in_the_training(vgg: Vgg16, photographs: dict[str, Path], side: int) -> None:
+    """A style picture of 48 pixels is not enlarged to the 64 of the training's settings, one of 96 is made smaller."""
+    style = fitted(open_picture(photographs["coffee"]), side, side)
+    checkpoint = Checkpoint(Johnson(width=0.125), ("coffee",), {"style_size": 64})
+    content = to_tensor(fitted(open_picture(photographs["rocket"]), 64, 64))
+    painting = to_tensor(style)
+    run = Run(content, [painting], quality.baseline(checkpoint, 64, 1, painting), vgg16_weights())
+    learned = to_tensor(fitted(style, min(side, 64), min(side, 64)))
+    trained = PerceptualLoss(vgg, learned, LossWeights())
+    for layer, target in trained.style_targets.items():
+        assert torch.allclose(run.loss.style_targets[layer], target, rtol=0.1, atol=float(target.abs().max()) / 20), (
+            layer
+        )
 
 
 def test_a_texture_network_has_nothing_to_compare() -> None:

@@ -92,8 +92,8 @@ def _quality(
 ) -> dict[str, dict[str, Any]]:
     """Of each network the mean losses and the median worth."""
     paints = {name: painter(one, style.stem) for name, one in networks.items()}
-    settings = baseline(next(iter(networks.values())), size, LONGEST)
     painting = to_tensor(open_picture(style))
+    settings = baseline(next(iter(networks.values())), size, LONGEST, painting)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     for photo in photos:
         run = Run(to_tensor(fitted(open_picture(photo), size, size)), [painting], settings, weights, device=device)

@@ -56,8 +56,8 @@ def measure(
     Raises `InputError` for a network without this style, and for a texture network.
     """
     paint = painter(checkpoint, style.stem)
-    settings = baseline(checkpoint, size, LONGEST)
     painting = to_tensor(open_picture(style))
+    settings = baseline(checkpoint, size, LONGEST, painting)
     rows = []
     for photo in photos:
         picture = fitted(open_picture(photo), size, size)
@@ -87,9 +87,17 @@ def measure(
     }
 
 
-def baseline(checkpoint: Checkpoint, size: int, iterations: int) -> OptimizationSettings:
-    """Johnson's baseline at `size` with the weights of the network's own training."""
+def baseline(
+    checkpoint: Checkpoint, size: int, iterations: int, painting: Tensor | None = None
+) -> OptimizationSettings:
+    """Johnson's baseline at `size` with the weights of the network's own training, and its size of the style picture.
+
+    A `painting` `[1, 3, H, W]` that is smaller stays so, as in the training, which enlarges none.
+    """
     trained = checkpoint.training
+    style_size = trained.get("style_size", TrainingSettings.style_size)
+    if painting is not None:
+        style_size = min(style_size, max(painting.shape[2:]))
     return replace(
         PRESETS["johnson2016-baseline"],
         size=size,
@@ -97,7 +105,7 @@ def baseline(checkpoint: Checkpoint, size: int, iterations: int) -> Optimization
         content_weight=trained.get("content_weight", LossWeights.content),
         style_weight=trained.get("style_weight", LossWeights.style),
         tv_weight=trained.get("tv_weight", LossWeights.total_variation),
-        style_scale=trained.get("style_size", TrainingSettings.style_size) / size,
+        style_scale=style_size / size,
     )
 
 

@@ -257,7 +257,7 @@ def _equal_loss(
     rows: list[dict[str, Any]] = []
     for photo in sample_photographs()[: effort.photos]:
         content = to_tensor(fitted(open_picture(photo), size, size))
-        run = Run(content, [painting], baseline(checkpoint, size, LONGEST), weights, device=device)
+        run = Run(content, [painting], baseline(checkpoint, size, LONGEST, painting), weights, device=device)
         loss = network_losses(run, paint)["loss"]
         seen: list[Iteration] = []
         while run.step(seen.append) and seen[-1].total > loss:
