@@ -21,7 +21,7 @@ import torch
 from nst_bench.engines import Bare, photograph
 from nst_bench.machine import header
 from nst_bench.measure import REST, interleaved, summarize
-from nst_bench.suites.quality import baseline, iterations_worth, network_losses, painter
+from nst_bench.suites.quality import baseline, iterations_worth, network_losses, painter, painting_of
 from nst_core.errors import InputError
 from nst_core.images import fitted, open_picture
 from nst_export import exporter
@@ -92,8 +92,9 @@ def _quality(
 ) -> dict[str, dict[str, Any]]:
     """Of each network the mean losses and the median worth."""
     paints = {name: painter(one, style.stem) for name, one in networks.items()}
-    painting = to_tensor(open_picture(style))
-    settings = baseline(next(iter(networks.values())), size, LONGEST, painting)
+    first = next(iter(networks.values()))
+    painting = painting_of(first, style)
+    settings = baseline(first, size, LONGEST, painting)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     for photo in photos:
         run = Run(to_tensor(fitted(open_picture(photo), size, size)), [painting], settings, weights, device=device)

@@ -56,7 +56,7 @@ def measure(
     Raises `InputError` for a network without this style, and for a texture network.
     """
     paint = painter(checkpoint, style.stem)
-    painting = to_tensor(open_picture(style))
+    painting = painting_of(checkpoint, style)
     settings = baseline(checkpoint, size, LONGEST, painting)
     rows = []
     for photo in photos:
@@ -87,17 +87,25 @@ def measure(
     }
 
 
+def painting_of(checkpoint: Checkpoint, style: Path) -> Tensor:
+    """The style's picture `[1, 3, H, W]` as the network's training had it: made smaller if need be, never larger."""
+    return to_tensor(open_picture(style, max_side=_style_size(checkpoint)))
+
+
+def _style_size(checkpoint: Checkpoint) -> int:
+    size: int = checkpoint.training.get("style_size", TrainingSettings.style_size)
+    return size
+
+
 def baseline(
     checkpoint: Checkpoint, size: int, iterations: int, painting: Tensor | None = None
 ) -> OptimizationSettings:
-    """Johnson's baseline at `size` with the weights of the network's own training, and its size of the style picture.
+    """Johnson's baseline at `size` with the weights of the network's own training.
 
-    A `painting` `[1, 3, H, W]` that is smaller stays so, as in the training, which enlarges none.
+    It leaves a `painting` `[1, 3, H, W]` as it is; without one the style has the size of the training's settings.
     """
     trained = checkpoint.training
-    style_size = trained.get("style_size", TrainingSettings.style_size)
-    if painting is not None:
-        style_size = min(style_size, max(painting.shape[2:]))
+    style_size = _style_size(checkpoint) if painting is None else max(painting.shape[2:])
     return replace(
         PRESETS["johnson2016-baseline"],
         size=size,

@@ -25,7 +25,7 @@ from nst_bench.engines import Served, by_pytorch, check_exported, device_of, pho
 from nst_bench.machine import header
 from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.suites.latency import about
-from nst_bench.suites.quality import baseline, network_losses, painter
+from nst_bench.suites.quality import baseline, network_losses, painter, painting_of
 from nst_client import StyleClient
 from nst_core.errors import InputError
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
@@ -253,7 +253,7 @@ def _equal_loss(
         return [{"size": size, "missing": "the optimisation was not run at this size"}]
     steady = {(one["engine"], one["size"]): one["median"] for one in figures if one["phase"] == "steady"}
     paint = painter(checkpoint, style.stem)
-    painting = to_tensor(open_picture(style))
+    painting = painting_of(checkpoint, style)
     rows: list[dict[str, Any]] = []
     for photo in sample_photographs()[: effort.photos]:
         content = to_tensor(fitted(open_picture(photo), size, size))
