@@ -34,7 +34,9 @@ OWN := composition-vii contrast-of-forms great-wave water-lilies
 models: $(VENV)
 	$(TRAIN) --style "$(STYLE)" -o runs/narrow.pth --width 0.5 --iterations 2400
 	$(TRAIN) --style "$(STYLE)" -o runs/wide.pth --from runs/narrow.pth --iterations 1500 --batch 2 --no-grow --learning-rate 5e-4
-	$(TRAIN) --style "$(STYLE)" -o runs/starry-night.pth --from runs/wide.pth --iterations 4500 --no-grow --learning-rate 2e-3
+	$(TRAIN) --style "$(STYLE)" -o runs/longer.pth --from runs/wide.pth --iterations 4500 --no-grow --learning-rate 2e-3
+	$(TRAIN) --style "$(STYLE)" -o runs/starry-night.pth --from runs/longer.pth --iterations 11000 --batch 12 --no-grow
+	$(TRAIN) --style "$(STYLES)/udnie.jpg" -o runs/udnie-johnson.pth --from runs/longer.pth --iterations 1500 --batch 8 --no-grow
 	$(TRAIN) --style "$(STYLE)" -o runs/taught.pth --arch fast --iterations 4000 --teacher runs/wide.pth
 	$(TRAIN) --style "$(STYLE)" -o runs/begun.pth --arch fast --from runs/taught.pth --iterations 3800 --batch 2 --no-grow --learning-rate 2e-3
 	$(TRAIN) --style "$(STYLE)" -o runs/starry-night-fast.pth --arch fast --from runs/begun.pth --iterations 5500 --no-grow

@@ -53,7 +53,8 @@ def test_a_texture_is_one_all_over(path: Path) -> None:
 
 def test_the_styles_that_ship() -> None:
     own = {f"{name}-fast" for name in OWN}
-    assert {path.stem for path in MODELS} == {"gallery", "starry-night", "starry-night-steady"} | own | TEXTURES
+    johnson = {"starry-night", "udnie-johnson"}
+    assert {path.stem for path in MODELS} == {"gallery", "starry-night-steady"} | johnson | own | TEXTURES
     gallery = load(next(path for path in MODELS if path.stem == "gallery"))
     assert len(gallery.styles) == 10
     for path in MODELS:

@@ -52,8 +52,11 @@ SIDE = 300
 GALLERY_PHOTOGRAPHS, GALLERY_SIDE, GALLERY_COLUMNS = ("chelsea", "astronaut"), 200, 5
 """Whose grid is painted at twice its side, too."""
 
-OWN = ("composition-vii-fast", "contrast-of-forms-fast", "great-wave-fast", "water-lilies-fast")
-OWN_PHOTOGRAPHS, OWN_SIDES = ("astronaut", "rocket"), (250, 190)
+OWN = (
+    *("starry-night", "udnie-johnson", "composition-vii-fast"),
+    *("contrast-of-forms-fast", "great-wave-fast", "water-lilies-fast"),
+)
+OWN_PHOTOGRAPHS, OWN_SIDES, OWN_COLUMNS = ("astronaut", "rocket"), (300, 225), 3
 """Painted at twice their sides."""
 
 MIXED, MIXED_PHOTOGRAPH, MIXED_SIDES, STEPS = ("the-scream", "great-wave"), "coffee", (300, 225), 5
@@ -115,11 +118,11 @@ def _gallery(client: StyleClient) -> None:
 
 
 def _own(client: StyleClient) -> None:
-    """The styles that have a network of their own, a row a photograph."""
+    """The styles that have a network of their own, on a photograph, then on another."""
     width, height = OWN_SIDES
     large = [fitted(_photograph(name), 2 * width, 2 * height).pixels for name in OWN_PHOTOGRAPHS]
     named = [(style, _halved(client.stylize(pixels, style))) for pixels in large for style in OWN]
-    _save(contact_sheet(named, len(OWN)), "own")
+    _save(contact_sheet(named, OWN_COLUMNS), "own")
 
 
 def _mix(client: StyleClient) -> None:

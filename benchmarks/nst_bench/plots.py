@@ -229,11 +229,14 @@ def _frontier(own: Suites, machine: str) -> Plot | None:
     rows = document["rows"]
     side = rows[0]["size"]
     with _figure("frontier", f"Quality over time, {document['style']}\n{machine}") as (axes, finish):
-        for one in rows:
-            best = one["best_for_its_time"]
+        below = False
+        for before, one in zip([None, *rows], rows, strict=False):
             place = one["median"], one["worth"]
-            axes.plot(*place, "o", color="C0" if best else "0.6", markersize=4)
-            axes.annotate(one["name"], place, (4, 4 if best else -9), textcoords="offset points", fontsize=7)
+            axes.plot(*place, "o", color="C0" if one["best_for_its_time"] else "0.6", markersize=4)
+            # Names of neighbours go above and below in turn, or they would lie on each other.
+            near = before and place[0] < 1.4 * before["median"] and abs(place[1] - before["worth"]) < 2
+            below = bool(near) and not below
+            axes.annotate(one["name"], place, (4, -9 if below else 4), textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
