@@ -18,7 +18,7 @@ from nst_core.errors import InputError
 from nst_core.images import Picture, fitted, open_picture, save_picture
 from nst_trainer import training
 from nst_trainer.checkpoint import Checkpoint, load
-from nst_trainer.losses import PerceptualLoss
+from nst_trainer.losses import Losses, PerceptualLoss
 from nst_trainer.networks import Fast, Johnson, Ulyanov
 from nst_trainer.parallel import Team
 from nst_trainer.photos import Photos, to_picture, to_tensor
@@ -225,6 +225,21 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_network(
     kept = load(tmp_path / "a.pth")
     assert kept.training["iterations_done"] == 5
     assert all(tensor.isfinite().all() for tensor in kept.network.state_dict().values())
+
+
+def test_a_gradient_that_is_not_finite_stops_too(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root of zero is finite, and its slope is not: training would go on and learn nothing."""
+    genuine = PerceptualLoss.__call__
+
+    def steep(self: PerceptualLoss, pictures: torch.Tensor, *rest: object) -> Losses:
+        losses = genuine(self, pictures, *rest)
+        return replace(losses, content=losses.content + (0.0 * pictures).sqrt().mean())
+
+    monkeypatch.setattr(training.PerceptualLoss, "__call__", steep)
+    with pytest.raises(TrainingError, match=r"iteration 0: the loss is \d.*, the length of its gradient nan"):
+        train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, SMALL)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ class Training:
                 if state.iteration % self.every == 0:
                     self._write()
         finally:
-            # Also after Ctrl-C; from a loss that is not finite nothing was learned.
+            # Also after Ctrl-C; of a loss that is not finite nothing was learned.
             if state.iteration != self.written:
                 self._write()
             if self.curves:
@@ -302,7 +302,7 @@ class Training:
         return torch.tensor([(first + position) % count for position in self.part], device=self.team.device)
 
     def _step(self, pictures: Tensor) -> Progress:
-        """One iteration; raises `TrainingError` for a loss that is not finite, of which nothing reaches the weights."""
+        """One iteration; raises `TrainingError` for a loss or gradient that is not finite: nothing of it is learned."""
         started = time.perf_counter()
         state, settings = self.state, self.settings
         begun = settings.small_crops() if self.teacher else 0
@@ -316,16 +316,18 @@ class Training:
         state.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         self.team.average(state.network.parameters())
-        for one in state.network.parameters():
-            if one.grad is not None:  # of a loss that is not finite, as is known only below, nothing is learned
-                one.grad.nan_to_num_(0.0, 0.0, 0.0)
+        gradients = [one.grad for one in state.network.parameters() if one.grad is not None]
+        length = torch.nn.utils.get_total_norm(gradients)
+        for gradient in gradients:  # of what is not finite, as is known only below, nothing is learned
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
         state.optimizer.step()
         # Read together and last: a GPU is waited for once a step, when all of it is on its list already.
-        loss, *values = torch.stack([total.detach(), *(value.detach() for value in terms.values())]).tolist()
-        if not math.isfinite(loss):
+        read = torch.stack([length, total.detach(), *(value.detach() for value in terms.values())])
+        slope, loss, *values = read.tolist()
+        if not math.isfinite(loss) or not math.isfinite(slope):
             raise TrainingError(
-                f"iteration {state.iteration}: the loss is {loss}; the last good checkpoint is kept. "
-                f"Try a learning rate below {settings.learning_rate}"
+                f"iteration {state.iteration}: the loss is {loss}, the length of its gradient {slope}; "
+                f"the last good checkpoint is kept. Try a learning rate below {settings.learning_rate}"
             )
         state.iteration += 1
         newest = max(0.02, 1.0 / state.iteration)  # a mean of all at first, then of about the last fifty
