@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The stamps change when what they were made of changes.
 VENV := .venv/.installed
-TRITON := .triton/installed.txt
+TRITON := .triton/cpu/installed.txt
 
 .PHONY: help demo test lint venv readme pictures gallery models clean
 
 help:
 	@echo "make demo      export the shipped styles, serve them, paint with them, measure (into demo/)"
-	@echo "make test      every test that needs no GPU"
+	@echo "make test      every test that needs no GPU; a GPU of this machine is hidden from them"
 	@echo "make lint      ruff and mypy"
 	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings TEXTURES=folder PHOTOS=folder"
 	@echo "make pictures  paint the README's pictures; with PHOTOS='a.jpg b.jpg c.jpg d.jpg' starry-night-fast.jpg too"
@@ -17,11 +17,12 @@ help:
 	@echo "make readme    draw the tables and plots of README and docs from docs/benchmark/*.json"
 	@echo "make clean     remove what the above made"
 
-demo: $(VENV) $(TRITON)
+# With a GPU it takes that, and another environment for the server, which it sets up by itself.
+demo: $(VENV)
 	$(BIN)/python -m nst_bench.demo
 
 test: $(VENV) $(TRITON)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)
 	$(BIN)/ruff format --check .
@@ -55,17 +56,22 @@ pictures: $(VENV)
 gallery: $(VENV)
 	$(BIN)/python dev/gallery.py "$(PAINTINGS)" "$(TEXTURES)" $(NAMES)
 
+# What a GPU was measured to do lies beside this machine's results, in a file with the card's name.
+OF_CPU := frontier gatys perf-analyzer results serving-wide video
+CARDS = $(filter-out $(OF_CPU:%=docs/benchmark/%.json),$(wildcard docs/benchmark/*.json))
+
 readme: $(VENV)
-	$(BIN)/nst-bench report docs/benchmark/results.json --readme README.md -o docs/benchmark
-	$(BIN)/nst-bench report docs/benchmark/results.json --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/results.json --readme docs/export.md
-	$(BIN)/nst-bench report docs/benchmark/results.json --readme docs/training.md
-	$(BIN)/nst-bench report docs/benchmark/gatys.json --readme docs/optimization.md
+	$(BIN)/nst-bench report docs/benchmark/results.json -o docs/benchmark
+	$(BIN)/nst-bench report docs/benchmark/results.json $(CARDS) --readme README.md
+	$(BIN)/nst-bench report docs/benchmark/results.json $(CARDS) --readme docs/benchmark.md
+	$(BIN)/nst-bench report docs/benchmark/results.json $(CARDS) --readme docs/export.md
+	$(BIN)/nst-bench report docs/benchmark/results.json $(CARDS) --readme docs/training.md
+	$(BIN)/nst-bench report docs/benchmark/gatys.json $(CARDS) --readme docs/optimization.md
 	$(BIN)/nst-bench report docs/benchmark/serving-wide.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/perf-analyzer.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/video.json --readme docs/video.md
 	$(BIN)/nst-bench report docs/benchmark/frontier.json --readme docs/benchmark.md
-	$(BIN)/nst-bench capacity docs/benchmark/results.json docs/benchmark/serving-wide.json --readme docs/capacity.md
+	$(BIN)/nst-bench capacity docs/benchmark/results.json docs/benchmark/serving-wide.json $(CARDS) --readme docs/capacity.md
 
 venv: $(VENV)
 
@@ -75,8 +81,8 @@ $(VENV): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-$(TRITON): server/nst_server/triton.py | $(VENV)
-	$(BIN)/nst-serve --install-only --triton .triton
+$(TRITON): server/nst_server/installation.py | $(VENV)
+	$(BIN)/nst-serve --install-only --device cpu
 	touch $@
 
 clean:

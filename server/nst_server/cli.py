@@ -11,13 +11,18 @@ from typing import Annotated
 
 import typer
 
+from nst_core import devices
 from nst_core.console import one_line_errors, say
+from nst_core.devices import DEVICE_HELP, Device, Wanted
 from nst_core.errors import InputError
-from nst_server import background, state, triton
+from nst_server import background, plans, state, triton
 from nst_server.access import Access, read_token
+from nst_server.command import Runnable
 from nst_server.control import Control
-from nst_server.docker import IMAGE, Container
+from nst_server.docker import IMAGE, Container, device_for
 from nst_server.front import Certificate
+from nst_server.installation import Installation
+from nst_server.repository import check_device, models
 from nst_server.state import State
 
 app = typer.Typer(add_completion=False)
@@ -37,6 +42,7 @@ def serve(
     repository: Annotated[Path, typer.Option("--repository", "-r", help="Triton's model repository.")] = Path(
         "model_repository"
     ),
+    device: Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     http_port: HttpPort = 8000,
     grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = 8001,
@@ -56,14 +62,16 @@ def serve(
     ] = None,
     docker: Annotated[bool, typer.Option("--docker", help="Run NVIDIA's container.")] = False,
     image: Annotated[str, typer.Option(help="The container's image.")] = IMAGE,
-    gpus: Annotated[str | None, typer.Option(help="GPUs for the container, such as all.")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="GPUs for the container, as docker run takes them; if not given, all or none.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the container's command and start nothing.")
     ] = False,
     log: Annotated[Path, typer.Option(help="File for Triton's log.")] = Path("triton.log"),
     state_folder: StateFolder = None,
     environment: Annotated[
-        Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes, if none is in PATH.")
+        Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes, for each device, if none is in PATH.")
     ] = Path(".triton"),
     install_only: Annotated[bool, typer.Option("--install-only", help="Install Triton and start nothing.")] = False,
 ) -> None:
@@ -75,11 +83,15 @@ def serve(
         return
     with one_line_errors("all"):
         if install_only:
-            triton.install(environment, say)
+            chosen = devices.choose(device)
+            say(f"device {chosen}")
+            triton.install(environment, say, chosen)
             return
         if not docker and (gpus or dry_run):
             raise InputError(f"{'--gpus' if gpus else '--dry-run'} goes with --docker")
-        triton.models(repository)
+        models(repository)
+        chosen, gpus = device_for(device, gpus) if docker else (devices.choose(device), None)
+        check_device(repository, chosen, say)
         certificate = _certificate(tls_cert, tls_key)
         access = Access.new(read_token(token_file))
         endpoints = triton.Endpoints(address, http_port, grpc_port, metrics_port)
@@ -99,13 +111,16 @@ def serve(
         endpoints.check_free()
         if docker:
             container.check()
-        installation = container if docker else triton.find(environment, say)
+            for line in plans.missing(repository):
+                say(line)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's end is a Ctrl-C
+        say(f"device {chosen}")
+        installation: Runnable = container if docker else _prepared(environment, repository, chosen)
         say(f"starting Triton on {repository} (log: {log})")
 
         def run(ready: Callable[[], None]) -> None:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's end is a Ctrl-C
             with ExitStack() as around:
-                kept = state.kept(State.here(endpoints, repository, log, access), folder, http_port)
+                kept = state.kept(State.here(endpoints, repository, log, access, chosen), folder, http_port)
                 known = False
 
                 def on_ready() -> None:
@@ -149,10 +164,11 @@ def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None
             raise triton.ServerError(f"{found.http} does not answer (process {found.pid}, its log: {found.log})")
         typer.echo(f"{found.grpc} and {found.http}, metrics {found.metrics}")
         typer.echo(f"process {found.pid}, repository {found.repository}, log {found.log}")
-        models = control.models()
-        for model in models:
+        typer.echo(f"device {found.device}")
+        listed = control.models()
+        for model in listed:
             typer.echo(model.shown())
-        if not any(model.ready for model in models) or not all(model.ready or model.idle for model in models):
+        if not any(model.ready for model in listed) or not all(model.ready or model.idle for model in listed):
             raise typer.Exit(1)
 
 
@@ -180,6 +196,13 @@ def unload(
         found = _running(http_port, state_folder)
         Control(found.control, found.key).unload(name)
         say(f"{found.http} no longer serves {name}")
+
+
+def _prepared(environment: Path, repository: Path, device: Device) -> Installation:
+    """Triton for `device`, with the TensorRT plans that the repository's models need there."""
+    installation = triton.find(environment, say, device)
+    plans.prepare(installation, repository, device, say)
+    return installation
 
 
 def _certificate(chain: Path | None, key: Path | None) -> Certificate | None:

@@ -5,15 +5,31 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 
+from nst_core import devices
+from nst_core.devices import Device, Wanted
+from nst_core.errors import InputError
 from nst_server.access import Access
+from nst_server.command import MEMORY, STACK, Launch
 from nst_server.errors import ServerError
-from nst_server.triton import MEMORY, STACK, Launch
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.09-py3"
 """Triton 2.73.0."""
 
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 """Inside the container."""
+
+
+def device_for(wanted: Wanted, gpus: str | None) -> tuple[Device, str | None]:
+    """The device of a container, and what `docker run --gpus` gets: `gpus`, else all where this machine has one.
+
+    Raises `InputError` for `--gpus` with a CPU, and for `--device gpu` without a GPU.
+    """
+    if gpus is None:
+        device = devices.choose(wanted)
+        return device, "all" if device.kind == "gpu" else None
+    if wanted == "cpu":
+        raise InputError(f"--gpus {gpus} goes with --device gpu or auto, not with cpu")
+    return Device("gpu", f"the container gets --gpus {gpus}"), gpus
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from nst_core.devices import Device
 from nst_core.files import written_whole
 from nst_server.access import Access, is_loopback
+from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.triton import Endpoints
 
 
 @dataclass(frozen=True)
 class State:
-    """A running server: its process, where it listens, what it serves, and the key to steer it.
+    """A running server: its process, where it listens, what it serves and on what, and the key to steer it.
 
     `started` tells the process from a later one with the same number: ticks since the machine's start.
     `control` is the URL at which this machine reaches Triton's plain HTTP.
@@ -37,9 +38,10 @@ class State:
     repository: str
     log: str
     key: str = field(repr=False)
+    device: str = "unknown"
 
     @classmethod
-    def here(cls, endpoints: Endpoints, repository: Path, log: Path, access: Access) -> State:
+    def here(cls, endpoints: Endpoints, repository: Path, log: Path, access: Access, device: Device) -> State:
         """The state of a server that this process runs."""
         pid = os.getpid()
         return cls(
@@ -52,6 +54,7 @@ class State:
             repository=str(repository.resolve()),
             log=str(log.resolve()),
             key=access.key,
+            device=str(device),
         )
 
     def running(self) -> bool:

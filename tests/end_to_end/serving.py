@@ -94,6 +94,7 @@ def serve(repository: Path, log: Path, *options: object, endpoints: Endpoints | 
     endpoints = endpoints or Endpoints.free()
     command = [
         *(str(BIN / "nst-serve"), "--repository", str(repository), "--log", str(log), "--triton", str(TRITON)),
+        *("--device", "cpu"),
         *("--http-port", str(endpoints.http_port), "--grpc-port", str(endpoints.grpc_port)),
         *("--metrics-port", str(endpoints.metrics_port), *map(str, options)),
     ]

@@ -94,10 +94,19 @@ class Daemon:
             return True
 
 
-def detach(repository: Path, log: Path, *options: object, authorities: Path | None = None) -> Daemon:
+def detach(
+    repository: Path,
+    log: Path,
+    *options: object,
+    authorities: Path | None = None,
+    variables: dict[str, str] | None = None,
+    folder: Path | None = None,
+) -> Daemon:
     endpoints = Endpoints.free()
     ports = [f"--{kind}-port={getattr(endpoints, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")]
-    said = succeeded(run("nst-serve", "-r", repository, "--log", log, "--triton", TRITON, "--detach", *ports, *options))
+    fixed = ("-r", repository, "--log", log, "--triton", TRITON, "--device", "cpu", "--detach")
+    environment = {**os.environ, **(variables or {})}
+    said = succeeded(run("nst-serve", *fixed, *ports, *options, env=environment, cwd=folder))
     found = state.read(state.default_folder(), endpoints.http_port)
     assert found is not None
     return Daemon(endpoints, found, said, authorities)
@@ -158,7 +167,12 @@ def test_a_detached_server_is_ready_and_can_be_asked(guarded: Daemon) -> None:
     assert "ready: one, two on grpcs://" in guarded.said
     result = guarded.command("status")
     succeeded(result)
-    assert result.stdout.splitlines()[2:] == ["one version 1: ready", "two version 1: ready"]
+    assert result.stdout.splitlines()[2:] == [
+        "device cpu: asked for with --device cpu",
+        "one version 1: ready",
+        "two version 1: ready",
+    ]
+    assert guarded.said.startswith("device cpu: asked for with --device cpu\n")
     assert f"https://0.0.0.0:{guarded.endpoints.http_port}" in result.stdout
 
 
@@ -298,13 +312,16 @@ def test_a_published_model_is_loaded_over_tls(
 
 @pytest.fixture(scope="module")
 def local(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """Detached with what nst-serve does by itself, and a model that cannot be loaded."""
+    """Detached with what nst-serve does by itself, from a folder with a `numpy`, and a model that cannot be loaded."""
     folder = tmp_path_factory.mktemp("local")
     shutil.copytree(repository / "one", folder / "repository" / "one")
     broken = shutil.copytree(repository / "two", folder / "repository" / "broken")
     (broken / "config.pbtxt").write_text((broken / "config.pbtxt").read_text().replace('name: "two"', 'name: "broken"'))
     (broken / "1" / "model.onnx").write_bytes(b"no model")
-    daemon = detach(folder / "repository", folder / "log")
+    other = shutil.copytree(repository / "two", folder / "repository" / "other") / "config.pbtxt"
+    other.write_text(other.read_text().replace('name: "two"', 'name: "other"').replace("KIND_CPU", "KIND_GPU"))
+    (folder / "numpy.py").write_text("raise SystemExit('taken from the folder that nst-serve was started in')")
+    daemon = detach(folder / "repository", folder / "log", variables={"MALLOC_TOP_PAD_": "1048576"}, folder=folder)
     processes = descendants(daemon.state.pid)
     yield daemon
     deadline = time.monotonic() + 60
@@ -320,6 +337,27 @@ def test_one_bad_model_is_named_and_the_others_are_served(local: Daemon) -> None
     assert result.returncode == 1
     assert "one version 1: ready" in result.stdout
     assert "broken version 1: " in result.stdout and "Protobuf parsing failed" in result.stdout
+
+
+def test_a_model_for_the_other_device_is_named_with_both_ways_out(local: Daemon) -> None:
+    (line, *_) = local.said.splitlines()
+    assert line.endswith(
+        "other was exported for the GPU, and this server uses the CPU (asked for with --device cpu): export it again "
+        "with nst-export --device cpu, or serve it on a machine with a GPU (--device gpu)"
+    )
+    assert "other version 1 is not served: " in local.said
+
+
+def test_the_allocator_keeps_its_blocks_unless_the_user_says_otherwise(guarded: Daemon, local: Daemon) -> None:
+    """In Triton, and in the process of each model."""
+    for daemon, wanted in ((guarded, MEMORY), (local, MEMORY | {"MALLOC_TOP_PAD_": "1048576"})):
+        found = [
+            dict(variable.partition("=")[::2] for variable in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+            for pid in descendants(daemon.state.pid)
+        ]
+        assert len(found) > 1
+        for variables in found:
+            assert wanted.items() <= variables.items() and variables["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_without_a_token_this_machine_may_call_but_not_control(local: Daemon) -> None:
@@ -357,7 +395,8 @@ def test_a_detached_server_that_cannot_start_says_why_and_leaves_nothing(reposit
     endpoints = Endpoints.free()
     ports = [f"--{kind}-port={getattr(endpoints, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")]
     result = run(
-        "nst-serve", "-r", tmp_path / "repository", "--log", tmp_path / "log", "--triton", TRITON, "--detach", *ports
+        *("nst-serve", "-r", tmp_path / "repository", "--log", tmp_path / "log", "--triton", TRITON, "--detach"),
+        *("--device", "cpu", *ports),
     )
     assert result.returncode == 1
     assert "error: no model could be loaded: one version 1 is not served: " in result.stderr
@@ -369,13 +408,13 @@ def test_a_detached_server_that_cannot_start_says_why_and_leaves_nothing(reposit
 def test_the_containers_command_is_printed(repository: Path, tmp_path: Path) -> None:
     chain, key = certificate(tmp_path)
     (tmp_path / "token").write_text(TOKEN)
-    options = ("--docker", "--gpus", "all", "--dry-run", "--tls-cert", chain, "--tls-key", key, "--http-port", 8443)
+    options = ("--docker", "--dry-run", "--device", "cpu", "--tls-cert", chain, "--tls-key", key, "--http-port", 8443)
     result = run("nst-serve", "-r", repository, *options, "--token-file", tmp_path / "token", "--address", "0.0.0.0")
     succeeded(result)
     command = shlex.split(result.stdout)
     assert command[:3] == ["docker", "run", "--rm"]
     assert {f"--env={name}={value}" for name, value in MEMORY.items()} | {f"--ulimit=stack={STACK}"} <= set(command)
-    assert "--gpus=all" in command
+    assert not [word for word in command if word.startswith("--gpus")]
     assert f"--volume={repository}:/models:ro" in command
     assert "--publish=0.0.0.0:8001:8001" in command
     published = [word for word in command if word.startswith("--publish=127.0.0.1:")]

@@ -12,6 +12,8 @@ from nst_server.errors import ServerError
 from nst_server.state import State
 from nst_server.triton import Endpoints
 
+from .machines import CPU
+
 GROUPS = {
     "metadata",
     "inference",
@@ -80,7 +82,7 @@ def test_a_token_that_no_header_takes_is_refused_and_not_quoted(tmp_path: Path, 
 
 def test_the_key_is_found_for_this_machines_server_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NST_STATE", str(tmp_path))
-    here = State.here(Endpoints("0.0.0.0", 8000, 8001), tmp_path, tmp_path / "log", Access("secret"))
+    here = State.here(Endpoints("0.0.0.0", 8000, 8001), tmp_path, tmp_path / "log", Access("secret"), CPU)
     with state.kept(here, tmp_path, 8000):
         for url in ("http://127.0.0.1:8000", "grpc://localhost:8001", "grpcs://localhost:8001/", "http://0.0.0.0:8000"):
             assert state.key_for(url) == "secret"
@@ -90,7 +92,7 @@ def test_the_key_is_found_for_this_machines_server_only(tmp_path: Path, monkeypa
 
 
 def test_a_state_of_a_process_that_is_gone_is_none(tmp_path: Path) -> None:
-    here = State.here(Endpoints(), tmp_path, tmp_path / "log", Access("secret"))
+    here = State.here(Endpoints(), tmp_path, tmp_path / "log", Access("secret"), CPU)
     later = dataclasses.replace(here, started=here.started + 1)  # another process got the number
     with state.kept(later, tmp_path, 8000):
         assert state.read(tmp_path, 8000) is None

@@ -1,6 +1,9 @@
 """The Python-based ONNX Runtime backend in a real Triton, and what it makes of configs, batches and bad requests."""
 
+import ctypes
+import gc
 import importlib.util
+import json
 import sys
 import threading
 import types
@@ -15,10 +18,13 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from nst_core import engines
+from nst_core.engines.onnx_cuda import CudaSessions
 from nst_server import triton
 from nst_server.control import Control
 from nst_server.triton import Endpoints
 
+from ..core.host_cuda import HostCuda
 from . import graphs
 
 STYLE = """
@@ -42,6 +48,8 @@ TUNED = {
 
 CONFIGS = {
     "limited": STYLE + CPU + PARAMETER % ("min_side", "16") + PARAMETER % ("max_pixels", "4096"),
+    "narrow": STYLE + CPU + PARAMETER % ("max_side", "48"),
+    "crowded": STYLE + CPU + "dynamic_batching { max_queue_delay_microseconds: 2000 }",
     "picky": STYLE + CPU + "dynamic_batching { preferred_batch_size: [3] max_queue_delay_microseconds: 2000000 }",
     "tuned": STYLE + CPU + "".join(PARAMETER % pair for pair in TUNED.items()) + "optimization { graph { level: 2 } }",
     "openvino": STYLE + CPU + OPENVINO % 'parameters { key: "num_streams" value: "1" }',
@@ -170,6 +178,8 @@ GOOD = np.array([[0.5, 0.5]], np.float32)
 HOSTILE = [
     ("limited", {"image": pictures(height=15)}, "40x15: this model takes 16 pixels and more a side"),
     ("limited", {"image": pictures(height=128, width=33)}, "33x128: this model takes 0.0 megapixels and less"),
+    ("narrow", {"image": pictures(height=49)}, "40x49: this model takes 48 pixels and less a side"),
+    ("narrow", {"image": pictures(width=49)}, "49x24: this model takes 48 pixels and less a side"),
     ("limited", {"image": np.zeros((1, 0, 40, 3), np.uint8)}, "image is empty: 1x0x40x3"),
     ("limited", {"image": pictures()[0]}, "unexpected shape|batch"),
     ("limited", {"image": pictures()[None]}, "unexpected shape"),
@@ -190,8 +200,8 @@ def test_a_bad_request_gets_an_error_and_the_next_one_works(server: Server, posi
     model, arrays, words = HOSTILE[position]
     with pytest.raises(InferenceServerException, match=words):
         server.infer(model, **arrays)
-    if model == "limited":
-        assert np.array_equal(server.infer("limited", image=pictures()), 255 - pictures())
+    if model in ("limited", "narrow"):
+        assert np.array_equal(server.infer(model, image=pictures(height=48)), 255 - pictures(height=48))
     else:
         assert np.array_equal(server.infer("bare", image=pictures(), style_weights=GOOD), pictures() // 2)
 
@@ -232,6 +242,30 @@ def test_requests_of_one_shape_are_one_run(server: Server) -> None:
     assert after["nst_run_pictures_sum"] - before["nst_run_pictures_sum"] == 3
     assert after["nst_run_pictures_count"] - before["nst_run_pictures_count"] == 1
     assert after["nst_requests_total:ok"] - before["nst_requests_total:ok"] == 3
+
+
+def test_many_callers_of_several_sizes_and_batches_each_get_their_own(server: Server) -> None:
+    """Inputs are put together in memory that the next batch uses again."""
+    wrong: list[str] = []
+
+    def call(number: int) -> None:
+        values = np.random.default_rng(number)
+        for turn in range(30):
+            shape = (1 + (number + turn) % 3, 64 + 32 * (turn % 2), 96, 3)
+            batch = values.integers(0, 256, shape, np.uint8)
+            if not np.array_equal(server.infer("crowded", image=batch), 255 - batch):
+                wrong.append(f"{number}: {shape}")
+
+    before = server.metrics("crowded")
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    after = server.metrics("crowded")
+    assert after["nst_requests_total:ok"] - before["nst_requests_total:ok"] == 240
+    assert after["nst_run_pictures_count"] - before["nst_run_pictures_count"] < 240  # some ran together
 
 
 def test_a_request_that_fails_in_the_graph_does_not_fail_its_batch(server: Server) -> None:
@@ -287,11 +321,67 @@ def test_loading_what_cannot_be_loaded_says_why(server: Server) -> None:
         server.control.unload("broken")
 
 
+class FakeTensor:
+    """Triton's tensor of an output, which takes the array over through DLPack."""
+
+    def __init__(self, name: str, capsule: Any) -> None:
+        self.name, self._capsule = name, capsule
+        self.array = np.from_dlpack(self)
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    @classmethod
+    def from_dlpack(cls, name: str, capsule: Any) -> "FakeTensor":
+        return cls(name, capsule)
+
+
+class FakeMetric:
+    """A metric of Triton's, and the family that makes it; nobody reads it."""
+
+    COUNTER, HISTOGRAM = "counter", "histogram"
+
+    def __init__(self, **_: Any) -> None:
+        self.Metric = FakeMetric if _ else None
+
+    def increment(self, value: float) -> None: ...
+
+    def observe(self, value: float) -> None: ...
+
+
+@dataclass
+class FakeError:
+    """An error of Triton's."""
+
+    message: str
+    code: str
+
+    INVALID_ARG = "invalid argument"
+    INTERNAL = "internal"
+
+
+@dataclass
+class FakeResponse:
+    """An answer of Triton's."""
+
+    output_tensors: Any = ()
+    error: FakeError | None = None
+
+
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """The backend's module outside of Triton, for what needs a GPU: here is none to run it on."""
-    utils = types.ModuleType("triton_python_backend_utils")
-    utils.TritonModelException = type("TritonModelException", (Exception,), {})  # type: ignore[attr-defined]
+    """The backend's module outside of Triton, for what needs a GPU: here is none to run it on.
+
+    A request is a dictionary of arrays.
+    """
+    utils: Any = types.ModuleType("triton_python_backend_utils")
+    utils.TritonModelException = type("TritonModelException", (Exception,), {})
+    utils.get_input_tensor_by_name = lambda request, name: request.get(name)
+    utils.Tensor, utils.InferenceResponse, utils.TritonError = FakeTensor, FakeResponse, FakeError
+    utils.MetricFamily = FakeMetric
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
     file = Path(triton.__file__).parent / "backends" / "onnxruntime" / "model.py"
     spec = importlib.util.spec_from_file_location("backend", file)
@@ -299,6 +389,133 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+PROVIDERS = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@dataclass
+class Gpu:
+    """GPU instances of the backend, with main memory in place of the GPU's, and what they were opened with."""
+
+    backend: Any
+    opened: list[tuple[CudaSessions, dict[str, Any]]]
+
+    def instance(self, file: Path, config: dict[str, Any] | None = None, **parameters: str) -> Any:
+        image = {"name": "image", "data_type": "TYPE_UINT8", "dims": [-1, -1, 3]}
+        texts = {name: {"string_value": value} for name, value in parameters.items()}
+        described = {"parameters": texts, "input": [image], "output": [{**image, "name": "stylized"}], **(config or {})}
+        model = self.backend.TritonPythonModel()
+        model.initialize(
+            {
+                "model_config": json.dumps(described),
+                "model_repository": str(file.parent.parent),
+                "model_version": file.parent.name,
+                "model_name": "style",
+                "model_instance_kind": "GPU",
+                "model_instance_device_id": "1",
+            }
+        )
+        return model
+
+
+@pytest.fixture
+def gpu(backend: Any, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    opened: list[tuple[CudaSessions, dict[str, Any]]] = []
+
+    def on_the_host(path: str, *, providers: Any, **options: Any) -> CudaSessions:
+        sessions = CudaSessions(path, providers=[("CPUExecutionProvider", {})], cuda=HostCuda(), **options)
+        opened.append((sessions, {"providers": providers, **options}))
+        return sessions
+
+    module: Any = types.ModuleType("engines.onnx_cuda")
+    module.CudaSessions = on_the_host
+    monkeypatch.setitem(sys.modules, "engines", engines)
+    monkeypatch.setitem(sys.modules, "engines.onnx_cuda", module)
+    monkeypatch.setattr(backend.onnxruntime, "get_available_providers", lambda: PROVIDERS)
+    return Gpu(backend, opened)
+
+
+def answered(model: Any, *requests: np.ndarray) -> list[np.ndarray | str]:
+    """The image, or the error's message, for each request."""
+    responses = model.execute([{"image": values} for values in requests])
+    return [each.error.message if each.error else each.output_tensors[0].array for each in responses]
+
+
+def test_a_gpu_instance_has_a_session_for_each_shape(gpu: Gpu, tmp_path: Path) -> None:
+    graphs.inverted(tmp_path / "1" / "model.onnx")
+    model = gpu.instance(tmp_path / "1" / "model.onnx", gpu_mem_limit="123456", cudnn_conv_algo_search="0")
+    requests = [pictures(), pictures(2), pictures(height=30), pictures(1, 24, 41)]
+    for answer, values in zip(answered(model, *requests), requests, strict=True):
+        assert np.array_equal(answer, 255 - values)
+    ((sessions, options),) = gpu.opened
+    assert sessions.shapes == (((4, 24, 40, 3),), ((1, 30, 40, 3),), ((1, 24, 41, 3),))  # three of one size, padded
+    assert (options["device"], options["memory_limit"], options["run_config"]) == (1, 123456, {})
+    assert options["providers"][0][1]["cudnn_conv_algo_search"] == "EXHAUSTIVE"
+    model.finalize()
+    assert sessions.shapes == ()
+
+
+def test_a_gpu_instance_refuses_and_fails_one_request_alone(gpu: Gpu, tmp_path: Path) -> None:
+    graphs.picky(tmp_path / "1" / "model.onnx")
+    model = gpu.instance(tmp_path / "1" / "model.onnx", min_side="16", max_side="48", max_pixels="2000")
+    bad = np.full_like(pictures(), graphs.LEVELS)
+    sizes = [(15, 40), (24, 49), (48, 48)]
+    refused = [pictures(1, height, width) for height, width in sizes]
+    answers = answered(model, pictures(), *refused, bad, pictures() + np.uint8(1))
+    assert np.array_equal(answers[0], pictures())
+    assert answers[1:4] == [
+        "40x15: this model takes 16 pixels and more a side",
+        "49x24: this model takes 48 pixels and less a side",
+        "48x48: this model takes 0.0 megapixels and less",
+    ]
+    assert isinstance(answers[4], str) and answers[4].startswith("image 1x24x40x3: ")
+    assert np.array_equal(answers[5], pictures() + np.uint8(1))
+
+
+def test_tensorrt_serves_every_shape_in_one_session(gpu: Gpu, tmp_path: Path) -> None:
+    graphs.inverted(tmp_path / "1" / "model.onnx")
+    shapes = {f"trt_profile_{end}_shapes": f"image:1x{side}x{side}x3" for end, side in (("min", 16), ("max", 512))}
+    parameters = {"memory.enable_memory_arena_shrinkage": "cpu:0"}
+    model = gpu.instance(tmp_path / "1" / "model.onnx", accelerated("tensorrt", **shapes), **parameters)
+    for values in (pictures(), pictures(height=30), pictures()):
+        assert np.array_equal(answered(model, values)[0], 255 - values)
+    ((sessions, options),) = gpu.opened
+    assert sessions.shapes == ()
+    assert [name for name, _ in options["providers"]] == PROVIDERS[:2]
+    assert options["run_config"] == parameters
+
+
+def test_a_gpu_instance_that_cannot_be_opened_says_why(gpu: Gpu, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    file = tmp_path / "1" / "model.onnx"
+    with pytest.raises(Exception, match=r"model\.onnx: no such file"):
+        gpu.instance(file)
+    file.write_text("no model")
+    with pytest.raises(Exception, match=r"a GPU instance cannot run .*model\.onnx"):
+        gpu.instance(file)
+    graphs.inverted(file)
+    with pytest.raises(Exception, match="gpu_mem_limit is 'lots': give a whole number"):
+        gpu.instance(file, gpu_mem_limit="lots")
+    graphs.inverted(file, batch=1)
+    with pytest.raises(Exception, match="input image, picture is not in both"):
+        gpu.instance(file, {"input": [{"name": "picture", "data_type": "TYPE_UINT8"}]})
+
+
+def test_triton_may_rename_the_capsule_of_an_array(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton calls a capsule that it has taken over `used_dlpack`, and not `used_dltensor` as numpy does."""
+    renamed = b"used_dlpack"
+
+    def take(name: str, capsule: Any) -> Any:
+        ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), ctypes.c_char_p(renamed))
+        return name
+
+    monkeypatch.setattr(FakeTensor, "from_dlpack", take)
+    caught: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", caught.append)
+    assert backend._tensor("stylized", np.zeros((2, 3), np.uint8)[:, ::2]) == "stylized"
+    gc.collect()
+    assert not caught
 
 
 def accelerated(name: str, **parameters: str) -> dict[str, Any]:
@@ -312,8 +529,7 @@ def test_a_gpu_instance_without_a_cuda_provider_says_so(backend: Any) -> None:
 
 
 def test_gpu_accelerators_become_providers(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    every = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(backend.onnxruntime, "get_available_providers", lambda: every)
+    monkeypatch.setattr(backend.onnxruntime, "get_available_providers", lambda: PROVIDERS)
     config = accelerated(
         "tensorrt",
         precision_mode="FP16",
@@ -347,6 +563,17 @@ def test_gpu_accelerators_become_providers(backend: Any, monkeypatch: pytest.Mon
     (alone,) = backend._providers(accelerated("cuda", use_tf32="0"), {}, "GPU", "0")
     assert alone == ("CUDAExecutionProvider", {"use_tf32": "0", "device_id": "0"})
     assert backend._providers(config, {}, "CPU", "0") == [("CPUExecutionProvider", {})]
+
+
+def test_engines_that_a_config_does_not_place_are_kept_in_the_users_cache(
+    backend: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(backend.onnxruntime, "get_available_providers", lambda: PROVIDERS)
+    monkeypatch.setitem(sys.modules, "engines", engines)
+    monkeypatch.setenv("NST_CACHE", str(tmp_path / "cache"))
+    tensorrt, _ = backend._providers(accelerated("tensorrt", trt_engine_cache_enable="true"), {}, "GPU", "0")
+    assert tensorrt[1]["trt_engine_cache_path"] == str(tmp_path / "cache" / "onnxruntime")
+    assert (tmp_path / "cache" / "onnxruntime").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -44,15 +44,6 @@ def test_a_missing_or_empty_repository_says_how_to_fill_it(tmp_path: Path) -> No
         assert result.stderr.count("\n") == 1
 
 
-def test_triton_in_path_is_taken_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    binary = tmp_path / "tritonserver"
-    binary.write_text("#!/bin/sh\n")
-    binary.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert triton.find(tmp_path / "unused", print) == Installation((str(binary),))
-    assert not (tmp_path / "unused").exists()
-
-
 def server_that(tmp_path: Path, does: str) -> tuple[Installation, Path]:
     """A repository, and a program in Triton's place, to see what becomes of its failures."""
     (tmp_path / "models" / "seven").mkdir(parents=True)

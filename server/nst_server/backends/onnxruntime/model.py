@@ -1,39 +1,59 @@
-"""Triton's ONNX Runtime backend, Python-based, for a Triton that has only its Python backend.
+"""An ONNX Runtime backend for Triton, built on Triton's Python backend.
 
-It honours the contract of the stock backend (triton-inference-server/onnxruntime_backend) as far
-as a style model can use it, so that one repository gives the same answers on two servers:
+It follows the contract of NVIDIA's stock backend (triton-inference-server/onnxruntime_backend) as far as a style model
+can use it, so that one model repository gives the same answers on both:
 
-- the model's file `model.onnx` (or `default_model_filename`, or a folder with `model.onnx` in it);
-- a config without inputs and outputs is completed from the graph, with `max_batch_size` 4 and the
-  dynamic batcher if every tensor's first axis is open (4 is the stock backend's `default-max-batch-size`);
-- parameters `intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `enable_mem_arena`,
-  `enable_mem_pattern`, `memory.enable_memory_arena_shrinkage`, `session.use_device_allocator_for_initializers`,
-  and on a GPU `cudnn_conv_algo_search`, `gpu_mem_limit`, `arena_extend_strategy`, `do_copy_in_default_stream`;
-- `optimization.graph.level`;
-- `optimization.execution_accelerators`: `openvino` for instances on the CPU, `tensorrt` and `cuda` for those on
-  a GPU, with their parameters. One that is not known is refused by its name;
-- instance groups, on the CPU or a GPU. A GPU instance runs on CUDA, whatever else it is given.
+- The model is `model.onnx`, or the file that `default_model_filename` names, or a folder with `model.onnx` in it.
+- A config without inputs or outputs is completed from the graph. If the first axis of every tensor is open, it also
+  gets `max_batch_size` 4 (the stock backend's `default-max-batch-size`) and the dynamic batcher.
+- Parameters: `intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `enable_mem_arena`,
+  `enable_mem_pattern`, `memory.enable_memory_arena_shrinkage`, `session.use_device_allocator_for_initializers`; on a
+  GPU also `cudnn_conv_algo_search`, `gpu_mem_limit`, `arena_extend_strategy`, `do_copy_in_default_stream`.
+- `optimization.graph.level`.
+- `optimization.execution_accelerators`: `openvino` on a CPU, `tensorrt` and `cuda` on a GPU, with their parameters.
+  An unknown accelerator or parameter is an error.
+- Instance groups of `KIND_CPU` and `KIND_GPU`. A GPU instance always has the CUDA provider, also behind TensorRT.
 
-A provider that was asked for and is not there is an error: nothing runs elsewhere than the config says.
+An execution provider that the config asks for and ONNX Runtime lacks is an error; nothing falls back.
 
-What it cannot honour: `--backend-config=onnxruntime,...`, which Triton does not hand to Python-based
-backends, and `share_session_between_instances`, since every instance is a process of its own.
+Two things differ on a GPU. `cudnn_conv_algo_search` is 1 (heuristic) unless the config says otherwise. And each input
+shape, batch included, has a session of its own (`engines/onnx_cuda.py`), since a session plans its convolutions again
+whenever the shape changes; `gpu_mem_limit` holds for each session and for all of them together. With the `tensorrt`
+accelerator one session serves every shape.
 
-Beyond the contract: the limits `min_side` and `max_pixels` that style models carry as parameters are checked
-before a request runs, no run has more than `max_pixels` pixels in all its pictures together, on a CPU no more than
-one of 512x512 (larger batches go in several), a request that fails does not fail those that Triton put into a
-batch with it, and every model has
-metrics of its own on Triton's metrics port (`nst_*`). It lives inside Triton's stub process and imports nothing
-of nst.
+Not supported: `--backend-config=onnxruntime,...`, which Triton does not pass to Python-based backends, and
+`share_session_between_instances`, since every instance is a process of its own.
+
+In addition to the contract:
+
+- The limits `min_side`, `max_side` (pixels a side) and `max_pixels` (pixels of an image), which style models carry as
+  parameters, are checked before a request runs.
+- A run has at most `max_pixels` pixels in all its images together, and on a CPU, if it has several images, at most
+  512x512. Larger batches run in parts.
+- A request that fails does not fail the others that Triton batched with it.
+- Every model has metrics of its own (`nst_*`) on Triton's metrics port.
+
+The file runs inside Triton's stub process and imports nothing of nst. GPU instances need the folder `engines` beside
+it. It works with numpy 1 and 2.
 """
 
+import ctypes
 import json
+import math
 import os
 import time
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it once, when it is imported
 
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+
+NUMPY_1 = np.lib.NumpyVersion(np.__version__) < "2.0.0"
+"""Triton 2.51's own conversion of tensors to and from numpy's arrays is made for numpy 1."""
+
+USED_CAPSULE = b"used_dltensor"
+"""What numpy calls a DLPack capsule whose memory has another owner now."""
 
 DEFAULT_MAX_BATCH_SIZE = 4
 
@@ -187,24 +207,32 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args):
-        """Open the session; a provider that was asked for and not given is an error."""
+        """Open the session; an execution provider that the config asks for and does not get is an error."""
         config = json.loads(args["model_config"])
         self.path = _file(os.path.join(args["model_repository"], args["model_version"]), config)
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
+        self.on_gpu = args["model_instance_kind"] == "GPU"
         self.settings = {
             "sess_options": _options(config, parameters),
             "providers": _providers(config, parameters, args["model_instance_kind"], args["model_instance_device_id"]),
         }
-        self.run_options = _run_options(parameters)
         self.min_side = max(1, _number(parameters, "min_side", 1))
+        self.max_side = _number(parameters, "max_side", 2**31)
         self.max_pixels = _number(parameters, "max_pixels", 2**62)
-        on_cpu = args["model_instance_kind"] == "CPU"
-        self.run_pixels = min(self.max_pixels, CPU_RUN_PIXELS) if on_cpu else self.max_pixels
+        self.run_pixels = self.max_pixels if self.on_gpu else min(self.max_pixels, CPU_RUN_PIXELS)
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
-        self.session = self._open()
-        _check_names(self.path, "input", self.inputs, self.session.get_inputs())
-        _check_names(self.path, "output", self.outputs, self.session.get_outputs())
+        self.strings = {tensor["name"] for tensor in config["input"] if tensor["data_type"] == "TYPE_STRING"}
+        self.joined = {}
+        if self.on_gpu:
+            self.session = _gpu_sessions(self.path, self.settings, _run_config(parameters))
+            inputs, outputs = self.session.inputs, self.session.outputs
+        else:
+            self.session, self.run_options = self._open(), _run_options(_run_config(parameters))
+            inputs = [tensor.name for tensor in self.session.get_inputs()]
+            outputs = [tensor.name for tensor in self.session.get_outputs()]
+        _check_names(self.path, "input", self.inputs, inputs)
+        _check_names(self.path, "output", self.outputs, outputs)
         self.metrics = Metrics(args["model_name"], args["model_version"])
 
     def execute(self, requests):
@@ -228,9 +256,12 @@ class TritonPythonModel:
 
     def finalize(self):
         """Give up the metrics and close the session."""
+        if self.on_gpu:
+            self.session.close()
         self.metrics = self.session = None
 
     def _open(self):
+        """A session on the CPU."""
         session = _session(self.path, self.settings)
         asked = [name for name, _ in self.settings["providers"]]
         given = session.get_providers()
@@ -239,7 +270,10 @@ class TritonPythonModel:
         return session
 
     def _reopen(self):
-        """A new session after a failed run; OpenVINO's would fail the next request with this one's shape."""
+        """Open OpenVINO's session anew after a failed run: it would fail the next request with the shape of this one.
+
+        On a GPU the sessions see to that by themselves.
+        """
         if self.settings["providers"][0][0] != "OpenVINOExecutionProvider":
             return
         try:
@@ -255,7 +289,7 @@ class TritonPythonModel:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
             if tensor is None:
                 raise Refused(f"{name} is missing")
-            array = tensor.as_numpy()
+            array = tensor.as_numpy() if NUMPY_1 or name in self.strings else _array(tensor)
             if array.size == 0:
                 raise Refused(f"{name} is empty: {_shape(array)}")
             # Not in noise, which is as large as a picture and which Triton warms up with random bits.
@@ -267,9 +301,11 @@ class TritonPythonModel:
         return tensors
 
     def _check_size(self, height, width):
-        """Refuse pictures beyond the model's limits, in pixels."""
+        """Refuse images beyond the model's limits, in pixels."""
         if min(height, width) < self.min_side:
             raise Refused(f"{width}x{height}: this model takes {self.min_side} pixels and more a side")
+        if max(height, width) > self.max_side:
+            raise Refused(f"{width}x{height}: this model takes {self.max_side} pixels and less a side")
         if height * width > self.max_pixels:
             raise Refused(f"{width}x{height}: this model takes {self.max_pixels / 1e6:.1f} megapixels and less")
 
@@ -291,7 +327,7 @@ class TritonPythonModel:
 
     def _run(self, batch):
         """One response for each request of `batch`, lists of input arrays that differ in axis 0 only."""
-        feeds = [tensors[0] if len(tensors) == 1 else np.concatenate(tensors) for tensors in zip(*batch)]
+        feeds = [self._together(position, tensors) for position, tensors in enumerate(zip(*batch))]
         try:
             answers = self._answers(feeds)
         except Exception as error:  # ONNX Runtime's exceptions have no common root
@@ -304,10 +340,20 @@ class TritonPythonModel:
         ends = np.cumsum([len(tensors[0]) for tensors in batch])
         return [
             pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, answer[start:end]) for name, answer in zip(self.outputs, answers)]
+                [_tensor(name, answer[start:end]) for name, answer in zip(self.outputs, answers)]
             )
             for start, end in zip([0, *ends[:-1]], ends)
         ]
+
+    def _together(self, position, arrays):
+        """The arrays of input number `position` as one, in memory that the next batch uses again."""
+        if len(arrays) == 1 or arrays[0].dtype.hasobject:
+            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        shape, dtype = (sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype
+        size = math.prod(shape) * dtype.itemsize
+        if position not in self.joined or self.joined[position].size < size:
+            self.joined[position] = np.empty(size, np.uint8)
+        return np.concatenate(arrays, out=self.joined[position][:size].view(dtype).reshape(shape))
 
     def _answers(self, feeds):
         """The outputs for `feeds`, in as many runs as `run_pixels` asks for."""
@@ -319,7 +365,11 @@ class TritonPythonModel:
 
     def _timed(self, feeds):
         started = time.perf_counter()
-        answers = self.session.run(self.outputs, dict(zip(self.inputs, feeds)), self.run_options)
+        named = dict(zip(self.inputs, feeds))
+        if self.on_gpu:
+            answers = self.session.run(named, self.outputs)
+        else:
+            answers = self.session.run(self.outputs, named, self.run_options)
         self.metrics.ran(len(feeds[0]), time.perf_counter() - started)
         return answers
 
@@ -371,15 +421,59 @@ def _shape(array):
     return "x".join(map(str, array.shape))
 
 
+def _array(tensor):
+    """An input tensor as a read-only array, without a copy unless its memory is not aligned."""
+    return np.require(np.from_dlpack(tensor), requirements="A")
+
+
+def _tensor(name, array):
+    """An output tensor over an array, which Triton copies when `execute` returns."""
+    array = np.ascontiguousarray(array)
+    if NUMPY_1 or array.dtype.hasobject:
+        return pb_utils.Tensor(name, array)
+    capsule = array.__dlpack__()
+    tensor = pb_utils.Tensor.from_dlpack(name, capsule)
+    # Triton gives the capsule another name than numpy expects: numpy would take it for one that nobody has taken over.
+    ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), ctypes.c_char_p(USED_CAPSULE))
+    return tensor
+
+
 def _file(folder, config):
     """The model's file in a version's folder."""
     path = os.path.join(folder, config.get("default_model_filename") or "model.onnx")
     return os.path.join(path, "model.onnx") if os.path.isdir(path) else path
 
 
-def _session(path, settings):
+def _check_file(path):
     if not os.path.exists(path):
         raise pb_utils.TritonModelException(f"{path}: no such file")
+
+
+def _gpu_sessions(path, settings, run_config):
+    """The sessions of a GPU instance, one a shape; with TensorRT, whose engines have dynamic shapes, one for all."""
+    _check_file(path)
+    providers = settings["providers"]
+    options = dict(providers)["CUDAExecutionProvider"]
+    limit = _number(options, "gpu_mem_limit", 0)
+    dynamic = providers[0][0] == "TensorrtExecutionProvider"
+    try:
+        from engines.onnx_cuda import CudaSessions  # a CPU instance does without
+
+        return CudaSessions(
+            path,
+            device=int(options["device_id"]),
+            providers=providers,
+            session_options=settings["sess_options"],
+            run_config=run_config,
+            memory_limit=limit or None,
+            **({"sessions": 0} if dynamic else {}),
+        )
+    except Exception as error:  # ONNX Runtime's exceptions have no common root
+        raise pb_utils.TritonModelException(f"a GPU instance cannot run {path}: {error}") from error
+
+
+def _session(path, settings):
+    _check_file(path)
     try:
         return onnxruntime.InferenceSession(path, enable_fallback=0, **settings)  # or it would go on elsewhere
     except Exception as error:  # ONNX Runtime's exceptions have no common root
@@ -395,8 +489,7 @@ def _described(tensor, first):
     return {"name": tensor.name, "data_type": TYPES[kind], "dims": dims or [1]}
 
 
-def _check_names(path, kind, configured, tensors):
-    names = [tensor.name for tensor in tensors]
+def _check_names(path, kind, configured, names):
     needed = set(names) if kind == "input" else set()  # a config may leave out outputs
     if wrong := (set(configured) - set(names)) | (needed - set(configured)):
         raise pb_utils.TritonModelException(
@@ -442,13 +535,18 @@ def _options(config, parameters):
     return options
 
 
-def _run_options(parameters):
-    """What holds for every run, or None."""
+def _run_config(parameters):
+    """The entries of ONNX Runtime's `RunOptions` that hold for every run."""
     name = "memory.enable_memory_arena_shrinkage"
-    if name not in parameters:
+    return {name: parameters[name]} if name in parameters else {}
+
+
+def _run_options(run_config):
+    if not run_config:
         return None
     options = onnxruntime.RunOptions()
-    options.add_run_config_entry(name, parameters[name])
+    for name, value in run_config.items():
+        options.add_run_config_entry(name, value)
     return options
 
 
@@ -513,6 +611,12 @@ def _tensorrt(given, parameters):
             options[TENSORRT_BOOLEANS[name]] = _switch(name, value)
         elif name in TENSORRT:
             options[TENSORRT[name]] = value
+    if options.get("trt_engine_cache_enable") == "True" and "trt_engine_cache_path" not in options:
+        from engines import plans  # its own default is the working directory
+
+        folder = plans.cache_folder().with_name("onnxruntime")
+        folder.mkdir(parents=True, exist_ok=True)
+        options["trt_engine_cache_path"] = str(folder)
     return "TensorrtExecutionProvider", options
 
 

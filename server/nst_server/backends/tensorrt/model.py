@@ -1,0 +1,390 @@
+"""Triton's TensorRT backend, Python-based, for a Triton that has only its Python backend.
+
+It honours the contract of the stock backend (triton-inference-server/tensorrt_backend) as far as a style model can use
+it, so that one repository gives the same answers on two servers:
+
+- the plan `model.plan` (or `default_model_filename`) in the version's folder;
+- a config without inputs and outputs is completed from the plan, with the profile's largest batch as `max_batch_size`
+  and the dynamic batcher if that is more than one;
+- instance groups of `KIND_GPU` on the GPU that Triton gives them, or `KIND_MODEL` on the first;
+- `optimization.cuda.busy_wait_events`.
+
+What it cannot honour: `--backend-config=tensorrt,...`, which Triton does not hand to Python-based backends. The first
+optimization profile is used, and CUDA graphs always are.
+
+Beyond the contract: where the version's folder has no `model.plan`, the plan for its `model.onnx` comes from the user's
+cache and is built if it is not there, from the parameters `profile` and `multiple`. A `model.plan` whose `plan.json`
+says that it is for another GPU or TensorRT is refused. The limits `min_side`, `max_side` and `max_pixels` that style
+models carry as parameters are checked before a request runs; requests of one shape run as one batch, others side by
+side; while one batch computes, the next is copied in and the last is answered; the shapes of `model_warmup` have their
+CUDA graphs when the model is ready; a request that fails does not fail the others; and every model has metrics of its
+own on Triton's metrics port (`nst_*`). It lives inside Triton's stub process with the package `engines` beside it, and
+imports nothing of nst.
+"""
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from engines import cuda, plans
+from engines.dlpack import Lent
+from engines.tensorrt import TensorRTEngine
+
+CONTEXTS = 3
+"""Batches under way at most: one that is copied in, one that computes, one that is answered. More wait in Triton's
+queue, where they become larger batches."""
+
+TYPES = {
+    "bool": "TYPE_BOOL",
+    "uint8": "TYPE_UINT8",
+    "int8": "TYPE_INT8",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "float16": "TYPE_FP16",
+    "float32": "TYPE_FP32",
+}
+
+SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+PICTURES = [1, 2, 4, 8, 16, 32]
+"""Upper bounds of the histograms' buckets."""
+
+
+class Refused(Exception):
+    """A request that is not run; the message goes to its caller."""
+
+
+class TritonPythonModel:
+    """One instance of one model: an engine, and the batches that go through it."""
+
+    @staticmethod
+    def auto_complete_config(config):
+        """Complete a config that lacks inputs or outputs, from the plan, as the stock backend does."""
+        given = config.as_dict()
+        if given["input"] and given["output"]:
+            return config
+        engine = _engine(Path(pb_utils.get_model_dir()), given, device=0, contexts=0)
+        inputs = [engine.tensors[name] for name in engine.inputs]
+        if given["max_batch_size"] == 0 and engine.maximum[0] > 1:
+            config.set_max_batch_size(engine.maximum[0])
+            if "sequence_batching" not in given:
+                config.set_dynamic_batching()
+        first = 1 if config.as_dict()["max_batch_size"] else 0
+        if not given["input"]:
+            for tensor in inputs:
+                config.add_input(_described(tensor, first))
+        if not given["output"]:
+            config.add_output(_described(engine.tensors[engine.output], first))
+        engine.close()
+        return config
+
+    def initialize(self, args):
+        """Open the plan and record the CUDA graphs of the shapes that the config warms up."""
+        config = json.loads(args["model_config"])
+        parameters = _parameters(config)
+        kind = args["model_instance_kind"]
+        if kind == "CPU":
+            raise pb_utils.TritonModelException("TensorRT runs on NVIDIA GPUs: set KIND_GPU in instance_group")
+        self.min_side = max(1, _number(parameters, "min_side", 1))
+        self.max_side = _number(parameters, "max_side", 2**31)
+        self.max_pixels = _number(parameters, "max_pixels", 2**62)
+        folder = Path(args["model_repository"]) / args["model_version"]
+        device = int(args["model_instance_device_id"]) if kind == "GPU" else 0
+        self.engine = _engine(folder, config, device=device, contexts=CONTEXTS)
+        _check_names("input", self.engine.inputs, config)
+        _check_names("output", (self.engine.output,), config)
+        if config["max_batch_size"] > self.engine.maximum[0]:
+            raise pb_utils.TritonModelException(
+                f"max_batch_size is {config['max_batch_size']}, and the plan takes batches of {self.engine.maximum[0]} "
+                "and less: set max_batch_size to that, or build the plan with a larger profile"
+            )
+        self._warm(config)
+        self.workers = ThreadPoolExecutor(CONTEXTS)  # one for every batch that can be under way
+        self.metrics = Metrics(args["model_name"], args["model_version"])
+
+    def execute(self, requests):
+        """Start the requests of one execution, those of one shape as one batch; threads answer them as they end.
+
+        Triton goes on with the next execution when this returns, so batches overlap. It waits here while as many as
+        there may be are under way.
+        """
+        groups = {}
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                feeds = self._feeds(request)
+            except Refused as refusal:
+                _answer(sender, _error(refusal, pb_utils.TritonError.INVALID_ARG))
+                self.metrics.requests("refused")
+            else:
+                shape = tuple(array.shape[1:] for array in feeds.values())
+                groups.setdefault(shape, []).append((sender, feeds))
+        for group in groups.values():
+            for batch in self._batches(group):
+                self._start(batch)
+
+    def finalize(self):
+        """Answer what is under way, and give up the engine and the metrics."""
+        self.workers.shutdown()
+        self.engine.close()
+        self.engine = self.metrics = None
+
+    def _warm(self, config):
+        for sample in config.get("model_warmup", []):
+            batch = (max(1, sample["batch_size"]),) if config["max_batch_size"] else ()
+            feeds = {
+                name: np.zeros((*batch, *map(int, sample["inputs"][name]["dims"])), self.engine.tensors[name].dtype)
+                for name in self.engine.inputs
+                if name in sample["inputs"]
+            }
+            try:
+                self.engine.warm(feeds)
+            except (ValueError, RuntimeError) as error:
+                raise pb_utils.TritonModelException(f"model_warmup {sample['name']!r}: {error}") from error
+        if self.engine.graphs_fail:
+            pb_utils.Logger.log_warn(f"going on without CUDA graphs: {self.engine.graphs_fail}")
+
+    def _feeds(self, request):
+        """The arrays of a request by their names; `Refused` for what must not reach the plan."""
+        feeds = {}
+        for name in self.engine.inputs:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is None:
+                raise Refused(f"{name} is missing")
+            if 0 in tensor.shape():
+                raise Refused(f"{name} is empty: {_text(tensor.shape())}")
+            array = np.from_dlpack(tensor)  # Triton's own conversion knows no numpy 2
+            # Not in noise, which is as large as a picture and which Triton warms up with random bits.
+            if array.dtype.kind == "f" and array.ndim < 4 and not np.isfinite(array).all():
+                raise Refused(f"{name} has values that are not finite")
+            feeds[name] = array
+        first = feeds[self.engine.inputs[0]]
+        if first.ndim == 4:
+            self._check_size(*first.shape[1:3])
+        try:
+            self.engine.shapes(feeds)
+        except ValueError as error:
+            raise Refused(error) from error
+        return feeds
+
+    def _check_size(self, height, width):
+        """Refuse pictures beyond the model's limits, in pixels."""
+        if min(height, width) < self.min_side:
+            raise Refused(f"{width}x{height}: this model takes {self.min_side} pixels and more a side")
+        if max(height, width) > self.max_side:
+            raise Refused(f"{width}x{height}: this model takes {self.max_side} pixels and less a side")
+        if height * width > self.max_pixels:
+            raise Refused(f"{width}x{height}: this model takes {self.max_pixels / 1e6:.1f} megapixels and less")
+
+    def _batches(self, group):
+        """The requests of one shape in batches that the plan takes, of no more pixels than one picture may have."""
+        first = group[0][1][self.engine.inputs[0]]
+        most = self.engine.maximum[0]
+        if first.ndim == 4:
+            most = min(most, max(1, self.max_pixels // (first.shape[1] * first.shape[2])))
+        batches, pictures = [], 0
+        for sender, feeds in group:
+            count = len(feeds[self.engine.inputs[0]])
+            if not batches or pictures + count > most:
+                batches.append([])
+                pictures = 0
+            batches[-1].append((sender, feeds))
+            pictures += count
+        return batches
+
+    def _start(self, batch):
+        """Copy a batch to the GPU and start it; each of its requests is answered, whatever happens."""
+        try:
+            pending = self.engine.submit({name: [feeds[name] for _, feeds in batch] for name in self.engine.inputs})
+        except Exception as error:  # such as too little memory for all of them together
+            if len(batch) > 1:
+                for request in batch:
+                    self._start([request])
+            else:
+                self._fail(*batch[0], error)
+            return
+        counts = [(sender, len(feeds[self.engine.inputs[0]])) for sender, feeds in batch]
+        self.workers.submit(self._finish, pending, counts, time.perf_counter())
+
+    def _finish(self, pending, counts, started):
+        """Answer a batch when it is done, straight from the engine's memory; `counts` are senders and pictures."""
+        with pending:
+            try:
+                answer = pending.wait()
+            except Exception as error:
+                self._finish_alone(pending, counts, error)
+                return
+            seconds = time.perf_counter() - started
+            for sender, part in _parts(answer, counts):
+                self._send(sender, part)
+        self.metrics.requests("ok", len(counts))
+        self.metrics.ran(sum(count for _, count in counts), seconds)
+
+    def _finish_alone(self, pending, counts, error):
+        """Run the requests of a batch that failed one by one: one request's fault is not the others'."""
+        feeds = {name: array.copy() for name, array in pending.feeds.items()}
+        start = 0
+        for sender, count in counts:
+            own = {name: array[start : start + count] for name, array in feeds.items()}
+            start += count
+            if len(counts) == 1:
+                self._fail(sender, own, error)
+                return
+            started = time.perf_counter()
+            try:
+                pending.restart(own)
+                answer = pending.wait()
+            except Exception as reason:
+                self._fail(sender, own, reason)
+            else:
+                seconds = time.perf_counter() - started
+                self._send(sender, answer)
+                self.metrics.requests("ok")
+                self.metrics.ran(count, seconds)
+
+    def _send(self, sender, answer):
+        tensor = pb_utils.Tensor.from_dlpack(self.engine.output, Lent(answer))
+        _answer(sender, pb_utils.InferenceResponse([tensor]))
+
+    def _fail(self, sender, feeds, error):
+        name = self.engine.inputs[0]
+        reason = f"{name} {_text(feeds[name].shape)}: {error}"
+        _answer(sender, _error(reason, pb_utils.TritonError.INTERNAL))
+        self.metrics.requests("failed")
+
+
+class Metrics:
+    """The model's metrics on Triton's metrics port, beside those that Triton has for every model.
+
+    An update is a message to Triton and takes some 30 microseconds, so they are made after the answers.
+    """
+
+    def __init__(self, model, version):
+        def family(kind, name, description):
+            return pb_utils.MetricFamily(name=name, description=description, kind=kind)
+
+        counter, histogram = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.HISTOGRAM
+        requests = family(counter, "nst_requests_total", "Requests by outcome: ok, refused before a run, failed in it")
+        seconds = family(histogram, "nst_run_seconds", "Seconds from a run's start to its result in main memory")
+        pictures = family(histogram, "nst_run_pictures", "Pictures that went through TensorRT together, a run")
+        labels = {"model": model, "version": version}
+        self._families = (requests, seconds, pictures)  # they must outlive their metrics
+        self._requests = {
+            outcome: requests.Metric(labels={**labels, "outcome": outcome}) for outcome in ("ok", "refused", "failed")
+        }
+        self._seconds = seconds.Metric(labels=labels, buckets=SECONDS)
+        self._pictures = pictures.Metric(labels=labels, buckets=PICTURES)
+        self._lock = threading.Lock()  # two threads in one metric's update end Triton itself
+
+    def requests(self, outcome, count=1):
+        """Count requests by what became of them."""
+        with self._lock:
+            self._requests[outcome].increment(count)
+
+    def ran(self, pictures, seconds):
+        """Note a run."""
+        with self._lock:
+            self._pictures.observe(pictures)
+            self._seconds.observe(seconds)
+
+
+def _answer(sender, response):
+    """The only answer to a request; one that cannot be given, such as to a caller that has gone, is logged."""
+    try:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception as error:
+        pb_utils.Logger.log_error(f"could not answer a request: {error}")
+
+
+def _error(reason, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(reason), code))
+
+
+def _text(shape):
+    return "x".join(map(str, shape))
+
+
+def _parts(answer, counts):
+    """Every sender with its pictures of a batch's answer."""
+    start = 0
+    for sender, count in counts:
+        yield sender, answer[start : start + count]
+        start += count
+
+
+def _engine(folder, config, *, device, contexts):
+    """The engine for a version's folder, its plan built if there is none; raises `TritonModelException`."""
+    try:
+        cuda.use(device)
+        return TensorRTEngine(
+            _plan(folder, config, device),
+            device=device,
+            contexts=contexts,
+            busy_wait=config.get("optimization", {}).get("cuda", {}).get("busy_wait_events", False),
+        )
+    except (plans.PlanError, ValueError, OSError, ImportError, cuda.CudaError) as error:
+        raise pb_utils.TritonModelException(str(error)) from error
+
+
+def _plan(folder, config, device):
+    """The plan's file: the one that the config names, else the version's own, the cache's, or one that is built."""
+    name = config.get("default_model_filename") or plans.PLAN
+    if name != plans.PLAN:
+        if not (folder / name).is_file():
+            raise plans.PlanError(f"{folder / name}: no such file")
+        return folder / name
+    parameters = _parameters(config)
+    if "profile" not in parameters:
+        if not (folder / plans.PLAN).is_file():
+            raise plans.PlanError(f"{folder / plans.PLAN}: no such file, and no parameter profile to build it with")
+        return folder / plans.PLAN
+    gpu, capability = cuda.card(device)
+    return plans.ensure(
+        folder,
+        plans.Profile.parse(parameters["profile"]),
+        _number(parameters, "multiple", 1),
+        library=plans.tensorrt(),
+        gpu=gpu,
+        compute_capability=capability,
+        on_progress=_Log(f"building the plan for {folder}"),
+    )
+
+
+class _Log:
+    """Progress in Triton's log, a line every tenth of the way."""
+
+    def __init__(self, what):
+        self._what, self._tenth = what, -1
+
+    def __call__(self, done, note):
+        if int(done * 10) > self._tenth:
+            self._tenth = int(done * 10)
+            pb_utils.Logger.log_info(f"{self._what}: {done:.0%} ({note})")
+
+
+def _parameters(config):
+    return {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
+
+
+def _number(parameters, name, default):
+    try:
+        return int(parameters.get(name, default))
+    except ValueError as error:
+        raise pb_utils.TritonModelException(f"parameter {name} is {parameters[name]!r}: give a whole number") from error
+
+
+def _described(tensor, first):
+    """An entry of the config for a tensor of the plan, without its first axis if Triton batches."""
+    return {"name": tensor.name, "data_type": TYPES[tensor.dtype.name], "dims": list(tensor.shape[first:]) or [1]}
+
+
+def _check_names(kind, names, config):
+    configured = [tensor["name"] for tensor in config[kind]]
+    if wrong := set(configured) ^ set(names):
+        raise pb_utils.TritonModelException(
+            f"{kind} {', '.join(sorted(wrong))} is not in both: the plan has {', '.join(names)}, and the config "
+            f"{', '.join(configured)}"
+        )

@@ -1,0 +1,90 @@
+"""The command line that Triton is started with, and the limits and the allocator of its process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nst_server.access import Access
+from nst_server.endpoints import Endpoints
+from nst_server.front import Certificate
+
+STACK = 512 << 20
+"""Bytes of address space for a thread's stack. Triton's HTTP takes stack for every level of a request's JSON and every
+chunk of its body: with Linux's usual 8 MiB, a body of 200 kB of brackets, or of 600,000 chunks, would end it."""
+
+MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+"""glibc's allocator for Triton and its models' processes, unless the environment says otherwise: one heap for all
+threads of a process, which keeps what it has had and grows by 64 MiB at a time.
+
+By default glibc maps each block of a megabyte anew and gives it back, so every copy of a picture pays for its page
+faults: half of the time that a picture of 512x512 needs besides the network. The price is that a process keeps the
+memory of its largest pictures until it ends. A heap a thread, glibc's other default, would keep them once a thread."""
+
+START = f"""
+import ctypes, os, resource, signal, sys
+_, most = resource.getrlimit(resource.RLIMIT_STACK)
+resource.setrlimit(resource.RLIMIT_STACK, ({STACK} if most < 0 else min({STACK}, most), most))
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""Becomes Triton, or docker, which hands signals on; having asked Linux to end it when we die without a chance to do so
+(`kill -9`)."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a Triton is started for. Without `access` nothing is closed to anybody who reaches it."""
+
+    repository: Path
+    endpoints: Endpoints
+    poll: float | None = None
+    access: Access | None = None
+    certificate: Certificate | None = None
+
+    def options(
+        self,
+        repository: str,
+        listening: dict[str, tuple[str, int]],
+        certificate: tuple[str, str] | None,
+        access: Access | None,
+    ) -> list[str]:
+        """Triton's options, with names of files, listeners and secrets as the process that gets them sees them."""
+        options = [
+            f"--model-repository={repository}",
+            "--exit-on-error=false",  # one bad model must not take the others down
+            *_control(self.poll),
+            *(access.options(self.endpoints.address) if access else ()),
+        ]
+        for service, (address, port) in listening.items():
+            options += [f"--{service}-address={address}", f"--{service}-port={port}"]
+        if certificate:
+            chain, key = certificate
+            options += ["--grpc-use-ssl=true", f"--grpc-server-cert={chain}", f"--grpc-server-key={key}"]
+        return options
+
+
+class Runnable(Protocol):
+    """A Triton that can be run: the command for a launch, and what its environment needs."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables besides those of this process."""
+
+    def command(self, launch: Launch) -> list[str]:
+        """The whole command line."""
+
+
+def _control(poll: float | None) -> list[str]:
+    """Triton's options for who decides what is loaded."""
+    if poll is None:
+        return ["--model-control-mode=explicit", "--load-model=*"]
+    return ["--model-control-mode=poll", f"--repository-poll-secs={max(1, round(poll))}"]

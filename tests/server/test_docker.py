@@ -1,0 +1,63 @@
+"""NVIDIA's container: which GPUs it gets, and what a repository must have for its backends."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nst_core import devices
+from nst_core.devices import Wanted
+from nst_core.errors import InputError
+from nst_server.cli import app
+from nst_server.docker import device_for
+from nst_server.plans import missing
+
+from .machines import CPU, H100, config, tensorrt
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "here", "kind", "given"),
+    [
+        ("auto", None, CPU, "cpu", None),
+        ("auto", None, H100, "gpu", "all"),
+        ("gpu", None, H100, "gpu", "all"),
+        ("cpu", None, H100, "cpu", None),
+        ("auto", "device=1", H100, "gpu", "device=1"),
+        ("auto", "all", CPU, "gpu", "all"),  # the command may be for another machine
+        ("gpu", "all", CPU, "gpu", "all"),
+    ],
+)
+def test_the_gpus_of_a_container(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: Wanted,
+    gpus: str | None,
+    here: devices.Device,
+    kind: str,
+    given: str | None,
+) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: ([here.gpu], "") if here.gpu else ([], "no GPU"))
+    device, options = device_for(wanted, gpus)
+    assert (device.kind, options) == (kind, given) and device.reason
+
+
+def test_gpus_for_a_cpu() -> None:
+    with pytest.raises(InputError, match="--gpus all goes with --device gpu or auto, not with cpu"):
+        device_for("cpu", "all")
+
+
+@pytest.mark.parametrize("options", [(), ("--gpus", "all"), ("--device", "cpu")])
+def test_the_printed_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: ([H100.gpu], ""))
+    kind = "cpu" if options[:1] == ("--device",) else "gpu"
+    config(tmp_path / "a", f'backend: "onnxruntime"\ninstance_group {{ kind: KIND_{kind.upper()} }}')
+    result = CliRunner().invoke(app, ["-r", str(tmp_path), "--docker", "--dry-run", *options])
+    assert result.exit_code == 0, result.stderr
+    assert ("--gpus=all" in shlex.split(result.stdout)) == (kind == "gpu")
+
+
+def test_a_version_without_a_plan_is_none_for_nvidias_backend(tmp_path: Path) -> None:
+    tensorrt(tmp_path / "without")
+    tensorrt(tmp_path / "with", files=("model.onnx", "model.plan"))
+    (line,) = missing(tmp_path)
+    assert line.startswith(f"{tmp_path / 'without' / '1'} has no model.plan") and "nst-export --device gpu" in line
