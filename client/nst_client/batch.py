@@ -40,6 +40,7 @@ from nst_client.sections import Film, Section
 from nst_client.storage import OWN, Folder
 from nst_core.errors import InputError, NstError
 from nst_core.images import READABLE, encode_picture, image_format
+from nst_core.memory import keep_freed_memory
 
 JOB = f"{OWN}/job.json"
 """Where an output says how its pictures are painted: "nst-batch/1"."""
@@ -213,6 +214,7 @@ class Painter:
     """What a worker does with a block of names. Ray makes one in each worker."""
 
     def __init__(self, batch: Batch, connect: Connect) -> None:
+        keep_freed_memory()
         self.batch, self.connect = batch, connect
         self.client: StyleClient | None = None
 

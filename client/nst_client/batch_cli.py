@@ -28,6 +28,7 @@ from nst_client.styles import mix_of
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError
 from nst_core.images import MAX_PIXELS
+from nst_core.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from nst_client.batch import Access, Batch, Manifest
@@ -87,6 +88,7 @@ def batch(
         from nst_client.batch import Access, Batch, Manifest
         from nst_client.storage import Folder
 
+        keep_freed_memory()
         suffix = f".{file_format.value}" if file_format else None
         recipe = Recipe(mix_of(style), strength, preserve_color, max_side, quality, max_pixels)
         job = Batch(Folder.at(source), Folder.at(target), recipe, suffix)

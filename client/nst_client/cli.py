@@ -22,6 +22,7 @@ from nst_client.styles import Style, mix_of
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
 from nst_core.images import MAX_PIXELS, WRITABLE, Picture, image_format, open_picture, save_picture
+from nst_core.memory import keep_freed_memory
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 
@@ -140,6 +141,7 @@ def stylize(
     it was stopped. Metadata and colour profiles are kept.
     """
     with one_line_errors("local"):
+        keep_freed_memory()
         if as_json and output == STDIO:
             raise InputError("--json and -o - both write to stdout: choose one")
         suffix = f".{file_format.value}" if file_format else None

@@ -9,13 +9,15 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from nst_client import buffers, cuda_memory
 from nst_client.coroutines import finished, pause, worked
+from nst_client.cuda_memory import CudaPixels, pixels_on_gpu
 from nst_client.errors import Rejected, ServiceError, Unavailable, UnknownStyle, Unreachable
 from nst_client.statistics import Statistics
 from nst_client.styles import Style, mixed, offered, statistics_model, tiled_model
@@ -39,7 +41,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
 """Seconds between an attempt and the next: each pause is twice the one before, and half of each is left to chance."""
 
 T = TypeVar("T")
-Painting = TypeVar("Painting", Pixels, Image.Image)
+Painting = TypeVar("Painting")
+"""`uint8 [H, W, 3]` or `[N, H, W, 3]`, an image of Pillow, or such an array on a GPU."""
 Mix = str | Mapping[str, float]
 OnTile = Callable[[int, int], None]
 
@@ -57,7 +60,7 @@ class _Client:
         retries: int = 3,
         token: str | None = None,
         ca: Path | None = None,
-        shared_memory: bool | None = False,
+        shared_memory: bool | None = None,
         transport: Transport | None = None,
     ) -> None:
         """Nothing is sent yet.
@@ -65,9 +68,11 @@ class _Client:
         `timeout` is for one request, in seconds, all its attempts together; a picture in tiles is a request a tile.
         `retries` is how often a request is sent again after `Unreachable` or `Unavailable`, with growing pauses.
         `token` is the secret that the server asks for. `ca` is a file of the certificates, PEM, that grpcs:// and
-        https:// trust; by default those that the system trusts. `shared_memory` spares the copying of pixels to a
-        server on this host; None tries it, and goes without where it cannot be had. `transport` is used instead of a
-        URL's.
+        https:// trust; by default those that the system trusts. `transport` is used instead of a URL's.
+
+        `shared_memory` spares the copying of pixels to one server on this host. None uses it from the second request
+        on, for as many requests at a time as is worth it, and goes without where it cannot be had; True uses it for
+        every request, or raises what stands in the way; False never does.
 
         Raises `InputError` for a URL of another kind or a value that cannot be.
         """
@@ -109,6 +114,8 @@ class _Client:
 
     async def _stylize(self, picture: Painting, mix: Mix, on_tile: OnTile | None, tiled: bool = False) -> Painting:
         batch = _batch(picture)
+        if isinstance(batch, CudaPixels) and not getattr(self._transport, "takes_cuda", False):
+            raise cuda_memory.not_shared(self.url)
         tell = on_tile or (lambda done, total: None)
         try:
             painted = await self._painted(batch, mix, tell, tiled)
@@ -118,7 +125,8 @@ class _Client:
             if self._styles == known:
                 raise
             painted = await self._painted(batch, mix, tell, tiled)  # the model is another one since it was listed
-        return _like(picture, painted)
+        result: Painting = _like(picture, painted)
+        return result
 
     async def _painted(self, batch: Pixels, mix: Mix, on_tile: OnTile, tiled: bool) -> Pixels:
         style, weights = await self._chosen(mix)
@@ -127,34 +135,46 @@ class _Client:
             raise InputError(
                 f"{width}x{height} is too small for {style.name}: it takes {style.min_side} pixels and more a side"
             )
-        if tiled or (height * width > style.max_pixels and style.tiles is not None):
+        if tiled or (not style.takes(height, width) and style.tiles is not None):
             return await self._by_tiles(batch, style, weights, on_tile)
         return await self._whole(batch, style, weights)
 
     async def _whole(self, batch: Pixels, style: Style, weights: Weights | None) -> Pixels:
         n, height, width, _ = batch.shape
-        if height * width > style.max_pixels:
-            fitting = int(max(height, width) * (style.max_pixels / (height * width)) ** 0.5)
+        if not style.takes(height, width):
+            limits = f"{style.max_pixels / 1e6:.1f} megapixels"
+            if style.max_side is not None:
+                limits += f" and {style.max_side} pixels a side"
             raise InputError(
-                f"{width}x{height} is too large for {style.name}: it takes {style.max_pixels / 1e6:.1f} megapixels; "
-                f"shrink it with --max-side {fitting}, or give the server its tiles: nst-export --tiled"
+                f"{width}x{height} is too large for {style.name}: it takes {limits}; "
+                f"shrink it with --max-side {style.fitting_side(height, width)}, or give the server its tiles: "
+                "nst-export --tiled"
             )
         # As many pictures at once as the model takes, and no more pixels than its largest picture has.
         step = max(1, min(style.max_batch or n, style.max_pixels // (height * width)))
-        parts = []
+        whole: Any = None
         for start in range(0, n, step):
             pixels = batch[start : start + step]
             request = Request(style.model, {INPUT: pixels, **_rows(weights, len(pixels))}, OUTPUT)
-            parts.append(await self._infer(request, pixels.shape, np.uint8))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            painted = await self._infer(request, pixels.shape, np.uint8)
+            if len(pixels) == n:
+                return painted
+            if whole is None:
+                whole = batch.empty() if isinstance(batch, CudaPixels) else buffers.empty(batch.shape)
+            whole[start : start + step] = painted
+        return cast(Pixels, whole)
 
     async def _by_tiles(self, batch: Pixels, style: Style, weights: Weights | None, on_tile: OnTile) -> Pixels:
         if style.tiles is None:
             raise ServiceError(
                 f"{self.url} cannot paint {style.name} by tiles: give it the pair of models of nst-export --tiled"
             )
+        if isinstance(batch, CudaPixels):
+            raise InputError(
+                "pixels on a GPU are not painted by tiles: give them in main memory, such as tensor.cpu().numpy()"
+            )
         n, height, width, _ = batch.shape
-        mix, painted = _rows(weights, 1), np.empty_like(batch)
+        mix, painted = _rows(weights, 1), buffers.empty(batch.shape)
         done, total = count(1), n * style.tiles.count(height, width)
         for pixels, result in zip(batch, painted, strict=True):
             small = await worked(thumbnail, pixels, style.min_side, aio=self._aio)
@@ -232,6 +252,10 @@ class StyleClient(_Client):
 
     def stylize(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
         """Paint pictures, sRGB `uint8 [H, W, 3]` or `[N, H, W, 3]`, or one of Pillow; the answer is like what is given.
+
+        Arrays may be NumPy's, or lie on an NVIDIA GPU: what has `__cuda_array_interface__` or DLPack's methods, such
+        as PyTorch's tensors and CuPy's arrays. Those need a Triton on this machine, share the GPU's memory with it,
+        and are answered on the GPU.
 
         `style` is a name, or names with their weights, of styles that one model has: a mix. A batch is sent in
         requests that the model takes. A picture with more pixels than that goes by tiles, as `stylize_tiled` does, if
@@ -312,18 +336,25 @@ def _pauses(retries: int) -> Iterator[float]:
     yield float("inf")
 
 
-def _batch(picture: Pixels | Image.Image) -> Pixels:
-    """`uint8 [N, H, W, 3]` of what an application gives."""
-    pixels = np.asarray(picture.convert("RGB")) if isinstance(picture, Image.Image) else picture
+def _batch(picture: Any) -> Pixels:
+    """`uint8 [N, H, W, 3]` of what an application gives; `CudaPixels`, which have what is used of them, on a GPU."""
+    if isinstance(picture, Image.Image):
+        pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    elif not isinstance(picture, np.ndarray) and (found := pixels_on_gpu(picture)):
+        return cast(Pixels, found)
+    else:
+        pixels = picture
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or not len(pixels):
         raise InputError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 [H, W, 3] or [N, H, W, 3]")
     return np.ascontiguousarray(pixels if pixels.ndim == 4 else pixels[None])
 
 
-def _like(given: Painting, painted: Pixels) -> Painting:
+def _like(given: Any, painted: Any) -> Any:
     """A painted batch in the form that was given."""
     if isinstance(given, Image.Image):
         return Image.fromarray(painted[0])
+    if isinstance(painted, CudaPixels):
+        return cuda_memory.like(given, painted)
     return painted if given.ndim == 4 else painted[0]
 
 

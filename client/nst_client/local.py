@@ -1,23 +1,42 @@
-"""ONNX Runtime in this process, on the models of a repository: no server at all."""
+"""ONNX Runtime or TensorRT in this process, on the models of a repository: no server at all."""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from nst_client import buffers
 from nst_client.coroutines import worked
 from nst_client.errors import Rejected, ServiceError
 from nst_client.statistics import Statistics
-from nst_client.transports import Array, ModelConfig, Request
-from nst_core.errors import InputError, MissingExtra
+from nst_client.transports import INPUT, OUTPUT, Array, ModelConfig, Request
+from nst_core.devices import Gpu, gpus
+from nst_core.errors import InputError, MissingExtra, NstError
+from nst_core.onnx_runtime import import_onnxruntime
+
+CUDA = "CUDAExecutionProvider"
+
+log = logging.getLogger("nst_client")
 
 OPENVINO_CONFIG = '{"CPU": {"CPU_RUNTIME_CACHE_CAPACITY": "500"}}'
 """As the server's backend has it: memory for so many shapes of each layer, not for OpenVINO's own 5000."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An opened model. `fragile` if a failed run may spoil the next."""
+
+    run: Callable[[Request], Array]
+    close: Callable[[], None]
+    fragile: bool = False
 
 
 class Local:
@@ -29,19 +48,16 @@ class Local:
     def __init__(self, repository: Path, *, aio: bool = False, threads: int | None = None) -> None:
         """`threads` is how many a model computes with, in place of what its config says.
 
-        Raises `MissingExtra`, or `InputError` where there is no such folder.
+        Raises `MissingExtra`, or `InputError` where there is no such folder or two packages hold ONNX Runtime.
         """
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            raise MissingExtra("local", "onnxruntime") from error
+        onnxruntime = import_onnxruntime("local")
         if not repository.is_dir():
             raise InputError(
                 f"{repository}: no such model repository; make one with nst-export style.pth -r {repository}"
             )
         self.address = f"local:{repository}"
         self.repository, self.onnxruntime, self.aio, self.threads = repository, onnxruntime, aio, threads
-        self.sessions: dict[str, Any] = {}
+        self.engines: dict[str, Engine] = {}
         self.opening = threading.Lock()
 
     async def models(self, seconds: float) -> list[str]:
@@ -49,8 +65,10 @@ class Local:
         return sorted(path.parent.name for path in self.repository.glob("*/config.pbtxt"))
 
     async def config(self, model: str, seconds: float) -> ModelConfig:
-        """See `Transport`."""
+        """See `Transport`. Raises `InputError` for a model that is for a GPU where there is none."""
         config = self._config(model)
+        if _for_gpu(config):
+            self._gpu(model)
         return ModelConfig(
             {name: entry.string_value for name, entry in config.parameters.items()}, config.max_batch_size
         )
@@ -58,8 +76,8 @@ class Local:
     async def infer(self, request: Request, seconds: float) -> Array:
         """See `Transport`.
 
-        On a GPU if the config asks for one and onnxruntime-gpu is installed, through OpenVINO likewise, else by ONNX
-        Runtime's own means.
+        A model for a GPU runs there, by TensorRT, whose plan is built once, or ONNX Runtime's CUDA provider; one for
+        the CPU by OpenVINO if the config asks for it and it is installed, else by ONNX Runtime's own means.
         """
         return await worked(self._run, request, aio=self.aio)
 
@@ -69,7 +87,8 @@ class Local:
 
     async def close(self) -> None:
         """See `Transport`."""
-        self.sessions.clear()
+        while self.engines:
+            self.engines.popitem()[1].close()
 
     @property
     def wants_gpu(self) -> bool:
@@ -78,15 +97,15 @@ class Local:
 
     def _run(self, request: Request) -> Array:
         with self.opening:
-            if request.model not in self.sessions:
-                self.sessions[request.model] = self._session(request.model)
-            session = self.sessions[request.model]
+            if request.model not in self.engines:
+                self.engines[request.model] = self._opened(request.model)
+            engine = self.engines[request.model]
         try:
-            answer: Array = session.run([request.output], dict(request.inputs))[0]
+            return engine.run(request)
         except Exception as error:  # ONNX Runtime's exceptions have no common root
-            self.sessions.pop(request.model, None)  # OpenVINO's would fail the next request with this one's shape
+            if engine.fragile:
+                self.engines.pop(request.model, None)
             raise Rejected(f"{request.model} failed: {error}") from error
-        return answer
 
     def _config(self, model: str) -> model_config_pb2.ModelConfig:
         file = self.repository / model / "config.pbtxt"
@@ -95,31 +114,103 @@ class Local:
         except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
             raise ServiceError(f"{file}: no model's config ({error})") from error
 
-    def _session(self, model: str) -> Any:
+    def _gpu(self, model: str) -> Gpu:
+        """The GPU to run a model on. Raises `InputError` where there is none."""
+        found, missing = gpus()
+        if not found:
+            raise InputError(
+                f"{self.address}: the model {model} is for an NVIDIA GPU and cannot run here: {missing}; export it for "
+                "the CPU (nst-export --device cpu), or call a server that has a GPU (grpc://host:8001)"
+            )
+        return found[0]
+
+    def _opened(self, model: str) -> Engine:
         versions = [path for path in (self.repository / model).glob("*") if path.name.isdigit()]
         if not versions:
             raise ServiceError(f"{self.repository / model} holds no version of the model")
-        file = max(versions, key=lambda path: int(path.name)) / "model.onnx"
+        version = max(versions, key=lambda path: int(path.name))
         config = self._config(model)
-        own = config.parameters["intra_op_thread_count"].string_value
-        threads = str(self.threads or own or os.cpu_count() or 1)
-        options = self.onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = int(threads)
+        gpu = self._gpu(model) if _for_gpu(config) else None
+        try:
+            if gpu is None:
+                return self._on_cpu(version, config)
+            if config.backend == "tensorrt":
+                return _by_tensorrt(version, config, gpu)
+            return self._by_cuda(version, config)
+        except NstError:
+            raise
+        except Exception as error:  # theirs have no common root either
+            raise ServiceError(f"{version} cannot be opened: {error}") from error
+
+    def _on_cpu(self, version: Path, config: model_config_pb2.ModelConfig) -> Engine:
+        threads = self._threads(config)
         provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
-        wanted = [one.name for one in config.optimization.execution_accelerators.cpu_execution_accelerator]
-        available = self.onnxruntime.get_available_providers()
-        if _for_gpu(config) and "CUDAExecutionProvider" in available:
-            provider = ("CUDAExecutionProvider", {})
-        elif "openvino" in wanted and "OpenVINOExecutionProvider" in available:
+        wanted = [
+            accelerator.name for accelerator in config.optimization.execution_accelerators.cpu_execution_accelerator
+        ]
+        if "openvino" in wanted and "OpenVINOExecutionProvider" in self.onnxruntime.get_available_providers():
             provider = (
                 "OpenVINOExecutionProvider",
-                {"device_type": "CPU", "num_of_threads": threads, "load_config": OPENVINO_CONFIG},
+                {"device_type": "CPU", "num_of_threads": str(threads), "load_config": OPENVINO_CONFIG},
             )
-        try:
-            return self.onnxruntime.InferenceSession(str(file), options, providers=[provider])
-        except Exception as error:  # as above
-            raise ServiceError(f"{file} cannot be opened: {error}") from error
+        session = self.onnxruntime.InferenceSession(
+            str(version / "model.onnx"), self._options(threads), providers=[provider]
+        )
+
+        def run(request: Request) -> Array:
+            answer: Array = session.run([request.output], dict(request.inputs))[0]
+            return answer
+
+        return Engine(run, lambda: None, fragile=True)  # OpenVINO's would fail the next request with this one's shape
+
+    def _by_cuda(self, version: Path, config: model_config_pb2.ModelConfig) -> Engine:
+        from nst_core.engines.onnx_cuda import CudaSessions
+
+        if CUDA not in self.onnxruntime.get_available_providers():
+            raise MissingExtra("gpu", "onnxruntime-gpu")
+        sessions = CudaSessions(version / "model.onnx", session_options=self._options(self._threads(config)))
+        return Engine(lambda request: sessions.run(request.inputs, [request.output])[0], sessions.close)
+
+    def _options(self, threads: int) -> Any:
+        options = self.onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        return options
+
+    def _threads(self, config: model_config_pb2.ModelConfig) -> int:
+        return int(self.threads or config.parameters["intra_op_thread_count"].string_value or os.cpu_count() or 1)
+
+
+def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) -> Engine:
+    """With the plan that is there, else with one that is built now, which takes seconds to minutes and is kept."""
+    from nst_core.engines import plans
+    from nst_core.engines.tensorrt import TensorRTEngine
+
+    building = False
+
+    def on_progress(done: float, note: str) -> None:
+        nonlocal building
+        if not building:
+            log.warning("%s: building the TensorRT plan for %s, once (%s)", config.name, gpu.name, plans.cache_folder())
+        building = True
+
+    parameters = {name: entry.string_value for name, entry in config.parameters.items()}
+    plan = plans.ensure(
+        version,
+        plans.Profile.parse(parameters["profile"]),
+        int(parameters["multiple"]),
+        library=plans.tensorrt(),
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        on_progress=on_progress,
+    )
+    engine = TensorRTEngine(plan)
+
+    def run(request: Request) -> Array:
+        out = buffers.empty(request.inputs[INPUT].shape) if request.output == OUTPUT else None
+        return engine.run(request.inputs, out)
+
+    return Engine(run, engine.close)
 
 
 def _for_gpu(config: model_config_pb2.ModelConfig) -> bool:

@@ -1,24 +1,26 @@
 """Memory that this process shares with a Triton on the same host: only the place of a picture is sent.
 
-A region is registered with the server once and used for every request of its size class. It ends when the client
+A region is registered with the server once and used for every request that fits into it. It ends when the client
 is closed or collected, or when this process ends.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import re
 import secrets
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import tritonclient.utils.shared_memory as triton
 
+from nst_client import buffers
+from nst_client.buffers import size_class
 from nst_client.coroutines import pause
 from nst_client.errors import Rejected, ServiceError
 from nst_core.errors import InputError
@@ -27,15 +29,24 @@ from nst_core.images import Pixels
 UNKNOWN, CLOSED, IN_USE = "Unable to find shared memory region", "Unable to open shared memory region", "in use"
 """How a server says that it does not know a region, cannot open one, or still works on it."""
 
+FOLDER = Path("/dev/shm")
+"""Where POSIX shared memory lies on Linux."""
+
 KEPT = 16
-"""Regions that wait for the next request of their size; the one that has waited longest ends."""
+"""Regions that wait for the next request that fits; the one that has waited longest ends."""
+
+LIMIT = 256 * 2**20
+"""Bytes of regions, a single larger one aside, that wait, and that a client makes without being told to."""
+
+SHARE = 4
+"""A client that was not told to share takes this part of what /dev/shm has free: Triton's own backends need it too."""
 
 PATIENCE = 5.0
 """Seconds that `close` waits for a server that still works on a request that was given up."""
 
 
 class Forgotten(Rejected):
-    """The server does not know a region, since it was started again."""
+    """The server does not know a region, since it was started again, or since it is another one."""
 
 
 class Unseen(Rejected):
@@ -46,69 +57,142 @@ class NoRoom(InputError):
     """There is no memory left to share."""
 
 
-@dataclass(eq=False)
-class Region:
-    """`size` bytes; `name` is what the server calls them, and their file's in /dev/shm."""
+class Region(Protocol):
+    """`size` bytes that are called `name` at the server; `kind` is which of Triton's APIs registers them."""
 
+    kind: str
     name: str
     size: int
-    handle: Any
 
-    @classmethod
-    def make(cls, size: int) -> Region:
-        """Raises `NoRoom`."""
-        name = f"nst-{os.getpid()}-{secrets.token_hex(6)}"
-        try:
-            region = cls(name, size, triton.create_shared_memory_region(name, f"/{name}", size, create_only=True))
-        except triton.SharedMemoryException as error:
-            raise _no_room(size) from error
-        file = Path("/dev/shm") / name
-        try:
-            if file.exists():
-                # It takes no room before it is written to, and writing without room would kill the process.
-                with file.open("r+b") as opened:
-                    os.posix_fallocate(opened.fileno(), 0, size)
-        except OSError as error:
-            region.end()
-            raise _no_room(size) from error
-        return region
+    def unseen(self, said: str) -> str:
+        """What there is to say of a server that does not register it, but says so."""
 
-    def write(self, pixels: Pixels) -> None:
-        """Put pixels at its beginning."""
-        triton.set_shared_memory_region(self.handle, [pixels])
+    def registration(self) -> Sequence[Any]:
+        """What NVIDIA's client wants behind the name to register it."""
 
-    def read(self, offset: int, shape: Sequence[int]) -> Pixels:
-        """A copy of the `uint8` array that lies at `offset`."""
-        return np.array(triton.get_contents_as_numpy(self.handle, np.uint8, shape, offset))
+    def registered(self) -> None:
+        """The server has it."""
 
     def end(self) -> None:
         """Give the memory back; a server that has it registered keeps its share until it forgets the region."""
-        if self.handle is not None:
-            triton.destroy_shared_memory_region(self.handle)
-            self.handle = None
+
+
+class SystemRegion:
+    """A `Region` of main memory."""
+
+    kind = "system"
+
+    def __init__(self, size: int, *, sparing: bool = False) -> None:
+        """`sparing` leaves most of what is free to others. Raises `NoRoom`."""
+        self.name, self.size = new_name(), size
+        self._file: Path | None = FOLDER / self.name
+        try:
+            free = os.statvfs(FOLDER)
+            if sparing and size * SHARE > free.f_bavail * free.f_frsize:
+                raise _no_room(size)
+            opened = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise _no_room(size, error) from error
+        try:
+            # A file takes no room before it is written to, and writing without room would kill the process.
+            os.posix_fallocate(opened, 0, size)
+            self._memory = np.frombuffer(mmap.mmap(opened, size), np.uint8)
+        except OSError as error:
+            self.end()
+            raise _no_room(size, error) from error
+        finally:
+            os.close(opened)
+
+    def unseen(self, said: str) -> str:
+        """See `Region`."""
+        if CLOSED not in said:
+            return said
+        return (
+            "the server does not see this process's shared memory: it runs elsewhere, or in a container "
+            "(docker run --ipc=host shares it); else leave shared_memory out"
+        )
+
+    def registration(self) -> Sequence[Any]:
+        """See `Region`."""
+        return f"/{self.name}", self.size
+
+    def registered(self) -> None:
+        """The file's name is not needed any more; without it the memory goes with its last process, however it ends."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+            self._file = None
+
+    def write(self, pixels: Pixels) -> None:
+        """Put pixels at its beginning."""
+        np.copyto(self._memory[: pixels.nbytes].reshape(pixels.shape), pixels)
+
+    def read(self, offset: int, picture: Pixels) -> Pixels:
+        """A copy of what lies at `offset`, of the shape of `picture`."""
+        return buffers.copied(self._memory[offset : offset + picture.nbytes].reshape(picture.shape))
+
+    def end(self) -> None:
+        """See `Region`."""
+        self.registered()
+        self._memory = np.empty(0, np.uint8)
 
 
 class Regions:
-    """The regions of one client.
+    """The regions of one client, of one kind; `make` makes one of a size in bytes, or raises `NoRoom`.
 
-    `call` asks the server to `register` (name, key, bytes) or `unregister` (name) one in some seconds. `clean` has it
-    forget those, by name, that are left when nobody closed the client and it is collected, or this process ends; it
-    must not hold the client.
+    `call` asks the server to `register` a region, to `unregister` one by name, or for the names that are `listed`, in
+    some seconds. `clean` has it forget those, by name, that are left when nobody closed the client and it is
+    collected, or this process ends; it must not hold the client.
     """
 
-    def __init__(self, call: Callable[..., Awaitable[None]], clean: Callable[[list[str]], None], *, aio: bool) -> None:
-        self._call, self._aio = call, aio
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        call: Callable[..., Awaitable[Any]],
+        clean: Callable[[list[str]], None],
+        *,
+        aio: bool,
+        optional: bool = False,
+    ) -> None:
+        """With `optional` whatever fails as a region is registered is `Unseen`: the caller goes without."""
+        self._make, self._call, self._clean, self._aio, self._optional = make, call, clean, aio, optional
         self._known: dict[str, Region] = {}
-        self._free: list[Region] = []
+        self._free: list[Any] = []
         self._given_up: list[Region] = []
-        weakref.finalize(self, _end_all, self._known, clean, os.getpid())
+        self._largest = 0
+        self._owner = 0
+        """The process that has made regions."""
+
+    def worthwhile(self, size: int) -> bool:
+        """Whether a request of `size` bytes has a region at hand, or should have one made.
+
+        A region costs more than it saves if it serves one request. So there is none for the first request, none for
+        the first that is larger than all before, and no more than `KEPT` or of `LIMIT` bytes at a time.
+        """
+        size = size_class(size)
+        if self._owner not in (0, os.getpid()):
+            return False
+        if any(region.size >= size for region in self._free):
+            return True
+        if size > self._largest:
+            self._largest = size
+            return False
+        idle = {*self._free, *self._given_up}
+        busy = [region.size for region in self._known.values() if region not in idle]
+        return not busy or (len(busy) < KEPT and sum(busy) + size <= LIMIT)
 
     @asynccontextmanager
-    async def lease(self, size: int, seconds: float) -> AsyncIterator[Region]:
-        """A region of `size` bytes or more for one request; a new one may take so many seconds."""
+    async def lease(self, size: int, seconds: float) -> AsyncIterator[Any]:
+        """A region of `size` bytes or more for one request; a new one may take so many seconds.
+
+        Raises `NoRoom`, `Unseen`, `InputError` in a process that was forked from the one that uses the client, or what
+        `call` raises.
+        """
         region = await self._take(size_class(size), seconds)
         try:
             yield region
+        except Forgotten:
+            self._drop(region)
+            raise
         except Rejected:
             self._free.append(region)
             raise
@@ -116,18 +200,6 @@ class Regions:
             self._give_up(region)  # the server may still work on the request, and write to it later
             raise
         self._free.append(region)
-
-    async def register(self, region: Region, seconds: float) -> None:
-        """Raises `Unseen`."""
-        try:
-            await self._call("register", region.name, f"/{region.name}", region.size, seconds=seconds)
-        except Rejected as error:
-            if CLOSED in str(error):
-                raise Unseen(
-                    "the server does not see this process's shared memory: it runs elsewhere, or in a container "
-                    "(docker run --ipc=host shares it); else leave shared_memory out"
-                ) from error
-            raise Unseen(str(error)) from error
 
     async def close(self) -> None:
         """End all, and have the server forget them; one that it still works on is waited for a while."""
@@ -137,22 +209,44 @@ class Regions:
         while await self._forget(PATIENCE) and time.monotonic() < deadline:
             await pause(0.1, aio=self._aio)
 
-    async def _take(self, size: int, seconds: float) -> Region:
-        for region in reversed(self._free):
-            if region.size == size:
-                self._free.remove(region)
-                return region
-        while len(self._free) >= KEPT:
+    async def _take(self, size: int, seconds: float) -> Any:
+        if self._owner not in (0, os.getpid()):
+            raise InputError("this process was forked from one whose client shares memory: make a client in each")
+        fitting = [region for region in self._free if region.size >= size]
+        if fitting:
+            region = min(fitting, key=lambda free: free.size)
+            self._free.remove(region)
+            return region
+        while self._free and (len(self._free) >= KEPT or sum(free.size for free in self._free) + size > LIMIT):
             self._give_up(self._free.pop(0))
-        region = Region.make(size)
+        region = self._make(size)
         self._known[region.name] = region
         try:
-            await self.register(region, seconds)
+            await self._register(region, seconds)
             await self._forget(seconds)
         except BaseException:
             self._give_up(region)
             raise
         return region
+
+    async def _register(self, region: Region, seconds: float) -> None:
+        """Raises `Unseen`, or what `call` raises."""
+        try:
+            await self._call("register", region, seconds=seconds)
+        except ServiceError as error:
+            if not self._optional and not isinstance(error, Rejected):
+                raise
+            raise Unseen(region.unseen(str(error))) from error
+        region.registered()
+        if not self._owner:
+            self._owner = os.getpid()
+            weakref.finalize(self, _end_all, self._known, self._clean, self._owner)
+            await self._sweep(seconds)
+
+    def _drop(self, region: Region) -> None:
+        """End a region that the server does not have."""
+        region.end()
+        self._known.pop(region.name, None)
 
     def _give_up(self, region: Region) -> None:
         region.end()
@@ -172,14 +266,44 @@ class Regions:
                 return False
             if region in self._given_up:  # another task may have been here
                 self._given_up.remove(region)
-                del self._known[region.name]
+                self._known.pop(region.name, None)
         return busy
 
+    async def _sweep(self, seconds: float) -> None:
+        """Have the server forget the regions of clients that were killed; nobody else will."""
+        with suppress(ServiceError):
+            for name in orphans(await self._call("listed", seconds=seconds)):
+                with suppress(Rejected):  # it still works on a request of the dead
+                    await self._call("unregister", name, seconds=seconds)
 
-def size_class(size: int) -> int:
-    """`size` bytes rounded up by an eighth at most, in whole pages, so that few classes hold all sizes."""
-    step = max(4096, 1 << max(0, size.bit_length() - 4))
-    return -(-size // step) * step
+
+def new_name() -> str:
+    """Of a region: it tells whose it is, and nobody can guess it."""
+    return f"nst-{_namespace()}-{os.getpid()}-{secrets.token_hex(6)}"
+
+
+def orphans(names: Iterable[str]) -> list[str]:
+    """The regions among these whose process is gone. Of processes in other containers nobody here knows."""
+    own = re.compile(rf"nst-{_namespace()}-(\d+)-[0-9a-f]+")
+    return [name for name in names if (match := own.fullmatch(name)) and not _alive(int(match[1]))]
+
+
+def _namespace() -> str:
+    """Of this process's number, which means another process in another container; empty where there are none."""
+    try:
+        return str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        return ""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _end_all(known: dict[str, Region], clean: Callable[[list[str]], None], owner: int) -> None:
@@ -191,8 +315,9 @@ def _end_all(known: dict[str, Region], clean: Callable[[list[str]], None], owner
         clean(list(known))
 
 
-def _no_room(size: int) -> NoRoom:
+def _no_room(size: int, why: OSError | None = None) -> NoRoom:
+    reason = f" ({why.strerror})" if why else ""
     return NoRoom(
-        f"shared memory has no room for {size / 2**20:.0f} MiB: enlarge /dev/shm (docker run --shm-size), "
+        f"shared memory has no room for {size / 2**20:.0f} MiB{reason}: enlarge /dev/shm (docker run --shm-size), "
         "or leave shared_memory out"
     )

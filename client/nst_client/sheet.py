@@ -30,7 +30,7 @@ def thumbnails(client: StyleClient, styles: Iterable[Style], photo: Picture) -> 
     yield "photograph", resized(large, WIDTH, HEIGHT).pixels
     for style in styles:
         # A model may take less than that in one pass.
-        scale = min(1.0, (style.max_pixels / (large.width * large.height)) ** 0.5)
+        scale = style.fitting_scale(large.height, large.width)
         given = resized(large, int(large.width * scale), int(large.height * scale))
         painted = client.stylize(given.pixels, style.name)
         yield style.name, resized(Picture(painted), WIDTH, HEIGHT).pixels

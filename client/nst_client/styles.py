@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 
@@ -19,7 +20,8 @@ class Style:
     """A style that a server offers: the model that paints it, and the sizes that it takes (pixels).
 
     It is number `index` of the `count` styles of its model. `max_batch` is how many pictures a request may hold (0:
-    any number), `tiles` how larger pictures than `max_pixels` are cut, None where the server cannot paint them.
+    any number), `max_side` the longest side (None: any), `tiles` how larger pictures than `max_pixels` or `max_side`
+    are cut, None where the server cannot paint them.
     """
 
     name: str
@@ -30,6 +32,20 @@ class Style:
     max_pixels: int = MAX_PIXELS
     max_batch: int = 0
     tiles: Grid | None = None
+    max_side: int | None = None
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether the model paints a picture of this size, pixels, in one pass; `min_side` aside."""
+        return height * width <= self.max_pixels and max(height, width) <= (self.max_side or max(height, width))
+
+    def fitting_scale(self, height: int, width: int) -> float:
+        """By how much, 1 at most, a picture of this size is shrunk for one pass."""
+        longer = max(height, width)
+        return min(1.0, sqrt(self.max_pixels / (height * width)), (self.max_side or longer) / longer)
+
+    def fitting_side(self, height: int, width: int) -> int:
+        """The longer side, pixels, of a picture of this size that is shrunk for one pass."""
+        return int(max(height, width) * self.fitting_scale(height, width))
 
 
 def offered(configs: Mapping[str, ModelConfig]) -> dict[str, Style]:
@@ -59,7 +75,7 @@ def offered(configs: Mapping[str, ModelConfig]) -> dict[str, Style]:
     return found
 
 
-_LIMITS = {"min_side", "max_pixels"}
+_LIMITS = {"min_side", "max_pixels", "max_side"}
 
 
 def statistics_model(style: Style) -> str:
@@ -78,7 +94,9 @@ def _grid(model: str, configs: Mapping[str, ModelConfig]) -> Grid | None:
     if [own.get("purpose") for own in pair] != ["statistics", "tiled"]:
         return None
     _, tiled = pair
-    return Grid.fitting(int(tiled["multiple"]), int(tiled["overlap"]), int(tiled.get("max_pixels", MAX_PIXELS)))
+    max_side = int(tiled["max_side"]) if "max_side" in tiled else None
+    max_pixels = int(tiled.get("max_pixels", MAX_PIXELS))
+    return Grid.fitting(int(tiled["multiple"]), int(tiled["overlap"]), max_pixels, max_side)
 
 
 def mix_of(text: str) -> dict[str, float]:

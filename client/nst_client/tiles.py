@@ -73,10 +73,14 @@ class Grid:
     side: int
 
     @classmethod
-    def fitting(cls, multiple: int, overlap: int, max_pixels: int) -> Grid | None:
-        """The grid whose tiles have `max_pixels` pixels at most; None if not even the smallest does."""
+    def fitting(cls, multiple: int, overlap: int, max_pixels: int, max_side: int | None = None) -> Grid | None:
+        """The grid whose tiles have `max_pixels` pixels and `max_side` a side at most; None if not even the smallest.
+
+        `max_side` None is any.
+        """
         overlap = -(-overlap // multiple) * multiple
-        side = min(SIDE, isqrt(max_pixels) - 2 * overlap) // multiple * multiple
+        largest = isqrt(max_pixels)
+        side = min(SIDE, min(largest, max_side or largest) - 2 * overlap) // multiple * multiple
         return cls(multiple, overlap, side) if side > 0 else None
 
     def spans(self, length: int) -> list[Span]:

@@ -73,7 +73,7 @@ def connect(
     timeout: float = 60.0,
     token: str | None = None,
     ca: Path | None = None,
-    shared_memory: bool | None = False,
+    shared_memory: bool | None = None,
     aio: bool = False,
 ) -> Transport:
     """The transport of `grpc[s]://host:port[,host:port]`, `http[s]://host:port` or `local:FOLDER`; see `StyleClient`.

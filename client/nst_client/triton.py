@@ -1,31 +1,35 @@
-"""Triton over gRPC and HTTP, blocking and for asyncio, through NVIDIA's client library."""
+"""Triton over gRPC, and over HTTP by NVIDIA's client library, blocking and for asyncio."""
 
 from __future__ import annotations
 
+import base64
 import errno
 import io
+import ipaddress
 import json
 import os
 import socket
 import ssl
 import time
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from nst_client import statistics
+from nst_client import buffers, statistics
 from nst_client.coroutines import finished, settled, worked
+from nst_client.cuda_memory import CudaPixels, CudaRegion, not_shared
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, Unreachable, Untrusted
-from nst_client.shared_memory import UNKNOWN, Forgotten, NoRoom, Region, Regions, Unseen
+from nst_client.shared_memory import UNKNOWN, Forgotten, NoRoom, Region, Regions, SystemRegion, Unseen
 from nst_client.statistics import Statistics
 from nst_client.transports import INPUT, OUTPUT, Array, ModelConfig, Request
 from nst_core.errors import InputError
@@ -79,7 +83,7 @@ class Settings:
     timeout: float = 60.0
     token: str | None = field(default=None, repr=False)
     ca: Path | None = None
-    shared_memory: bool | None = False
+    shared_memory: bool | None = None
     aio: bool = False
 
     def __post_init__(self) -> None:
@@ -97,26 +101,43 @@ class Settings:
         """Whether a list of servers was given; the addresses of one name are gRPC's to know."""
         return "," in self.host
 
-    @property
-    def shares(self) -> bool:
-        """Whether shared memory is to be tried."""
-        return self.shared_memory or (self.shared_memory is None and not self.several and _is_this_host(self.host))
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies instead of in the message: `size` bytes of a registered region."""
+
+    region: str
+    size: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server says to an inference: the shape of the output, and its values if they lie in the message."""
+
+    shape: list[int]
+    values: Array | None
 
 
 class Triton(ABC):
-    """What the two protocols have in common: every call is one of NVIDIA's client, awaited if it must be."""
+    """What the two protocols have in common; every call is awaited if it must be."""
 
     scheme: str
+    takes_cuda = True
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.address = f"{self.scheme}{'s' if settings.tls else ''}://{settings.host}"
-        self.sharing = settings.shares
-        self.regions = Regions(self._region, self._cleaner(), aio=settings.aio) if self.sharing else None
+        optional = settings.shared_memory is None
+        self.regions = self._regions(partial(SystemRegion, sparing=optional), "system", optional=optional)
+        self.cuda_regions: dict[int, Regions] = {}
+        """By the number of the GPU."""
+        self.sharing = settings.shared_memory
+        """Whether pictures go through shared memory; None until somebody has looked whether they can."""
 
     @cached_property
     def client(self) -> Any:
-        """NVIDIA's client; one for asyncio belongs to the loop in which it is made, so it is made by the first call."""
+        """The connection; one for asyncio belongs to the loop in which it is made, so it is made by the first call."""
         return self._make_client()
 
     async def models(self, seconds: float) -> list[str]:
@@ -134,19 +155,25 @@ class Triton(ABC):
         return ModelConfig(parameters, int(config.get("max_batch_size", 0)))
 
     async def infer(self, request: Request, seconds: float) -> Array:
-        """See `Transport`; a picture and what is painted of it go through shared memory if that is set."""
-        if self.regions is not None and self.sharing and request.output == OUTPUT:
-            try:
-                return await self._infer_shared(self.regions, request, seconds)
-            except (Unseen, NoRoom):
-                if self.settings.shared_memory:
-                    raise
-                self.sharing = False
-        result = await self._infer(request, self._inputs(request), self._output(request), seconds)
-        answer = result.as_numpy(request.output)
-        if answer is None:
-            raise Rejected(f"{self.address} answered without {request.output}: not a style model of contract 1")
-        return np.require(answer, requirements="W")  # NVIDIA's client gives what can only be read
+        """See `Transport`; a picture and what is painted of it go through shared memory if they can.
+
+        A picture in a GPU's memory, `CudaPixels`, goes through CUDA's and so does its answer. Raises `InputError`
+        where that cannot be.
+        """
+        deadline = time.monotonic() + seconds
+        picture = request.inputs[INPUT]
+        if isinstance(picture, CudaPixels):
+            return await self._infer_shared(self._regions_of(picture), request, deadline)
+        if request.output != OUTPUT or not await self._shares(picture.nbytes):
+            return await self._infer_sent(request, deadline)
+        try:
+            return await self._infer_shared(self.regions, request, deadline)
+        except (Unseen, NoRoom, Forgotten):
+            if self.settings.shared_memory:
+                raise
+        answer = await self._infer_sent(request, deadline)
+        self.sharing = False  # the server does answer, so it was the memory
+        return answer
 
     async def statistics(self, model: str, seconds: float) -> Statistics:
         """See `Transport`."""
@@ -154,84 +181,102 @@ class Triton(ABC):
 
     async def close(self) -> None:
         """See `Transport`."""
-        if self.regions is not None:
-            await self.regions.close()
+        for regions in (self.regions, *self.cuda_regions.values()):
+            await regions.close()
         if "client" in self.__dict__:
             await settled(self.client.close())
 
-    async def _infer_shared(self, regions: Regions, request: Request, seconds: float) -> Array:
+    async def _shares(self, size: int) -> bool:
+        """Whether a picture of so many bytes goes through shared memory."""
+        if self.settings.shared_memory is not None:
+            return self.settings.shared_memory
+        if self.sharing is False or not self.regions.worthwhile(2 * size):
+            return False
+        if self.sharing is None:
+            host = self.settings.host
+            self.sharing = not self.settings.several and await worked(_is_this_host, host, aio=self.settings.aio)
+        return self.sharing and self.regions.worthwhile(2 * size)  # other tasks have made some meanwhile
+
+    def _regions(self, make: Callable[[int], Region], kind: str, *, optional: bool = False) -> Regions:
+        transport = weakref.proxy(self)  # or only the garbage collector would end a client that nobody closes
+
+        async def call(action: str, *arguments: Any, seconds: float) -> Any:
+            return await transport._region(kind, action, *arguments, seconds=seconds)
+
+        return Regions(make, call, self._cleaner(kind), aio=self.settings.aio, optional=optional)
+
+    def _regions_of(self, picture: CudaPixels) -> Regions:
+        """Those of the GPU that a picture lies on. Raises `InputError`."""
+        device, settings = picture.device, self.settings
+        if device not in self.cuda_regions:
+            if settings.shared_memory is False or settings.several or not _is_this_host(settings.host):
+                raise not_shared(self.address)
+            self.cuda_regions[device] = self._regions(partial(CudaRegion, device=device), "cuda")
+        return self.cuda_regions[device]
+
+    async def _infer_sent(self, request: Request, deadline: float) -> Array:
+        answer = await self._infer(request, {}, deadline - time.monotonic())
+        if answer.values is None:
+            raise Rejected(f"{self.address} answered without {request.output}: not a style model of contract 1")
+        return buffers.copied(answer.values)
+
+    async def _infer_shared(self, regions: Regions, request: Request, deadline: float) -> Array:
+        try:
+            return await self._infer_in_region(regions, request, deadline)
+        except Forgotten:  # the server was started again since
+            return await self._infer_in_region(regions, request, deadline)
+
+    async def _infer_in_region(self, regions: Regions, request: Request, deadline: float) -> Array:
         """The picture at the beginning of a region, what is painted of it behind."""
-        picture, deadline = request.inputs[INPUT], time.monotonic() + seconds
-
-        def left() -> float:
-            return deadline - time.monotonic()
-
-        async with regions.lease(2 * picture.nbytes, left()) as region:
+        picture = request.inputs[INPUT]
+        size = picture.nbytes
+        async with regions.lease(2 * size, deadline - time.monotonic()) as region:
             region.write(picture)
-            inputs, output = self._inputs(request, region), self._output(request, region, picture.nbytes)
-            try:
-                result = await self._infer(request, inputs, output, left())
-            except Forgotten:  # the server was started again since
-                await regions.register(region, left())
-                result = await self._infer(request, inputs, output, left())
-            return region.read(picture.nbytes, self._shape(result, request.output))
+            places = {INPUT: Place(region.name, size), request.output: Place(region.name, size, size)}
+            answer = await self._infer(request, places, deadline - time.monotonic())
+            if answer.shape != list(picture.shape):
+                raise Rejected(
+                    f"the model {request.model} answered {answer.shape} to {list(picture.shape)}: not a style model "
+                    "of contract 1"
+                )
+            painted: Array = region.read(size, picture)
+            return painted
 
-    async def _infer(self, request: Request, inputs: list[Any], output: Any, seconds: float) -> Any:
-        return await self._call("infer", request.model, inputs, outputs=[output], seconds=seconds)
+    async def _region(self, kind: str, action: str, *arguments: Any, seconds: float) -> Any:
+        """What `Regions` asks of a server: to `register` a region, to `unregister` one, or which are `listed`."""
+        seconds = min(seconds, REGION_SECONDS)
+        if action == "listed":
+            said = await self._call(f"get_{kind}_shared_memory_status", seconds=seconds)
+            # Over gRPC a mapping by name, over HTTP a list.
+            return list(said.get("regions", {})) if isinstance(said, dict) else [region["name"] for region in said]
+        if action == "register":
+            (region,) = arguments
+            arguments = (region.name, *region.registration())
+        return await self._call(f"{action}_{kind}_shared_memory", *arguments, seconds=seconds)
 
-    def _inputs(self, request: Request, region: Region | None = None) -> list[Any]:
-        """Triton's input objects; the picture's only tells its place where it lies in a region."""
-        inputs = []
-        for name, values in request.inputs.items():
-            one = self._library.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
-            if region is not None and name == INPUT:
-                one.set_shared_memory(region.name, values.nbytes)
-            else:
-                one.set_data_from_numpy(values)
-            inputs.append(one)
-        return inputs
-
-    def _output(self, request: Request, region: Region | None = None, size: int = 0) -> Any:
-        output = self._library.InferRequestedOutput(request.output)
-        if region is not None:
-            output.set_shared_memory(region.name, size, offset=size)
-        return output
-
-    async def _region(self, action: str, *arguments: Any, seconds: float) -> None:
-        """Register or unregister a region."""
-        await self._call(f"{action}_system_shared_memory", *arguments, seconds=min(seconds, REGION_SECONDS))
-
-    @property
     @abstractmethod
-    def _library(self) -> Any:
-        """NVIDIA's module of the protocol."""
+    async def _infer(self, request: Request, places: Mapping[str, Place], seconds: float) -> Answer:
+        """Run a model; tensors that have places lie there and not in the messages."""
 
     @abstractmethod
     def _make_client(self) -> Any: ...
 
     @abstractmethod
-    def _cleaner(self) -> Callable[[list[str]], None]:
+    def _cleaner(self, kind: str) -> Callable[[list[str]], None]:
         """Has the server forget regions, by name, when `self` is gone: in any thread, without a loop, also at exit."""
 
     @abstractmethod
-    async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
-        """The answer of a method of NVIDIA's client, as JSON has it (but `infer`'s); its errors as ours."""
+    async def _call(self, method: str, *arguments: Any, seconds: float) -> Any:
+        """The answer, as JSON has it, of what NVIDIA's client calls `method`; errors as ours."""
 
     @abstractmethod
     def _by_status(self, said: str, status: str) -> ServiceError:
         """What a server's words mean that are none of those which both protocols have."""
 
     @abstractmethod
-    def _shape(self, result: Any, output: str) -> list[int]:
-        """Of an output that lies in shared memory."""
-
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Its library's errors as ours."""
-        try:
-            yield
-        except InferenceServerException as error:
-            raise self._refused(error.message() or "nothing", error.status() or "") from error
+        """A library's errors as ours."""
 
     def _refused(self, said: str, status: str) -> ServiceError:
         """What a server's words mean."""
@@ -275,44 +320,73 @@ class Grpc(Triton):
         self._places: list[str] = []
         """Addresses of the servers, once they are looked up."""
 
-    @property
-    def _library(self) -> Any:
-        import tritonclient.grpc as triton
-
-        return triton
-
     def _make_client(self) -> Any:
         # Or its core writes refused handshakes to stderr, beside the error that tells of them.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        import tritonclient.grpc.aio
+        import grpc  # type: ignore[import-untyped]
 
-        library = tritonclient.grpc.aio if self.settings.aio else tritonclient.grpc
-        ca = self.settings.ca or _system_ca()
         target, options = self.settings.host, list(CHANNEL)
         if self.settings.several:  # all of them show a certificate of the first name
             options.append(("grpc.default_authority", target.partition(",")[0]))
             target = f"{'ipv6' if self._places[0].startswith('[') else 'ipv4'}:{','.join(self._places)}"
-        return library.InferenceServerClient(
-            target,
-            ssl=self.settings.tls,
-            root_certificates=None if ca is None else str(ca),
-            channel_args=options,
-        )
+        library = grpc.aio if self.settings.aio else grpc
+        if not self.settings.tls:
+            return library.insecure_channel(target, options=options)
+        ca = self.settings.ca or _system_ca()
+        credentials = grpc.ssl_channel_credentials(None if ca is None else ca.read_bytes())
+        return library.secure_channel(target, credentials, options=options)
 
-    def _cleaner(self) -> Callable[[list[str]], None]:
+    def _cleaner(self, kind: str) -> Callable[[list[str]], None]:
         settings = replace(self.settings, shared_memory=False, aio=False)
 
         def clean(names: list[str]) -> None:
             other = Grpc(settings)
             try:
                 for name in names:
-                    finished(other._region("unregister", name, seconds=REGION_SECONDS))
+                    with suppress(Rejected):
+                        finished(other._region(kind, "unregister", name, seconds=REGION_SECONDS))
             finally:
                 finished(other.close())
 
         return clean
 
-    async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
+    async def _infer(self, request: Request, places: Mapping[str, Place], seconds: float) -> Answer:
+        from tritonclient.grpc import service_pb2
+
+        from nst_client import wire
+
+        message = service_pb2.ModelInferRequest(model_name=request.model)
+        tensors = []
+        for name, values in request.inputs.items():
+            tensor = message.inputs.add(name=name, datatype=np_to_triton_dtype(values.dtype), shape=values.shape)
+            if name in places:
+                _put(tensor, places[name])
+            else:
+                tensors.append(values)
+        output = message.outputs.add(name=request.output)
+        if request.output in places:
+            _put(output, places[request.output])
+        data = await self._in_turn("ModelInfer", wire.encoded(message, tensors), seconds)
+        try:
+            answer, contents = wire.decoded(data)
+            painted = None if request.output in places else wire.tensor_of(answer, contents, request.output)
+        except ValueError as error:
+            raise self._rejected(str(error)) from error
+        shape = next((list(tensor.shape) for tensor in answer.outputs if tensor.name == request.output), [])
+        return Answer(shape, painted)
+
+    async def _call(self, method: str, *arguments: Any, seconds: float) -> Any:
+        from google.protobuf.json_format import MessageToDict
+        from tritonclient.grpc import service_pb2
+
+        name, fields, wrapped = METHODS[method]
+        message = getattr(service_pb2, f"{name}Request")(**dict(zip(fields, arguments, strict=False)))
+        data = await self._in_turn(name, message.SerializeToString(), seconds)
+        answer = getattr(service_pb2, f"{name}Response").FromString(data)
+        said = MessageToDict(answer, preserving_proto_field_name=True)
+        return said.get(wrapped, []) if wrapped else said
+
+    async def _in_turn(self, name: str, message: bytes, seconds: float) -> bytes:
         """Of several servers, another one if one cannot answer: each twice, since other calls take turns too."""
         deadline = time.monotonic() + seconds
         if not self._places:
@@ -323,20 +397,25 @@ class Grpc(Triton):
             self._places = found or hosts
         for _ in range(2 * len(self._places) - 1 if len(self._places) > 1 else 0):
             with suppress(Unreachable, Unavailable):
-                return await self._ask(method, *arguments, seconds=deadline - time.monotonic(), **named)
-        return await self._ask(method, *arguments, seconds=deadline - time.monotonic(), **named)
+                return await self._ask(name, message, deadline - time.monotonic())
+        return await self._ask(name, message, deadline - time.monotonic())
 
-    async def _ask(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
-        headers = {f"triton-grpc-protocol-{TOKEN}": self.settings.token} if self.settings.token else {}
-        if method.startswith("get_"):
-            named["as_json"] = True
+    async def _ask(self, name: str, message: bytes, seconds: float) -> bytes:
+        """What a server answers to an encoded message, encoded as well."""
+        metadata = [(f"triton-grpc-protocol-{TOKEN}", self.settings.token)] if self.settings.token else []
         with self._errors():
-            call = getattr(self.client, method)
-            answer = await settled(call(*arguments, headers=headers, client_timeout=max(seconds, 0.001), **named))
-        return answer if method not in _WRAPPED else answer.get(_WRAPPED[method], [])
+            call = self.client.unary_unary(f"/inference.GRPCInferenceService/{name}")
+            answer: bytes = await settled(call(message, metadata=metadata, timeout=max(seconds, 0.001)))
+        return answer
 
-    def _shape(self, result: Any, output: str) -> list[int]:
-        return list(result.get_output(output).shape)
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        import grpc
+
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._refused(error.details() or "nothing", str(error.code())) from error
 
     def _by_status(self, said: str, status: str) -> ServiceError:
         if "CERTIFICATE_VERIFY_FAILED" in said or "Hostname Verification Check failed" in said:
@@ -349,11 +428,28 @@ class Grpc(Triton):
         return self._nobody() if status.endswith(("UNAVAILABLE", "CANCELLED")) else self._rejected(said)
 
 
-_WRAPPED = {
-    "get_model_config": "config",
-    "get_inference_statistics": "model_stats",
+_REGION = ("name", "key", "byte_size")
+_CUDA_REGION = ("name", "raw_handle", "device_id", "byte_size")
+
+METHODS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "get_inference_statistics": ("ModelStatistics", ("name",), "model_stats"),
+    "get_model_config": ("ModelConfig", ("name",), "config"),
+    "get_system_shared_memory_status": ("SystemSharedMemoryStatus", (), ""),
+    "register_system_shared_memory": ("SystemSharedMemoryRegister", _REGION, ""),
+    "unregister_system_shared_memory": ("SystemSharedMemoryUnregister", ("name",), ""),
+    "get_cuda_shared_memory_status": ("CudaSharedMemoryStatus", (), ""),
+    "register_cuda_shared_memory": ("CudaSharedMemoryRegister", _CUDA_REGION, ""),
+    "unregister_cuda_shared_memory": ("CudaSharedMemoryUnregister", ("name",), ""),
 }
-"""The one field that these answers have; HTTP leaves out the first."""
+"""What NVIDIA's client calls gRPC's methods, in whose words HTTP is asked: gRPC's name, the fields of its request, and
+the one field of its answer that matters."""
+
+
+def _put(tensor: Any, place: Place) -> None:
+    """Tell of a tensor in a gRPC message where it lies."""
+    tensor.parameters["shared_memory_region"].string_param = place.region
+    tensor.parameters["shared_memory_byte_size"].int64_param = place.size
+    tensor.parameters["shared_memory_offset"].int64_param = place.offset
 
 
 class Http(Triton):
@@ -384,40 +480,74 @@ class Http(Triton):
             ssl_context_factory=self._context,
         )
 
-    def _cleaner(self) -> Callable[[list[str]], None]:
-        host, headers = self.settings.host, {TOKEN: self.settings.token or ""}
-        context = ssl.create_default_context(cafile=self.settings.ca) if self.settings.tls else None
+    def _cleaner(self, kind: str) -> Callable[[list[str]], None]:
+        settings = replace(self.settings, shared_memory=False, aio=False)
 
         def clean(names: list[str]) -> None:
-            # Not by NVIDIA's client: gevent cannot be started when the interpreter ends.
-            connection = (
-                HTTPSConnection(host, timeout=REGION_SECONDS, context=context)
-                if context
-                else HTTPConnection(host, timeout=REGION_SECONDS)
-            )
-            with suppress(OSError, HTTPException), closing(connection):
-                for name in names:
-                    connection.request("POST", f"/v2/systemsharedmemory/region/{name}/unregister", headers=headers)
-                    connection.getresponse().read()
+            other = Http(settings)
+            for name in names:
+                with suppress(Rejected):
+                    finished(other._region(kind, "unregister", name, seconds=REGION_SECONDS))
 
         return clean
 
+    async def _region(self, kind: str, action: str, *arguments: Any, seconds: float) -> Any:
+        # Not by NVIDIA's blocking client: gevent lets nobody but the thread that has used a socket close what is
+        # shared, and cannot be started when the interpreter ends.
+        if action == "unregister" and not self.settings.aio:
+            (name,) = arguments
+            return self._unregister(kind, name, min(seconds, REGION_SECONDS))
+        return await super()._region(kind, action, *arguments, seconds=seconds)
+
+    def _unregister(self, kind: str, name: str, seconds: float) -> None:
+        host, headers = self.settings.host, {TOKEN: self.settings.token or ""}
+        connection = (
+            HTTPSConnection(host, timeout=seconds, context=ssl.create_default_context(cafile=self.settings.ca))
+            if self.settings.tls
+            else HTTPConnection(host, timeout=seconds)
+        )
+        try:
+            with closing(connection):
+                connection.request("POST", f"/v2/{kind}sharedmemory/region/{name}/unregister", headers=headers)
+                answer = connection.getresponse()
+                said = answer.read().decode(errors="replace")
+        except (OSError, HTTPException) as error:
+            raise self._nobody() from error
+        if answer.status != HTTPStatus.OK:
+            raise self._refused(said, str(answer.status))
+
+    async def _infer(self, request: Request, places: Mapping[str, Place], seconds: float) -> Answer:
+        inputs = []
+        for name, values in request.inputs.items():
+            tensor = self._library.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
+            if name in places:
+                tensor.set_shared_memory(places[name].region, places[name].size, places[name].offset)
+            else:
+                tensor.set_data_from_numpy(values)
+            inputs.append(tensor)
+        output = self._library.InferRequestedOutput(request.output)
+        if place := places.get(request.output):
+            output.set_shared_memory(place.region, place.size, offset=place.offset)
+        answer = await self._call("infer", request.model, inputs, outputs=[output], seconds=seconds)
+        told = answer.get_output(request.output)
+        return Answer(told["shape"] if told else [], None if place else answer.as_numpy(request.output))
+
     async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
+        if method == "register_cuda_shared_memory":
+            name, handle, *others = arguments
+            arguments = (name, base64.b64encode(handle).decode(), *others)
         headers = {TOKEN: self.settings.token} if self.settings.token else {}
         with self._errors():
             async with self._within(seconds):
                 answer = await settled(getattr(self.client, method)(*arguments, headers=headers, **named))
         return answer["model_stats"] if method == "get_inference_statistics" else answer
 
-    def _shape(self, result: Any, output: str) -> list[int]:
-        shape: list[int] = result.get_output(output)["shape"]
-        return shape
-
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
-            with super()._errors():
-                yield
+            yield
+        except InferenceServerException as error:
+            raise self._refused(error.message() or "nothing", error.status() or "") from error
         except TimeoutError as error:
             raise self._too_slow() from error
         except _connection_errors(self.settings.aio) as error:
@@ -521,17 +651,22 @@ def _places(hosts: list[str]) -> list[str]:
 
 
 def _is_this_host(host: str) -> bool:
-    """Only an address of this host can be listened on."""
+    """Whether all addresses of a host are this one's: only those can be listened on."""
     name = urlsplit(f"//{host}").hostname
     try:
         found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)
     except OSError:
         return False
-    for family, kind, protocol, _, address in found:
-        with socket.socket(family, kind, protocol) as one:
-            try:
-                one.bind(address)
-            except OSError:
-                continue
-            return True
-    return False
+    return all(
+        ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback or _can_bind(family, address)
+        for family, *_, address in found
+    )
+
+
+def _can_bind(family: int, address: tuple[Any, ...]) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.bind(address)
+    except OSError:
+        return False
+    return True

@@ -19,6 +19,7 @@ from nst_client.schedule import Schedule
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
+from nst_core.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from nst_client.video import Result
@@ -98,6 +99,7 @@ def video(
     with one_line_errors("video"):
         from nst_client.video import Plan, paint_video
 
+        keep_freed_memory()
         plan = Plan(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
         access: dict[str, Any] = {"timeout": timeout, "token": token_of(token_file), "ca": ca, "retries": PATIENCE}
         with _frames() as on_frame:
@@ -105,7 +107,7 @@ def video(
                 source,
                 output,
                 plan,
-                lambda: AsyncStyleClient(url, shared_memory=None, **access),
+                lambda: AsyncStyleClient(url, **access),
                 at_once=jobs,
                 on_frame=on_frame,
             )
@@ -148,6 +150,7 @@ def webcam(
     with one_line_errors("video"):
         from nst_client import webcam as room
 
+        keep_freed_memory()
         access: dict[str, Any] = {"timeout": timeout, "token": token_of(token_file), "ca": ca}
         with StyleClient(url, **access) as client:
             names = [one.name for one in client.styles()]
@@ -157,7 +160,7 @@ def webcam(
         shots = room.played(source, max_side) if source else room.camera(camera, max_side)
 
         with ExitStack() as stack:
-            painter = stack.enter_context(StyleClient(url, shared_memory=None, **access))  # if it can be had
+            painter = stack.enter_context(StyleClient(url, **access))
             window = None if no_window else stack.enter_context(closing(room.Window("nst webcam")))
             recorder = stack.enter_context(room.Recorder(record)) if record else None
 

@@ -29,7 +29,6 @@ from nst_client import (
 )
 from nst_client.cli import styles_app
 from nst_client.client import _pauses
-from nst_client.local import Local
 from nst_client.transports import ModelConfig, connect
 from nst_client.triton import _places
 from nst_core.errors import InputError
@@ -365,6 +364,33 @@ def test_pixels_that_cannot_be_painted(client: StyleClient, pixels: Pixels, word
         client.stylize(pixels, "negative")
 
 
+def test_a_longest_side(server: MockTransport) -> None:
+    """A TensorRT plan has one: what is longer is refused, or goes by tiles that are not."""
+    server.configs["negative"] = ModelConfig({"styles": "negative", "max_pixels": "1000000", "max_side": "300"})
+    client = StyleClient(transport=server)
+    (style,) = [one for one in client.styles() if one.name == "negative"]
+    assert (style.max_side, style.takes(300, 300), style.takes(20, 301)) == (300, True, False)
+    assert (style.fitting_side(20, 301), style.fitting_side(2000, 1000)) == (300, 300)
+    client.stylize(np.zeros((20, 300, 3), np.uint8), "negative")
+    words = (
+        "301x20 is too large for negative: it takes 1.0 megapixels and 300 pixels a side; shrink it with --max-side 300"
+    )
+    with pytest.raises(InputError, match=words):
+        client.stylize(np.zeros((20, 301, 3), np.uint8), "negative")
+    pair = {"multiple": "4", "overlap": "8", "max_pixels": "1000000", "max_side": "64"}
+    for purpose in ("statistics", "tiled"):
+        server.configs[f"negative_{purpose}"] = ModelConfig(pair | {"purpose": purpose})
+    server.handler = lambda request: (
+        np.zeros((1, 5), np.float32) if request.output == "statistics" else 255 - request.inputs["image"]
+    )
+    server.requests.clear()
+    painted = StyleClient(transport=server).stylize(np.zeros((40, 301, 3), np.uint8), "negative")
+    assert (painted == 255).all()
+    shapes = [shape for model, shape in asked(server) if model == "negative_tiled"]
+    assert len(shapes) > 4
+    assert max(max(shape[1:3]) for shape in shapes) <= 64
+
+
 def test_styles_of_one_model_are_mixed(client: StyleClient, server: MockTransport) -> None:
     batch = np.zeros((2, 20, 20, 3), np.uint8)
     client.stylize(batch, {"scream": 3.0, "wave": 1.0})
@@ -419,38 +445,6 @@ def test_a_dead_server_is_one_line_and_a_status() -> None:
         result.stderr
         == f"error: no server answers at {url}; start one with nst-serve, or give its address with --url\n"
     )
-
-
-@pytest.mark.parametrize(
-    ("kind", "installed", "opened"),
-    [
-        ("KIND_GPU", ["CUDAExecutionProvider", "CPUExecutionProvider"], "CUDAExecutionProvider"),
-        ("KIND_GPU", ["OpenVINOExecutionProvider", "CPUExecutionProvider"], "CPUExecutionProvider"),
-        ("KIND_CPU", ["CUDAExecutionProvider", "CPUExecutionProvider"], "CPUExecutionProvider"),
-    ],
-)
-def test_a_local_model_runs_on_what_it_was_exported_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, installed: list[str], opened: str
-) -> None:
-    (tmp_path / "wave" / "1").mkdir(parents=True)
-    (tmp_path / "wave" / "1" / "model.onnx").write_bytes(b"a model")
-    (tmp_path / "wave" / "config.pbtxt").write_text(f'name: "wave" instance_group {{ kind: {kind} }}')
-    local = Local(tmp_path)
-    asked: list[str] = []
-
-    class Session:
-        def __init__(self, path: str, options: object, providers: list[tuple[str, object]]) -> None:
-            asked.extend(name for name, _ in providers)
-
-        def run(self, outputs: list[str], inputs: dict[str, Pixels]) -> list[Pixels]:
-            return [inputs["image"]]
-
-    monkeypatch.setattr(local.onnxruntime, "get_available_providers", lambda: installed)
-    monkeypatch.setattr(local.onnxruntime, "InferenceSession", Session)
-    assert local.wants_gpu == (kind == "KIND_GPU")
-    pixels = np.zeros((1, 8, 8, 3), np.uint8)
-    asyncio.run(local.infer(Request("wave", {"image": pixels}, "stylized"), 1.0))
-    assert asked == [opened]
 
 
 def test_a_local_repository_that_is_none(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from nst_client import (
     Unavailable,
     Unreachable,
 )
-from nst_client.shared_memory import size_class
 from nst_client.statistics import Statistics, from_triton
 from nst_client.triton import CHANNEL, Grpc, Http, Settings
 
@@ -228,11 +227,3 @@ def test_statistics_of_two_versions_are_added() -> None:
     }
     assert from_triton([first, second]) == Statistics(8, 1, 9, 7, {1: 6, 3: 1}, 0.5, 1.0)
     assert from_triton([]) == Statistics()
-
-
-def test_few_classes_hold_all_sizes() -> None:
-    classes = {size_class(size) for size in range(1, 4_000_000, 1000)}
-    assert len(classes) < 80
-    for size in (1, 4096, 4097, 1_572_864, 123_456_789):
-        assert size <= size_class(size) <= max(4096, size * 9 / 8 + 4096)
-        assert size_class(size) % 4096 == 0

@@ -164,7 +164,7 @@ def test_what_is_too_much_is_refused_in_one_line(tmp_path: Path) -> None:
         large = await said(session, "POST", f"{url}/photos", 200, data=png(150, 100))
         order["photo"] = large["name"]
         answer = await said(session, "POST", f"{url}/paintings", 400, data=json.dumps(order))
-        assert answer["error"] == "negative paints at most 0.0 megapixels here: choose a smaller size"
+        assert answer["error"] == "negative paints this picture up to 122 pixels here: choose a smaller size"
 
     visited(tmp_path, visit, away)
 

@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import tritonclient.grpc as triton
 from PIL import Image
 
 import nst_client.shared_memory
 import nst_client.tiles
+import nst_client.triton
 from nst_client import (
     AsyncStyleClient,
     Rejected,
@@ -31,6 +33,7 @@ from nst_client import (
     Unavailable,
     Untrusted,
 )
+from nst_client.shared_memory import NoRoom, SystemRegion
 from nst_core.errors import InputError
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
 
@@ -45,6 +48,7 @@ def named(way: tuple[str, bool, bool]) -> str:
 
 
 every_way = pytest.mark.parametrize("way", WAYS, ids=named)
+every_scheme = pytest.mark.parametrize("scheme", ["grpc", "http"])
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +188,7 @@ def test_the_server_counts(server: Server, scheme: str) -> None:
     assert isinstance(after, Statistics)
 
 
-@pytest.mark.parametrize("scheme", ["grpc", "http"])
+@every_scheme
 def test_a_region_serves_every_request_of_its_size(
     server: Server, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +203,7 @@ def test_a_region_serves_every_request_of_its_size(
             client.stylize(photograph(90, 60), "one")
         assert len(regions_of(server)) == 2
         assert regions_of(server) >= first
-        assert regions_of(server) == regions_of_this_host()
+        assert not regions_of_this_host(), "no file is left that a killed client could leave behind"
         for width in range(200, 500, 50):
             client.stylize(photograph(width, 60), "one")
         assert len(regions_of(server)) == 3
@@ -226,24 +230,19 @@ def test_where_no_memory_can_be_shared_it_goes_without_if_it_may(
 ) -> None:
     with connected(server, (scheme, aio, False)) as client:
         wanted = client.stylize(photograph(90, 60), "one")
+
+    class Elsewhere(SystemRegion):
+        def __init__(self, size: int, *, sparing: bool = False) -> None:
+            if why == "no room":
+                raise NoRoom("/dev/shm is full")
+            super().__init__(size, sparing=sparing)
+            self.registered()  # the file is gone before the server has opened it
+
+    monkeypatch.setattr(nst_client.triton, "SystemRegion", Elsewhere)
     with connected(server, (scheme, aio, None)) as client:
-        assert (client.stylize(photograph(90, 60), "one") == wanted).all()
-        assert len(regions_of(server)) == 1
-    assert not regions_of(server)
-
-    make = nst_client.shared_memory.Region.make
-
-    def elsewhere(size: int) -> nst_client.shared_memory.Region:
-        if why == "no room":
-            raise nst_client.shared_memory.NoRoom("/dev/shm is full")
-        region = make(size)
-        region.name = "nst-in-a-container"
-        return region
-
-    monkeypatch.setattr(nst_client.shared_memory.Region, "make", elsewhere)
-    with connected(server, (scheme, aio, None)) as client:
-        for _ in range(2):
+        for _ in range(3):
             assert (client.stylize(photograph(90, 60), "one") == wanted).all()
+        assert not regions_of(server)
     with (
         connected(server, (scheme, aio, True)) as client,
         pytest.raises((Rejected, InputError), match=r"does not see this process's shared memory|/dev/shm is full"),
@@ -276,13 +275,64 @@ def test_memory_of_a_client_that_nobody_closes_is_given_back(server: Server, sch
     address = url(server, scheme)
     client = StyleClient(address, shared_memory=True)
     client.stylize(photograph(90, 60), "one")
-    assert regions_of(server) == regions_of_this_host() != set()
+    assert len(regions_of(server)) == 1
     del client
     gc.collect()
     assert regions_of(server) == regions_of_this_host() == set()
     for kind in ("sync", "async"):
         subprocess.run([sys.executable, "-c", FORGETFUL, kind, address], check=True)
         assert regions_of(server) == regions_of_this_host() == set()
+
+
+@every_scheme
+def test_memory_of_a_client_that_is_killed_is_given_back_by_the_next(server: Server, scheme: str) -> None:
+    address = url(server, scheme)
+    killed = FORGETFUL + "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", killed, "sync", address], check=False).returncode == -signal.SIGKILL
+    left = regions_of(server)
+    assert len(left) == 1
+    assert not regions_of_this_host()
+    with StyleClient(address, shared_memory=True) as client:
+        client.stylize(photograph(90, 60), "one")
+        assert len(regions_of(server)) == 1
+        assert regions_of(server).isdisjoint(left)
+    assert not regions_of(server)
+
+
+@pytest.mark.parametrize("aio", [False, True], ids=["waiting", "asyncio"])
+@every_scheme
+def test_a_client_shares_memory_by_itself_from_the_second_picture_on(
+    server: Server, models: Models, scheme: str, aio: bool
+) -> None:
+    """A single picture, or one larger than all before, would pay for the registration alone."""
+    photo, larger = photograph(90, 60), photograph(180, 60)
+    with connected(server, (scheme, aio, None)) as client:
+        for pixels, regions in ((photo, 0), (photo, 1), (photo[:50], 1), (larger, 1), (larger, 2), (photo, 2)):
+            pixels = np.ascontiguousarray(pixels)
+            assert difference(client.stylize(pixels, "one"), models.painted(pixels[None])[0]) <= 1
+            assert len(regions_of(server)) == regions
+    assert not regions_of(server)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("aio", [False, True], ids=["waiting", "asyncio"])
+@every_scheme
+def test_pixels_on_a_gpu_stay_there(server: Server, models: Models, scheme: str, aio: bool) -> None:
+    batch = np.stack([photograph(90, 61, number % 4) for number in range(11)])
+    wanted = models.painted(batch)
+    with connected(server, (scheme, aio, None)) as client:
+        stream = torch.cuda.Stream()
+        for _ in range(3):
+            with torch.cuda.stream(stream):  # not the default one, and still at work
+                given = torch.from_numpy(batch).pin_memory().to("cuda", non_blocking=True)
+                painted = client.stylize(given, "one")
+            assert isinstance(painted, torch.Tensor)
+            assert painted.device == given.device
+            assert difference(painted.cpu().numpy(), wanted) <= 1
+        single = client.stylize(given[3], "one")
+        assert difference(single.cpu().numpy(), wanted[3]) <= 1
+        image = client.stylize(Image.fromarray(batch[3]), "one")
+        assert difference(np.asarray(image), wanted[3]) <= 1
 
 
 @contextmanager

@@ -290,7 +290,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path]
 def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
-    (line,) = result.stderr.strip().splitlines()
+    *before, line = result.stderr.strip().splitlines()
+    assert len(before) <= 1 and all(text.startswith("device cpu: ") for text in before)  # the choice and its reason
     assert line.startswith("error: ")
     for word in words:
         assert word in line, line

@@ -14,6 +14,7 @@ from nst_client.cli import DEFAULT_URL, Authorities, Timeout, TokenFile, Url, to
 from nst_client.client import AsyncStyleClient
 from nst_core.console import one_line_errors, say
 from nst_core.errors import InputError
+from nst_core.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from aiohttp.web import Application
@@ -74,6 +75,7 @@ def web(
         from nst_client.web.server import Server
         from nst_client.web.studio import Limits, Studio
 
+        keep_freed_memory()
         token = token_of(token_file)
 
         async def run() -> None:

@@ -152,9 +152,10 @@ class Studio:
         if photo and first.tiles is None:
             longer = max(photo.width, photo.height)
             scale = min(1.0, (max_side or longer) / longer)
-            if photo.width * photo.height * scale**2 > first.max_pixels:
-                most = first.max_pixels / 1e6
-                raise InputError(f"{first.name} paints at most {most:.1f} megapixels here: choose a smaller size")
+            height, width = round(photo.height * scale), round(photo.width * scale)
+            if not first.takes(height, width):
+                fitting = first.fitting_side(height, width)
+                raise InputError(f"{first.name} paints this picture up to {fitting} pixels here: choose a smaller size")
 
     def remove(self, visitor: Visitor, painting: Painting) -> None:
         """Forget a painting, also one that waits or is being made."""

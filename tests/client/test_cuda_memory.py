@@ -1,0 +1,196 @@
+"""Pixels on a GPU, which is this process's memory here: a fake runtime and a fake server. The real ones are in
+tests/end_to_end/test_client_options.py, for machines with a GPU."""
+
+import asyncio
+import base64
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from nst_client import AsyncStyleClient, MockTransport, Rejected, StyleClient, cuda_memory
+from nst_client.cuda_memory import CudaPixels, CudaRegion, pixels_on_gpu
+from nst_client.triton import Http, Settings
+from nst_core.engines import cuda
+from nst_core.errors import InputError, MissingExtra
+
+from .fake_triton import DlpackArray, FakeRuntime, FakeTriton, GpuArray, read, serving
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
+    fake = FakeRuntime()
+    monkeypatch.setattr(cuda, "runtime", lambda: fake)
+    cuda_memory._stream.cache_clear()
+    yield fake
+    cuda_memory._stream.cache_clear()
+
+
+@pytest.fixture
+def triton() -> Iterator[FakeTriton]:
+    with serving(FakeTriton(max_pixels="12000")) as running:
+        yield running
+
+
+def picture(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", [GpuArray, DlpackArray])
+def test_pixels_on_a_gpu_are_answered_there(runtime: FakeRuntime, triton: FakeTriton, kind: type) -> None:
+    single, batch = picture(60, 90), picture(5, 60, 90)
+    with StyleClient(triton.url) as client:
+        for _ in range(2):
+            painted: Any = client.stylize(kind(single), "negative")
+            assert isinstance(painted, CudaPixels)
+            assert np.array_equal(read(painted), 255 - single)
+        painted = client.stylize(kind(batch), "negative")  # in requests of two pictures
+        assert np.array_equal(read(painted), 255 - batch)
+        assert len(triton.cuda_regions) == 1
+    assert triton.sent == [0] * 5
+    assert triton.calls.count("CudaSharedMemoryRegister") == 1
+    assert not triton.cuda_regions
+    assert runtime.device == 0, "the thread's device is as it was"
+    del painted
+    assert not runtime.memory
+
+
+def test_the_asynchronous_client_too(runtime: FakeRuntime, triton: FakeTriton) -> None:
+    single = picture(60, 90)
+
+    async def paint() -> list[Any]:
+        async with AsyncStyleClient(triton.url) as client:
+            return await asyncio.gather(*(client.stylize(GpuArray(single), "negative") for _ in range(4)))
+
+    assert all(np.array_equal(read(painted), 255 - single) for painted in asyncio.run(paint()))
+
+
+def test_a_library_gets_its_own_kind_and_its_streams_are_waited_for(
+    runtime: FakeRuntime, triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's interface tells no stream, and its allocator gives out memory that its stream may still work on."""
+
+    class Tensor(GpuArray):
+        device = "cuda:1"
+
+        def __init__(self, values: np.ndarray) -> None:
+            super().__init__(values)
+            self.__cuda_array_interface__["version"] = 2
+
+        def new_empty(self, shape: tuple[int, ...]) -> "Tensor":
+            runtime.synchronized.clear()
+            return Tensor(np.empty(shape, np.uint8))
+
+        def __getitem__(self, index: int) -> "Tensor":
+            return Tensor(self.values[index])
+
+    Tensor.__module__ = "torch"
+    torch = ModuleType("torch")
+    torch.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=41))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    single = picture(60, 90)
+    with StyleClient(triton.url) as client:
+        painted = client.stylize(Tensor(single), "negative")
+        assert type(painted) is Tensor
+        assert np.array_equal(painted.values, 255 - single)
+        assert runtime.synchronized[0] == 41
+        batch = client.stylize(Tensor(single[None]), "negative")
+        assert batch.values.shape == (1, 60, 90, 3)
+
+
+@pytest.mark.parametrize(("stream", "waited"), [(None, []), (5, [5])])
+def test_the_stream_of_the_interface_is_waited_for(runtime: FakeRuntime, stream: int | None, waited: list[int]) -> None:
+    found = pixels_on_gpu(GpuArray(picture(4, 6), stream))
+    assert found is not None
+    assert (found.shape, found.device, len(found)) == ((1, 4, 6, 3), 1, 1)
+    assert runtime.synchronized == waited
+    old = GpuArray(picture(4, 6))
+    old.__cuda_array_interface__["version"] = 2
+    assert pixels_on_gpu(old) is not None
+    assert runtime.synchronized[-1] == -1, "an interface that knows no streams: the whole device"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (GpuArray(np.zeros((4, 4, 3), np.float32)), r"<f4 \(4, 4, 3\), expected uint8"),
+        (GpuArray(np.zeros((4, 4), np.uint8)), r"uint8 \(4, 4\), expected"),
+        (GpuArray(np.zeros((4, 4, 4), np.uint8)), r"\(4, 4, 4\), expected"),
+        (GpuArray(np.zeros((4, 8, 3), np.uint8)[:, ::2]), "not contiguous"),
+        (DlpackArray(np.zeros((4, 4, 3), np.float32)), "32 bits"),
+        (GpuArray(np.zeros((120, 120, 3), np.uint8)), "120x120 is too large for negative"),
+    ],
+)
+def test_pixels_that_cannot_be_painted(runtime: FakeRuntime, triton: FakeTriton, pixels: Any, words: str) -> None:
+    with StyleClient(triton.url) as client, pytest.raises(InputError, match=words):
+        client.stylize(pixels, "negative")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"url": "grpc://192.0.2.1:8001"},
+        {"url": "grpc://127.0.0.1:8001,127.0.0.1:8002"},
+        {"shared_memory": False},
+        {"transport": MockTransport(lambda request: request.inputs["image"], {"negative": {}})},
+    ],
+)
+def test_where_pixels_on_a_gpu_cannot_go(runtime: FakeRuntime, triton: FakeTriton, settings: dict[str, Any]) -> None:
+    elsewhere = settings.get("url") is not None
+    client = StyleClient(**({} if "transport" in settings else {"url": triton.url}) | settings)
+    if elsewhere:  # the style is known, the server's answer would be waited for
+        with StyleClient(triton.url) as known:
+            known.styles()
+            client._styles = known._styles
+    with pytest.raises(InputError, match=r"pixels on a GPU go to one Triton on this machine.*tensor.cpu\(\).numpy\(\)"):
+        client.stylize(GpuArray(picture(60, 90)), "negative")
+    client.close()
+
+
+def test_a_server_without_the_gpu(runtime: FakeRuntime, triton: FakeTriton) -> None:
+    triton.refusals["CudaSharedMemoryRegister"] = (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "failed to open CUDA IPC handle: invalid device context",
+    )
+    with (
+        StyleClient(triton.url) as client,
+        pytest.raises(Rejected, match="device context; the server must have this GPU"),
+    ):
+        client.stylize(GpuArray(picture(60, 90)), "negative")
+
+
+def test_a_gpu_that_shares_no_memory(runtime: FakeRuntime, triton: FakeTriton) -> None:
+    """As in Windows' Linux."""
+    runtime.shares = False
+    with StyleClient(triton.url) as client, pytest.raises(InputError, match="GPU 1 fails: cudaErrorNotSupported"):
+        client.stylize(GpuArray(picture(60, 90)), "negative")
+    assert runtime.device == 0
+
+
+def test_without_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise ModuleNotFoundError("cuda")
+
+    monkeypatch.setattr(cuda, "runtime", missing)
+    with pytest.raises(MissingExtra, match=r"cuda-bindings.*nst\[gpu\]"):
+        pixels_on_gpu(GpuArray(picture(4, 4)))
+    assert pixels_on_gpu(picture(4, 4)) is None
+
+
+def test_http_registers_the_same_handle(runtime: FakeRuntime) -> None:
+    asked: list[tuple[Any, ...]] = []
+    transport = Http(Settings("127.0.0.1:1"))
+    transport.__dict__["client"] = SimpleNamespace(
+        register_cuda_shared_memory=lambda *arguments, headers: asked.append(arguments), close=lambda: None
+    )
+    region = CudaRegion(1000, device=1)
+    asyncio.run(transport._region("cuda", "register", region, seconds=1.0))
+    ((name, handle, device, size),) = asked
+    assert (name, device, size) == (region.name, 1, 2 * 2**20), "CUDA shares whole blocks of two megabytes"
+    assert int.from_bytes(base64.b64decode(handle), "little") == region._memory.pointer
+    region.end()
+    assert not runtime.memory

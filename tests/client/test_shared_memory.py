@@ -1,0 +1,292 @@
+"""Shared memory by default, and what stands in its way. A real Triton is in tests/end_to_end."""
+
+import asyncio
+import gc
+import os
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2
+
+import nst_client.shared_memory
+import nst_client.triton
+from nst_client import AsyncStyleClient, Rejected, StyleClient, Unreachable
+from nst_client.shared_memory import KEPT, NoRoom, SystemRegion, new_name, orphans
+from nst_core.errors import InputError
+from nst_core.images import Pixels
+
+from .fake_triton import FakeTriton, serving
+
+SIZE = 2 * 60 * 90 * 3
+"""Bytes of a picture of 90x60 and of its painting."""
+
+
+@pytest.fixture
+def triton() -> Iterator[FakeTriton]:
+    with serving(FakeTriton()) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def no_file_is_left() -> Iterator[None]:
+    yield
+    assert not list(Path("/dev/shm").glob(f"nst-*-{os.getpid()}-*"))
+
+
+def picture(width: int = 90, height: int = 60) -> Pixels:
+    return np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def paint(client: StyleClient, times: int = 1, *, pixels: Pixels | None = None) -> None:
+    pixels = picture() if pixels is None else pixels
+    for _ in range(times):
+        assert np.array_equal(client.stylize(pixels, "negative"), 255 - pixels)
+
+
+def test_one_picture_registers_nothing(triton: FakeTriton) -> None:
+    with StyleClient(triton.url) as client:
+        paint(client)
+    assert triton.sent == [SIZE]
+    assert not [name for name in triton.calls if "SharedMemory" in name]
+
+
+def test_the_second_picture_and_all_after_it_share_a_region(triton: FakeTriton) -> None:
+    with StyleClient(triton.url) as client:
+        paint(client, 4)
+        paint(client, 2, pixels=picture(40, 30))
+        assert len(triton.regions) == 1
+    assert triton.sent == [SIZE, 0, 0, 0, 0, 0]
+    assert triton.calls.count("SystemSharedMemoryRegister") == 1
+    assert not triton.regions
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_was_asked_for_is_done_from_the_first_picture_on(triton: FakeTriton, shared: bool) -> None:
+    with StyleClient(triton.url, shared_memory=shared) as client:
+        paint(client, 3)
+    assert triton.sent == [0 if shared else SIZE] * 3
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (grpc.StatusCode.UNIMPLEMENTED, "Method not found!"),  # another server of the same protocol, or a proxy
+        (grpc.StatusCode.UNAVAILABLE, "no healthy upstream"),
+        (grpc.StatusCode.INTERNAL, "Unable to open shared memory region: '/nst'"),
+        (grpc.StatusCode.UNAVAILABLE, "This protocol is restricted, expecting header 'triton-grpc-protocol-x'"),
+    ],
+)
+def test_a_server_that_shares_none_is_called_as_ever(triton: FakeTriton, refusal: tuple[grpc.StatusCode, str]) -> None:
+    triton.refusals["SystemSharedMemoryRegister"] = refusal
+    with StyleClient(triton.url, retries=0) as client:
+        paint(client, 4)
+    assert triton.sent == [SIZE] * 4
+    assert triton.calls.count("SystemSharedMemoryRegister") == 1
+    with StyleClient(triton.url, retries=0, shared_memory=True) as client, pytest.raises((Rejected, Unreachable)):
+        paint(client)
+
+
+def test_a_server_that_never_answers_a_registration_is_called_as_ever(
+    triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton.refusals["SystemSharedMemoryRegister"] = (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+    with StyleClient(triton.url, retries=0) as client:
+        paint(client, 3)
+    assert triton.sent == [SIZE] * 3
+
+
+def test_several_servers_behind_one_address(triton: FakeTriton) -> None:
+    """The registration went to one, the request to another: it is answered, and memory is not tried again."""
+    with StyleClient(triton.url) as client:
+        paint(client)
+        triton.refusals["ModelInfer"] = (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "Unable to find shared memory region: 'nst'",
+        )
+        with pytest.raises(Rejected):
+            paint(client)
+        del triton.refusals["ModelInfer"]
+        paint(client)
+    assert triton.calls.count("SystemSharedMemoryRegister") >= 2
+
+    class Forgetting(FakeTriton):
+        def SystemSharedMemoryRegister(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+            answer = super().SystemSharedMemoryRegister(request, context)
+            self.regions.clear()
+            return answer
+
+    with serving(Forgetting()) as other, StyleClient(other.url, retries=0) as client:
+        paint(client, 4)
+        assert other.sent == [SIZE] * 4
+        assert other.calls.count("SystemSharedMemoryRegister") == 2
+
+
+def test_a_server_that_was_started_again(triton: FakeTriton) -> None:
+    with StyleClient(triton.url) as client:
+        paint(client, 2)
+        (first,) = triton.regions
+        triton.regions.clear()
+        paint(client, 2)
+        assert len(triton.regions) == 1
+        assert first not in triton.regions
+    assert triton.sent == [SIZE, 0, 0, 0]
+
+
+def test_a_server_that_is_away_for_a_while(triton: FakeTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is shared again when it is back."""
+    monkeypatch.setattr(nst_client.client, "FIRST_PAUSE", 1e-3)
+    with StyleClient(triton.url, retries=3) as client:
+        paint(client, 2)
+        away = (grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        triton.refusals.update(SystemSharedMemoryRegister=away, ModelInfer=away, SystemSharedMemoryUnregister=away)
+        with pytest.raises(Unreachable):
+            paint(client)
+        triton.refusals.clear()
+        paint(client, 2)
+    assert triton.sent == [SIZE, 0, 0, 0]
+    assert not triton.regions
+
+
+@pytest.mark.parametrize("why", ["no folder", "full"])
+def test_a_system_without_room(triton: FakeTriton, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, why: str) -> None:
+    if why == "no folder":
+        monkeypatch.setattr(nst_client.shared_memory, "FOLDER", tmp_path / "none")
+    else:
+        monkeypatch.setattr(nst_client.shared_memory, "SHARE", 2**60)
+    with StyleClient(triton.url) as client:
+        paint(client, 3)
+    assert triton.sent == [SIZE] * 3
+    if why == "no folder":
+        with StyleClient(triton.url, shared_memory=True) as client, pytest.raises(NoRoom, match="/dev/shm"):
+            paint(client)
+
+
+def test_many_tasks_share_no_more_regions_than_are_kept(triton: FakeTriton) -> None:
+    pictures = [picture(90 + number % 3) for number in range(100)]
+
+    async def stylize() -> list[Pixels]:
+        async with AsyncStyleClient(triton.url) as client:
+            await client.stylize(picture(99), "negative")
+            painted = await asyncio.gather(*(client.stylize(one, "negative") for one in pictures))
+            assert len(triton.regions) <= KEPT
+            return painted
+
+    for painted, given in zip(asyncio.run(stylize()), pictures, strict=True):
+        assert np.array_equal(painted, 255 - given)
+    assert triton.calls.count("SystemSharedMemoryRegister") <= KEPT
+    assert not triton.regions
+
+
+def test_regions_of_the_dead_are_swept(triton: FakeTriton) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    own = new_name()
+    dead, elsewhere = own.replace(f"-{os.getpid()}-", f"-{child}-"), f"nst-7-{child}-abc"
+    assert orphans([own, dead, elsewhere, "nst-x", "other"]) == [dead]
+    triton.regions |= dict.fromkeys([own, dead, elsewhere], np.empty(0, np.uint8))
+    with StyleClient(triton.url) as client:
+        paint(client, 2)
+        assert dead not in triton.regions
+    assert set(triton.regions) == {own, elsewhere}
+
+
+def test_a_forked_child_leaves_its_parents_regions_alone(triton: FakeTriton) -> None:
+    with StyleClient(triton.url) as client:
+        paint(client, 2)
+        regions = client._transport.regions  # type: ignore[attr-defined]
+        child = os.fork()
+        if child == 0:  # gRPC itself does not survive a fork, so nothing is called here
+            os._exit(0 if not regions.worthwhile(SIZE) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert regions.worthwhile(SIZE)
+        assert len(triton.regions) == 1
+
+
+def test_a_client_that_nobody_closes_needs_no_garbage_collector(triton: FakeTriton) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        client = StyleClient(triton.url)
+        paint(client, 2)
+        assert len(triton.regions) == 1
+        del client
+        assert not triton.regions
+    finally:
+        gc.enable()
+
+
+def test_a_client_of_another_host_looks_up_nothing_before_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nst_client.triton, "_is_this_host", lambda host: pytest.fail("looked up"))
+    StyleClient("grpc://far.invalid:8001").close()
+    StyleClient("http://far.invalid:8000").close()
+
+
+def test_this_host() -> None:
+    assert nst_client.triton._is_this_host("localhost:8001")
+    assert nst_client.triton._is_this_host("127.0.0.9:8001")
+    assert nst_client.triton._is_this_host("[::1]:8001")
+    assert not nst_client.triton._is_this_host("192.0.2.1:8001")
+    assert not nst_client.triton._is_this_host("nobody.invalid:8001")
+
+
+def test_a_name_of_several_hosts_is_not_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(2, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.1")]
+    monkeypatch.setattr(nst_client.triton.socket, "getaddrinfo", lambda *_, **__: found)
+    assert not nst_client.triton._is_this_host("tritons:8001")
+
+
+def test_a_region_is_memory_without_a_file_once_it_is_registered() -> None:
+    region = SystemRegion(8192)
+    file = Path("/dev/shm") / region.name
+    assert file.stat().st_mode & 0o777 == 0o600
+    region.registered()
+    assert not file.exists()
+    region.write(picture(20, 16))
+    assert np.array_equal(region.read(0, picture(20, 16)), picture(20, 16))
+    region.end()
+
+
+def test_true_in_a_forked_child_is_refused(triton: FakeTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StyleClient(triton.url, shared_memory=True) as client:
+        paint(client)
+        monkeypatch.setattr(nst_client.shared_memory.os, "getpid", lambda: 1)
+        with pytest.raises(InputError, match="forked"):
+            paint(client)
+        monkeypatch.undo()
+    assert not triton.regions
+
+
+@pytest.mark.parametrize(("shared", "most"), [(True, 0.1), (False, 1.1)])
+def test_pixels_are_copied_once_each_way(triton: FakeTriton, shared: bool, most: float) -> None:
+    """Of new memory a request by shared memory needs none, and one over the wire its message.
+
+    gRPC's own copies, in C, are not counted; nor is the result, which has the memory of the one before.
+    """
+    pixels = picture(640, 480)
+    with StyleClient(triton.url, shared_memory=shared) as client:
+        paint(client, 3, pixels=pixels)
+        response = service_pb2.ModelInferResponse()
+        response.outputs.add(name="stylized", datatype="UINT8", shape=[1, *pixels.shape])
+        response.raw_output_contents.append(b"" if shared else (255 - pixels).tobytes())
+        reply = response.SerializeToString()
+
+        async def instead(name: str, message: bytes, seconds: float) -> bytes:
+            """The fake server's own memory is not the question; in the region lies what it painted last."""
+            return reply
+
+        client._transport._in_turn = instead  # type: ignore[attr-defined]
+        tracemalloc.start()
+        try:
+            painted = client.stylize(pixels, "negative")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert np.array_equal(painted, 255 - pixels)
+    assert peak < most * pixels.nbytes
