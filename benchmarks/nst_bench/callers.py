@@ -18,9 +18,12 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from nst_client import AsyncStyleClient, ServiceError, StyleClient
 from nst_core.errors import NstError
 from nst_core.images import Pixels
+from nst_core.memory import keep_freed_memory
 
 TIMEOUT = 300.0
 """Seconds that a request may take; a queue that grows is to be measured, not cut short."""
@@ -96,6 +99,12 @@ class Callers:
         answers = self.obey([partial(one_after_the_other, pixels, share, begin) for share in shares])()
         return sorted(call for answer in answers for call in answer)
 
+    def mixed(self, photo: Pixels, parts: Sequence[Sequence[tuple[int, int]]]) -> list[Call]:
+        """A caller for each of `parts`, all at once: parts of `photo` of its sizes (height, width), in their order."""
+        begin = time.monotonic() + HEAD_START
+        answers = self.obey([partial(of_sizes, photo, sizes, begin) for sizes in parts])()
+        return sorted(call for answer in answers for call in answer)
+
     def arriving(self, offsets: Sequence[float], pixels: Pixels) -> list[Call]:
         """A picture at each of `offsets` (seconds), whatever became of those before; from one process."""
         (calls,) = self.obey([partial(at_their_time, pixels, offsets)])()
@@ -103,14 +112,17 @@ class Callers:
 
 
 @contextmanager
-def started(count: int, url: str, style: str) -> Iterator[Callers]:
-    """`count` callers of a style at `url`, warm; their processes end with the block."""
+def started(count: int, url: str, style: str, *, shared_memory: bool = False) -> Iterator[Callers]:
+    """`count` callers of a style at `url`, warm; their processes end with the block.
+
+    Images go over the network's protocol, or by shared memory: a caller never chooses by itself, as a client does.
+    """
     spawning = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         processes, pipes = [], []
         for _ in range(count):
             here, there = spawning.Pipe()
-            process = spawning.Process(target=_serve, args=(there, url, style), daemon=True)
+            process = spawning.Process(target=_serve, args=(there, url, style, shared_memory), daemon=True)
             process.start()
             there.close()  # or the end of the process would not be seen here
             stack.callback(_end, process, here)
@@ -132,13 +144,27 @@ def one_after_the_other(pixels: Pixels, requests: int, begin: float, client: Sty
     return calls
 
 
+def of_sizes(
+    photo: Pixels, sizes: Sequence[tuple[int, int]], begin: float, client: StyleClient, style: str
+) -> list[Call]:
+    """An order: from `begin` on, a part of `photo` of each of `sizes` (height, width) after the other."""
+    pictures = {size: np.ascontiguousarray(photo[: size[0], : size[1]]) for size in sizes}
+    time.sleep(max(0.0, begin - time.monotonic()))
+    calls = []
+    for size in sizes:
+        due = time.monotonic()
+        client.stylize(pictures[size], style)
+        calls.append(Call(due, time.monotonic()))
+    return calls
+
+
 def at_their_time(pixels: Pixels, offsets: Sequence[float], client: StyleClient, style: str) -> list[Call]:
     """An order: a request is due at its time, and its wait counts from there, also if it could not be sent then."""
     return asyncio.run(_arrivals(pixels, offsets, client.url, style))
 
 
 async def _arrivals(pixels: Pixels, offsets: Sequence[float], url: str, style: str) -> list[Call]:
-    async with AsyncStyleClient(url, timeout=TIMEOUT, retries=0) as client:
+    async with AsyncStyleClient(url, timeout=TIMEOUT, retries=0, shared_memory=False) as client:
         await client.styles()
         begin = time.monotonic() + HEAD_START
 
@@ -181,10 +207,11 @@ def _ready(client: StyleClient, style: str) -> None:
     client.styles()
 
 
-def _serve(orders: Connection, url: str, style: str) -> None:
-    """A caller's process, until there are no more orders."""
+def _serve(orders: Connection, url: str, style: str, shared_memory: bool) -> None:
+    """A caller's process, until there are no more orders, with the allocator that the commands of nst have."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its callers
-    with StyleClient(url, timeout=TIMEOUT, retries=0) as client:
+    with StyleClient(url, timeout=TIMEOUT, retries=0, shared_memory=shared_memory) as client:
         while True:
             try:
                 order: Order = orders.recv()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nst_bench import report
 from nst_bench.results import Document, suites
-from nst_bench.tables import machine_lines, table
+from nst_bench.tables import arrangement, machine_lines, table, throughputs
 from nst_core.errors import InputError
 from nst_core.files import written_whole
 
@@ -73,13 +73,13 @@ def inject(documents: Sequence[Document], page: Path, core_hour: float | None = 
 
 
 def _of(suite: str, documents: Sequence[Document]) -> list[Document]:
-    """The documents of a suite, those within runs too, that were measured."""
+    """The documents of a suite, those within runs too, that were measured to their end."""
     found = [suites(document).get(suite, {"missing": ""}) for document in documents]
-    return [one for one in found if "missing" not in one]
+    return [one for one in found if "missing" not in one and "stopped" not in one]
 
 
 def _on_gpu(document: Document) -> bool:
-    return str(document["model"]["provider"]).startswith(("CUDA", "Tensorrt", "NvTensorRTRTX"))
+    return str(document["model"]["provider"]).startswith(("CUDA", "TensorRT", "Tensorrt", "NvTensorRTRTX"))
 
 
 def _name(document: Document) -> str:
@@ -94,20 +94,19 @@ def _served(document: Document) -> list[Served]:
         for one in document["latency"]
         if one["way"] == "gRPC"
     ]
-    throughput = document["throughput"]
-    best = max(throughput["rows"], key=lambda one: (not one["rate_unstable"], one["rate"]))
-    how = f"{best['callers']} callers at once" if best["callers"] > 1 else "1 caller"
-    return [*found, Served(document, throughput["size"], best["rate"], how, best["rate_unstable"])]
+    for throughput in reversed(throughputs(document)):
+        best = max(throughput["rows"], key=lambda one: (not one["rate_unstable"], one["rate"]))
+        how = f"{best['callers']} callers at once" if best["callers"] > 1 else "1 caller"
+        found.append(Served(document, throughput["size"], best["rate"], how, best["rate_unstable"]))
+    return found
 
 
 def _measured(serving: Sequence[Document]) -> list[str]:
     """Which machine did what."""
     lines = []
     for document in serving:
-        model = document["model"]
-        arranged = f"{model['instances']} x {model['threads']} threads, {model['provider']}"
         machine = machine_lines(document)[0]
-        lines.append(f"- {_name(document)} ({arranged}), {document['date']}, on {machine}")
+        lines.append(f"- {_name(document)} ({arrangement(document['model'])}), {document['date']}, on {machine}")
     return lines
 
 
@@ -133,7 +132,7 @@ def _rates(served: Sequence[Served]) -> list[str]:
 def _machines(serving: Sequence[Document]) -> list[str]:
     """What `LOADS` need so that the measured percentile stays within its limit."""
     body, brackets = [], []
-    for document in serving:
+    for document in (one for one in serving if "arrivals" in one):
         arrivals, best = document["arrivals"], _served(document)[-1]
         limit = f"{arrivals['percentile']} % within {arrivals['limit']:.0f} ms"
         called = [_name(document), f"{arrivals['size']}²"]

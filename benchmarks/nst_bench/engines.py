@@ -1,10 +1,8 @@
-"""What paints: PyTorch and ONNX Runtime in this process, and a Triton with one model."""
+"""What paints: PyTorch, ONNX Runtime and TensorRT in this process, and a Triton with one model."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -13,20 +11,30 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
+from torch import Tensor
 
+from nst_bench.exported import Exported
+from nst_bench.gpu import (
+    CONTEXTS,
+    CudaGraphs,
+    MissingEngine,
+    Paint,
+    by_cuda_sessions,
+    by_tensorrt,
+    without_cuda,
+)
 from nst_bench.measure import timed
-from nst_client import StyleClient
-from nst_core.errors import InputError, NstError
+from nst_core.devices import Device
+from nst_core.errors import InputError
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
+from nst_core.onnx_runtime import import_onnxruntime
 from nst_export import exporter
 from nst_export.served import INPUT, STYLE_WEIGHTS, ServedModel
 from nst_server import triton
@@ -35,12 +43,8 @@ from nst_trainer.networks import Johnson, StyledNetwork
 
 STYLIZED = "stylized"
 
-Paint = Callable[[Pixels], Pixels]
-"""`uint8 [H, W, 3]` to the same; both in main memory, so that a GPU's copies count, and its work is done."""
-
-
-class MissingEngine(NstError):
-    """An engine that cannot paint here; the message is the reason."""
+OTHER = "this run measures the GPU: --device cpu measures the processor's engines"
+"""Why an engine of the processor is missing on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -67,30 +71,15 @@ class Served:
     seconds: float
 
     @property
-    def folder(self) -> Path:
-        """The model's."""
-        return self.repository / self.model
-
-    @property
-    def version(self) -> Path:
-        """The folder of the newest version, which is the one that is served."""
-        return max((path for path in self.folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-
-    @property
-    def config(self) -> model_config_pb2.ModelConfig:
-        """As its `config.pbtxt` says."""
-        return _config(self.folder)
-
-    @property
-    def device(self) -> str:
-        """`CPU` or `GPU`, whatever its instances run on."""
-        return device_of(self.folder)
+    def exported(self) -> Exported:
+        """The model's files."""
+        return Exported(self.repository / self.model)
 
     @property
     def style(self) -> str:
-        """The first of the model's styles."""
-        with StyleClient(self.endpoints.grpc) as client:
-            return next(style.name for style in client.styles() if style.model == self.model)
+        """What a client calls the first of the model's styles."""
+        styles = self.exported.styles
+        return styles[0] if len(styles) > 1 else self.model
 
 
 @contextmanager
@@ -99,44 +88,14 @@ def served(installation: triton.Installation, repository: Path, model: str) -> I
 
     Raises `InputError` when the repository lacks the model.
     """
-    check_exported(repository, model)
+    exported = Exported(repository / model)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "models"
-        shutil.copytree(repository / model, copy / model)
+        shutil.copytree(exported.folder, copy / model)
         endpoints = triton.Endpoints.free()
         started = time.perf_counter()
         with triton.running(installation, copy, endpoints, Path(scratch) / "triton.log") as process:
             yield Served(model, copy, endpoints, process, time.perf_counter() - started)
-
-
-def check_exported(repository: Path, model: str) -> None:
-    """Raise `InputError` when the repository lacks the model."""
-    if not (repository / model / "config.pbtxt").is_file():
-        raise InputError(
-            f"{repository} has no model {model!r}; export it first: nst-export {model}.pth -r {repository}"
-        )
-
-
-def device_of(model: Path) -> str:
-    """`CPU` or `GPU`, whatever the instances of the exported model in this folder run on."""
-    kinds = {group.kind for group in _config(model).instance_group}
-    return "CPU" if kinds <= {model_config_pb2.ModelInstanceGroup.KIND_CPU} else "GPU"
-
-
-def _config(model: Path) -> model_config_pb2.ModelConfig:
-    return text_format.Parse((model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-
-
-def check_source(repository: Path, model: str, checkpoint: Path) -> None:
-    """Raise `InputError` if `model` was not exported from the file `checkpoint`; nothing if nobody noted that."""
-    note = max(repository.glob(f"{model}/*/verification.json"), key=lambda path: int(path.parent.name), default=None)
-    if not note or not checkpoint.is_file():
-        return
-    made_of = json.loads(note.read_text())["checkpoint"]["sha256"]
-    if made_of != hashlib.sha256(checkpoint.read_bytes()).hexdigest():
-        raise InputError(
-            f"{note.parent} was not exported from {checkpoint}: nst-export {checkpoint} -r {repository} brings it up"
-        )
 
 
 def untrained(width: float) -> Checkpoint:
@@ -145,33 +104,53 @@ def untrained(width: float) -> Checkpoint:
     return Checkpoint(frozen(Johnson(width=width)), (f"untrained-{width:g}",))
 
 
-def publish(checkpoint: Checkpoint, folder: Path, *, say: Callable[[str], None] = lambda line: None) -> str:
-    """Export a checkpoint for this machine's processor into the repository `folder`; the model's name."""
+def publish(
+    checkpoint: Checkpoint,
+    folder: Path,
+    device: Device | None = None,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+) -> str:
+    """Export a checkpoint for `device`, the processor if not given, into the repository `folder`; the model's name."""
     name = checkpoint.styles[0]
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"{name}.pth"
         save(checkpoint, file)
-        exporter.export(file, name, folder, exporter.Plan(cores=os.cpu_count() or 1), say=say)
+        exporter.export(file, name, folder, plan_for(device), say=say)
     return name
 
 
-def in_process(network: StyledNetwork, file: Path | None) -> list[Engine]:
-    """Every engine that could run in this process: PyTorch with `network`, ONNX Runtime with `file`, its export."""
-    pytorch = [
-        Engine(name, device, partial(load, network, device), compiles=load is by_compiled)
-        for device in ("CPU", "GPU")
-        for name, load in (("PyTorch eager", by_pytorch), ("PyTorch compiled", by_compiled))
+def plan_for(device: Device | None) -> exporter.Plan:
+    """What `nst-export` makes for the device by default."""
+    cores = os.cpu_count() or 1
+    return exporter.Plan(engine=exporter.engine_for(device), cores=cores) if device else exporter.Plan(cores=cores)
+
+
+def in_process(
+    network: StyledNetwork, exported: Exported, device: Device, *, tick: Callable[[str], None] = lambda note: None
+) -> list[Engine]:
+    """Every engine that could run in this process: PyTorch with `network`, the others with its export.
+
+    Those of the other device than `device` do not load, and say why.
+    """
+    file = exported.single
+    engines = [
+        Engine("PyTorch eager", "CPU", partial(by_pytorch, network, "CPU")),
+        Engine("PyTorch compiled", "CPU", partial(by_compiled, network, "CPU"), compiles=True),
+        Engine("ONNX Runtime", "CPU", partial(by_onnx_runtime, file, "CPUExecutionProvider")),
+        Engine("ONNX Runtime, OpenVINO", "CPU", partial(by_onnx_runtime, file, "OpenVINOExecutionProvider")),
+        Engine("PyTorch eager", "GPU", partial(by_pytorch, network, "GPU")),
+        Engine("PyTorch, CUDA graph, FP16", "GPU", partial(by_cuda_graph, network)),
+        Engine("PyTorch compiled", "GPU", partial(by_compiled, network, "GPU"), compiles=True),
+        Engine("ONNX Runtime, CUDA, FP32", "GPU", partial(_by_cuda_sessions, file, exported)),
+        Engine(f"TensorRT, {exported.precision.upper()}", "GPU", partial(by_tensorrt, exported, tick=tick)),
     ]
-    providers = {
-        "ONNX Runtime": ("CPU", "CPUExecutionProvider"),
-        "ONNX Runtime, OpenVINO": ("CPU", "OpenVINOExecutionProvider"),
-        "ONNX Runtime, CUDA": ("GPU", "CUDAExecutionProvider"),
-        "ONNX Runtime, TensorRT": ("GPU", "TensorrtExecutionProvider"),
-    }
-    runtime = [
-        Engine(name, device, partial(by_onnx_runtime, file, provider)) for name, (device, provider) in providers.items()
-    ]
-    return [*pytorch, *runtime]
+    here, reason = ("GPU", OTHER) if device.gpu else ("CPU", device.reason)
+    return [one if one.device == here else replace(one, load=partial(_refused, reason)) for one in engines]
+
+
+def _refused(reason: str) -> Paint:
+    raise MissingEngine(reason)
 
 
 def by_pytorch(network: StyledNetwork, device: str) -> Paint:
@@ -181,8 +160,6 @@ def by_pytorch(network: StyledNetwork, device: str) -> Paint:
 
 def by_compiled(network: StyledNetwork, device: str) -> Paint:
     """The same through `torch.compile`, each shape by itself: its symbolic shapes do not take this padding."""
-    from torch._dynamo.exc import TorchDynamoException  # takes a second, which only this needs
-
     module = _module(network, device)
     if device == "CPU" and not shutil.which(os.environ.get("CXX", "g++")):
         raise MissingEngine("torch.compile needs a C++ compiler (g++, or what CXX names), and none is here")
@@ -191,22 +168,27 @@ def by_compiled(network: StyledNetwork, device: str) -> Paint:
     def compiling(pixels: Pixels) -> Pixels:
         try:
             return paint(pixels)
-        except TorchDynamoException as error:
+        except Exception as error:  # its parts, and the compilers behind them, have no exception in common
             raise MissingEngine(f"torch.compile failed: {str(error).splitlines()[0]}") from error
 
     return compiling
 
 
+def by_cuda_graph(network: StyledNetwork) -> Paint:
+    """The same in FP16 by autocast, a CUDA graph a shape: what PyTorch can do without another engine."""
+    return CudaGraphs(_module(network, "GPU"), _first_style(network, "GPU"))
+
+
 def _module(network: StyledNetwork, device: str) -> ServedModel:
     if device == "GPU" and not torch.cuda.is_available():
-        raise MissingEngine(f"no CUDA device that torch {torch.__version__} can use")
+        raise MissingEngine(without_cuda())
     placed = copy.deepcopy(network).to("cuda" if device == "GPU" else "cpu")
     return ServedModel(placed.to(memory_format=torch.channels_last)).eval()  # type: ignore[call-overload]
 
 
-def _painting(module: Callable[..., torch.Tensor], network: StyledNetwork, device: str) -> Paint:
+def _painting(module: Callable[..., Tensor], network: StyledNetwork, device: str) -> Paint:
     where = "cuda" if device == "GPU" else "cpu"
-    first = None if network.styles == 1 else torch.eye(network.styles, device=where)[:1]
+    first = _first_style(network, device)
 
     def paint(pixels: Pixels) -> Pixels:
         with torch.inference_mode():
@@ -216,10 +198,24 @@ def _painting(module: Callable[..., torch.Tensor], network: StyledNetwork, devic
     return paint
 
 
+def _first_style(network: StyledNetwork, device: str) -> Tensor | None:
+    """`style_weights` `[1, S]` of a network of several styles."""
+    if network.styles == 1:
+        return None
+    return torch.eye(network.styles, device="cuda" if device == "GPU" else "cpu")[:1]
+
+
+def _by_cuda_sessions(file: Path | None, exported: Exported) -> Paint:
+    if file is None:
+        raise MissingEngine(f"{exported.version} keeps no FP32 graph")
+    return by_cuda_sessions(file, exported)
+
+
 def by_onnx_runtime(file: Path | None, provider: str) -> Paint:
     """A session of `file` on `provider` alone, with all cores."""
     if file is None:
         raise MissingEngine("there is no ONNX file of this model")
+    onnxruntime = import_onnxruntime("bench")
     if provider not in onnxruntime.get_available_providers():
         here = ", ".join(onnxruntime.get_available_providers())
         raise MissingEngine(f"ONNX Runtime {onnxruntime.__version__} here has no {provider} (it has {here})")
@@ -229,16 +225,18 @@ def by_onnx_runtime(file: Path | None, provider: str) -> Paint:
     return _running(session)
 
 
-def _session(file: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:
+def _session(file: Path, provider: str, threads: int, settings: dict[str, str] | None = None) -> Any:
+    """ONNX Runtime's session of `file` on `provider`, with so many threads."""
+    onnxruntime = import_onnxruntime("bench")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    openvino = {"device_type": "CPU", "num_of_threads": str(threads)}
-    settings = openvino if provider == "OpenVINOExecutionProvider" else {}
-    return onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)])
+    if provider == "OpenVINOExecutionProvider":
+        settings = {"device_type": "CPU", "num_of_threads": str(threads)}
+    return onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings or {})])
 
 
-def _running(session: onnxruntime.InferenceSession) -> Paint:
+def _running(session: Any) -> Paint:
     """A picture through `session`, in the first style of a model that has several."""
     shapes = {tensor.name: tensor.shape for tensor in session.get_inputs()}
     several = STYLE_WEIGHTS in shapes
@@ -252,22 +250,28 @@ def _running(session: onnxruntime.InferenceSession) -> Paint:
 
 
 class Bare:
-    """The sessions of a model without a server: its config's provider, threads and number of instances.
+    """What serves a model, without a server: its config's engine, and as many at once as the server has.
 
-    Raises `InputError` for a config that is not served by ONNX Runtime on a CPU, or whose provider is not here.
+    On a CPU that is ONNX Runtime with the config's provider, threads and instances; on a GPU TensorRT or ONNX Runtime
+    CUDA as the server's backends run them, images in main memory. Raises `InputError` for a config of another
+    kind, `MissingEngine` for an engine that is not here.
     """
 
     def __init__(self, folder: Path) -> None:
-        config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-        kinds = {group.kind for group in config.instance_group}
-        if config.backend != "onnxruntime" or kinds != {model_config_pb2.ModelInstanceGroup.KIND_CPU}:
-            raise InputError(f"{folder.name} is not served by ONNX Runtime on a CPU: nothing here to compare it with")
-        version = max((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+        exported = Exported(folder)
+        self.threads: int | None = None
+        if exported.device == "GPU":
+            self.provider, self.sessions = _on_gpu(exported)
+            return
+        config = exported.config
+        if config.backend != "onnxruntime" or not config.instance_group:
+            raise InputError(f"{folder.name} is served by {config.backend}: nothing here to compare it with")
         accelerators = [one.name for one in config.optimization.execution_accelerators.cpu_execution_accelerator]
         self.provider = "OpenVINOExecutionProvider" if "openvino" in accelerators else "CPUExecutionProvider"
-        self.threads = int(config.parameters["intra_op_thread_count"].string_value or os.cpu_count() or 1)
-        instances = sum(group.count for group in config.instance_group)
-        self.sessions = [self._open(version / "model.onnx") for _ in range(instances)]
+        self.threads = int(exported.parameter("intra_op_thread_count") or os.cpu_count() or 1)
+        self.sessions = [
+            _opened(exported.version / "model.onnx", self.provider, self.threads) for _ in range(exported.instances)
+        ]
 
     def paint(self, pixels: Pixels) -> Pixels:
         """`uint8 [H, W, 3]` through the first session."""
@@ -283,11 +287,29 @@ class Bare:
         with ThreadPoolExecutor(len(self.sessions)) as pool:
             return timed(lambda: list(pool.map(share, range(len(self.sessions)))))
 
-    def _open(self, file: Path) -> Paint:
-        session = _session(file, self.provider, self.threads)
-        if session.get_providers()[0] != self.provider:
-            raise InputError(f"ONNX Runtime has no {self.provider} here: pip install 'nst[bench]'")
-        return _running(session)
+
+def _on_gpu(exported: Exported) -> tuple[str, list[Paint]]:
+    """The name of a GPU model's engine, and what paints side by side there."""
+    config = exported.config
+    if config.backend == "tensorrt":
+        return "TensorRT", CONTEXTS * [by_tensorrt(exported)]
+    if config.backend != "onnxruntime":
+        raise InputError(f"{exported.folder.name} is served by {config.backend}: nothing here to compare it with")
+    for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
+        if accelerator.name == "tensorrt":
+            settings = {key: value for key, value in accelerator.parameters.items() if key.startswith("trt_")}
+            settings["trt_fp16_enable"] = str(accelerator.parameters["precision_mode"] == "FP16")
+            provider = "TensorrtExecutionProvider"
+            return provider, [_opened(exported.version / "model.onnx", provider, 1, settings)]
+    return "CUDAExecutionProvider", [by_cuda_sessions(exported.version / "model.onnx", exported)]
+
+
+def _opened(file: Path, provider: str, threads: int, settings: dict[str, str] | None = None) -> Paint:
+    session = _session(file, provider, threads, settings)
+    if session.get_providers()[0] != provider:
+        extra = "gpu" if provider.startswith("Tensorrt") else "bench"
+        raise InputError(f"ONNX Runtime has no {provider} here: pip install 'nst[{extra}]'")
+    return _running(session)
 
 
 def photograph(height: int, width: int) -> Pixels:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +12,16 @@ from typing import Any
 
 import torch
 
+from nst_bench.gpu import without_cuda
 from nst_bench.measure import timed, timed_on_gpu
+from nst_bench.nvml import clocks
+from nst_core.devices import Gpu, gpus
 
-PACKAGES = ("nst", "torch", "onnxruntime-openvino", "onnxruntime", "tritonclient", "numpy")
+PACKAGES = (
+    *("nst", "torch", "onnxruntime-openvino", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-cu13"),
+    *("tensorrt-cu12", "tensorrt-rtx", "cuda-bindings", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "tritonclient"),
+    "numpy",
+)
 
 
 def header(schema: str) -> dict[str, Any]:
@@ -29,16 +35,18 @@ def describe() -> dict[str, Any]:
     `matrix_product_gflops` and `memory_gbs` (GB/s) are the processor's; `cuda` has those of the GPU, its driver,
     clocks and precision, or says under `missing` why there is none.
     """
+    found, missing = gpus()
+    gpu = found[0] if found else None
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": gpu.name if gpu else None,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": {name: _version(name) for name in PACKAGES if _version(name)},
         "matrix_product_gflops": round(matrix_product_rate(), 1),
         "memory_gbs": round(memory_rate(), 1),
-        "cuda": _cuda(),
+        "cuda": _cuda(gpu) if gpu else {"missing": missing},
     }
 
 
@@ -61,41 +69,39 @@ def _best(work: Callable[[], object], repeats: int, device: str) -> float:
     return min((timed if device == "cpu" else timed_on_gpu)(work) for _ in range(repeats))
 
 
-def _cuda() -> dict[str, Any]:
-    """What figures of a GPU depend on: the driver, the clocks (MHz), the precision of FP32 arithmetic, and its rates.
+def _cuda(gpu: Gpu) -> dict[str, Any]:
+    """What figures of a GPU depend on: driver, CUDA, clocks while it works, precision of FP32 arithmetic, its rates.
 
     PyTorch's default lets convolutions round their FP32 inputs to TF32 and matrix products not; that is left as it
-    is, and stated. The rate of a product is of FP32 for `matrix_product_gflops`, of TF32 for `tf32_gflops`.
+    is, and stated. The rate of a product is of FP32 for `matrix_product_gflops`, of TF32 for `tf32_gflops`; where
+    PyTorch cannot use the GPU, `unmeasured` says why there is no rate.
     """
+    known = {
+        "compute_capability": gpu.compute_capability,
+        "memory_gib": round(gpu.memory / 2**30, 1),
+        "driver": gpu.driver,
+        "driver_cuda": f"{gpu.cuda[0]}.{gpu.cuda[1]}",
+    }
     if not torch.cuda.is_available():
-        return {"missing": f"no CUDA device that torch {torch.__version__} can use"}
-    queried = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit")
+        return {**known, **clocks(gpu), "unmeasured": without_cuda()}
     kept = torch.get_float32_matmul_precision()
     rates = {}
     try:
         for name, precision in (("matrix_product_gflops", "highest"), ("tf32_gflops", "high")):
             torch.set_float32_matmul_precision(precision)
             rates[name] = round(matrix_product_rate(8192, device="cuda"), 1)
+        working = clocks(gpu)  # right behind the work, before they fall again
     finally:
         torch.set_float32_matmul_precision(kept)
     return {
-        "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()),
+        **known,
         "cuda": torch.version.cuda,
-        **_nvidia_smi(queried),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        **working,
         "precision": {"matrix_products": kept, "convolutions": torch.backends.cudnn.conv.fp32_precision},  # type: ignore[attr-defined]
         **rates,
         "memory_gbs": round(memory_rate(1024, device="cuda"), 1),
     }
-
-
-def _nvidia_smi(fields: tuple[str, ...]) -> dict[str, str]:
-    """The driver's own words about the first GPU; empty where its tool is not installed."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
-    try:
-        line = subprocess.run(command, capture_output=True, text=True, timeout=20.0, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return dict(zip(fields, (value.strip() for value in line.split(",")), strict=False))
 
 
 def _processor() -> str:

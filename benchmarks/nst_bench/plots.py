@@ -73,7 +73,7 @@ def _latency(own: Suites, machine: str) -> Plot | None:
 
 def _throughput(own: Suites, machine: str) -> Plot | None:
     """Pictures a second by callers, the turns as points, and what the bare sessions reach."""
-    if "serving" not in own:
+    if "throughput" not in own.get("serving", {}):
         return None
     throughput = own["serving"]["throughput"]
     rows = throughput["rows"]
@@ -161,7 +161,7 @@ def _bars(own: Suites, machine: str) -> Plot | None:
     for one in document["rows"]:
         if one["phase"] == "steady" and one["engine"] != GATYS and "median" in one:
             bars.setdefault(one["engine"], {})[one["size"]] = one["median"] / 1000
-    for one in document["speedup"]:
+    for one in (one for one in document["speedup"] if one["served"] == document["speedup"][0]["served"]):
         bars.setdefault(f"Gatys, {one['iterations']} iterations", {})[one["size"]] = one["gatys_seconds"]
     sizes = sorted({size for values in bars.values() for size in values})
     title = f"Time a picture: {document['model']['name']}\n{machine}"

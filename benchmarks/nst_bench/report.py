@@ -28,8 +28,15 @@ TITLES = {
     "video": "Video",
     "training": "Training",
     "export": "Export",
+    "energy": "Energy",
     "perf-analyzer": "NVIDIA's perf_analyzer",
 }
+
+
+def title(suite: str) -> str:
+    """A suite's, such as `Serving`; of a further checkpoint, `Serving, gallery`."""
+    name, comma, model = suite.partition(", ")
+    return f"{TITLES.get(name, name)}{comma}{model}"
 
 
 def markers(document: Document, page: str) -> tuple[str, str]:
@@ -40,9 +47,19 @@ def markers(document: Document, page: str) -> tuple[str, str]:
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
-def markdown(document: Document) -> str:
-    """The tables and the sentences that say what they mean, for a suite's document or a run's."""
-    return _run(document) if document["schema"] == RUN else tables.tables(document)
+def markdown(document: Document, beside: Sequence[Document] = ()) -> str:
+    """The tables and the sentences that say what they mean, for a suite's document or a run's.
+
+    With a suite's the same suite of `beside`, documents from machines with a GPU.
+    """
+    if document["schema"] == RUN:
+        return _run(document)
+    return tables.tables(document, beside=[one for other in beside for one in _same(document, other)])
+
+
+def _same(document: Document, other: Document) -> list[Document]:
+    """The suite of `document` in another one, if it was measured there."""
+    return [one for one in suites(other).values() if "missing" not in one and one["schema"] == document["schema"]][:1]
 
 
 def write(documents: Sequence[Document], folder: Path) -> Path:
@@ -71,18 +88,26 @@ def write(documents: Sequence[Document], folder: Path) -> Path:
     return report
 
 
-def inject(document: Document, readme: Path) -> None:
-    """Replace what stands between the `markers` in `readme` by the document's tables; a run's suites, those it has."""
+def inject(document: Document, readme: Path, beside: Sequence[Document] = ()) -> None:
+    """Replace what stands between the `markers` in `readme` by the document's tables; a run's suites, those it has.
+
+    Suites that only `beside` has, documents from machines with a GPU, have their own tables.
+    """
     text = readme.read_text()
     measured = [one for one in suites(document).values() if "missing" not in one]
+    known = {one["schema"] for one in measured}
+    measured += [
+        one for other in beside for one in suites(other).values() if "missing" not in one and one["schema"] not in known
+    ]
     found = [one for one in measured if all(mark in text for mark in markers(one, text))]
     if not found:
         wanted = ", or ".join(" and ".join(markers(one, text)) for one in measured)
         raise InputError(f"{readme}: lacks the lines {wanted}")
     for one in found:
-        text = between(readme, text, markers(one, text), markdown(one))
-    with written_whole(readme) as beside:
-        beside.write_text(text)
+        shown = markdown(one, beside) if one["schema"] in known else markdown(one)
+        text = between(readme, text, markers(one, text), shown)
+    with written_whole(readme) as beside_it:
+        beside_it.write_text(text)
 
 
 def between(page: Path, text: str, marks: tuple[str, str], block: str) -> str:
@@ -96,7 +121,8 @@ def between(page: Path, text: str, marks: tuple[str, str], block: str) -> str:
 
 def headline(document: Document) -> str:
     """The one sentence of a document with the speed-up: the largest size, the most iterations, over gRPC."""
-    last = suites(document)["speedup"]["speedup"][-1]
+    every = suites(document)["speedup"]["speedup"]
+    last = [one for one in every if one["served"] == every[0]["served"]][-1]
     return (
         f"at {last['size']}x{last['size']} a served picture takes {last['served_ms']:.0f} ms; Gatys' "
         f"{last['iterations']} iterations take {last['gatys_seconds']:.0f} s: {last['ratio']:,.0f} times as long"
@@ -113,7 +139,7 @@ def side_by_side(documents: Sequence[Document]) -> str:
         own = [key for key in keys if key[0] == suite and len(key) > 1]
         body = [[" / ".join(key[1:]), *(_figure(column.get(key)) for column in columns)] for key in own]
         if body:
-            blocks += [f"## {TITLES.get(suite, suite)}", "\n".join(tables.table(head, body))]
+            blocks += [f"## {title(suite)}", "\n".join(tables.table(head, body))]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -124,7 +150,8 @@ def one_table(document: Document) -> str:
         return f"The served network against the optimisation was not measured: {speedup['missing']}.\n"
     warm = {(one["engine"], one["size"]): one for one in speedup["rows"] if one["phase"] == "steady"}
     body = []
-    for size, engine in {one["size"]: one["served"] for one in speedup["speedup"]}.items():
+    served = speedup["speedup"][0]["served"]
+    for size, engine in {one["size"]: served for one in speedup["speedup"]}.items():
         median, *others = tables.cells(warm[engine, size])
         for number, (what, one) in enumerate(_replaced(speedup, size)):
             times = f"**{one['ratio']:,.0f}**"
@@ -136,14 +163,16 @@ def one_table(document: Document) -> str:
         if "missing" in one:
             missing.setdefault(one["missing"], []).append(f"{one['size']}²")
     why = "; ".join(f"{', '.join(sizes)}: {reason}" for reason, sizes in missing.items())
-    reasons = ["", f"Not compared at equal loss, {why}."] if why else []
+    reasons = ["", *_by_memory(speedup)] if len({one["served"] for one in speedup["speedup"]}) > 1 else []
+    reasons += ["", f"Not compared at equal loss, {why}."] if why else []
     return "\n".join([*tables.table(head, body, left=2), *reasons, ""])
 
 
 def _replaced(speedup: Document, size: int) -> list[tuple[str, Document]]:
     """What a picture of `size` replaces: the iterations to its loss, and those of Johnson et al.'s table 1."""
     equal = [one for one in speedup["equal_loss"] if one["size"] == size and "missing" not in one]
-    fixed = [one for one in speedup["speedup"] if one["size"] == size]
+    served = speedup["speedup"][0]["served"]
+    fixed = [one for one in speedup["speedup"] if (one["size"], one["served"]) == (size, served)]
     rows = [(f"{one['iterations']} iterations", one) for one in fixed]
     if equal:
         equal.sort(key=lambda one: float(one["ratio"]))
@@ -151,6 +180,17 @@ def _replaced(speedup: Document, size: int) -> list[tuple[str, Document]]:
         of = f" (of {len(equal)} photographs)" if len(equal) > 1 else ""
         rows.insert(0, (f"same loss: {middle['iteration']} iterations{of}", middle))
     return rows
+
+
+def _by_memory(speedup: Document) -> list[str]:
+    """The same by shared memory, of the most iterations."""
+    last = speedup["speedup"][-1]
+    own = [one for one in speedup["speedup"] if one["served"] == last["served"]]
+    most = [one for one in own if one["iterations"] == last["iterations"]]
+    said = ", ".join(
+        f"{tables.milliseconds(one['served_ms'])} ms at {one['size']}², **{one['ratio']:,.0f}** times" for one in most
+    )
+    return [f"By shared memory a picture takes {said} less than {last['iterations']} iterations."]
 
 
 def _first(documents: Sequence[Document]) -> list[str]:
@@ -178,7 +218,7 @@ def _suites(document: Document) -> str:
     blocks = []
     for name, one in suites(document).items():
         shown = f"Not measured: {one['missing']}.\n" if "missing" in one else tables.tables(one, machine=False)
-        blocks.append(f"## {TITLES.get(name, name)}\n\n{shown}")
+        blocks.append(f"## {title(name)}\n\n{shown}")
     return "\n".join(blocks)
 
 

@@ -29,7 +29,7 @@ SUITES = {
         f"nst-bench-{suite}/1": suite
         for suite in (
             *("latency", "serving", "gatys", "quality", "speedup", "methods", "training", "export", "soak", "cold"),
-            *("peers", "perf-analyzer", "video", "frontier"),
+            *("peers", "perf-analyzer", "video", "frontier", "energy"),
         )
     },
 }
@@ -38,7 +38,7 @@ SUITES = {
 NUMBERS = {"size": "{}²", "crop": "{}²", "width": "width {:g}", "callers": "{} callers"}
 """Numbers that say which row it is, not what was measured, and how they are written."""
 
-NOTES = ("version", "served", "unit", "command", "missing")
+NOTES = ("version", "served", "unit", "command", "missing", "stopped", "who")
 """Texts that do not say which row it is."""
 
 _NUMBERS_ONLY = re.compile(r"\[\n\s*(-?[\d.][^\[\]{}\"]*?)\s+\]")

@@ -7,20 +7,35 @@ from typing import Any
 
 from nst_bench.results import Document, identity
 
+SPEEDUP = "nst-bench-speedup/1"
 GATYS = "Gatys, one iteration"
 """The engine of the speed-up's rows that are no pictures."""
 
 SHORTEST_SOAK = 5.0
 """Minutes below which memory still fills up, so that its growth says nothing."""
 
+OURS = "for TensorRT"
+"""The form of an exported graph that the exporter makes for TensorRT."""
+
 HEAD = ("p50", "p95", "p99", "spread", "n")
 """Columns of a summary; `cells` fills them."""
 
 
-def tables(document: Document, *, machine: bool = True) -> str:
-    """A suite's tables, ending with a new line; with the lines of the machine that it was measured on, or without."""
-    lines = TABLES.get(document["schema"], _list)(document, machine_lines(document) if machine else [])
-    return "\n".join([*lines, ""])
+def tables(document: Document, *, machine: bool = True, beside: Sequence[Document] = ()) -> str:
+    """A suite's tables, ending with a new line; with the lines of the machine that it was measured on, or without.
+
+    `beside` are documents of the same suite from machines with a GPU: their speed-ups have a column, and the others'
+    tables stand below.
+    """
+    own = machine_lines(document) if machine else []
+    if document["schema"] == SPEEDUP:
+        lines = _speedup(document, own, beside)
+    else:
+        lines = TABLES.get(document["schema"], _list)(document, own)
+        for one in beside:
+            lines += ["", *TABLES.get(one["schema"], _list)(one, machine_lines(one))]
+    stopped = ["", f"It ended before it was done: {document['stopped']}."] if "stopped" in document else []
+    return "\n".join([*lines, *stopped, ""])
 
 
 def machine_lines(document: Document) -> list[str]:
@@ -114,22 +129,41 @@ def _optimization(document: Document, machine: list[str]) -> list[str]:
         *machine,
         *([""] if machine else []),
         "The bound is the arithmetic of the convolutions, forward and backward, at three quarters of the matrix "
-        "product's rate measured just before.",
+        "product's rate measured just before."
+        + "".join(f" On the GPU both are in {name.upper()}." for name in sorted(_gpu_precisions(document))),
         "",
         *table(head, body),
+        *(["", *map(_whole, document["whole"])] if document.get("whole") else []),
         *(["", _result(document["result"])] if document["result"] else []),
     ]
 
 
+def _gpu_precisions(document: Document) -> set[str]:
+    """What the iterations of a document of a GPU were computed in; of a CPU it goes without saying."""
+    return {row["precision"] for row in document["iterations"]} if document.get("whole") else set()
+
+
+def _whole(run: Document) -> str:
+    return (
+        f"- {run['iterations']} iterations at {run['size']}², from the two images to the result: "
+        f"**{run['seconds']:.2f} s**, to the loss {run['lowest_loss']:.3f}."
+    )
+
+
+def _seconds(value: float) -> str:
+    """Whole seconds, or with two decimals where there are few."""
+    return f"{value:.0f} s" if value >= 10 else f"{value:.2f} s"
+
+
 def _result(result: Document) -> str:
     goal = f"the loss {result['loss']:.3f} of `johnson2016-baseline` after {result['iterations']} iterations"
-    took = f"({result['baseline_seconds']:.0f} s)"
+    took = f"({_seconds(result['baseline_seconds'])})"
     if result["ratio"] is None:
         return (
             f"At {result['size']}² `best` does not reach {goal} {took}; its lowest is {result['best_lowest_loss']:.3f}."
         )
     return (
-        f"At {result['size']}² `best` reaches {goal} {took} in {result['best_seconds']:.0f} s: "
+        f"At {result['size']}² `best` reaches {goal} {took} in {_seconds(result['best_seconds'])}: "
         f"**{result['ratio']:.2f}** of its time."
     )
 
@@ -208,33 +242,60 @@ def _training(document: Document, machine: list[str]) -> list[str]:
 
 
 def _export(document: Document, machine: list[str]) -> list[str]:
-    """What the rewrites of an exported graph save (`nst-bench export`)."""
-    rows = document["rows"]
-    forms = list(dict.fromkeys(one["form"] for one in rows))
+    """What the rewrites of an exported graph save (`nst-bench export`); older documents are of one network alone."""
+    measured = [one for one in document["rows"] if "missing" not in one]
+    lines = [*machine, *([""] if machine else [])]
+    if measured:
+        head, left = ["engine", "width", "size"], 1
+        if "network" in measured[0]:
+            head, left = ["engine", "network", "width", "size"], 2
+        forms = list(dict.fromkeys(one["form"] for one in measured))
+        lines += [
+            "Milliseconds, median (95th percentile) of warm runs, and, in bold, the share of the plain export's time:",
+            "",
+            *table([*head, *forms], _by_form(measured, forms), left=left),
+            "",
+            f"Arithmetic of the convolutions at {max(one['size'] for one in measured)}², GFLOP: {_gflop(measured)}.",
+        ]
+    if OURS in {one["form"] for one in measured}:
+        lines += ["", f"TensorRT builds no plain export of dynamic sides: its shares are of the form *{OURS}*."]
+    missing = [one for one in document["rows"] if "missing" in one]
+    reasons = dict.fromkeys(f"{one['engine']}, {one['form']}: {one['missing']}" for one in missing)
+    return [*lines, *(["", f"Not measured: {'; '.join(reasons)}."] if reasons else [])]
+
+
+def _by_form(rows: Sequence[Document], forms: Sequence[str]) -> list[list[str]]:
+    """A line for each engine, network and size; the first form that an engine has is what the others are shares of."""
+    groups: dict[tuple[str, ...], dict[str, Document]] = {}
+    for one in rows:
+        network = [f"{one['network']}, {one['precision']}"] if "network" in one else []
+        about = (one["engine"], *network, f"{one['width']:g}", f"{one['size']}²")
+        groups.setdefault(about, {})[one["form"]] = one
     body = []
-    for engine, width, size in dict.fromkeys((one["engine"], one["width"], one["size"]) for one in rows):
-        own = [one for one in rows if (one["engine"], one["width"], one["size"]) == (engine, width, size)]
-        shown = [narrow(one) + ("" if one["form"] == forms[0] else f", **{one['ratio']:.2f}**") for one in own]
-        body.append([engine, f"{width:g}", f"{size}²", *shown])
+    for about, own in groups.items():
+        first = next(iter(own))
+        digits = 2 if own[first]["median"] < 10 else 0
+        shares = {form: "" if form == first else f", **{one['ratio']:.2f}**" for form, one in own.items()}
+        body.append([*about, *(narrow(own[form], digits) + shares[form] if form in own else "" for form in forms)])
+    return body
+
+
+def _gflop(rows: Sequence[Document]) -> str:
+    """Each form's arithmetic at the largest size, by the network's width; it does not depend on the engine."""
     largest = max(one["size"] for one in rows)
-    first = [one for one in rows if one["size"] == largest and one["engine"] == rows[0]["engine"]]
-    flop = "; ".join(f"width {one['width']:g} {one['form']} {one['gflop']:.1f}" for one in first)
-    return [
-        *machine,
-        *([""] if machine else []),
-        "Milliseconds, median (95th percentile) of warm runs, and, in bold, the share of the plain export's time:",
-        "",
-        *table(["engine", "width", "size", *forms], body),
-        "",
-        f"Arithmetic of the convolutions at {largest}², GFLOP: {flop}.",
-    ]
+    found = {
+        (one.get("network", "johnson"), one["width"], one["form"]): one["gflop"]
+        for one in rows
+        if one["size"] == largest and one["engine"] == rows[0]["engine"]
+    }
+    return "; ".join(f"width {width:g} {form} {gflop:.1f}" for (_, width, form), gflop in found.items())
 
 
 def _serving(document: Document, machine: list[str]) -> list[str]:
     """Requests against the bare session, many callers, arrivals (`nst-bench serving`)."""
     model = document["model"]
     width = f"width {model['width']:g}, " if model["width"] else ""
-    subject = f"`{model['name']}` ({width}{model['instances']} x {model['threads']} threads, {model['provider']})"
+    subject = f"`{model['name']}` ({width}{arrangement(model)})"
     single = [
         [
             f"{one['size']}²",
@@ -250,17 +311,34 @@ def _serving(document: Document, machine: list[str]) -> list[str]:
         "server, in turns with the others:",
         "",
         *table(["size", "way", *HEAD, "times the bare session"], single, left=2),
-        "",
-        *_throughput(document["throughput"]),
-        "",
-        *_arrivals(document["arrivals"]),
+        *(line for load in throughputs(document) for line in ("", *_throughput(load))),
+        *_mixed(document),
+        *(["", *_arrivals(document["arrivals"])] if "arrivals" in document else []),
     ]
+
+
+def arrangement(model: Document) -> str:
+    """How a model is served: instances and threads, the engine, and half precision."""
+    threads = f" x {model['threads']} threads" if model["threads"] else " at once"
+    half = ", FP16" if model.get("precision") == "fp16" else ""
+    return f"{model['instances']}{threads}, {model['provider']}{half}"
+
+
+def throughputs(document: Document) -> list[Document]:
+    """What callers at once got, by size, the size that also arrivals have first; not all there in a part."""
+    return [*([document["throughput"]] if "throughput" in document else []), *document.get("throughput_by_size", [])]
 
 
 def _throughput(throughput: Document) -> list[str]:
     bare = throughput["bare"]
+    against = any("against_one" in one for one in throughput["rows"])
     body = [
-        [str(one["callers"]), _rate(one), f"**{one['ratio']:.3f}**", *cells(one, 1), *_split(one)]
+        [
+            *(str(one["callers"]), _rate(one), f"**{one['ratio']:.3f}**"),
+            *([f"**{one['against_one']:.2f}**"] if against else []),
+            *cells(one, 1),
+            *_split(one),
+        ]
         for one in throughput["rows"]
     ]
     return [
@@ -269,7 +347,62 @@ def _throughput(throughput: Document) -> list[str]:
         f"pictures a turn, {len(bare['rates'])} turns. The batch is the mean number of pictures in a run, from the "
         "server's counters, as are queue and compute; the rest is the network and the client. Means, milliseconds:",
         "",
-        *table(["callers", "pictures/s", "of the bare", *HEAD, *_SPLIT], body, left=0),
+        *table(
+            ["callers", "pictures/s", "of the bare", *(["times one caller"] if against else []), *HEAD, *_SPLIT],
+            body,
+            left=0,
+        ),
+    ]
+
+
+def _mixed(document: Document) -> list[str]:
+    """Callers of mixed sizes against one caller, and what is slowest of all that callers at once do."""
+    if "mixed" not in document:
+        return []
+    smallest, largest = document["mixed"]["sides"]
+    body = [
+        [
+            *(one["mixture"], str(one["callers"]), _rate(one), f"{one['one_caller']:.2f}"),
+            *(f"**{one['against_one']:.2f}**", *cells(one, 1), *_split(one)),
+        ]
+        for one in document["mixed"]["rows"]
+    ]
+    head = ["mixture", "callers", "pictures/s", "one caller's", "times one caller", *HEAD, *_SPLIT]
+    lines = [
+        "",
+        f"Mixed sizes, as many as callers, sides of {smallest} to {largest} pixels, each size equally often, over "
+        "gRPC, against one caller that paints the same pictures, one size after the other:",
+        "",
+        *table(head, body),
+    ]
+    if slowest := document.get("slowest_against_one"):
+        verdict = (
+            "No mixture of sizes and callers is slower than one caller"
+            if slowest["ratio"] >= 1.0
+            else "There is a mixture of sizes and callers that is slower than one caller"
+        )
+        lines += ["", f"{verdict}: the slowest, {slowest['who']}, has **{slowest['ratio']:.2f}** times its rate."]
+    return lines
+
+
+def _energy(document: Document, machine: list[str]) -> list[str]:
+    """Joules an image (`nst-bench energy`)."""
+    body = [
+        [
+            *(f"{one['size']}²", one["what"], _number("joules", one["joules"]), f"**{_number('', one['ratio'])}**"),
+            *(f"{one['watts']:.0f}", f"{one['pieces']:,}", f"{one['seconds']:.1f}"),
+        ]
+        for one in document["rows"]
+    ]
+    head = ["size", "what", "joules an image", "times the network's", "mean power, W", "counted over", "seconds"]
+    return [
+        *_on(f"`{document['model']['name']}`", machine),
+        "Energy of the whole card by its own counter (NVML), without the processor's. The "
+        f"{document['idle_watts']:.0f} W that it draws while it does nothing are in it, not subtracted. Served images "
+        f"go by shared memory; the optimisation's {document['iterations']} iterations are scaled from those that were "
+        "counted.",
+        "",
+        *table(head, body, left=2),
     ]
 
 
@@ -346,21 +479,25 @@ def _perf_analyzer(document: Document, machine: list[str]) -> list[str]:
     ]
 
 
-def _speedup(document: Document, machine: list[str]) -> list[str]:
-    """The served network against the optimisation (`nst-bench speedup`)."""
+def _speedup(document: Document, machine: list[str], beside: Sequence[Document] = ()) -> list[str]:
+    """The served network against the optimisation (`nst-bench speedup`); a column for each GPU's document."""
     rows = document["rows"]
+    columns = [_warm(one) for one in beside]
     first = {(one["engine"], one["size"]): one for one in rows if one["phase"] == "first of a shape"}
-    body = [
-        [f"{one['size']}²", one["engine"], *cells(one), narrow(first[at]) if at in first else ""]
-        for one in rows
-        for at in [(one["engine"], one["size"])]
-        if one["phase"] == "steady"
-    ]
+    body = []
+    for at in dict.fromkeys((*_warm(document), *(at for column in columns for at in column))):
+        own = _warm(document).get(at)
+        shown = cells(own) if own else [""] * len(HEAD)
+        others = [cells(column[at])[0] if at in column else "" for column in columns]
+        body.append([f"{at[1]}²", at[0], *shown, narrow(first[at]) if at in first else "", *others])
+    body.sort(key=lambda line: int(line[0].removesuffix("²")))
+    head = ["size", "engine", *HEAD, "first of a shape", *(f"p50 on {_gpu_name(one)}" for one in beside)]
     return [
         *_on(_model(document["model"]), machine),
+        *(line for one in beside for line in ("and", *machine_lines(one), "")),
         "Milliseconds of warm runs, and of the first pictures of new shapes (95th percentile):",
         "",
-        *table(["size", "engine", *HEAD, "first of a shape"], body, left=2),
+        *table(head, body, left=2),
         "",
         "Cold starts, once each:",
         "",
@@ -372,33 +509,70 @@ def _speedup(document: Document, machine: list[str]) -> list[str]:
         "",
         *_times(document["speedup"]),
         *_equal_loss(document["equal_loss"]),
+        *(line for one in beside for line in _beside(one)),
     ]
 
 
+def _beside(document: Document) -> list[str]:
+    """The speed-ups of a GPU's document."""
+    return [
+        "",
+        f"On {_gpu_name(document)}, the network and the optimisation on the GPU:",
+        "",
+        *_times(document["speedup"]),
+        *_equal_loss(document["equal_loss"]),
+    ]
+
+
+def _warm(document: Document) -> dict[tuple[str, int], Document]:
+    return {(one["engine"], one["size"]): one for one in document["rows"] if one["phase"] == "steady"}
+
+
+def _gpu_name(document: Document) -> str:
+    return str(document["machine"]["gpu"])
+
+
 def _times(speedups: list[Document]) -> list[str]:
-    """Johnson et al.'s table 1."""
+    """Johnson et al.'s table 1; where pictures went by shared memory too, these ratios as well."""
     sizes = sorted({one["size"] for one in speedups})
-    head = ["", *(f"{size}²: seconds" for size in sizes), *(f"{size}²: times slower" for size in sizes)]
+    ways = list(dict.fromkeys(one["served"] for one in speedups))
+    named = {way: "" if way == ways[0] else f", {way.removeprefix('Triton, ')}" for way in ways}
+    head = ["", *(f"{size}²: seconds" for size in sizes)]
+    head += [f"{size}²: times slower{named[way]}" for way in ways for size in sizes]
     body = []
     for iterations in dict.fromkeys(one["iterations"] for one in speedups):
         own = [one for one in speedups if one["iterations"] == iterations]
-        seconds = [f"{one['gatys_seconds']:.0f}" for one in own]
+        seconds = [_whole_seconds(one["gatys_seconds"]) for one in own if one["served"] == ways[0]]
         body.append([f"Gatys, {iterations} iterations", *seconds, *(f"**{one['ratio']:,.0f}**" for one in own)])
     return table(head, body)
+
+
+def _whole_seconds(seconds: float) -> str:
+    """A GPU takes some seconds, a processor minutes."""
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2f}"
 
 
 def _equal_loss(rows: list[Document]) -> list[str]:
     """The speed-up that counts: until the optimisation's loss is the network's."""
     if not rows:
         return []
+    memory = any("shared_memory_ratio" in one for one in rows)
     body = []
     for one in rows:
         if "missing" in one:
-            body.append([f"{one['size']}²", f"*{one['missing']}*", *[""] * 5])
+            body.append([f"{one['size']}²", f"*{one['missing']}*", *[""] * (7 if memory else 5)])
             continue
-        times = [f"{one['gatys_seconds']:.1f} s", f"{milliseconds(one['served_ms'])} ms", f"**{one['ratio']:,.0f}**"]
+        digits = 1 if one["gatys_seconds"] >= 5 else 2
+        times = [
+            f"{one['gatys_seconds']:.{digits}f} s",
+            f"{milliseconds(one['served_ms'])} ms",
+            f"**{one['ratio']:,.0f}**",
+        ]
+        if memory:
+            times += [f"{milliseconds(one['shared_memory_ms'])} ms", f"**{one['shared_memory_ratio']:,.0f}**"]
         body.append([f"{one['size']}²", one["photo"], f"{one['loss']:.3f}", str(one["iteration"]), *times])
     head = ["size", "photograph", "the network's loss", "iterations to it", "the optimisation", "served", "times"]
+    head += ["by shared memory", "times"] if memory else []
     return ["", "At equal loss:", "", *table(head, body, left=2)]
 
 
@@ -504,7 +678,8 @@ def _number(name: str, value: float | None) -> str:
 
 
 TABLES: dict[str, Callable[[Document, list[str]], list[str]]] = {
-    "nst-bench-speedup/1": _speedup,
+    SPEEDUP: _speedup,
+    "nst-bench-energy/1": _energy,
     "nst-bench-methods/1": _methods,
     "nst-bench-gatys/1": _optimization,
     "nst-bench-quality/1": _quality,

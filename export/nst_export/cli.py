@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
 from nst_core.console import console, fail, one_line_errors, say
+from nst_core.devices import DEVICE_HELP, Wanted, choose
 from nst_core.errors import InputError, NstError
+
+if TYPE_CHECKING:
+    from nst_export.exporter import Target
+    from nst_export.rewrite import Engine
 
 
 class _CheckpointOrCommand(TyperGroup):
@@ -41,16 +46,20 @@ def publish(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the served model; if not given, the file's.")] = None,
-    target: Annotated[
-        Literal["onnx", "tensorrt", "tensorrt-rtx"],
-        typer.Option(help="An ONNX file, an engine for this machine's GPU, or engines for named GPUs."),
-    ] = "onnx",
-    precision: Annotated[
-        Literal["fp32", "fp16"], typer.Option(help="fp16: convolutions in half precision, normalisations not.")
-    ] = "fp32",
+    device: Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     engine: Annotated[
         Literal["cpu", "gpu", "tensorrt"] | None,
-        typer.Option("--for", help="What will run it; decides rewrites and Triton's config. If not given, cpu."),
+        typer.Option(
+            "--for", help="What will run it: cpu, gpu (ONNX Runtime CUDA) or tensorrt. If not given, --device says."
+        ),
+    ] = None,
+    target: Annotated[
+        Literal["onnx", "tensorrt", "tensorrt-rtx"] | None,
+        typer.Option(help="An ONNX file, a plan for this machine's GPU, or engines for named GPUs."),
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16"] | None,
+        typer.Option(help="fp16: convolutions in half precision, normalisations not. If not given, TensorRT's."),
     ] = None,
     rewrites: Annotated[
         str | None,
@@ -58,7 +67,7 @@ def publish(
     ] = None,
     shapes: Annotated[
         str, typer.Option(help="For TensorRT: min/opt/max, each height x width or batch x height x width.")
-    ] = "64x64/512x512/4x1920x1920",
+    ] = "16x16/512x512/4x1920x1920",
     compute_capability: Annotated[
         str | None, typer.Option(help="For tensorrt-rtx: GPUs such as 8.9,12.0; if not given, all that it knows.")
     ] = None,
@@ -76,7 +85,7 @@ def publish(
     """Export checkpoints, compare each with PyTorch, and publish it for Triton.
 
     Beside it: nst-export inspect FOLDER says what was published; nst-export verify FOLDER runs an
-    engine that could not run where it was built.
+    engine that could not run where it was exported.
     """
     with one_line_errors("export"):
         from nst_export import exporter, tensorrt
@@ -85,20 +94,15 @@ def publish(
         found = exporter.find(checkpoints)
         if name and len(found) > 1:
             raise InputError(f"--name is for one checkpoint, and these are {len(found)}")
-        if target != "onnx" and engine not in (None, "tensorrt"):
-            raise InputError(f"--for {engine} does not go with --target {target}: leave it out")
-        devices: tuple[str, ...] = ()
-        if target == "tensorrt-rtx":
-            devices = tuple(tensorrt.capabilities(compute_capability))
-        elif compute_capability:
-            raise InputError("--compute-capability is for --target tensorrt-rtx")
+        capabilities = _capabilities(target, compute_capability)
+        chosen = _engine(device, engine, target)
         plan = exporter.Plan(
             target=target,
             precision=precision,
-            engine=engine or ("cpu" if target == "onnx" else "tensorrt"),
+            engine=chosen,
             rewrites=None if rewrites is None else _names(rewrites),
-            profile=tensorrt.Profile.parse(shapes),
-            devices=devices,
+            profile=tensorrt.profile_of(shapes),
+            devices=capabilities,
             tiled=tiled,
             cores=cores,
             instances=instances,
@@ -150,12 +154,40 @@ def inspect(
 def verify(
     folder: Annotated[Path, typer.Argument(help="A version of a published model, such as engines/starry-night/1.")],
 ) -> None:
-    """Run a TensorRT engine on this machine's GPU, compare it with its verified graph, and note the figures."""
+    """Run an engine for GPUs on this machine's, compare it with its verified graph, and note the figures."""
     with one_line_errors("export"):
         from nst_export import exporter
 
         _show(exporter.verify_published(folder))
         say(f"verified {folder}")
+
+
+def _engine(wanted: Wanted, engine: Engine | None, target: Target | None) -> Engine:
+    """What will run the model: `--for`, what the target is for, or what the device has, which is said."""
+    from nst_export.exporter import engine_for
+
+    if target in ("tensorrt", "tensorrt-rtx"):
+        if engine not in (None, "tensorrt"):
+            raise InputError(f"--for {engine} does not go with --target {target}: leave it out")
+        engine = "tensorrt"
+    if engine is None:
+        device = choose(wanted)
+        say(f"device {device}")
+        return engine_for(device, target)
+    if wanted != "auto" and (wanted == "cpu") != (engine == "cpu"):
+        given = f"--target {target}" if target in ("tensorrt", "tensorrt-rtx") else f"--for {engine}"
+        raise InputError(f"--device {wanted} does not go with {given}: leave one of them out")
+    return engine
+
+
+def _capabilities(target: Target | None, names: str | None) -> tuple[str, ...]:
+    from nst_export import tensorrt
+
+    if target == "tensorrt-rtx":
+        return tuple(tensorrt.capabilities(names))
+    if names:
+        raise InputError("--compute-capability is for --target tensorrt-rtx")
+    return ()
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -165,8 +197,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _show(document: dict[str, Any], *, figures: bool = True) -> None:
     """The engine, if there is one, and the gate's figures as a table."""
     if engine := document["engine"]:
-        say(f"{engine['library']}: {engine['layers']} layers, {', '.join(engine['compute_capabilities'])}")
-        say(f"{document['model']}: {engine['status']}")
+        say(f"{document['model']}: {engine['status']}" + (f" ({engine['library']})" if engine["library"] else ""))
     if not figures:
         return
     table = Table("engine", "batch x height x width", "largest difference", "99.9 %", "mean", "PSNR")

@@ -6,44 +6,61 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx as onnx_package
-import onnxruntime
 
-from nst_core.errors import InputError
+from nst_core import devices
+from nst_core.devices import Device
+from nst_core.engines import plans
+from nst_core.engines.plans import Profile
+from nst_core.errors import InputError, NstError
 from nst_core.files import written_whole
-from nst_export import onnx, precision, repository, rewrite, tensorrt, verify
+from nst_core.onnx_runtime import import_onnxruntime
+from nst_export import card, onnx, precision, repository, rewrite, tensorrt, verify
 from nst_export.errors import ExportError
 from nst_export.repository import Serving
 from nst_export.served import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
 from nst_export.verify import Agreement
 from nst_trainer.checkpoint import Checkpoint, load
 
-SCHEMA = "nst-verification/1"
+SCHEMA = "nst-verification/2"
 
 REFERENCE = "reference.onnx"
-"""Beside an engine: the verified FP32 graph that `verify_published` compares it with."""
+"""Beside an engine for GPUs: the verified FP32 graph that `verify_published` compares it with."""
 
 Target = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16"]
 
-FILES: dict[Target, str] = {"onnx": "model.onnx", "tensorrt": "model.plan", "tensorrt-rtx": "model.engine"}
+FILES: dict[Target, str] = {"onnx": plans.GRAPH, "tensorrt": plans.PLAN, "tensorrt-rtx": "model.engine"}
+
+
+def engine_for(device: Device, target: Target | None = None) -> rewrite.Engine:
+    """What runs a model on `device`: on a GPU TensorRT, or ONNX Runtime CUDA where an ONNX file is the `target`."""
+    if device.gpu is None:
+        return "cpu"
+    return "gpu" if target == "onnx" else "tensorrt"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make of a checkpoint and for whom. `rewrites` None are those of the engine; see `rewrite.FOR`."""
+    """What to make of a checkpoint and for whom.
 
-    target: Target = "onnx"
-    precision: Precision = "fp32"
+    `target` None is what the engine runs: of TensorRT a plan, which the server builds at its first start if that cannot
+    be done here, else an ONNX file. `precision` None is FP16 for TensorRT, else FP32. `rewrites` None are those of the
+    engine; see `rewrite.FOR`. `profile` are the shapes that TensorRT takes, `devices` the compute capabilities (`SM89`)
+    that engines of `tensorrt-rtx` are for.
+    """
+
+    target: Target | None = None
+    precision: Precision | None = None
     engine: rewrite.Engine = "cpu"
     rewrites: tuple[str, ...] | None = None
-    profile: tensorrt.Profile = field(default_factory=lambda: tensorrt.Profile.parse("64x64/512x512/4x1920x1920"))
+    profile: Profile = field(default_factory=lambda: Profile.parse(tensorrt.SHAPES))
     devices: tuple[str, ...] = ()
     tiled: bool = False
     cores: int = 1
@@ -54,6 +71,19 @@ class Plan:
         if unknown := [name for name in self.rewrites or () if name not in rewrite.REWRITES]:
             known = ", ".join(rewrite.REWRITES)
             raise InputError(f"no rewrite is called {unknown[0]!r}; there are {known}, or none")
+        for name, others in rewrite.UNSAFE.get(self.engine, {}).items():
+            if name in (self.rewrites or ()):
+                raise InputError(f"--rewrites {name}: {self.engine} may move the picture with it; use {others}")
+
+    @property
+    def makes(self) -> Target:
+        """The target, also where none is given."""
+        return self.target or ("tensorrt" if self.engine == "tensorrt" else "onnx")
+
+    @property
+    def computes(self) -> Precision:
+        """The precision, also where none is given."""
+        return self.precision or ("fp16" if self.engine == "tensorrt" else "fp32")
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -63,8 +93,13 @@ class Plan:
 
     @property
     def limits(self) -> verify.Limits:
-        """What the gate lets through."""
-        return verify.LIMITS[self.precision]
+        """What the gate on the CPU lets through."""
+        return verify.LIMITS[self.computes]
+
+    @property
+    def card_limits(self) -> verify.Limits:
+        """What the gate on the GPU lets through. ONNX Runtime CUDA computes FP32 in TF32, of FP16's precision."""
+        return card.LIMITS["fp16" if self.engine == "gpu" else self.computes]
 
 
 @dataclass(frozen=True)
@@ -85,8 +120,7 @@ def export(
     checkpoint = load(path)
     models = exportables(checkpoint, name, tiled=plan.tiled)
     repository.check_names(name, checkpoint.styles)
-    if plan.target != "onnx":
-        tensorrt.library(plan.target)
+    _check_target(plan)
     with tempfile.TemporaryDirectory() as scratch:
         made = []
         for called, model in models.items():
@@ -95,7 +129,21 @@ def export(
         _check(made)
         for one in made:
             one.build()
+            one.run_on_gpu()
         return [one.publish(folder) for one in made]
+
+
+def _check_target(plan: Plan) -> None:
+    """Raise `ExportError` if what was asked for by name cannot be built here, before minutes are spent."""
+    if plan.target not in ("tensorrt", "tensorrt-rtx"):
+        return
+    try:
+        tensorrt.library(plan.target)
+        if plan.target == "tensorrt":
+            tensorrt.gpu_at_hand()
+    except ExportError as error:
+        ways = "" if plan.target == "tensorrt-rtx" else "; --for tensorrt leaves the plan to nst-serve's first start"
+        raise ExportError(f"--target {plan.target}: {error}{ways}") from error
 
 
 def exportables(checkpoint: Checkpoint, name: str, *, tiled: bool) -> dict[str, Exportable]:
@@ -112,48 +160,60 @@ def exportables(checkpoint: Checkpoint, name: str, *, tiled: bool) -> dict[str, 
 
 
 class _Export:
-    """One model on its way: its graph in `folder`, what was checked, and the engine if one is asked for."""
+    """One model on its way: its graph in `folder`, what was checked, and the engine if a GPU runs it."""
 
     def __init__(
         self, name: str, model: Exportable, checkpoint: Checkpoint, source: Path, plan: Plan, folder: Path
     ) -> None:
-        self.name, self.model, self.checkpoint, self.plan = name, model, checkpoint, plan
+        self.name, self.model, self.checkpoint, self.plan, self.folder = name, model, checkpoint, plan, folder
+        self.profile = tensorrt.fitted(plan.profile, model.network.min_side)
         folder.mkdir()
-        self.plain, self.file = folder / REFERENCE, folder / "model.onnx"
+        self.plain, self.file = folder / REFERENCE, folder / plans.GRAPH
         onnx.export(model, self.plain, self._metadata(source))
         proto = onnx_package.load(self.plain)
         verify.check_contract(proto, model)
         self.rewrites = rewrite.rewrite(proto, plan.chosen)
-        if plan.precision == "fp16":
+        if plan.computes == "fp16":
             precision.to_half(proto)
-        made = {"rewrites": json.dumps(self.rewrites), "precision": plan.precision, "for": plan.engine}
+        made = {"rewrites": json.dumps(self.rewrites), "precision": plan.computes, "for": plan.engine}
         onnx.write(proto, self.file, made)
         self.graph = proto
         self.checks: list[Agreement] = []
-        self.files = {FILES["onnx"]: self.file}
-        self.engine: dict[str, Any] | None = None
+        self.files = {plans.GRAPH: self.file}
+        if plan.engine != "cpu":
+            self.files[REFERENCE] = self.plain
+        self.engine = _Engine(plan, self.profile)
         self.source = {"file": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
 
     def build(self) -> None:
-        """The engine of a TensorRT target; run and compared where a GPU is, else built only."""
-        plan = self.plan
-        if plan.target == "onnx":
+        """The plan or engine of a TensorRT target, beside the graph."""
+        plan, grid = self.plan, self.model.network.multiple
+        if plan.makes == "tensorrt-rtx":
+            built = self.folder / FILES["tensorrt-rtx"]
+            built.write_bytes(tensorrt.build_for(self.file, self.profile, grid, plan.devices))
+            self.files = {built.name: built, REFERENCE: self.plain}
+            self.engine.built(built)
+        elif plan.makes == "tensorrt":
+            try:
+                built = tensorrt.plan_of(self.folder, self.profile, grid, self.name)
+            except NstError as error:
+                if plan.target is not None:
+                    raise
+                self.engine.status = f"not built here: {error}; nst-serve builds it at its first start"
+            else:
+                self.files |= {plans.PLAN: built, plans.RECORD: built.with_suffix(".json")}
+                self.engine.built(built)
+
+    def run_on_gpu(self) -> None:
+        """The gate on the GPU at hand, if the model's engine can run here."""
+        if self.plan.engine == "cpu" or (self.plan.makes != "onnx" and self.engine.file is None):
             return
-        cache = Path.home() / ".cache" / "nst"
-        grid = self.model.network.multiple
-        built, self.engine = tensorrt.build(
-            *(self.file, plan.target, plan.profile, grid), devices=plan.devices, cache=cache
-        )
-        engine = self.file.with_name(FILES[plan.target])
-        engine.write_bytes(built)
-        self.files = {engine.name: engine, REFERENCE: self.plain}
-        if self.model.purpose not in ("style", "texture"):
-            self.engine["status"] = "built, not run: it is one half of a model"
-        elif reason := tensorrt.cannot_run(plan.devices):
-            self.engine["status"] = f"built, not run: {reason}"
-        else:
-            self.checks += _against_reference(built, plan.target, plan.profile, self.plain, grid, plan.limits)
-            self.engine["status"] = "verified"
+        halves = self.model.purpose not in ("style", "texture")
+        if reason := "it is one half of a model" if halves else self.engine.cannot_run():
+            self.engine.status += f": {reason}"
+            return
+        network = self.model.network
+        self.checks += self.engine.checked(self.file, self.plain, network.multiple, network.styles)
 
     def publish(self, folder: Path) -> Published:
         """Into the repository, with its config and `verification.json`."""
@@ -162,7 +222,7 @@ class _Export:
         report.write_text(json.dumps(document, indent=1) + "\n")
         files = self.files | {report.name: report}
         message = None
-        if self.plan.target != "tensorrt-rtx":
+        if self.plan.makes != "tensorrt-rtx":
             message = repository.config(self.name, self.model.inputs, self.model.output, self._serving())
         return Published(repository.publish(files, self.name, folder, message, keep=self.plan.keep), document)
 
@@ -183,21 +243,18 @@ class _Export:
         parameters = {"multiple": str(network.multiple), "purpose": self.model.purpose}
         if isinstance(self.model, TiledModel):
             parameters["overlap"] = str(self.model.overlap)
-        common: dict[str, Any] = {
-            "styles": self.checkpoint.styles,
-            "cores": plan.cores,
-            "instances": plan.instances,
-            "multiple": network.multiple,
-            "engine": plan.engine,
-            "precision": plan.precision,
-            "file": FILES[plan.target],
-            "parameters": parameters,
-        }
-        if plan.target == "onnx":
-            return Serving(min_side=network.min_side, **common)
-        n, height, width = plan.profile.maximum
-        smallest = max(network.min_side, *plan.profile.minimum[1:])
-        return Serving(min_side=smallest, max_batch=n, max_pixels=height * width, **common)
+        return Serving(
+            styles=self.checkpoint.styles,
+            cores=plan.cores,
+            instances=plan.instances,
+            min_side=network.min_side,
+            multiple=network.multiple,
+            engine=plan.engine,
+            precision=plan.computes,
+            file=FILES[plan.makes],
+            profile=self.profile if plan.engine == "tensorrt" else None,
+            parameters=parameters,
+        )
 
     def _verification(self) -> dict[str, Any]:
         plan, network = self.plan, self.model.network
@@ -209,15 +266,67 @@ class _Export:
             "checkpoint": self.source,
             "network": {"name": network.name, **network.arguments},
             "styles": list(self.checkpoint.styles),
-            "target": plan.target,
-            "precision": plan.precision,
+            "target": plan.makes,
+            "precision": plan.computes,
             "for": plan.engine,
             "rewrites": self.rewrites,
-            "engine": self.engine,
+            "engine": self.engine.summary() if plan.engine != "cpu" else None,
             "versions": _versions(),
-            "limits": {"levels": plan.limits.levels, "psnr": plan.limits.psnr},
+            "limits": asdict(plan.limits),
             "checks": [one.summary() for one in self.checks],
             "passed": all(one.passed for one in self.checks),
+        }
+
+
+class _Engine:
+    """What runs a model on GPUs: its file once it is built, and whether it was run and compared.
+
+    `status` says that for a person. An ONNX file has nothing to build.
+    """
+
+    def __init__(self, plan: Plan, profile: Profile) -> None:
+        self.plan, self.profile = plan, profile
+        self.file: Path | None = None
+        self.library: str | None = None
+        self.status = "not run on a GPU"
+
+    def built(self, file: Path) -> None:
+        """Note the engine's file, and what has built it."""
+        target: Any = self.plan.makes
+        self.file, self.library = file, f"{target} {tensorrt.library(target).__version__}"
+        self.status = "built, not run on a GPU"
+
+    def cannot_run(self) -> str | None:
+        """Why it does not run on this machine, None if it should."""
+        found, missing = devices.gpus()
+        if not found:
+            return missing
+        if self.plan.devices and (own := tensorrt.capability_of(found[0])) not in self.plan.devices:
+            return f"it is not for this machine's GPU ({found[0].name}, {own})"
+        if self.plan.makes == "onnx" and self.plan.engine == "tensorrt":
+            return "ONNX Runtime's TensorRT provider builds its engine in the server"
+        return card.missing(self.plan.makes)
+
+    def checked(self, graph: Path, reference: Path, multiple: int, styles: int) -> list[Agreement]:
+        """The gate on the GPU; raises `ExportError`."""
+        gpu = tensorrt.gpu_at_hand()
+        target: Any = self.plan.makes
+        file = graph if target == "onnx" else self.file
+        assert file is not None
+        running = card.cuda_engine(file, gpu) if target == "onnx" else card.tensorrt_engine(file, target, gpu)
+        with running as engine:
+            checks = card.check(engine, reference, self.profile, multiple, self.plan.card_limits, styles=styles)
+        self.status = f"verified with {engine.name}"
+        return checks
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for `verification.json`."""
+        return {
+            "library": self.library,
+            "compute_capabilities": list(self.plan.devices),
+            "profile": str(self.profile),
+            "limits": asdict(self.plan.card_limits),
+            "status": self.status,
         }
 
 
@@ -226,7 +335,7 @@ def _check(made: Sequence[_Export]) -> None:
     parts = {one.model.purpose: one for one in made}
     for one in made:
         if one.model.purpose in ("style", "texture"):
-            engines = verify.onnx_engines(one.file)
+            engines = verify.onnx_engines(one.file, serving=one.plan.engine == "cpu")
             one.checks += verify.verify(one.model, engines, one.plan.limits)
     if "tiled" in parts:
         engines = verify.paired_engines(parts["statistics"].file, parts["tiled"].file)
@@ -235,48 +344,35 @@ def _check(made: Sequence[_Export]) -> None:
         parts["tiled"].checks += checks
 
 
-def _against_reference(
-    engine: bytes,
-    target: tensorrt.Target,
-    profile: tensorrt.Profile,
-    reference: Path,
-    multiple: int,
-    limits: verify.Limits,
-) -> list[Agreement]:
-    """Compare an engine on this GPU with its verified FP32 graph, on sizes that the engine takes."""
-    proto = onnx_package.load(reference)
-    inputs = onnx.tensors(proto)
-    shapes = [profile.holds(shape) for shape in (*verify.SHAPES, profile.minimum, profile.optimum)]
-    if all(spec.name != "image" for spec in inputs):
-        shapes = [verify.on_grid(shape, multiple) for shape in shapes]
-    truth = verify.session(reference, "CPUExecutionProvider")
-    return verify.agreements(
-        verify.examples(inputs, list(dict.fromkeys(shapes))),
-        lambda feed: truth.run(None, feed)[0],
-        [tensorrt.running(engine, target)],
-        limits,
-    )
-
-
 def verify_published(folder: Path) -> dict[str, Any]:
     """Run the engine in a version's `folder` on this machine's GPU and write the figures to its `verification.json`.
 
-    Raises `ExportError` if there is no engine, it cannot run here, or it does not agree with its reference.
+    A plan that was left to the server is built, into the user's cache. Raises `ExportError` if there is no engine for
+    GPUs, it cannot run here, or it does not agree with its reference.
     """
     report = folder / "verification.json"
     try:
         document: dict[str, Any] = json.loads(report.read_text())
-        target: Target = document["target"]
-        limits, engine = verify.Limits(**document["limits"]), document["engine"]
+        noted = document["engine"]
+        plan = Plan(document["target"], document["precision"], document["for"])
+        engine = None
+        if noted is not None:
+            plan = replace(plan, devices=tuple(noted["compute_capabilities"]))
+            engine = _Engine(plan, Profile.parse(noted["profile"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{folder}: no verification.json of nst-export: give the folder of a version") from error
-    if target == "onnx" or engine is None:
-        raise ExportError(f"{folder} holds an ONNX file, which was verified when it was exported; nothing to run")
-    profile = tensorrt.Profile(*(tuple(shape) for shape in engine["shapes"]))
+        raise ExportError(f"{folder}: no verification.json of this nst-export: give the folder of a version") from error
+    if engine is None:
+        raise ExportError(f"{folder} is for a CPU and was verified when it was exported; nothing to run")
+    if reason := engine.cannot_run():
+        raise ExportError(f"{folder} cannot be run here: {reason}")
     metadata = {one.key: one.value for one in onnx_package.load(folder / REFERENCE).metadata_props}
-    built = (folder / FILES[target]).read_bytes()
-    checks = _against_reference(built, target, profile, folder / REFERENCE, int(metadata["multiple"]), limits)
-    engine["status"] = "verified"
+    multiple, styles = int(metadata["multiple"]), len(document["styles"])
+    if plan.makes == "tensorrt":
+        engine.built(tensorrt.plan_of(folder, engine.profile, multiple, document["model"]))
+    elif plan.makes == "tensorrt-rtx":
+        engine.built(folder / FILES["tensorrt-rtx"])
+    checks = engine.checked(folder / plans.GRAPH, folder / REFERENCE, multiple, styles)
+    document["engine"] = engine.summary()
     document["checks"] += [one.summary() for one in checks]
     with written_whole(report) as beside:
         beside.write_text(json.dumps(document, indent=1) + "\n")
@@ -306,5 +402,5 @@ def _network(checkpoint: Checkpoint) -> str:
 def _versions() -> dict[str, str]:
     """Of what made and checked the file. ONNX Runtime comes from one of several distributions."""
     return {one: version(one) for one in ("nst", "torch", "onnx", "onnxscript")} | {
-        "onnxruntime": onnxruntime.__version__
+        "onnxruntime": import_onnxruntime().__version__
     }

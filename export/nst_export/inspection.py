@@ -99,9 +99,9 @@ def _made(document: dict[str, Any]) -> Iterator[str]:
     yield f"  target {document['target']}, {document['precision']}, for {document['for']}; rewrites: {changed}"
     yield f"  with {', '.join(f'{name} {version}' for name, version in document['versions'].items())}"
     if engine := document["engine"]:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in engine["results"].items())
-        yield f"  engine: {engine['library']}, {engine['layers']} layers, results in {kinds}"
-        yield f"  engine for {', '.join(engine['compute_capabilities'])}, shapes {engine['shapes']}: {engine['status']}"
+        capabilities = f" for {', '.join(engine['compute_capabilities'])}" if engine["compute_capabilities"] else ""
+        library = f"{engine['library']}, " if engine["library"] else ""
+        yield f"  engine{capabilities}: {library}shapes {engine['profile']}: {engine['status']}"
     yield from _gate(document["checks"], document["limits"])
 
 

@@ -23,6 +23,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
 from nst_core.files import written_whole
 from nst_export.errors import ExportError
@@ -41,6 +42,10 @@ WARM_SIZES = ((256, 256), (512, 512))
 
 TYPES = {torch.uint8: model_config_pb2.TYPE_UINT8, torch.float32: model_config_pb2.TYPE_FP32}
 
+HEURISTIC = "1"
+"""Of `cudnn_conv_algo_search`: NVIDIA's backend else tries every algorithm for every new shape, which takes ten times
+as long."""
+
 PATIENCE = 120.0
 """Seconds that `load` waits for a server."""
 
@@ -49,8 +54,9 @@ PATIENCE = 120.0
 class Serving:
     """How a model is to be served. instances x threads = cores, or the instances fight over them.
 
-    `engine` is what runs it; `file` is `model.onnx`, or `model.plan` for an engine of TensorRT. `parameters` are
-    for clients, besides the styles and the limits.
+    `engine` is what runs it; `file` is `model.onnx`, or `model.plan` for the backend `tensorrt`, NVIDIA's or ours.
+    `profile` are the shapes that TensorRT takes, which bound the limits. `parameters` are for clients, besides the
+    styles and the limits.
     """
 
     styles: tuple[str, ...]
@@ -63,6 +69,7 @@ class Serving:
     engine: Engine = "cpu"
     precision: Literal["fp32", "fp16"] = "fp32"
     file: str = "model.onnx"
+    profile: Profile | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -70,33 +77,58 @@ class Serving:
         """Threads of one instance."""
         return max(1, self.cores // self.instances)
 
+    @property
+    def batch(self) -> int:
+        """The largest batch."""
+        return self.profile.maximum[0] if self.profile else self.max_batch
+
+    @property
+    def limits(self) -> dict[str, str]:
+        """The sizes that are taken, by the names of the config's parameters."""
+        if self.profile is None:
+            return {"min_side": str(self.min_side), "max_pixels": str(self.max_pixels)}
+        _, height, width = self.profile.maximum
+        return {
+            "min_side": str(max(self.min_side, *self.profile.minimum[1:])),
+            "max_side": str(max(height, width)),
+            "max_pixels": str(height * width),
+        }
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether a picture of this size can be painted."""
+        if self.profile and self.profile.holds((self.profile.minimum[0], height, width))[1:] != (height, width):
+            return False
+        return height * width <= self.max_pixels and min(height, width) >= self.min_side
+
 
 def config(
     name: str, inputs: Sequence[TensorSpec], output: TensorSpec, serving: Serving
 ) -> model_config_pb2.ModelConfig:
     """The `config.pbtxt` of a model as a message: its tensors, batching, instances, engine, limits and warm-up."""
     backend = "onnxruntime" if serving.file.endswith(".onnx") else "tensorrt"
-    message = model_config_pb2.ModelConfig(name=name, backend=backend, max_batch_size=serving.max_batch)
+    message = model_config_pb2.ModelConfig(name=name, backend=backend, max_batch_size=serving.batch)
     for spec in inputs:
         message.input.add(name=spec.name, data_type=TYPES[spec.dtype], dims=_dims(spec))
     message.output.add(name=output.name, data_type=TYPES[output.dtype], dims=_dims(output))
-    message.dynamic_batching.SetInParent()  # take what waits as one batch; wait for nobody
-    _place(message, serving)
+    if serving.engine != "gpu":  # ONNX Runtime CUDA plans its convolutions anew for every size of a batch
+        message.dynamic_batching.SetInParent()  # take what waits as one batch; wait for nobody
+    _place(message, inputs, serving)
     parameters = {
         "styles": ",".join(serving.styles),
-        "min_side": str(serving.min_side),
-        "max_pixels": str(serving.max_pixels),
+        **serving.limits,
+        "precision": serving.precision,
+        **({"profile": str(serving.profile)} if serving.profile else {}),
         **serving.parameters,
     }
     for key, value in parameters.items():
         message.parameters[key].string_value = value
     for height, width in WARM_SIZES:
-        if height * width <= serving.max_pixels:
+        if serving.takes(height, width):
             _add_warmup(message, inputs, height, width, serving.multiple)
     return message
 
 
-def _place(message: model_config_pb2.ModelConfig, serving: Serving) -> None:
+def _place(message: model_config_pb2.ModelConfig, inputs: Sequence[TensorSpec], serving: Serving) -> None:
     """Instances on the CPU's cores or on the GPU, and what runs the graph there."""
     accelerators = message.optimization.execution_accelerators
     if serving.engine == "cpu":
@@ -105,12 +137,30 @@ def _place(message: model_config_pb2.ModelConfig, serving: Serving) -> None:
         accelerators.cpu_execution_accelerator.add(name="openvino")
         return
     message.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=serving.instances)
-    if message.backend == "onnxruntime" and serving.engine == "tensorrt":
+    if message.backend == "tensorrt":
+        return
+    message.parameters["cudnn_conv_algo_search"].string_value = HEURISTIC
+    if serving.engine == "tensorrt":
         tensorrt = accelerators.gpu_execution_accelerator.add(name="tensorrt")
-        tensorrt.parameters["precision_mode"] = serving.precision.upper()
-        tensorrt.parameters["trt_engine_cache_enable"] = "true"
-    elif message.backend == "onnxruntime":
+        for key, value in _provider_parameters(inputs, serving).items():
+            tensorrt.parameters[key] = value
+    else:
         accelerators.gpu_execution_accelerator.add(name="cuda")
+
+
+def _provider_parameters(inputs: Sequence[TensorSpec], serving: Serving) -> dict[str, str]:
+    """For ONNX Runtime's TensorRT provider, which else builds an engine for each new shape.
+
+    The engine is kept where the server's process runs, or where `trt_engine_cache_path` in the config says.
+    """
+    parameters = {"precision_mode": serving.precision.upper(), "trt_engine_cache_enable": "true"}
+    if serving.profile is None:
+        return parameters
+    tensors = [(spec.name, serving.profile.shapes(spec.axes, serving.multiple)) for spec in inputs]
+    for position, bound in enumerate(("min", "opt", "max")):
+        shown = (f"{name}:{'x'.join(map(str, shapes[position]))}" for name, shapes in tensors)
+        parameters[f"trt_profile_{bound}_shapes"] = ",".join(shown)
+    return parameters
 
 
 def _dims(spec: TensorSpec) -> list[int]:

@@ -7,13 +7,19 @@ pays was measured for each engine (`nst-bench export`, docs/export.md); all pass
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
+
+from nst_export import norms
+from nst_export.graph import Graph, attribute
 
 Engine = Literal["cpu", "gpu", "tensorrt"]
+
+END = 2**31 - 1
+"""Where a slice ends that ends with its axis."""
 
 BLOCK = 4
 """Side of the block of pixels that `last_convolution` makes at once; every network's grid is a multiple of it."""
@@ -26,29 +32,21 @@ def upsample(proto: ModelProto) -> int:
     the four phases has a kernel of 2x2, and reflecting the doubled picture is repeating the small one's edge. One
     convolution gives all phases, as channels, from windows that begin at row i-1. The pixel shuffle of them
     lies one pixel off, which the slice takes away. 4/9 of the multiplications.
+
+    Not for TensorRT: 10.15 fuses the shuffle and the slice into one kernel, which forgets where the slice begins if
+    all sides are fixed. The two below have no slice there; on a CPU they take some hundredths longer.
     """
-    graph = _Graph(proto)
+    # The window's first output belongs to the odd row before it, whose taps are w0 + w1 and w2.
+    taps = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
+    graph = Graph(proto)
     done = 0
-    for convolution in graph.nodes("Conv"):
-        pad = graph.private_source(convolution, "Pad")
-        resize = graph.private_source(pad, "Resize") if pad else None
-        kernel = graph.constant(convolution.input[1])
-        if not (pad and resize and kernel.shape[2:] == (3, 3) and _attribute(convolution, "strides") == [1, 1]):
-            continue
-        if not _doubles(graph, resize) or _reflection(graph, pad) != 1:
-            continue
-        # The window's first output belongs to the odd row before it, whose taps are w0 + w1 and w2.
-        taps = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
-        phases = np.einsum("pik,ockl,qjl->pqocij", taps, kernel, taps)
-        name = convolution.output[0]
-        weights = graph.add_weights(name, phases.reshape(-1, kernel.shape[1], 2, 2), convolution, times=4)
-        edge, ahead, behind, axes = (
-            graph.integers(*values) for values in ((0, 0, 1, 1, 0, 0, 1, 1), (1, 1), (-1, -1), (2, 3))
-        )
+    for resize, pad, convolution in _doubled_convolutions(graph):
+        name, weights = convolution.output[0], _phases(graph, convolution, taps)
+        ahead, behind, axes = (graph.integers(*values) for values in ((1, 1), (-1, -1), (2, 3)))
         graph.replace(
             [resize, pad, convolution],
             [
-                helper.make_node("Pad", [resize.input[0], edge], [f"{name}_edge"], mode="edge"),
+                _edge(graph, resize, name),
                 helper.make_node("Conv", [f"{name}_edge", *weights], [f"{name}_phases"], kernel_shape=[2, 2]),
                 helper.make_node("DepthToSpace", [f"{name}_phases"], [f"{name}_all"], blocksize=2, mode="DCR"),
                 helper.make_node("Slice", [f"{name}_all", ahead, behind, axes], [name]),
@@ -58,6 +56,86 @@ def upsample(proto: ModelProto) -> int:
     return done
 
 
+def upsample_windows(proto: ModelProto) -> int:
+    """`upsample` with a slice of each phase before the shuffle, and none behind it."""
+    taps = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
+    graph = Graph(proto)
+    done = 0
+    for resize, pad, convolution in _doubled_convolutions(graph):
+        name, weights = convolution.output[0], _phases(graph, convolution, taps)
+        channels = graph.constant(convolution.input[1]).shape[0]
+        windows = []
+        for phase, (row, column) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+            begin = graph.integers(phase * channels, row, column)
+            end = graph.integers((phase + 1) * channels, *(-1 if side == 0 else END for side in (row, column)))
+            cut = [f"{name}_phases", begin, end, graph.integers(1, 2, 3)]
+            windows.append(helper.make_node("Slice", cut, [f"{name}_window_{phase}"]))
+        graph.replace(
+            [resize, pad, convolution],
+            [
+                _edge(graph, resize, name),
+                helper.make_node("Conv", [f"{name}_edge", *weights], [f"{name}_phases"], kernel_shape=[2, 2]),
+                *windows,
+                helper.make_node("Concat", [node.output[0] for node in windows], [f"{name}_windows"], axis=1),
+                helper.make_node("DepthToSpace", [f"{name}_windows"], [name], blocksize=2, mode="DCR"),
+            ],
+        )
+        done += 1
+    return done
+
+
+def upsample_3x3(proto: ModelProto) -> int:
+    """`upsample` with kernels of 3x3, in which each phase's 2x2 taps have their place, so that nothing is cut.
+
+    As many multiplications as without a rewrite, five of nine with zero, and no copies: for engines whose convolutions
+    cost less than a pass over memory.
+    """
+    taps = np.array([[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]], np.float32)
+    graph = Graph(proto)
+    done = 0
+    for resize, pad, convolution in _doubled_convolutions(graph):
+        name, weights = convolution.output[0], _phases(graph, convolution, taps)
+        graph.replace(
+            [resize, pad, convolution],
+            [
+                _edge(graph, resize, name),
+                helper.make_node("Conv", [f"{name}_edge", *weights], [f"{name}_phases"], kernel_shape=[3, 3]),
+                helper.make_node("DepthToSpace", [f"{name}_phases"], [name], blocksize=2, mode="DCR"),
+            ],
+        )
+        done += 1
+    return done
+
+
+def _doubled_convolutions(graph: Graph) -> Iterator[tuple[NodeProto, NodeProto, NodeProto]]:
+    """Every nearest doubling with the reflection by one and the 3x3 convolution that alone read it."""
+    for convolution in graph.nodes("Conv"):
+        pad = graph.private_source(convolution, "Pad")
+        resize = graph.private_source(pad, "Resize") if pad else None
+        kernel = graph.constant(convolution.input[1])
+        if not (pad and resize and kernel.shape[2:] == (3, 3) and attribute(convolution, "strides") == [1, 1]):
+            continue
+        if _doubles(graph, resize) and _reflection(graph, pad) == 1:
+            yield resize, pad, convolution
+
+
+def _phases(graph: Graph, convolution: NodeProto, taps: NDArray[np.float32]) -> list[str]:
+    """The four phases' kernels as one, channels `(2 row + column) C + c`, and their bias.
+
+    `taps` are for an even and an odd row how much of the kernel's rows lies on each small row; of columns alike.
+    """
+    kernel = graph.constant(convolution.input[1])
+    phases = np.einsum("pik,ockl,qjl->pqocij", taps, kernel, taps)
+    phases = phases.reshape(-1, kernel.shape[1], *phases.shape[-2:])
+    return graph.add_weights(convolution.output[0], phases, convolution, times=4)
+
+
+def _edge(graph: Graph, resize: NodeProto, name: str) -> NodeProto:
+    """The small picture with its edge repeated once on every side."""
+    widths = graph.integers(0, 0, 1, 1, 0, 0, 1, 1)
+    return helper.make_node("Pad", [resize.input[0], widths], [f"{name}_edge"], mode="edge")
+
+
 def last_convolution(proto: ModelProto) -> int:
     """A large convolution to three channels as one with a stride of 4 to 48, and a pixel shuffle.
 
@@ -65,12 +143,12 @@ def last_convolution(proto: ModelProto) -> int:
     makes a block of 4x4 pixels: the same weights sixteen times, each shifted to its pixel in a larger kernel of zeros.
     More multiplications (1.8 times for 9x9), all of them in full registers.
     """
-    graph = _Graph(proto)
+    graph = Graph(proto)
     done = 0
     for convolution in graph.nodes("Conv"):
         kernel = graph.constant(convolution.input[1])
         channels, channels_in, side, _ = kernel.shape
-        if channels > 3 or side < 5 or _attribute(convolution, "strides") != [1, 1] or any(_pads(convolution)):
+        if channels > 3 or side < 5 or attribute(convolution, "strides") != [1, 1] or any(_pads(convolution)):
             continue
         wide = side + BLOCK - 1
         shifted = np.zeros((BLOCK, BLOCK, channels, channels_in, wide, wide), np.float32)
@@ -92,7 +170,7 @@ def last_convolution(proto: ModelProto) -> int:
 
 def doubling(proto: ModelProto) -> int:
     """Nearest doubling as a pixel shuffle of four copies: TensorRT infers no shape for a Resize of dynamic sides."""
-    graph = _Graph(proto)
+    graph = Graph(proto)
     done = 0
     for resize in graph.nodes("Resize"):
         if not _doubles(graph, resize):
@@ -111,16 +189,16 @@ def doubling(proto: ModelProto) -> int:
 
 def wrap(proto: ModelProto) -> int:
     """Circular padding as slices and joins: operator set 18 has no such mode, nor has OpenVINO."""
-    graph = _Graph(proto)
+    graph = Graph(proto)
     done = 0
     for pad in graph.nodes("Pad"):
         widths = graph.constant(pad.input[1]).tolist()
-        if _attribute(pad, "mode") != b"wrap" or widths[2:4] != widths[6:8]:
+        if attribute(pad, "mode") != b"wrap" or widths[2:4] != widths[6:8]:
             continue
         value, nodes = pad.input[0], []
         for axis in (2, 3):
             name = pad.output[0] if axis == 3 else f"{pad.output[0]}_rows"
-            width, end = graph.integers(widths[axis]), graph.integers(2**31 - 1)
+            width, end = graph.integers(widths[axis]), graph.integers(END)
             back, zero, along = graph.integers(-widths[axis]), graph.integers(0), graph.integers(axis)
             nodes += [
                 helper.make_node("Slice", [value, back, end, along], [f"{name}_before"]),
@@ -133,21 +211,68 @@ def wrap(proto: ModelProto) -> int:
     return done
 
 
+def adjacent_pads(proto: ModelProto) -> int:
+    """The padding to the network's grid behind the picture's arithmetic, next to the first convolution's own.
+
+    What computes each value alone may change places with a copy of values. Side by side the two pads are one copy for
+    an engine that fuses copies, and in half precision both copy half. They do not become one pad: the second reflects
+    what the first has appended, so that one reflection of both widths gives other pixels beyond the grid.
+    """
+    graph = Graph(proto)
+    done = 0
+    for pad in graph.nodes("Pad"):
+        if pad.input[1] in graph.constants:
+            continue
+        between: list[NodeProto] = []
+        reader = graph.only_reader(pad)
+        while reader and _computes_each_value(graph, reader):
+            between.append(reader)
+            reader = graph.only_reader(reader)
+        if not between or reader is None or reader.op_type != "Pad":
+            continue
+        moved = [NodeProto.FromString(node.SerializeToString()) for node in between]
+        moved[0].input[0] = pad.input[0]
+        moved[-1].output[0] = f"{between[-1].output[0]}_unpadded"
+        last = helper.make_node("Pad", [moved[-1].output[0], *pad.input[1:]], [between[-1].output[0]])
+        last.attribute.extend(pad.attribute)
+        for node in between[:-1]:
+            graph.forget(node.output[0])
+        graph.replace([pad, *between], [*moved, last])
+        done += 1
+    return done
+
+
+def _computes_each_value(graph: Graph, node: NodeProto) -> bool:
+    """Whether every value of the result comes of the value at its place alone."""
+    single = all(graph.constant(name).size == 1 and name in graph.constants for name in node.input[1:])
+    return single and node.op_type in ("Add", "Cast", "Div", "Mul", "Sub")
+
+
 REWRITES: dict[str, Callable[[ModelProto], int]] = {
     "upsample": upsample,
+    "upsample-windows": upsample_windows,
+    "upsample-3x3": upsample_3x3,
     "last-convolution": last_convolution,
     "doubling": doubling,
     "wrap": wrap,
+    "adjacent-pads": adjacent_pads,
+    "group-norm": norms.group,
+    "decomposed-norm": norms.decomposed,
 }
-"""By name, in the order in which they run."""
+"""By name, in the order in which they run; what one has changed the next does not find any more."""
 
 FOR: dict[Engine, tuple[str, ...]] = {
     "cpu": ("upsample", "last-convolution", "wrap"),
     "gpu": ("wrap",),
-    "tensorrt": ("upsample", "doubling", "wrap"),
+    "tensorrt": ("upsample-3x3", "doubling", "wrap", "adjacent-pads"),
 }
 """What an engine gets. CPU: measured. GPU: none was measured to pay. TensorRT: without these it builds nothing
-for dynamic sides; the last convolution's, which costs multiplications, was not measured there."""
+for dynamic sides; the last convolution's, which costs multiplications, was not measured there, and neither were the
+other forms of the normalisation, so that the graph's own stays."""
+
+
+UNSAFE: dict[Engine, dict[str, str]] = {"tensorrt": {"upsample": "upsample-3x3 or upsample-windows"}}
+"""By engine: rewrites that it may run wrongly, and what is there in their place."""
 
 
 def rewrite(proto: ModelProto, names: Sequence[str]) -> dict[str, int]:
@@ -155,89 +280,18 @@ def rewrite(proto: ModelProto, names: Sequence[str]) -> dict[str, int]:
     return {name: change(proto) for name, change in REWRITES.items() if name in names}
 
 
-class _Graph:
-    """An ONNX graph to be changed: who makes a value, who reads it, and constants as arrays."""
-
-    def __init__(self, proto: ModelProto) -> None:
-        self.graph = proto.graph
-        self.constants = {one.name: one for one in self.graph.initializer}
-        self._index()
-
-    def _index(self) -> None:
-        self.makers = {value: node for node in self.graph.node for value in node.output}
-        self.readers: dict[str, int] = {}
-        for value in (value for node in self.graph.node for value in node.input):
-            self.readers[value] = self.readers.get(value, 0) + 1
-
-    def nodes(self, operator: str) -> list[NodeProto]:
-        return [node for node in self.graph.node if node.op_type == operator]
-
-    def private_source(self, node: NodeProto, operator: str) -> NodeProto | None:
-        """The node that makes the first input of `node`, if it is an `operator` and nobody else reads it."""
-        maker = self.makers.get(node.input[0])
-        return maker if maker and maker.op_type == operator and self.readers[node.input[0]] == 1 else None
-
-    def constant(self, name: str) -> NDArray[Any]:
-        """The constant `name`; an empty array for a value that is none."""
-        return numpy_helper.to_array(self.constants[name]) if name in self.constants else np.empty(0)
-
-    def add(self, name: str, values: NDArray[Any]) -> str:
-        if name not in self.constants:
-            self.graph.initializer.append(numpy_helper.from_array(values, name))
-            self.constants[name] = self.graph.initializer[-1]
-        return name
-
-    def integers(self, *values: int) -> str:
-        """A constant of these, shared by all who ask for it."""
-        return self.add(f"integers_{'_'.join(map(str, values))}", np.array(values, np.int64))
-
-    def add_weights(self, name: str, kernel: NDArray[Any], convolution: NodeProto, *, times: int) -> list[str]:
-        """Names of a new kernel and, if `convolution` has one, its bias repeated for the new channels."""
-        weights = [self.add(f"{name}_kernel", kernel.astype(np.float32))]
-        if len(convolution.input) > 2:
-            weights.append(self.add(f"{name}_bias", np.tile(self.constant(convolution.input[2]), times)))
-        return weights
-
-    def replace(self, old: Sequence[NodeProto], new: Sequence[NodeProto]) -> None:
-        """`new` in the place of `old`, whose last node comes last; constants that nobody reads go."""
-        outputs = {value for node in old for value in node.output}
-        last = old[-1].output[0]
-        nodes = list(self._replaced(outputs, last, new))
-        del self.graph.node[:]
-        self.graph.node.extend(nodes)
-        self._index()
-        for one in [one for one in self.graph.initializer if one.name not in self.readers]:
-            self.graph.initializer.remove(one)
-            del self.constants[one.name]
-        gone = outputs - {last}
-        for value in [value for value in self.graph.value_info if value.name in gone]:
-            self.graph.value_info.remove(value)
-
-    def _replaced(self, outputs: set[str], last: str, new: Sequence[NodeProto]) -> Iterator[NodeProto]:
-        for node in self.graph.node:
-            if node.output[0] == last:
-                yield from new
-            elif node.output[0] not in outputs:
-                yield node
-
-
-def _attribute(node: NodeProto, name: str) -> Any:
-    found = [one for one in node.attribute if one.name == name]
-    return helper.get_attribute_value(found[0]) if found else None
-
-
 def _pads(convolution: NodeProto) -> list[int]:
-    return list(_attribute(convolution, "pads") or [])
+    return list(attribute(convolution, "pads") or [])
 
 
-def _doubles(graph: _Graph, resize: NodeProto) -> bool:
+def _doubles(graph: Graph, resize: NodeProto) -> bool:
     scales = graph.constant(resize.input[2]) if len(resize.input) > 2 else np.empty(0)
-    return _attribute(resize, "mode") == b"nearest" and scales.tolist() == [1, 1, 2, 2]
+    return attribute(resize, "mode") == b"nearest" and scales.tolist() == [1, 1, 2, 2]
 
 
-def _reflection(graph: _Graph, pad: NodeProto) -> int | None:
+def _reflection(graph: Graph, pad: NodeProto) -> int | None:
     """By how many pixels `pad` reflects all four sides, None if it does anything else."""
     widths = graph.constant(pad.input[1]).tolist()
-    if _attribute(pad, "mode") != b"reflect" or len(widths) != 8:
+    if attribute(pad, "mode") != b"reflect" or len(widths) != 8:
         return None
     return int(widths[2]) if widths == [0, 0, *[widths[2]] * 2, 0, 0, *[widths[2]] * 2] else None

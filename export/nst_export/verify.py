@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import nn
 
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
+from nst_core.onnx_runtime import import_onnxruntime
 from nst_export.errors import ExportError
 from nst_export.onnx import output, tensors
 from nst_export.served import INPUT, STATISTICS, STYLE_WEIGHTS, Exportable, TensorSpec
@@ -84,22 +84,27 @@ def verify(model: Exportable, engines: Iterable[Engine], limits: Limits) -> list
 
 
 def agreements(
-    feeds: Sequence[Feeds], reference: Callable[[Feeds], Pixels], engines: Iterable[Engine], limits: Limits
+    feeds: Sequence[Feeds],
+    reference: Callable[[Feeds], Pixels],
+    engines: Iterable[Engine],
+    limits: Limits,
+    *,
+    against: str = "PyTorch",
 ) -> list[Agreement]:
-    """How each engine agrees with `reference` on each of `feeds`; raises as `verify` does."""
+    """How each engine agrees with `reference`, called `against`, on each of `feeds`; raises as `verify` does."""
     expected = [(feed, reference(feed)) for feed in feeds]
     found = [compare(engine.name, *engine.run(feed), wanted, limits) for engine in engines for feed, wanted in expected]
-    refuse_failures(found, limits)
+    refuse_failures(found, limits, against)
     return found
 
 
-def refuse_failures(agreements: Sequence[Agreement], limits: Limits) -> None:
+def refuse_failures(agreements: Sequence[Agreement], limits: Limits, against: str = "PyTorch") -> None:
     """Raise `ExportError` that names every check that failed; nothing if none did."""
     if failed := [one for one in agreements if not one.passed]:
         allowed = f"{limits.levels} level{'s' if limits.levels != 1 else ''} of 255"
         allowed += f" or has less than {limits.psnr:g} dB" if limits.psnr else ""
         figures = "; ".join(f"{one.engine} at {one.shape}: {_figures(one)}" for one in failed)
-        raise ExportError(f"the exported model differs from PyTorch by more than {allowed}: {figures}. Not published")
+        raise ExportError(f"the exported model differs from {against} by more than {allowed}: {figures}. Not published")
 
 
 def _figures(one: Agreement) -> str:
@@ -118,10 +123,14 @@ def check_contract(proto: onnx.ModelProto, model: Exportable) -> None:
 def shapes(model: Exportable) -> list[tuple[int, int, int]]:
     """What is compared: `SHAPES`, and the smallest picture that the network takes, but for a pixel and three.
 
-    Of a texture the next multiples of its grid.
+    A batch follows if every style and a mix of them would not have their row else. Of a texture the next multiples of
+    its grid.
     """
     side, multiple = model.network.min_side, model.network.multiple
     chosen = [*SHAPES, (1, side + 1, side + 3)]
+    missing = model.network.styles + 2 - sum(n for n, _, _ in chosen)
+    if missing > 0:
+        chosen.append((missing, 128, 96))
     return chosen if model.purpose != "texture" else [on_grid(shape, multiple) for shape in chosen]
 
 
@@ -165,8 +174,11 @@ def photographs(shapes: Iterable[tuple[int, int, int]]) -> list[Pixels]:
     return batches
 
 
-def onnx_engines(path: Path) -> list[Engine]:
-    """The file on every CPU engine that is installed here; ONNX Runtime's own also sees whether values are finite."""
+def onnx_engines(path: Path, *, serving: bool = True) -> list[Engine]:
+    """The file on every CPU engine that is installed here; ONNX Runtime's own also sees whether values are finite.
+
+    With `serving` False, for a file that no CPU will serve, only on ONNX Runtime's own.
+    """
     proto = onnx.load(path)
     clips = [node.input[0] for node in proto.graph.node if node.op_type == "Clip"]
     beyond = clips[-1] if clips else proto.graph.output[0].name
@@ -183,7 +195,7 @@ def onnx_engines(path: Path) -> list[Engine]:
         plain = session(path, provider)
         return Engine(called, lambda feeds: (plain.run([name], feeds)[0], None))
 
-    others = {name: provider for name, provider in installed().items() if provider != "CPUExecutionProvider"}
+    others = {name: provider for name, provider in installed().items() if serving and name != "ONNX Runtime"}
     return [Engine("ONNX Runtime", watching), *(engine(name, provider) for name, provider in others.items())]
 
 
@@ -204,12 +216,14 @@ def paired_engines(statistics: Path, tiled: Path) -> list[Engine]:
 
 def installed() -> Mapping[str, str]:
     """`PROVIDERS` that this machine's ONNX Runtime has."""
-    available = onnxruntime.get_available_providers()
+    available = import_onnxruntime().get_available_providers()
     return {name: provider for name, provider in PROVIDERS.items() if provider in available}
 
 
-def session(model: Path | bytes, provider: str) -> onnxruntime.InferenceSession:
+def session(model: Path | bytes, provider: str) -> Any:
     """An ONNX Runtime session on `provider`, quiet."""
+    onnxruntime = import_onnxruntime()
+    onnxruntime.set_default_logger_severity(3)  # OpenVINO's provider does not heed the session's
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # shape arithmetic stays on the CPU provider, which is no news
     return onnxruntime.InferenceSession(

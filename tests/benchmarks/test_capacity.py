@@ -9,14 +9,16 @@ from nst_bench.cli import app
 from nst_core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-FILES = [ROOT / "docs" / "benchmark" / name for name in ("results.json", "serving-wide.json")]
+FOLDER = ROOT / "docs" / "benchmark"
+CARDS = [path for path in sorted(FOLDER.glob("*.json")) if results.read(path)["machine"]["gpu"]]
+FILES = [FOLDER / "results.json", FOLDER / "serving-wide.json", *CARDS]
 PAGE = ROOT / "docs" / "capacity.md"
 
 
 def _documents() -> list[dict[str, Any]]:
-    """Serving a fast network, as a run has it, and one of the paper's width; learning a style."""
+    """Serving a fast network, as a run has it, and one of the paper's width; learning a style; runs on GPUs."""
     run = results.suites(results.read(FILES[0]))
-    return [run["serving"], results.read(FILES[1]), run["training"]]
+    return [run["serving"], results.read(FILES[1]), run["training"], *map(results.read, CARDS)]
 
 
 def _table(text: str, title: str) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ import torch
 from nst_bench import plots, tables
 from nst_bench.results import rows
 from nst_bench.suites import frontier
+from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Fast, Johnson
@@ -15,7 +16,7 @@ from nst_trainer.weights import vgg16_weights
 
 
 def test_two_networks_by_time_and_worth(
-    tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cpu: Device
 ) -> None:
     monkeypatch.setattr(frontier, "LONGEST", 4)
     monkeypatch.setattr(frontier, "ROUNDS", 5)
@@ -24,7 +25,7 @@ def test_two_networks_by_time_and_worth(
     save(Checkpoint(frozen(Johnson(width=0.5)), ("slow",)), files[0])
     save(Checkpoint(frozen(Fast(width=0.125)), ("quick",)), files[1])
     photos = [photographs["chelsea"], photographs["rocket"]]
-    document = frontier.measure(files, photographs["coffee"], photos, vgg16_weights(), size=64, side=256)
+    document = frontier.measure(files, photographs["coffee"], photos, vgg16_weights(), cpu, size=64, side=256)
     quick, slow = document["rows"]
     assert (quick["name"], slow["name"]) == ("quick", "slow")
     assert quick["median"] < slow["median"]
@@ -36,10 +37,10 @@ def test_two_networks_by_time_and_worth(
     assert "| slow | johnson, width 0.5 |" in tables.tables(document).replace("**", "")
 
 
-def test_two_files_of_one_name(tmp_path: Path) -> None:
+def test_two_files_of_one_name(tmp_path: Path, cpu: Device) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         save(Checkpoint(frozen(Fast(width=0.125)), ("x",)), tmp_path / folder / "x.pth")
     files = [tmp_path / "a" / "x.pth", tmp_path / "b" / "x.pth"]
     with pytest.raises(InputError, match="the same name"):
-        frontier.measure(files, tmp_path / "no.jpg", [], {})
+        frontier.measure(files, tmp_path / "no.jpg", [], {}, cpu)

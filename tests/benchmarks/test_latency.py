@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from nst_bench.engines import Served, check_source, publish, served, untrained
+from nst_bench.engines import Engine, Served, publish, served, untrained
+from nst_bench.exported import Exported
+from nst_bench.gpu import Paint
 from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
 from nst_bench.suites import cold, latency, peers
+from nst_core.devices import Device
 from nst_core.errors import InputError
+from nst_core.images import Pixels
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint, save
 
@@ -58,9 +62,17 @@ def test_an_engine_that_takes_a_known_time_is_measured_within_two_per_cent() -> 
     assert summarize(samples["drifting"]).unstable
 
 
-def test_every_engine_has_rows_or_a_reason(tiny: Checkpoint, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_engine_has_rows_or_a_reason(
+    tiny: Checkpoint, server: Served, monkeypatch: pytest.MonkeyPatch, cpu: Device
+) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    document = latency.measure(tiny, server, effort=latency.Effort((112,), 0.1))
+    parts: list[int] = []
+    document = latency.measure(
+        *(tiny, server, cpu),
+        effort=latency.Effort((112, 96), 0.1),
+        keep=lambda part: parts.append(len({row["size"] for row in part["rows"] if "median" in row} - {None})),
+    )
+    assert parts == [1, 2]
     assert document["schema"] == "nst-bench-latency/1"
     assert json.loads(json.dumps(document))["model"]["width"] == 0.125
     steady = {(row["engine"], row["device"]): row for row in document["rows"] if row["phase"] == "steady"}
@@ -72,9 +84,13 @@ def test_every_engine_has_rows_or_a_reason(tiny: Checkpoint, server: Served, mon
         row = steady[engine]
         assert row["n"] >= latency.FEWEST and row["levels"] <= 1
         assert row["gflop"] > 0 and row["share_of_matrix_rate"] > 0 and row["share_of_bandwidth"] > 0
-    if not torch.cuda.is_available():
-        assert "no CUDA device" in steady["PyTorch eager", "GPU"]["missing"]
-        assert "CUDAExecutionProvider" in steady["ONNX Runtime, CUDA", "GPU"]["missing"]
+    assert ("in the process (local:)", "CPU") in painting
+    on_card = {engine: row["missing"] for engine, row in steady.items() if engine[1] == "GPU"}
+    assert {name for name, _ in on_card} == {
+        *("PyTorch eager", "PyTorch compiled", "PyTorch, CUDA graph, FP16", "ONNX Runtime, CUDA, FP32"),
+        *("TensorRT, FP32", latency.CUDA_SHARED_MEMORY),
+    }
+    assert set(on_card.values()) == {cpu.reason}
     firsts = [row for row in document["rows"] if row["phase"] == "first of a shape"]
     assert {(row["engine"], row["device"]) for row in firsts} == painting
     cold_rows = [row for row in document["rows"] if row["phase"] == "cold"]
@@ -84,12 +100,42 @@ def test_every_engine_has_rows_or_a_reason(tiny: Checkpoint, server: Served, mon
 def test_a_model_of_another_checkpoint_is_refused(tiny: Checkpoint, repository: Path, tmp_path: Path) -> None:
     save(untrained(0.25), tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"was not exported from .*other\.pth"):
-        check_source(repository, "untrained-0.125", tmp_path / "other.pth")
+        Exported(repository / "untrained-0.125").check_source(tmp_path / "other.pth")
 
 
-def test_starts_of_the_real_server(repository: Path) -> None:
+def test_an_engine_that_breaks_is_a_reason_and_the_others_go_on(
+    tiny: Checkpoint, server: Served, monkeypatch: pytest.MonkeyPatch, cpu: Device, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that does not load, and one that fails at its second size."""
+
+    def breaks(pixels: Pixels) -> Pixels:
+        if pixels.shape[0] > 96:
+            raise RuntimeError("out of\nmemory")
+        return pixels
+
+    def load() -> Paint:
+        raise ValueError("seven")
+
+    engines = [Engine("fine", "CPU", lambda: lambda pixels: pixels), Engine("late", "CPU", lambda: breaks)]
+    monkeypatch.setattr(latency, "in_process", lambda *_, **__: [*engines, Engine("never", "CPU", load)])
+    document = latency.measure(tiny, server, cpu, effort=latency.Effort((96, 112), 0.05))
+    steady = {(row["engine"], row["size"]): row for row in document["rows"] if row["phase"] == "steady"}
+    assert steady["late", 112]["missing"] == "RuntimeError: out of memory" and "median" in steady["late", 96]
+    assert {steady["never", size]["missing"] for size in (96, 112)} == {"ValueError: seven"}
+    assert all("median" in steady[name, size] for name in ("fine", "served, gRPC") for size in (96, 112))
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_what_compiles_is_left_out_first() -> None:
+    less = latency.CARD.scaled(0.8)
+    assert (less.sizes, less.compiled, less.seconds) == ((256, 512, 1024), (), pytest.approx(8.0))
+    assert latency.CARD.scaled(0.5).sizes == (256, 512)
+    assert latency.CARD.scaled(1.0) is latency.CARD
+
+
+def test_starts_of_the_real_server(repository: Path, cpu: Device) -> None:
     effort = cold.Effort(1, 2, ((64, 64), (80, 72)))
-    document = cold.measure(ROOT / ".triton", repository, "untrained-0.125", effort=effort)
+    document = cold.measure(ROOT / ".triton", repository, "untrained-0.125", cpu, effort=effort)
     rows = {(row["what"], row["height"], row["width"]): row for row in document["rows"]}
     assert [row["what"] for row in document["rows"]] == sorted((key[0] for key in rows), key=cold.WHAT.index)
     assert set(rows) == {
@@ -99,10 +145,10 @@ def test_starts_of_the_real_server(repository: Path) -> None:
     assert rows[cold.STEADY, 80, 72]["n"] == 2 and rows[cold.STEADY, 80, 72]["warmed_up"] is False
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_says_why(tmp_path: Path, cpu: Device) -> None:
     (tmp_path / "models" / "empty").mkdir(parents=True)
     with pytest.raises(cold.ColdError, match="ended without being ready"):
-        cold.measure(ROOT / ".triton", tmp_path / "models", "empty", effort=cold.Effort(1, 1))
+        cold.measure(ROOT / ".triton", tmp_path / "models", "empty", cpu, effort=cold.Effort(1, 1))
 
 
 WORKER = """
@@ -156,9 +202,11 @@ def test_peers_take_turns_with_ours(
     assert "pip install onnxruntime-openvino fastapi" in document["command"]
 
 
-def test_peers_need_an_environment(tmp_path: Path) -> None:
+def test_peers_need_an_environment_and_a_processor(tmp_path: Path, card: Device) -> None:
     with pytest.raises(InputError, match=r"no virtual environment; python -m venv .*pip install openvino MNN"):
         peers.check(tmp_path / "none")
+    with pytest.raises(InputError, match="the peers run on the CPU: give --device cpu"):
+        peers.check(tmp_path / "none", card)
 
 
 @pytest.mark.gpu

@@ -1,13 +1,17 @@
 """The methods side by side, the speed-up at equal loss, and the ceiling."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nst_bench import machine
 from nst_bench.ceiling import Ceiling, Work, of_network
+from nst_bench.exported import Exported
+from nst_bench.gpu import torch_device, without_cuda
 from nst_bench.suites import methods, quality, speedup
+from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import fitted, open_picture, sample_photographs
 from nst_trainer.checkpoint import Checkpoint, frozen, save
@@ -49,21 +53,42 @@ def test_shares_are_of_the_device_that_ran() -> None:
     assert Ceiling.of(found, "GPU").shares(Work(50.0, 1.0), 1000.0)["share_of_bandwidth"] == pytest.approx(0.01)
 
 
-def test_the_machine_says_its_rates_and_what_it_lacks() -> None:
+def test_the_machine_says_its_rates_and_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
     found = machine.describe()
     assert found["matrix_product_gflops"] > 0 and found["memory_gbs"] > 0
-    if torch.cuda.is_available():
-        assert found["cuda"]["tf32_gflops"] > 0 and found["cuda"]["precision"]["matrix_products"]
-    else:
-        assert found["gpu"] is None and "no CUDA device" in found["cuda"]["missing"]
+    assert found["gpu"] is None and found["cuda"] == {"missing": "no NVIDIA GPU (for this test)"}
 
 
-def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_pytorch_cannot_use_is_described_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, driver: Any, card: Device
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: ([card.gpu], ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    driver.refuses.add("nvmlDeviceGetClockInfo")
+    found = machine.describe()
+    assert found["gpu"] == "NVIDIA H100 80GB HBM3"
+    assert found["cuda"] == {
+        **{"compute_capability": "9.0", "memory_gib": 80.0, "driver": "580.159.04", "driver_cuda": "13.0"},
+        **{"highest_sm_clock_mhz": 1980, "power_limit_w": 700, "temperature_c": 41, "unmeasured": without_cuda()},
+    }
+    assert Ceiling.of(found, "GPU").shares(Work(50.0, 1.0), 1000.0) == {"gflop": 50.0}
+    assert driver.opened == 0
+
+
+@pytest.mark.gpu
+def test_the_gpu_says_its_rates() -> None:
+    found = machine.describe()
+    assert found["cuda"]["tf32_gflops"] > 0 and found["cuda"]["precision"]["matrix_products"]
+    assert found["cuda"]["sm_clock_mhz"] > 0 and found["cuda"]["driver"]
+
+
+def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device) -> None:
     history = {"crop": 128, "seconds": 90.0, "device": "H100", "style_pictures": ["a.jpg", "b.jpg", "c.jpg"]}
     trained = Checkpoint(frozen(Johnson(width=0.125, styles=3)), ("a", "b", "c"), history, {"held out total": 2.5})
     save(trained, tmp_path / "three.pth")
     monkeypatch.setattr(methods, "UNTRAINED", {methods.MANY: methods.UNTRAINED[methods.MANY]})
-    document = methods.measure([tmp_path / "three.pth"], effort=methods.Effort((64,), 2))
+    document = methods.measure([tmp_path / "three.pth"], cpu, effort=methods.Effort((64,), 2))
     gatys, many = document["rows"]
     assert (gatys["method"], gatys["n"], gatys["trained"]) == (methods.GATYS, 2, False)
     assert gatys["picture_seconds"] == pytest.approx(methods.ITERATIONS * gatys["median"] / 1000)
@@ -97,19 +122,27 @@ def test_a_style_that_was_added_is_a_method_of_its_own(tmp_path: Path) -> None:
     assert methods._new_style(shown[methods.ADDED]) == {"missing": "added does not say how long its training took"}
 
 
-def test_the_optimisation_runs_where_the_model_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_optimisation_runs_where_the_model_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device, card: Device
+) -> None:
     (tmp_path / "a").mkdir()
     config = tmp_path / "a" / "config.pbtxt"
     with pytest.raises(InputError, match="has no model 'a'"):
-        speedup._device(tmp_path, "a")
+        Exported(tmp_path / "a")
     config.write_text("instance_group { kind: KIND_CPU }")
-    assert speedup._device(tmp_path, "a") == CPU
+    Exported(tmp_path / "a").check_device(cpu)
+    with pytest.raises(InputError, match=r"exported for the CPU, .*nst-export --device gpu .* or .* --device cpu"):
+        Exported(tmp_path / "a").check_device(card)
     config.write_text("instance_group { kind: KIND_GPU }")
+    Exported(tmp_path / "a").check_device(card)
+    with pytest.raises(InputError, match=r"exported for the GPU, .* the CPU \(no NVIDIA GPU \(for this test\)\)"):
+        Exported(tmp_path / "a").check_device(cpu)
+    assert torch_device(cpu) == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"a is exported for a GPU.* torch .* has no CUDA device: install"):
-        speedup._device(tmp_path, "a")
+    with pytest.raises(InputError, match=r"torch .* cannot use a GPU, which the driver has \(NVIDIA H100.*: install"):
+        torch_device(card)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert speedup._device(tmp_path, "a") == torch.device("cuda")
+    assert torch_device(card) == torch.device("cuda")
 
 
 def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +150,7 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     figures = [
         {"engine": speedup.GATYS, "size": 64, "phase": "steady", "median": 300.0},
         {"engine": speedup.SERVED[0], "size": 64, "phase": "steady", "median": 5.0},
+        {"engine": speedup.SERVED[2], "size": 64, "phase": "steady", "median": 2.5},
     ]
     checkpoint = Checkpoint(frozen(Johnson(width=0.125)), ("coffee",), {"style_size": 64})
     effort = speedup.Effort(1, 1, 1, equal_loss=(64,))
@@ -132,6 +166,7 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     assert row["iteration"] == next(number for number, loss in enumerate(curve, 1) if loss <= goal)
     assert row["gatys_seconds"] == pytest.approx(0.3 * row["iteration"])
     assert row["ratio"] == pytest.approx(60.0 * row["iteration"])
+    assert row["shared_memory_ratio"] == pytest.approx(2 * row["ratio"])
     monkeypatch.setattr(speedup, "LONGEST", 2)
     monkeypatch.setattr(speedup, "network_losses", lambda run, paint: {"loss": 0.0})
     (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)

@@ -1,5 +1,7 @@
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nst_bench import plots, report, results, tables
+from nst_bench import capacity, plots, report, results, tables
+from nst_bench.callers import Call
 from nst_bench.cli import app
+from nst_bench.measure import summarize
+from nst_bench.suites import energy, serving, speedup
+from nst_client import Statistics
 from nst_core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -54,19 +60,22 @@ def _blocks(page: Path) -> list[tuple[str, str]]:
     )
 
 
-def _drawn(document: dict[str, Any]) -> set[str]:
-    """The tables of a document's suites, as they are drawn now."""
-    return {report.markdown(one) for one in results.suites(document).values() if "missing" not in one}
+def _drawn(document: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> set[str]:
+    """The tables of a document's suites, as they are drawn now, with those of GPUs beside them."""
+    return {report.markdown(one, beside) for one in results.suites(document).values() if "missing" not in one}
 
 
 def test_the_pages_tables_are_those_of_the_committed_results() -> None:
-    """All that the pages show is of a committed document, and every document is shown."""
-    shown = {block: name for page in PAGES for name, block in _blocks(page)}
-    drawn = {name: _drawn(results.read(FOLDER / name)) for name in NAMES}
+    """All that the pages show is of a committed document, and every document is shown, those of GPUs beside others."""
+    shown = {block: name for page in PAGES for name, block in _blocks(page) if block}  # a GPU's alone may be empty
+    documents = {name: results.read(FOLDER / name) for name in NAMES}
+    cards = [one for one in documents.values() if one["machine"]["gpu"]]
+    drawn = {name: _drawn(one) | _drawn(one, cards) for name, one in documents.items()}
     for block, name in shown.items():
         assert any(block in blocks for blocks in drawn.values()), f"{name}: make readme"
     for name, blocks in drawn.items():
-        assert blocks & set(shown), f"{name} is drawn nowhere: make readme"
+        on_card = documents[name]["machine"]["gpu"]
+        assert blocks & set(shown) or any(f"p50 on {on_card}" in block for block in shown), f"{name}: make readme"
     assert len(shown) >= 12
 
 
@@ -141,6 +150,94 @@ def test_the_table_that_matters_has_the_equal_loss_first() -> None:
     assert "| 256² | a.jpg | 2.500 | 24 | 8.4 s | 37.9 ms | **222** |" in report.markdown(document)
 
 
+CARD = "NVIDIA H100 80GB HBM3"
+
+
+def _card_run() -> dict[str, Any]:
+    """A run on a GPU as the suites write it, with figures of this test's own: no machine has measured them."""
+    machine = {**_run_document()["machine"], "gpu": CARD, "cores": 16}
+    machine["cuda"] = {"driver": "580.159.04", "sm_clock_mhz": 1980, "precision": {"matrix_products": "highest"}}
+    about = {"date": "2026-11-26 20:00 UTC", "machine": machine}
+    model = {"name": "s", "network": "fast", "width": 1.0, "parameters": 206540}
+    milli = {way: [0.001 * (2 + number)] * 5 for number, way in enumerate((*speedup.SERVED, "in the process"))}
+    figures = [speedup._figure(way, 512, "steady", seconds) for way, seconds in milli.items()]
+    figures += [speedup._figure(speedup.GATYS, 512, "steady", [0.008] * 5)]
+    figures += [speedup._figure("Triton, from start to ready", None, "cold", [6.0])]
+    steady = {(one["engine"], one["size"]): one["median"] for one in figures}
+    equal = {"size": 512, "photo": "a.jpg", "loss": 2.5, "iteration": 31, "gatys_seconds": 0.248, "curve": [9.0, 2.4]}
+    first = {"schema": "nst-bench-speedup/1", **about, "model": model, "device": "GPU", "rows": figures}
+    first |= {"speedup": speedup._speedups(figures, (512,))}
+    first |= {"equal_loss": [equal | speedup._against(248.0, steady, 512)]}
+    row = {"engine": "TensorRT, FP16", "device": "GPU", "size": 512, "phase": "steady"}
+    by_engine = [{**row, **asdict(summarize([0.0005] * 5)), "levels": 4}, {**row, "engine": "T", "missing": "not here"}]
+    calls = [Call(0.001 * number, 0.001 * number + 0.004) for number in range(20)]
+    turn = serving.Turn(calls, Statistics(20, 0, 20, 10, {2: 10}, 0.001, 0.002))
+    own = serving._rate([turn.rate]) | serving.summary([turn])
+    load = {"size": 512, "requests": 20, "bare": serving._rate([1000.0])}
+    load |= {"rows": [{"callers": count, **own, "ratio": 0.5, "against_one": 1.0} for count in (1, 32)]}
+    mixed = [{"mixture": serving.CHANGING, "callers": 32, **own, "one_caller": 2000.0, "against_one": 0.7}]
+    loaded = {"schema": "nst-bench-serving/1", **about, "latency": [{"size": 512, "way": "gRPC", **own, "ratio": 1.0}]}
+    loaded |= {"model": {"name": "s", "width": 1.0, "provider": "TensorRT", "instances": 2, "threads": None}}
+    loaded["model"]["precision"] = "fp16"
+    loaded |= {"throughput": load, "throughput_by_size": [load | {"size": 256}]}
+    loaded |= {"mixed": {"sides": [128, 640], "rows": mixed}, "stopped": "no time left"}
+    loaded["slowest_against_one"] = serving.slowest([load], mixed)
+    rows = [energy._row(energy.NETWORK, 512, 1.0, energy.Block(1000, 1.0, 300.0)) | {"ratio": 1.0}]
+    used = {"schema": "nst-bench-energy/1", **about, "model": {"name": "s"}, "iterations": 500, "rows": rows}
+    used |= {"idle_watts": 70.0, "idle_subtracted": False}
+    by_size = {"schema": "nst-bench-latency/1", **about, "model": model, "rows": by_engine}
+    suites = {"speedup": first, "latency": by_size, "serving": loaded, "energy": used, "serving, gallery": loaded}
+    return {"schema": results.RUN, **about, "device": f"gpu: {CARD}", "suites": suites}
+
+
+def test_a_run_on_a_gpu_is_drawn(tmp_path: Path) -> None:
+    results.write(_card_run(), tmp_path / "h100.json")
+    written = report.write([results.read(tmp_path / "h100.json")], tmp_path)
+    text = written.read_text()
+    assert f"GPU: {CARD}, driver 580.159.04, sm clock mhz 1980, precision matrix_products highest." in text
+    assert "Gatys, 500 iterations | 4.00 | **2,000** | **1,000** |" in text, "over gRPC, and by shared memory"
+    assert "| 512² | a.jpg | 2.500 | 31 | 0.25 s | 2.00 ms | **124** | 4.00 ms | **62** |" in text
+    assert "By shared memory a picture takes 4.00 ms at 512², **1,000** times less than 500 iterations." in text
+    assert "| TensorRT, FP16 | GPU | 512² | 0.50 |" in text and "| T | GPU | 512² | *not here* |" in text
+    assert "`s` (width 1, 2 at once, TensorRT, FP16)." in text
+    assert f"| {serving.CHANGING} | 32 |" in text
+    assert "There is a mixture of sizes and callers that is slower than one caller: the slowest, 32 callers, " in text
+    assert "It ended before it was done: no time left." in text
+    assert "| 512² | the network, without a server | 0.3 | **1** | 300 | 1,000 | 1.0 |" in text
+    assert "## Serving, gallery" in text and "## Energy" in text
+    assert {path.stem for path in tmp_path.glob("*.png")} >= {"latency", "latency-by-size", "throughput", "loss"}
+    assert "takes 2 ms; Gatys' 500 iterations take 4 s: 2,000 times" in report.headline(_card_run())
+
+
+def test_a_gpus_figures_have_a_column_beside_the_runs(tmp_path: Path) -> None:
+    page, card = tmp_path / "page.md", tmp_path / "h100.json"
+    results.write(_card_run(), card)
+    names = ("nst-bench-speedup/1", "nst-bench-latency/1", "nst-bench-energy/1", "nst-bench-gatys/1")
+    page.write_text("".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in names))
+    command = ["report", str(FOLDER / "results.json"), str(card), "--readme", str(page)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    blocks = dict(_blocks(page))
+    gatys = next(one for one in _suite("speedup")["rows"] if (one["engine"], one["size"]) == (speedup.GATYS, 512))
+    line = next(line for line in blocks[names[0]].splitlines() if line.startswith("| 512² | Gatys, one iteration |"))
+    assert line.startswith(f"| 512² | Gatys, one iteration | {tables.cells(gatys)[0]} |") and line.endswith("| 8.0 |")
+    assert f"| first of a shape | p50 on {CARD} |" in blocks[names[0]]
+    assert "| 512² | Triton, shared memory |  |  |  |  |  |  | 4.00 |" in blocks[names[0]], "a row that only one has"
+    assert f"On {CARD}, the network and the optimisation on the GPU:" in blocks[names[0]]
+    assert blocks[names[1]].startswith("`starry-night-fast`") and "| TensorRT, FP16 | GPU | 512² |" in blocks[names[1]]
+    assert "| the network, without a server |" in blocks[names[2]], "a suite that only the GPU's run has"
+    assert CARD not in blocks[names[3]], "a suite that only the whole run has"
+    alone = report.markdown(_suite("speedup"))
+    assert alone == report.markdown(_suite("speedup"), []) and "p50 on" not in alone
+
+
+def test_capacity_counts_a_gpus_machines(tmp_path: Path) -> None:
+    document = _card_run()["suites"]["serving"]
+    del document["stopped"]
+    text = capacity.text([document])
+    assert "(2 at once, TensorRT, FP16)" in text and "| *served on the GPU* |" in text
+
+
 def test_machines_stand_side_by_side(tmp_path: Path) -> None:
     files = [tmp_path / "fast.json", FOLDER / "serving-wide.json"]
     results.write(_suite("serving"), files[0])
@@ -212,7 +309,7 @@ def test_a_page_gets_the_tables_that_it_has_markers_for(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
     two = CliRunner().invoke(app, ["report", str(file), str(file), "--readme", str(page)])
     assert two.exit_code == 1
-    assert "--readme takes one result, not 2" in two.stderr
+    assert "--readme takes one result, and beside it those of GPUs" in two.stderr
 
 
 def test_the_loss_is_drawn_by_time() -> None:

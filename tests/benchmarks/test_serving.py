@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from nst_bench.engines import Bare, Served, photograph, served
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
 from nst_client import MockTransport, Statistics, StyleClient
 from nst_client import transports as wire
+from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_export import exporter
 from nst_server import triton
@@ -43,8 +45,10 @@ def server(repository: Path) -> Iterator[Served]:
 
 
 def test_the_whole_suite_with_a_real_triton(server: Served, tmp_path: Path) -> None:
-    effort = serving.Effort(latency=0.1, blocks=2, turn=0.2, arrivals=0.5, probes=2)
-    document = serving.measure(server, sizes=(32, 64), callers=(1, 4), effort=effort)
+    effort = serving.Effort(0.1, 2, 0.2, 0.5, 2, sizes=(32, 64), loaded=(32, 64), callers=(1, 4), mixed=(3,))
+    effort = replace(effort, mixed_turn=0.2, sides=(32, 64))
+    parts: list[set[str]] = []
+    document = serving.measure(server, effort=effort, keep=lambda part: parts.append(set(part)))
     (tmp_path / "a.json").write_text(json.dumps(document))
     document = report.read(tmp_path / "a.json")
     assert [(row["size"], row["way"]) for row in document["latency"]] == [
@@ -54,7 +58,10 @@ def test_the_whole_suite_with_a_real_triton(server: Served, tmp_path: Path) -> N
         bare = next(one for one in document["latency"] if one["size"] == row["size"])
         assert row["ratio"] == pytest.approx(row["median"] / bare["median"])
         assert row["n"] >= serving.FEWEST
+    order = ("latency", "throughput", "throughput_by_size", "mixed", "slowest_against_one", "arrivals")
+    assert [sorted(part & set(order)) for part in parts] == [sorted(order[: n + 1]) for n in range(len(order))]
     throughput, arrivals = document["throughput"], document["arrivals"]
+    assert throughput["size"] == 64 and [one["size"] for one in document["throughput_by_size"]] == [32]
     for row in throughput["rows"]:
         assert row["n"] == 2 * throughput["requests"]
         assert sum(int(size) * count for size, count in row["batches"].items()) == row["n"]
@@ -64,8 +71,42 @@ def test_the_whole_suite_with_a_real_triton(server: Served, tmp_path: Path) -> N
     assert rates == sorted(rates) and max(rates) < throughput["bare"]["rate"]
     assert arrivals["rate"] == max((row["rate"] for row in arrivals["rows"] if row["within"]), default=None)
     assert document["model"]["width"] == 0.125 and document["model"]["threads"] == 2
+    loads = [throughput, *document["throughput_by_size"]]
+    mixed = document["mixed"]["rows"]
+    assert [(row["mixture"], row["callers"]) for row in mixed] == [(serving.APART, 3), (serving.CHANGING, 3)]
+    for row in mixed:
+        assert row["n"] == sum(row["batches"][size] * int(size) for size in row["batches"])
+        assert row["against_one"] > 0 and row["one_caller"] > 0
+    against = [row["against_one"] for load in loads for row in load["rows"] if row["callers"] > 1]
+    assert document["slowest_against_one"]["ratio"] == min(*against, *(row["against_one"] for row in mixed))
+    assert all(load["rows"][0]["against_one"] == 1.0 for load in loads)
     text = report.markdown(document)
     assert "| 64² | shared memory |" in text and "Poisson" in text
+    assert f"| {serving.CHANGING} | 3 |" in text and "times one caller" in text
+
+
+def test_mixtures_have_every_size_once_and_stay_the_same() -> None:
+    sizes = serving.mixture(32, 128, 640)
+    assert len(set(sizes)) == 32 and sizes[:8] == serving.mixture(8, 128, 640)
+    assert all(128 <= side <= 640 for size in sizes for side in size)
+
+
+def test_the_slowest_of_all_is_named() -> None:
+    def row(callers: int, ratio: float, **words: str) -> dict[str, object]:
+        return {"callers": callers, "against_one": ratio, **words}
+
+    loads = [{"size": 256, "rows": [row(1, 1.0), row(8, 2.5)]}, {"size": 512, "rows": [row(1, 1.0), row(8, 1.7)]}]
+    mixed = [row(8, 0.4, mixture=serving.CHANGING)]
+    assert serving.slowest(loads, []) == {"ratio": 1.7, "who": "8 callers at 512²"}
+    assert serving.slowest(loads, mixed) == {"ratio": 0.4, "who": "8 callers, each caller changes sizes"}
+    assert serving.slowest([{"size": 256, "rows": [row(1, 1.0)]}], []) is None
+
+
+def test_less_time_is_less_of_everything() -> None:
+    half = serving.FULL.scaled(0.5)
+    assert (half.latency, half.turn, half.arrivals, half.probes) == (15.0, 3.0, 4.5, 2)
+    assert serving.FULL.scaled(1.0) is serving.FULL
+    assert speedup.FULL.scaled(0.5).rounds == 6 and speedup.FULL.scaled(0.5).photos == 1
 
 
 def test_the_batch_that_is_reported_is_the_one_that_was_sent(server: Served) -> None:
@@ -98,20 +139,31 @@ def test_callers_at_once_are_put_into_one_batch(server: Served) -> None:
 
 
 def test_the_speed_up_with_a_real_triton(
-    repository: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    repository: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu: Device
 ) -> None:
     monkeypatch.setattr(speedup, "LONGEST", 3)
     checkpoint, installation = load(repository.parent / "tiny.pth"), triton.find(ROOT / ".triton", print)
     effort = speedup.Effort(blocks=1, rounds=2, iterations=2, equal_loss=(64,))
-    arguments = {"sizes": (64,), "effort": effort, "style": photographs["coffee"]}
-    document = speedup.measure(checkpoint, "tiny", repository, installation, **arguments)  # type: ignore[arg-type]
+    parts: list[list[str]] = []
+    document = speedup.measure(
+        *(checkpoint, "tiny", repository, installation, cpu),
+        sizes=(64,),
+        effort=effort,
+        style=photographs["coffee"],
+        keep=lambda part: parts.append([name for name in ("speedup", "equal_loss") if part[name]]),
+    )
+    assert parts == [["speedup"], ["speedup", "equal_loss"]]
     (tmp_path / "a.json").write_text(json.dumps(document))
     document = report.read(tmp_path / "a.json")
     assert document["device"] == "CPU"
     steady = {row["engine"]: row for row in document["rows"] if row["phase"] == "steady"}
     assert set(steady) == {*speedup.SERVED, "in the process", "PyTorch", speedup.GATYS}
     assert all(row["n"] == 2 and row["median"] > 0 for row in steady.values())
-    assert [one["iterations"] for one in document["speedup"]] == list(speedup.ITERATIONS)
+    assert [(one["served"], one["iterations"]) for one in document["speedup"]] == [
+        (way, iterations) for way in speedup.COMPARED for iterations in speedup.ITERATIONS
+    ]
+    assert "64²: times slower, shared memory" in report.markdown(document)
+    assert "By shared memory a picture takes" in report.one_table(document)
     (equal,) = document["equal_loss"]
     assert equal["size"] == 64 and ("ratio" in equal or "after 3 iterations" in equal["missing"])
     assert "At equal loss" in report.markdown(document)
@@ -121,7 +173,7 @@ def test_the_bare_session_paints_what_the_server_paints(server: Served) -> None:
     pixels = photograph(61, 83)
     with StyleClient(server.endpoints.grpc) as client:
         answer = client.stylize(pixels, "tiny")
-    painted = Bare(server.folder).paint(pixels)
+    painted = Bare(server.exported.folder).paint(pixels)
     assert np.abs(answer.astype(int) - painted.astype(int)).max() <= 1
 
 
@@ -134,8 +186,8 @@ def test_as_many_bare_sessions_as_instances(repository: Path, tmp_path: Path) ->
     bare = Bare(tmp_path / "two")
     assert len(bare.sessions) == 2
     assert bare.together(photograph(32, 32), 5) > 0
-    (tmp_path / "two" / "config.pbtxt").write_text(config.replace("KIND_CPU", "KIND_GPU"))
-    with pytest.raises(InputError, match="not served by ONNX Runtime on a CPU"):
+    (tmp_path / "two" / "config.pbtxt").write_text(config.replace('"onnxruntime"', '"python"'))
+    with pytest.raises(InputError, match="two is served by python: nothing here to compare it with"):
         Bare(tmp_path / "two")
 
 

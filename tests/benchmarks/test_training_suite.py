@@ -5,6 +5,7 @@ import torch
 
 from nst_bench import report
 from nst_bench.suites import training as suite
+from nst_core.devices import Device
 from nst_core.images import sample_photographs
 from nst_trainer.parallel import Team
 from nst_trainer.settings import TrainingSettings
@@ -19,13 +20,13 @@ def test_both_loops_train_the_same_network_on_the_same_loss(
     """Their first steps have the same loss, but for bfloat16's rounding: what is compared is how, not what."""
     monkeypatch.setattr(Team, "precision", lambda self: (torch.float32, "for this test"))
     settings = TrainingSettings(width=0.125, batch=2, crop=64, style_size=96, iterations=100)
-    plain = next(suite.plain_loop(settings, vgg16_weights()))
+    plain = next(suite.plain_loop(settings, vgg16_weights(), torch.device("cpu")))
     ours: Progress = next(Training([sample_photographs()[0]], None, tmp_path / "a.pth", vgg, settings).steps())
     assert plain == pytest.approx(ours.content + ours.style + ours.total_variation, rel=1e-3)
 
 
-def test_the_suite_measures_both_in_processes_of_their_own() -> None:
-    document = suite.measure(None, width=0.125, batch=1, steps=3, crops=(64,))
+def test_the_suite_measures_both_in_processes_of_their_own(cpu: Device) -> None:
+    document = suite.measure(None, cpu, width=0.125, batch=1, steps=3, crops=(64,))
     (row,) = document["crops"]
     assert row["plain"]["n"] == row["nst"]["n"] == 3
     assert row["ratio"] == pytest.approx(row["nst"]["images_per_second"] / row["plain"]["images_per_second"])

@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -6,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from nst_core import devices
+from nst_core.devices import Gpu
+from nst_core.engines import cuda
 from nst_export import onnx
 from nst_export.served import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
 from nst_trainer.checkpoint import frozen
@@ -64,3 +68,24 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
         return Exported(model, folder / f"{name}.onnx")
 
     return export
+
+
+GPU = Gpu(0, "NVIDIA Fake GPU", "GPU-0", "9.0", 80 << 30, "580.1", (13, 0))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gpu]:
+    """A card that the driver, CUDA and TensorRT agree upon, and a cache of its own."""
+    fakes = Path(__file__).parents[1] / "fakes" / "gpu"
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("cuda", "tensorrt")]:
+            del sys.modules[name]
+        cuda.runtime.cache_clear()
+
+    monkeypatch.setattr(devices, "gpus", lambda: ([GPU], ""))
+    monkeypatch.setenv("NST_CACHE", str(tmp_path / "cache"))
+    forget()
+    monkeypatch.syspath_prepend(str(fakes))
+    yield GPU
+    forget()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner, Result
 
-from nst_export import verify
+from nst_core import devices, onnx_runtime
+from nst_core.devices import Device, Gpu
+from nst_export import exporter, verify
 from nst_export.cli import app
 from nst_export.verify import Limits
 from nst_trainer.checkpoint import Checkpoint, save
@@ -37,15 +41,17 @@ def seven(tmp_path: Path, small_checkpoint: Checkpoint) -> Path:
 
 
 def test_a_checkpoint_is_published_with_its_figures(tmp_path: Path, seven: Path) -> None:
-    result = run(seven, "-r", tmp_path / "repo", "--cores", 2)
+    result = run(seven, "-r", tmp_path / "repo", "--cores", 2, "--device", "cpu")
     assert result.exit_code == 0, result.output
+    assert "device cpu: asked for with --device cpu" in result.stderr
     assert "1 of 255" in result.stderr or "0 of 255" in result.stderr
     folder = tmp_path / "repo" / "seven" / "1"
     assert (folder / "model.onnx").stat().st_size > 10_000
     document = json.loads((folder / "verification.json").read_text())
-    assert document["schema"] == "nst-verification/1"
+    assert document["schema"] == "nst-verification/2"
     assert document["passed"] is True
     assert document["rewrites"] == {"upsample": 2, "last-convolution": 1, "wrap": 0}
+    assert (document["target"], document["precision"], document["engine"]) == ("onnx", "fp32", None)
     assert len({tuple(one["shape"]) for one in document["checks"]}) >= 5
     for one in document["checks"]:
         assert one["maximum"] <= 1
@@ -76,7 +82,7 @@ def test_several_checkpoints_and_folders(tmp_path: Path, small_checkpoint: Check
 def test_half_precision_and_tiles(tmp_path: Path) -> None:
     torch.manual_seed(3)
     save(Checkpoint(Johnson(width=0.125, styles=2), ("x", "y")), tmp_path / "two.pth")
-    result = run(tmp_path / "two.pth", "-r", tmp_path / "repo", "--precision", "fp16", "--tiled")
+    result = run(tmp_path / "two.pth", "-r", tmp_path / "repo", "--precision", "fp16", "--tiled", "--for", "cpu")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "repo").iterdir()) == ["two", "two_statistics", "two_tiled"]
     text = (tmp_path / "repo" / "two_tiled" / "config.pbtxt").read_text()
@@ -129,38 +135,85 @@ def test_engines_for_gpus_that_are_not_here(tmp_path: Path, seven: Path) -> None
     assert not (folder.parent / "config.pbtxt").exists()
     document = json.loads((folder / "verification.json").read_text())
     assert document["engine"]["compute_capabilities"] == ["SM89"]
-    if not torch.cuda.is_available():
-        assert document["engine"]["status"] == "built, not run: no GPU on this machine"
-        assert "an engine cannot be run here" in failed("verify", folder)
-    assert "built, not run" in run("inspect", folder).stderr or torch.cuda.is_available()
+    assert document["engine"]["library"].startswith("tensorrt-rtx ")
+    if not devices.gpus()[0]:
+        assert document["engine"]["status"].startswith("built, not run on a GPU: no NVIDIA GPU")
+        assert "cannot be run here: no NVIDIA GPU" in failed("verify", folder)
+        assert "built, not run" in run("inspect", folder).stderr
 
 
 def test_what_does_not_go_together(tmp_path: Path, seven: Path) -> None:
     assert "--for gpu does not go" in failed(seven, "--target", "tensorrt-rtx", "--for", "gpu")
     assert "is for --target tensorrt-rtx" in failed(seven, "--compute-capability", "8.9")
     assert "no rewrite is called 'winograd'" in failed(seven, "--rewrites", "upsample,winograd")
-    assert "--shapes has 'big'" in failed(seven, "--shapes", "big")
+    assert "use upsample-3x3 or upsample-windows" in failed(seven, "--for", "tensorrt", "--rewrites", "wrap,upsample")
+    assert "--shapes: 'big' is no shape" in failed(seven, "--shapes", "big")
+    assert "--device cpu does not go with --for gpu" in failed(seven, "--device", "cpu", "--for", "gpu")
+    assert "--device cpu does not go with --target tensorrt" in failed(seven, "--device", "cpu", "--target", "tensorrt")
+    assert "--device gpu does not go with --for cpu" in failed(seven, "--device", "gpu", "--for", "cpu")
     assert "no such model repository" in failed("inspect", tmp_path / "nowhere")
     assert "give the folder of a version" in failed("verify", tmp_path)
     (tmp_path / "no.onnx").write_text("nothing")
     assert "no ONNX file, or a damaged one" in failed("inspect", tmp_path / "no.onnx")
     assert "nothing to run" in failed("verify", _published(tmp_path, seven))
+    assert "no verification.json of this nst-export" in failed("verify", tmp_path / "repo" / "seven")
     assert not (tmp_path / "engines").exists()
 
 
 def _published(tmp_path: Path, checkpoint: Path) -> Path:
-    assert run(checkpoint, "-r", tmp_path / "repo", "--rewrites", "none").exit_code == 0
+    assert run(checkpoint, "-r", tmp_path / "repo", "--rewrites", "none", "--for", "cpu").exit_code == 0
     return tmp_path / "repo" / "seven" / "1"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_no_engine_for_a_gpu_that_is_not_there(tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    import types
-
-    assert "needs the package tensorrt" in failed(seven, "-r", tmp_path / "repo", "--target", "tensorrt")
+def test_no_plan_where_there_is_no_tensorrt_or_no_gpu(
+    tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (NVML: not found)"))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    message = failed(seven, "-r", tmp_path / "repo", "--target", "tensorrt")
+    assert "the package tensorrt is not installed: pip install 'nst[gpu]'" in message
+    assert "--for tensorrt leaves the plan to nst-serve's first start" in message
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
-    assert "here is none that PyTorch sees" in failed(seven, "-r", tmp_path / "repo", "--target", "tensorrt")
+    assert "no NVIDIA GPU (NVML: not found)" in failed(seven, "-r", tmp_path / "repo", "--target", "tensorrt")
+    assert "--device gpu: no NVIDIA GPU" in failed(seven, "-r", tmp_path / "repo", "--device", "gpu")
+    assert not (tmp_path / "repo").exists()
+
+
+def test_what_runs_a_model_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu, on_gpu = Device("cpu", "no GPU"), Device("gpu", "a card", Gpu(0, "A", "GPU-0", "8.0", 1, "1", (13, 0)))
+    assert exporter.engine_for(on_cpu) == exporter.engine_for(on_cpu, "onnx") == "cpu"
+    assert exporter.engine_for(on_gpu) == "tensorrt"
+    assert exporter.engine_for(on_gpu, "onnx") == "gpu"
+    plans = {engine: exporter.Plan(engine=engine) for engine in ("cpu", "gpu", "tensorrt")}
+    assert {name: (plan.makes, plan.computes) for name, plan in plans.items()} == {
+        "cpu": ("onnx", "fp32"),
+        "gpu": ("onnx", "fp32"),
+        "tensorrt": ("tensorrt", "fp16"),
+    }
+    assert exporter.Plan("onnx", "fp32", "tensorrt").makes == "onnx"
+    assert plans["gpu"].limits.levels == 1  # on the CPU; ONNX Runtime's TF32 is the GPU's
+    assert plans["gpu"].card_limits == plans["tensorrt"].card_limits
+
+
+def test_a_network_with_a_larger_smallest_side_bounds_the_profile(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save(Checkpoint(Ulyanov(), ("u",)), tmp_path / "u.pth")
+    result = run(tmp_path / "u.pth", "-r", tmp_path / "repo", "--for", "tensorrt", "--shapes", "16x16/32x128/256x256")
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "repo" / "u" / "config.pbtxt").read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert config.parameters["profile"].string_value == "64x64/64x128/256x256"
+    assert config.parameters["min_side"].string_value == "64"
+
+
+def test_two_packages_of_onnx_runtime_are_one_line(
+    tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_runtime, "version", lambda name: "1.2.3")
+    monkeypatch.setattr(onnx_runtime, "DISTRIBUTIONS", ("onnxruntime", "onnxruntime-gpu"))
+    message = failed(seven, "-r", tmp_path / "repo", "--for", "cpu")
+    assert "onnxruntime 1.2.3 and onnxruntime-gpu 1.2.3 are installed together" in message
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'nst[" in message
     assert not (tmp_path / "repo").exists()
 
 

@@ -7,6 +7,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
 from nst_export import repository
 from nst_export.errors import ExportError
@@ -16,6 +17,8 @@ from nst_export.served import Exportable
 from .conftest import MODELS
 
 SERVING = Serving(("seven",), cores=4)
+
+PROFILE = Profile.parse("32x16/64x64/4x300x400")
 
 
 def config(serving: Serving = SERVING, model: Exportable | None = None) -> model_config_pb2.ModelConfig:
@@ -70,7 +73,7 @@ def test_the_config_of_every_kind_of_model_has_its_tensors() -> None:
 def test_the_config_says_what_runs_it() -> None:
     cpu, gpu = config(), config(Serving(("seven",), 4, 2, engine="gpu"))
     tensorrt = config(Serving(("seven",), 4, engine="tensorrt", precision="fp16"))
-    plan = config(Serving(("seven",), 4, engine="tensorrt", file="model.plan", max_batch=4))
+    plan = config(Serving(("seven",), 4, engine="tensorrt", precision="fp16", file="model.plan", profile=PROFILE))
     accelerators = [one.optimization.execution_accelerators for one in (cpu, gpu, tensorrt, plan)]
     assert [one.name for one in accelerators[0].cpu_execution_accelerator] == ["openvino"]
     assert [one.name for one in accelerators[1].gpu_execution_accelerator] == ["cuda"]
@@ -80,6 +83,40 @@ def test_the_config_says_what_runs_it() -> None:
     kinds = model_config_pb2.ModelInstanceGroup
     assert [one.instance_group[0].kind for one in (cpu, gpu)] == [kinds.KIND_CPU, kinds.KIND_GPU]
     assert gpu.instance_group[0].count == 2
+    assert [one.HasField("dynamic_batching") for one in (cpu, gpu, tensorrt, plan)] == [True, False, True, True]
+    searches = [one.parameters["cudnn_conv_algo_search"].string_value for one in (gpu, tensorrt)]
+    assert searches == ["1", "1"]  # heuristic, as the stock backend counts
+    assert "cudnn_conv_algo_search" not in (*cpu.parameters, *plan.parameters)
+
+
+def test_a_plan_says_what_it_takes() -> None:
+    """To clients and to both servers: the limits of its profile, and the profile itself."""
+    message = config(Serving(("seven",), 4, engine="tensorrt", precision="fp16", file="model.plan", profile=PROFILE))
+    said = {key: value.string_value for key, value in message.parameters.items()}
+    assert said == {
+        "styles": "seven",
+        "min_side": "32",
+        "max_side": "400",
+        "max_pixels": "120000",
+        "precision": "fp16",
+        "profile": "32x16/64x64/4x300x400",
+    }
+    assert [list(one.inputs["image"].dims) for one in message.model_warmup] == [[256, 256, 3]]
+
+
+def test_onnx_runtimes_tensorrt_provider_gets_the_shapes_of_every_input() -> None:
+    """Or it builds an engine for every new size, in the server."""
+    serving = Serving(("a", "b", "c"), 4, engine="tensorrt", profile=PROFILE)
+    message = config(serving, MODELS["several"]())
+    (accelerator,) = message.optimization.execution_accelerators.gpu_execution_accelerator
+    assert dict(accelerator.parameters) == {
+        "precision_mode": "FP32",
+        "trt_engine_cache_enable": "true",
+        "trt_profile_min_shapes": "image:1x32x16x3,style_weights:1x3",
+        "trt_profile_opt_shapes": "image:1x64x64x3,style_weights:1x3",
+        "trt_profile_max_shapes": "image:4x300x400x3,style_weights:4x3",
+    }
+    assert (message.backend, message.max_batch_size) == ("onnxruntime", 4)
 
 
 @pytest.mark.parametrize(("cores", "instances", "threads"), [(8, 1, 8), (8, 2, 4), (1, 3, 1)])

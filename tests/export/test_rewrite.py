@@ -1,6 +1,7 @@
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import onnx
 import pytest
 
@@ -13,6 +14,8 @@ from nst_export.verify import LIMITS
 from .conftest import Exported
 
 Exports = Callable[[str], Exported]
+
+STATISTICS = {"InstanceNormalization", "GroupNormalization", "ReduceMean", "Sqrt"}
 
 
 def changed(one: Exported, names: tuple[str, ...], *, half: bool = False) -> tuple[onnx.ModelProto, dict[str, int]]:
@@ -37,6 +40,17 @@ def test_what_an_engine_gets_passes_the_gate(exported: Exports, name: str, engin
     ("name", "network", "places"),
     [
         ("upsample", "johnson", 2),
+        ("upsample-windows", "johnson", 2),
+        ("upsample-windows", "fast", 1),
+        ("upsample-3x3", "johnson", 2),
+        ("upsample-3x3", "fast", 1),
+        ("adjacent-pads", "several", 1),
+        ("adjacent-pads", "ulyanov", 0),
+        ("group-norm", "several", 15),
+        ("group-norm", "fast", 11),
+        ("decomposed-norm", "several", 15),
+        ("decomposed-norm", "fast", 11),
+        ("decomposed-norm", "ulyanov", 43),
         ("last-convolution", "johnson", 1),
         ("doubling", "johnson", 2),
         ("doubling", "ulyanov", 5),
@@ -53,19 +67,113 @@ def test_each_alone_finds_its_pattern_and_passes_the_gate(
     proto, counts = changed(one, ("wrap", name))
     assert counts[name] == places
     operators = Counter(node.op_type for node in proto.graph.node)
-    if name in ("upsample", "doubling") and places:
+    if name in ("upsample", "upsample-windows", "upsample-3x3", "doubling") and places:
         assert "Resize" not in operators
+    if name.endswith("-norm"):
+        assert "InstanceNormalization" not in operators
     verify.verify(one.model, verify.onnx_engines(one.path.with_name("changed.onnx")), LIMITS["fp32"])
 
 
-def test_upsample_saves_the_arithmetic_that_it_promises(exported: Exports) -> None:
+@pytest.mark.parametrize("name", ["upsample", "upsample-windows"])
+def test_upsample_saves_the_arithmetic_that_it_promises(exported: Exports, name: str) -> None:
     """Two layers of 16x3x3 to 8 and 8x3x3 to 4 channels at 128^2 and 256^2; 4/9 of it, on one row and column more."""
     one = exported("johnson")
     plain = arithmetic(onnx.load(one.path), 256)
-    proto, _ = changed(one, ("upsample",))
+    proto, _ = changed(one, (name,))
     before = 2 * 9 * (128**2 * 16 * 8 + 256**2 * 8 * 4)
     after = 2 * 4 * 4 * (65**2 * 16 * 8 + 129**2 * 8 * 4)
     assert plain - arithmetic(proto, 256) == before - after
+
+
+def test_upsample_of_3x3_multiplies_as_often_as_no_rewrite(exported: Exports) -> None:
+    one = exported("johnson")
+    proto, _ = changed(one, ("upsample-3x3",))
+    assert arithmetic(proto, 256) == arithmetic(onnx.load(one.path), 256)
+
+
+MOVES = {"Slice", "Pad", "Reshape", "Transpose", "Concat", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"}
+"""Operators that move values and compute none, which an engine may fuse with the pixel shuffle before them."""
+
+
+def moved_after(proto: onnx.ModelProto, shuffle: onnx.NodeProto) -> list[str]:
+    """Operators between a shuffle and the nodes that compute with what it makes."""
+    found, values = [], [shuffle.output[0]]
+    while values:
+        readers = [node for node in proto.graph.node if values[0] in node.input]
+        del values[0]
+        moving = [node for node in readers if node.op_type in MOVES]
+        found += [node.op_type for node in moving]
+        values += [node.output[0] for node in moving]
+    return found
+
+
+WINDOWS = ("upsample-windows", *(name for name in FOR["tensorrt"] if name != "upsample-3x3"))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("names", [FOR["tensorrt"], WINDOWS], ids=["3x3", "windows"])
+@pytest.mark.parametrize("name", ["johnson", "foreign", "several", "fast", "ulyanov", "texture", "statistics", "tiled"])
+def test_no_slice_follows_a_pixel_shuffle_in_what_tensorrt_gets(
+    exported: Exports, name: str, names: tuple[str, ...], half: bool
+) -> None:
+    """TensorRT 10.15 fuses both into a kernel that forgets where the slice begins, if all sides are fixed."""
+    proto, _ = changed(exported(name), names, half=half)
+    shuffles = [node for node in proto.graph.node if node.op_type == "DepthToSpace"]
+    assert shuffles
+    for shuffle in shuffles:
+        assert set(moved_after(proto, shuffle)) <= {"Cast"}
+    # What is cropped at the end is computed after the shuffle, and begins at zero.
+    if name != "texture":  # circular padding is slices, none of which follows a shuffle
+        slices = [node for node in proto.graph.node if node.op_type == "Slice" and "_window_" not in node.output[0]]
+        assert all(not constants(proto)[node.input[1]].any() for node in slices)
+
+
+def constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {value.name: onnx.numpy_helper.to_array(value) for value in proto.graph.initializer}
+
+
+@pytest.mark.parametrize("shape", [(1, 17, 19), (1, 33, 50), (2, 66, 35), (1, 64, 64)])
+@pytest.mark.parametrize("rewrites", [("upsample",), ("upsample-windows",), ("upsample-3x3", "adjacent-pads")])
+def test_pixels_stay_where_they_are_on_odd_sizes(
+    exported: Exports, shape: tuple[int, int, int], rewrites: tuple[str, ...]
+) -> None:
+    """At most rounding: one level, in one value of a hundred."""
+    one = exported("fast")
+    changed(one, rewrites)
+    (engine, *_) = verify.onnx_engines(one.path.with_name("changed.onnx"))
+    (feed,) = verify.examples(one.model.inputs, [shape])
+    difference = np.abs(engine.run(feed)[0].astype(int) - verify.by_pytorch(one.model, feed))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.01
+
+
+def test_one_reflection_of_both_widths_would_be_another_picture(exported: Exports) -> None:
+    """Why `adjacent-pads` leaves two pads: the second reflects what the first has appended."""
+    row = np.arange(17.0)
+    twice = np.pad(np.pad(row, (0, 3), mode="reflect"), (0, 2), mode="reflect")
+    assert not np.array_equal(twice, np.pad(row, (0, 5), mode="reflect"))
+    assert np.array_equal(np.pad(row[:16], (0, 2), mode="reflect"), np.pad(np.pad(row[:16], 0), (0, 2), mode="reflect"))
+
+
+def test_adjacent_pads_are_adjacent_and_both_in_half_precision(exported: Exports) -> None:
+    proto, _ = changed(exported("fast"), FOR["tensorrt"], half=True)
+    makers = {node.output[0]: node for node in proto.graph.node}
+    first = next(node for node in proto.graph.node if node.op_type == "Conv")
+    own = makers[first.input[0]]
+    computed = makers[own.input[0]]
+    assert (own.op_type, computed.op_type) == ("Pad", "Pad")
+    assert computed.input[1] not in constants(proto)
+    assert makers[computed.input[0]].op_type == "Cast"  # to half, before both
+
+
+def test_a_mixed_scale_is_folded_into_the_decomposed_normalisation(exported: Exports) -> None:
+    """One multiplication and one addition for each pixel: the scales of several styles cost none of their own."""
+    plain = onnx.load(exported("several").path)
+    proto, _ = changed(exported("several"), ("decomposed-norm",))
+    counts = Counter(node.op_type for node in proto.graph.node)
+    before = Counter(node.op_type for node in plain.graph.node)
+    assert counts["Mul"] - before["Mul"] == 15  # the squares; the scaling takes the place of the mixed scales'
+    assert counts["Add"] - before["Add"] == 15  # epsilon
 
 
 def test_constants_that_nobody_reads_are_gone(exported: Exports) -> None:
@@ -82,17 +190,38 @@ def test_the_order_in_which_they_are_asked_for_does_not_matter(exported: Exports
     assert next(iter(REWRITES)) == "upsample"
 
 
-@pytest.mark.parametrize("name", ["johnson", "foreign", "several", "ulyanov", "texture"])
-def test_half_precision_passes_its_gate_and_keeps_statistics_whole(exported: Exports, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        *((name, ()) for name in ("johnson", "foreign", "several", "ulyanov", "texture")),
+        *((name, (norm,)) for name in ("several", "fast") for norm in ("group-norm", "decomposed-norm")),
+    ],
+)
+def test_half_precision_passes_its_gate_and_keeps_statistics_whole(
+    exported: Exports, name: str, norm: tuple[str, ...]
+) -> None:
     one = exported(name)
-    proto, _ = changed(one, FOR["cpu"], half=True)
+    proto, _ = changed(one, (*FOR["cpu"], *norm), half=True)
     kinds = {value.name: value.data_type for value in proto.graph.initializer}
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
     assert all(kinds[weight] == onnx.TensorProto.FLOAT16 for node in convolutions for weight in node.input[1:])
-    inferred = onnx.shape_inference.infer_shapes(proto)
-    types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
+    types = element_types(proto)
     for node in proto.graph.node:
-        if node.op_type in ("InstanceNormalization", "Tanh", "Sigmoid", "Clip", "Round"):
+        if node.op_type in STATISTICS | {"Tanh", "Sigmoid", "Clip", "Round"}:
             assert types[node.output[0]] == onnx.TensorProto.FLOAT, node.op_type
     path = one.path.with_name("changed.onnx")
-    verify.verify(one.model, verify.onnx_engines(path), LIMITS["fp16"])
+    # OpenVINO does not read a GroupNormalization between casts, and never serves one.
+    verify.verify(one.model, verify.onnx_engines(path, serving=not norm), LIMITS["fp16"])
+
+
+def element_types(proto: onnx.ModelProto) -> dict[str, int]:
+    """Of every value. ONNX infers nothing behind a GroupNormalization, whose types are InstanceNormalization's."""
+    known = onnx.ModelProto.FromString(proto.SerializeToString())
+    for node in known.graph.node:
+        if node.op_type == "GroupNormalization":
+            node.op_type = "InstanceNormalization"
+            kept = [attribute for attribute in node.attribute if attribute.name == "epsilon"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    inferred = onnx.shape_inference.infer_shapes(known).graph
+    return {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -73,6 +75,31 @@ def test_ctrl_c_writes_the_best_so_far_and_resume_goes_on(tmp_path: Path, photog
         assert result.returncode == 0, result.stderr
     assert np.array_equal(open_picture(output).pixels, open_picture(whole).pixels)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "whole.png"]
+
+
+def test_a_state_of_another_version_is_refused(tmp_path: Path, photographs: dict[str, Path]) -> None:
+    state = tmp_path / "a.png.resume"
+    torch.save({"settings": {}, "run": {}, "points": []}, state)
+    command = [str(photographs["coffee"]), str(photographs["chelsea"]), "-o", str(tmp_path / "a.png")]
+    result = CliRunner().invoke(optimize_app, [*command, *SMALL, "--resume"])
+    assert result.exit_code != 0
+    assert f"{state} was written by another version of nst" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("app", [optimize_app, texture_app])
+def test_the_device_is_said_with_its_reason(
+    app: typer.Typer, tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = [str(photographs["coffee"]), *([str(photographs["chelsea"])] if app is optimize_app else [])]
+    command += ["-o", str(tmp_path / "a.png"), "--iterations", "1", *(["--size", "32"] if app is optimize_app else [])]
+    for wanted, reason in (("cpu", "device cpu: asked for with --device cpu"), ("auto", "device cpu: ")):
+        result = CliRunner().invoke(app, [*command, "--device", wanted])
+        assert result.exit_code == 0, result.output
+        assert reason in result.stderr
+    result = CliRunner().invoke(app, [*command, "--device", "gpu"])
+    assert result.exit_code != 0
+    assert "--device gpu: " in result.stderr and "use --device cpu" in " ".join(result.stderr.split())
 
 
 def test_regions_are_found_by_colour(tmp_path: Path) -> None:

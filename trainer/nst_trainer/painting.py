@@ -18,16 +18,20 @@ from nst_core.files import written_whole
 from nst_core.images import image_format, open_picture, save_picture
 from nst_trainer.checkpoint import load, read_plain_data
 from nst_trainer.optimize import Iteration, OptimizationError, Run
-from nst_trainer.parallel import best_device
 from nst_trainer.photos import to_picture, to_tensor
 from nst_trainer.settings import INITS, OptimizationSettings
 from nst_trainer.weights import Weights
 
 CPU = torch.device("cpu")
 
+STATE = "nst-optimization/2"
+"""The schema of `<output>.resume`: 1 had no name, and the state of PyTorch's L-BFGS."""
+
 BYTES_FIXED = 500 * 2**20
 BYTES_KEPT, BYTES_RECOMPUTED = 2800, 1600
 """Memory of an optimisation, fixed and a pixel: the peaks at 512 and 768 pixels on a CPU (dev/LOG.md)."""
+BYTES_PAIR = 2 * 3 * 4
+"""Of L-BFGS's history, a pair and pixel: two FP32 values for each of three channels."""
 
 
 def paint(
@@ -44,9 +48,10 @@ def paint(
     save_every: int = 0,
     trace: Path | None = None,
     resume: bool = False,
+    device: torch.device = CPU,
     on_iteration: Callable[[Iteration], None] = lambda iteration: None,
 ) -> None:
-    """Optimise a picture, on a GPU if there is one, and write it to `output`; see `nst_trainer.optimize.optimize`.
+    """Optimise a picture on `device` and write it to `output`; see `nst_trainer.optimize.optimize`.
 
     `masks` are pictures of flat colours, one of the content and one of each style: a region of the
     content takes the style of the region of the same colour. Every `save_every` iterations (0:
@@ -58,7 +63,6 @@ def paint(
     image_format(output)
     state_file = output.with_name(output.name + ".resume")
     pictures = None if content is None else to_tensor(open_picture(content))
-    device = best_device()
     proportions = (shape or (1, 1)) if pictures is None else (pictures.shape[2], pictures.shape[3])
     check_memory(settings, proportions, device)
     own_start = settings.init not in INITS
@@ -91,7 +95,8 @@ def paint(
             pass
     except KeyboardInterrupt:
         with written_whole(state_file) as beside:
-            torch.save({"settings": asdict(settings), "run": run.state(), "points": points}, beside)
+            document = {"schema": STATE, "settings": asdict(settings), "run": run.state(), "points": points}
+            torch.save(document, beside)
         save_picture(to_picture(run.picture()), output)
         raise
     except OptimizationError as error:
@@ -105,18 +110,20 @@ def paint(
 
 
 @torch.no_grad()
-def sample_texture(checkpoint: Path, output: Path, shape: tuple[int, int], seed: int) -> None:
+def sample_texture(
+    checkpoint: Path, output: Path, shape: tuple[int, int], seed: int, device: torch.device = CPU
+) -> None:
     """Write a texture of `shape` (height, width) that a trained texture network makes of noise number `seed`.
 
     Opposite edges are neighbours where height and width are multiples of 16. Raises `InputError` for
     a checkpoint of another kind.
     """
     image_format(output)
-    network = load(checkpoint).network
+    network = load(checkpoint).network.to(device)
     if not network.arguments.get("texture"):
         raise InputError(f"{checkpoint} paints photographs; a texture network is trained with --arch ulyanov --texture")
     height, width = (max(network.min_side, -(-side // network.multiple) * network.multiple) for side in shape)
-    empty = torch.zeros(1, 3, height, width)
+    empty = torch.zeros(1, 3, height, width, device=device)
     texture = network(empty, None, network.draw_noise(empty, torch.Generator().manual_seed(seed)))
     save_picture(to_picture(texture[:, :, : shape[0], : shape[1]]), output)
 
@@ -132,6 +139,8 @@ def check_memory(settings: OptimizationSettings, shape: tuple[int, int], device:
         return
     ratio = min(shape) / max(shape)
     each = BYTES_RECOMPUTED if settings.low_memory else BYTES_KEPT
+    if settings.optimizer == "lbfgs":
+        each += BYTES_PAIR * min(settings.history, settings.iterations)
     needed = BYTES_FIXED + each * settings.size**2 * ratio
     if needed > free:
         largest = int(max(free - BYTES_FIXED, 0) / each / ratio) ** 0.5 // 16 * 16
@@ -155,6 +164,8 @@ def _continue(run: Run, file: Path, settings: OptimizationSettings) -> list[dict
     if not file.is_file():
         raise InputError(f"{file}: nothing to resume")
     document = read_plain_data(file)
+    if document.get("schema") != STATE:
+        raise InputError(f"{file} was written by another version of nst, which alone can go on with it; remove it")
     now, before = asdict(settings), document["settings"]
     if changed := [name for name in now if now[name] != before.get(name)]:
         differences = ", ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)

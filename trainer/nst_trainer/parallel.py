@@ -21,6 +21,7 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from nst_core.devices import Device, Wanted, choose
 from nst_core.errors import InputError, NstError
 from nst_trainer.watch import FOLLOWS, INTERRUPTED, Watch
 
@@ -55,6 +56,8 @@ class Team:
     size: int = 1
     device: torch.device = torch.device("cpu")
     links: _Links | None = None
+    chosen: Device | None = None
+    """The choice of `device` and its reason, if `team` made it."""
 
     def device_name(self) -> str:
         """What a person calls the device."""
@@ -151,32 +154,57 @@ class Team:
             raise TeamError(f"{links.watch.reason()}. {GO_ON}") from error
 
 
-def best_device() -> torch.device:
-    """The GPU if PyTorch can use one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(wanted: Wanted = "auto") -> tuple[torch.device, Device]:
+    """PyTorch's device for `wanted`, and the choice with its reason.
+
+    A GPU must be one that this environment's PyTorch can use: else `auto` is the CPU, and `gpu` raises `InputError`.
+    """
+    chosen = choose(wanted)
+    if chosen.gpu is None:
+        return torch.device("cpu"), chosen
+    if torch.cuda.is_available():
+        return torch.device("cuda"), chosen
+    if torch.version.cuda is None:
+        missing = "is built without CUDA; pip install --force-reinstall torch takes PyPI's, which is built with it"
+    else:
+        newest = ".".join(map(str, chosen.gpu.cuda))
+        missing = (
+            f"is built for CUDA {torch.version.cuda}, and the driver {chosen.gpu.driver} runs CUDA up to {newest}; "
+            "take a newer driver, or PyTorch for an older CUDA (https://pytorch.org/get-started)"
+        )
+    reason = f"{chosen.gpu.name} is there, but PyTorch {torch.__version__} {missing}"
+    if wanted == "gpu":
+        raise InputError(f"--device gpu: {reason}")
+    return torch.device("cpu"), Device("cpu", reason)
+
+
+def best_device(wanted: Wanted = "auto") -> torch.device:
+    """PyTorch's device for `wanted`, where nobody is told why; see `choose_device`."""
+    return choose_device(wanted)[0]
 
 
 @contextmanager
-def team() -> Iterator[Team]:
-    """The team that `torchrun` made this process a part of, or a team of one; on a GPU if there is one.
+def team(wanted: Wanted = "auto") -> Iterator[Team]:
+    """The team that `torchrun` made this process a part of, or a team of one, on the device that `choose_device` says.
 
     An `NstError` or Ctrl-C inside ends the team: the other processes hear of it, and so does torchrun's report.
     """
-    cuda = torch.cuda.is_available()
+    device, chosen = choose_device(wanted)
+    cuda = device.type == "cuda"
     if cuda:
         torch.backends.cudnn.benchmark = True  # crops come in few sizes: the fastest way of each is worth a search
         torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions are by default
     if "WORLD_SIZE" not in os.environ:
-        yield Team(device=best_device())
+        yield Team(device=device, chosen=chosen)
         return
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     last_word: str | None = None
     with _told_to_torchrun():
         links = _connect("nccl" if cuda else "gloo")
         try:
-            yield Team(distributed.get_rank(), distributed.get_world_size(), device, links)
+            yield Team(distributed.get_rank(), distributed.get_world_size(), device, links, chosen)
         except TeamError:
             last_word = FOLLOWS
             raise

@@ -4,12 +4,26 @@ A suite's `measure` returns one document, plain data: `schema` (`nst-bench-<suit
 (`nst_bench.machine.describe`), `model` where there is one, and rows. A row says what it is of, and then either has the
 fields of `nst_bench.measure.Summary` (milliseconds), or `missing`, the reason in words why there are none. Where the
 arithmetic is known, a row of the steady state also has `gflop` (of what that engine runs for one picture),
-`share_of_matrix_rate` and `share_of_bandwidth` (`nst_bench.ceiling`). `SHORT` and `FULL` of a suite are its efforts.
+`share_of_matrix_rate` and `share_of_bandwidth` (`nst_bench.ceiling`). `SHORT`, `FULL` and, on a GPU, `CARD` of a suite
+are its efforts. A document that was cut short has the reason under `stopped`, and what was measured until then.
 
 `latency`
     `model`: `name`, `network`, the network's arguments, `parameters`. `rows`: `engine`, `device` (`CPU` or `GPU`),
     `size` (side in pixels), `phase` (`cold`: load and first picture, `size` null; `first of a shape`; `steady`),
-    `levels` (steady state: the largest difference from PyTorch's picture, of 255).
+    `levels` (steady state: the largest difference from the picture of PyTorch on the processor, of 255).
+`serving`
+    `model`: `name`, `network`, `width`, `styles`, `precision`, `provider`, `instances`, `threads` (null on a GPU),
+    `seconds_to_ready`. `latency`: rows of `size`, `way`, a summary, `ratio` (to the bare session). `throughput`, at the
+    size of the arrivals, and `throughput_by_size`, a list of the others: `size`, `requests` (a turn's), `bare` (`rate`,
+    pictures a second, and its turns' `rates`), `rows` of `callers`, `rate`, `rates`, `ratio` (to the bare sessions),
+    `against_one` (to one caller's), a summary of the latency, `batch`, `batches`, `mean`, `queue`, `compute`, `rest`.
+    `mixed`, if measured: `sides`, `rows` with `mixture`, `callers`, `one_caller` (pictures a second of one caller that
+    paints the same) and the rest as above. `slowest_against_one`: `ratio`, the lowest `against_one` of callers at once,
+    and `who` has it. `arrivals`: `size`, `limit`, `percentile`, `rate`, `rows`.
+`energy`
+    `model`: `name`, `precision`. `iterations` (of the optimisation for an image), `idle_watts`, `idle_subtracted`
+    (false). `rows`: `what`, `size`, `pieces` (images, or iterations of the optimisation), `seconds`, `watts` (mean),
+    `joules` (an image), `ratio` (to the network's without a server). Of the whole card, by its own counter.
 `cold`
     `model`: `name`. `rows`: `what` (one of `cold.WHAT`), `height` and `width` (pixels, or null), `warmed_up` (whether
     the server's own warm-up has seen this shape, or null).
@@ -17,8 +31,8 @@ arithmetic is known, a row of the steady state also has `gflop` (of what that en
     `model` as in `latency`. `device` (`CPU` or `GPU`) of both. `rows`: `engine`, `size`, `phase`. `speedup`: `size`,
     `iterations` (100, 300, 500), `gatys_seconds` (scaled from the median iteration), `served` (the engine),
     `served_ms`, `ratio`. `equal_loss`: `size`, `photo`, `loss` (the network's), `iteration` (the first of the
-    optimisation at or below it), `curve` (its losses until then), `gatys_seconds`, `served_ms`, `ratio`; or `size`
-    and `missing`.
+    optimisation at or below it), `curve` (its losses until then), `gatys_seconds`, `served_ms` and `ratio` over gRPC,
+    `shared_memory_ms` and `shared_memory_ratio`; or `size` and `missing`.
 `frontier`
     `style` (the painting's file), `photos` (names), `quality_size` (side in pixels). `rows`, by time: `name`,
     `network`, `arguments`, `parameters`, `loss`, `content`, `style` (means), `worth` (median), `size`, a summary of one

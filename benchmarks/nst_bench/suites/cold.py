@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nst_bench.engines import Bare, Served, photograph
 from nst_bench.machine import header
 from nst_bench.measure import summarize, timed
 from nst_client import StyleClient
+from nst_core.devices import Device
 from nst_core.errors import NstError
 from nst_server import state, triton
 from nst_server.control import Control
@@ -47,6 +48,10 @@ class Effort:
     again: int
     shapes: tuple[tuple[int, int], ...] = ((256, 256), (512, 512), (333, 501), (480, 270))
 
+    def scaled(self, share: float) -> Effort:
+        """For a share of the time."""
+        return replace(self, starts=max(1, int(share * self.starts)))
+
 
 SHORT = Effort(2, 5)
 FULL = Effort(6, 9)
@@ -60,21 +65,25 @@ def measure(
     environment: Path,
     repository: Path,
     model: str,
+    device: Device,
     *,
     effort: Effort = FULL,
     tick: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Start `nst-serve` on a copy of `model` alone, with the Triton of the folder `environment`; a document.
 
-    The model is unloaded and loaded again after each start. Raises `ColdError`.
+    The model is unloaded and loaded again after each start. On a GPU the plan is in the cache when the first start is
+    timed. Raises `ColdError`.
     """
     document = header(SCHEMA)
     seconds: dict[tuple[str, int | None, int | None], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "models"
         shutil.copytree(repository / model, copy / model)
+        if device.gpu:
+            Bare(copy / model)
         for number in range(effort.starts):
-            with _nst_serve(environment, copy, model) as (server, control):
+            with _nst_serve(environment, copy, model, device) as (server, control):
                 seconds[START, None, None].append(server.seconds)
                 _pictures(server, effort, seconds)
                 control.unload(model)
@@ -95,7 +104,7 @@ def measure(
 
 def _pictures(server: Served, effort: Effort, seconds: dict[tuple[str, int | None, int | None], list[float]]) -> None:
     """A new client's first request, then each shape for the first time and again."""
-    with StyleClient(server.endpoints.grpc, timeout=300.0) as client:
+    with StyleClient(server.endpoints.grpc, timeout=300.0, shared_memory=False) as client:
 
         def first() -> None:
             style = next(one.name for one in client.styles() if one.model == server.model)
@@ -112,12 +121,12 @@ def _pictures(server: Served, effort: Effort, seconds: dict[tuple[str, int | Non
 
 def _warmed_up(server: Served) -> set[tuple[int, int]]:
     """Shapes that the model's config has the server paint before it is ready."""
-    dims = [tuple(one.dims) for warm in server.config.model_warmup for one in warm.inputs.values()]
+    dims = [tuple(one.dims) for warm in server.exported.config.model_warmup for one in warm.inputs.values()]
     return {(one[0], one[1]) for one in dims if len(one) == 3}
 
 
 @contextmanager
-def _nst_serve(environment: Path, repository: Path, model: str) -> Iterator[tuple[Served, Control]]:
+def _nst_serve(environment: Path, repository: Path, model: str, device: Device) -> Iterator[tuple[Served, Control]]:
     """The command in a process of its own, ready, and how to steer it; ended with the block."""
     endpoints = triton.Endpoints.free()
     with tempfile.TemporaryDirectory() as scratch:
@@ -125,7 +134,7 @@ def _nst_serve(environment: Path, repository: Path, model: str) -> Iterator[tupl
             *(str(Path(sys.executable).with_name("nst-serve")), "--repository", str(repository)),
             *("--triton", str(environment), "--log", f"{scratch}/triton.log", "--state", f"{scratch}/state"),
             *("--http-port", str(endpoints.http_port), "--grpc-port", str(endpoints.grpc_port)),
-            *("--metrics-port", str(endpoints.metrics_port)),
+            *("--metrics-port", str(endpoints.metrics_port), "--device", device.kind),
         ]
         started = time.perf_counter()
         with subprocess.Popen(

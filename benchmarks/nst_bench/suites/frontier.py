@@ -1,12 +1,11 @@
 """Quality over time: which of several networks for one painting gives the most for its latency.
 
 What each is worth, all against the same optimisation (see `quality`), and how long a picture takes in the form in which
-it is served: exported for this processor, in ONNX Runtime, the networks taking turns.
+it is served: exported for this device, in the engine that serves it, the networks taking turns.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nst_bench.engines import Bare, photograph
+from nst_bench.engines import Bare, photograph, plan_for
+from nst_bench.gpu import torch_device
 from nst_bench.machine import header
 from nst_bench.measure import REST, interleaved, summarize
 from nst_bench.suites.quality import baseline, iterations_worth, network_losses, painter, painting_of
+from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import fitted, open_picture
 from nst_export import exporter
@@ -44,23 +45,23 @@ def measure(
     style: Path,
     photos: Sequence[Path],
     weights: Weights,
+    device: Device,
     *,
     size: int = 256,
     side: int = 512,
-    device: torch.device | None = None,
     tick: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """The checkpoints `files` of the painting `style`: losses on `photos` at `size`^2, milliseconds at `side`^2.
 
-    Losses have the weights of the first one's training. The optimisation runs on `device`, the CPU if not given.
+    Losses have the weights of the first one's training. The optimisation runs on `device`, and so do the networks.
     Raises `InputError` for two of one name, for a texture network, and for many styles without this one.
     """
     networks = {path.stem: load(path) for path in files}
     if len(networks) < len(files):
         raise InputError("two checkpoints have the same name: rename one")
     document = header(SCHEMA)
-    figures = _quality(networks, style, photos, weights, size, device or torch.device("cpu"), tick)
-    taken = _latencies(files, side, tick)
+    figures = _quality(networks, style, photos, weights, size, torch_device(device), tick)
+    taken = _latencies(files, side, device, tick)
     rows = [
         {
             "name": name,
@@ -122,9 +123,9 @@ def _curve(run: Run, goal: float) -> list[float]:
     return [one.total for one in seen]
 
 
-def _latencies(files: Sequence[Path], side: int, tick: Callable[[str], None]) -> dict[str, list[float]]:
-    """Seconds of a picture of `side`^2 through each, as `nst-export` leaves it for this machine's processor."""
-    plan = exporter.Plan(cores=os.cpu_count() or 1)
+def _latencies(files: Sequence[Path], side: int, device: Device, tick: Callable[[str], None]) -> dict[str, list[float]]:
+    """Seconds of a picture of `side`^2 through each, as `nst-export` leaves it for the device."""
+    plan = plan_for(device)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for file in files:

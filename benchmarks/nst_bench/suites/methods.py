@@ -17,15 +17,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nst_bench.ceiling import Ceiling, of_network
 from nst_bench.engines import by_pytorch, photograph
+from nst_bench.gpu import torch_device
 from nst_bench.machine import header
 from nst_bench.measure import summarize, timed
 from nst_bench.suites import gatys
+from nst_core.devices import Device
 from nst_core.errors import NstError
 from nst_core.images import Picture, open_picture, sample_photographs
+from nst_core.memory import keep_freed_memory
 from nst_trainer.checkpoint import Checkpoint, frozen, load, parameters
-from nst_trainer.memory import reuse_freed_memory
 from nst_trainer.networks import ARCHITECTURES
 from nst_trainer.optimize import Run
 from nst_trainer.photos import to_tensor
@@ -79,18 +83,23 @@ class Method:
 
 def measure(
     checkpoints: Sequence[Path],
+    device: Device,
     *,
     vgg: Path | None = None,
     effort: Effort = FULL,
     tick: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
-    """Every method, those of `checkpoints` with their networks; a document. Raises `CheckpointError`."""
+    """Every method on `device`, those of `checkpoints` with their networks; a document.
+
+    Raises `CheckpointError`, or `InputError` if PyTorch cannot use the GPU.
+    """
+    torch_device(device)
     document = header(SCHEMA)
     found = methods(checkpoints)
-    ceiling = Ceiling.of(document["machine"])
+    ceiling = Ceiling.of(document["machine"], device.kind.upper())
     rows: list[dict[str, Any]] = []
     for size in effort.sizes:
-        rows += _at_size(found, size, vgg, effort, ceiling)
+        rows += _at_size(found, size, vgg, effort, ceiling, device)
         tick(
             f"{size} x {size}: "
             + ", ".join(f"{row['method']} {row['picture_seconds']:.3g} s" for row in rows[-len(found) :])
@@ -159,11 +168,11 @@ def _new_style(method: Method) -> dict[str, Any]:
 
 
 def _at_size(
-    found: Sequence[Method], size: int, vgg: Path | None, effort: Effort, ceiling: Ceiling
+    found: Sequence[Method], size: int, vgg: Path | None, effort: Effort, ceiling: Ceiling, device: Device
 ) -> list[dict[str, Any]]:
     """Each method in a process of its own, in turns."""
     with ExitStack() as stack:
-        painters = {one.name: stack.enter_context(_process(one.architecture, size, vgg)) for one in found}
+        painters = {one.name: stack.enter_context(_process(one.architecture, size, vgg, device)) for one in found}
         works = {name: partial(ask, "paint") for name, ask in painters.items()}
         taken: dict[str, list[float]] = {name: [] for name in works}
         for number in range(1 + effort.rounds):
@@ -186,6 +195,7 @@ def _shares(method: Method, size: int, vgg: Path | None, ceiling: Ceiling, media
     """Of the machine's rates; of the optimisation only the arithmetic is counted."""
     if method.architecture is None:
         gflop = gatys.gflop(_settings(size), vgg16_weights(vgg), size)
+        assert ceiling.gflops is not None  # PyTorch uses the device, and so its rates are known
         return {"gflop": gflop, "share_of_matrix_rate": gflop / (median / 1000.0) / ceiling.gflops}
     network = ARCHITECTURES[method.architecture["name"]](**method.architecture["arguments"])
     return ceiling.shares(of_network(frozen(network), size), median)
@@ -196,11 +206,13 @@ def _settings(size: int) -> OptimizationSettings:
 
 
 @contextmanager
-def _process(architecture: dict[str, Any] | None, size: int, vgg: Path | None) -> Iterator[Callable[[str], float]]:
+def _process(
+    architecture: dict[str, Any] | None, size: int, vgg: Path | None, device: Device
+) -> Iterator[Callable[[str], float]]:
     """A process that paints when asked for `paint` (seconds), and knows its memory's `peak` (MiB)."""
     spawning = multiprocessing.get_context("spawn")
     here, there = spawning.Pipe()
-    process = spawning.Process(target=_serve, args=(architecture, size, vgg, there), daemon=True)
+    process = spawning.Process(target=_serve, args=(architecture, size, vgg, device, there), daemon=True)
     process.start()
     there.close()
 
@@ -219,27 +231,39 @@ def _process(architecture: dict[str, Any] | None, size: int, vgg: Path | None) -
         process.join()
 
 
-def _serve(architecture: dict[str, Any] | None, size: int, vgg: Path | None, orders: Connection) -> None:
-    paint = _optimisation(size, vgg) if architecture is None else _network(architecture, size)
+def _serve(
+    architecture: dict[str, Any] | None, size: int, vgg: Path | None, device: Device, orders: Connection
+) -> None:
+    where = torch_device(device)
+    paint = _optimisation(size, vgg, where) if architecture is None else _network(architecture, size, where)
     while order := orders.recv():
-        orders.send(_peak_mib() if order == "peak" else timed(paint))
+        orders.send(_peak_mib(where) if order == "peak" else timed(paint))
 
 
-def _network(architecture: dict[str, Any], size: int) -> Callable[[], object]:
+def _network(architecture: dict[str, Any], size: int, where: torch.device) -> Callable[[], object]:
     network = frozen(ARCHITECTURES[architecture["name"]](**architecture["arguments"]))
-    return partial(by_pytorch(network, "CPU"), photograph(size, size))
+    return partial(by_pytorch(network, "GPU" if where.type == "cuda" else "CPU"), photograph(size, size))
 
 
-def _optimisation(size: int, vgg: Path | None) -> Callable[[], object]:
+def _optimisation(size: int, vgg: Path | None, where: torch.device) -> Callable[[], object]:
     """An iteration, with the memory settings of the commands; a photograph stands in for the painting."""
-    reuse_freed_memory()
+    keep_freed_memory()
     content = to_tensor(Picture(photograph(size, size)))
-    run = Run(content, [to_tensor(open_picture(sample_photographs()[0]))], _settings(size), vgg16_weights(vgg))
-    return partial(run.step, lambda iteration: None)
+    style = to_tensor(open_picture(sample_photographs()[0]))
+    run = Run(content, [style], _settings(size), vgg16_weights(vgg), device=where)
+
+    def iterate() -> None:
+        run.step(lambda iteration: None)
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+
+    return iterate
 
 
-def _peak_mib() -> float:
-    """Of this process alone: what `getrusage` tells goes back to the process that started it."""
+def _peak_mib(where: torch.device) -> float:
+    """Of this process alone, on a GPU of what it had there: what `getrusage` tells goes back to who started it."""
+    if where.type == "cuda":
+        return torch.cuda.max_memory_reserved(where) / 2**20
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024.0

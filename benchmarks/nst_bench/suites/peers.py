@@ -28,10 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.engines import Bare, MissingEngine, Paint, Served, photograph
+from nst_bench.engines import Bare, Served, photograph
+from nst_bench.gpu import MissingEngine, Paint
 from nst_bench.machine import header
 from nst_bench.measure import REST, summarize, timed
 from nst_bench.suites.latency import NARROWER, about, ways
+from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 from nst_server.triton import Endpoints
@@ -138,8 +140,10 @@ def measure(
     }
 
 
-def check(environment: Path) -> Path:
-    """The Python of `environment`; `InputError` if there is none."""
+def check(environment: Path, device: Device | None = None) -> Path:
+    """The Python of `environment`; `InputError` if there is none, or peers, which run on a CPU, have another device."""
+    if device and device.gpu:
+        raise InputError("the peers run on the CPU: give --device cpu, with a model that was exported for it")
     python = environment / "bin" / "python"
     if not python.is_file():
         raise InputError(f"{environment}: no virtual environment; {_installation(environment)} makes one")
@@ -165,7 +169,7 @@ def _about(peer: Peer, version: str | None) -> dict[str, Any]:
 
 def _ours(stack: ExitStack, served: Served) -> list[_Running]:
     """The bare session, and the served model over HTTP and gRPC."""
-    bare = Bare(served.folder)
+    bare = Bare(served.exported.folder)
     engine = "OpenVINO" if bare.provider == "OpenVINOExecutionProvider" else "ONNX Runtime"
     protocols = ways(stack, served, served.style)
     paints = {
@@ -217,7 +221,7 @@ def _started(peer: Peer, python: Path, served: Served, versions: dict[str, str])
     installed = versions.get(peer.package)
     if installed is None:
         raise MissingEngine(f"not installed: {python.with_name('pip')} install {peer.package}")
-    file = served.version / "model.onnx"
+    file = served.exported.version / "model.onnx"
     if not file.is_file():
         raise MissingEngine(f"{served.model} is served as an engine: there is no ONNX file to give it")
     command = [str(python), str(WORKER), peer.key or peer.package, str(file.resolve()), str(os.cpu_count() or 1)]

@@ -1,8 +1,11 @@
-"""What serving costs: a request against the bare session, many callers, and arrivals at their own times.
+"""What serving costs: a request against the bare session, many callers, mixed sizes, and arrivals at their own times.
 
-The bare session is the served file in this process with the config's provider, threads and instances, and
-pictures in memory. It and Triton share the cores, so they never run at the same moment: both stay loaded and take
+The bare session is the served model in this process with the engine, threads and instances of its config, and
+pictures in memory. It and Triton share the machine, so they never run at the same moment: both stay loaded and take
 turns, in one run, so that a drift of the machine hits both alike.
+
+Callers at once must not be slower than one: each of their rates stands against that of one caller who paints the same
+pictures, of one size and of mixed sizes.
 """
 
 from __future__ import annotations
@@ -11,9 +14,9 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,11 +30,12 @@ from nst_client import ServiceError, Statistics, StyleClient
 from nst_core.images import Pixels
 
 SCHEMA = "nst-bench-serving/1"
-SIZES = (256, 512)
-CALLERS = (1, 2, 4, 8)
 
 BARE = "bare session"
 WAYS = ("gRPC", "HTTP", "shared memory")
+
+APART, CHANGING = "each caller another size", "each caller changes sizes"
+"""The mixtures of sizes."""
 
 PERCENTILE = 95
 """Of the latency that the limit is for."""
@@ -39,16 +43,40 @@ PERCENTILE = 95
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure, in seconds: a size's latency, a turn of `blocks` of the throughput, a rate of arrivals."""
+    """How long to measure, in seconds: a size's latency, a turn of `blocks` of the throughput, a rate of arrivals.
+
+    `sizes` are the sides of the pictures of single requests, `loaded` of those that `callers` ask for at once, and
+    arrivals come at the last of `loaded`. `mixed` are the callers of mixed sizes, of sides within `sides`, whose turns
+    take `mixed_turn`.
+    """
 
     latency: float = 30.0
     blocks: int = 3
     turn: float = 6.0
     arrivals: float = 9.0
     probes: int = 5
+    sizes: tuple[int, ...] = (256, 512)
+    loaded: tuple[int, ...] = (512,)
+    callers: tuple[int, ...] = (1, 2, 4, 8)
+    mixed: tuple[int, ...] = ()
+    mixed_turn: float = 2.0
+    sides: tuple[int, int] = (128, 640)
+
+    def scaled(self, share: float) -> Effort:
+        """For a share of the time."""
+        if share >= 1.0:
+            return self
+        turns = {name: share * getattr(self, name) for name in ("latency", "turn", "arrivals", "mixed_turn")}
+        return replace(self, **turns, probes=max(2, round(share * self.probes)))
 
 
-FULL = Effort()
+FULL = Effort(mixed=(4,))
+CARD = Effort(4.0, 2, 1.0, 2.0, 4, loaded=(256, 512), callers=(1, 2, 4, 8, 32), mixed=(8, 32), mixed_turn=1.0)
+"""On a GPU, where a picture takes milliseconds."""
+
+CARD_SHORT = Effort(2.0, 2, 0.7, 1.0, 0, loaded=(512,), callers=(1, 8, 32), mixed=(8,), mixed_turn=0.7)
+"""A further model on a GPU."""
+
 FEWEST, MOST = 20, 200
 """Requests of one way and size, and the fewest of a rate of arrivals."""
 
@@ -68,47 +96,62 @@ class _Measured:
 def measure(
     served: Served,
     *,
-    sizes: tuple[int, ...] = SIZES,
-    callers: tuple[int, ...] = CALLERS,
     limit: float | None = None,
     effort: Effort = FULL,
     tick: Callable[[str], None] = lambda note: None,
+    keep: Callable[[dict[str, Any]], None] = lambda document: None,
 ) -> dict[str, Any]:
-    """Latency of single requests at `sizes`^2 pixels, then at the last of them throughput and arrivals; a document.
+    """Latency of single requests, throughput by callers, mixed sizes, arrivals; a document.
 
     `limit` is for the arrivals, in milliseconds: the rate is searched at which the 95th percentile stays below;
-    if not given, twice the median of a single request over gRPC.
+    if not given, twice the median of a single request over gRPC. `keep` gets the document after each part.
     """
     document = header(SCHEMA)
-    bare = Bare(served.folder)
-    style = served.style
-    with started(max(callers), served.endpoints.grpc, style) as ready:
-        on = _Measured(served, style, bare, ready, effort, tick)
-        latency = [row for size in sizes for row in _latency(on, size)]
-        size = sizes[-1]
+    bare = Bare(served.exported.folder)
+    document["model"] = _model(served, bare)
+    with started(max((*effort.callers, *effort.mixed)), served.endpoints.grpc, served.style) as ready:
+        on = _Measured(served, served.style, bare, ready, effort, tick)
+        for name, part in _parts(on, limit):
+            document[name] = part
+            keep(document)
+    return document
+
+
+def _parts(on: _Measured, limit: float | None) -> Iterator[tuple[str, Any]]:
+    """What a document holds, in the order of importance."""
+    effort = on.effort
+    latency = [row for size in effort.sizes for row in _latency(on, size)]
+    yield "latency", latency
+    loads = []
+    for size in reversed(effort.loaded):
         pixels = photograph(size, size)
-        _warm_batches(on, pixels, max(callers))
-        alone = {row["way"]: row for row in latency if row["size"] == size}
-        throughput = _throughput(on, pixels, callers, alone[BARE]["minimum"] / 1000.0)
-        arrivals = _arrivals(on, pixels, throughput["bare"]["rate"], limit or 2.0 * alone[WAYS[0]]["median"])
-    return {
-        **document,
-        "model": _model(served, bare),
-        "latency": latency,
-        "throughput": throughput,
-        "arrivals": arrivals,
-    }
+        _warm_batches(on, pixels, max(effort.callers))
+        loads.append(_throughput(on, pixels, _alone(on, pixels)))
+    yield "throughput", loads[0]
+    yield "throughput_by_size", loads[1:]
+    if effort.mixed:
+        mixed = [row for count in effort.mixed for row in _mixed(on, count)]
+        yield "mixed", {"sides": list(effort.sides), "rows": mixed}
+        yield "slowest_against_one", slowest(loads, mixed)
+    if effort.probes:
+        size = effort.loaded[-1]
+        single = next((row["median"] for row in latency if (row["size"], row["way"]) == (size, WAYS[0])), None)
+        single = single or 1000.0 * _alone(on, photograph(size, size))
+        most = loads[0]["bare"]["rate"] if on.bare.threads else max(row["rate"] for row in loads[0]["rows"])
+        yield "arrivals", _arrivals(on, photograph(size, size), most, limit or 2.0 * single)
 
 
 def _model(served: Served, bare: Bare) -> dict[str, Any]:
     """What is served and how, as its own folder says."""
-    version = max((path for path in served.folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-    verification = version / "verification.json"
+    exported = served.exported
+    verification = exported.version / "verification.json"
     network = json.loads(verification.read_text())["network"] if verification.is_file() else {}
     return {
         "name": served.model,
         "network": network.get("name"),
         "width": network.get("width"),
+        "styles": len(exported.styles),
+        "precision": exported.precision,
         "provider": bare.provider,
         "instances": len(bare.sessions),
         "threads": bare.threads,
@@ -122,8 +165,8 @@ def _latency(on: _Measured, size: int) -> list[dict[str, Any]]:
     endpoints = on.served.endpoints
     with ExitStack() as stack:
         clients = {
-            "gRPC": StyleClient(endpoints.grpc),
-            "HTTP": StyleClient(endpoints.http),
+            "gRPC": StyleClient(endpoints.grpc, shared_memory=False),
+            "HTTP": StyleClient(endpoints.http, shared_memory=False),
             "shared memory": StyleClient(endpoints.grpc, shared_memory=True),
         }
         works: dict[str, Callable[[], object]] = {BARE: partial(on.bare.paint, pixels)}
@@ -132,7 +175,7 @@ def _latency(on: _Measured, size: int) -> list[dict[str, Any]]:
         for work in works.values():
             work()  # the first picture of a shape is another figure
             work()
-        round_seconds = timed(lambda: [work() for work in works.values()])
+        round_seconds = timed(lambda: [work() for work in works.values()]) + REST * len(works)
         rounds = min(MOST, max(FEWEST, round(on.effort.latency / round_seconds)))
         samples = interleaved(works, rounds, rest=REST)
     rows = [{"size": size, "way": way, **asdict(summarize(seconds))} for way, seconds in samples.items()]
@@ -143,42 +186,116 @@ def _latency(on: _Measured, size: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _alone(on: _Measured, pixels: Pixels) -> float:
+    """Seconds of a single warm request over gRPC."""
+    with StyleClient(on.served.endpoints.grpc, timeout=300.0, shared_memory=False) as client:
+        client.stylize(pixels, on.style)
+        return min(timed(partial(client.stylize, pixels, on.style)) for _ in range(3))
+
+
 def _warm_batches(on: _Measured, pixels: Pixels, largest: int) -> None:
     """Every size of batch that callers at once can make is a shape of its own, and its first run is slower."""
-    with StyleClient(on.served.endpoints.grpc, timeout=300.0) as client:
-        for size in range(1, largest + 1):
+    config = on.served.exported.config
+    if not config.HasField("dynamic_batching"):
+        return
+    with StyleClient(on.served.endpoints.grpc, timeout=300.0, shared_memory=False) as client:
+        for size in range(1, min(largest, config.max_batch_size) + 1):
             client.stylize(np.repeat(pixels[None], size, axis=0), on.style)
 
 
-def _throughput(on: _Measured, pixels: Pixels, callers: Sequence[int], alone: float) -> dict[str, Any]:
-    """Pictures a second with so many callers, and of the bare sessions together, in `blocks` of a turn each.
+def _throughput(on: _Measured, pixels: Pixels, alone: float) -> dict[str, Any]:
+    """Pictures a second by callers, and of the bare sessions together, in `blocks` of a turn each.
 
     A turn is a fixed number of pictures, two a caller or more, of `alone` seconds each, and its time ends with
     the last: with more than one instance some are idle then, which is held against either side alike.
     """
+    callers = on.effort.callers
     most = max(callers)
     wanted = on.effort.turn * len(on.bare.sessions) / alone
     requests = most * max(2, math.ceil(wanted / most))
     rates: list[float] = []
     turns: dict[int, list[Turn]] = {count: [] for count in callers}
+    on.callers.together(most, 2 * most, pixels)
     for _ in range(on.effort.blocks):
         rates.append(requests / on.bare.together(pixels, requests))
         for count in callers:
             turns[count].append(_turn(on, partial(on.callers.together, count, requests, pixels)))
+    one = [turn.rate for turn in turns.get(1, [])]
     rows = []
     for count, own in turns.items():
-        ratios = [turn.rate / rate for turn, rate in zip(own, rates, strict=True)]
-        row = {"callers": count, **_rate([turn.rate for turn in own]), "ratio": float(np.median(ratios))}
-        rows.append(row | summary(own))
+        row = {"callers": count, **_rate([turn.rate for turn in own]), "ratio": _over(own, rates)}
+        against = {"against_one": _over(own, one)} if one else {}
+        rows.append(row | against | summary(own))
         on.tick(f"{count} callers: {row['rate']:.2f} pictures a second, {row['ratio']:.3f} of the bare sessions'")
     return {"size": len(pixels), "requests": requests, "bare": _rate(rates), "rows": rows}
+
+
+def _mixed(on: _Measured, count: int) -> list[dict[str, Any]]:
+    """Pictures a second of `count` callers and as many sizes, against one caller that paints the same pictures.
+
+    Every size comes equally often, in a turn of all: one caller takes them in turn; callers at once have a size of
+    their own each, or take all in turn, each beginning with another.
+    """
+    sizes = mixture(count, *on.effort.sides)
+    photo = photograph(*(max(side) for side in zip(*sizes, strict=True)))
+    on.callers.mixed(photo, [sizes])
+    warm = on.callers.mixed(photo, [sizes])
+    each = max(2, math.ceil(on.effort.mixed_turn / sum(call.seconds for call in warm)))
+    orders = {
+        None: [each * sizes],
+        APART: [each * [size] for size in sizes],
+        CHANGING: [[sizes[(caller + turn) % count] for turn in range(each)] for caller in range(count)],
+    }
+    for order in orders.values():
+        on.callers.mixed(photo, order)  # batches of sizes that have not met are first ones
+    turns: dict[str | None, list[Turn]] = {mixture: [] for mixture in orders}
+    for _ in range(on.effort.blocks):
+        for name, order in orders.items():
+            turns[name].append(_turn(on, partial(on.callers.mixed, photo, order)))
+    one = [turn.rate for turn in turns.pop(None)]
+    rows = []
+    for name, own in turns.items():
+        row = {"mixture": name, "callers": count, **_rate([turn.rate for turn in own])}
+        rows.append(row | {"one_caller": float(np.median(one)), "against_one": _over(own, one)} | summary(own))
+        on.tick(f"{count} callers, {name}: {row['rate']:.2f} pictures a second; one caller: {np.median(one):.2f}")
+    return rows
+
+
+def mixture(count: int, smallest: int, largest: int) -> list[tuple[int, int]]:
+    """`count` sizes (height, width), no two the same, of sides from `smallest` to `largest`; always the same ones."""
+    drawn = np.random.default_rng(0)
+    found: dict[tuple[int, int], None] = {}
+    while len(found) < count:
+        height, width = drawn.integers(smallest, largest, size=2, endpoint=True).tolist()
+        found[height, width] = None
+    return list(found)
+
+
+def slowest(loads: Sequence[dict[str, Any]], mixed: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The lowest rate of callers at once against one caller's, of one size and of mixed sizes, and whose it is."""
+    found = [
+        (row["against_one"], f"{row['callers']} callers at {load['size']}²")
+        for load in loads
+        for row in load["rows"]
+        if "against_one" in row and row["callers"] > 1
+    ]
+    found += [(row["against_one"], f"{row['callers']} callers, {row['mixture']}") for row in mixed]
+    if not found:
+        return None
+    ratio, who = min(found)
+    return {"ratio": ratio, "who": who}
+
+
+def _over(own: Sequence[Turn], rates: Sequence[float]) -> float:
+    """The median of the turns' rates over those of the same blocks."""
+    return float(np.median([turn.rate / rate for turn, rate in zip(own, rates, strict=True)]))
 
 
 def _arrivals(on: _Measured, pixels: Pixels, capacity: float, limit: float) -> dict[str, Any]:
     """Latency at rates of arrival, and by bisection the highest rate at which its percentile is within `limit` (ms).
 
     Requests come as a Poisson process, whatever became of those before. The rates lie below `capacity`, pictures a
-    second, which the bare sessions reach.
+    second, which the bare sessions reach, or callers at once where the transport is slower than they are.
     """
     low, high, rows = 0.0, capacity, []
     for number in range(on.effort.probes):
@@ -209,7 +326,7 @@ class Turn:
 
 
 def _turn(on: _Measured, run: Callable[[], list[Call]]) -> Turn:
-    with StyleClient(on.served.endpoints.grpc) as client:
+    with StyleClient(on.served.endpoints.grpc, shared_memory=False) as client:
         before = client.statistics(on.style)
         calls = run()
         deadline = time.monotonic() + 5.0  # Triton answers first and counts after, requests before batches

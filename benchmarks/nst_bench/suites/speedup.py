@@ -1,6 +1,6 @@
 """How much faster the served network is than the optimisation that it replaces, on one device.
 
-Table 1 of Johnson, Alahi and Fei-Fei 2016 with a server in the way: a request over gRPC and HTTP,
+Table 1 of Johnson, Alahi and Fei-Fei 2016 with a server in the way: a request over gRPC, HTTP and shared memory,
 the same model in this process, the same network in PyTorch, and an iteration of the optimisation
 with the loss network, layers and weights of the network's own training. Cold start, the first
 picture of a new shape and the steady state are three figures.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,13 +21,15 @@ from typing import Any
 
 import torch
 
-from nst_bench.engines import Served, by_pytorch, check_exported, device_of, photograph, served
+from nst_bench.engines import Served, by_pytorch, photograph, served
+from nst_bench.exported import Exported
+from nst_bench.gpu import torch_device
 from nst_bench.machine import header
 from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.suites.latency import about
 from nst_bench.suites.quality import baseline, network_losses, painter, painting_of
 from nst_client import StyleClient
-from nst_core.errors import InputError
+from nst_core.devices import Device
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint
@@ -41,7 +43,9 @@ ITERATIONS = (100, 300, 500)
 """Johnson et al.'s table 1."""
 
 GATYS = "Gatys, one iteration"
-SERVED = ("Triton, gRPC", "Triton, HTTP")
+SERVED = ("Triton, gRPC", "Triton, HTTP", "Triton, shared memory")
+COMPARED = (SERVED[0], SERVED[2])
+"""What the optimisation is divided by: a picture by the network's protocol, and as a client on the same host has it."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,18 @@ class Effort:
         """Single measurements in all, for the progress."""
         return sizes * self.blocks * (engines * self.rounds + self.iterations + 1)
 
+    def scaled(self, share: float) -> Effort:
+        """For a share of the time: one photograph at equal loss, and less of everything else."""
+        if share >= 1.0:
+            return self
+        least = {name: max(2, round(share * getattr(self, name))) for name in ("rounds", "iterations")}
+        return replace(self, **least, photos=1)
+
 
 SHORT = Effort(blocks=2, rounds=6, iterations=4, equal_loss=(256,))
 FULL = Effort(blocks=4, rounds=12, iterations=6, equal_loss=(256, 512), photos=4)
+CARD = Effort(blocks=3, rounds=60, iterations=50, equal_loss=(256, 512), photos=4)
+"""On a GPU, where both take milliseconds."""
 
 LONGEST = 100
 """Iterations after which the search for a network's loss is given up."""
@@ -82,23 +95,31 @@ def measure(
     name: str,
     repository: Path,
     installation: triton.Installation,
+    device: Device,
     *,
     sizes: tuple[int, ...] = (256, 512),
     effort: Effort = FULL,
     vgg: Path | None = None,
     style: Path | None = None,
     tick: Callable[[], None] = lambda: None,
+    keep: Callable[[dict[str, Any]], None] = lambda document: None,
 ) -> dict[str, Any]:
     """Measure model `name` of `repository`, which `nst-export` made of `checkpoint`; a document.
 
     Starts a Triton of its own on free ports of this machine, with this model alone, and ends it. `style` is the
-    painting that it learned; without, there are no losses to compare. All run where the model is served, on the
-    processor or on the first GPU. Raises `InputError` when the repository lacks the model, or has it for a GPU that
-    PyTorch cannot use.
+    painting that it learned; without, there are no losses to compare. All run on `device`. `keep` gets the document
+    after every size, first without the comparison at equal loss. Raises `InputError` when the repository lacks the
+    model, or has it for another device, or PyTorch cannot use the GPU.
     """
-    device = _device(repository, name)
-    document = header(SCHEMA)
+    Exported(repository / name).check_device(device)
+    where = torch_device(device)
+    document = {**header(SCHEMA), "model": about(checkpoint, name), "device": device.kind.upper()}
     figures: list[dict[str, Any]] = []
+    equal_loss: list[dict[str, Any]] = []
+
+    def all_of(done: tuple[int, ...]) -> dict[str, Any]:
+        return {**document, "rows": figures, "speedup": _speedups(figures, done), "equal_loss": equal_loss}
+
     with ExitStack() as stack:
         server = stack.enter_context(served(installation, repository, name))
         figures.append(_figure("Triton, from start to ready", None, "cold", [server.seconds]))
@@ -106,36 +127,18 @@ def measure(
         loaded: list[Weights] = []
         seconds = timed(lambda: loaded.append(vgg16_weights(vgg)))
         figures.append(_figure("Gatys, load the loss network's weights", None, "cold", [seconds]))
-        for size in sizes:
+        for number, size in enumerate(sizes, 1):
             settings = baseline(checkpoint, size, effort.iterations + 1)
-            samples = _at_size(size, engines, partial(_iterations, settings, loaded[0], device, tick), effort, tick)
+            samples = _at_size(size, engines, partial(_iterations, settings, loaded[0], where, tick), effort, tick)
             for engine, taken in samples.items():
                 figures.append(_figure(engine, size, "steady", taken.steady))
                 if taken.first_of_shape:
                     figures.append(_figure(engine, size, "first of a shape", taken.first_of_shape))
-    return {
-        **document,
-        "model": about(checkpoint, name),
-        "device": "GPU" if device.type == "cuda" else "CPU",
-        "rows": figures,
-        "speedup": _speedups(figures, sizes),
-        "equal_loss": [
-            row for size in sizes for row in _equal_loss(checkpoint, style, size, effort, loaded[0], figures, device)
-        ],
-    }
-
-
-def _device(repository: Path, model: str) -> torch.device:
-    """Where the optimisation runs: where the model is served."""
-    check_exported(repository, model)
-    if device_of(repository / model) == "CPU":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError(
-            f"{model} is exported for a GPU, where the optimisation is to run too, and torch {torch.__version__} has "
-            "no CUDA device: install PyTorch for CUDA, or export the model for this processor"
-        )
-    return torch.device("cuda")
+            keep(all_of(sizes[:number]))
+    for size in sizes:
+        equal_loss += _equal_loss(checkpoint, style, size, effort, loaded[0], figures, where)
+        keep(all_of(sizes))
+    return all_of(sizes)
 
 
 Engine = Callable[[Pixels], object]
@@ -148,9 +151,10 @@ def _engines(
     figures: list[dict[str, Any]],
 ) -> dict[str, Engine]:
     """What paints `uint8 [H, W, 3]`, by name; the cold start of the one in this process is measured."""
-    urls = (server.endpoints.grpc, server.endpoints.http, f"local:{server.repository}")
+    ends = server.endpoints
+    urls = (ends.grpc, ends.http, ends.grpc, f"local:{server.repository}")
     clients = {
-        engine: stack.enter_context(StyleClient(url, timeout=300.0))
+        engine: stack.enter_context(StyleClient(url, timeout=300.0, shared_memory=engine == SERVED[2]))
         for engine, url in zip((*SERVED, "in the process"), urls, strict=True)
     }
     small = photograph(256, 256)
@@ -159,7 +163,7 @@ def _engines(
     figures.append(_figure("in the process, load and first picture", None, "cold", [seconds]))
     return {
         **{engine: partial(client.stylize, style=style) for engine, client in clients.items()},
-        "PyTorch": by_pytorch(checkpoint.network, server.device),
+        "PyTorch": by_pytorch(checkpoint.network, server.exported.device),
     }
 
 
@@ -217,17 +221,18 @@ def _figure(engine: str, size: int | None, phase: str, seconds: list[float]) -> 
 
 
 def _speedups(figures: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Median iteration x number of iterations over the median request, for each size."""
+    """Median iteration x number of iterations over the median request, for each size and each way of `COMPARED`."""
     steady = {(one["engine"], one["size"]): one["median"] for one in figures if one["phase"] == "steady"}
     return [
         {
             "size": size,
             "iterations": iterations,
             "gatys_seconds": steady[GATYS, size] * iterations / 1000.0,
-            "served": SERVED[0],
-            "served_ms": steady[SERVED[0], size],
-            "ratio": steady[GATYS, size] * iterations / steady[SERVED[0], size],
+            "served": way,
+            "served_ms": steady[way, size],
+            "ratio": steady[GATYS, size] * iterations / steady[way, size],
         }
+        for way in COMPARED
         for size in sizes
         for iterations in ITERATIONS
     ]
@@ -267,7 +272,17 @@ def _equal_loss(
             rows.append({**row, "missing": f"after {LONGEST} iterations the optimisation's loss is above {loss:.3g}"})
             continue
         needed = steady[GATYS, size] * len(seen)
-        times = {"gatys_seconds": needed / 1000.0, "served_ms": steady[SERVED[0], size]}
         row |= {"loss": loss, "iteration": len(seen), "curve": [one.total for one in seen]}
-        rows.append({**row, **times, "ratio": needed / steady[SERVED[0], size]})
+        rows.append({**row, "gatys_seconds": needed / 1000.0, **_against(needed, steady, size)})
     return rows
+
+
+def _against(needed: float, steady: dict[tuple[str, int], float], size: int) -> dict[str, float]:
+    """The milliseconds `needed` over those of a picture by each way of `COMPARED`."""
+    by_network, by_memory = (steady[way, size] for way in COMPARED)
+    return {
+        "served_ms": by_network,
+        "ratio": needed / by_network,
+        "shared_memory_ms": by_memory,
+        "shared_memory_ratio": needed / by_memory,
+    }

@@ -20,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nst_bench.gpu import torch_device
 from nst_bench.machine import header
 from nst_bench.measure import summarize, timed
+from nst_core.devices import Device
 from nst_core.images import open_picture, sample_photographs
+from nst_core.memory import keep_freed_memory
 from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
-from nst_trainer.memory import reuse_freed_memory
 from nst_trainer.networks import Johnson
 from nst_trainer.parallel import Team
 from nst_trainer.photos import Photos, to_tensor
@@ -41,6 +43,7 @@ WARM = 2
 
 def measure(
     vgg: Path | None,
+    device: Device,
     *,
     width: float = 1.0,
     batch: int = 4,
@@ -48,14 +51,16 @@ def measure(
     crops: tuple[int, ...] = CROPS,
     tick: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
-    """Both loops in turn, `steps` warm steps each at each of `crops` (pixels); a document.
+    """Both loops on `device` in turn, `steps` warm steps each at each of `crops` (pixels); a document.
 
-    Each loop runs in a process of its own, as a user has it: ours with the memory settings of `nst-train`.
+    Each loop runs in a process of its own, as a user has it: ours with the memory settings of `nst-train`. Raises
+    `InputError` if PyTorch cannot use the GPU.
     """
+    where = torch_device(device)
     rows = []
     for crop in crops:
         settings = TrainingSettings(width=width, batch=batch, crop=crop, iterations=100 * steps)
-        with _process("plain", settings, vgg) as plain, _process("nst", settings, vgg) as ours:
+        with _process("plain", settings, vgg, where) as plain, _process("nst", settings, vgg, where) as ours:
             seconds: dict[str, list[float]] = {"plain": [], "nst": []}
             for _ in range(WARM + steps):
                 for name, step in (("plain", plain), ("nst", ours)):
@@ -65,7 +70,7 @@ def measure(
         row = {"crop": crop, **{name: asdict(one) | {"images_per_second": rate[name]} for name, one in figures.items()}}
         rows.append(row | {"ratio": rate["nst"] / rate["plain"]})
         tick(f"{crop} x {crop}: {rate['nst']:.2f} against {rate['plain']:.2f} images a second")
-    precision, why = Team().precision()
+    precision, why = Team(device=where).precision()
     return {
         **header(SCHEMA),
         "precision": {"nst": str(precision).removeprefix("torch."), "why": why, "plain": "float32"},
@@ -76,11 +81,13 @@ def measure(
 
 
 @contextmanager
-def _process(loop: str, settings: TrainingSettings, vgg: Path | None) -> Iterator[Callable[[], float]]:
+def _process(
+    loop: str, settings: TrainingSettings, vgg: Path | None, where: torch.device
+) -> Iterator[Callable[[], float]]:
     """A process that runs a step of `loop` when it is told to, and says how many seconds it took."""
     spawning = multiprocessing.get_context("spawn")
     here, there = spawning.Pipe()
-    process = spawning.Process(target=_serve, args=(loop, settings, vgg, there), daemon=True)
+    process = spawning.Process(target=_serve, args=(loop, settings, vgg, where, there), daemon=True)
     process.start()
 
     def step() -> float:
@@ -95,35 +102,40 @@ def _process(loop: str, settings: TrainingSettings, vgg: Path | None) -> Iterato
         process.join()
 
 
-def _serve(loop: str, settings: TrainingSettings, vgg: Path | None, orders: Connection) -> None:
+def _serve(loop: str, settings: TrainingSettings, vgg: Path | None, where: torch.device, orders: Connection) -> None:
     weights = vgg16_weights(vgg)
     with tempfile.TemporaryDirectory() as folder:
-        steps = plain_loop(settings, weights) if loop == "plain" else _ours(settings, weights, Path(folder))
+        plain = loop == "plain"
+        steps = plain_loop(settings, weights, where) if plain else _ours(settings, weights, where, Path(folder))
         while orders.recv():
             orders.send(timed(partial(next, steps)))
 
 
-def _ours(settings: TrainingSettings, weights: Weights, folder: Path) -> Iterator[object]:
+def _ours(settings: TrainingSettings, weights: Weights, where: torch.device, folder: Path) -> Iterator[object]:
     """The steps of a real training at its full crops, which are the last part of its plan."""
-    reuse_freed_memory()
-    training = Training([sample_photographs()[0]], None, folder / "a.pth", Vgg16(weights), settings)
+    keep_freed_memory()
+    if where.type == "cuda":  # as nst-train has it
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    style, team = [sample_photographs()[0]], Team(device=where)
+    training = Training(style, None, folder / "a.pth", Vgg16(weights), settings, team=team)
     training.state.iteration = int(0.86 * settings.iterations)
     return training.steps()
 
 
-def plain_loop(settings: TrainingSettings, weights: Weights) -> Iterator[float]:
+def plain_loop(settings: TrainingSettings, weights: Weights, where: torch.device) -> Iterator[float]:
     """Endless steps; the loss of each."""
     torch.manual_seed(settings.seed)
-    network = Johnson(width=settings.width)
+    network = Johnson(width=settings.width).to(where)
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
-    loss_network = _PlainVgg(weights)
+    loss_network = _PlainVgg(weights, where)
     photos = Photos(sample_photographs(), batch=settings.batch, crop_of=lambda _: settings.crop, seed=settings.seed)
     style = to_tensor(open_picture(sample_photographs()[0], max_side=settings.style_size))
     with torch.no_grad():
-        targets = {layer: _gram(value) for layer, value in loss_network(style).items()}
+        targets = {layer: _gram(value) for layer, value in loss_network(style.to(where)).items()}
     number = 0
     while True:
-        x = torch.stack([photos.crop(number + position) for position in range(settings.batch)])
+        x = torch.stack([photos.crop(number + position) for position in range(settings.batch)]).to(where)
         number += settings.batch
         optimizer.zero_grad()
         y = network(x)
@@ -142,13 +154,13 @@ def plain_loop(settings: TrainingSettings, weights: Weights) -> Iterator[float]:
 class _PlainVgg:
     """VGG-16 to relu4_3 as a list of convolutions, in PyTorch's default layout."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, where: torch.device) -> None:
         self.convolutions = [
-            (name, weights[f"{name}.weight"].contiguous(), weights[f"{name}.bias"])
+            (name, weights[f"{name}.weight"].contiguous().to(where), weights[f"{name}.bias"].to(where))
             for name in CONVOLUTIONS
             if name <= "conv4_3"
         ]
-        self.mean = torch.tensor(MEAN).view(1, 3, 1, 1)
+        self.mean = torch.tensor(MEAN, device=where).view(1, 3, 1, 1)
 
     def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
         x, features = 255.0 * pictures - self.mean, {}

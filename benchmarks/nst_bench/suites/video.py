@@ -75,7 +75,7 @@ def measure(
     The page has as many seconds a round as the frames last. Where there is no browser it is missing. The share of the
     bare rate is the median of the rounds' own shares: a machine may change its speed from one round to the next.
     """
-    document, bare, style = header(SCHEMA), Bare(served.folder), served.style
+    document, bare, style = header(SCHEMA), Bare(served.exported.folder), served.style
     missing = _without_browser()
     seconds: dict[str, list[float]] = {way: [] for way in (BARE, FILE, WINDOW, *([] if missing else [PAGE]))}
     whole: dict[str, list[float]] = {way: [] for way in seconds}
