@@ -5,7 +5,8 @@
 #
 # OUT         folder for logs, JSON documents and results.tgz
 # REPOSITORY  models exported for TensorRT: starry-night-fast, starry-night, gallery (nst-export --device gpu); with
-#             CUDA_REPOSITORY in the environment also those for ONNX Runtime CUDA (nst-export --for gpu)
+#             OTHERS in the environment also those of other repositories, such as for ONNX Runtime CUDA
+#             (nst-export --for gpu) and its TensorRT provider (nst-export --for tensorrt --target onnx)
 # SECONDS     that are left (600); a step that no longer fits is left out
 # STYLE       the painting that starry-night-fast learned, for the speed-up at equal loss
 # BACKENDS    in the environment: the backend folder of a tritonserver in PATH, which gets the engines of this checkout
@@ -37,5 +38,7 @@ minutes=$(( (end - SECONDS) * 6 / 600 )); [ "$minutes" -gt 6 ] && minutes=6; [ "
 step $((minutes * 60 + 30)) bench nst-bench --minutes "$minutes" --device gpu -r "$repository" ${style:+--style "$style"} -o "$out/bench"
 step 60 latency-starry-night nst-bench latency --device gpu --checkpoint models/starry-night.pth -r "$repository" -o "$out/latency-starry-night.json"
 step 60 latency-gallery nst-bench latency --device gpu --checkpoint models/gallery.pth -r "$repository" -o "$out/latency-gallery.json"
-[ -z "${CUDA_REPOSITORY:-}" ] || step 120 serving-cuda nst-bench serving --device gpu -r "$CUDA_REPOSITORY" -o "$out/serving-cuda.json"
+for other in ${OTHERS:-}; do
+  step 100 "serving-${other##*/}" nst-bench serving --device gpu -r "$other" -o "$out/serving-${other##*/}.json"
+done
 step 60 client-tests python3 -m pytest -q -m gpu -p no:cacheprovider tests/end_to_end tests/benchmarks

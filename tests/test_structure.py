@@ -47,3 +47,11 @@ def test_a_package_imports_from_the_floors_below(package: str) -> None:
 def test_the_light_packages_know_nothing_of_torch(package: str) -> None:
     for file in (ROOT / FOLDERS[package] / package).rglob("*.py"):
         assert not imported(file) & {"torch", "onnx", "nst_trainer"}, file
+
+
+def test_the_engines_import_nothing_of_ours() -> None:
+    """Triton's backends are copies of them, where there is neither nst nor PyTorch."""
+    files = list((ROOT / "core" / "nst_core" / "engines").glob("*.py"))
+    assert files
+    for file in files:
+        assert not {name for name in imported(file) if name.startswith("nst_") or name in ("torch", "onnx")}, file

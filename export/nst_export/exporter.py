@@ -98,8 +98,8 @@ class Plan:
 
     @property
     def card_limits(self) -> verify.Limits:
-        """What the gate on the GPU lets through. ONNX Runtime CUDA computes FP32 in TF32, of FP16's precision."""
-        return card.LIMITS["fp16" if self.engine == "gpu" else self.computes]
+        """What the gate on the GPU lets through."""
+        return card.LIMITS[self.computes]
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,7 @@ def ray() -> Iterator[str]:
     """The address of the cluster that this process has started; it believes that it has two GPUs."""
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray does not share what is hidden
         assert stack.enter_context(cluster(None, 2)) >= 2
         import ray
 

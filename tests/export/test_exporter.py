@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from nst_core import devices, onnx_runtime
 from nst_core.devices import Device, Gpu
-from nst_export import exporter, verify
+from nst_export import card, exporter, verify
 from nst_export.cli import app
 from nst_export.verify import Limits
 from nst_trainer.checkpoint import Checkpoint, save
@@ -191,8 +191,9 @@ def test_what_runs_a_model_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> No
         "tensorrt": ("tensorrt", "fp16"),
     }
     assert exporter.Plan("onnx", "fp32", "tensorrt").makes == "onnx"
-    assert plans["gpu"].limits.levels == 1  # on the CPU; ONNX Runtime's TF32 is the GPU's
-    assert plans["gpu"].card_limits == plans["tensorrt"].card_limits
+    assert plans["gpu"].limits.levels == 1
+    assert plans["gpu"].card_limits == card.LIMITS["fp32"]
+    assert plans["tensorrt"].card_limits == card.LIMITS["fp16"]
 
 
 def test_a_network_with_a_larger_smallest_side_bounds_the_profile(tmp_path: Path) -> None:

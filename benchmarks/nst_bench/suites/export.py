@@ -179,8 +179,7 @@ def _checked(engine: _Engine, model: ServedModel, file: Path, sizes: Sequence[in
     if engine.precision == "fp16":
         precision.to_half(proto)
     onnx.write(proto, graph, {})
-    # ONNX Runtime CUDA computes FP32 in TF32, whose precision is FP16's.
-    limits, shapes = card.LIMITS["fp16"], [*((1, size, size) for size in sizes), ODD]
+    limits, shapes = card.LIMITS[engine.precision], [*((1, size, size) for size in sizes), ODD]
     with engine.running(graph, max(*sizes, *ODD), gpu) as running:
         feeds = verify.examples(model.inputs, shapes)
         verify.agreements(feeds, lambda feed: verify.by_pytorch(model, feed), [running], limits)
