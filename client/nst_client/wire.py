@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
-
-from nst_client.transports import Array
 
 _BYTES = 2
 """Protobuf's wire type of fields that have a length."""
@@ -22,7 +21,7 @@ _TENSORS_OUT = service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_inpu
 _TENSORS_IN = service_pb2.ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number << 3 | _BYTES
 
 
-def encoded(message: Any, tensors: Sequence[Array]) -> bytes:
+def encoded(message: Any, tensors: Sequence[npt.NDArray[Any]]) -> bytes:
     """A `ModelInferRequest` with its tensors, which must be contiguous, as its `raw_input_contents`."""
     parts: list[Any] = [message.SerializeToString()]
     for tensor in tensors:
@@ -44,7 +43,7 @@ def decoded(data: bytes) -> tuple[Any, list[memoryview]]:
         raise ValueError(f"no ModelInferResponse: {error}") from error
 
 
-def tensor_of(message: Any, tensors: Sequence[memoryview], name: str) -> Array | None:
+def tensor_of(message: Any, tensors: Sequence[memoryview], name: str) -> npt.NDArray[Any] | None:
     """The tensor of an answer, read-only; None if it has none of this name. Raises `ValueError` for a wrong length."""
     for output, content in zip(message.outputs, tensors, strict=False):
         if output.name == name:
