@@ -19,6 +19,7 @@ import numpy as np
 
 from nst_client.shared_memory import new_name
 from nst_core.engines import cuda
+from nst_core.engines.dlpack import DLTensor
 from nst_core.errors import InputError, MissingExtra
 
 CUDA_DEVICE = 2
@@ -229,23 +230,6 @@ def _wait(value: Any, interface: dict[str, Any]) -> None:
         cuda.check(runtime.cudaStreamSynchronize(stream))
 
 
-class _Tensor(ctypes.Structure):
-    """DLPack's `DLTensor`, the beginning of what a capsule holds."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    ]
-
-
 def _is_dlpack_of_gpu(value: Any) -> bool:
     device = getattr(value, "__dlpack_device__", None)
     return device is not None and device()[0] == CUDA_DEVICE
@@ -255,13 +239,13 @@ def _by_dlpack(value: Any) -> CudaPixels:
     capsule = value.__dlpack__(stream=_LEGACY_STREAM)
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    tensor = ctypes.cast(pointer_of(capsule, b"dltensor"), ctypes.POINTER(_Tensor)).contents
+    tensor = ctypes.cast(pointer_of(capsule, b"dltensor"), ctypes.POINTER(DLTensor)).contents
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None
     _check(shape, (tensor.code, tensor.bits, tensor.lanes) == (1, 8, 1), f"{tensor.bits} bits", strides)
-    with on(tensor.device):
+    with on(tensor.device_id):
         cuda.check(cuda.runtime().cudaStreamSynchronize(_LEGACY_STREAM))
-    return CudaPixels(capsule, tensor.data + tensor.byte_offset, shape, tensor.device)
+    return CudaPixels(capsule, tensor.data + tensor.byte_offset, shape, tensor.device_id)
 
 
 def _check(shape: tuple[int, ...], is_uint8: bool, kind: str, strides: Sequence[int] | None) -> None:

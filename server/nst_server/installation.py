@@ -247,8 +247,10 @@ def _assemble_backends(folder: Path, triton: Path) -> Path:
     for source in filter(Path.is_file, (triton / "backends" / "python").iterdir()):
         _place(source, backends / "python" / source.name)
     _place(stub, backends / "python" / stub.name)
-    for model in (Path(__file__).parent / "backends").glob("*/model.py"):
-        _place(model, backends / model.parent.name / model.name)
+    ours = Path(__file__).parent / "backends"
+    for model in ours.glob("*/model.py"):
+        for source in (model, ours / "backend_common.py"):
+            _place(source, backends / model.parent.name / source.name)
         for source in Path(engines.__path__[0]).glob("*.py"):
             _place(source, backends / model.parent.name / "engines" / source.name)
     return backends

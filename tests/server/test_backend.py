@@ -383,7 +383,10 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     utils.Tensor, utils.InferenceResponse, utils.TritonError = FakeTensor, FakeResponse, FakeError
     utils.MetricFamily = FakeMetric
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
-    file = Path(triton.__file__).parent / "backends" / "onnxruntime" / "model.py"
+    backends = Path(triton.__file__).parent / "backends"
+    monkeypatch.syspath_prepend(str(backends))
+    monkeypatch.delitem(sys.modules, "backend_common", raising=False)  # it has imported another test's Triton
+    file = backends / "onnxruntime" / "model.py"
     spec = importlib.util.spec_from_file_location("backend", file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -153,6 +153,8 @@ def backend(
     """The backend's module with the package `engines` beside it, as an installation has them."""
     monkeypatch.setenv("NST_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(Path(shared.__path__[0]).parent))
+    monkeypatch.syspath_prepend(str(FILE.parents[1]))
+    monkeypatch.delitem(sys.modules, "backend_common", raising=False)  # it has imported another test's Triton
     log = types.SimpleNamespace(log_info=logged.append, log_warn=logged.append, log_error=logged.append)
     utils = types.ModuleType("triton_python_backend_utils")
     MetricFamily.seen.clear()
@@ -177,7 +179,7 @@ def backend(
         spec.loader.exec_module(module)
         yield module
     finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "engines"]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("engines", "backend_common")]:
             del sys.modules[name]
 
 

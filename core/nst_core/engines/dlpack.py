@@ -17,8 +17,8 @@ _KINDS = {"i": 0, "u": 1, "f": 2}
 _NAME = b"dltensor"
 
 
-class _Tensor(ctypes.Structure):
-    """`DLTensor` of DLPack's C header."""
+class DLTensor(ctypes.Structure):
+    """`DLTensor` of DLPack's C header, the beginning of what a capsule holds."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -40,7 +40,7 @@ _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 class _Managed(ctypes.Structure):
     """`DLManagedTensor` of DLPack's C header."""
 
-    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+    _fields_ = (("tensor", DLTensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
 
 
 _lent: dict[int, tuple[Any, ...]] = {}  # by address: what must live until the tensor is given back
@@ -69,7 +69,7 @@ class Lent:
         array = self._array
         shape = (ctypes.c_int64 * array.ndim)(*array.shape)
         kind = (_KINDS[array.dtype.kind], array.dtype.itemsize * 8, 1)
-        managed = _Managed(_Tensor(array.ctypes.data, _CPU, 0, array.ndim, *kind, shape, None, 0), None, _deleter)
+        managed = _Managed(DLTensor(array.ctypes.data, _CPU, 0, array.ndim, *kind, shape, None, 0), None, _deleter)
         address = ctypes.addressof(managed)
         _lent[address] = (managed, shape, array)
         return _new_capsule(address, _NAME, None)

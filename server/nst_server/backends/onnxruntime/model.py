@@ -33,8 +33,8 @@ In addition to the contract:
 - A request that fails does not fail the others that Triton batched with it.
 - Every model has metrics of its own (`nst_*`) on Triton's metrics port.
 
-The file runs inside Triton's stub process and imports nothing of nst. GPU instances need the folder `engines` beside
-it. It works with numpy 1 and 2.
+The file runs inside Triton's stub process with `backend_common.py` beside it, and imports nothing of nst. GPU instances
+need the folder `engines`, too. It works with numpy 1 and 2.
 """
 
 import ctypes
@@ -48,6 +48,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it onc
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+from backend_common import Limits, Metrics, Refused, failure, number, parameters_of, shown
 
 NUMPY_1 = np.lib.NumpyVersion(np.__version__) < "2.0.0"
 """Triton 2.51's own conversion of tensors to and from numpy's arrays is made for numpy 1."""
@@ -164,12 +165,7 @@ CPU_RUN_PIXELS = 512 * 512
 picture of 512x512 in a batch of five took 1.3 times as long as alone."""
 
 SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
-PICTURES = [1, 2, 4, 8, 16, 32]
-"""Upper bounds of the histograms' buckets."""
-
-
-class Refused(Exception):
-    """A request that is not run; the message goes to its caller."""
+"""Upper bounds of the buckets of `nst_run_seconds`."""
 
 
 class TritonPythonModel:
@@ -210,16 +206,15 @@ class TritonPythonModel:
         """Open the session; an execution provider that the config asks for and does not get is an error."""
         config = json.loads(args["model_config"])
         self.path = _file(os.path.join(args["model_repository"], args["model_version"]), config)
-        parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
+        parameters = parameters_of(config)
         self.on_gpu = args["model_instance_kind"] == "GPU"
         self.settings = {
             "sess_options": _options(config, parameters),
             "providers": _providers(config, parameters, args["model_instance_kind"], args["model_instance_device_id"]),
         }
-        self.min_side = max(1, _number(parameters, "min_side", 1))
-        self.max_side = _number(parameters, "max_side", 2**31)
-        self.max_pixels = _number(parameters, "max_pixels", 2**62)
-        self.run_pixels = self.max_pixels if self.on_gpu else min(self.max_pixels, CPU_RUN_PIXELS)
+        self.limits = Limits(parameters)
+        largest = self.limits.max_pixels
+        self.run_pixels = largest if self.on_gpu else min(largest, CPU_RUN_PIXELS)
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
         self.strings = {tensor["name"] for tensor in config["input"] if tensor["data_type"] == "TYPE_STRING"}
@@ -233,7 +228,11 @@ class TritonPythonModel:
             outputs = [tensor.name for tensor in self.session.get_outputs()]
         _check_names(self.path, "input", self.inputs, inputs)
         _check_names(self.path, "output", self.outputs, outputs)
-        self.metrics = Metrics(args["model_name"], args["model_version"])
+        self.metrics = Metrics(args["model_name"], args["model_version"], "ONNX Runtime", SECONDS)
+        reopened = self.metrics.family(
+            pb_utils.MetricFamily.COUNTER, "nst_session_reopened_total", "Sessions opened anew after a failed run"
+        )
+        self.reopened = reopened.Metric(labels=self.metrics.labels)
 
     def execute(self, requests):
         """Run the requests of one execution, those of one shape as one batch; errors go to their request."""
@@ -243,7 +242,7 @@ class TritonPythonModel:
             try:
                 tensors = self._tensors(request)
             except Refused as refusal:
-                responses[position] = _error(refusal, pb_utils.TritonError.INVALID_ARG)
+                responses[position] = failure(refusal, pb_utils.TritonError.INVALID_ARG)
             else:
                 groups.setdefault(tuple(tensor.shape[1:] for tensor in tensors), []).append((position, tensors))
         self.metrics.requests("refused", sum(response is not None for response in responses))
@@ -258,7 +257,7 @@ class TritonPythonModel:
         """Give up the metrics and close the session."""
         if self.on_gpu:
             self.session.close()
-        self.metrics = self.session = None
+        self.reopened = self.metrics = self.session = None
 
     def _open(self):
         """A session on the CPU."""
@@ -280,7 +279,7 @@ class TritonPythonModel:
             self.session = self._open()
         except pb_utils.TritonModelException as error:  # such as a version that was removed while it is served
             pb_utils.Logger.log_error(f"going on with the session that failed: {error}")
-        self.metrics.reopened()
+        self.reopened.increment(1)
 
     def _tensors(self, request):
         """The arrays of a request in the order of the config; `Refused` for what must not reach the graph."""
@@ -291,23 +290,14 @@ class TritonPythonModel:
                 raise Refused(f"{name} is missing")
             array = tensor.as_numpy() if NUMPY_1 or name in self.strings else _array(tensor)
             if array.size == 0:
-                raise Refused(f"{name} is empty: {_shape(array)}")
+                raise Refused(f"{name} is empty: {shown(array.shape)}")
             # Not in noise, which is as large as a picture and which Triton warms up with random bits.
             if array.dtype.kind == "f" and array.ndim < 4 and not np.isfinite(array).all():
                 raise Refused(f"{name} has values that are not finite")
             tensors.append(array)
         if tensors[0].ndim == 4:
-            self._check_size(*tensors[0].shape[1:3])
+            self.limits.check(*tensors[0].shape[1:3])
         return tensors
-
-    def _check_size(self, height, width):
-        """Refuse images beyond the model's limits, in pixels."""
-        if min(height, width) < self.min_side:
-            raise Refused(f"{width}x{height}: this model takes {self.min_side} pixels and more a side")
-        if max(height, width) > self.max_side:
-            raise Refused(f"{width}x{height}: this model takes {self.max_side} pixels and less a side")
-        if height * width > self.max_pixels:
-            raise Refused(f"{width}x{height}: this model takes {self.max_pixels / 1e6:.1f} megapixels and less")
 
     def _batches(self, group):
         """The requests of a group in as many runs as `run_pixels` asks for: what runs together is copied together."""
@@ -330,12 +320,12 @@ class TritonPythonModel:
         feeds = [self._together(position, tensors) for position, tensors in enumerate(zip(*batch))]
         try:
             answers = self._answers(feeds)
-        except Exception as error:  # ONNX Runtime's exceptions have no common root
+        except Exception as reason:  # ONNX Runtime's exceptions have no common root
             self._reopen()
             if len(batch) > 1:  # one request's fault is not the others'
                 return [self._run([tensors])[0] for tensors in batch]
             self.metrics.requests("failed")
-            return [_error(f"{self.inputs[0]} {_shape(feeds[0])}: {error}", pb_utils.TritonError.INTERNAL)]
+            return [failure(f"{self.inputs[0]} {shown(feeds[0].shape)}: {reason}", pb_utils.TritonError.INTERNAL)]
         self.metrics.requests("ok", len(batch))
         ends = np.cumsum([len(tensors[0]) for tensors in batch])
         return [
@@ -374,53 +364,6 @@ class TritonPythonModel:
         return answers
 
 
-class Metrics:
-    """The model's metrics on Triton's metrics port, beside those that Triton has for every model.
-
-    An update is a message to Triton and takes some 30 microseconds, so a run makes three.
-    """
-
-    def __init__(self, model, version):
-        def family(kind, name, description):
-            return pb_utils.MetricFamily(name=name, description=description, kind=kind)
-
-        counter, histogram = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.HISTOGRAM
-        requests = family(counter, "nst_requests_total", "Requests by outcome: ok, refused before a run, failed in it")
-        reopened = family(counter, "nst_session_reopened_total", "Sessions opened anew after a failed run")
-        seconds = family(histogram, "nst_run_seconds", "Seconds in ONNX Runtime, a run")
-        pictures = family(histogram, "nst_run_pictures", "Pictures that went through ONNX Runtime together, a run")
-        labels = {"model": model, "version": version}
-        self._families = (requests, reopened, seconds, pictures)  # they must outlive their metrics
-        self._requests = {
-            outcome: requests.Metric(labels={**labels, "outcome": outcome}) for outcome in ("ok", "refused", "failed")
-        }
-        self._reopened = reopened.Metric(labels=labels)
-        self._seconds = seconds.Metric(labels=labels, buckets=SECONDS)
-        self._pictures = pictures.Metric(labels=labels, buckets=PICTURES)
-
-    def requests(self, outcome, count=1):
-        """Count requests by what became of them."""
-        if count:
-            self._requests[outcome].increment(count)
-
-    def reopened(self):
-        """Count a session that was opened anew."""
-        self._reopened.increment(1)
-
-    def ran(self, pictures, seconds):
-        """Note a run."""
-        self._pictures.observe(pictures)
-        self._seconds.observe(seconds)
-
-
-def _error(reason, code):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(reason), code))
-
-
-def _shape(array):
-    return "x".join(map(str, array.shape))
-
-
 def _array(tensor):
     """An input tensor as a read-only array, without a copy unless its memory is not aligned."""
     return np.require(np.from_dlpack(tensor), requirements="A")
@@ -454,7 +397,7 @@ def _gpu_sessions(path, settings, run_config):
     _check_file(path)
     providers = settings["providers"]
     options = dict(providers)["CUDAExecutionProvider"]
-    limit = _number(options, "gpu_mem_limit", 0)
+    limit = number(options, "gpu_mem_limit", 0)
     dynamic = providers[0][0] == "TensorrtExecutionProvider"
     try:
         from engines.onnx_cuda import CudaSessions  # a CPU instance does without
@@ -498,13 +441,6 @@ def _check_names(path, kind, configured, names):
         )
 
 
-def _number(parameters, name, default):
-    try:
-        return int(parameters.get(name, default))
-    except ValueError as error:
-        raise pb_utils.TritonModelException(f"parameter {name} is {parameters[name]!r}: give a whole number") from error
-
-
 def _switch(name, value):
     if value not in BOOLEANS:
         raise pb_utils.TritonModelException(f"parameter {name} is {value!r}: give 1 or 0")
@@ -522,8 +458,8 @@ def _options(config, parameters):
     modes = {"0": onnxruntime.ExecutionMode.ORT_SEQUENTIAL, "1": onnxruntime.ExecutionMode.ORT_PARALLEL}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = _number(parameters, "intra_op_thread_count", 0)
-    options.inter_op_num_threads = _number(parameters, "inter_op_thread_count", 0)
+    options.intra_op_num_threads = number(parameters, "intra_op_thread_count", 0)
+    options.inter_op_num_threads = number(parameters, "inter_op_thread_count", 0)
     options.enable_cpu_mem_arena = _switch("enable_mem_arena", parameters.get("enable_mem_arena", "1")) == "True"
     options.enable_mem_pattern = _switch("enable_mem_pattern", parameters.get("enable_mem_pattern", "1")) == "True"
     options.execution_mode = _choice("execution_mode", parameters.get("execution_mode", "0"), modes)
@@ -598,7 +534,7 @@ def _known(accelerator, given, known):
 def _openvino(given, parameters):
     _known("openvino", given, OPENVINO)
     options = {"device_type": "CPU", "load_config": OPENVINO_CONFIG}
-    if threads := _number(parameters, "intra_op_thread_count", 0):
+    if threads := number(parameters, "intra_op_thread_count", 0):
         options["num_of_threads"] = str(threads)
     return "OpenVINOExecutionProvider", {**options, **given}
 

@@ -18,18 +18,18 @@ says that it is for another GPU or TensorRT is refused. The limits `min_side`, `
 models carry as parameters are checked before a request runs; requests of one shape run as one batch, others side by
 side; while one batch computes, the next is copied in and the last is answered; the shapes of `model_warmup` have their
 CUDA graphs when the model is ready; a request that fails does not fail the others; and every model has metrics of its
-own on Triton's metrics port (`nst_*`). It lives inside Triton's stub process with the package `engines` beside it, and
-imports nothing of nst.
+own on Triton's metrics port (`nst_*`). It lives inside Triton's stub process with `backend_common.py` and the
+package `engines` beside it, and imports nothing of nst.
 """
 
 import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from backend_common import Limits, Metrics, Refused, failure, number, parameters_of, shown
 from engines import cuda, plans
 from engines.dlpack import Lent
 from engines.tensorrt import TensorRTEngine
@@ -49,12 +49,7 @@ TYPES = {
 }
 
 SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
-PICTURES = [1, 2, 4, 8, 16, 32]
-"""Upper bounds of the histograms' buckets."""
-
-
-class Refused(Exception):
-    """A request that is not run; the message goes to its caller."""
+"""Upper bounds of the buckets of `nst_run_seconds`."""
 
 
 class TritonPythonModel:
@@ -84,13 +79,11 @@ class TritonPythonModel:
     def initialize(self, args):
         """Open the plan and record the CUDA graphs of the shapes that the config warms up."""
         config = json.loads(args["model_config"])
-        parameters = _parameters(config)
+        parameters = parameters_of(config)
         kind = args["model_instance_kind"]
         if kind == "CPU":
             raise pb_utils.TritonModelException("TensorRT runs on NVIDIA GPUs: set KIND_GPU in instance_group")
-        self.min_side = max(1, _number(parameters, "min_side", 1))
-        self.max_side = _number(parameters, "max_side", 2**31)
-        self.max_pixels = _number(parameters, "max_pixels", 2**62)
+        self.limits = Limits(parameters)
         folder = Path(args["model_repository"]) / args["model_version"]
         device = int(args["model_instance_device_id"]) if kind == "GPU" else 0
         self.engine = _engine(folder, config, device=device, contexts=CONTEXTS)
@@ -103,7 +96,7 @@ class TritonPythonModel:
             )
         self._warm(config)
         self.workers = ThreadPoolExecutor(CONTEXTS)  # one for every batch that can be under way
-        self.metrics = Metrics(args["model_name"], args["model_version"])
+        self.metrics = Metrics(args["model_name"], args["model_version"], "TensorRT, copies included", SECONDS)
 
     def execute(self, requests):
         """Start the requests of one execution, those of one shape as one batch; threads answer them as they end.
@@ -117,7 +110,7 @@ class TritonPythonModel:
             try:
                 feeds = self._feeds(request)
             except Refused as refusal:
-                _answer(sender, _error(refusal, pb_utils.TritonError.INVALID_ARG))
+                _answer(sender, failure(refusal, pb_utils.TritonError.INVALID_ARG))
                 self.metrics.requests("refused")
             else:
                 shape = tuple(array.shape[1:] for array in feeds.values())
@@ -155,7 +148,7 @@ class TritonPythonModel:
             if tensor is None:
                 raise Refused(f"{name} is missing")
             if 0 in tensor.shape():
-                raise Refused(f"{name} is empty: {_text(tensor.shape())}")
+                raise Refused(f"{name} is empty: {shown(tensor.shape())}")
             array = np.from_dlpack(tensor)  # Triton's own conversion knows no numpy 2
             # Not in noise, which is as large as a picture and which Triton warms up with random bits.
             if array.dtype.kind == "f" and array.ndim < 4 and not np.isfinite(array).all():
@@ -163,28 +156,19 @@ class TritonPythonModel:
             feeds[name] = array
         first = feeds[self.engine.inputs[0]]
         if first.ndim == 4:
-            self._check_size(*first.shape[1:3])
+            self.limits.check(*first.shape[1:3])
         try:
             self.engine.shapes(feeds)
         except ValueError as error:
             raise Refused(error) from error
         return feeds
 
-    def _check_size(self, height, width):
-        """Refuse pictures beyond the model's limits, in pixels."""
-        if min(height, width) < self.min_side:
-            raise Refused(f"{width}x{height}: this model takes {self.min_side} pixels and more a side")
-        if max(height, width) > self.max_side:
-            raise Refused(f"{width}x{height}: this model takes {self.max_side} pixels and less a side")
-        if height * width > self.max_pixels:
-            raise Refused(f"{width}x{height}: this model takes {self.max_pixels / 1e6:.1f} megapixels and less")
-
     def _batches(self, group):
         """The requests of one shape in batches that the plan takes, of no more pixels than one picture may have."""
         first = group[0][1][self.engine.inputs[0]]
         most = self.engine.maximum[0]
         if first.ndim == 4:
-            most = min(most, max(1, self.max_pixels // (first.shape[1] * first.shape[2])))
+            most = min(most, max(1, self.limits.max_pixels // (first.shape[1] * first.shape[2])))
         batches, pictures = [], 0
         for sender, feeds in group:
             count = len(feeds[self.engine.inputs[0]])
@@ -251,44 +235,9 @@ class TritonPythonModel:
 
     def _fail(self, sender, feeds, error):
         name = self.engine.inputs[0]
-        reason = f"{name} {_text(feeds[name].shape)}: {error}"
-        _answer(sender, _error(reason, pb_utils.TritonError.INTERNAL))
+        reason = f"{name} {shown(feeds[name].shape)}: {error}"
+        _answer(sender, failure(reason, pb_utils.TritonError.INTERNAL))
         self.metrics.requests("failed")
-
-
-class Metrics:
-    """The model's metrics on Triton's metrics port, beside those that Triton has for every model.
-
-    An update is a message to Triton and takes some 30 microseconds, so they are made after the answers.
-    """
-
-    def __init__(self, model, version):
-        def family(kind, name, description):
-            return pb_utils.MetricFamily(name=name, description=description, kind=kind)
-
-        counter, histogram = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.HISTOGRAM
-        requests = family(counter, "nst_requests_total", "Requests by outcome: ok, refused before a run, failed in it")
-        seconds = family(histogram, "nst_run_seconds", "Seconds from a run's start to its result in main memory")
-        pictures = family(histogram, "nst_run_pictures", "Pictures that went through TensorRT together, a run")
-        labels = {"model": model, "version": version}
-        self._families = (requests, seconds, pictures)  # they must outlive their metrics
-        self._requests = {
-            outcome: requests.Metric(labels={**labels, "outcome": outcome}) for outcome in ("ok", "refused", "failed")
-        }
-        self._seconds = seconds.Metric(labels=labels, buckets=SECONDS)
-        self._pictures = pictures.Metric(labels=labels, buckets=PICTURES)
-        self._lock = threading.Lock()  # two threads in one metric's update end Triton itself
-
-    def requests(self, outcome, count=1):
-        """Count requests by what became of them."""
-        with self._lock:
-            self._requests[outcome].increment(count)
-
-    def ran(self, pictures, seconds):
-        """Note a run."""
-        with self._lock:
-            self._pictures.observe(pictures)
-            self._seconds.observe(seconds)
 
 
 def _answer(sender, response):
@@ -297,14 +246,6 @@ def _answer(sender, response):
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
     except Exception as error:
         pb_utils.Logger.log_error(f"could not answer a request: {error}")
-
-
-def _error(reason, code):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(reason), code))
-
-
-def _text(shape):
-    return "x".join(map(str, shape))
 
 
 def _parts(answer, counts):
@@ -336,7 +277,7 @@ def _plan(folder, config, device):
         if not (folder / name).is_file():
             raise plans.PlanError(f"{folder / name}: no such file")
         return folder / name
-    parameters = _parameters(config)
+    parameters = parameters_of(config)
     if "profile" not in parameters:
         if not (folder / plans.PLAN).is_file():
             raise plans.PlanError(f"{folder / plans.PLAN}: no such file, and no parameter profile to build it with")
@@ -345,7 +286,7 @@ def _plan(folder, config, device):
     return plans.ensure(
         folder,
         plans.Profile.parse(parameters["profile"]),
-        _number(parameters, "multiple", 1),
+        number(parameters, "multiple", 1),
         library=plans.tensorrt(),
         gpu=gpu,
         compute_capability=capability,
@@ -363,17 +304,6 @@ class _Log:
         if int(done * 10) > self._tenth:
             self._tenth = int(done * 10)
             pb_utils.Logger.log_info(f"{self._what}: {done:.0%} ({note})")
-
-
-def _parameters(config):
-    return {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
-
-
-def _number(parameters, name, default):
-    try:
-        return int(parameters.get(name, default))
-    except ValueError as error:
-        raise pb_utils.TritonModelException(f"parameter {name} is {parameters[name]!r}: give a whole number") from error
 
 
 def _described(tensor, first):
