@@ -57,7 +57,7 @@ gallery: $(VENV)
 	$(BIN)/python dev/gallery.py "$(PAINTINGS)" "$(TEXTURES)" $(NAMES)
 
 # What a GPU was measured to do lies beside this machine's results, in a file with the card's name.
-OF_CPU := frontier gatys perf-analyzer results serving-wide video
+OF_CPU := frontier gatys perf-analyzer results serving-wide styles video
 CARDS = $(filter-out $(OF_CPU:%=docs/benchmark/%.json),$(wildcard docs/benchmark/*.json))
 
 readme: $(VENV)
@@ -71,6 +71,8 @@ readme: $(VENV)
 	$(BIN)/nst-bench report docs/benchmark/perf-analyzer.json --readme docs/benchmark.md
 	$(BIN)/nst-bench report docs/benchmark/video.json --readme docs/video.md
 	$(BIN)/nst-bench report docs/benchmark/frontier.json --readme docs/benchmark.md
+	$(BIN)/nst-bench report docs/benchmark/styles.json --readme docs/benchmark.md
+	$(BIN)/nst-bench report docs/benchmark/styles.json --readme README.md
 	$(BIN)/nst-bench capacity docs/benchmark/results.json docs/benchmark/serving-wide.json $(CARDS) --readme docs/capacity.md
 
 venv: $(VENV)
@@ -81,7 +83,7 @@ $(VENV): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-$(TRITON): server/nst_server/installation.py | $(VENV)
+$(TRITON): server/nst_server/installation.py server/nst_server/interpreter.py | $(VENV)
 	$(BIN)/nst-serve --install-only --device cpu
 	touch $@
 

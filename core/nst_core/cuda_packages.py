@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
 
 OLDEST_CUDA = 12
@@ -31,7 +32,7 @@ def check_driver(gpu: Gpu) -> None:
 def _way_out(gpu: Gpu) -> str:
     if gpu.cuda[0] < OLDEST_CUDA:
         return f"update the driver to one of CUDA {OLDEST_CUDA} or later, or use --device cpu"
-    return "pip install 'nst[gpu-cu12]'"
+    return install_command("gpu-cu12")
 
 
 def _built_for() -> Iterator[tuple[str, str, int]]:

@@ -13,6 +13,8 @@ A message is one line: what is wrong, with the value, and what to do.
 
 from __future__ import annotations
 
+from nst_core.distribution import install_command
+
 
 class NstError(Exception):
     """The root: the command line prints its message as one line and exits with 1."""
@@ -34,4 +36,4 @@ class MissingExtra(NstError):
     """Packages of an optional part are not installed."""
 
     def __init__(self, extra: str, missing: str) -> None:
-        super().__init__(f"this needs the package {missing!r}: pip install 'nst[{extra}]'")
+        super().__init__(f"this needs the package {missing!r}: {install_command(extra)}")

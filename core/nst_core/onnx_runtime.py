@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from nst_core import devices
+from nst_core.distribution import install_command
 from nst_core.errors import InputError, MissingExtra
 
 DISTRIBUTIONS = (
@@ -37,13 +38,13 @@ def import_onnxruntime(extra: str = "export") -> Any:
         names = " and ".join(f"{name} {number}" for name, number in found.items())
         raise InputError(
             f"{names} are installed together, and each holds the module onnxruntime: "
-            f"pip uninstall -y {' '.join(found)}, then pip install 'nst[{_extra(extra)}]'"
+            f"pip uninstall -y {' '.join(found)}, then {install_command(machine_extra(extra))}"
         )
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, by the import
     try:
         module = importlib.import_module("onnxruntime")
     except ModuleNotFoundError as error:
-        raise MissingExtra(_extra(extra), error.name or "onnxruntime") from error
+        raise MissingExtra(machine_extra(extra), error.name or "onnxruntime") from error
     if "CUDAExecutionProvider" in module.get_available_providers() and devices.gpus()[0]:
         # CUDA and cuDNN are packages of their own, which ONNX Runtime finds only if it is told to look.
         with redirect_stdout(sys.stderr):  # what it misses must not stand among results
@@ -62,8 +63,8 @@ def installed() -> dict[str, str]:
     return found
 
 
-def _extra(otherwise: str) -> str:
-    """The extra of nst that brings ONNX Runtime for this machine: for its GPU if there is one."""
+def machine_extra(otherwise: str) -> str:
+    """The extra that brings ONNX Runtime for this machine: `gpu` or `gpu-cu12` by its driver, else `otherwise`."""
     found, _ = devices.gpus()
     if not found:
         return otherwise

@@ -7,14 +7,18 @@ fields' `metadata["help"]` is what `--help` shows.
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable
 from dataclasses import Field, field, fields
 from functools import wraps
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from nst_core.console import one_line_errors
+
+HELP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 100 else None
+"""How a command shows its help: its tables need 100 columns; plain text is complete on a terminal of 80."""
 
 
 def option(default: Any, help: str) -> Any:

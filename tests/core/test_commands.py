@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from nst_core.console import duration, one_line_errors, progress
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
 from nst_core.options import option, options_of
 
@@ -18,6 +20,13 @@ def test_the_umbrella_finds_every_command() -> None:
     result = subprocess.run([BIN / "nst", "--help"], capture_output=True, text=True, check=True)
     for command in ("train", "export", "serve", "stylize", "styles", "video", "webcam", "web", "bench"):
         assert f"│ {command} " in result.stdout
+
+
+def test_no_command_has_a_name_that_is_not_ours() -> None:
+    """A program called `optimize` in PATH would hide somebody else's."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert all(name == "nst" or name.startswith("nst-") for name in project["scripts"])
+    assert {"optimize", "texture"} <= set(project["entry-points"]["nst.commands"])
 
 
 def test_the_umbrella_says_its_version() -> None:
@@ -54,7 +63,7 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit), one_line_errors("train"):
         import not_installed_anywhere  # type: ignore[import-not-found]  # noqa: F401
-    assert "pip install 'nst[train]'" in capsys.readouterr().err
+    assert install_command("train") in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_missing_module_of_ours_is_a_defect_and_keeps_its_traceback() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from nst_core.cuda_packages import check_driver
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
 
 CUDA_13 = ('nvidia-cuda-nvrtc~=13.0; extra == "cuda"', 'nvidia-cuda-runtime~=13.0; extra == "cuda"')
@@ -38,7 +39,8 @@ def test_packages_of_cuda_13_on_a_driver_of_cuda_12(packages: Path) -> None:
     with pytest.raises(InputError) as raised:
         check_driver(card("550.54", 12, 4))
     assert str(raised.value) == (
-        "the driver 550.54 runs CUDA 12.4, and onnxruntime-gpu 1.31.1 is built for CUDA 13: pip install 'nst[gpu-cu12]'"
+        "the driver 550.54 runs CUDA 12.4, and onnxruntime-gpu 1.31.1 is built for CUDA 13: "
+        + install_command("gpu-cu12")
     )
 
 

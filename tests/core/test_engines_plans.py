@@ -17,6 +17,7 @@ import pytest
 
 from nst_core.engines import plans
 from nst_core.engines.plans import PlanError, PlanKey, Profile
+from nst_core.files import cache_folder
 from nst_export import onnx as exporting
 from nst_export.rewrite import FOR, rewrite
 from nst_export.served import ServedModel
@@ -120,6 +121,33 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert plans.cache_folder() == Path("/shared/nst/plans")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert plans.cache_folder() == Path.home() / ".cache/nst/plans"
+
+
+@pytest.mark.parametrize("shared", [None, "", "relative", "~/shared", "/shared"])
+@pytest.mark.parametrize("home", [None, "", "relative", "/home/somebody"])
+def test_the_cache_is_where_the_rest_of_nst_has_it(
+    monkeypatch: pytest.MonkeyPatch, home: str | None, shared: str | None
+) -> None:
+    """`plans` imports nothing of nst, and finds the same folder by itself."""
+    monkeypatch.delenv("NST_CACHE")
+    for name, value in (("HOME", home), ("XDG_CACHE_HOME", shared)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert plans.cache_folder() == cache_folder() / "plans"
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(user: int) -> object:
+        raise KeyError(user)
+
+    for name in ("NST_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", missing)
+    with pytest.raises(PlanError, match=r"user id \d+ has no home folder: set NST_CACHE to a folder that it can write"):
+        plans.cache_folder()
+    monkeypatch.setenv("NST_CACHE", "/own")
+    assert plans.cache_folder() == Path("/own/plans")
 
 
 def test_tensorrt_builds_what_the_exporter_writes_and_says_how_far_it_is(version: Path, rtx: Any) -> None:

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 
 from nst_core import engines
+from nst_core.distribution import install_command
 from nst_core.engines.onnx_cuda import RUN_VALUES, CudaSessions, PinnedPool, SessionError, batch_sizes
 
 from ..server import graphs
@@ -371,7 +372,7 @@ def test_onnx_runtime_sends_no_telemetry() -> None:
 @pytest.mark.gpu
 def test_a_gpu_agrees_with_the_cpu(tmp_path: Path) -> None:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime has no CUDA provider: pip install 'nst[gpu]'")
+        pytest.skip(f"this ONNX Runtime has no CUDA provider: {install_command('gpu')}")
     graphs.weighted(tmp_path / "model.onnx")
     opened = CudaSessions(tmp_path / "model.onnx", sessions=3)
     weights = np.array([[0.5, 0], [1, 0], [0, 0]], np.float32)

@@ -7,6 +7,7 @@ import pytest
 
 from nst_core import devices, onnx_runtime
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.errors import InputError, MissingExtra
 from nst_core.onnx_runtime import import_onnxruntime
 
@@ -53,7 +54,7 @@ def test_two_packages_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPat
     on_a_card(monkeypatch, (13, 0))
     with pytest.raises(InputError, match="are installed together") as error:
         import_onnxruntime()
-    assert "pip uninstall -y onnxruntime-gpu onnxruntime-openvino, then pip install 'nst[gpu]'" in str(error.value)
+    assert f"pip uninstall -y onnxruntime-gpu onnxruntime-openvino, then {install_command('gpu')}" in str(error.value)
 
 
 @pytest.mark.parametrize(("cuda", "extra"), [(None, "local"), ((13, 1), "gpu"), ((12, 4), "gpu-cu12")])
@@ -71,4 +72,4 @@ def test_none_is_said_with_the_extra_for_the_machine(
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(MissingExtra) as error:
         import_onnxruntime("local")
-    assert str(error.value) == f"this needs the package 'onnxruntime': pip install 'nst[{extra}]'"
+    assert str(error.value) == f"this needs the package 'onnxruntime': {install_command(extra)}"

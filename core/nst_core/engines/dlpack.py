@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 _CPU = 1
-_KINDS = {"i": 0, "u": 1, "f": 2}
+_KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}
 _NAME = b"dltensor"
 
 

@@ -17,13 +17,14 @@ import hashlib
 import importlib
 import json
 import os
+import pwd
 import re
 import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def version_of(library: Any) -> str:
 
 def tensorrt() -> Any:
     """The module `tensorrt`; raises `PlanError` that says how to install it."""
-    how = "pip install 'nst[gpu]', or 'nst[gpu-cu12]' for a driver of CUDA 12"
+    how = "pip install tensorrt-cu13, or tensorrt-cu12 for a driver of CUDA 12"
     try:
         module = importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:  # OSError: without its libraries
@@ -150,11 +151,25 @@ def tensorrt() -> Any:
 
 
 def cache_folder() -> Path:
-    """Where built plans are kept: `$NST_CACHE/plans`, else `$XDG_CACHE_HOME/nst/plans`, else `~/.cache/nst/plans`."""
+    """Where built plans are kept: `$NST_CACHE/plans`, else `$XDG_CACHE_HOME/nst/plans`, else `~/.cache/nst/plans`.
+
+    It is `plans` in `nst_core.files.cache_folder()`. Raises `PlanError` for a user without a home folder.
+    """
     if own := os.environ.get("NST_CACHE"):
         return Path(own) / "plans"
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "nst" / "plans"
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(shared) if Path(shared).is_absolute() else _home() / ".cache"
+    return folder / "nst" / "plans"
+
+
+def _home() -> Path:
+    home = os.environ.get("HOME", "")
+    if not Path(home).is_absolute():
+        with suppress(KeyError):  # the user has no entry in the system's list
+            home = pwd.getpwuid(os.getuid()).pw_dir
+    if not Path(home).is_absolute():
+        raise PlanError(f"user id {os.getuid()} has no home folder: set NST_CACHE to a folder that it can write to")
+    return Path(home)
 
 
 def key_of(graph: Path, profile: Profile, gpu: str, compute_capability: str, tensorrt: str) -> PlanKey:
