@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,23 +10,27 @@ from typing import Annotated
 
 import typer
 
-from nst_core import devices
+from nst_core import devices, files
 from nst_core.console import one_line_errors, say
 from nst_core.devices import DEVICE_HELP, Device, Wanted
 from nst_core.errors import InputError
+from nst_core.options import HELP
 from nst_server import background, plans, state, triton
 from nst_server.access import Access, read_token
 from nst_server.command import Runnable
 from nst_server.control import Control
 from nst_server.docker import IMAGE, Container, device_for
+from nst_server.endpoints import host
 from nst_server.front import Certificate
 from nst_server.installation import Installation
-from nst_server.repository import check_device, models
+from nst_server.repository import check_device, find, models
 from nst_server.state import State
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
 
-HttpPort = Annotated[int, typer.Option(help="Port of HTTP; it names the server for stop, status, load and unload.")]
+HttpPort = Annotated[
+    int, typer.Option(help="Port of HTTP; it names the server for stop, status, load and unload.", min=1, max=65535)
+]
 StateFolder = Annotated[
     Path | None,
     typer.Option(
@@ -43,10 +46,10 @@ def serve(
         "model_repository"
     ),
     device: Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)] = "auto",
-    address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    address: Annotated[str, typer.Option(help="Address to listen on: IPv4, IPv6 or a name.")] = "127.0.0.1",
     http_port: HttpPort = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Port of gRPC.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.")] = 8002,
+    grpc_port: Annotated[int, typer.Option(help="Port of gRPC.", min=1, max=65535)] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.", min=1, max=65535)] = 8002,
     poll: Annotated[
         float | None,
         typer.Option(help="Look for new versions every so many seconds; if not given, only when asked to load.", min=1),
@@ -97,23 +100,26 @@ def serve(
         endpoints = triton.Endpoints(address, http_port, grpc_port, metrics_port)
         if certificate:
             endpoints = endpoints.behind_tls()
-        folder = state_folder or state.default_folder()
         launch = triton.Launch(repository, endpoints, poll, access, certificate)
         container = Container.of(image, gpus, access)
         if dry_run:
+            for fault in find(repository).faults.values():
+                raise InputError(f"{fault}; the container would load it")
             typer.echo(shlex.join(container.command(launch)))
             return
+        folder = state_folder or files.state_folder()
+        state.check_folder(folder)
         if running := state.read(folder, http_port):
             raise triton.ServerError(
-                f"cannot listen on {address}:{http_port} (process {running.pid} serves there already); end it with "
-                "nst-serve stop, or choose another with --http-port"
+                f"cannot listen on {host(address)}:{http_port} (process {running.pid} serves there already); end it "
+                "with nst-serve stop, or choose another with --http-port"
             )
         endpoints.check_free()
         if docker:
             container.check()
             for line in plans.missing(repository):
                 say(line)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's end is a Ctrl-C
+        background.end_as_ctrl_c()
         say(f"device {chosen}")
         installation: Runnable = container if docker else _prepared(environment, repository, chosen)
         say(f"starting Triton on {repository} (log: {log})")
@@ -125,7 +131,8 @@ def serve(
 
                 def on_ready() -> None:
                     nonlocal known
-                    names = sorted({one.name for one in Control(endpoints.control, access.key).models() if one.ready})
+                    listed = Control(endpoints.control, access.key).models()
+                    names = sorted({model.name for model in listed if model.ready})
                     if not known:
                         around.enter_context(kept)
                     end = "nst-serve stop" if detach else "Ctrl-C"
@@ -159,7 +166,7 @@ def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None
     """
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
-        control = Control(found.control, found.key)
+        control = found.controlled()
         if not control.live():
             raise triton.ServerError(f"{found.http} does not answer (process {found.pid}, its log: {found.log})")
         typer.echo(f"{found.grpc} and {found.http}, metrics {found.metrics}")
@@ -181,7 +188,7 @@ def load(
     """Have a running server load a model, or its newest version, and wait until it is warm."""
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
-        for model in Control(found.control, found.key).load(name):
+        for model in found.controlled().load(name):
             say(f"{found.http} serves version {model.version} of {name}")
 
 
@@ -194,7 +201,7 @@ def unload(
     """Have a running server unload a model when it has answered the requests that it has."""
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
-        Control(found.control, found.key).unload(name)
+        found.controlled().unload(name)
         say(f"{found.http} no longer serves {name}")
 
 
@@ -218,7 +225,7 @@ def _certificate(chain: Path | None, key: Path | None) -> Certificate | None:
 
 def _running(http_port: int, folder: Path | None) -> State:
     """The server with this HTTP port; `ServerError` if none runs."""
-    where = folder or state.default_folder()
+    where = folder or files.state_folder()
     if found := state.read(where, http_port):
         return found
     raise triton.ServerError(

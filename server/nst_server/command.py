@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nst_server.access import Access
-from nst_server.endpoints import Endpoints
+from nst_server.endpoints import Endpoints, host
 from nst_server.front import Certificate
 
 STACK = 512 << 20
@@ -42,13 +42,18 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 @dataclass(frozen=True)
 class Launch:
-    """What a Triton is started for. Without `access` nothing is closed to anybody who reaches it."""
+    """What a Triton is started for. Without `access` nothing is closed to anybody who reaches it.
+
+    `models` are those that it loads at its start; nst-serve then looks for new versions every `poll` seconds. Without
+    `models` Triton is on its own: it loads all that it finds, and looks for new versions itself.
+    """
 
     repository: Path
     endpoints: Endpoints
     poll: float | None = None
     access: Access | None = None
     certificate: Certificate | None = None
+    models: tuple[str, ...] | None = None
 
     def options(
         self,
@@ -61,15 +66,22 @@ class Launch:
         options = [
             f"--model-repository={repository}",
             "--exit-on-error=false",  # one bad model must not take the others down
-            *_control(self.poll),
+            *self._control(),
             *(access.options(self.endpoints.address) if access else ()),
         ]
         for service, (address, port) in listening.items():
-            options += [f"--{service}-address={address}", f"--{service}-port={port}"]
+            options += [f"--{service}-address={_spelled(service, address)}", f"--{service}-port={port}"]
         if certificate:
             chain, key = certificate
             options += ["--grpc-use-ssl=true", f"--grpc-server-cert={chain}", f"--grpc-server-key={key}"]
         return options
+
+    def _control(self) -> list[str]:
+        """Triton's options for who decides what is loaded."""
+        if self.models is None and self.poll is not None:
+            return ["--model-control-mode=poll", f"--repository-poll-secs={max(1, round(self.poll))}"]
+        names = ("*",) if self.models is None else self.models
+        return ["--model-control-mode=explicit", *(f"--load-model={name}" for name in names)]
 
 
 class Runnable(Protocol):
@@ -83,8 +95,8 @@ class Runnable(Protocol):
         """The whole command line."""
 
 
-def _control(poll: float | None) -> list[str]:
-    """Triton's options for who decides what is loaded."""
-    if poll is None:
-        return ["--model-control-mode=explicit", "--load-model=*"]
-    return ["--model-control-mode=poll", f"--repository-poll-secs={max(1, round(poll))}"]
+def _spelled(service: str, address: str) -> str:
+    """An address as the listeners of Triton read it, which have a way each with IPv6."""
+    if ":" not in address:
+        return address
+    return host(address) if service == "grpc" else f"ipv6:{address}"

@@ -12,8 +12,14 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote
 
+from nst_core.errors import InputError
+from nst_server import links
 from nst_server.access import HEADER
 from nst_server.errors import ServerError
+from nst_server.repository import NAME
+
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks this machine's server itself, whatever `http_proxy` says: the key is no proxy's business."""
 
 PATIENCE = 300.0
 """Seconds that a model may take to load; loading warms it up."""
@@ -54,30 +60,47 @@ class Model:
 
 @dataclass(frozen=True)
 class Control:
-    """The calls of one server: its plain HTTP URL, and the key if it has one."""
+    """The calls of one server: its plain HTTP URL, the key if it has one, and its repository as it is to be named."""
 
     url: str
     key: str | None = None
+    repository: str = "model_repository"
 
     def live(self) -> bool:
         """Whether Triton answers."""
         try:
-            with urllib.request.urlopen(f"{self.url}/v2/health/live", timeout=5.0):
+            with DIRECT.open(f"{self.url}/v2/health/live", timeout=5.0):
                 return True
         except (OSError, HTTPException):
             return False
 
     def models(self, patience: float = PATIENCE) -> list[Model]:
         """Every version that Triton knows of, and what became of it; `ServerError` without an answer in time."""
-        fields = ("name", "version", "state", "reason")
-        return [Model(**{name: one.get(name, "") for name in fields}) for one in self._post("index", patience=patience)]
+        listed = self._post("index", patience=patience)
+        if not isinstance(listed, list) or not all(isinstance(model, dict) and "name" in model for model in listed):
+            raise ServerError(f"what answers at {self.url} is no Triton: {str(listed)[:60]!r}")
+        return [
+            Model(
+                name=model["name"],
+                version=model.get("version", ""),
+                state=model.get("state", ""),
+                reason=links.outward(model.get("reason", ""), self.repository),
+            )
+            for model in listed
+            if NAME.fullmatch(model["name"])  # of the others nothing is ever loaded
+        ]
 
     def load(self, name: str) -> list[Model]:
-        """Load a model's newest version, warm it up, and return what is ready; `ServerError` with the reason if not."""
-        if not any(one.name == name for one in self.models()):
+        """Load a model's newest version, warm it up, and return what is ready; `ServerError` with the reason if not.
+
+        Raises `InputError` for what cannot be a model's name.
+        """
+        if not NAME.fullmatch(name):
+            raise InputError(f"{name!r} is no model's name: it has letters, digits, _, - and . only")
+        if not any(model.name == name for model in self.models()):
             raise ServerError(f"no model {name!r} in the repository; nst-serve status lists them")
         self._post(f"models/{quote(name, safe='')}/load", name)
-        return [one for one in self.models() if one.name == name and one.ready]
+        return [model for model in self.models() if model.name == name and model.ready]
 
     def unload(self, name: str) -> None:
         """Unload a model and wait until its last request is answered; `ServerError` if that takes too long."""
@@ -96,13 +119,16 @@ class Control:
     def _post(self, call: str, name: str = "", patience: float = PATIENCE) -> Any:
         request = urllib.request.Request(f"{self.url}/v2/repository/{call}", b"{}", {HEADER: self.key or ""})
         try:
-            with urllib.request.urlopen(request, timeout=patience) as answer:
-                return json.loads(answer.read() or b"null")
+            with DIRECT.open(request, timeout=patience) as answer:
+                said = answer.read()
+                return json.loads(said) if said else None
         except urllib.error.HTTPError as error:
-            reason = cause(_message(error.read().decode(errors="replace")))
+            reason = links.outward(cause(_message(error.read().decode(errors="replace"))), self.repository)
             raise ServerError(f"{name}: {reason}" if name else reason) from error
         except (OSError, HTTPException) as error:
             raise ServerError(f"no answer from Triton at {self.url}: {error}") from error
+        except ValueError as error:
+            raise ServerError(f"what answers at {self.url} is no Triton: {said[:60]!r}") from error
 
 
 def cause(reason: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nst_core import devices
 from nst_core.devices import Device, Wanted
 from nst_core.errors import InputError
 from nst_server.access import Access
 from nst_server.command import MEMORY, STACK, Launch
+from nst_server.endpoints import host
 from nst_server.errors import ServerError
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.09-py3"
@@ -60,15 +64,12 @@ class Container:
             Access("$NST_KEY", "$NST_TOKEN" if token else None) if launch.access else None,
         )
         published = [
-            f"--publish={address}:{port}:{PORTS[service]}"
+            f"--publish={host(address)}:{port}:{PORTS[service]}"
             for service, (address, port) in launch.endpoints.listening.items()
         ]
-        mounted = [f"--volume={launch.repository.resolve()}:/models:ro"]
+        mounted = [_mount(launch.repository, "/models")]
         if pair := launch.certificate:
-            mounted += [
-                f"--volume={pair.chain.resolve()}:/tls/chain.pem:ro",
-                f"--volume={pair.key.resolve()}:/tls/key.pem:ro",
-            ]
+            mounted += [_mount(pair.chain, "/tls/chain.pem"), _mount(pair.key, "/tls/key.pem")]
         return [
             *("docker", "run", "--rm", f"--name=nst-serve-{launch.endpoints.http_port}"),
             *([f"--gpus={self.gpus}"] if self.gpus else ()),
@@ -81,3 +82,12 @@ class Container:
             self.image,
             *("sh", "-c", " ".join(["exec tritonserver", *(f'"{option}"' for option in options)])),
         ]
+
+
+def _mount(source: Path, target: str) -> str:
+    """A file or folder read-only in the container. The fields are CSV's, for any path; `--volume` splits at `:`."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(
+        ["type=bind", f"source={source.resolve()}", f"target={target}", "readonly"]
+    )
+    return f"--mount={line.getvalue()}"

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
+import os
 import socket
 from dataclasses import dataclass, replace
 
+from nst_core.errors import InputError
 from nst_server.errors import ServerError
+
+SERVICES = ("http", "grpc", "metrics")
+
+ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""The addresses that stand for all of a machine's, and where this machine reaches a server that listens on them."""
 
 
 @dataclass(frozen=True)
@@ -35,44 +44,83 @@ class Endpoints:
     @property
     def http(self) -> str:
         """The URL that the client takes for HTTP."""
-        return f"{'https' if self.plain else 'http'}://{self.address}:{self.http_port}"
+        return f"{'https' if self.plain else 'http'}://{self._at(self.http_port)}"
 
     @property
     def grpc(self) -> str:
         """The URL that the client takes for gRPC."""
-        return f"{'grpcs' if self.plain else 'grpc'}://{self.address}:{self.grpc_port}"
+        return f"{'grpcs' if self.plain else 'grpc'}://{self._at(self.grpc_port)}"
 
     @property
     def metrics(self) -> str:
         """Where Prometheus finds the metrics."""
-        return f"{'https' if self.plain else 'http'}://{self.address}:{self.metrics_port}/metrics"
+        return f"{'https' if self.plain else 'http'}://{self._at(self.metrics_port)}/metrics"
 
     @property
     def control(self) -> str:
         """The URL at which this machine reaches Triton's plain HTTP."""
         if self.plain:
             return f"http://127.0.0.1:{self.plain[0]}"
-        return f"http://{'127.0.0.1' if self.address == '0.0.0.0' else self.address}:{self.http_port}"
+        return f"http://{host(ANY.get(self.address, self.address))}:{self.http_port}"
 
     @property
     def listening(self) -> dict[str, tuple[str, int]]:
-        """Triton's own listeners by service: address and port."""
+        """Triton's own listeners by service: the address as a number, and the port.
+
+        Raises `InputError` for a name that has no address.
+        """
+        number = self._number()
         if self.plain:
             http, metrics = (("127.0.0.1", port) for port in self.plain)
         else:
-            http, metrics = (self.address, self.http_port), (self.address, self.metrics_port)
-        return {"http": http, "grpc": (self.address, self.grpc_port), "metrics": metrics}
+            http, metrics = (number, self.http_port), (number, self.metrics_port)
+        return {"http": http, "grpc": (number, self.grpc_port), "metrics": metrics}
 
     def check_free(self) -> None:
-        """Raise `ServerError` naming the first port that is taken or cannot be had."""
-        for option in ("http", "grpc", "metrics"):
-            port = getattr(self, f"{option}_port")
+        """Raise `ServerError` naming the first port that is taken or cannot be had, or the address that cannot.
+
+        Raises `InputError` for an address that is none, and for a port that two services are to have.
+        """
+        number, ports = self._number(), [getattr(self, f"{service}_port") for service in SERVICES]
+        for port in {port for port in ports if ports.count(port) > 1}:
+            raise InputError(f"port {port} stands for two of HTTP, gRPC and metrics: give each a port of its own")
+        for service, port in zip(SERVICES, ports, strict=True):
             try:
-                socket.create_server((self.address, port)).close()
+                socket.create_server((number, port), family=_family(number)).close()
             except OSError as error:
-                raise ServerError(
-                    f"cannot listen on {self.address}:{port} ({error.strerror}); choose another with --{option}-port"
-                ) from error
+                raise ServerError(self._cannot(error, port, f"--{service}-port")) from error
+
+    def _cannot(self, error: OSError, port: int, option: str) -> str:
+        """The line for a port of ours that cannot be had."""
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        line = f"cannot listen on {self._at(port)} ({reason})"
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return f"{line}: give an address of this machine with --address; 0.0.0.0 is all of IPv4's, :: all of IPv6's"
+        return f"{line}; choose another with {option}"
+
+    def _at(self, port: int) -> str:
+        return f"{host(self.address)}:{port}"
+
+    def _number(self) -> str:
+        """The address that a name such as `localhost` stands for."""
+        if "%" in self.address:
+            raise InputError(f"--address {self.address}: Triton takes no address with a zone; use :: for all")
+        try:
+            found = socket.getaddrinfo(self.address, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (OSError, UnicodeError) as error:
+            raise InputError(
+                f"--address {self.address}: no such address; give one of this machine, such as 127.0.0.1 or ::1"
+            ) from error
+        return str(found[0][4][0])
+
+
+def host(address: str) -> str:
+    """An address as it stands in a URL: IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address
+
+
+def _family(number: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ipaddress.ip_address(number).version == 6 else socket.AF_INET
 
 
 def _free_ports(count: int) -> list[int]:

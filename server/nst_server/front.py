@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from nst_core.errors import InputError
+from nst_server.endpoints import host
 from nst_server.errors import ServerError
 
 CHUNK = 1 << 20
@@ -83,7 +84,7 @@ async def _listen(context: ssl.SSLContext, address: str, ports: Mapping[int, int
             )
         except OSError as error:
             await _close(servers)
-            raise ServerError(f"cannot listen on {address}:{outer}: {error.strerror or error}") from error
+            raise ServerError(f"cannot listen on {host(address)}:{outer}: {error.strerror or error}") from error
     return servers
 
 

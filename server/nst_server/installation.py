@@ -1,7 +1,7 @@
 """Triton on this machine: the one in PATH, or one from PyPI in an environment for each device.
 
 The environments are separate since each has another package with the module `onnxruntime`, and separate from nst's
-own since Triton's Python backend needs numpy < 2.
+own since Triton's Python backend embeds a Python of few versions, which need not be the one that runs nst.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import fcntl
 import filecmp
 import os
+import platform
 import shutil
 import subprocess
-import sys
 import sysconfig
-import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,21 +21,29 @@ from pathlib import Path
 
 from nst_core import devices, engines
 from nst_core.devices import Device
-from nst_core.engines import plans
 from nst_core.errors import InputError
-from nst_core.files import written_whole
+from nst_core.files import cache_folder, written_whole
+from nst_server import interpreter
 from nst_server.command import Launch
 from nst_server.errors import ServerError
+from nst_server.interpreter import Interpreter
 
 TRITON = "nvidia-pytriton==0.7.0"
-"""Triton 2.51.0 with its Python backend."""
+"""Triton 2.51.0 with its Python backend. Only its files are used, so what the package requires is not installed."""
 
-CPU_PACKAGES = (TRITON, "onnxruntime-openvino==1.24.1")
+GLIBC = (2, 35)
+"""The oldest version of glibc that it runs on: that of Ubuntu 22.04; Debian 12 has 2.36."""
+
+NUMPY = "numpy==2.4.6"
+"""The same for every device and Python; the backends exchange tensors with Triton by DLPack."""
+
+CPU_PACKAGES = (TRITON, NUMPY, "onnxruntime-openvino==1.24.1")
 """For a CPU: what our `onnxruntime` backend runs on."""
 
 GPU_PACKAGES = {
     13: (
         TRITON,
+        NUMPY,
         "onnxruntime-gpu[cuda,cudnn]==1.31.1",
         "tensorrt-cu13==10.15.1.29",
         "cuda-bindings==13.0.3",
@@ -44,6 +51,7 @@ GPU_PACKAGES = {
     ),
     12: (
         TRITON,
+        NUMPY,
         "onnxruntime-gpu[cuda,cudnn]==1.24.4",
         "tensorrt-cu12==10.15.1.29",
         "cuda-bindings==12.9.10",
@@ -94,27 +102,28 @@ def install(
 ) -> Installation:
     """Triton from PyPI for `device`, in the folder `cpu` or `gpu` of `environment`.
 
-    Nothing is installed if the same packages are there already; other ones make room for them. Raises `ServerError`
-    if pip fails, or if this Python has no shared library, which Triton's Python backend links to; `InputError` for
-    a driver that is too old.
+    Nothing is installed if the same packages are there already; other ones make room for them. The environment is of
+    the Python that `interpreter.choose` finds. Raises `ServerError` if there is none, if pip fails, or on a system
+    that Triton from PyPI does not run on; `InputError` for a driver that is too old, or for a GPU's user without a
+    home folder.
     """
     device = device or devices.choose()
     wanted = packages(device)
-    library = _python_library()
     folder = environment / device.kind
-    if not _complete(folder, wanted):
-        with _alone(folder, say):
-            if not _complete(folder, wanted):  # another process may have installed them meanwhile
-                _install(folder, wanted, say)
-    found = site_packages(folder.resolve())
+    embedded = _complete(folder, wanted)
+    if embedded is None:
+        _check_system()
+        with _alone(folder, say):  # another process may install them meanwhile
+            embedded = _complete(folder, wanted) or _install(folder, wanted, say)
+    found = _packages(folder.resolve(), embedded.version)
     triton = found / "pytriton" / "tritonserver"
-    backends = _assemble_backends(folder, triton)
-    libraries = [found / "nvidia_pytriton.libs", library.parent]
+    backends = _assemble_backends(folder, triton, embedded.version)
+    libraries = [found / "nvidia_pytriton.libs", embedded.library.parent]
     of_gpu = {}
     if device.kind == "gpu":
         libraries += [*sorted(found.glob("nvidia/*/lib")), found / "tensorrt_libs"]
         of_gpu = {
-            "NST_CACHE": str(plans.cache_folder().parent.resolve()),  # where nst-serve builds plans, backends look
+            "NST_CACHE": str(cache_folder().resolve()),  # where nst-serve builds plans, backends look
             "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),  # NVML's, so GPU 0 is the same
         }
     paths = [*map(str, libraries), os.environ.get("LD_LIBRARY_PATH", "")]
@@ -150,8 +159,13 @@ def python(folder: Path) -> Path:
 
 
 def site_packages(folder: Path) -> Path:
-    """Where an environment of the running Python's version has its packages."""
-    return folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
+    """Where an environment has its packages; one that is not there yet is of the running Python's version."""
+    found = sorted(folder.glob("lib/python3.*/site-packages"))
+    return found[-1] if found else _packages(folder, sysconfig.get_python_version())
+
+
+def _packages(folder: Path, version: str) -> Path:
+    return folder / "lib" / f"python{version}" / "site-packages"
 
 
 def tensorrt_version(folder: Path) -> str | None:
@@ -167,29 +181,47 @@ def _visible(device: Device) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ""} if device.kind == "cpu" else {}
 
 
-def _complete(folder: Path, wanted: tuple[str, ...]) -> bool:
-    """Whether an environment has these packages, a Python that runs, and one `onnxruntime` only."""
+def _complete(folder: Path, wanted: tuple[str, ...]) -> Interpreter | None:
+    """The Python of an environment if it runs and has these packages, and one `onnxruntime` only."""
     stamp = folder / "installed.txt"
-    return (
-        stamp.exists()
-        and stamp.read_text().split() == list(wanted)
-        and python(folder).exists()
-        and len(list(site_packages(folder).glob("onnxruntime*.dist-info"))) == 1
-    )
+    if not stamp.exists() or tuple(stamp.read_text().split()) != wanted:
+        return None
+    try:
+        found = interpreter.inspect(python(folder))
+    except ServerError:  # it was taken away
+        return None
+    runtimes = list(_packages(folder, found.version).glob("onnxruntime*.dist-info"))
+    return found if len(runtimes) == 1 else None
 
 
-def _install(folder: Path, wanted: tuple[str, ...], say: Callable[[str], None]) -> None:
+def _check_system() -> None:
+    """Raise `ServerError` on a system for which PyPI has no Triton."""
+    libc, version = platform.libc_ver()
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if (platform.system(), platform.machine(), libc) != ("Linux", "x86_64", "glibc") or numbers < GLIBC:
+        here = " ".join(filter(None, (platform.system(), platform.machine(), libc, version)))
+        raise ServerError(
+            f"Triton from PyPI needs Linux on x86-64 with glibc {'.'.join(map(str, GLIBC))} or later, and this is "
+            f"{here}: serve with --docker, or put a tritonserver into PATH"
+        )
+
+
+def _install(folder: Path, wanted: tuple[str, ...], say: Callable[[str], None]) -> Interpreter:
+    """Make the environment; see `install`."""
+    chosen = interpreter.choose(folder.with_name("python"), say)
     gpu = wanted != CPU_PACKAGES
     takes = "a few gigabytes, which take some minutes" if gpu else "this takes a minute"
-    say(f"installing Triton from PyPI into {folder} ({', '.join(wanted)}); {takes}")
+    of = f"Python {chosen.version} of {chosen.program}"
+    say(f"installing Triton from PyPI into {folder} ({of}, {', '.join(wanted)}); {takes}")
     stamp = folder / "installed.txt"
     stamp.unlink(missing_ok=True)
-    venv.create(folder, with_pip=True, clear=True)
-    command = [str(python(folder)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise ServerError(f"pip could not install {' '.join(wanted)}: {_why(result.stderr)}")
+    command = [*chosen.create(folder), "install", "--quiet", "--disable-pip-version-check", "--only-binary=numpy"]
+    for packages in (["--no-deps", TRITON], [package for package in wanted if package != TRITON]):
+        result = subprocess.run([*command, *packages], capture_output=True, text=True)
+        if result.returncode != 0:
+            raise ServerError(f"pip could not install {' '.join(wanted)}: {_why(result.stderr)}")
     stamp.write_text("\n".join(wanted))
+    return interpreter.inspect(python(folder))
 
 
 def _why(said: str) -> str:
@@ -199,8 +231,7 @@ def _why(said: str) -> str:
             f"TensorRT's libraries come from {NVIDIA_INDEX}, which this machine does not reach; let it reach that, or "
             "use --device cpu"
         )
-    errors = [line for line in said.splitlines() if line.lower().startswith("error:")]
-    return (errors or ["no reason given"])[-1]
+    return interpreter.reason(said)
 
 
 @contextmanager
@@ -223,27 +254,10 @@ def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _python_library() -> Path:
-    """The running Python's shared library, which the Python backend's stub loads."""
-    version = sysconfig.get_python_version()
-    name = f"libpython{version}.so.1.0"
-    places = [sysconfig.get_config_var("LIBDIR"), "/usr/lib", f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}"]
-    for place in filter(None, places):
-        if (path := Path(place) / name).exists():
-            return path
-    raise ServerError(
-        f"Triton's Python backend needs {name}, which {sys.executable} does not come with: "
-        f"apt-get install libpython{version}, or use a Python built with --enable-shared"
-    )
-
-
-def _assemble_backends(folder: Path, triton: Path) -> Path:
+def _assemble_backends(folder: Path, triton: Path, version: str) -> Path:
     """The backend folder: Triton's own `python`, and ours that build on it, each with the engines that it runs."""
     backends = folder.resolve() / "backends"
-    stub = triton / "python_backend_stubs" / sysconfig.get_python_version() / "triton_python_backend_stub"
-    if not stub.exists():
-        known = sorted(path.name for path in (triton / "python_backend_stubs").glob("3.*"))
-        raise ServerError(f"this Triton serves Python {', '.join(known)}, not {sysconfig.get_python_version()}")
+    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
     for source in filter(Path.is_file, (triton / "backends" / "python").iterdir()):
         _place(source, backends / "python" / source.name)
     _place(stub, backends / "python" / stub.name)

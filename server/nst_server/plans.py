@@ -20,6 +20,7 @@ from nst_core.engines import plans
 from nst_server.command import START
 from nst_server.errors import ServerError
 from nst_server.installation import Installation, python, tensorrt_version
+from nst_server.links import linked
 from nst_server.repository import Engine, tensorrt_engines
 
 STEPS = 100
@@ -74,13 +75,14 @@ def _build(engine: Engine, installation: Installation, folder: Path) -> tuple[Pa
     command = [str(python(folder)), str(script), str(engine.version), engine.profile, str(engine.multiple)]
     with (
         tempfile.TemporaryFile("w+") as errors,
+        linked(engine.version.parents[1], folder) as links,
         subprocess.Popen(
             [sys.executable, "-c", START, *command],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             errors="replace",
-            env={**os.environ, **installation.environment},
+            env={**os.environ, **links.variables(installation.environment)},
             start_new_session=True,  # Ctrl-C reaches us alone, and we end it
         ) as process,
     ):

@@ -1,6 +1,6 @@
 """What a running server leaves for the commands that steer it: one private file, named after its HTTP port.
 
-The files are in `$NST_STATE`, else in `$XDG_STATE_HOME/nst`, else in `~/.local/state/nst`.
+The files are in `nst_core.files.state_folder()`: `$NST_STATE`, else `$XDG_STATE_HOME/nst`, else `~/.local/state/nst`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -15,8 +16,10 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from nst_core.devices import Device
-from nst_core.files import written_whole
+from nst_core.errors import InputError, WriteError
+from nst_core.files import state_folder, written_whole
 from nst_server.access import Access, is_loopback
+from nst_server.control import Control
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
 
@@ -57,6 +60,10 @@ class State:
             device=str(device),
         )
 
+    def controlled(self) -> Control:
+        """What steers it."""
+        return Control(self.control, self.key, self.repository)
+
     def running(self) -> bool:
         """Whether the process is still there."""
         return started(self.pid) == self.started
@@ -71,18 +78,22 @@ def started(pid: int) -> int | None:
     return None
 
 
-def default_folder() -> Path:
-    """Where the state files of this user are."""
-    if folder := os.environ.get("NST_STATE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "nst"
+def check_folder(folder: Path) -> None:
+    """Raise `WriteError` where no state file can be written, which is better known before a server starts."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise WriteError(
+            f"cannot write to {folder}: {error.strerror}; set NST_STATE to a folder that can be written to"
+        ) from error
 
 
 @contextmanager
 def kept(state: State, folder: Path, port: int) -> Iterator[None]:
-    """The state file while the block runs. Raises `InputError` where it cannot be written."""
+    """The state file while the block runs. Raises `WriteError` where it cannot be written."""
     file = _file(folder, port)
-    with written_whole(file, private=True) as beside:
+    with written_whole(file, private=True, variable="NST_STATE") as beside:
         beside.write_text(json.dumps(asdict(state), indent=2))
     try:
         yield
@@ -109,11 +120,14 @@ def read(folder: Path, port: int) -> State | None:
 
 def key_for(url: str) -> str | None:
     """The key of this user's running server at `url`, or None; a server of another machine never gets one."""
-    folder = default_folder()
+    try:
+        folder = state_folder()
+    except InputError:  # a user without a home folder, and so without a server that was started without NST_STATE
+        return None
     for file in folder.glob("serve-*.json"):
         with suppress(ServerError, ValueError):  # another user's, and a URL that is none
             state = read(folder, int(file.stem.removeprefix("serve-")))
-            if state and any(_same(urlsplit(url), urlsplit(one)) for one in (state.http, state.grpc)):
+            if state and any(_same(urlsplit(url), urlsplit(ours)) for ours in (state.http, state.grpc)):
                 return state.key
     return None
 

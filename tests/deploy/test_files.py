@@ -120,6 +120,7 @@ def kubectl() -> str:
         ("base", "s3://nst/model_repository", None),
         ("gpu", "s3://nst/model_repository_gpu", "1"),
         ("volume", "pvc://nst-models/model_repository", None),
+        ("openshift", "s3://nst/model_repository", None),
     ],
 )
 def test_kustomize(kubectl: str, overlay: str, storage: str, gpus: str | None) -> None:
@@ -133,6 +134,8 @@ def test_kustomize(kubectl: str, overlay: str, storage: str, gpus: str | None) -
     assert model["storageUri"] == storage
     assert model.get("resources", {}).get("limits", {}).get("nvidia.com/gpu") == gpus
     assert ("secrets" in found["ServiceAccount"]) is storage.startswith("s3:")
+    (container,) = found["ServingRuntime"]["spec"]["containers"]
+    assert ("runAsUser" in container["securityContext"]) is (overlay != "openshift")
 
 
 def test_secrets(kubectl: str, tmp_path: Path) -> None:
@@ -283,6 +286,16 @@ def test_what_the_containers_file_copies_is_sent_to_docker() -> None:
         if line.startswith("COPY ") and "--from" not in line and "${" not in line:
             for source in line.split()[1:-1]:
                 assert f"!{source}" in ignore and (ROOT / source).exists(), source
+
+
+@pytest.mark.parametrize("title", ["Failed requests", "Requests"])
+def test_requests_that_our_backends_refuse_are_not_shown_as_successes(title: str) -> None:
+    """Triton counts them as such; with NVIDIA's backends, which have no series of ours, its own counts are right."""
+    (panel,) = [panel for panel in queries.dashboard()["panels"] if panel["title"] == title]
+    read = {name for target in panel["targets"] for name, _ in queries.series(queries.filled(target["expr"]))}
+    assert {"nv_inference_request_success", "nv_inference_request_failure", "nst_requests_total"} <= read
+    first = panel["targets"][0]["expr"]
+    assert " or vector(0))" in first or " or sum by (model)" in first, "without our series there is a figure, too"
 
 
 def test_panels_stand_side_by_side() -> None:

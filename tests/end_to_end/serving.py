@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -143,4 +144,25 @@ def descendants(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+    """Those that have not ended; one that nobody has waited for yet has."""
+    found = set()
+    for pid in pids:
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.add(pid)
+    return found
+
+
+def command_line(pid: int) -> str:
+    """Of a process, which may have ended since it was found."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def triton_of(server: Server) -> int:
+    """The process of Triton itself."""
+    found = descendants(server.process.pid)
+    (pid,) = [pid for pid in found if command_line(pid).partition("\0")[0].endswith("tritonserver")]
+    return pid

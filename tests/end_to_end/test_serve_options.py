@@ -8,10 +8,12 @@ import signal
 import ssl
 import stat
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +23,17 @@ import torch
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from nst_core.devices import Device
+from nst_core.files import state_folder
 from nst_export.errors import ExportError
 from nst_export.repository import load
-from nst_server import state
+from nst_server import state, triton
+from nst_server.control import Control
 from nst_server.triton import MEMORY, STACK, Endpoints
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
-from .serving import TRITON, certificate, descendants, run, succeeded
+from .serving import BIN, TRITON, certificate, command_line, descendants, run, succeeded
 
 TOKEN = "sesame+open/0="
 GRPC_HEADER = "triton-grpc-protocol-nst-token"
@@ -63,8 +68,8 @@ class Daemon:
     said: str
     authorities: Path | None = None
 
-    def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        return run("nst-serve", *arguments, "--http-port", self.endpoints.http_port)
+    def command(self, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        return run("nst-serve", *arguments, "--http-port", self.endpoints.http_port, **options)
 
     def http(self, call: str, secret: str | None = None, *, post: bool = False) -> int:
         """The status of an HTTP request."""
@@ -95,19 +100,20 @@ class Daemon:
 
 
 def detach(
-    repository: Path,
-    log: Path,
+    repository: Path | str,
+    log: Path | str,
     *options: object,
     authorities: Path | None = None,
     variables: dict[str, str] | None = None,
     folder: Path | None = None,
+    triton: Path = TRITON,
 ) -> Daemon:
     endpoints = Endpoints.free()
     ports = [f"--{kind}-port={getattr(endpoints, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")]
-    fixed = ("-r", repository, "--log", log, "--triton", TRITON, "--device", "cpu", "--detach")
+    fixed = ("-r", repository, "--log", log, "--triton", triton, "--device", "cpu", "--detach")
     environment = {**os.environ, **(variables or {})}
     said = succeeded(run("nst-serve", *fixed, *ports, *options, env=environment, cwd=folder))
-    found = state.read(state.default_folder(), endpoints.http_port)
+    found = state.read(state_folder(), endpoints.http_port)
     assert found is not None
     return Daemon(endpoints, found, said, authorities)
 
@@ -159,7 +165,7 @@ def guarded(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     yield daemon
     assert "stopped the server" in succeeded(daemon.command("stop"))
     assert not left(processes)
-    assert not list(state.default_folder().glob(f"*{daemon.endpoints.http_port}*"))
+    assert not list(state_folder().glob(f"*{daemon.endpoints.http_port}*"))
     assert "no nst-serve" in daemon.command("stop").stderr
 
 
@@ -177,7 +183,7 @@ def test_a_detached_server_is_ready_and_can_be_asked(guarded: Daemon) -> None:
 
 
 def test_its_state_is_its_users_alone(guarded: Daemon) -> None:
-    (file,) = state.default_folder().glob(f"serve-{guarded.endpoints.http_port}.json")
+    (file,) = state_folder().glob(f"serve-{guarded.endpoints.http_port}.json")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert guarded.state.key in file.read_text()
     assert guarded.state.key not in repr(guarded.state)
@@ -235,11 +241,10 @@ def listeners(pid: int) -> set[tuple[str, int]]:
     """Where a process and its descendants listen, as /proc has it: IPv4 addresses, or `*`, and ports."""
     inodes = set()
     for process in descendants(pid) | {pid}:
-        for descriptor in Path(f"/proc/{process}/fd").iterdir():
-            try:
-                inodes.add(str(descriptor.readlink()))
-            except OSError:
-                continue
+        with suppress(OSError):  # a process that has ended
+            for descriptor in Path(f"/proc/{process}/fd").iterdir():
+                with suppress(OSError):
+                    inodes.add(str(descriptor.readlink()))
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -252,7 +257,7 @@ def listeners(pid: int) -> set[tuple[str, int]]:
 
 
 def test_secrets_do_not_show_among_the_processes(guarded: Daemon) -> None:
-    shown = [Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(guarded.state.pid) | {guarded.state.pid}]
+    shown = [command_line(pid) for pid in descendants(guarded.state.pid) | {guarded.state.pid}]
     assert any("nst-token=***" in arguments for arguments in shown)
     for secret in (TOKEN, guarded.state.key):
         assert not any(secret in arguments for arguments in shown)
@@ -351,10 +356,11 @@ def test_a_model_for_the_other_device_is_named_with_both_ways_out(local: Daemon)
 def test_the_allocator_keeps_its_blocks_unless_the_user_says_otherwise(guarded: Daemon, local: Daemon) -> None:
     """In Triton, and in the process of each model."""
     for daemon, wanted in ((guarded, MEMORY), (local, MEMORY | {"MALLOC_TOP_PAD_": "1048576"})):
-        found = [
-            dict(variable.partition("=")[::2] for variable in Path(f"/proc/{pid}/environ").read_text().split("\0"))
-            for pid in descendants(daemon.state.pid)
-        ]
+        found = []
+        for pid in descendants(daemon.state.pid):
+            with suppress(OSError):  # a process that has ended
+                variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+                found.append(dict(variable.partition("=")[::2] for variable in variables))
         assert len(found) > 1
         for variables in found:
             assert wanted.items() <= variables.items() and variables["CUDA_VISIBLE_DEVICES"] == ""
@@ -378,7 +384,7 @@ def test_its_messages_go_on_in_the_log(local: Daemon) -> None:
 
 
 def test_a_killed_one_is_noticed(local: Daemon) -> None:
-    (file,) = state.default_folder().glob(f"serve-{local.endpoints.http_port}.json")
+    (file,) = state_folder().glob(f"serve-{local.endpoints.http_port}.json")
     os.kill(local.state.pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while local.state.running() and time.monotonic() < deadline:
@@ -401,7 +407,7 @@ def test_a_detached_server_that_cannot_start_says_why_and_leaves_nothing(reposit
     assert result.returncode == 1
     assert "error: no model could be loaded: one version 1 is not served: " in result.stderr
     assert "Traceback" not in result.stderr
-    assert state.read(state.default_folder(), endpoints.http_port) is None
+    assert state.read(state_folder(), endpoints.http_port) is None
     endpoints.check_free()
 
 
@@ -415,7 +421,7 @@ def test_the_containers_command_is_printed(repository: Path, tmp_path: Path) -> 
     assert command[:3] == ["docker", "run", "--rm"]
     assert {f"--env={name}={value}" for name, value in MEMORY.items()} | {f"--ulimit=stack={STACK}"} <= set(command)
     assert not [word for word in command if word.startswith("--gpus")]
-    assert f"--volume={repository}:/models:ro" in command
+    assert f"--mount=type=bind,source={repository},target=/models,readonly" in command
     assert "--publish=0.0.0.0:8001:8001" in command
     published = [word for word in command if word.startswith("--publish=127.0.0.1:")]
     assert [word.rpartition(":")[2] for word in published] == ["8000", "8002"]  # behind our TLS
@@ -429,6 +435,174 @@ def test_the_containers_command_is_printed(repository: Path, tmp_path: Path) -> 
     assert '"--grpc-restricted-protocol=model-repository,trace,logging:nst-token=$NST_KEY"' in inside
     assert '"--grpc-server-key=/tls/key.pem"' in inside
     assert TOKEN not in result.stdout
+
+
+ODD = 'My "Projects" $(touch pwned): it\'s mödel'
+BAD = "x$(touch${IFS}pwned)"
+
+
+def other_triton(folder: Path) -> Path:
+    """Triton's environment by another path, as if it were installed there."""
+    environment = folder / ".triton" / "cpu"
+    environment.mkdir(parents=True)
+    for entry in (TRITON / "cpu").iterdir():
+        if entry.name != "backends":
+            (environment / entry.name).symlink_to(entry)
+    return environment.parent
+
+
+@pytest.fixture(scope="module")
+def odd(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Everything in a folder that bash would read as something else, on IPv6, behind a proxy that nobody answers at.
+
+    In the repository are also two folders whose names are no model's, and four configs that must not reach Triton.
+    """
+    folder = tmp_path_factory.mktemp("odd") / ODD
+    shutil.copytree(repository / "one", folder / "repository" / "one")
+    (folder / "tmp").mkdir()
+    for name in ("my copy", BAD, "folder", "latin", "words", "unread"):
+        shutil.copytree(repository / "one", folder / "repository" / name)
+        config = folder / "repository" / name / "config.pbtxt"
+        config.write_text(config.read_text().replace('name: "one"', ""))
+    (folder / "repository" / "folder" / "config.pbtxt").unlink()
+    (folder / "repository" / "folder" / "config.pbtxt").mkdir()
+    (folder / "repository" / "latin" / "config.pbtxt").write_bytes(b'name: "l\xe9"')
+    (folder / "repository" / "words" / "config.pbtxt").write_text('instance_group { name: "a;touch pwned" }')
+    (folder / "repository" / "unread" / "config.pbtxt").write_text("this is { no config")
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"), "http://127.0.0.1:9")
+    variables = {"LC_ALL": "C", "TMPDIR": str(folder / "tmp"), "no_proxy": "", "NO_PROXY": "", **proxies}
+    daemon = detach(
+        *("repository", "triton.log", "--address", "::1", "--poll", 1),
+        variables=variables,
+        folder=folder,
+        triton=other_triton(folder),
+    )
+    processes = descendants(daemon.state.pid)
+    yield daemon
+    succeeded(daemon.command("stop", env={**os.environ, **variables}))
+    assert not left(processes)
+    assert not list(folder.rglob("pwned")) and not Path("/pwned").exists()
+
+
+def test_whatever_the_folders_are_called(odd: Daemon) -> None:
+    assert (
+        f"ready: one on grpc://[::1]:{odd.endpoints.grpc_port} and http://[::1]:{odd.endpoints.http_port}" in odd.said
+    )
+    with urllib.request.urlopen(f"http://[::1]:{odd.endpoints.http_port}/v2/models/one/ready") as answer:
+        assert answer.status == 200
+    with grpc.InferenceServerClient(f"[::1]:{odd.endpoints.grpc_port}") as client:
+        infer(client, {})
+    log = Path(odd.state.log).read_text()
+    assert "nst-serve-" not in log
+    assert f"{Path(odd.state.log).parent}/.triton/cpu/backends" in log, "as the user knows them"
+
+
+def test_what_must_not_reach_triton_is_named_and_the_rest_served(odd: Daemon) -> None:
+    told = [line.partition(" is not served")[0] for line in odd.said.splitlines() if " is not served" in line]
+    assert sorted(told) == sorted(["repository/my copy", f"repository/{BAD}", "folder", "latin", "words", "unread"])
+    result = odd.command("status")
+    succeeded(result)
+    assert [line for line in result.stdout.splitlines() if " version " in line] == ["one version 1: ready"]
+    assert f"error: '{BAD}' is no model's name" in odd.command("load", BAD).stderr
+
+
+def test_what_comes_later_is_looked_at_first(odd: Daemon) -> None:
+    """A good model and a bad name that appear while nst-serve looks; and a good one that goes."""
+    folder = Path(odd.state.repository)
+    for name in ("later", "later$(touch pwned)"):
+        (folder.parent / "beside").mkdir()
+        shutil.copytree(folder / "one" / "1", folder.parent / "beside" / "1")
+        config = (folder / "one" / "config.pbtxt").read_text().replace('name: "one"', "")
+        (folder.parent / "beside" / "config.pbtxt").write_text(config)
+        (folder.parent / "beside").rename(folder / name)
+    expect(odd, "later version 1: ready")
+    assert "later$(touch pwned) is not served: rename the folder" in Path(odd.state.log).read_text()
+    succeeded(odd.command("unload", "later"))
+    expect(odd, "later version 1: not loaded")
+    succeeded(odd.command("load", "later"))
+    shutil.rmtree(folder / "later")
+    expect(odd, "later", gone=True)
+
+
+def expect(daemon: Daemon, line: str, *, gone: bool = False) -> None:
+    """Wait until the status has a line, or until nothing in it is ready that has these words."""
+    deadline = time.monotonic() + 120
+    while True:
+        shown = daemon.command("status").stdout
+        if not any("ready" in said for said in shown.splitlines() if line in said) if gone else line in shown:
+            return
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.3)
+
+
+STUB = """#!/bin/sh
+case $1 in
+*/{model}/*) echo 'stub: error while loading shared libraries: libpython3.x.so.1.0' >&2; exit 127 ;;
+esac
+exec {stub} "$@"
+"""
+
+
+@pytest.mark.parametrize("model", ["two", "*"])
+def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, model: str) -> None:
+    """Of one model: it is named, and the others are served. Of all: the reason, and not 300 seconds of silence."""
+    for name in ("one", "two"):
+        shutil.copytree(repository / name, tmp_path / "repository" / name)
+    installation = triton.install(other_triton(tmp_path), print, Device("cpu", "a test"))
+    assert installation.folder is not None
+    stub = installation.folder / "backends" / "python" / "triton_python_backend_stub"
+    stub.replace(stub.with_name("moved"))
+    stub.write_text(STUB.format(model=model, stub=stub.with_name("moved")))
+    stub.chmod(0o755)
+    heard: list[str] = []
+    endpoints = Endpoints.free()
+    running = triton.running(
+        installation, tmp_path / "repository", endpoints, tmp_path / "log", patience=200, on_error=heard.append
+    )
+    reason = (
+        "cannot be served: the process ended while it was loaded: stub: error while loading shared libraries: "
+        "libpython3.x.so.1.0"
+    )
+    if model == "*":
+        with pytest.raises(triton.ServerError, match=reason), running:
+            pass
+        return
+    with running:
+        assert [(one.name, one.ready) for one in Control(endpoints.control).models() if one.version] == [("one", True)]
+    assert heard[0] == f"two {reason} (its log: {tmp_path / 'log'})"
+
+
+NOBODY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
+READS_ALL = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+"""For a Python that lies in root's own folder, as on a developer's machine."""
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or subprocess.run([*NOBODY, *READS_ALL, "true"], capture_output=True).returncode != 0,
+    reason="only root can become another user",
+)
+def test_a_user_id_without_an_entry_and_without_a_home(repository: Path) -> None:
+    """As OpenShift has them: a line that names the variable, and with it everything works."""
+    endpoints = Endpoints.free()
+    ports = [f"--{kind}-port={getattr(endpoints, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")]
+    unset = [word for name in ("HOME", "NST_STATE", "NST_CACHE", "XDG_STATE_HOME") for word in ("-u", name)]
+    with tempfile.TemporaryDirectory() as name:  # the tests' own folder is closed to others
+        folder = Path(name)
+        folder.chmod(0o777)
+        shutil.copytree(repository / "one", folder / "repository" / "one")
+
+        def nst_serve(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+            given = [f"{name}={value}" for name, value in variables.items()]
+            command = [*NOBODY, *READS_ALL, "env", *unset, *given, BIN / "nst-serve", *arguments]
+            return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=folder, timeout=300)
+
+        options = ("-r", "repository", "--triton", TRITON, "--device", "cpu", "--detach", *ports)
+        result = nst_serve(*options)
+        assert result.returncode == 1
+        assert "error: user id 12345 has no home folder: set NST_STATE to a folder" in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+        assert "ready: " in succeeded(nst_serve(*options, NST_STATE=str(folder / "state")))
+        assert "stopped" in succeeded(nst_serve("stop", ports[0], NST_STATE=str(folder / "state")))
 
 
 def test_options_that_cannot_be_used(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,11 @@ def _save(
     file: Path,
     nodes: list[onnx.NodeProto],
     inputs: list[onnx.ValueInfoProto],
-    output: onnx.ValueInfoProto,
+    *outputs: onnx.ValueInfoProto,
     **constants: np.ndarray,
 ) -> None:
     weights = [numpy_helper.from_array(values, name) for name, values in constants.items()]
-    graph = helper.make_graph(nodes, "graph", inputs, [output], weights)
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,3 +71,30 @@ def picky(file: Path) -> None:
         _tensor("stylized", TensorProto.UINT8, "N", "H", "W", 3),
         table=np.arange(LEVELS, dtype=np.uint8),
     )
+
+
+TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "INT8": TensorProto.INT8,
+    "INT64": TensorProto.INT64,
+    "UINT16": TensorProto.UINT16,
+}
+
+
+def typed(file: Path) -> None:
+    """A tensor of each of `TYPES` by its name, and `same_` and its name with the same values."""
+    _save(
+        file,
+        [helper.make_node("Identity", [name], [f"same_{name}"]) for name in TYPES],
+        [_tensor(name, kind, "N", "C") for name, kind in TYPES.items()],
+        *(_tensor(f"same_{name}", kind, "N", "C") for name, kind in TYPES.items()),
+    )
+
+
+def texts(file: Path) -> None:
+    """`stylized` is `image`, both of strings."""
+    tensors = [_tensor(name, TensorProto.STRING, "N", "C") for name in ("image", "stylized")]
+    _save(file, [helper.make_node("Identity", ["image"], ["stylized"])], tensors[:1], tensors[1])

@@ -1,13 +1,20 @@
 import dataclasses
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from nst_core.errors import InputError
+from nst_core.errors import InputError, WriteError
 from nst_server import access, state
 from nst_server.access import Access, read_token
-from nst_server.control import cause
+from nst_server.cli import app
+from nst_server.control import Control, cause
 from nst_server.errors import ServerError
 from nst_server.state import State
 from nst_server.triton import Endpoints
@@ -89,6 +96,77 @@ def test_the_key_is_found_for_this_machines_server_only(tmp_path: Path, monkeypa
         for url in ("http://server.example:8000", "grpc://127.0.0.1:9001", "http://127.0.0.1", "http://[", "nonsense"):
             assert state.key_for(url) is None
     assert state.key_for("http://127.0.0.1:8000") is None
+
+
+def test_a_user_without_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenShift has them: a number without an entry, and no HOME."""
+    for name in ("HOME", "NST_STATE", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_242_424)
+    assert state.key_for("http://127.0.0.1:8000") is None
+    for command in ("status", "stop"):
+        result = CliRunner().invoke(app, [command])
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: user id 4242424 has no home folder: set NST_STATE to a folder")
+        assert result.stderr.count("\n") == 1
+    with pytest.raises(WriteError, match="set NST_STATE to a folder that can be written to"):
+        state.check_folder(Path("/proc/none"))
+
+
+def test_a_key_is_found_for_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NST_STATE", str(tmp_path))
+    here = State.here(Endpoints("::1", 8000, 8001), tmp_path, tmp_path / "log", Access("secret"), CPU)
+    with state.kept(here, tmp_path, 8000):
+        for url in ("http://[::1]:8000", "grpc://localhost:8001"):
+            assert state.key_for(url) == "secret"
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+@pytest.mark.parametrize("answer", [b"[]", b"<html>", b'{"a": 1}', b'["a"]', b""])
+def test_the_key_never_goes_to_a_proxy(monkeypatch: pytest.MonkeyPatch, variable: str, answer: bytes) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with listening(b"[]") as (proxy, heard), listening(answer) as (server, asked):
+        monkeypatch.setenv(variable, proxy)
+        control = Control(server, "secret")
+        assert control.live()
+        if answer == b"[]":
+            assert control.models() == []
+        else:
+            with pytest.raises(ServerError, match="is no Triton"):
+                control.models()
+    assert asked[-1]["nst-token"] == "secret" and not heard
+
+
+@contextmanager
+def listening(answer: bytes) -> Iterator[tuple[str, list[Any]]]:
+    """A server that answers the same to everybody: its URL, and the headers that it has got."""
+    heard: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.headers)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", heard
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["x$(touch pwned)", "my copy", "-a", "../a", ""])
+def test_what_is_no_models_name_is_never_sent(name: str) -> None:
+    with listening(b"[]") as (url, heard), pytest.raises(InputError, match="is no model's name"):
+        Control(url).load(name)
+    assert not heard
 
 
 def test_a_state_of_a_process_that_is_gone_is_none(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """NVIDIA's container: which GPUs it gets, and what a repository must have for its backends."""
 
+import csv
 import shlex
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from typer.testing import CliRunner
 from nst_core import devices
 from nst_core.devices import Wanted
 from nst_core.errors import InputError
+from nst_server.access import Access
 from nst_server.cli import app
-from nst_server.docker import device_for
+from nst_server.docker import Container, device_for
+from nst_server.front import Certificate
 from nst_server.plans import missing
+from nst_server.triton import Endpoints, Launch
 
 from .machines import CPU, H100, config, tensorrt
 
@@ -54,6 +58,40 @@ def test_the_printed_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, op
     result = CliRunner().invoke(app, ["-r", str(tmp_path), "--docker", "--dry-run", *options])
     assert result.exit_code == 0, result.stderr
     assert ("--gpus=all" in shlex.split(result.stdout)) == (kind == "gpu")
+
+
+@pytest.mark.parametrize("name", ["My Projects", "a:b", "a,b", 'a"b', "mödel"])
+def test_any_path_is_mounted(tmp_path: Path, name: str) -> None:
+    """Docker reads the fields of `--mount` as CSV."""
+    repository = tmp_path / name
+    repository.mkdir()
+    certificate = Certificate(repository / "cert.pem", repository / "key.pem")
+    launch = Launch(repository, Endpoints("::1"), access=Access("key"), certificate=certificate, models=("a",))
+    command = Container.of("image", None, Access("key")).command(launch)
+    mounts = [next(csv.reader([word.removeprefix("--mount=")])) for word in command if word.startswith("--mount=")]
+    assert mounts == [
+        ["type=bind", f"source={source}", f"target={target}", "readonly"]
+        for source, target in (
+            (repository, "/models"),
+            (certificate.chain, "/tls/chain.pem"),
+            (certificate.key, "/tls/key.pem"),
+        )
+    ]
+    assert "--publish=[::1]:8000:8000" in command
+    assert '"--load-model=a"' in command[-1]
+
+
+def test_a_printed_command_looks_for_new_versions_itself_and_so_takes_no_bad_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda: ([], "no GPU"))
+    config(tmp_path / "a", "")
+    options = ["-r", str(tmp_path), "--docker", "--dry-run", "--poll", "5"]
+    result = CliRunner().invoke(app, options)
+    assert '"--model-control-mode=poll" "--repository-poll-secs=5"' in result.stdout
+    config(tmp_path / "x$(id)", "")
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 1 and "rename the folder" in " ".join(result.stderr.split())
 
 
 def test_a_version_without_a_plan_is_none_for_nvidias_backend(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
-"""Triton's environments, with a pip that installs nothing and notes what it is asked for."""
+"""Triton's environments, made by Pythons that install nothing and note what they are asked for."""
 
+import os
 import subprocess
 import sys
-import sysconfig
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -13,48 +14,70 @@ from typer.testing import CliRunner
 from nst_core import devices, engines
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_server import installation
+from nst_server import installation, interpreter
 from nst_server.cli import app
 from nst_server.command import Launch
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.installation import CPU_PACKAGES, GPU_PACKAGES, Installation
+from nst_server.installation import CPU_PACKAGES, GPU_PACKAGES, TRITON, Installation
 
 from .machines import CPU, H100, card, program
 
 CPU_BY_HAND = "cpu: asked for with --device cpu"
 
-VERSION = sysconfig.get_python_version()
+VERSION = "3.12"
+"""Of the Python that runs nst, as far as these tests are concerned."""
 
-PIP = """
-import sys, time
+PYTHON = """
+import json, os, shutil, sys, time
 from pathlib import Path
-folder, asked = Path(__file__).parents[1], sys.argv[5:]
+folder, (isolated, *asked) = Path(__file__).parents[1], sys.argv[1:]
+assert isolated == "-I"
+if asked[0] == "-c":
+    print(json.dumps({answer}))
+    sys.exit()
+if asked[:3] == ["-m", "venv", "--clear"]:
+    new = Path(asked[-1])
+    shutil.rmtree(new, ignore_errors=True)
+    (new / "bin").mkdir(parents=True)
+    shutil.copy(__file__, new / "bin" / "python")
+    sys.exit()
 with (folder.parent / "asked").open("a") as notes:
     notes.write(" ".join(asked) + chr(10))
-assert sys.argv[1:5] == ["-m", "pip", "install", "--quiet"]
 if (says := folder.parent / "says").exists():
     sys.exit(says.read_text())
-time.sleep(0.2)
+if "--no-deps" in asked:
+    time.sleep(0.2)  # for others to come meanwhile
 packages = folder / "lib" / "python{version}" / "site-packages"
 triton = packages / "pytriton" / "tritonserver"
 for file in (
     triton / "bin" / "tritonserver",
     triton / "backends" / "python" / "libtriton_python.so",
     triton / "backends" / "python" / "triton_python_backend_utils.py",
-    triton / "python_backend_stubs" / "{version}" / "triton_python_backend_stub",
+    *(triton / "python_backend_stubs" / f"3.{minor}" / "triton_python_backend_stub" for minor in range(8, 14)),
     packages / "nvidia" / "cu13" / "lib" / "libcudart.so.13",
     packages / "nvidia" / "cudnn" / "lib" / "libcudnn.so.9",
     packages / "tensorrt_libs" / "libnvinfer.so.10",
 ):
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(file.name)
-for package in asked[1:]:
+    file.write_text(str(file))
+for package in asked[3:]:
     name, _, version = package.partition("==")
-    record = packages / (name.partition("[")[0].replace("-", "_") + "-" + version + ".dist-info") / "METADATA"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text("Name: " + name.partition("[")[0] + chr(10) + "Version: " + version + chr(10))
+    if not package.startswith("-"):
+        record = packages / (name.partition("[")[0].replace("-", "_") + "-" + version + ".dist-info") / "METADATA"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text("Name: " + name.partition("[")[0] + chr(10) + "Version: " + version + chr(10))
 """
+
+
+def fake_python(path: Path, version: str, *, library: bool = True, threaded: bool = False, pip: bool = True) -> Path:
+    """A Python that makes environments and installs nothing in them."""
+    places = path.parent / "lib"
+    places.mkdir(parents=True, exist_ok=True)
+    if library:
+        (places / f"libpython{version}.so.1.0").touch()
+    answer = {"version": version, "threaded": threaded, "places": [None, str(places)], "pip": pip}
+    return program(path, PYTHON.replace("{answer}", repr(answer)).replace("{version}", version))
 
 
 @dataclass
@@ -66,24 +89,27 @@ class PyPI:
     @property
     def asked(self) -> list[tuple[str, ...]]:
         notes = self.folder / "asked"
-        lines = notes.read_text().splitlines() if notes.exists() else []
-        assert all(line.startswith("--disable-pip-version-check ") for line in lines)
-        return [tuple(line.split()[1:]) for line in lines]
+        found: list[tuple[str, ...]] = []
+        for line in notes.read_text().splitlines() if notes.exists() else []:
+            _, packages = line.split(" --only-binary=numpy ")
+            if packages == f"--no-deps {TRITON}":
+                found.append((TRITON,))
+            else:
+                found[-1] += tuple(packages.split())
+        return found
 
     def fail(self, said: str) -> None:
         (self.folder / "says").write_text(said)
 
 
+def runs_nst(monkeypatch: pytest.MonkeyPatch, python: Path) -> None:
+    monkeypatch.setattr(interpreter, "sys", SimpleNamespace(executable=str(python)))
+
+
 @pytest.fixture
 def pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PyPI:
-    def create(folder: Path, *, with_pip: bool, clear: bool) -> None:
-        assert with_pip and clear
-        if folder.exists():
-            for file in sorted(folder.rglob("*"), reverse=True):
-                file.rmdir() if file.is_dir() else file.unlink()
-        program(folder / "bin" / "python", PIP.replace("{version}", VERSION))
-
-    monkeypatch.setattr(installation.venv, "create", create)
+    running = fake_python(tmp_path / "running" / "python", VERSION)
+    runs_nst(monkeypatch, running)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/own")
     return PyPI(tmp_path / "triton")
@@ -166,6 +192,10 @@ def damage_by_another_python(folder: Path) -> None:
     (folder / "lib" / f"python{VERSION}").rename(folder / "lib" / "python3.8")
 
 
+def damage_by_packages_of_an_older_version(folder: Path) -> None:
+    (folder / "installed.txt").write_text("nvidia-pytriton==0.7.0\nonnxruntime-openvino==1.24.1")
+
+
 def damage_by_an_installation_that_was_ended(folder: Path) -> None:
     (folder / "installed.txt").unlink()
 
@@ -176,6 +206,7 @@ def damage_by_an_installation_that_was_ended(folder: Path) -> None:
         damage_by_a_second_onnxruntime,
         damage_by_a_python_that_is_gone,
         damage_by_another_python,
+        damage_by_packages_of_an_older_version,
         damage_by_an_installation_that_was_ended,
     ],
 )
@@ -214,7 +245,8 @@ def test_two_processes_install_once(pypi: PyPI) -> None:
         ("WARNING: a\nERROR: No matching distribution found for x==1\n", "ERROR: No matching distribution found for x"),
         ("note: b\nerror: metadata-generation-failed\n\nhint: c", "error: metadata-generation-failed"),
         ("a wheel from https://pypi.nvidia.com/. If\nerror: subprocess", "https://pypi.nvidia.com, which this machine"),
-        ("Killed", "no reason given"),
+        ("Killed", "Killed"),
+        ("", "no reason given"),
     ],
 )
 def test_a_pip_that_fails(pypi: PyPI, said: str, reason: str) -> None:
@@ -287,3 +319,145 @@ def test_installing_ahead_of_the_first_start(pypi: PyPI, monkeypatch: pytest.Mon
     assert device == f"device {CPU_BY_HAND if wanted == 'cpu' else H100}"
     assert said.startswith("installing Triton from PyPI into")
     assert len(CliRunner().invoke(app, options).stderr.splitlines()) == 1
+
+
+def in_path(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    monkeypatch.setenv("PATH", ":".join(map(str, [*folders, "/nowhere"])))
+
+
+@pytest.fixture
+def too_new(pypi: PyPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Python 3.14, for which Triton has no stub, runs nst."""
+    running = fake_python(tmp_path / "new" / "python3.14", "3.14")
+    runs_nst(monkeypatch, running)
+    in_path(monkeypatch, running.parent)
+    return running
+
+
+def test_the_running_python_is_taken_if_triton_can_embed_it(
+    pypi: PyPI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_path(monkeypatch, fake_python(tmp_path / "other" / "python3.13", "3.13").parent)
+    found = interpreter.choose(tmp_path / "fetched", print)
+    assert (found.program, found.version) == (tmp_path / "running" / "python", VERSION)
+
+
+def test_a_python_that_triton_does_not_know_serves_with_another_of_the_path(
+    pypi: PyPI, too_new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shim = program(tmp_path / "shims" / "python3.13", "import sys; sys.exit('pyenv: python3.13: command not found')")
+    static = fake_python(tmp_path / "static" / "python3.13", "3.13", library=False)
+    threaded = fake_python(tmp_path / "threaded" / "python3.13", "3.13", threaded=True)
+    good = fake_python(tmp_path / "good" / "python3.13", "3.13")
+    older = fake_python(tmp_path / "older" / "python3.11", "3.11")
+    in_path(monkeypatch, *(each.parent for each in (older, shim, static, threaded, good)))
+    said: list[str] = []
+    found = installation.install(pypi.folder, said.append, CPU)
+    assert found.folder and f"(Python 3.13 of {good}, {TRITON}, numpy==2." in said[0] and len(said) == 1
+    packages = found.folder / "lib" / "python3.13" / "site-packages"
+    assert found.binary[0] == str(packages / "pytriton" / "tritonserver" / "bin" / "tritonserver")
+    assert installation.site_packages(found.folder) == packages
+    stub = found.folder / "backends" / "python" / "triton_python_backend_stub"
+    assert "/python_backend_stubs/3.13/" in stub.read_text()
+    assert str(good.parent / "lib") in found.environment["LD_LIBRARY_PATH"].split(":")
+    good.unlink()
+    assert installation.install(pypi.folder, said.append, CPU) == found and len(said) == 1, (
+        "nothing is looked for again"
+    )
+
+
+UV = """
+import json, os, shutil, sys
+from pathlib import Path
+assert sys.argv[1:] == ["python", "install", "3.12"] and os.environ["UV_PYTHON_PREFERENCE"] == "only-managed"
+new = Path(os.environ["UV_PYTHON_INSTALL_DIR"]) / "cpython-3.12.16-linux-x86_64-gnu" / "bin" / "python3.12"
+new.parent.mkdir(parents=True)
+shutil.copy("{python}", new)
+"""
+
+UV_OFFLINE = """
+import sys
+said = ("error: Failed to install cpython-3.12.16", "  cause: Failed to download", "  cause: dns error")
+sys.exit(chr(10).join(said))
+"""
+
+
+def test_without_any_uv_fetches_one(pypi: PyPI, too_new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = fake_python(tmp_path / "fetched" / "python3.12", "3.12")
+    uv = program(tmp_path / "uv" / "uv", UV.replace("{python}", str(python)))
+    in_path(monkeypatch, too_new.parent, uv.parent)
+    said: list[str] = []
+    found = installation.install(pypi.folder, said.append, CPU)
+    assert said[0] == (
+        f"Triton needs Python 3.11, 3.12 or 3.13 with its shared library, and {too_new} is Python 3.14: "
+        f"fetching Python 3.12 into {pypi.folder}/python with uv"
+    )
+    assert f"(Python 3.12 of {pypi.folder}/python/cpython-3.12.16-linux-x86_64-gnu/bin/python3.12, " in said[1]
+    assert found.folder == pypi.folder / "cpu" and pypi.asked == [CPU_PACKAGES]
+
+
+def test_where_uv_fetches_none_it_is_said_before_anything_is_installed(
+    pypi: PyPI, too_new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_path(monkeypatch, program(tmp_path / "uv" / "uv", UV_OFFLINE).parent)
+    with pytest.raises(ServerError) as raised:
+        installation.install(pypi.folder, print, CPU)
+    assert str(raised.value) == (
+        f"Triton needs Python 3.11, 3.12 or 3.13 with its shared library: {too_new} is Python 3.14; "
+        "uv cannot fetch Python 3.12 (error: Failed to install cpython-3.12.16: dns error). "
+        "Install one of them, or serve with --docker"
+    )
+    assert pypi.asked == [] and not (pypi.folder / "cpu").exists()
+
+
+def test_what_a_python_misses_is_named_with_the_package_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # nst is in an environment without pip
+    static = fake_python(tmp_path / "static" / "python3", "3.11", library=False)
+    with pytest.raises(ServerError, match=r"has no libpython3\.11\.so\.1\.0 \(apt-get install libpython3\.11\)"):
+        interpreter.inspect(static)
+    bare = fake_python(tmp_path / "bare" / "python3", "3.11", pip=False)
+    with pytest.raises(ServerError, match=r"has no ensurepip \(apt-get install python3\.11-venv\)"):
+        interpreter.inspect(bare)
+    with pytest.raises(ServerError, match="python4 does not run"):
+        interpreter.inspect(tmp_path / "python4")
+
+
+def test_a_python_without_ensurepip_is_installed_into_by_the_pip_of_nst(tmp_path: Path) -> None:
+    real = interpreter.inspect(Path(sys.executable))
+    pip = replace(real, has_pip=False).create(tmp_path / "new")
+    assert pip[:1] == [sys.executable]
+    listed = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, text=True, check=True)
+    assert listed.stdout == "", "it is the new environment that is looked at"
+
+
+def test_every_python_at_hand_is_seen_as_what_it_is() -> None:
+    """Real ones: those of pyenv and the system's."""
+    real = [sys.executable, *map(str, Path.home().glob(".pyenv/versions/3.*/bin/python3")), "/usr/bin/python3"]
+    for each in filter(os.path.exists, real):
+        version = subprocess.run([each, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
+        short = version.rpartition(".")[0]
+        try:
+            found = interpreter.inspect(Path(each))
+        except ServerError as error:
+            assert short not in interpreter.VERSIONS or "apt-get install" in str(error)
+        else:
+            assert found.version == short and found.library.name == f"libpython{short}.so.1.0"
+
+
+def test_a_system_that_pypi_has_no_triton_for(pypi: PyPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.34"))
+    with pytest.raises(ServerError, match=r"glibc 2\.35 or later, and this is Linux x86_64 glibc 2\.34: serve with"):
+        installation.install(pypi.folder, print, CPU)
+    assert pypi.asked == []
+
+
+def test_a_user_without_a_home_folder_serves_on_a_cpu(pypi: PyPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Path:
+        raise InputError("user id 1000 has no home folder: set NST_CACHE")
+
+    monkeypatch.setattr(installation, "cache_folder", missing)
+    installation.install(pypi.folder, print, CPU)
+    with pytest.raises(InputError, match="set NST_CACHE"):
+        installation.install(pypi.folder, print, H100)

@@ -1,5 +1,6 @@
 """What a repository asks of the server, and what it says to one with another device."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from nst_core import devices
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_server.cli import app
-from nst_server.repository import check_device, tensorrt_engines
+from nst_server.errors import ServerError
+from nst_server.repository import check_device, find, models, tensorrt_engines
 
 from .machines import CPU, H100, config, tensorrt
 
@@ -128,3 +130,78 @@ def test_the_command_says_it_in_one_line(
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and words in line
     assert not (tmp_path / "none").exists(), "it is said before anything is installed"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my copy",
+        "x$(touch${IFS}pwned)",
+        "a;b",
+        "a'b",
+        'a"b',
+        "a\\b",
+        "mödel",
+        "-a",
+        "a&b",
+        "a|b",
+        "a\nb",
+        "a\x1b[2J",
+        "*",
+    ],
+)
+def test_a_name_that_a_shell_would_read_is_named_and_the_others_are_served(tmp_path: Path, name: str) -> None:
+    config(tmp_path / name, ONNX)
+    config(tmp_path / "wave-2_b.v1", ONNX)
+    found = find(tmp_path)
+    assert models(tmp_path) == list(found.configs) == ["wave-2_b.v1"]
+    (line,) = found.faults.values()
+    assert "rename the folder" in line and line.isprintable() and (name in line or not name.isprintable())
+    with pytest.raises(ServerError, match=r"no model can be served: .*rename the folder"):
+        (tmp_path / "wave-2_b.v1").rename(tmp_path / ".hidden")
+        models(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("this is { no config", "cannot read {file}: 1:6"),
+        ('instance_group { name: "x;touch pwned" }', "the name of an instance group in {file} is 'x;touch pwned'"),
+        ('default_model_filename: "model.onnx $(id)"', "default_model_filename in {file} is 'model.onnx $(id)'"),
+        ('name: "x$(id)"', "name in {file} is"),
+        ('backend: "../x y"', "backend in {file} is"),
+        ('runtime: "`id`"', "runtime in {file} is"),
+        ('parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/a;id" } }', "EXECUTION_ENV_PATH in {file} is"),
+    ],
+)
+def test_a_config_that_must_not_reach_triton_is_named(tmp_path: Path, text: str, words: str) -> None:
+    config(tmp_path / "bad", text)
+    config(
+        tmp_path / "good",
+        'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "$$TRITON_MODEL_DIRECTORY/e.tar" } }',
+    )
+    found = find(tmp_path)
+    assert list(found.configs) == ["good"]
+    assert found.faults["bad"].startswith("bad is not served: " + words.format(file=tmp_path / "bad" / "config.pbtxt"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "latin-1", "nowhere", "loop", "folder without rights"])
+def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> None:
+    file = config(tmp_path / "bad", ONNX).parent / "config.pbtxt"
+    config(tmp_path / "good", ONNX)
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "latin-1":
+        file.write_bytes(b'name: "b\xe9d"')
+    elif kind in ("nowhere", "loop"):
+        file.symlink_to(file if kind == "loop" else tmp_path / "none")
+    elif os.getuid() == 0:
+        pytest.skip("root reads everything")
+    else:
+        file.parent.chmod(0)
+    found = find(tmp_path)
+    assert list(found.configs) == ["good"]
+    assert found.faults["bad"].count("\n") == 0 and "is not served" in found.faults["bad"]

@@ -1,3 +1,4 @@
+import dataclasses
 import socket
 import time
 from pathlib import Path
@@ -5,9 +6,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from nst_core.errors import InputError
 from nst_server import triton
 from nst_server.cli import app
+from nst_server.endpoints import SERVICES
 from nst_server.triton import Endpoints, Installation, ServerError
+
+needs_ipv6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 
 
 def test_free_ports_are_free_and_different() -> None:
@@ -23,15 +28,62 @@ def test_a_port_in_use_is_named_with_its_option(tmp_path: Path, protocol: str) -
     (tmp_path / "seven" / "config.pbtxt").write_text('name: "seven"')
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = CliRunner().invoke(app, ["-r", str(tmp_path), f"--{protocol}-port", str(port)])
+        ports = dict(zip(SERVICES, dataclasses.astuple(Endpoints.free())[1:4], strict=True)) | {protocol: port}
+        options = [f"--{service}-port={number}" for service, number in ports.items()]
+        result = CliRunner().invoke(app, ["-r", str(tmp_path), *options])
     assert result.exit_code == 1
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
     assert f"--{protocol}-port" in result.stderr
 
 
-def test_an_address_of_another_machine() -> None:
-    with pytest.raises(ServerError, match=r"192\.0\.2\.1"):
-        Endpoints(address="192.0.2.1").check_free()
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_of_another_machine_is_not_mended_by_a_port(address: str) -> None:
+    with pytest.raises(ServerError, match=r"cannot listen on .*: give an address of this machine") as raised:
+        Endpoints(address=address).check_free()
+    assert address in str(raised.value) and "-port" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "words"),
+    [
+        (Endpoints("no.such.name.invalid"), "--address no.such.name.invalid: no such address"),
+        (Endpoints("fe80::1%lo"), "zone"),
+        (Endpoints("127.0.0.1", 8000, 8001, 8001), "port 8001 stands for two"),
+    ],
+)
+def test_an_address_or_a_port_that_cannot_be(endpoints: Endpoints, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        endpoints.check_free()
+
+
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+@pytest.mark.parametrize("option", ["--http-port", "--grpc-port", "--metrics-port"])
+def test_a_port_that_is_none(tmp_path: Path, option: str, port: int) -> None:
+    result = CliRunner().invoke(app, ["-r", str(tmp_path), option, str(port)])
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+
+
+def test_ipv6_in_urls_and_for_triton(tmp_path: Path) -> None:
+    endpoints = Endpoints("::1", 8000, 8001, 8002)
+    assert (endpoints.http, endpoints.grpc) == ("http://[::1]:8000", "grpc://[::1]:8001")
+    assert (endpoints.metrics, endpoints.control) == ("http://[::1]:8002/metrics", "http://[::1]:8000")
+    assert Endpoints("::", 8000).control == "http://[::1]:8000"
+    assert Endpoints("0.0.0.0", 8000).control == "http://127.0.0.1:8000"
+    assert Endpoints("localhost").listening["grpc"][0] in ("127.0.0.1", "::1"), "Triton's HTTP takes numbers only"
+    options = triton.Launch(tmp_path, endpoints).options("r", endpoints.listening, None, None)
+    assert {"--http-address=ipv6:::1", "--grpc-address=[::1]", "--metrics-address=ipv6:::1"} <= set(options)
+    behind = endpoints.behind_tls()
+    assert behind.http == "https://[::1]:8000" and behind.listening["http"][0] == "127.0.0.1"
+
+
+@needs_ipv6
+def test_an_ipv6_port_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ServerError, match=rf"cannot listen on \[::1\]:{port} \(.*\); choose another with --http-port"
+        ):
+            Endpoints("::1", port).check_free()
 
 
 def test_a_missing_or_empty_repository_says_how_to_fill_it(tmp_path: Path) -> None:
@@ -79,6 +131,38 @@ def test_a_server_that_never_is_ready_is_ended_with_its_children(tmp_path: Path)
     with pytest.raises(ServerError, match="not ready after 1 s"), running:
         pass
     assert ended(int((tmp_path / "child").read_text()))
+
+
+def test_a_process_of_a_model_that_dies_at_the_start_is_told_with_its_reason(tmp_path: Path) -> None:
+    """It says why and ends, and the Triton that has started it waits for it for ever."""
+    installation, models = server_that(
+        tmp_path, "(echo 'stub: error while loading shared libraries: libpython3.so.1' >&2) & exec sleep 600"
+    )
+    running = triton.running(installation, models, Endpoints.free(), tmp_path / "log")
+    with pytest.raises(ServerError) as raised, running:
+        pass
+    assert str(raised.value) == (
+        "seven cannot be served: the process ended while it was loaded: stub: error while loading shared libraries: "
+        f"libpython3.so.1 (its log: {tmp_path / 'log'})"
+    )
+
+
+def test_triton_is_told_what_to_load_and_never_what_a_name_makes_bash_do(tmp_path: Path) -> None:
+    installation, models = server_that(tmp_path, f'printf "%s\\n" "$@" > {tmp_path}/arguments; exit 3')
+    for name in ("my copy", "x$(touch${IFS}pwned)", "eight"):
+        (models / name).mkdir()
+        (models / name / "config.pbtxt").write_text("")
+    heard: list[str] = []
+    running = triton.running(installation, models, Endpoints.free(), tmp_path / "log", poll=1.0, on_error=heard.append)
+    with pytest.raises(ServerError), running:
+        pass
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert [word for word in arguments if "load-model" in word] == ["--load-model=eight", "--load-model=seven"]
+    assert "--model-control-mode=explicit" in arguments, "it looks for nothing itself"
+    assert [line.partition(" is not served")[0] for line in heard] == [
+        f"{models}/my copy",
+        f"{models}/x$(touch${{IFS}}pwned)",
+    ]
 
 
 def ended(pid: int, patience: float = 10.0) -> bool:

@@ -1,11 +1,14 @@
-"""What our Python-based backends have in common: limits of sizes, refusals, errors, parameters and metrics.
+"""What our Python-based backends have in common: tensors, limits of sizes, refusals, errors, parameters and metrics.
 
-It is copied beside each backend's `model.py`, lives in Triton's stub process, and imports nothing of nst.
+It is copied beside each backend's `model.py` with the package `engines`, lives in Triton's stub process, and imports
+nothing of nst.
 """
 
 import threading
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
+from engines.dlpack import Lent
 
 IMAGES = [1, 2, 4, 8, 16, 32]
 """Upper bounds of the buckets of `nst_run_pictures`."""
@@ -34,8 +37,36 @@ class Limits:
             raise Refused(f"{width}x{height}: this model takes {self.max_pixels / 1e6:.1f} megapixels and less")
 
 
+def received(request, name):
+    """A request's input as a read-only array, without a copy; `Refused` for what must not reach the model.
+
+    Triton's own `as_numpy` and `Tensor(name, array)` are made for numpy 1: with numpy 2 they give empty tensors.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        raise Refused(f"{name} is missing")
+    if 0 in tensor.shape():
+        raise Refused(f"{name} is empty: {shown(tensor.shape())}")
+    array = np.require(np.from_dlpack(tensor), requirements="A")  # a copy if its memory is not aligned
+    # Not in noise, which is as large as an image and which Triton warms up with random bits.
+    if array.dtype.kind == "f" and array.ndim < 4 and not np.isfinite(array).all():
+        raise Refused(f"{name} has values that are not finite")
+    return array
+
+
+def response(outputs):
+    """The response with these arrays by their names, which Triton copies."""
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor.from_dlpack(name, Lent(np.ascontiguousarray(array))) for name, array in outputs.items()]
+    )
+
+
 class Metrics:
     """A model's metrics on Triton's metrics port, beside those that Triton has for every model.
+
+    Triton 2.51 counts requests that are refused or fail as `nv_inference_request_success`: its Python backend reports
+    an execution as a whole, as failed only if it ends in an exception, and then every caller gets an internal error.
+    `nst_requests_total` counts each request as what it was.
 
     An update is a message to Triton and takes some 30 microseconds, so a run makes three.
     """

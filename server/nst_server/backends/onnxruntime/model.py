@@ -21,8 +21,8 @@ shape, batch included, has a session of its own (`engines/onnx_cuda.py`), since 
 whenever the shape changes; `gpu_mem_limit` holds for each session and for all of them together. With the `tensorrt`
 accelerator one session serves every shape.
 
-Not supported: `--backend-config=onnxruntime,...`, which Triton does not pass to Python-based backends, and
-`share_session_between_instances`, since every instance is a process of its own.
+Not supported: `--backend-config=onnxruntime,...`, which Triton does not pass to Python-based backends;
+`share_session_between_instances`, since every instance is a process of its own; and tensors of strings.
 
 In addition to the contract:
 
@@ -33,11 +33,10 @@ In addition to the contract:
 - A request that fails does not fail the others that Triton batched with it.
 - Every model has metrics of its own (`nst_*`) on Triton's metrics port.
 
-The file runs inside Triton's stub process with `backend_common.py` beside it, and imports nothing of nst. GPU instances
-need the folder `engines`, too. It works with numpy 1 and 2.
+The file runs inside Triton's stub process with `backend_common.py` and the package `engines` beside it, and imports
+nothing of nst.
 """
 
-import ctypes
 import json
 import math
 import os
@@ -48,13 +47,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it onc
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
-from backend_common import Limits, Metrics, Refused, failure, number, parameters_of, shown
-
-NUMPY_1 = np.lib.NumpyVersion(np.__version__) < "2.0.0"
-"""Triton 2.51's own conversion of tensors to and from numpy's arrays is made for numpy 1."""
-
-USED_CAPSULE = b"used_dltensor"
-"""What numpy calls a DLPack capsule whose memory has another owner now."""
+from backend_common import Limits, Metrics, Refused, failure, number, parameters_of, received, response, shown
 
 DEFAULT_MAX_BATCH_SIZE = 4
 
@@ -78,7 +71,6 @@ TYPES = {
     "float16": "TYPE_FP16",
     "float": "TYPE_FP32",
     "double": "TYPE_FP64",
-    "string": "TYPE_STRING",
 }
 
 BOOLEANS = {"1": "True", "true": "True", "True": "True", "0": "False", "false": "False", "False": "False"}
@@ -217,7 +209,7 @@ class TritonPythonModel:
         self.run_pixels = largest if self.on_gpu else min(largest, CPU_RUN_PIXELS)
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
-        self.strings = {tensor["name"] for tensor in config["input"] if tensor["data_type"] == "TYPE_STRING"}
+        _check_types(config)
         self.joined = {}
         if self.on_gpu:
             self.session = _gpu_sessions(self.path, self.settings, _run_config(parameters))
@@ -245,12 +237,12 @@ class TritonPythonModel:
                 responses[position] = failure(refusal, pb_utils.TritonError.INVALID_ARG)
             else:
                 groups.setdefault(tuple(tensor.shape[1:] for tensor in tensors), []).append((position, tensors))
-        self.metrics.requests("refused", sum(response is not None for response in responses))
+        self.metrics.requests("refused", sum(answer is not None for answer in responses))
         for group in groups.values():
             for batch in self._batches(group):
                 answers = self._run([tensors for _, tensors in batch])
-                for (position, _), response in zip(batch, answers):
-                    responses[position] = response
+                for (position, _), answer in zip(batch, answers):
+                    responses[position] = answer
         return responses
 
     def finalize(self):
@@ -283,18 +275,7 @@ class TritonPythonModel:
 
     def _tensors(self, request):
         """The arrays of a request in the order of the config; `Refused` for what must not reach the graph."""
-        tensors = []
-        for name in self.inputs:
-            tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is None:
-                raise Refused(f"{name} is missing")
-            array = tensor.as_numpy() if NUMPY_1 or name in self.strings else _array(tensor)
-            if array.size == 0:
-                raise Refused(f"{name} is empty: {shown(array.shape)}")
-            # Not in noise, which is as large as a picture and which Triton warms up with random bits.
-            if array.dtype.kind == "f" and array.ndim < 4 and not np.isfinite(array).all():
-                raise Refused(f"{name} has values that are not finite")
-            tensors.append(array)
+        tensors = [received(request, name) for name in self.inputs]
         if tensors[0].ndim == 4:
             self.limits.check(*tensors[0].shape[1:3])
         return tensors
@@ -329,16 +310,14 @@ class TritonPythonModel:
         self.metrics.requests("ok", len(batch))
         ends = np.cumsum([len(tensors[0]) for tensors in batch])
         return [
-            pb_utils.InferenceResponse(
-                [_tensor(name, answer[start:end]) for name, answer in zip(self.outputs, answers)]
-            )
+            response({name: answer[start:end] for name, answer in zip(self.outputs, answers)})
             for start, end in zip([0, *ends[:-1]], ends)
         ]
 
     def _together(self, position, arrays):
         """The arrays of input number `position` as one, in memory that the next batch uses again."""
-        if len(arrays) == 1 or arrays[0].dtype.hasobject:
-            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if len(arrays) == 1:
+            return arrays[0]
         shape, dtype = (sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype
         size = math.prod(shape) * dtype.itemsize
         if position not in self.joined or self.joined[position].size < size:
@@ -362,23 +341,6 @@ class TritonPythonModel:
             answers = self.session.run(self.outputs, named, self.run_options)
         self.metrics.ran(len(feeds[0]), time.perf_counter() - started)
         return answers
-
-
-def _array(tensor):
-    """An input tensor as a read-only array, without a copy unless its memory is not aligned."""
-    return np.require(np.from_dlpack(tensor), requirements="A")
-
-
-def _tensor(name, array):
-    """An output tensor over an array, which Triton copies when `execute` returns."""
-    array = np.ascontiguousarray(array)
-    if NUMPY_1 or array.dtype.hasobject:
-        return pb_utils.Tensor(name, array)
-    capsule = array.__dlpack__()
-    tensor = pb_utils.Tensor.from_dlpack(name, capsule)
-    # Triton gives the capsule another name than numpy expects: numpy would take it for one that nobody has taken over.
-    ctypes.pythonapi.PyCapsule_SetName(ctypes.py_object(capsule), ctypes.c_char_p(USED_CAPSULE))
-    return tensor
 
 
 def _file(folder, config):
@@ -439,6 +401,12 @@ def _check_names(path, kind, configured, names):
             f"{kind} {', '.join(sorted(wrong))} is not in both: {path} has {', '.join(names)}, and the config "
             f"{', '.join(configured)}"
         )
+
+
+def _check_types(config):
+    for tensor in (*config["input"], *config["output"]):
+        if tensor["data_type"] == "TYPE_STRING":
+            raise pb_utils.TritonModelException(f"{tensor['name']} is of strings, which this backend does not take")
 
 
 def _switch(name, value):
@@ -550,8 +518,11 @@ def _tensorrt(given, parameters):
     if options.get("trt_engine_cache_enable") == "True" and "trt_engine_cache_path" not in options:
         from engines import plans  # its own default is the working directory
 
-        folder = plans.cache_folder().with_name("onnxruntime")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder = plans.cache_folder().with_name("onnxruntime")
+            folder.mkdir(parents=True, exist_ok=True)
+        except (plans.PlanError, OSError) as error:
+            raise pb_utils.TritonModelException(f"no folder for trt_engine_cache_enable: {error}") from error
         options["trt_engine_cache_path"] = str(folder)
     return "TensorrtExecutionProvider", options
 

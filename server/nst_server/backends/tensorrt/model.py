@@ -29,9 +29,8 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from backend_common import Limits, Metrics, Refused, failure, number, parameters_of, shown
+from backend_common import Limits, Metrics, Refused, failure, number, parameters_of, received, response, shown
 from engines import cuda, plans
-from engines.dlpack import Lent
 from engines.tensorrt import TensorRTEngine
 
 CONTEXTS = 3
@@ -142,18 +141,7 @@ class TritonPythonModel:
 
     def _feeds(self, request):
         """The arrays of a request by their names; `Refused` for what must not reach the plan."""
-        feeds = {}
-        for name in self.engine.inputs:
-            tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is None:
-                raise Refused(f"{name} is missing")
-            if 0 in tensor.shape():
-                raise Refused(f"{name} is empty: {shown(tensor.shape())}")
-            array = np.from_dlpack(tensor)  # Triton's own conversion knows no numpy 2
-            # Not in noise, which is as large as a picture and which Triton warms up with random bits.
-            if array.dtype.kind == "f" and array.ndim < 4 and not np.isfinite(array).all():
-                raise Refused(f"{name} has values that are not finite")
-            feeds[name] = array
+        feeds = {name: received(request, name) for name in self.engine.inputs}
         first = feeds[self.engine.inputs[0]]
         if first.ndim == 4:
             self.limits.check(*first.shape[1:3])
@@ -230,8 +218,7 @@ class TritonPythonModel:
                 self.metrics.ran(count, seconds)
 
     def _send(self, sender, answer):
-        tensor = pb_utils.Tensor.from_dlpack(self.engine.output, Lent(answer))
-        _answer(sender, pb_utils.InferenceResponse([tensor]))
+        _answer(sender, response({self.engine.output: answer}))
 
     def _fail(self, sender, feeds, error):
         name = self.engine.inputs[0]
