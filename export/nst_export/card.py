@@ -14,8 +14,9 @@ from typing import Literal
 import onnx as onnx_package
 
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.engines.plans import PlanError, Profile, Shape
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.onnx_runtime import import_onnxruntime, machine_extra
 from nst_export import onnx, tensorrt, verify
 from nst_export.errors import ExportError
 from nst_export.served import INPUT, STYLE_WEIGHTS, TensorSpec
@@ -39,7 +40,7 @@ def missing(target: tensorrt.Target | Literal["onnx"]) -> str | None:
     except ModuleNotFoundError:
         bindings = None
     if bindings is None:
-        return "the package cuda-bindings is not installed: pip install 'nst[gpu]'"
+        return f"the package cuda-bindings is not installed: {install_command(machine_extra('gpu'))}"
     if target != "onnx":
         return None
     runtime = import_onnxruntime()
@@ -48,7 +49,7 @@ def missing(target: tensorrt.Target | Literal["onnx"]) -> str | None:
         return None
     return (
         f"ONNX Runtime {runtime.__version__} here has no CUDAExecutionProvider (it has {', '.join(available)}): "
-        "pip install 'nst[gpu]' in an environment of its own"
+        f"{install_command(machine_extra('gpu'))} in an environment of its own"
     )
 
 
@@ -68,13 +69,13 @@ def check(
 
 
 def shapes(profile: Profile, inputs: Sequence[TensorSpec], multiple: int, styles: int) -> list[Shape]:
-    """The profile's minimum, optimum and maximum, two odd sizes and a full batch, within `CHECKED_PIXELS`.
+    """The profile's minimum, optimum and maximum, odd and small sizes and a full batch, within `CHECKED_PIXELS`.
 
     More batches follow until every one of `styles` and a mix have their row. Of textures, whose inputs are noise, the
     sides are multiples of `multiple`.
     """
     full = profile.maximum[0]
-    wanted = [*profile.all, *ODD, (full, *profile.optimum[1:])]
+    wanted = [*profile.all, *ODD, (full, *profile.optimum[1:]), *verify.SMALL]
     chosen = list(dict.fromkeys(profile.holds(_within_pixels(profile.holds(shape))) for shape in wanted))
     while any(spec.name == STYLE_WEIGHTS for spec in inputs) and sum(batch for batch, _, _ in chosen) < styles + 2:
         chosen.append(profile.holds((full, 128, 96)))

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from nst_core.console import console, fail, one_line_errors, say
 from nst_core.devices import DEVICE_HELP, Wanted, choose
 from nst_core.errors import InputError, NstError
+from nst_core.options import HELP
 
 if TYPE_CHECKING:
     from nst_export.exporter import Target
@@ -28,7 +29,7 @@ class _CheckpointOrCommand(TyperGroup):
         return super().parse_args(context, arguments)
 
 
-app = typer.Typer(add_completion=False, cls=_CheckpointOrCommand)
+app = typer.Typer(add_completion=False, rich_markup_mode=HELP, cls=_CheckpointOrCommand)
 
 
 @app.callback()
@@ -38,19 +39,28 @@ def export() -> None:
 
 @app.command()
 def publish(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Trained styles (.pth), or folders of them.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Trained styles (.pth, .model), or folders of them.")],
     repository: Annotated[
         Path | None,
         typer.Option(
             "--repository", "-r", help="Triton's model repository; if not given, model_repository (engines for RTX)."
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the served model; if not given, the file's.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="Name of the served model; if not given, the file's.")
+    ] = None,
     device: Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     engine: Annotated[
         Literal["cpu", "gpu", "tensorrt"] | None,
         typer.Option(
             "--for", help="What will run it: cpu, gpu (ONNX Runtime CUDA) or tensorrt. If not given, --device says."
+        ),
+    ] = None,
+    execution_provider: Annotated[
+        Literal["openvino", "cpu"] | None,
+        typer.Option(
+            help="Of ONNX Runtime on a CPU: openvino, or cpu, its own, for servers without OpenVINO (Arm, RHEL). "
+            "If not given, openvino on x86-64."
         ),
     ] = None,
     target: Annotated[
@@ -96,10 +106,13 @@ def publish(
             raise InputError(f"--name is for one checkpoint, and these are {len(found)}")
         capabilities = _capabilities(target, compute_capability)
         chosen = _engine(device, engine, target)
+        if execution_provider and chosen != "cpu":
+            raise InputError(f"--execution-provider {execution_provider} is for a CPU, and this is for {chosen}")
         plan = exporter.Plan(
             target=target,
             precision=precision,
             engine=chosen,
+            provider=execution_provider or exporter.provider_here(),
             rewrites=None if rewrites is None else _names(rewrites),
             profile=tensorrt.profile_of(shapes),
             devices=capabilities,
@@ -200,10 +213,13 @@ def _show(document: dict[str, Any], *, figures: bool = True) -> None:
         say(f"{document['model']}: {engine['status']}" + (f" ({engine['library']})" if engine["library"] else ""))
     if not figures:
         return
-    table = Table("engine", "batch x height x width", "largest difference", "99.9 %", "mean", "PSNR")
-    for one in document["checks"]:
-        psnr = "same" if one["psnr"] is None else f"{one['psnr']:.1f} dB"
-        shape = " x ".join(map(str, one["shape"]))
-        quantile, mean = f"{one['quantile']:g}", f"{one['mean']:.5f}"
-        table.add_row(one["engine"], shape, f"{one['maximum']} of 255", quantile, mean, psnr)
+    table = Table("engine", "checks", "max", "99.9 %", "mean", "PSNR")
+    for engine in dict.fromkeys(one["engine"] for one in document["checks"]):
+        own = [one for one in document["checks"] if one["engine"] == engine]
+        judged = [one for one in own if one.get("judged", True)]
+        worst = {figure: max(one[figure] for one in judged) for figure in ("maximum", "quantile", "mean")}
+        least = min((one["psnr"] for one in judged if one["psnr"] is not None), default=None)
+        psnr = "same" if least is None else f"{least:.1f} dB"
+        figures_shown = (f"{worst['maximum']} of 255", f"{worst['quantile']:g}", f"{worst['mean']:.5f}", psnr)
+        table.add_row(engine, str(len(own)), *figures_shown)
     console.print(table)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,11 +22,11 @@ from nst_core.devices import Device
 from nst_core.engines import plans
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError, NstError
-from nst_core.files import written_whole
+from nst_core.files import STORAGE_FAULTS, written_whole
 from nst_core.onnx_runtime import import_onnxruntime
 from nst_export import card, onnx, precision, repository, rewrite, tensorrt, verify
 from nst_export.errors import ExportError
-from nst_export.repository import Serving
+from nst_export.repository import Provider, Serving
 from nst_export.served import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
 from nst_export.verify import Agreement
 from nst_trainer.checkpoint import Checkpoint, load
@@ -33,10 +36,18 @@ SCHEMA = "nst-verification/2"
 REFERENCE = "reference.onnx"
 """Beside an engine for GPUs: the verified FP32 graph that `verify_published` compares it with."""
 
+SUFFIXES = (".pth", ".pt", ".model")
+"""What is a checkpoint in a folder. `.model` is how pytorch/examples' trainer calls its files."""
+
 Target = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16"]
 
 FILES: dict[Target, str] = {"onnx": plans.GRAPH, "tensorrt": plans.PLAN, "tensorrt-rtx": "model.engine"}
+
+
+def provider_here() -> Provider:
+    """The execution provider of this machine's CPU: OpenVINO where ONNX Runtime has packages with it."""
+    return "openvino" if platform.machine() in ("x86_64", "AMD64") and sys.platform != "darwin" else "cpu"
 
 
 def engine_for(device: Device, target: Target | None = None) -> rewrite.Engine:
@@ -50,15 +61,16 @@ def engine_for(device: Device, target: Target | None = None) -> rewrite.Engine:
 class Plan:
     """What to make of a checkpoint and for whom.
 
-    `target` None is what the engine runs: of TensorRT a plan, which the server builds at its first start if that cannot
-    be done here, else an ONNX file. `precision` None is FP16 for TensorRT, else FP32. `rewrites` None are those of the
-    engine; see `rewrite.FOR`. `profile` are the shapes that TensorRT takes, `devices` the compute capabilities (`SM89`)
-    that engines of `tensorrt-rtx` are for.
+    `provider` runs ONNX files on a CPU. `target` None is what the engine runs: of TensorRT a plan, which the server
+    builds at its first start if that cannot be done here, else an ONNX file. `precision` None is FP16 for TensorRT,
+    else FP32. `rewrites` None are those of the engine; see `rewrite.FOR`. `profile` are the shapes that TensorRT takes,
+    `devices` the compute capabilities (`SM89`) that engines of `tensorrt-rtx` are for.
     """
 
     target: Target | None = None
     precision: Precision | None = None
     engine: rewrite.Engine = "cpu"
+    provider: Provider = field(default_factory=provider_here)
     rewrites: tuple[str, ...] | None = None
     profile: Profile = field(default_factory=lambda: Profile.parse(tensorrt.SHAPES))
     devices: tuple[str, ...] = ()
@@ -92,6 +104,11 @@ class Plan:
         return tuple(name for name in rewrite.REWRITES if name in names or name == "wrap")
 
     @property
+    def on_openvino(self) -> bool:
+        """Whether OpenVINO will run it."""
+        return self.engine == "cpu" and self.provider == "openvino"
+
+    @property
     def limits(self) -> verify.Limits:
         """What the gate on the CPU lets through."""
         return verify.LIMITS[self.computes]
@@ -117,20 +134,37 @@ def export(
 
     Nothing is published unless all of them pass. Raises `CheckpointError` and `ExportError`.
     """
+    repository.check_names(name, ())
     checkpoint = load(path)
     models = exportables(checkpoint, name, tiled=plan.tiled)
     repository.check_names(name, checkpoint.styles)
     _check_target(plan)
-    with tempfile.TemporaryDirectory() as scratch:
+    with _scratch() as scratch:
         made = []
         for called, model in models.items():
             say(f"exporting {called} ({_network(checkpoint)})")
-            made.append(_Export(called, model, checkpoint, path, plan, Path(scratch) / called))
+            made.append(_Export(called, model, checkpoint, path, plan, scratch / called))
+        if plan.on_openvino and "OpenVINO" not in verify.installed():
+            say(f"{name} is not run on OpenVINO, which will serve it: ONNX Runtime here has no such execution provider")
         _check(made)
         for one in made:
             one.build()
             one.run_on_gpu()
         return [one.publish(folder) for one in made]
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for what is not published yet; a full disk is an `ExportError`."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Path(folder)
+        except OSError as error:
+            if error.errno not in STORAGE_FAULTS:
+                raise
+            raise ExportError(
+                f"cannot write to {folder}: {error.strerror}; set TMPDIR to a folder with more space"
+            ) from error
 
 
 def _check_target(plan: Plan) -> None:
@@ -166,7 +200,7 @@ class _Export:
         self, name: str, model: Exportable, checkpoint: Checkpoint, source: Path, plan: Plan, folder: Path
     ) -> None:
         self.name, self.model, self.checkpoint, self.plan, self.folder = name, model, checkpoint, plan, folder
-        self.profile = tensorrt.fitted(plan.profile, model.network.min_side)
+        self.profile = plan.profile
         folder.mkdir()
         self.plain, self.file = folder / REFERENCE, folder / plans.GRAPH
         onnx.export(model, self.plain, self._metadata(source))
@@ -183,7 +217,7 @@ class _Export:
         if plan.engine != "cpu":
             self.files[REFERENCE] = self.plain
         self.engine = _Engine(plan, self.profile)
-        self.source = {"file": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
+        self.source = {"file": _text(source.name), "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
 
     def build(self) -> None:
         """The plan or engine of a TensorRT target, beside the graph."""
@@ -231,11 +265,10 @@ class _Export:
         return {
             "styles": ",".join(self.checkpoint.styles),
             "commit": str(training.get("commit")),
-            "checkpoint": source.name,
+            "checkpoint": _text(source.name),
             "network": f"{network.name} {json.dumps(network.arguments)}",
             "purpose": self.model.purpose,
             "multiple": str(network.multiple),
-            "min_side": str(network.min_side),
         }
 
     def _serving(self) -> Serving:
@@ -247,9 +280,9 @@ class _Export:
             styles=self.checkpoint.styles,
             cores=plan.cores,
             instances=plan.instances,
-            min_side=network.min_side,
             multiple=network.multiple,
             engine=plan.engine,
+            provider=plan.provider,
             precision=plan.computes,
             file=FILES[plan.makes],
             profile=self.profile if plan.engine == "tensorrt" else None,
@@ -269,6 +302,7 @@ class _Export:
             "target": plan.makes,
             "precision": plan.computes,
             "for": plan.engine,
+            "execution_provider": plan.provider if plan.engine == "cpu" else None,
             "rewrites": self.rewrites,
             "engine": self.engine.summary() if plan.engine != "cpu" else None,
             "versions": _versions(),
@@ -335,11 +369,12 @@ def _check(made: Sequence[_Export]) -> None:
     parts = {one.model.purpose: one for one in made}
     for one in made:
         if one.model.purpose in ("style", "texture"):
-            engines = verify.onnx_engines(one.file, serving=one.plan.engine == "cpu")
+            engines = verify.onnx_engines(one.file, serving=one.plan.on_openvino)
             one.checks += verify.verify(one.model, engines, one.plan.limits)
     if "tiled" in parts:
-        engines = verify.paired_engines(parts["statistics"].file, parts["tiled"].file)
-        checks = verify.verify(parts["style"].model, engines, parts["tiled"].plan.limits)
+        plan = parts["tiled"].plan
+        engines = verify.paired_engines(parts["statistics"].file, parts["tiled"].file, serving=plan.on_openvino)
+        checks = verify.verify(parts["style"].model, engines, plan.limits)
         parts["statistics"].checks += checks
         parts["tiled"].checks += checks
 
@@ -383,14 +418,24 @@ def find(paths: Sequence[Path]) -> list[Path]:
     """The checkpoints that `paths`, files and folders, stand for; `InputError` for a folder without any."""
     found: list[Path] = []
     for path in paths:
-        inside = sorted(path.glob("*.pth")) if path.is_dir() else [path]
+        inside = [path] if not path.is_dir() else _checkpoints(path)
         if not inside:
-            raise InputError(f"{path}: no checkpoint (.pth) in this folder")
+            raise InputError(f"{path}: no checkpoint ({', '.join(SUFFIXES)}) in this folder")
         found += inside
     names = [one.stem for one in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two checkpoints would be served as {twice[0]}: export one of them alone with --name")
+        raise InputError(f"two checkpoints would be served as {twice[0]!a}: export one of them alone with --name")
     return found
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """What has a checkpoint's suffix, hidden files left out: other systems leave some beside those that they copy."""
+    return sorted(one for one in folder.iterdir() if one.suffix in SUFFIXES and not one.name.startswith("."))
+
+
+def _text(name: str) -> str:
+    """A file's name as text that any file can hold: what is not UTF-8 in it becomes `?`."""
+    return name.encode(errors="replace").decode()
 
 
 def _network(checkpoint: Checkpoint) -> str:

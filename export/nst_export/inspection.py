@@ -45,7 +45,13 @@ def describe(path: Path, size: int) -> Iterator[str]:
     if graph:
         yield from _graph(graph, size)
     report = (folder or path.parent) / "verification.json"
-    yield from _made(json.loads(report.read_text())) if report.is_file() else ["  verification: none beside it"]
+    if not report.is_file():
+        yield "  verification: none beside it"
+        return
+    try:
+        yield from _made(json.loads(report.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{report}: damaged, or not of this nst-export: export the model again") from error
 
 
 def _graph(path: Path, size: int) -> Iterator[str]:
@@ -109,7 +115,8 @@ def _gate(checks: list[dict[str, Any]], limits: dict[str, Any]) -> Iterator[str]
     allowed = f"{limits['levels']} of 255" + (f", {limits['psnr']:g} dB" if limits["psnr"] else "")
     for engine in dict.fromkeys(one["engine"] for one in checks):
         own = [one for one in checks if one["engine"] == engine]
-        worst = max(one["maximum"] for one in own)
-        least = min((one["psnr"] for one in own if one["psnr"] is not None), default=None)
+        judged = [one for one in own if one.get("judged", True)]  # older documents have none that is not
+        worst = max(one["maximum"] for one in judged)
+        least = min((one["psnr"] for one in judged if one["psnr"] is not None), default=None)
         psnr = "the same" if least is None else f"at least {least:.1f} dB"
         yield f"  verified on {engine}: {len(own)} shapes, at most {worst} of 255, {psnr} (allowed: {allowed})"

@@ -28,8 +28,6 @@ def export(model: Exportable, path: Path, metadata: dict[str, str]) -> None:
 
     `metadata` goes into the file's own properties. The file is checked against the ONNX specification.
     """
-    dims = {"N": Dim("N", min=1)}
-    dims |= {one: Dim(one, min=model.network.min_side) for one in "HW"} | {one: Dim(one, min=2) for one in "hw"}
     with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's advice to its own authors
         program = torch.onnx.export(
@@ -37,7 +35,7 @@ def export(model: Exportable, path: Path, metadata: dict[str, str]) -> None:
             example(model),
             input_names=[spec.name for spec in model.inputs],
             output_names=[model.output.name],
-            dynamic_shapes=_dynamic_shapes(model, dims),
+            dynamic_shapes=_dynamic_shapes(model),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -72,17 +70,16 @@ def _size(axis: str | int, sizes: dict[str, int]) -> int:
     return axis if isinstance(axis, int) else int(axis[:-1] or 1) * sizes[axis[-1]]
 
 
-def _dynamic_shapes(model: Exportable, dims: dict[str, Any]) -> tuple[Any, ...]:
-    """For each argument of `forward` its symbolic axes; `*inputs` are one argument."""
-    shapes = []
-    for spec in model.inputs:
-        symbols = {position: axis for position, axis in enumerate(spec.axes) if isinstance(axis, str)}
-        shapes.append(
-            {
-                position: int(axis[:-1]) * dims[axis[-1]] if axis[:-1] else dims[axis]
-                for position, axis in symbols.items()
-            }
-        )
+def _dynamic_shapes(model: Exportable) -> tuple[Any, ...]:
+    """For each argument of `forward` its symbolic axes; `*inputs` are one argument.
+
+    Every symbol stands alone, also `2h` beside `h`: the graph must see that a server may be sent other sizes.
+    """
+    dims = {axis: Dim(f"size_{axis}", min=1) for spec in model.inputs for axis in spec.axes if isinstance(axis, str)}
+    shapes = [
+        {position: dims[axis] for position, axis in enumerate(spec.axes) if isinstance(axis, str)}
+        for spec in model.inputs
+    ]
     variadic = any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(model.forward).parameters.values())
     return (tuple(shapes),) if variadic else tuple(shapes)
 

@@ -76,7 +76,9 @@ def _in_half(nodes: list[NodeProto]) -> set[str]:
     for node in nodes:
         for value in node.input:
             readers.setdefault(value, []).append(node)
-    halves = {node.output[0] for node in nodes if node.op_type == "Conv"}
+    # A convolution of what was unsqueezed is of scales and shifts, not of pictures (`rewrite.channel_factors`).
+    numbers = {node.output[0] for node in nodes if node.op_type == "Unsqueeze"}
+    halves = {node.output[0] for node in nodes if node.op_type == "Conv" and node.input[0] not in numbers}
     while True:
         found = {
             node.output[0]

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import torch
 from google.protobuf import text_format
@@ -46,6 +47,15 @@ HEURISTIC = "1"
 """Of `cudnn_conv_algo_search`: NVIDIA's backend else tries every algorithm for every new shape, which takes ten times
 as long."""
 
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""A model's name, which stands in file names, URLs and command lines."""
+
+Provider = Literal["openvino", "cpu"]
+"""ONNX Runtime's execution provider on a CPU: OpenVINO's, or its own."""
+
+DIRECT = [("grpc.enable_http_proxy", 0)]
+"""A server's key goes to the server alone, whatever proxy the environment names."""
+
 PATIENCE = 120.0
 """Seconds that `load` waits for a server."""
 
@@ -54,19 +64,19 @@ PATIENCE = 120.0
 class Serving:
     """How a model is to be served. instances x threads = cores, or the instances fight over them.
 
-    `engine` is what runs it; `file` is `model.onnx`, or `model.plan` for the backend `tensorrt`, NVIDIA's or ours.
-    `profile` are the shapes that TensorRT takes, which bound the limits. `parameters` are for clients, besides the
-    styles and the limits.
+    `engine` is what runs it, on a CPU with ONNX Runtime's execution `provider`; `file` is `model.onnx`, or `model.plan`
+    for the backend `tensorrt`, NVIDIA's or ours. `profile` are the shapes that TensorRT takes, which bound the limits.
+    `parameters` are for clients, besides the styles and the limits.
     """
 
     styles: tuple[str, ...]
     cores: int
     instances: int = 1
-    min_side: int = 16
     multiple: int = 4
     max_batch: int = MAX_BATCH
     max_pixels: int = MAX_PIXELS
     engine: Engine = "cpu"
+    provider: Provider = "openvino"
     precision: Literal["fp32", "fp16"] = "fp32"
     file: str = "model.onnx"
     profile: Profile | None = None
@@ -86,10 +96,10 @@ class Serving:
     def limits(self) -> dict[str, str]:
         """The sizes that are taken, by the names of the config's parameters."""
         if self.profile is None:
-            return {"min_side": str(self.min_side), "max_pixels": str(self.max_pixels)}
+            return {"min_side": "1", "max_pixels": str(self.max_pixels)}
         _, height, width = self.profile.maximum
         return {
-            "min_side": str(max(self.min_side, *self.profile.minimum[1:])),
+            "min_side": str(max(self.profile.minimum[1:])),
             "max_side": str(max(height, width)),
             "max_pixels": str(height * width),
         }
@@ -98,7 +108,7 @@ class Serving:
         """Whether a picture of this size can be painted."""
         if self.profile and self.profile.holds((self.profile.minimum[0], height, width))[1:] != (height, width):
             return False
-        return height * width <= self.max_pixels and min(height, width) >= self.min_side
+        return height * width <= self.max_pixels
 
 
 def config(
@@ -110,7 +120,9 @@ def config(
     for spec in inputs:
         message.input.add(name=spec.name, data_type=TYPES[spec.dtype], dims=_dims(spec))
     message.output.add(name=output.name, data_type=TYPES[output.dtype], dims=_dims(output))
-    if serving.engine != "gpu":  # ONNX Runtime CUDA plans its convolutions anew for every size of a batch
+    # Joined requests pay on TensorRT alone. A CPU paints a batch no faster than its images one by one, in several times
+    # the memory and with the first answer as late as the last; ONNX Runtime CUDA plans anew for every size of a batch.
+    if serving.engine == "tensorrt":
         message.dynamic_batching.SetInParent()  # take what waits as one batch; wait for nobody
     _place(message, inputs, serving)
     parameters = {
@@ -130,16 +142,17 @@ def config(
 
 def _place(message: model_config_pb2.ModelConfig, inputs: Sequence[TensorSpec], serving: Serving) -> None:
     """Instances on the CPU's cores or on the GPU, and what runs the graph there."""
-    accelerators = message.optimization.execution_accelerators
     if serving.engine == "cpu":
         message.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=serving.instances)
         message.parameters["intra_op_thread_count"].string_value = str(serving.threads)
-        accelerators.cpu_execution_accelerator.add(name="openvino")
+        if serving.provider == "openvino":
+            message.optimization.execution_accelerators.cpu_execution_accelerator.add(name="openvino")
         return
     message.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_GPU, count=serving.instances)
     if message.backend == "tensorrt":
         return
     message.parameters["cudnn_conv_algo_search"].string_value = HEURISTIC
+    accelerators = message.optimization.execution_accelerators
     if serving.engine == "tensorrt":
         tensorrt = accelerators.gpu_execution_accelerator.add(name="tensorrt")
         for key, value in _provider_parameters(inputs, serving).items():
@@ -187,10 +200,15 @@ def _add_warmup(
 
 def check_names(name: str, styles: Sequence[str]) -> None:
     """Raise `ExportError` for a name that Triton would not take, or one of a style that clients could not write."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ExportError(f"{name!r} is no name for a served model: use letters, digits, '-', '_' and '.'")
-    if bad := [style for style in styles if re.search(r"[,:]", style)]:
-        raise ExportError(f"{bad[0]!r} is no name for a style: it has ',' or ':', which separate styles and weights")
+    if not NAME.fullmatch(name):
+        raise ExportError(
+            f"{name!a} is no name for a served model: give another with --name, of ASCII letters, digits, '_', '-' "
+            "and '.', not '-' or '.' first"
+        )
+    if bad := [style for style in styles if re.search(r"[,:]", style) or not style.isprintable() or not style.strip()]:
+        raise ExportError(
+            f"{bad[0]!a} is no name for a style: ',' and ':' separate styles and weights, and it must be printable"
+        )
 
 
 def publish(
@@ -213,10 +231,12 @@ def publish(
             version = str(next_version(target))
             (stage / name / version).mkdir(parents=True)
             for called, file in files.items():
-                shutil.copyfile(file, stage / name / version / called)
+                with written_whole(stage / name / version / called) as beside:
+                    shutil.copyfile(file, beside)
             text = None if message is None else text_format.MessageToString(message)
             if text is not None:
-                (stage / name / "config.pbtxt").write_text(text)
+                with written_whole(stage / name / "config.pbtxt") as beside:
+                    beside.write_text(text)
             if target.exists():
                 # The version first: a Triton that polls in between serves it with the old config, which a new
                 # export seldom changes; the other way round it would open the old version with the new one.
@@ -229,7 +249,7 @@ def publish(
             if keep is not None:
                 _remove_older(target, int(version), keep, stage)
     except (OSError, InputError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = next((said for one in (error, error.__cause__) if (said := getattr(one, "strerror", None))), error)
         raise ExportError(f"cannot publish {name} in {repository}: {reason}") from error
     return target / version
 
@@ -257,8 +277,14 @@ def _text(file: Path) -> str | None:
 
 @contextmanager
 def _staged(repository: Path) -> Iterator[Path]:
-    """A folder beside the repository (Triton takes every folder in it for a model), removed after."""
-    stage = Path(tempfile.mkdtemp(dir=repository.resolve().parent, prefix=f".{repository.name}-"))
+    """A folder from which whole models are renamed into the repository, removed after.
+
+    It is beside the repository, since Triton takes every folder in it for a model. It is in it, hidden, where the
+    repository is a file system of its own, such as a container's volume.
+    """
+    parent = repository.resolve().parent
+    beside = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
+    stage = Path(tempfile.mkdtemp(dir=parent if beside else repository, prefix=f".{repository.name}-"))
     stage.chmod(0o755)
     try:
         yield stage
@@ -270,8 +296,9 @@ def load(url: str, name: str, version: str) -> None:
     """Ask the server at `url` (grpc, http, grpcs or https) to load `name`, and wait until it serves `version`.
 
     The secret that nst-serve guards loading with is found if the server is this user's on this machine, and is else
-    taken from the environment's NST_TOKEN; TLS trusts the system's CAs, or the PEM file that NST_CA names. Raises
-    `ExportError` if nobody answers, the server refuses, or it does not serve it in `PATIENCE` seconds.
+    taken from the environment's NST_TOKEN; TLS trusts the system's CAs, or the PEM file that NST_CA names. No proxy is
+    used. Raises `ExportError` if nobody answers, the server refuses, or it does not serve it in `PATIENCE` seconds, and
+    `InputError` for a `url` that is no address.
     """
     client, header = _client(url)
     secret = key_for(url) or os.environ.get("NST_TOKEN")
@@ -297,20 +324,25 @@ def load(url: str, name: str, version: str) -> None:
 def _client(url: str) -> tuple[Any, str]:
     """NVIDIA's client for a URL, and the name of the header that a secret goes by."""
     scheme, _, host = url.partition("://")
-    tls = scheme.endswith("s")
+    host, tls = host.rstrip("/"), scheme.endswith("s")
+    try:
+        known = urlsplit(url).hostname and scheme in ("grpc", "grpcs", "http", "https") and urlsplit(url).port != 0
+    except ValueError:  # a port that is none
+        known = False
+    if not known:
+        raise InputError(f"--load {url!r} is no address: use grpc(s)://host:8001 or http(s)://host:8000")
     authorities = os.environ.get("NST_CA")
     if authorities and not Path(authorities).is_file():
         raise InputError(f"NST_CA={authorities}: no such file")
-    if scheme in ("grpc", "grpcs") and host:
+    if scheme in ("grpc", "grpcs"):
         import tritonclient.grpc as triton
 
-        client = triton.InferenceServerClient(host.rstrip("/"), ssl=tls, root_certificates=authorities)
+        client = triton.InferenceServerClient(host, ssl=tls, root_certificates=authorities, channel_args=DIRECT)
         return client, f"triton-grpc-protocol-{HEADER}"
-    if scheme in ("http", "https") and host:
-        import tritonclient.http as triton
 
-        def context(**_: Any) -> ssl.SSLContext:
-            return ssl.create_default_context(cafile=authorities)
+    import tritonclient.http as triton
 
-        return triton.InferenceServerClient(host.rstrip("/"), ssl=tls, ssl_context_factory=context), HEADER
-    raise InputError(f"--load {url!r} is no address: use grpc(s)://host:8001 or http(s)://host:8000")
+    def context(**_: Any) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=authorities)
+
+    return triton.InferenceServerClient(host, ssl=tls, ssl_context_factory=context), HEADER

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
@@ -248,6 +249,41 @@ def _computes_each_value(graph: Graph, node: NodeProto) -> bool:
     return single and node.op_type in ("Add", "Cast", "Div", "Mul", "Sub")
 
 
+def channel_factors(proto: ModelProto) -> int:
+    """Scales and shifts that the graph itself computes, a number a channel, as results of 1x1 convolutions.
+
+    OpenVINO lays a convolution's result out channels last, and all else channels first. Where a picture is multiplied
+    by numbers of the other layout, it reorders the picture, twice, which takes longer than all convolutions of the
+    network. So a mix of styles' scales is a convolution of the mix, whose kernel is the matrix, and other numbers pass
+    through one that multiplies each by 1.
+    """
+    graph = Graph(proto)
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred.value_info}
+    done = 0
+    for unsqueeze in graph.nodes("Unsqueeze"):
+        readers = graph.readers.get(unsqueeze.output[0], [])
+        computed = unsqueeze.input[0] in graph.makers and graph.constant(unsqueeze.input[1]).tolist() == [2, 3]
+        if not computed or not all(node.op_type in ("Add", "Div", "Mul", "Sub") for node in readers):
+            continue
+        name, axes = unsqueeze.output[0], graph.integers(2, 3)
+        matmul = graph.private_source(unsqueeze, "MatMul")
+        if matmul and matmul.input[1] in graph.constants:
+            kernel = np.ascontiguousarray(graph.constant(matmul.input[1]).T[:, :, None, None])
+            old, source, groups = [matmul, unsqueeze], matmul.input[0], 1
+        else:
+            channels = shapes[name][1].dim_value
+            kernel = np.ones((channels, 1, 1, 1), np.float32)
+            old, source, groups = [unsqueeze], unsqueeze.input[0], channels
+        pixel = f"{source}_pixel"
+        nodes = [] if pixel in graph.makers else [helper.make_node("Unsqueeze", [source, axes], [pixel])]
+        weights = graph.add(f"ones_{groups}" if groups > 1 else f"{name}_kernel", kernel)
+        nodes.append(helper.make_node("Conv", [pixel, weights], [name], kernel_shape=[1, 1], group=groups))
+        graph.replace(old, nodes)
+        done += 1
+    return done
+
+
 REWRITES: dict[str, Callable[[ModelProto], int]] = {
     "upsample": upsample,
     "upsample-windows": upsample_windows,
@@ -256,13 +292,14 @@ REWRITES: dict[str, Callable[[ModelProto], int]] = {
     "doubling": doubling,
     "wrap": wrap,
     "adjacent-pads": adjacent_pads,
+    "channel-factors": channel_factors,
     "group-norm": norms.group,
     "decomposed-norm": norms.decomposed,
 }
 """By name, in the order in which they run; what one has changed the next does not find any more."""
 
 FOR: dict[Engine, tuple[str, ...]] = {
-    "cpu": ("upsample", "last-convolution", "wrap"),
+    "cpu": ("upsample", "last-convolution", "wrap", "channel-factors"),
     "gpu": ("wrap",),
     "tensorrt": ("upsample-3x3", "doubling", "wrap", "adjacent-pads"),
 }

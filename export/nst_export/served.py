@@ -66,13 +66,13 @@ class ServedModel(Exportable):
         self.output = TensorSpec(OUTPUT, torch.uint8, ("N", "H", "W", 3))
 
     def forward(self, image: Tensor, style_weights: Tensor | None = None) -> Tensor:
-        """SRGB `uint8 [N, H, W, 3]` to stylised `uint8 [N, H, W, 3]`, any H and W from the network's `min_side` up.
+        """SRGB `uint8 [N, H, W, 3]` to stylised `uint8 [N, H, W, 3]`, any H and W from 1 up.
 
         `style_weights` `[N, S]` are shares of the styles, for a network of several; they are cut at 0 and
         normalised here.
         """
         height, width = image.shape[1], image.shape[2]
-        y = self.network(_values(image, self.network.multiple), _shares(style_weights))
+        y = self.network(_values(image, self.network), _shares(style_weights))
         return _levels(y[:, :, :height, :width])
 
 
@@ -99,10 +99,13 @@ class TextureModel(Exportable):
         """Noise `[N, H / k, W / k, 3]` in [-1/2, 1/2], called `noise_k`, fine to coarse, to `uint8 [N, H, W, 3]`.
 
         H and W are multiples of the network's `multiple`; after the noise come `style_weights` `[N, S]` of a
-        network of several styles.
+        network of several styles. The coarsest noise says how large the picture is: finer ones of other sizes are
+        cut, or repeated at their edge.
         """
         count = len(self.inputs) - len(self._mixes())
         noise = [one.permute(0, 3, 1, 2) for one in inputs[count - 1 :: -1]]
+        rows, columns = noise[0].shape[2:]
+        noise = [_fitted(one, rows * 2**step, columns * 2**step) if step else one for step, one in enumerate(noise)]
         y = self.network(torch.zeros_like(noise[-1]), _shares(inputs[count] if count < len(inputs) else None), noise)
         return _levels(y)
 
@@ -127,7 +130,7 @@ class StatisticsModel(Exportable):
     def forward(self, image: Tensor, style_weights: Tensor | None = None) -> Tensor:
         """SRGB `uint8 [N, H, W, 3]` to `[N, K]`: means and variances, one normalisation after the other."""
         self.seen.clear()
-        self.network(_values(image, self.network.multiple), _shares(style_weights))
+        self.network(_values(image, self.network), _shares(style_weights))
         return torch.cat(self.seen, dim=1)
 
     @torch.no_grad()
@@ -159,7 +162,7 @@ class TiledModel(Exportable):
     def forward(self, image: Tensor, statistics: Tensor, style_weights: Tensor | None = None) -> Tensor:
         """A tile `uint8 [N, H, W, 3]` and `StatisticsModel`'s `[N, K]` to the stylised tile."""
         height, width = image.shape[1], image.shape[2]
-        y = self.paint(_values(image, self.network.multiple), statistics, _shares(style_weights))
+        y = self.paint(_values(image, self.network), statistics, _shares(style_weights))
         return _levels(y[:, :, :height, :width])
 
     def paint(self, pictures: Tensor, statistics: Tensor, mix: Tensor | None) -> Tensor:
@@ -234,11 +237,36 @@ def _reach(model: TiledModel) -> int:
     return -(-reach // multiple) * multiple
 
 
-def _values(image: Tensor, multiple: int) -> Tensor:
-    """Levels `uint8 [N, H, W, 3]` to values `[N, 3, H', W']` in [0, 1], H' and W' the next multiples."""
+def _values(image: Tensor, network: StyledNetwork) -> Tensor:
+    """Levels `uint8 [N, H, W, 3]` to values `[N, 3, H', W']` in [0, 1], as large as the network needs them.
+
+    H' and W' are the next multiples of the network's `multiple`, and at least its `min_side`. An engine that fails
+    on a small image in the middle of the graph may fail on the next one as well, so that no small image reaches it.
+    """
     # TensorRT transposes no UINT8: cast first, transpose after, the other way round at the end.
     x = image.float().permute(0, 3, 1, 2) / 255.0
-    return F.pad(x, (0, -image.shape[2] % multiple, 0, -image.shape[1] % multiple), mode="reflect")
+    sides, multiple = image.shape[1:3], network.multiple
+    grid = [(side + multiple - 1) // multiple * multiple for side in sides]
+    below, right = (_missing(wanted, network.min_side) for wanted in grid)
+    x = F.pad(x, (0, right, 0, below), mode="replicate")
+    below, right = (wanted - side for wanted, side in zip(grid, sides, strict=True))
+    return F.pad(x, (0, right, 0, below), mode="reflect")
+
+
+def _fitted(noise: Tensor, rows: int, columns: int) -> Tensor:
+    """`[N, C, h, w]` as `[N, C, rows, columns]`, cut or with its last row and column repeated.
+
+    As in `_values`: noise that does not fit together would fail in the middle of the graph.
+    """
+    height, width = noise.shape[2:]
+    missing = (0, _missing(width, columns), 0, _missing(height, rows))
+    return F.pad(noise, missing, mode="replicate")[:, :, :rows, :columns]
+
+
+def _missing(side: int, wanted: int) -> int:
+    """How much `side` is short of `wanted`, 0 if it is not; `max` would decide it for the example of the export."""
+    missing: int = torch.sym_max(0, wanted - side)  # type: ignore[no-untyped-call]
+    return missing
 
 
 def _levels(y: Tensor) -> Tensor:

@@ -14,9 +14,11 @@ from nst_core import devices
 from nst_core.console import progress
 from nst_core.cuda_packages import check_driver
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.engines import plans
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
+from nst_core.onnx_runtime import machine_extra
 from nst_export.errors import ExportError
 
 Target = Literal["tensorrt", "tensorrt-rtx"]
@@ -33,22 +35,12 @@ def profile_of(text: str) -> Profile:
         raise InputError(f"--shapes: {error}") from error
 
 
-def fitted(profile: Profile, min_side: int) -> Profile:
-    """`profile` with no side below a network's `min_side`."""
-    shapes = [(batch, max(height, min_side), max(width, min_side)) for batch, height, width in profile.all]
-    return Profile(*shapes)
-
-
 def library(target: Target) -> Any:
     """The Python module of a target; raises `ExportError` that says what is missing and how to install it."""
     try:
         return importlib.import_module(target.replace("-", "_"))
     except ImportError as error:
-        how = (
-            "pip install 'nst[tensorrt]' (Linux on x86-64)"
-            if target == "tensorrt-rtx"
-            else "pip install 'nst[gpu]', or 'nst[gpu-cu12]' for a driver of CUDA 12"
-        )
+        how = install_command("tensorrt" if target == "tensorrt-rtx" else machine_extra("gpu"))
         raise ExportError(f"the package {target} is not installed: {how}") from error
 
 

@@ -1,4 +1,10 @@
+import errno
+import os
+import secrets
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +44,7 @@ def test_the_config_is_read_back_by_tritons_own_message(tmp_path: Path) -> None:
     assert read == config()
     assert read.backend == "onnxruntime"
     assert read.max_batch_size > 1
-    assert read.HasField("dynamic_batching")
+    assert not read.HasField("dynamic_batching")  # a CPU paints a batch no faster, and in several times the memory
     assert [list(tensor.dims) for tensor in (*read.input, *read.output)] == [[-1, -1, 3]] * 2
     assert read.parameters["styles"].string_value == "seven"
     assert [dict(warmup.inputs)["image"].dims for warmup in read.model_warmup] == [[256, 256, 3], [512, 512, 3]]
@@ -83,10 +89,23 @@ def test_the_config_says_what_runs_it() -> None:
     kinds = model_config_pb2.ModelInstanceGroup
     assert [one.instance_group[0].kind for one in (cpu, gpu)] == [kinds.KIND_CPU, kinds.KIND_GPU]
     assert gpu.instance_group[0].count == 2
-    assert [one.HasField("dynamic_batching") for one in (cpu, gpu, tensorrt, plan)] == [True, False, True, True]
+    assert [one.HasField("dynamic_batching") for one in (cpu, gpu, tensorrt, plan)] == [False, False, True, True]
     searches = [one.parameters["cudnn_conv_algo_search"].string_value for one in (gpu, tensorrt)]
     assert searches == ["1", "1"]  # heuristic, as the stock backend counts
     assert "cudnn_conv_algo_search" not in (*cpu.parameters, *plan.parameters)
+
+
+def test_a_server_without_openvino_gets_a_config_without_it() -> None:
+    """NVIDIA's backend for Arm and RHEL refuses a model whose config names the accelerator."""
+    with_it, without = config(), config(replace(SERVING, provider="cpu"))
+    assert with_it.HasField("optimization")
+    assert not without.HasField("optimization")
+    with_it.ClearField("optimization")
+    assert with_it == without
+
+
+def test_a_model_for_a_cpu_takes_images_from_one_pixel_up() -> None:
+    assert config().parameters["min_side"].string_value == "1"
 
 
 def test_a_plan_says_what_it_takes() -> None:
@@ -169,20 +188,83 @@ def test_a_file_in_the_repositorys_place(tmp_path: Path) -> None:
         publish(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../up", "with space", ".hidden"])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "../up", "with space", ".hidden", "-r", "möwe", "x$(id)", "a'b", 'a"b', "a\n", "a;b", "é\udce9"]
+)
 def test_names_that_triton_would_not_take(name: str) -> None:
-    with pytest.raises(ExportError, match="no name for a served model"):
+    with pytest.raises(ExportError, match="no name for a served model") as error:
         repository.check_names(name, ())
+    assert "--name" in str(error.value) and str(error.value).isascii() and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a", "_a", "7", "starry-night.fast_2", "A" * 100])
+def test_names_that_triton_takes(name: str) -> None:
+    repository.check_names(name, ())
 
 
 def test_names_of_styles_that_a_client_could_not_write() -> None:
     with pytest.raises(ExportError, match="no name for a style"):
         repository.check_names("many", ("a", "b:c"))
+    for style in ("", " ", "a\nb", "a\x1bb"):
+        with pytest.raises(ExportError, match="no name for a style"):
+            repository.check_names("many", ("a", style))
+    repository.check_names("many", ("die große Welle", "a-b_c"))
 
 
 def test_a_server_that_is_not_there_cannot_load() -> None:
     for scheme in ("grpc", "http"):
         with pytest.raises(ExportError, match="no server answers there"):
             repository.load(f"{scheme}://127.0.0.1:9", "seven", "1")
-    with pytest.raises(InputError, match="is no address"):
-        repository.load("127.0.0.1", "seven", "1")
+    for url in ("127.0.0.1", "grpc://", "http://h:99999", "grpc://h:-1", "http://h:port", "ftp://h:21", "grpc://:8001"):
+        with pytest.raises(InputError, match="is no address"):
+            repository.load(url, "seven", "1")
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_key_never_goes_through_a_proxy(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: gRPC keeps channels, and reads the environment as it likes."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        environment = {name: url for way in ("http", "https", "grpc", "all") for name in (f"{way}_proxy",)}
+        environment |= {name.upper(): url for name in environment} | {"NST_TOKEN": "the key"}
+        code = "import sys; from nst_export.repository import load; load(sys.argv[1], 'seven', '1')"
+        tried = subprocess.run(
+            [sys.executable, "-c", code, f"{scheme}://127.0.0.1:9"],
+            env={key: value for key, value in os.environ.items() if "proxy" not in key.lower()} | environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert "no server answers there" in tried.stderr
+        proxy.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path)
+
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(ExportError, match=r"cannot publish seven in .*: No space left on device$"):
+        publish(tmp_path)
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["repo"]
+    assert sorted(path.name for path in (tmp_path / "in" / "repo" / "seven").iterdir()) == ["1", "config.pbtxt"]
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="no file system of its own at hand")
+def test_a_repository_that_is_a_file_system_of_its_own(tmp_path: Path) -> None:
+    """Such as a container's volume: nothing is renamed into it from beside."""
+    volume, name = Path("/dev/shm"), f"nst-{secrets.token_hex(8)}"
+    (tmp_path / "file").write_bytes(b"a model")
+    try:
+        for version in ("1", "2"):
+            folder = repository.publish({"model.onnx": tmp_path / "file"}, name, volume, config())
+            assert folder == volume / name / version
+            assert (folder / "model.onnx").read_bytes() == b"a model"
+        assert not list(volume.glob(".shm-*"))
+    finally:
+        shutil.rmtree(volume / name, ignore_errors=True)

@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import pytest
 
+from nst_core.onnx_runtime import import_onnxruntime
 from nst_export import precision, verify
 from nst_export.inspection import arithmetic
 from nst_export.onnx import write
@@ -51,6 +52,8 @@ def test_what_an_engine_gets_passes_the_gate(exported: Exports, name: str, engin
         ("decomposed-norm", "several", 15),
         ("decomposed-norm", "fast", 11),
         ("decomposed-norm", "ulyanov", 43),
+        ("channel-factors", "several", 30),
+        ("channel-factors", "johnson", 0),
         ("last-convolution", "johnson", 1),
         ("doubling", "johnson", 2),
         ("doubling", "ulyanov", 5),
@@ -166,6 +169,37 @@ def test_adjacent_pads_are_adjacent_and_both_in_half_precision(exported: Exports
     assert makers[computed.input[0]].op_type == "Cast"  # to half, before both
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", ["several", "statistics", "tiled"])
+def test_what_multiplies_an_image_has_the_layout_of_a_convolution(exported: Exports, name: str, half: bool) -> None:
+    """OpenVINO reorders the image for numbers of another layout, which takes longer than all its convolutions."""
+    proto, _ = changed(exported(name), FOR["cpu"], half=half)
+    kinds = {value.name: value.data_type for value in proto.graph.initializer}
+    axes = constants(proto)
+    numbers = {
+        node.output[0]
+        for node in proto.graph.node
+        if node.op_type == "Unsqueeze" and axes[node.input[1]].tolist() == [2, 3]
+    }
+    readers = [node for node in proto.graph.node if numbers & set(node.input)]
+    assert len(readers) >= 30 and {node.op_type for node in readers} == {"Conv"}
+    # Scales and shifts stay whole in half precision.
+    assert {kinds[node.input[1]] for node in readers} == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("name", ["johnson", "several", "fast", "ulyanov", "statistics", "tiled"])
+def test_openvino_runs_all_of_what_a_cpu_gets(exported: Exports, name: str) -> None:
+    """A node that it leaves to ONNX Runtime divides the graph, and layouts end at the border."""
+    if "OpenVINO" not in verify.installed():
+        pytest.skip("ONNX Runtime has no OpenVINO here")
+    changed(exported(name), FOR["cpu"])
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    path = str(exported(name).path.with_name("changed.onnx"))
+    onnxruntime.InferenceSession(path, options, providers=["OpenVINOExecutionProvider"])
+
+
 def test_a_mixed_scale_is_folded_into_the_decomposed_normalisation(exported: Exports) -> None:
     """One multiplication and one addition for each pixel: the scales of several styles cost none of their own."""
     plain = onnx.load(exported("several").path)
@@ -204,7 +238,9 @@ def test_half_precision_passes_its_gate_and_keeps_statistics_whole(
     proto, _ = changed(one, (*FOR["cpu"], *norm), half=True)
     kinds = {value.name: value.data_type for value in proto.graph.initializer}
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
-    assert all(kinds[weight] == onnx.TensorProto.FLOAT16 for node in convolutions for weight in node.input[1:])
+    numbers = {node.output[0] for node in proto.graph.node if node.op_type == "Unsqueeze"}
+    images = [node for node in convolutions if node.input[0] not in numbers]
+    assert images and all(kinds[weight] == onnx.TensorProto.FLOAT16 for node in images for weight in node.input[1:])
     types = element_types(proto)
     for node in proto.graph.node:
         if node.op_type in STATISTICS | {"Tanh", "Sigmoid", "Clip", "Round"}:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -21,6 +22,8 @@ Exports = Callable[[str], Exported]
 
 PROFILE = Profile.parse("64x64/256x256/2x512x512")
 
+FROM_ONE_PIXEL = Profile.parse("1x1/256x256/2x512x512")
+
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", MODELS)
@@ -36,6 +39,17 @@ def test_every_network_is_built_in_both_precisions(exported: Exports, tmp_path: 
     assert len(engine) > 100_000
 
 
+@pytest.mark.parametrize("name", ["fast", "ulyanov"])
+def test_an_engine_may_take_smaller_images_than_the_network(exported: Exports, tmp_path: Path, name: str) -> None:
+    """The graph enlarges them."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
+    one = exported(name)
+    proto = onnx.load(one.path)
+    rewrite(proto, FOR["tensorrt"])
+    onnx.save(proto, tmp_path / "model.onnx")
+    assert tensorrt.build_for(tmp_path / "model.onnx", FROM_ONE_PIXEL, one.model.network.multiple, ["SM89"])
+
+
 @pytest.mark.parametrize("norm", ["group-norm", "decomposed-norm"])
 def test_every_form_of_the_normalisation_is_built(exported: Exports, tmp_path: Path, norm: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
@@ -46,20 +60,23 @@ def test_every_form_of_the_normalisation_is_built(exported: Exports, tmp_path: P
     assert tensorrt.build_for(tmp_path / "model.onnx", PROFILE, 4, ["SM89"])
 
 
-def test_a_graph_that_it_cannot_build_gives_its_own_words(exported: Exports, tmp_path: Path) -> None:
-    """A Resize of dynamic sides, which the rewrites for TensorRT take away."""
+def test_a_graph_that_it_cannot_build_gives_its_own_words(tmp_path: Path) -> None:
+    """An image beside a constant of one size, where the profile has others."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-    with pytest.raises(ExportError, match=r"could not build a plan: .*shape inference"):
-        tensorrt.build_for(exported("johnson").path, PROFILE, 4, ["SM89"])
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, "H", "W", channels])
+        for name, channels in (("image", 3), ("stylized", 6))
+    ]
+    small = onnx.numpy_helper.from_array(np.zeros((1, 5, 5, 3), np.float32), "small")
+    node = onnx.helper.make_node("Concat", ["image", "small"], ["stylized"], axis=3)
+    graph = onnx.helper.make_graph([node], "joined", values[:1], values[1:], [small])
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "joined.onnx")
+    with pytest.raises(ExportError, match=r"could not build a plan: .*[Cc]oncat"):
+        tensorrt.build_for(tmp_path / "joined.onnx", PROFILE, 4, ["SM89"])
     (tmp_path / "no.onnx").write_bytes(b"nothing")
     with pytest.raises(ExportError, match="cannot read the graph"):
         tensorrt.build_for(tmp_path / "no.onnx", PROFILE, 4, ["SM89"])
-
-
-def test_no_side_of_a_profile_is_below_the_networks_smallest() -> None:
-    profile = Profile.parse("16x16/32x128/4x256x256")
-    assert str(tensorrt.fitted(profile, 64)) == "64x64/64x128/4x256x256"
-    assert tensorrt.fitted(profile, 8) == profile
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from nst_export.errors import ExportError
 from nst_export.served import ServedModel
 from nst_export.verify import LIMITS, Engine, Limits
 
-from .conftest import Exported, johnson
+from .conftest import MODELS, Exported, johnson
 
 Exports = Callable[[str], Exported]
 
@@ -25,9 +26,44 @@ def test_it_agrees_with_pytorch_on_every_shape(exported: Exports, name: str) -> 
     assert all(agreement.finite for agreement in agreements if agreement.engine == "ONNX Runtime")
 
 
-def test_the_smallest_picture_is_among_the_shapes(exported: Exports) -> None:
-    assert (1, 17, 19) in verify.shapes(exported("johnson").model)
-    assert (1, 65, 67) in verify.shapes(exported("ulyanov").model)
+def test_small_images_are_among_the_shapes_and_others_between_them() -> None:
+    small = {(1, 1, 1), (1, 1, 7), (1, 3, 3), (1, 4, 4), (1, 3, 64), (1, 15, 15), (1, 16, 16)}
+    assert small | {(1, 17, 19)} <= set(verify.shapes(MODELS["johnson"]()))
+    assert small | {(1, 63, 63), (1, 64, 64), (1, 65, 67)} <= set(verify.shapes(MODELS["ulyanov"]()))
+    chosen = verify.shapes(MODELS["fast"]())
+    assert all(after not in small for before, after in pairwise(chosen) if before in small)
+    noise = verify.shapes(MODELS["texture"]())
+    assert (1, 16, 64) in noise and all(height % 16 == width % 16 == 0 for _, height, width in noise)
+
+
+def test_the_gate_refuses_an_engine_that_fails_at_a_size(exported: Exports) -> None:
+    """As ONNX Runtime with OpenVINO did with 3x3 images, and after them with others."""
+    one = exported("johnson")
+    session = verify.session(one.path, "CPUExecutionProvider")
+
+    def run(feeds: verify.Feeds) -> tuple[np.ndarray, None]:
+        if min(feeds["image"].shape[1:3]) < 16:
+            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL :\n reflection of 4 is more than 3")
+        return session.run(None, feeds)[0], None
+
+    with pytest.raises(ExportError, match=r"^an engine fails at \(1, 1, 1\): .* FAIL : reflection of 4 .*published$"):
+        verify.verify(one.model, [Engine("an engine", run)], LIMITS["fp32"])
+
+
+def test_images_of_one_colour_and_half_precision_of_few_pixels_are_run_and_not_judged() -> None:
+    random = np.random.default_rng(0)
+    feeds = [{"image": random.integers(0, 200, (1, *size, 3), np.uint8)} for size in ((1, 1), (3, 3), (128, 128))]
+
+    def judged(limits: Limits, *given: verify.Feeds) -> list[bool]:
+        engine = Engine("e", lambda feed: (feed["image"] + np.uint8(limits.levels), True))
+        found = verify.agreements(
+            given, lambda feed: feed["image"], [engine], Limits(limits.levels, limits.psnr and 1.0)
+        )
+        return [one.judged for one in found]
+
+    assert judged(LIMITS["fp32"], *feeds) == [False, True, True]
+    assert judged(LIMITS["fp16"], *feeds) == [False, False, True]
+    assert judged(LIMITS["fp16"], feeds[1]) == [True]  # the largest always
 
 
 def test_the_gate_sees_a_small_error_and_names_all_that_failed(exported: Exports) -> None:
@@ -37,7 +73,7 @@ def test_the_gate_sees_a_small_error_and_names_all_that_failed(exported: Exports
     other = ServedModel(network).eval()
     with pytest.raises(ExportError) as error:
         verify.verify(other, verify.onnx_engines(exported("johnson").path), LIMITS["fp32"])
-    for shape in verify.shapes(other):
+    for shape in verify.SHAPES:
         assert f"at {shape}: " in str(error.value)
     assert "Not published" in str(error.value)
 
