@@ -1,4 +1,6 @@
 import os
+import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -55,10 +57,25 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, small_checkpoint: Checkpo
     (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "empty.pth").write_bytes(b"")
     torch.save([1, 2, 3], tmp_path / "list.pth")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 6650000\n"
+    (tmp_path / "pointer.pth").write_text(pointer)
+    (tmp_path / "page.pth").write_text("\n<!DOCTYPE html>\n<html lang='en'><title>GitHub</title></html>")
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "tensors.pth").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.writestr("saved_models/candy.pth", "weights")
+    with warnings.catch_warnings():  # PyTorch would rather have no more of them, and people have them
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(torch.nn.Conv2d(1, 1, 1)).save(str(tmp_path / "script.pth"))
     for name, words in {
         "truncated.pth": "truncated",
         "text.pth": "not a PyTorch checkpoint",
-        "empty.pth": "not a PyTorch checkpoint",
+        "empty.pth": "an empty file",
+        "pointer.pth": "a Git LFS pointer.*git lfs pull",
+        "page.pth": r"a web page \(HTML\)",
+        "tensors.pth": "a safetensors file",
+        "zip.pth": "a zip archive.*take saved_models/candy.pth",
+        "script.pth": "TorchScript",
         "list.pth": "not a checkpoint of a style",
         "none.pth": "no such file",
     }.items():

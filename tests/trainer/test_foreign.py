@@ -1,5 +1,7 @@
 """Checkpoints of pytorch/examples' fast_neural_style, against that network written down here as it is there."""
 
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,37 @@ def test_one_that_is_incomplete_or_changed(tmp_path: Path, theirs: TransformerNe
         torch.save(state, tmp_path / "a.pth")
         with pytest.raises(CheckpointError, match=f"incomplete or changed: .*{words}"):
             load(tmp_path / "a.pth")
+
+
+WAYS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "DataParallel": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "compiled": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    "both": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+    "a compiled layer": lambda state: {key.replace("conv1.", "conv1._orig_mod.", 1): v for key, v in state.items()},
+    "state_dict": lambda state: {"epoch": 2, "state_dict": OrderedDict(state)},
+    "model": lambda state: {"model": state, "optimizer": {"param_groups": []}},
+    "nested": lambda state: {"model": {"state_dict": {f"module.{key}": value for key, value in state.items()}}},
+    "of a larger module": lambda state: {
+        "state_dict": {"vgg.weight": torch.zeros(3)} | {f"model.net.{key}": value for key, value in state.items()}
+    },
+    "parameters": lambda state: {key: nn.Parameter(value) for key, value in state.items()},
+    "half": lambda state: {key: value.half() for key, value in state.items()},
+    "old statistics": lambda state: {"state_dict": state | {"module.in1.running_mean": torch.zeros(32)}},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_as_people_have_it(tmp_path: Path, theirs: TransformerNet, way: str) -> None:
+    """Wrapped, prefixed, as parameters: the same network."""
+    torch.save(WAYS[way](dict(theirs.state_dict())), tmp_path / "a.pth")
+    torch.save(theirs.state_dict(), tmp_path / "bare.pth")
+    got, wanted = (load(tmp_path / name).network.state_dict() for name in ("a.pth", "bare.pth"))
+    assert all(torch.allclose(got[name], wanted[name], rtol=1e-2, atol=1e-2) for name in wanted)
+    assert not any(values.requires_grad for values in got.values())
+
+
+def test_the_name_that_their_trainer_gives(tmp_path: Path, theirs: TransformerNet) -> None:
+    """A date with colons, which would stand for weights in `--style`."""
+    name = "epoch_2_Fri_Nov_27_00:20:36_2026_100000.0_10000000000.0.model"
+    torch.save(theirs.state_dict(), tmp_path / name)
+    assert load(tmp_path / name).styles == ("epoch_2_Fri_Nov_27_00-20-36_2026_100000.0_10000000000.0",)

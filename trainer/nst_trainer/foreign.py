@@ -1,5 +1,7 @@
 """Checkpoints of others: `TransformerNet` of pytorch/examples' fast_neural_style (mosaic.pth, candy.pth, ...).
 
+They come bare, or as a training loop saves them: inside `state_dict` or `model`, under the names that DataParallel,
+`torch.compile` or an outer module give the layers, as tensors or parameters.
 The same network as `Johnson` at width 1 with three differences, each taken into the weights exactly:
 its pixels are 0-255 and not centred, its convolutions have biases that the normalisation after
 them removes, and its last layer is linear.
@@ -19,13 +21,32 @@ OLD_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Of files saved before PyTorch 0.4; instance normalisation never used them."""
 
 
-def is_transformer_net(document: Any) -> bool:
-    """Whether a loaded file looks like a state dict of `TransformerNet`."""
-    return isinstance(document, Mapping) and "conv1.conv2d.weight" in document and "deconv3.conv2d.bias" in document
+FIRST, LAST = "conv1.conv2d.weight", "deconv3.conv2d.bias"
+"""Names that every state dict of `TransformerNet` has."""
+
+WRAPPERS = frozenset({"module", "_orig_mod"})
+"""What DataParallel and `torch.compile` put into the name of a layer."""
+
+
+def transformer_net(document: Any) -> dict[str, Tensor] | None:
+    """The state dict of a `TransformerNet` in a loaded file, under its own names; None if there is none."""
+    if not isinstance(document, Mapping):
+        return None
+    tensors = {
+        ".".join(part for part in key.split(".") if part not in WRAPPERS): value.detach()
+        for key, value in document.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    prefixes = [key.removesuffix(FIRST) for key in tensors if key == FIRST or key.endswith(f".{FIRST}")]
+    for prefix in prefixes:
+        if prefix + LAST in tensors:
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    inner = (transformer_net(value) for value in document.values() if isinstance(value, Mapping))
+    return next((found for found in inner if found is not None), None)
 
 
 def from_transformer_net(document: Mapping[str, Tensor]) -> Johnson:
-    """The network of a `TransformerNet` state dict, with or without its old statistics.
+    """The network of a `TransformerNet` state dict under its own names, with or without its old statistics.
 
     Its layers are conv1-conv3 with in1-in3, res1-res5 and deconv1-deconv3 with in4 and in5. Raises
     `KeyError` for a layer that is missing and `RuntimeError` for one that does not fit.

@@ -7,14 +7,11 @@ the feed-forward networks are measured against (Johnson et al. 2016, section 4.1
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from types import FrameType
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from nst_core.errors import InputError, NstError
 from nst_trainer import color
+from nst_trainer.interrupts import uninterrupted
 from nst_trainer.lbfgs import Lbfgs
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.settings import INITS, OptimizationSettings
@@ -156,21 +154,25 @@ class Run:
         """One iteration; False, and nothing done, when there is none left.
 
         It waits for the device, for the losses. Ctrl-C comes before the picture moves or after `on_iteration`, so that
-        `state` is always of whole iterations.
+        `state` is always of whole iterations; after an `AtOnce` it may not be.
         """
         settings = self.settings
         while self.done >= settings.iterations_at(self.scale):
             if self.scale + 1 >= settings.scales:
                 return False
-            self._enlarge()
+            with uninterrupted():
+                self._enlarge()
         started = time.perf_counter()
         if self.graph is None:
             self.descent.evaluate()
-        with _uninterrupted():
+        with uninterrupted():
             (self.graph or self.descent.advance)()
             content, style, variation = self.descent.losses.tolist()
             if not math.isfinite(total := content + style + variation):
-                message = f"iteration {self.number + 1}: the loss is {total}; the last good picture is kept"
+                message = (
+                    f"iteration {self.number + 1}: the loss is {total}; the last good picture is kept. "
+                    "Try a smaller --step, or --optimizer adam"
+                )
                 raise OptimizationError(message, self.picture())
             self.done += 1
             self.number += 1
@@ -416,25 +418,6 @@ def _tf32(device: torch.device, precision: Precision) -> Iterator[None]:
 def _bf16(device: torch.device, precision: Precision) -> torch.autocast:
     """Convolutions in bfloat16 if that is the precision. Nothing is cached, since a graph could not hold it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait for the end of the block, where Python handles them (it does in the main thread only)."""
-    waiting: list[tuple[int, FrameType | None]] = []
-    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
-    try:
-        if threading.current_thread() is threading.main_thread():
-            for name in (signal.SIGINT, signal.SIGTERM):
-                if callable(handler := signal.getsignal(name)):
-                    handlers[name] = handler
-                    signal.signal(name, lambda *received: waiting.append(received))
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number, where in waiting[:1]:
-            handlers[number](number, where)
 
 
 class _Parameters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -16,9 +17,10 @@ from torch import Tensor
 from nst_core.errors import InputError
 from nst_core.files import written_whole
 from nst_core.images import image_format, open_picture, save_picture
-from nst_trainer.checkpoint import load, read_plain_data
+from nst_trainer.checkpoint import load, read_plain_data, save_plain_data
+from nst_trainer.interrupts import AtOnce
 from nst_trainer.optimize import Iteration, OptimizationError, Run
-from nst_trainer.photos import to_picture, to_tensor
+from nst_trainer.photos import open_style, to_picture, to_tensor
 from nst_trainer.settings import INITS, OptimizationSettings
 from nst_trainer.weights import Weights
 
@@ -56,8 +58,8 @@ def paint(
     `masks` are pictures of flat colours, one of the content and one of each style: a region of the
     content takes the style of the region of the same colour. Every `save_every` iterations (0:
     never) the picture so far is written. On Ctrl-C it is written too, and beside it
-    `<output>.resume`, from which `resume` continues exactly. `trace` gets losses over iterations
-    and seconds as JSON, and a plot beside it. Raises `InputError` for unusable files, and
+    `<output>.resume`, from which `resume` continues exactly; a second Ctrl-C writes nothing. `trace` gets losses over
+    iterations and seconds as JSON, and a plot beside it. Raises `InputError` for unusable files, and
     `OptimizationError` after the last good picture was written.
     """
     image_format(output)
@@ -68,7 +70,7 @@ def paint(
     own_start = settings.init not in INITS
     run = Run(
         pictures,
-        [to_tensor(open_picture(style)) for style in styles],
+        [to_tensor(open_style(style)) for style in styles],
         settings,
         weights,
         shares=shares,
@@ -93,10 +95,11 @@ def paint(
     try:
         while run.step(watch):
             pass
+    except AtOnce:
+        raise
     except KeyboardInterrupt:
-        with written_whole(state_file) as beside:
-            document = {"schema": STATE, "settings": asdict(settings), "run": run.state(), "points": points}
-            torch.save(document, beside)
+        document = {"schema": STATE, "settings": asdict(settings), "run": run.state(), "points": points}
+        save_plain_data(document, state_file)
         save_picture(to_picture(run.picture()), output)
         raise
     except OptimizationError as error:
@@ -204,6 +207,7 @@ def _regions(content: Path, styles: Sequence[Path]) -> tuple[Tensor, list[Tensor
 
 def _write_trace(points: list[dict[str, Any]], path: Path) -> None:
     """The JSON, and a PNG of the same name with the losses over seconds."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where no folder keeps its caches it warns, at length
     from matplotlib.figure import Figure
 
     with written_whole(path) as beside:

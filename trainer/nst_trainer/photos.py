@@ -7,8 +7,9 @@ was interrupted, so a resumed training sees just what an uninterrupted one would
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -18,10 +19,31 @@ import torch
 from torch import Tensor
 
 from nst_core.errors import InputError, PictureError
-from nst_core.images import Picture, fitted, open_picture
+from nst_core.images import Picture, Pixels, fitted, open_picture
 
 AHEAD = 4
 """Batches that are read while the network works on one."""
+
+BLANK = 2
+"""Levels of 255 that a channel of a blank image spans at most: one colour, with the noise of JPEG's compression."""
+
+
+def is_blank(pixels: Pixels) -> bool:
+    """Whether `uint8 [H, W, 3]` is one colour all over.
+
+    Instance normalisation divides by a deviation of 0 there: rounding errors are multiplied by 316 in each layer, and
+    the gradient has a norm of 1e18 or is infinite. An image of two colours has an ordinary gradient (dev/LOG.md).
+    """
+    flat = pixels.reshape(-1, pixels.shape[-1])
+    return bool((flat.max(axis=0) - flat.min(axis=0) <= BLANK).all())
+
+
+def open_style(path: Path, *, max_side: int | None = None) -> Picture:
+    """A style image, as `open_picture` reads it; `InputError` for a blank one, which has no style to learn."""
+    picture = open_picture(path, max_side=max_side)
+    if is_blank(picture.pixels):
+        raise InputError(f"{path}: one colour all over, so it has no style; give an image with strokes or forms")
+    return picture
 
 
 def to_tensor(picture: Picture) -> Tensor:
@@ -39,7 +61,8 @@ class Photos:
     """Random crops of photographs, mirrored half of the time; every photograph once an epoch.
 
     Files are read ahead by threads: Pillow decodes and scales outside Python's lock. A file that
-    cannot be read is passed over and remembered in `broken`.
+    cannot be read is passed over and remembered in `broken`; one with a crop of a single colour, from which nothing
+    can be learned, in `blank`.
     """
 
     def __init__(
@@ -52,7 +75,7 @@ class Photos:
         workers: int = 2,
         part: range | None = None,
     ) -> None:
-        """`crop_of(iteration)` is the side of that iteration's crops in pixels.
+        """`crop_of(iteration)` is the side of that iteration's crops in pixels, asked for when they are to be read.
 
         `part` is which pictures of each batch to read, if not all: a process's of several.
         """
@@ -63,48 +86,68 @@ class Photos:
         self.seed = seed
         self.workers = workers
         self.broken: set[Path] = set()
+        self.blank: set[Path] = set()
         self._orders: dict[int, list[Path]] = {}
+        self._ordering = threading.Lock()
 
-    def batches(self, first: int, end: int) -> Iterator[Tensor]:
-        """The batches (or parts of them) `[B, 3, S, S]` of the iterations from `first` to before `end`, in [0, 1].
+    def batches(self, iterations: Iterable[int]) -> Iterator[Tensor]:
+        """The batches (or parts of them) `[B, 3, S, S]` of the `iterations`, in [0, 1].
 
-        Raises `InputError` when no file at all can be read.
+        Raises `InputError` when no file at all can be learned from.
         """
         pool = ThreadPoolExecutor(self.workers, "photos")
         try:
-            numbers = (iteration * self.batch + position for iteration in range(first, end) for position in self.part)
+            wanted = self._wanted(iterations)
             reading: deque[Future[Tensor]] = deque()
-            reading.extend(pool.submit(self.crop, number) for number in islice(numbers, AHEAD * len(self.part)))
+            reading.extend(pool.submit(self.crop, *crop) for crop in islice(wanted, AHEAD * len(self.part)))
             while reading:
                 batch = [reading.popleft().result() for _ in self.part]
-                reading.extend(pool.submit(self.crop, number) for number in islice(numbers, len(self.part)))
+                reading.extend(pool.submit(self.crop, *crop) for crop in islice(wanted, len(self.part)))
                 yield torch.stack(batch)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def crop(self, number: int) -> Tensor:
-        """Crop `number`, `[3, S, S]`; in place of a file that cannot be read comes the next in order."""
-        size = self.crop_of(number // self.batch)
+    def _wanted(self, iterations: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """The number and the side of each crop. A batch has one side, whatever `crop_of` says a moment later."""
+        for iteration in iterations:
+            side = self.crop_of(iteration)
+            for position in self.part:
+                yield iteration * self.batch + position, side
+
+    def crop(self, number: int, side: int | None = None) -> Tensor:
+        """Crop `number`, `[3, side, side]`; `side` is what `crop_of` says if not given.
+
+        In place of a file that cannot be read, or of a blank crop, comes the next in order.
+        """
+        side = side or self.crop_of(number // self.batch)
         choice = random.Random(f"{self.seed}/{number}")
         epoch, position = divmod(number, len(self.photos))
         order = self._order(epoch)
         for attempt in range(len(order)):
             path = order[(position + attempt) % len(order)]
             try:
-                return _crop(path, size, choice)
+                pixels = _crop(path, side, choice)
             except PictureError:
                 self.broken.add(path)
-        raise InputError(f"none of the {len(order)} files can be read as a picture")
+                continue
+            if not is_blank(pixels):
+                return to_tensor(Picture(pixels))[0]
+            self.blank.add(path)
+        raise InputError(
+            f"nothing can be learned from the {len(order)} photographs: {len(self.broken)} cannot be read, "
+            f"{len(self.blank)} are one colour all over"
+        )
 
     def _order(self, epoch: int) -> list[Path]:
         """The photographs shuffled for an epoch; two are kept, since batches are read across its end."""
-        if epoch not in self._orders:
-            order = random.Random(f"{self.seed}/epoch {epoch}").sample(self.photos, len(self.photos))
-            self._orders = {known: self._orders[known] for known in [*self._orders][-1:]} | {epoch: order}
-        return self._orders[epoch]
+        with self._ordering:
+            if epoch not in self._orders:
+                order = random.Random(f"{self.seed}/epoch {epoch}").sample(self.photos, len(self.photos))
+                self._orders = {known: self._orders[known] for known in [*self._orders][-1:]} | {epoch: order}
+            return self._orders[epoch]
 
 
-def _crop(path: Path, size: int, choice: random.Random) -> Tensor:
+def _crop(path: Path, size: int, choice: random.Random) -> Pixels:
     # Not far from the whole photograph: objects at the scale that people will stylise.
     covering = round(size * choice.uniform(1.0, 1.4))
     picture = open_picture(path)
@@ -119,4 +162,4 @@ def _crop(path: Path, size: int, choice: random.Random) -> Tensor:
     pixels = picture.pixels[top : top + size, left : left + size]
     if choice.random() < 0.5:
         pixels = pixels[:, ::-1]
-    return to_tensor(Picture(np.ascontiguousarray(pixels)))[0]
+    return np.ascontiguousarray(pixels)

@@ -35,6 +35,14 @@ class LossWeights:
     total_variation: float = 1.0
 
 
+PHASES = ((0.6, 0.5), (0.85, 0.75), (1.0, 1.0))
+"""Where crops grow: until a share of the iterations, their side over the last side.
+
+Colours and strokes are learned as well on small crops, at a quarter of the arithmetic; the last part learns how they
+continue over a whole picture.
+"""
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """What decides the result; a run is resumed only with the same settings.
@@ -82,18 +90,17 @@ class TrainingSettings:
         return LossWeights(0.0 if self.texture else self.content_weight, self.style_weight, self.tv_weight)
 
     def crop_at(self, iteration: int) -> int:
-        """If they `grow`: half the side for 60 % of the iterations, three quarters until 85 %, then all.
+        """The side of that iteration's crops, pixels; see `crop_after`."""
+        return self.crop_after(iteration / self.iterations)
 
-        Colours and strokes are learned as well on small crops, at a quarter of the arithmetic;
-        the last part learns how they continue over a whole picture.
-        """
-        done = iteration / self.iterations
-        share = 1.0 if not self.grow or done >= 0.85 else 0.5 if done < 0.6 else 0.75
+    def crop_after(self, done: float) -> int:
+        """The side of the crops when a share `done` of the iterations is done: see `PHASES` if they `grow`."""
+        share = next((share for end, share in PHASES if done < end), 1.0) if self.grow else 1.0
         return max(64, round(self.crop * share / self.grid) * self.grid)
 
-    def small_crops(self) -> int:
-        """How many iterations have the crops of the beginning."""
-        return -(-self.iterations * 3 // 5) if self.grow else self.iterations
+    def phases(self) -> list[tuple[float, int]]:
+        """Share of the iterations at each phase's end, and the side of its crops, in order."""
+        return [(end, self.crop_after(end - 0.01)) for end, _ in PHASES] if self.grow else [(1.0, self.crop)]
 
     def crops(self) -> dict[int, int]:
         """How many iterations each side of the crops gets, small to large."""
@@ -105,13 +112,15 @@ class TrainingSettings:
         pixels = list(accumulate((self.crop_at(i) ** 2 for i in range(self.iterations)), initial=0))
         return [done / pixels[-1] for done in pixels]
 
-    def learning_rate_at(self, iteration: int, begun: int = 0) -> float:
+    def learning_rate_at(self, iteration: int, begun: int = 0, done: float | None = None) -> float:
         """Falls linearly to zero after a warm-up of 50 iterations, or a tenth of them (the paper's is constant).
 
-        The warm-up is from iteration `begun` on.
+        The warm-up is from iteration `begun` on. `done` is the share of the training that is behind, `iteration` over
+        `iterations` if not given.
         """
         warm_up = max(1, min(50, self.iterations // 10))
-        return self.learning_rate * min(1.0, (iteration - begun + 1) / warm_up) * (1.0 - iteration / self.iterations)
+        done = iteration / self.iterations if done is None else done
+        return self.learning_rate * min(1.0, (iteration - begun + 1) / warm_up) * (1.0 - done)
 
 
 @dataclass(frozen=True)

