@@ -6,6 +6,7 @@
 # The token, if the server wants one, is in NST_TOKEN; curl gets it in a file, since everybody's ps shows arguments.
 set -euo pipefail
 url=$1 model=$2
+export no_proxy="localhost,127.0.0.1,::1,${no_proxy-${NO_PROXY-}}"  # a proxy is not for a server on this machine
 
 get() {
     curl --silent --show-error --fail-with-body -H @<(printf 'nst-token: %s\n' "${NST_TOKEN-}") "$url/v2/$1"

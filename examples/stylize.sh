@@ -9,6 +9,7 @@
 set -euo pipefail
 photo=$1 painting=$2 url=$3 model=$4
 weights=("${@:5}")
+export no_proxy="localhost,127.0.0.1,::1,${no_proxy-${NO_PROXY-}}"  # a proxy is not for a server on this machine
 
 { read -r kind && read -r width height && read -r depth; } < "$photo"
 [[ $kind == P6 && $depth == 255 ]] || { echo "$photo: not a PPM of 8 bits (P6, 255)" >&2; exit 1; }

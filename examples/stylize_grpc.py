@@ -27,6 +27,8 @@ headers = {}
 if token := os.environ.get("NST_TOKEN"):
     headers["triton-grpc-protocol-nst-token"] = token
 server = urlsplit(url)
+# A proxy of the environment is not for a server on this machine.
+os.environ["no_proxy"] = f"localhost,127.0.0.1,::1,{os.environ.get('no_proxy', '')}"
 try:
     with triton.InferenceServerClient(server.netloc, ssl=server.scheme == "grpcs") as client:
         painted = client.infer(model, inputs, headers=headers, client_timeout=60).as_numpy("stylized")

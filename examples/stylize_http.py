@@ -27,6 +27,8 @@ header = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
 headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
 if token := os.environ.get("NST_TOKEN"):
     headers["nst-token"] = token
+# A proxy of the environment is not for a server on this machine.
+os.environ["no_proxy"] = f"localhost,127.0.0.1,::1,{os.environ.get('no_proxy', '')}"
 try:
     with urlopen(Request(f"{url}/v2/models/{model}/infer", header + pixels, headers), timeout=60) as answer:
         body, start = answer.read(), int(answer.headers["Inference-Header-Content-Length"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from PIL import Image
 from nst_client import buffers, cuda_memory
 from nst_client.coroutines import finished, pause, worked
 from nst_client.cuda_memory import CudaPixels, pixels_on_gpu
-from nst_client.errors import Rejected, ServiceError, Unavailable, UnknownStyle, Unreachable
+from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, UnknownStyle, Unreachable
 from nst_client.statistics import Statistics
 from nst_client.styles import Style, mixed, offered, statistics_model, tiled_model
 from nst_client.tiles import thumbnail
@@ -34,17 +34,24 @@ from nst_client.transports import (
     Weights,
     connect,
 )
-from nst_core.errors import InputError
+from nst_core import images
+from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
 """Seconds between an attempt and the next: each pause is twice the one before, and half of each is left to chance."""
+
+log = logging.getLogger("nst_client")
 
 T = TypeVar("T")
 Painting = TypeVar("Painting")
 """`uint8 [H, W, 3]` or `[N, H, W, 3]`, an image of Pillow, or such an array on a GPU."""
 Mix = str | Mapping[str, float]
 OnTile = Callable[[int, int], None]
+
+
+class _BeyondLimits(InputError):
+    """A picture of a size that the model does not take."""
 
 
 class _Client:
@@ -92,16 +99,35 @@ class _Client:
         self.url = transport.address
         self._transport, self._timeout, self._retries = transport, timeout, retries
         self._styles: dict[str, Style] = {}
+        self._wrong: dict[str, NstError] = {}
+        """Why models that the server has cannot be used, by name."""
 
-    async def _list(self) -> list[Style]:
-        models = await self._request(self._transport.models)
-        configs = {}
-        for model in models:
-            with suppress(Unavailable):
+    async def _list(self) -> dict[str, Style]:
+        """The styles that the server offers now, by name. A model that cannot be used keeps nobody from the others."""
+        configs: dict[str, ModelConfig] = {}
+        wrong: dict[str, NstError] = {}
+        for model in await self._request(self._transport.models):
+            try:
                 if config := await self._request(self._config, model):
                     configs[model] = config
-        self._styles = offered(configs)
-        return sorted(self._styles.values(), key=lambda style: style.name)
+            except Unavailable:
+                continue
+            except (Unreachable, TimedOut):
+                raise
+            except NstError as error:
+                wrong[model] = error
+        styles, misread = offered(configs)
+        wrong |= misread
+        if wrong and not styles:
+            raise next(iter(wrong.values()))
+        for model, why in wrong.items():
+            if str(why) != str(self._wrong.get(model, "")):
+                log.warning("%s: the model %s is left out: %s", self.url, model, why)
+        self._styles, self._wrong = styles, wrong
+        return styles
+
+    async def _listed(self) -> list[Style]:
+        return sorted((await self._list()).values(), key=lambda style: style.name)
 
     async def _config(self, model: str, seconds: float) -> ModelConfig | None:
         """None if the model was unloaded since it was listed; `Unavailable` if another server of several has it."""
@@ -113,26 +139,36 @@ class _Client:
             return None
 
     async def _stylize(self, picture: Painting, mix: Mix, on_tile: OnTile | None, tiled: bool = False) -> Painting:
+        if isinstance(picture, Image.Image):
+            # The pixels that the commands would paint: upright, in sRGB, 8 bits a channel.
+            opened = await worked(images.picture_of, picture, aio=self._aio)
+            pixels = await self._stylize(opened.pixels, mix, on_tile, tiled)
+            image: Any = _image(pixels, opened.alpha)
+            return cast(Painting, image)
         batch = _batch(picture)
         if isinstance(batch, CudaPixels) and not getattr(self._transport, "takes_cuda", False):
             raise cuda_memory.not_shared(self.url)
         tell = on_tile or (lambda done, total: None)
-        try:
-            painted = await self._painted(batch, mix, tell, tiled)
-        except Rejected:
-            known = self._styles
-            await self._list()
-            if self._styles == known:
-                raise
-            painted = await self._painted(batch, mix, tell, tiled)  # the model is another one since it was listed
+        style, weights = await self._chosen(mix, self._styles)
+        while True:
+            try:
+                painted = await self._painted(batch, style, weights, tell, tiled)
+                break
+            except (_BeyondLimits, Rejected):
+                # What is refused may be refused for a model that is another one since it was listed.
+                asked, asked_weights = style, weights
+                style, weights = await self._chosen(mix, await self._list())
+                if style == asked and _same(weights, asked_weights):
+                    raise
         result: Painting = _like(picture, painted)
         return result
 
-    async def _painted(self, batch: Pixels, mix: Mix, on_tile: OnTile, tiled: bool) -> Pixels:
-        style, weights = await self._chosen(mix)
+    async def _painted(
+        self, batch: Pixels, style: Style, weights: Weights | None, on_tile: OnTile, tiled: bool
+    ) -> Pixels:
         _, height, width, _ = batch.shape
         if min(height, width) < style.min_side:
-            raise InputError(
+            raise _BeyondLimits(
                 f"{width}x{height} is too small for {style.name}: it takes {style.min_side} pixels and more a side"
             )
         if tiled or (not style.takes(height, width) and style.tiles is not None):
@@ -145,7 +181,7 @@ class _Client:
             limits = f"{style.max_pixels / 1e6:.1f} megapixels"
             if style.max_side is not None:
                 limits += f" and {style.max_side} pixels a side"
-            raise InputError(
+            raise _BeyondLimits(
                 f"{width}x{height} is too large for {style.name}: it takes {limits}; "
                 f"shrink it with --max-side {style.fitting_side(height, width)}, or give the server its tiles: "
                 "nst-export --tiled"
@@ -165,6 +201,8 @@ class _Client:
         return cast(Pixels, whole)
 
     async def _by_tiles(self, batch: Pixels, style: Style, weights: Weights | None, on_tile: OnTile) -> Pixels:
+        if style.tiles is None and tiled_model(style) in self._wrong:
+            raise self._wrong[tiled_model(style)]
         if style.tiles is None:
             raise ServiceError(
                 f"{self.url} cannot paint {style.name} by tiles: give it the pair of models of nst-export --tiled"
@@ -191,7 +229,7 @@ class _Client:
         """The answer, which must have this type and shape (None: any)."""
         answer = await self._request(self._transport.infer, request)
         fits = len(shape) == answer.ndim and all(
-            one in (None, got) for one, got in zip(shape, answer.shape, strict=True)
+            side in (None, got) for side, got in zip(shape, answer.shape, strict=True)
         )
         if answer.dtype != kind or not fits:
             raise Rejected(
@@ -216,18 +254,21 @@ class _Client:
         raise AssertionError("the last pause is endless")
 
     async def _statistics(self, name: str) -> Statistics:
-        style, _ = await self._chosen(name)
+        style, _ = await self._chosen(name, self._styles)
         return await self._request(self._transport.statistics, style.model)
 
-    async def _chosen(self, mix: Mix) -> tuple[Style, Weights | None]:
+    async def _chosen(self, mix: Mix, styles: Mapping[str, Style]) -> tuple[Style, Weights | None]:
+        """What paints a mix, of `styles` if they have it, else of what the server offers now."""
         weights = {mix: 1.0} if isinstance(mix, str) else dict(mix)
-        if not weights.keys() <= self._styles.keys():
-            await self._list()
+        if not weights.keys() <= styles.keys():
+            styles = await self._list()
         for name in weights:
-            if name not in self._styles:
-                offers = ", ".join(self._styles) or "none"
-                raise UnknownStyle(f"{self.url} has no style {name!r}; it has: {offers}")
-        return mixed([self._styles[name] for name in weights], list(weights.values()))
+            if name in self._wrong and name not in styles:
+                raise self._wrong[name]
+            if name not in styles:
+                left_out = f"; left out: {', '.join(self._wrong)}" if self._wrong else ""
+                raise UnknownStyle(f"{self.url} has no style {name!r}; it has: {', '.join(styles) or 'none'}{left_out}")
+        return mixed([styles[name] for name in weights], list(weights.values()))
 
 
 class StyleClient(_Client):
@@ -237,7 +278,9 @@ class StyleClient(_Client):
     with several addresses, each request goes to the next that is connected, and is sent again to another when one
     fails. A list's names are looked up once; those of a DNS name whenever a connection ends.
 
-    Not for several threads at once; make one a thread. Use it in a `with` block, or `close` it.
+    For any number of threads. In a forked process, and pickled to another one, it connects anew; gRPC does not work
+    after a fork of a process that has used it, which is an `InputError`. Loopback addresses are never reached through
+    a proxy, others as the environment says. Use it in a `with` block, or `close` it.
     """
 
     _aio = False
@@ -245,13 +288,17 @@ class StyleClient(_Client):
     def styles(self) -> list[Style]:
         """What the server offers now, by name. Raises `Unreachable`, `Unavailable` or `TimedOut`.
 
-        A model of one style is called by its own name, the styles of a model of several by theirs, and by
-        model/style where another has the same name.
+        A model whose config cannot be used is left out, with a warning of the logger `nst_client`; if there is no
+        other, what is wrong with it is raised. A model of one style is called by its own name, the styles of a model of
+        several by theirs, and by model/style where another has the same name.
         """
-        return finished(self._list())
+        return finished(self._listed())
 
     def stylize(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
         """Paint pictures, sRGB `uint8 [H, W, 3]` or `[N, H, W, 3]`, or one of Pillow; the answer is like what is given.
+
+        An image of Pillow of any mode is read as `open_picture` reads a file: upright, in sRGB, 8 bits a channel. The
+        answer is RGB, or RGBA with the opacity of the image if it has any.
 
         Arrays may be NumPy's, or lie on an NVIDIA GPU: what has `__cuda_array_interface__` or DLPack's methods, such
         as PyTorch's tensors and CuPy's arrays. Those need a Triton on this machine, share the GPU's memory with it,
@@ -295,6 +342,7 @@ class StyleClient(_Client):
 class AsyncStyleClient(_Client):
     """`StyleClient` for asyncio: the same methods, to be awaited, by any number of tasks of one loop at once.
 
+    It may be used in one loop after another; in two that run at once it raises `InputError`.
     Use it in an `async with` block, or await `close`.
     """
 
@@ -302,7 +350,7 @@ class AsyncStyleClient(_Client):
 
     async def styles(self) -> list[Style]:
         """See `StyleClient.styles`."""
-        return await self._list()
+        return await self._listed()
 
     async def stylize(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
         """See `StyleClient.stylize`."""
@@ -338,24 +386,36 @@ def _pauses(retries: int) -> Iterator[float]:
 
 def _batch(picture: Any) -> Pixels:
     """`uint8 [N, H, W, 3]` of what an application gives; `CudaPixels`, which have what is used of them, on a GPU."""
-    if isinstance(picture, Image.Image):
-        pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    elif not isinstance(picture, np.ndarray) and (found := pixels_on_gpu(picture)):
+    if not isinstance(picture, np.ndarray) and (found := pixels_on_gpu(picture)):
         return cast(Pixels, found)
-    else:
-        pixels = picture
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or not len(pixels):
-        raise InputError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 [H, W, 3] or [N, H, W, 3]")
-    return np.ascontiguousarray(pixels if pixels.ndim == 4 else pixels[None])
+    if not isinstance(picture, np.ndarray):
+        raise InputError(
+            f"pixels are a {type(picture).__name__}: give a NumPy array, an image of Pillow, or an array on a GPU"
+        )
+    if picture.dtype != np.uint8 or picture.ndim not in (3, 4) or picture.shape[-1] != 3 or not picture.size:
+        raise InputError(f"pixels are {picture.dtype} {picture.shape}, expected uint8 [H, W, 3] or [N, H, W, 3]")
+    return np.ascontiguousarray(picture if picture.ndim == 4 else picture[None])
 
 
 def _like(given: Any, painted: Any) -> Any:
     """A painted batch in the form that was given."""
-    if isinstance(given, Image.Image):
-        return Image.fromarray(painted[0])
     if isinstance(painted, CudaPixels):
         return cuda_memory.like(given, painted)
     return painted if given.ndim == 4 else painted[0]
+
+
+def _image(pixels: Pixels, alpha: Pixels | None) -> Image.Image:
+    """Painted pixels as Pillow has them, under the opacity that was given."""
+    image = Image.fromarray(pixels)
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+    return image
+
+
+def _same(weights: Weights | None, others: Weights | None) -> bool:
+    if weights is None or others is None:
+        return weights is others
+    return np.array_equal(weights, others)
 
 
 def _rows(weights: Weights | None, n: int) -> dict[str, Weights]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from nst_core.onnx_runtime import import_onnxruntime
 CUDA = "CUDAExecutionProvider"
 
 log = logging.getLogger("nst_client")
+
+_parents: list[Any] = []
+"""Engines that a forked process has from its parent."""
 
 OPENVINO_CONFIG = '{"CPU": {"CPU_RUNTIME_CACHE_CAPACITY": "500"}}'
 """As the server's backend has it: memory for so many shapes of each layer, not for OpenVINO's own 5000."""
@@ -57,8 +62,22 @@ class Local:
             )
         self.address = f"local:{repository}"
         self.repository, self.onnxruntime, self.aio, self.threads = repository, onnxruntime, aio, threads
+        self._begin()
+
+    def _begin(self) -> None:
         self.engines: dict[str, Engine] = {}
         self.opening = threading.Lock()
+        self._process = os.getpid()
+
+    def _leave_parents(self) -> None:
+        """In a process that was forked from this one's own, open models anew: an engine's threads are the parent's."""
+        if self._process != os.getpid():
+            _parents.append(self.engines)  # whose end might wait for those threads
+            self._begin()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, in another process too, opens the models itself."""
+        return partial(Local, self.repository, aio=self.aio, threads=self.threads), ()
 
     async def models(self, seconds: float) -> list[str]:
         """See `Transport`."""
@@ -87,15 +106,22 @@ class Local:
 
     async def close(self) -> None:
         """See `Transport`."""
+        self._leave_parents()
         while self.engines:
             self.engines.popitem()[1].close()
 
     @property
     def wants_gpu(self) -> bool:
         """Whether a model of the repository was exported for GPUs (`nst-export --for gpu`)."""
-        return any(_for_gpu(self._config(path.parent.name)) for path in self.repository.glob("*/config.pbtxt"))
+        return any(_for_gpu(config) for config in self._readable_configs())
+
+    def _readable_configs(self) -> Iterator[model_config_pb2.ModelConfig]:
+        for path in self.repository.glob("*/config.pbtxt"):
+            with suppress(ServiceError):
+                yield self._config(path.parent.name)
 
     def _run(self, request: Request) -> Array:
+        self._leave_parents()
         with self.opening:
             if request.model not in self.engines:
                 self.engines[request.model] = self._opened(request.model)
@@ -105,14 +131,15 @@ class Local:
         except Exception as error:  # ONNX Runtime's exceptions have no common root
             if engine.fragile:
                 self.engines.pop(request.model, None)
-            raise Rejected(f"{request.model} failed: {error}") from error
+            raise Rejected(f"{request.model} failed: {_line(error)}") from error
 
     def _config(self, model: str) -> model_config_pb2.ModelConfig:
         file = self.repository / model / "config.pbtxt"
         try:
-            return text_format.Parse(file.read_text(), model_config_pb2.ModelConfig())
+            return text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
         except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-            raise ServiceError(f"{file}: no model's config ({error})") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ServiceError(f"{file}: no model's config ({_line(reason)}); export the model again") from error
 
     def _gpu(self, model: str) -> Gpu:
         """The GPU to run a model on. Raises `InputError` where there is none."""
@@ -140,7 +167,8 @@ class Local:
         except NstError:
             raise
         except Exception as error:  # theirs have no common root either
-            raise ServiceError(f"{version} cannot be opened: {error}") from error
+            reason = f"its config lacks {error}" if isinstance(error, KeyError) else _line(error)
+            raise ServiceError(f"{version} cannot be opened: {reason}") from error
 
     def _on_cpu(self, version: Path, config: model_config_pb2.ModelConfig) -> Engine:
         threads = self._threads(config)
@@ -211,6 +239,11 @@ def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) 
         return engine.run(request.inputs, out)
 
     return Engine(run, engine.close)
+
+
+def _line(error: object) -> str:
+    """A library's words in one line."""
+    return " ".join(str(error).split())
 
 
 def _for_gpu(config: model_config_pb2.ModelConfig) -> bool:

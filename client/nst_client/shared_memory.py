@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 import secrets
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -159,8 +160,10 @@ class Regions:
         self._free: list[Any] = []
         self._given_up: list[Region] = []
         self._largest = 0
-        self._owner = 0
-        """The process that has made regions."""
+        self._used = False
+        """Whether the server has had a region."""
+        self._lock = threading.Lock()
+        """Of `_free` and `_given_up`: several threads may use a client. Never held while the server is asked."""
 
     def worthwhile(self, size: int) -> bool:
         """Whether a request of `size` bytes has a region at hand, or should have one made.
@@ -169,23 +172,20 @@ class Regions:
         the first that is larger than all before, and no more than `KEPT` or of `LIMIT` bytes at a time.
         """
         size = size_class(size)
-        if self._owner not in (0, os.getpid()):
-            return False
         if any(region.size >= size for region in self._free):
             return True
         if size > self._largest:
             self._largest = size
             return False
         idle = {*self._free, *self._given_up}
-        busy = [region.size for region in self._known.values() if region not in idle]
+        busy = [region.size for region in list(self._known.values()) if region not in idle]
         return not busy or (len(busy) < KEPT and sum(busy) + size <= LIMIT)
 
     @asynccontextmanager
     async def lease(self, size: int, seconds: float) -> AsyncIterator[Any]:
         """A region of `size` bytes or more for one request; a new one may take so many seconds.
 
-        Raises `NoRoom`, `Unseen`, `InputError` in a process that was forked from the one that uses the client, or what
-        `call` raises.
+        Raises `NoRoom`, `Unseen`, or what `call` raises.
         """
         region = await self._take(size_class(size), seconds)
         try:
@@ -203,22 +203,26 @@ class Regions:
 
     async def close(self) -> None:
         """End all, and have the server forget them; one that it still works on is waited for a while."""
-        while self._free:
-            self._give_up(self._free.pop())
+        with self._lock:
+            idle, self._free = self._free, []
+        for region in idle:
+            self._give_up(region)
         deadline = time.monotonic() + PATIENCE
         while await self._forget(PATIENCE) and time.monotonic() < deadline:
             await pause(0.1, aio=self._aio)
 
     async def _take(self, size: int, seconds: float) -> Any:
-        if self._owner not in (0, os.getpid()):
-            raise InputError("this process was forked from one whose client shares memory: make a client in each")
-        fitting = [region for region in self._free if region.size >= size]
-        if fitting:
-            region = min(fitting, key=lambda free: free.size)
-            self._free.remove(region)
-            return region
-        while self._free and (len(self._free) >= KEPT or sum(free.size for free in self._free) + size > LIMIT):
-            self._give_up(self._free.pop(0))
+        with self._lock:
+            fitting = [region for region in self._free if region.size >= size]
+            if fitting:
+                region = min(fitting, key=lambda free: free.size)
+                self._free.remove(region)
+                return region
+            spare = []
+            while self._free and (len(self._free) >= KEPT or sum(free.size for free in self._free) + size > LIMIT):
+                spare.append(self._free.pop(0))
+        for region in spare:
+            self._give_up(region)
         region = self._make(size)
         self._known[region.name] = region
         try:
@@ -238,9 +242,9 @@ class Regions:
                 raise
             raise Unseen(region.unseen(str(error))) from error
         region.registered()
-        if not self._owner:
-            self._owner = os.getpid()
-            weakref.finalize(self, _end_all, self._known, self._clean, self._owner)
+        if not self._used:
+            self._used = True
+            weakref.finalize(self, _end_all, self._known, self._clean, os.getpid())
             await self._sweep(seconds)
 
     def _drop(self, region: Region) -> None:
@@ -264,9 +268,10 @@ class Regions:
                     continue
             except ServiceError:  # nobody is there to forget
                 return False
-            if region in self._given_up:  # another task may have been here
-                self._given_up.remove(region)
-                self._known.pop(region.name, None)
+            with self._lock:
+                if region in self._given_up:  # another task or thread may have been here
+                    self._given_up.remove(region)
+                    self._known.pop(region.name, None)
         return busy
 
     async def _sweep(self, seconds: float) -> None:

@@ -31,18 +31,21 @@ class Statistics:
 
 
 def from_triton(models: Iterable[Mapping[str, Any]]) -> Statistics:
-    """The entries of Triton's statistics extension (`model_stats`), one for each version of a model."""
+    """The entries of Triton's statistics extension (`model_stats`), one for each version of a model.
+
+    Raises `LookupError`, `TypeError`, `ValueError` or `AttributeError` for entries of another shape.
+    """
     requests = failures = pictures = executions = queued = computed = 0
     batches: dict[int, int] = {}
-    for one in models:
-        times = one["inference_stats"]
+    for entry in models:
+        times = entry["inference_stats"]
         requests += _number(times["success"], "count")
         failures += _number(times["fail"], "count")
-        pictures += _number(one, "inference_count")
-        executions += _number(one, "execution_count")
+        pictures += _number(entry, "inference_count")
+        executions += _number(entry, "execution_count")
         queued += _number(times["queue"], "ns")
         computed += sum(_number(times[part], "ns") for part in ("compute_input", "compute_infer", "compute_output"))
-        for batch in one.get("batch_stats", ()):
+        for batch in entry.get("batch_stats", ()):
             size = _number(batch, "batch_size")
             batches[size] = batches.get(size, 0) + _number(batch["compute_infer"], "count")
     answered = max(1, requests) * 1e9

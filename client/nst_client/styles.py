@@ -48,34 +48,47 @@ class Style:
         return int(max(height, width) * self.fitting_scale(height, width))
 
 
-def offered(configs: Mapping[str, ModelConfig]) -> dict[str, Style]:
-    """The styles of a server's models, by name. Raises `ServiceError` for a config that cannot be understood.
+def offered(configs: Mapping[str, ModelConfig]) -> tuple[dict[str, Style], dict[str, ServiceError]]:
+    """The styles of a server's models, by name, and what is wrong with the configs of the models left out, by model.
 
     A model of one style is called by its own name, the styles of a model of several by theirs, and by
     model/style where another has the same name.
     """
     found: dict[str, Style] = {}
+    wrong: dict[str, ServiceError] = {}
     named = {
         model: config.parameters["styles"].split(",")
         for model, config in configs.items()
         if config.parameters.get("purpose", "style") == "style" and "styles" in config.parameters
     }
-    for model, names in sorted(named.items(), key=lambda one: (len(one[1]) > 1, one[0])):
+    for model, names in sorted(named.items(), key=lambda entry: (len(entry[1]) > 1, entry[0])):
         try:
-            limits = {key: int(configs[model].parameters[key]) for key in _LIMITS & configs[model].parameters.keys()}
+            limits = {key: _limit(configs[model], key) for key in _LIMITS & configs[model].parameters.keys()}
+        except ValueError as error:
+            wrong[model] = ServiceError(f"the config of the model {model} is wrong: {error}")
+            continue
+        try:
             grid = _grid(model, configs)
-        except (KeyError, ValueError) as error:
-            raise ServiceError(f"the config of the model {model} or of its tiles is wrong: {error}") from error
+        except (KeyError, ValueError) as error:  # the model paints what it takes whole
+            grid, tiled = None, f"{model}_tiled"
+            wrong[tiled] = ServiceError(f"the config of the model {tiled} is wrong: {error}")
         for index, own in enumerate(names):
             name = own if len(names) > 1 else model
             name = f"{model}/{own}" if name in found else name
             found[name] = Style(
                 name, model, index, len(names), **limits, max_batch=configs[model].max_batch, tiles=grid
             )
-    return found
+    return found, wrong
 
 
 _LIMITS = {"min_side", "max_pixels", "max_side"}
+
+
+def _limit(config: ModelConfig, key: str) -> int:
+    value = int(config.parameters[key])
+    if value < 1:
+        raise ValueError(f"{key} is {value}")
+    return value
 
 
 def statistics_model(style: Style) -> str:

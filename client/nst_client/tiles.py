@@ -18,7 +18,7 @@ from nst_core.images import Picture, Pixels, resized
 SIDE = 640
 """Largest side of the part that is kept of a tile, pixels."""
 
-THUMBNAIL = 512
+THUMBNAIL, FEWEST = 512, 16
 """Longer side of the small copy, pixels.
 
 With both a server of Johnson's network at width 1 stays below 1.5 GB on a CPU: its idle model, a pass for the
@@ -115,7 +115,11 @@ class Grid:
 
 
 def thumbnail(pixels: Pixels, min_side: int) -> Pixels:
-    """The small copy of `uint8 [H, W, 3]` whose statistics the tiles share, `min_side` and more pixels a side."""
+    """The small copy of `uint8 [H, W, 3]` whose statistics the tiles share, `min_side` and more pixels a side.
+
+    And at least `FEWEST`, of which a variance can be said.
+    """
+    min_side = max(FEWEST, min_side)
     height, width = pixels.shape[:2]
     scale = min(1.0, max(THUMBNAIL / max(height, width), min_side / min(height, width)))
     return resized(Picture(pixels), max(min_side, round(width * scale)), max(min_side, round(height * scale))).pixels

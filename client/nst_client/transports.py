@@ -7,6 +7,7 @@ a blocking transport never suspend.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from nst_core.errors import InputError
 INPUT, STYLE_WEIGHTS, STATISTICS, OUTPUT = "image", "style_weights", "statistics", "stylized"
 """Contract 1's tensors: `uint8 [N, H, W, 3]`, `float32 [N, S]` of models of several styles, `float32 [N, K]` of a
 tiled pair, `uint8 [N, H, W, 3]`."""
+
+LARGEST_PORT = 65535
 
 Array = npt.NDArray[Any]
 Weights = npt.NDArray[np.float32]
@@ -78,8 +81,9 @@ def connect(
 ) -> Transport:
     """The transport of `grpc[s]://host:port[,host:port]`, `http[s]://host:port` or `local:FOLDER`; see `StyleClient`.
 
-    A sequence is of gRPC URLs of one scheme, of servers with the same models. `aio` makes one whose coroutines suspend,
-    for asyncio. Raises `InputError` for any other URL, or a setting that it cannot have. Nothing is sent yet.
+    HTTP may have a path behind the port, for a reverse proxy; with TLS the port is 443 by default. A sequence is of
+    gRPC URLs of one scheme, of servers with the same models. `aio` makes one whose coroutines suspend, for asyncio.
+    Raises `InputError` for any other URL, or a setting that it cannot have. Nothing is sent yet.
     """
     if not isinstance(url, str):
         url = _together(url)
@@ -88,18 +92,68 @@ def connect(
 
         return Local(Path(url.removeprefix("local:")), aio=aio)
     scheme, separator, rest = url.partition("://")
-    host = rest.rstrip("/")
+    # gRPC's own way to say which DNS server knows a name: dns://server/name:port.
+    resolver = found[0] if scheme.startswith("grpc") and (found := _RESOLVER.match(rest)) else ""
+    host, slash, path = rest.removeprefix(resolver).partition("/")
+    host, path = resolver + host, (slash + path).rstrip("/")
     if not (separator and host and scheme in ("grpc", "grpcs", "http", "https")):
         raise InputError(
-            f"{url!r} is no address: use grpc://host:8001, grpcs://host:8001, http://host:8000, https://host:8000 "
-            "or local:model_repository"
+            f"{_shown(url)} is no address: use grpc://host:8001, grpcs://host:8001, http://host:8000, "
+            "https://host:8000 or local:model_repository"
         )
     if "," in host and (not scheme.startswith("grpc") or not all(host.split(","))):
-        raise InputError(f"{url!r}: several servers are for gRPC, as grpc://host:8001,host:8001 or grpcs://")
-    from nst_client.triton import Grpc, Http, Settings
+        raise InputError(f"{_shown(url)}: several servers are for gRPC, as grpc://host:8001,host:8001 or grpcs://")
+    if path and (scheme.startswith("grpc") or set(path) & set("?# ")):
+        raise InputError(f"{_shown(url)}: {path} does not belong behind the port: use {scheme}://{host}")
+    try:
+        servers = server_addresses(host)
+    except InputError as error:
+        raise InputError(f"{_shown(url)}: {error}") from None
+    if scheme == "grpc" and not all(server.port for server in servers):
+        raise InputError(f"{_shown(url)} has no port: use grpc://host:8001")
+    from nst_client.triton import Grpc, Settings
+    from nst_client.triton_http import Http
 
-    settings = Settings(host, scheme.endswith("s"), timeout, token, ca, shared_memory, aio)
+    settings = Settings(host, scheme.endswith("s"), timeout, token, ca, shared_memory, aio, path)
     return Grpc(settings) if scheme.startswith("grpc") else Http(settings)
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """A name or an address, without brackets, and a port; None for the scheme's own."""
+
+    host: str
+    port: int | None
+
+
+def server_addresses(hosts: str) -> list[ServerAddress]:
+    """Those of `host:port[,host:port]`. Raises `InputError` that says what is wrong with one."""
+    return [_server_address(_RESOLVER.sub("", text)) for text in hosts.split(",")]
+
+
+def _server_address(text: str) -> ServerAddress:
+    if "@" in text:
+        raise InputError("an address takes no user and password; a server's token goes in NST_TOKEN or --token-file")
+    if text.count(":") > 1 and not text.startswith("["):
+        raise InputError("write an IPv6 address in brackets, as [::1]:8001")
+    found = _SERVER.fullmatch(text)
+    if found is None or not text.isprintable():
+        raise InputError(f"{text!r} is no host")
+    number = found["port"]
+    if number is not None and not (re.fullmatch("[0-9]{1,5}", number) and 0 < int(number) <= LARGEST_PORT):
+        raise InputError(f"{number!r} is no port: give a number from 1 to {LARGEST_PORT}")
+    return ServerAddress(found["six"] or found["name"], None if number is None else int(number))
+
+
+_RESOLVER = re.compile("dns:(//[^/,]*/)?")
+
+_SERVER = re.compile(r"""(?:\[(?P<six>[^\[\]/?#\s]+)\]|(?P<name>[^\[\]:/?#\\<>"'%\s]+))(?::(?P<port>.*))?""")
+
+
+def _shown(url: str) -> str:
+    """An address for a message, without a password."""
+    scheme, separator, rest = url.rpartition("://")
+    return repr(f"{scheme}{separator}{rest.rpartition('@')[2]}")
 
 
 def _together(urls: Sequence[str]) -> str:

@@ -1,37 +1,34 @@
-"""Triton over gRPC, and over HTTP by NVIDIA's client library, blocking and for asyncio."""
+"""Triton over gRPC, blocking and for asyncio, and what its two protocols have in common."""
 
 from __future__ import annotations
 
-import base64
-import errno
-import io
+import asyncio
 import ipaddress
 import json
 import os
 import socket
 import ssl
+import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import np_to_triton_dtype
 
 from nst_client import buffers, statistics
 from nst_client.coroutines import finished, settled, worked
 from nst_client.cuda_memory import CudaPixels, CudaRegion, not_shared
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, Unreachable, Untrusted
+from nst_client.proxies import Proxy, proxy_for_grpc
 from nst_client.shared_memory import UNKNOWN, Forgotten, NoRoom, Region, Regions, SystemRegion, Unseen
 from nst_client.statistics import Statistics
-from nst_client.transports import INPUT, OUTPUT, Array, ModelConfig, Request
+from nst_client.transports import INPUT, OUTPUT, Array, ModelConfig, Request, ServerAddress, server_addresses
 from nst_core.errors import InputError
 
 TOKEN = "nst-token"
@@ -64,18 +61,31 @@ AWAY = (
 )
 """How a server says that it cannot answer now; the last of a model whose process has died, which nst-serve sees to."""
 
-GATEWAY = ("502", "503", "504")
-"""HTTP's statuses of a proxy whose server is away."""
-
 REGION_SECONDS = 5.0
 """How long a server may take to register or forget a region."""
+
+HTTPS_PORT = 443
+"""What grpcs:// means without a port, as gRPC itself has it."""
+
+UINT8 = "UINT8"
+"""Triton's name of a pixel's type."""
+
+LONGEST_WORDS = 500
+"""Characters of a server's words that an error repeats."""
+
+_parents: list[Any] = []
+"""What a forked process has from its parent and must not end: connections and shared memory are the parent's."""
+
+_grpc_process = 0
+"""The process that has used gRPC first, among this one and those that it was forked from."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """How a server is reached, or several with a comma between their hosts; see `StyleClient`.
 
-    `aio` is for asyncio.
+    `aio` is for asyncio, `path` what comes before Triton's own paths behind a reverse proxy. Raises `InputError` for
+    what cannot be.
     """
 
     host: str
@@ -85,6 +95,7 @@ class Settings:
     ca: Path | None = None
     shared_memory: bool | None = None
     aio: bool = False
+    path: str = ""
 
     def __post_init__(self) -> None:
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
@@ -101,6 +112,11 @@ class Settings:
         """Whether a list of servers was given; the addresses of one name are gRPC's to know."""
         return "," in self.host
 
+    @property
+    def servers(self) -> list[ServerAddress]:
+        """The hosts and ports."""
+        return server_addresses(self.host)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -113,9 +129,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server says to an inference: the shape of the output, and its values if they lie in the message."""
+    """What a server says to an inference: the output's shape, Triton's name of its type, and its values.
+
+    These are None where they do not lie in the message.
+    """
 
     shape: list[int]
+    datatype: str
     values: Array | None
 
 
@@ -127,18 +147,64 @@ class Triton(ABC):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.address = f"{self.scheme}{'s' if settings.tls else ''}://{settings.host}"
-        optional = settings.shared_memory is None
+        self.address = f"{self.scheme}{'s' if settings.tls else ''}://{settings.host}{settings.path}"
+        self._begin()
+
+    def _begin(self) -> None:
+        """With nothing: no connection, no shared memory."""
+        optional = self.settings.shared_memory is None
         self.regions = self._regions(partial(SystemRegion, sparing=optional), "system", optional=optional)
         self.cuda_regions: dict[int, Regions] = {}
         """By the number of the GPU."""
-        self.sharing = settings.shared_memory
+        self.sharing = self.settings.shared_memory
         """Whether pictures go through shared memory; None until somebody has looked whether they can."""
+        self.proxy: Proxy | None = None
+        """What lies between here and the server; known once there is a connection."""
+        self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
+        self._making = threading.Lock()
 
-    @cached_property
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, in another process too, has the settings and makes a connection of its own."""
+        return type(self), (self.settings,)
+
+    @property
     def client(self) -> Any:
-        """The connection; one for asyncio belongs to the loop in which it is made, so it is made by the first call."""
-        return self._make_client()
+        """The connection of this process and, with asyncio, of the loop that runs; the first call makes it.
+
+        Raises `InputError` if another loop, which runs too, has it, or if none can be made.
+        """
+        self._leave_parents()
+        loop = asyncio.get_running_loop() if self.settings.aio else None
+        with self._making:
+            if self._client is not None and self._loop is not loop:
+                self._abandon()
+            if self._client is None:
+                self.proxy = self._proxy()
+                self._client, self._loop = self._make_client(), loop
+            return self._client
+
+    @property
+    def way(self) -> str:
+        """Words for an error: by which proxy the server is reached, if by one."""
+        return "" if self.proxy is None else f" through {self.proxy}"
+
+    def _leave_parents(self) -> None:
+        """In a process that was forked from the client's own, begin anew, and leave alone what is the parent's."""
+        if self._process != os.getpid():
+            _parents.append((self._client, self._loop, self.regions, self.cuda_regions))
+            self._begin()
+
+    def _abandon(self) -> None:
+        """Drop the connection of another loop."""
+        if self._loop is not None and self._loop.is_running():
+            raise InputError(
+                f"this AsyncStyleClient of {self.address} belongs to another event loop, which is running: "
+                "make a client in each loop"
+            )
+        self._abandon_client(self._client)
+        self._client = None
 
     async def models(self, seconds: float) -> list[str]:
         """See `Transport`."""
@@ -146,13 +212,16 @@ class Triton(ABC):
         loaded = await self._call("get_inference_statistics", seconds=seconds)
         if not loaded and self.settings.several:  # one that drains has unloaded its models; another is asked
             raise Unavailable(f"{self.address} cannot answer now: the server that was asked has no model")
-        return sorted({model["name"] for model in loaded})
+        with self._understood("to the question for its models"):
+            return sorted({_text(model["name"]) for model in loaded})
 
     async def config(self, model: str, seconds: float) -> ModelConfig:
         """See `Transport`."""
         config = await self._call("get_model_config", model, seconds=seconds)
-        parameters = {name: entry.get("string_value", "") for name, entry in config.get("parameters", {}).items()}
-        return ModelConfig(parameters, int(config.get("max_batch_size", 0)))
+        with self._understood(f"to the question for the config of {model}"):
+            entries = config.get("parameters", {}).items()
+            parameters = {name: _text(entry.get("string_value", "")) for name, entry in entries}
+            return ModelConfig(parameters, int(config.get("max_batch_size", 0)))
 
     async def infer(self, request: Request, seconds: float) -> Array:
         """See `Transport`; a picture and what is painted of it go through shared memory if they can.
@@ -160,6 +229,7 @@ class Triton(ABC):
         A picture in a GPU's memory, `CudaPixels`, goes through CUDA's and so does its answer. Raises `InputError`
         where that cannot be.
         """
+        self._leave_parents()
         deadline = time.monotonic() + seconds
         picture = request.inputs[INPUT]
         if isinstance(picture, CudaPixels):
@@ -177,14 +247,22 @@ class Triton(ABC):
 
     async def statistics(self, model: str, seconds: float) -> Statistics:
         """See `Transport`."""
-        return statistics.from_triton(await self._call("get_inference_statistics", model, seconds=seconds))
+        counted = await self._call("get_inference_statistics", model, seconds=seconds)
+        with self._understood(f"to the question for the statistics of {model}"):
+            return statistics.from_triton(counted)
 
     async def close(self) -> None:
         """See `Transport`."""
+        self._leave_parents()
         for regions in (self.regions, *self.cuda_regions.values()):
             await regions.close()
-        if "client" in self.__dict__:
-            await settled(self.client.close())
+        client, self._client = self._client, None
+        if client is None:
+            return
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            self._abandon_client(client)
+        else:
+            await settled(client.close())
 
     async def _shares(self, size: int) -> bool:
         """Whether a picture of so many bytes goes through shared memory."""
@@ -234,10 +312,10 @@ class Triton(ABC):
             region.write(picture)
             places = {INPUT: Place(region.name, size), request.output: Place(region.name, size, size)}
             answer = await self._infer(request, places, deadline - time.monotonic())
-            if answer.shape != list(picture.shape):
+            if answer.shape != list(picture.shape) or answer.datatype != UINT8:
                 raise Rejected(
-                    f"the model {request.model} answered {answer.shape} to {list(picture.shape)}: not a style model "
-                    "of contract 1"
+                    f"the model {request.model} answered {answer.datatype} {answer.shape} to {UINT8} "
+                    f"{list(picture.shape)}: not a style model of contract 1"
                 )
             painted: Array = region.read(size, picture)
             return painted
@@ -247,8 +325,9 @@ class Triton(ABC):
         seconds = min(seconds, REGION_SECONDS)
         if action == "listed":
             said = await self._call(f"get_{kind}_shared_memory_status", seconds=seconds)
-            # Over gRPC a mapping by name, over HTTP a list.
-            return list(said.get("regions", {})) if isinstance(said, dict) else [region["name"] for region in said]
+            with self._understood("to the question for its shared memory"):
+                # Over gRPC a mapping by name, over HTTP a list.
+                return list(said.get("regions", {})) if isinstance(said, dict) else [region["name"] for region in said]
         if action == "register":
             (region,) = arguments
             arguments = (region.name, *region.registration())
@@ -259,15 +338,35 @@ class Triton(ABC):
         """Run a model; tensors that have places lie there and not in the messages."""
 
     @abstractmethod
-    def _make_client(self) -> Any: ...
+    def _proxy(self) -> Proxy | None:
+        """What the environment puts between here and the server. Raises `InputError`."""
 
     @abstractmethod
+    def _make_client(self) -> Any:
+        """A connection; nothing is sent yet."""
+
+    def _abandon_client(self, client: Any) -> None:
+        """End a connection whose loop is closed or stopped, where its end is not left to the garbage collector."""
+        return
+
     def _cleaner(self, kind: str) -> Callable[[list[str]], None]:
         """Has the server forget regions, by name, when `self` is gone: in any thread, without a loop, also at exit."""
+        make, settings = type(self), replace(self.settings, shared_memory=False, aio=False)
+
+        def clean(names: list[str]) -> None:
+            other = make(settings)
+            try:
+                for name in names:
+                    with suppress(Rejected):
+                        finished(other._region(kind, "unregister", name, seconds=REGION_SECONDS))
+            finally:
+                finished(other.close())
+
+        return clean
 
     @abstractmethod
     async def _call(self, method: str, *arguments: Any, seconds: float) -> Any:
-        """The answer, as JSON has it, of what NVIDIA's client calls `method`; errors as ours."""
+        """The answer to one of `METHODS`, as JSON has it, of any shape; errors as ours."""
 
     @abstractmethod
     def _by_status(self, said: str, status: str) -> ServiceError:
@@ -287,21 +386,37 @@ class Triton(ABC):
                 "give it with --token-file FILE or in NST_TOKEN"
             )
         if said.startswith(UNKNOWN):
-            return Forgotten(f"{self.address} answered: {said}")
+            return Forgotten(f"{self.address} answered: {_line(said)}")
         if any(sign in said for sign in AWAY):
-            return Unavailable(f"{self.address} cannot answer now: {said}")
+            return Unavailable(f"{self.address} cannot answer now: {_line(said)}")
         return self._by_status(said, status)
 
+    @contextmanager
+    def _understood(self, what: str) -> Iterator[None]:
+        """`ServiceError` where an answer in the block is not of the shape that Triton gives it."""
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ServiceError(
+                f"{self.address} does not answer as Triton does {what}{self.way}: {_why(error)}"
+            ) from error
+
     def _rejected(self, said: str) -> Rejected:
-        return Rejected(f"{self.address} answered: {said}")
+        return Rejected(f"{self.address} answered: {_line(said)}")
 
     def _nobody(self) -> Unreachable:
+        if self.proxy is not None:
+            return Unreachable(
+                f"no server answers at {self.address}{self.way}; if it is reached without a proxy, name it in no_proxy"
+            )
         return Unreachable(
             f"no server answers at {self.address}; start one with nst-serve, or give its address with --url"
         )
 
     def _too_slow(self) -> TimedOut:
-        return TimedOut(f"{self.address} did not answer within {self.settings.timeout:g} s; allow more with --timeout")
+        return TimedOut(
+            f"{self.address} did not answer within {self.settings.timeout:g} s{self.way}; allow more with --timeout"
+        )
 
     def _no_tls(self) -> ServiceError:
         return ServiceError(f"{self.address} does not speak TLS: is it {self.scheme}://{self.settings.host}?")
@@ -320,7 +435,14 @@ class Grpc(Triton):
         self._places: list[str] = []
         """Addresses of the servers, once they are looked up."""
 
+    def _proxy(self) -> Proxy | None:
+        if self.settings.several:  # gRPC would ask a proxy for the list as if it were a name
+            return None
+        (server,) = self.settings.servers
+        return proxy_for_grpc(server.host, server.port or HTTPS_PORT)
+
     def _make_client(self) -> Any:
+        _check_fork()
         # Or its core writes refused handshakes to stderr, beside the error that tells of them.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc  # type: ignore[import-untyped]
@@ -329,26 +451,14 @@ class Grpc(Triton):
         if self.settings.several:  # all of them show a certificate of the first name
             options.append(("grpc.default_authority", target.partition(",")[0]))
             target = f"{'ipv6' if self._places[0].startswith('[') else 'ipv4'}:{','.join(self._places)}"
+        if self.proxy is None:
+            options.append(("grpc.enable_http_proxy", 0))
         library = grpc.aio if self.settings.aio else grpc
         if not self.settings.tls:
             return library.insecure_channel(target, options=options)
-        ca = self.settings.ca or _system_ca()
+        ca = self.settings.ca or system_ca()
         credentials = grpc.ssl_channel_credentials(None if ca is None else ca.read_bytes())
         return library.secure_channel(target, credentials, options=options)
-
-    def _cleaner(self, kind: str) -> Callable[[list[str]], None]:
-        settings = replace(self.settings, shared_memory=False, aio=False)
-
-        def clean(names: list[str]) -> None:
-            other = Grpc(settings)
-            try:
-                for name in names:
-                    with suppress(Rejected):
-                        finished(other._region(kind, "unregister", name, seconds=REGION_SECONDS))
-            finally:
-                finished(other.close())
-
-        return clean
 
     async def _infer(self, request: Request, places: Mapping[str, Place], seconds: float) -> Answer:
         from tritonclient.grpc import service_pb2
@@ -367,23 +477,28 @@ class Grpc(Triton):
         if request.output in places:
             _put(output, places[request.output])
         data = await self._in_turn("ModelInfer", wire.encoded(message, tensors), seconds)
-        try:
+        with self._understood(f"to the inference of {request.model}"):
             answer, contents = wire.decoded(data)
-            painted = None if request.output in places else wire.tensor_of(answer, contents, request.output)
-        except ValueError as error:
-            raise self._rejected(str(error)) from error
-        shape = next((list(tensor.shape) for tensor in answer.outputs if tensor.name == request.output), [])
-        return Answer(shape, painted)
+            for tensor, content in wire.outputs(answer, contents):
+                if tensor.name == request.output:
+                    shape = list(tensor.shape)
+                    there = request.output in places
+                    sent = None if there else wire.array_of(content, tensor.datatype, shape)
+                    return Answer(shape, tensor.datatype, sent)
+        return Answer([], "", None)
 
     async def _call(self, method: str, *arguments: Any, seconds: float) -> Any:
         from google.protobuf.json_format import MessageToDict
         from tritonclient.grpc import service_pb2
 
+        from nst_client import wire
+
         name, fields, wrapped = METHODS[method]
         message = getattr(service_pb2, f"{name}Request")(**dict(zip(fields, arguments, strict=False)))
         data = await self._in_turn(name, message.SerializeToString(), seconds)
-        answer = getattr(service_pb2, f"{name}Response").FromString(data)
-        said = MessageToDict(answer, preserving_proto_field_name=True)
+        with self._understood(f"to {name}"):
+            answer = wire.message_of(getattr(service_pb2, f"{name}Response"), data)
+            said = MessageToDict(answer, preserving_proto_field_name=True)
         return said.get(wrapped, []) if wrapped else said
 
     async def _in_turn(self, name: str, message: bytes, seconds: float) -> bytes:
@@ -391,7 +506,8 @@ class Grpc(Triton):
         deadline = time.monotonic() + seconds
         if not self._places:
             hosts = self.settings.host.split(",")
-            found = await worked(_places, hosts, aio=self.settings.aio)
+            # The names of what lies behind a proxy are the proxy's to look up.
+            found = [] if self._proxy() else await worked(_places, hosts, aio=self.settings.aio)
             if not found and self.settings.several:
                 raise self._nobody()
             self._places = found or hosts
@@ -452,170 +568,36 @@ def _put(tensor: Any, place: Place) -> None:
     tensor.parameters["shared_memory_offset"].int64_param = place.offset
 
 
-class Http(Triton):
-    """Triton's HTTP protocol (KServe v2) with its binary extension."""
-
-    scheme = "http"
-
-    @property
-    def _library(self) -> Any:
-        import tritonclient.http as triton
-
-        return triton
-
-    def _make_client(self) -> Any:
-        settings = self.settings
-        if settings.aio:
-            return _aio_http()(
-                settings.host,
-                ssl=settings.tls,
-                ssl_context=self._context() if settings.tls else True,
-                conn_timeout=None,
-            )
-        return self._library.InferenceServerClient(
-            settings.host,
-            connection_timeout=settings.timeout,
-            network_timeout=settings.timeout,
-            ssl=settings.tls,
-            ssl_context_factory=self._context,
+def _check_fork() -> None:
+    """Raises `InputError` in a process that was forked from one that used gRPC, whose threads are not in the child."""
+    global _grpc_process
+    supported = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "true", "yes", "y", "t")
+    if _grpc_process not in (0, os.getpid()) and not supported:
+        raise InputError(
+            "gRPC cannot be used in a process that was forked after its parent had used it: start processes with "
+            "multiprocessing.get_context('spawn'), make the first call after the fork, or use http://host:8000"
         )
-
-    def _cleaner(self, kind: str) -> Callable[[list[str]], None]:
-        settings = replace(self.settings, shared_memory=False, aio=False)
-
-        def clean(names: list[str]) -> None:
-            other = Http(settings)
-            for name in names:
-                with suppress(Rejected):
-                    finished(other._region(kind, "unregister", name, seconds=REGION_SECONDS))
-
-        return clean
-
-    async def _region(self, kind: str, action: str, *arguments: Any, seconds: float) -> Any:
-        # Not by NVIDIA's blocking client: gevent lets nobody but the thread that has used a socket close what is
-        # shared, and cannot be started when the interpreter ends.
-        if action == "unregister" and not self.settings.aio:
-            (name,) = arguments
-            return self._unregister(kind, name, min(seconds, REGION_SECONDS))
-        return await super()._region(kind, action, *arguments, seconds=seconds)
-
-    def _unregister(self, kind: str, name: str, seconds: float) -> None:
-        host, headers = self.settings.host, {TOKEN: self.settings.token or ""}
-        connection = (
-            HTTPSConnection(host, timeout=seconds, context=ssl.create_default_context(cafile=self.settings.ca))
-            if self.settings.tls
-            else HTTPConnection(host, timeout=seconds)
-        )
-        try:
-            with closing(connection):
-                connection.request("POST", f"/v2/{kind}sharedmemory/region/{name}/unregister", headers=headers)
-                answer = connection.getresponse()
-                said = answer.read().decode(errors="replace")
-        except (OSError, HTTPException) as error:
-            raise self._nobody() from error
-        if answer.status != HTTPStatus.OK:
-            raise self._refused(said, str(answer.status))
-
-    async def _infer(self, request: Request, places: Mapping[str, Place], seconds: float) -> Answer:
-        inputs = []
-        for name, values in request.inputs.items():
-            tensor = self._library.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
-            if name in places:
-                tensor.set_shared_memory(places[name].region, places[name].size, places[name].offset)
-            else:
-                tensor.set_data_from_numpy(values)
-            inputs.append(tensor)
-        output = self._library.InferRequestedOutput(request.output)
-        if place := places.get(request.output):
-            output.set_shared_memory(place.region, place.size, offset=place.offset)
-        answer = await self._call("infer", request.model, inputs, outputs=[output], seconds=seconds)
-        told = answer.get_output(request.output)
-        return Answer(told["shape"] if told else [], None if place else answer.as_numpy(request.output))
-
-    async def _call(self, method: str, *arguments: Any, seconds: float, **named: Any) -> Any:
-        if method == "register_cuda_shared_memory":
-            name, handle, *others = arguments
-            arguments = (name, base64.b64encode(handle).decode(), *others)
-        headers = {TOKEN: self.settings.token} if self.settings.token else {}
-        with self._errors():
-            async with self._within(seconds):
-                answer = await settled(getattr(self.client, method)(*arguments, headers=headers, **named))
-        return answer["model_stats"] if method == "get_inference_statistics" else answer
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except InferenceServerException as error:
-            raise self._refused(error.message() or "nothing", error.status() or "") from error
-        except TimeoutError as error:
-            raise self._too_slow() from error
-        except _connection_errors(self.settings.aio) as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: Exception) -> ServiceError:
-        """What went wrong with the connection; aiohttp's errors have the socket's inside."""
-        error = getattr(error, "certificate_error", getattr(error, "os_error", error))
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return self._untrusted(error.verify_message)
-        if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
-            return self._no_tls()
-        if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
-            return self._too_slow()
-        # Bytes that are no HTTP, or no JSON; an answer that ends too early is a connection that was cut.
-        if isinstance(error, ValueError) or any(sign in str(error) for sign in ("Expected HTTP/", "Bad status line")):
-            return ServiceError(f"{self.address} does not speak Triton's HTTP: is it the gRPC port?")
-        return self._nobody()
-
-    def _by_status(self, said: str, status: str) -> ServiceError:
-        if status in GATEWAY:
-            return Unavailable(f"{self.address} cannot answer now: HTTP's status {status}")
-        return self._rejected(said)
-
-    @asynccontextmanager
-    async def _within(self, seconds: float) -> AsyncIterator[None]:
-        """`TimeoutError` after so many seconds; the library's own limits are for a socket's next bytes only."""
-        if self.settings.aio:
-            import asyncio
-
-            async with asyncio.timeout(max(seconds, 0.001)):
-                yield
-        else:
-            import gevent
-
-            with gevent.Timeout(max(seconds, 0.001), TimeoutError):
-                yield
-
-    def _context(self, cafile: str | None = None) -> ssl.SSLContext:
-        """Trust in the CA that was given, else in the system's (`cafile` is the library's own idea of them)."""
-        import gevent.ssl
-
-        make = ssl.create_default_context if self.settings.aio else gevent.ssl.create_default_context
-        context: ssl.SSLContext = make(cafile=self.settings.ca or _system_ca() or cafile)
-        return context
+    _grpc_process = os.getpid()
 
 
-def _aio_http() -> Any:
-    """NVIDIA's HTTP client for asyncio, whose bodies go as streams."""
-    import tritonclient.http.aio as triton
-
-    class Client(triton.InferenceServerClient):  # type: ignore[misc]
-        async def _post(self, request_uri: str, request_body: Any, *others: Any, **named: Any) -> Any:
-            # aiohttp warns that bytes of more than 1 MiB may hold up the loop.
-            body = io.BytesIO(request_body) if isinstance(request_body, bytes) else request_body
-            return await super()._post(request_uri, body, *others, **named)
-
-    return Client
+def _text(value: Any) -> str:
+    """A value that must be text. Raises `TypeError`."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} where a text belongs")
+    return value
 
 
-def _connection_errors(aio: bool) -> tuple[type[Exception], ...]:
-    """What NVIDIA's HTTP clients let through of a connection that fails, or of an answer that is none."""
-    common = (OSError, ValueError, HTTPException)
-    if not aio:
-        return common
-    import aiohttp
+def _line(said: str) -> str:
+    """A server's words in one line of some length."""
+    words = " ".join(said.split())
+    return words if len(words) <= LONGEST_WORDS else f"{words[:LONGEST_WORDS]}..."
 
-    return (*common, aiohttp.ClientError)
+
+def _why(error: Exception) -> str:
+    """What is wrong with an answer."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return _line(str(error)) or type(error).__name__
 
 
 def _check_ca(ca: Path) -> None:
@@ -627,7 +609,7 @@ def _check_ca(ca: Path) -> None:
         raise InputError(f"{ca}: {error.strerror}") from error
 
 
-def _system_ca() -> Path | None:
+def system_ca() -> Path | None:
     """The file of the CAs that this system trusts; None where there is none and the library's own have to do."""
     file = ssl.get_default_verify_paths().cafile
     return Path(file) if file else None
@@ -642,8 +624,8 @@ def _places(hosts: list[str]) -> list[str]:
         found: list[Any] = []
         for host in hosts:
             with suppress(OSError, ValueError):  # of a name that is not known now; the other servers answer
-                parts = urlsplit(f"//{host}")
-                found += socket.getaddrinfo(parts.hostname, parts.port, family, socket.SOCK_STREAM)
+                (server,) = server_addresses(host)
+                found += socket.getaddrinfo(server.host, server.port or HTTPS_PORT, family, socket.SOCK_STREAM)
         if found:
             places = [(address[0], address[1]) for *_, address in found]
             return [f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}" for ip, port in places]
@@ -652,9 +634,9 @@ def _places(hosts: list[str]) -> list[str]:
 
 def _is_this_host(host: str) -> bool:
     """Whether all addresses of a host are this one's: only those can be listened on."""
-    name = urlsplit(f"//{host}").hostname
     try:
-        found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)
+        (server,) = server_addresses(host)
+        found = socket.getaddrinfo(server.host, 0, type=socket.SOCK_STREAM)
     except OSError:
         return False
     return all(

@@ -7,7 +7,9 @@ a message, so here they are joined to the encoded rest, and cut off before the r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import zip_longest
+from math import prod
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +27,14 @@ def encoded(message: Any, tensors: Sequence[npt.NDArray[Any]]) -> bytes:
     """A `ModelInferRequest` with its tensors, which must be contiguous, as its `raw_input_contents`."""
     parts: list[Any] = [message.SerializeToString()]
     for tensor in tensors:
-        parts += [bytes([_TENSORS_OUT]), _varint(tensor.nbytes), tensor.reshape(-1).view(np.uint8).data]
+        parts += [bytes([_TENSORS_OUT]), _varint(tensor.nbytes), bytes_of(tensor)]
     return b"".join(parts)
+
+
+def bytes_of(tensor: npt.NDArray[Any]) -> memoryview:
+    """The bytes of a contiguous tensor, not copied."""
+    content: Any = tensor.reshape(-1).view(np.uint8).data
+    return cast(memoryview, content)
 
 
 def decoded(data: bytes) -> tuple[Any, list[memoryview]]:
@@ -37,18 +45,37 @@ def decoded(data: bytes) -> tuple[Any, list[memoryview]]:
             tensors.append(content)
         else:
             rest.append(field)
+    return message_of(service_pb2.ModelInferResponse, b"".join(rest)), tensors
+
+
+def message_of(kind: Any, data: bytes) -> Any:
+    """The message of a type that `data` encodes. Raises `ValueError` for other bytes."""
     try:
-        return service_pb2.ModelInferResponse.FromString(b"".join(rest)), tensors
+        return kind.FromString(data)
     except Exception as error:  # protobuf's own, of no common root
-        raise ValueError(f"no ModelInferResponse: {error}") from error
+        raise ValueError(f"no {kind.DESCRIPTOR.name}") from error
 
 
-def tensor_of(message: Any, tensors: Sequence[memoryview], name: str) -> npt.NDArray[Any] | None:
-    """The tensor of an answer, read-only; None if it has none of this name. Raises `ValueError` for a wrong length."""
-    for output, content in zip(message.outputs, tensors, strict=False):
-        if output.name == name:
-            return np.frombuffer(content, triton_to_np_dtype(output.datatype)).reshape(list(output.shape))
-    return None
+def outputs(message: Any, tensors: Sequence[memoryview]) -> Iterator[tuple[Any, memoryview]]:
+    """The outputs that a `ModelInferResponse` describes, each with its tensor; an empty one where none was sent."""
+    return zip_longest(message.outputs, tensors[: len(message.outputs)], fillvalue=memoryview(b""))
+
+
+def dtype_of(datatype: str) -> np.dtype[Any]:
+    """NumPy's type for one of Triton's. Raises `ValueError` for one that pixels and numbers do not have."""
+    found = triton_to_np_dtype(datatype)
+    kind: np.dtype[Any] = np.dtype(found)
+    if found is None or kind.hasobject:
+        raise ValueError(f"an output of the type {datatype!r}")
+    return kind
+
+
+def array_of(content: memoryview, datatype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
+    """A tensor, read-only, in the memory of `content`. Raises `ValueError` for a shape that has another size."""
+    kind = dtype_of(datatype)
+    if min(shape, default=0) < 0 or prod(shape) * kind.itemsize != len(content):
+        raise ValueError(f"{datatype} {list(shape)} in {len(content)} bytes")
+    return np.frombuffer(content, kind).reshape(shape)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:

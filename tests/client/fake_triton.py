@@ -1,11 +1,19 @@
-"""A gRPC server in this process that speaks as Triton does and inverts colours, and a CUDA runtime of main memory."""
+"""Servers that speak as Triton does, by gRPC and by HTTP, and invert colours, and a CUDA runtime of main memory.
+
+`python fake_triton.py grpc` or `http` prints its URL and serves until its standard input ends.
+"""
 
 import ctypes
+import json
 import mmap
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +130,69 @@ def serving(triton: FakeTriton) -> Iterator[FakeTriton]:
         server.stop(None).wait()
 
 
+class HttpHandler(BaseHTTPRequestHandler):
+    """Triton's HTTP for one model, `negative`."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        path = self.path.partition("/v2/")[2]  # a proxy sends whole URLs
+        answers = {
+            "models/stats": {"model_stats": [{"name": "negative"}]},
+            "models/negative/config": {"parameters": {"styles": {"string_value": "negative"}}},
+            "systemsharedmemory/status": [],
+        }
+        self.answer(json.dumps(answers[path]).encode())
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if not self.path.endswith("/infer"):
+            self.answer(b'{"error":"Unable to open shared memory region"}', status=400)
+            return
+        length = int(self.headers["Inference-Header-Content-Length"])
+        (image,) = json.loads(body[:length])["inputs"]
+        painted = bytes(255 - np.frombuffer(body[length:], np.uint8))
+        output = {"name": "stylized", "datatype": "UINT8", "shape": image["shape"]}
+        told = json.dumps({"outputs": [{**output, "parameters": {"binary_data_size": len(painted)}}]}).encode()
+        self.answer(told + painted, {"Inference-Header-Content-Length": str(len(told))})
+
+    def answer(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def serving_http() -> Iterator[str]:
+    """The URL of a server with `HttpHandler`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), HttpHandler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def serving_elsewhere(scheme: str) -> Iterator[str]:
+    """The URL of a server in a process of its own: this one may be forked."""
+    command = [sys.executable, __file__, scheme]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
 class FakeRuntime:
     """The part of `cuda.bindings.runtime` that the client uses; a GPU's memory is this process's."""
 
@@ -219,3 +290,14 @@ def read(array: Any) -> np.ndarray:
     shape = interface["shape"]
     memory = (ctypes.c_uint8 * int(np.prod(shape))).from_address(interface["data"][0])
     return np.ctypeslib.as_array(memory).reshape(shape).copy()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "grpc":
+        with serving(FakeTriton()) as running:
+            print(running.url, flush=True)
+            sys.stdin.read()
+    else:
+        with serving_http() as address:
+            print(address, flush=True)
+            sys.stdin.read()

@@ -10,7 +10,7 @@ import pytest
 
 from nst_client import MockTransport, StyleClient, buffers
 from nst_client.buffers import Pool, size_class
-from nst_client.wire import decoded, encoded, tensor_of
+from nst_client.wire import array_of, decoded, encoded, outputs
 
 SHAPE = (1, 512, 512, 3)
 
@@ -152,9 +152,8 @@ def test_messages_are_as_protobuf_makes_them(sizes: list[int]) -> None:
     answer.raw_output_contents.extend(tensor.tobytes() for tensor in tensors)
     message, contents = decoded(answer.SerializeToString())
     assert message.SerializeToString() == bare
-    for number, tensor in enumerate(tensors):
-        assert np.array_equal(tensor_of(message, contents, f"tensor {number}"), tensor)
-    assert tensor_of(message, contents, "none") is None
+    for tensor, (told, content) in zip(tensors, outputs(message, contents), strict=True):
+        assert np.array_equal(array_of(content, told.datatype, told.shape), tensor)
 
 
 @pytest.mark.parametrize("data", [b"\x32", b"\x32\x05abc", b"\x80\x80", b"\x09abc", b"\x07", b"\x0a\x02\xff\xff"])

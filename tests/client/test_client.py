@@ -1,7 +1,10 @@
 import asyncio
+import gc
+import logging
 import socket
 import threading
 from collections.abc import Awaitable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +32,12 @@ from nst_client import (
 )
 from nst_client.cli import styles_app
 from nst_client.client import _pauses
+from nst_client.http_connections import BlockingConnections, HttpAnswer, HttpRequest, Target
 from nst_client.transports import ModelConfig, connect
 from nst_client.triton import _places
+from nst_client.triton_http import Http
 from nst_core.errors import InputError
-from nst_core.images import Pixels
+from nst_core.images import Pixels, open_picture
 
 MODELS = {
     "negative": {"min_side": "16", "max_pixels": "10000"},
@@ -112,6 +117,47 @@ def test_one_picture_and_a_batch(client: StyleClient, server: MockTransport) -> 
     batch = np.stack([picture, picture[::-1]])
     assert np.array_equal(client.stylize(batch, "negative"), 255 - batch)
     assert asked(server) == [("negative", (1, 20, 30, 3)), ("negative", (2, 20, 30, 3))]
+
+
+def negative(pixels: Pixels) -> Pixels:
+    return 255 - pixels
+
+
+@pytest.mark.parametrize("kind", ["oriented", "transparent", "palette", "float", "16 bits", "CMYK", "grey"])
+def test_a_picture_of_pillow_is_painted_as_the_command_paints_it(
+    client: StyleClient, tmp_path: Path, kind: str
+) -> None:
+    """Upright, with its opacity, in 8 bits: what `open_picture` makes of the same file."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    file = tmp_path / ("a.tif" if kind in ("float", "CMYK") else "a.png")
+    options: dict[str, Any] = {}
+    image = Image.fromarray(pixels)
+    if kind == "oriented":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the camera was turned by a quarter
+        options["exif"] = exif
+    elif kind == "transparent":
+        image.putalpha(Image.fromarray(random.integers(0, 256, (20, 30), dtype=np.uint8)))
+    elif kind == "palette":
+        image = image.convert("P")
+        options["transparency"] = 3
+    elif kind == "float":
+        image = Image.fromarray(random.random((20, 30), np.float32))
+    elif kind == "16 bits":
+        image = Image.fromarray(random.integers(0, 65536, (20, 30), dtype=np.uint16))
+    elif kind in ("CMYK", "grey"):
+        image = image.convert("L" if kind == "grey" else kind)
+    image.save(file, **options)
+    wanted = open_picture(file)
+    assert wanted.pixels.std() > 20
+    with Image.open(file) as opened:
+        painted = client.stylize(opened, "negative")
+    assert painted.mode == ("RGB" if wanted.alpha is None else "RGBA")
+    assert painted.size == (wanted.width, wanted.height) == ((20, 30) if kind == "oriented" else (30, 20))
+    assert np.array_equal(np.asarray(painted.convert("RGB")), negative(wanted.pixels))
+    if wanted.alpha is not None:
+        assert np.array_equal(np.asarray(painted.getchannel("A")), wanted.alpha)
 
 
 def test_a_picture_of_pillow_comes_back_as_one(client: StyleClient) -> None:
@@ -212,6 +258,106 @@ def test_a_model_that_was_replaced_by_another_is_met_as_it_is(server: MockTransp
     del server.configs["gallery"]
     with pytest.raises(UnknownStyle, match="no style 'wave'; it has: negative"):
         client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
+
+
+@pytest.mark.parametrize("kind", ["tasks", "threads"])
+def test_a_model_that_is_replaced_under_many_is_met_as_it_is_by_all(server: MockTransport, kind: str) -> None:
+    """Each compares with what it asked for itself, not with what another has found out meanwhile."""
+    asked = 0
+    waiting = threading.Barrier(8)
+
+    class Meeting(MockTransport):
+        async def infer(self, request: Request, seconds: float) -> Pixels:
+            nonlocal asked
+            asked += 1
+            if request.inputs["style_weights"].shape[1] == 3:
+                if kind == "tasks":  # all are under way before the first is refused
+                    await asyncio.sleep(0.01)
+                else:
+                    waiting.wait(20)
+                raise Rejected("unexpected shape")
+            return await super().infer(request, seconds)
+
+    transport = Meeting(server.handler, MODELS)
+    pixels = np.zeros((20, 20, 3), np.uint8)
+
+    def replace_model() -> None:
+        transport.configs["gallery"] = ModelConfig({"styles": "new,wave,scream,negative"})
+
+    if kind == "tasks":
+
+        async def paint() -> list[Pixels]:
+            async with AsyncStyleClient(transport=transport) as client:
+                await client.styles()
+                replace_model()
+                return await asyncio.gather(*(client.stylize(pixels, "wave") for _ in range(8)))
+
+        painted = asyncio.run(paint())
+    else:
+        with StyleClient(transport=transport) as client, ThreadPoolExecutor(8) as pool:
+            client.styles()
+            replace_model()
+            painted = list(pool.map(lambda _: client.stylize(pixels, "wave"), range(8)))
+    assert all((answer == 255).all() for answer in painted)
+    assert asked == 16
+
+
+def test_a_refusal_of_the_model_that_was_asked_for_is_final(server: MockTransport) -> None:
+    """Also of the first picture, whose styles are listed as it is painted: it is sent once."""
+    server.handler = Failing(*[Rejected("out of memory")] * 2)
+    with pytest.raises(Rejected, match="out of memory"):
+        StyleClient(transport=server).stylize(np.zeros((20, 20, 3), np.uint8), "wave")
+    assert len(server.requests) == 1
+
+
+def test_a_model_that_takes_larger_pictures_now(client: StyleClient, server: MockTransport) -> None:
+    """And one that takes smaller ones: it is asked before a picture is refused."""
+    for pixels, limits in (
+        (np.zeros((200, 100, 3), np.uint8), {"max_pixels": "30000"}),
+        (np.zeros((4, 4, 3), np.uint8), {"min_side": "1"}),
+    ):
+        with pytest.raises(InputError, match=r"is too (large|small)"):
+            client.stylize(pixels, "negative")
+        server.configs["negative"] = ModelConfig({"styles": "negative", **limits})
+        assert (client.stylize(pixels, "negative") == 255).all()
+
+
+def test_a_model_that_cannot_be_used_keeps_nobody_from_the_others(
+    server: MockTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named: in the log, once, to whoever asks for it, and beside the names of the others."""
+
+    class Broken(MockTransport):
+        async def config(self, model: str, seconds: float) -> ModelConfig:
+            if model == "something-else":
+                raise ServiceError("something-else/config.pbtxt: no model's config")
+            return await super().config(model, seconds)
+
+    transport = Broken(server.handler, MODELS)
+    transport.configs["gallery"] = ModelConfig({"styles": "wave,scream", "max_pixels": "many"})
+    with caplog.at_level(logging.WARNING):
+        client = StyleClient(transport=transport)
+        for _ in range(2):
+            assert [style.name for style in client.styles()] == ["negative"]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "the model something-else is left out: something-else/config.pbtxt: no model's config" in said[0]
+    assert "the model gallery is left out: the config of the model gallery" in said[1]
+    assert (client.stylize(np.zeros((20, 20, 3), np.uint8), "negative") == 255).all()
+    with pytest.raises(ServiceError, match="no model's config"):
+        client.stylize(np.zeros((20, 20, 3), np.uint8), "something-else")
+    with pytest.raises(UnknownStyle, match="it has: negative; left out: something-else, gallery"):
+        client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
+    del transport.configs["negative"]
+    with pytest.raises(ServiceError, match="no model's config"):
+        client.styles()
+
+
+@pytest.mark.parametrize("limit", ["0", "-3", "many", "1.5"])
+def test_limits_that_cannot_be(server: MockTransport, limit: str) -> None:
+    server.configs = {"wave": ModelConfig({"styles": "wave", "min_side": limit})}
+    with pytest.raises(ServiceError, match="the config of the model wave is wrong"):
+        StyleClient(transport=server).styles()
 
 
 @pytest.mark.usefixtures("hasty")
@@ -355,6 +501,12 @@ def test_an_unknown_style_names_the_known(client: StyleClient) -> None:
         (np.zeros((20, 20), np.uint8), r"\(20, 20\)"),
         (np.zeros((20, 20, 4), np.uint8), r"\(20, 20, 4\)"),
         (np.zeros((0, 20, 20, 3), np.uint8), r"\(0, 20, 20, 3\)"),
+        (np.zeros((20, 0, 3), np.uint8), r"\(20, 0, 3\)"),
+        (np.zeros((20, 20, 3), bool), r"bool \(20, 20, 3\), expected uint8"),
+        (np.array(None), r"object \(\)"),
+        ([[[0, 0, 0]]], "pixels are a list: give a NumPy array"),
+        ("sail.jpg", "pixels are a str"),
+        (None, "pixels are a NoneType"),
         (np.zeros((15, 20, 3), np.uint8), "20x15 is too small"),
         (np.zeros((200, 100, 3), np.uint8), "--max-side 141"),
     ],
@@ -417,10 +569,87 @@ def test_mixes_that_cannot_be(client: StyleClient, mix: dict[str, float], words:
         client.stylize(np.zeros((20, 20, 3), np.uint8), mix)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8001", "ftp://host", "grpc://", "", "http//host"])
-def test_addresses_that_are_none(url: str) -> None:
-    with pytest.raises(InputError, match="is no address"):
-        connect(url)
+ADDRESSES = [
+    ("127.0.0.1:8001", "is no address: use grpc://host:8001"),
+    ("ftp://host:21", "'ftp://host:21' is no address"),
+    ("unix:///run/triton.sock", "is no address"),
+    ("grpc://", "is no address"),
+    ("", "is no address"),
+    ("http//host", "is no address"),
+    ("http:///v2", "is no address"),
+    ("SCHEME://127.0.0.1:99999", "'99999' is no port: give a number from 1 to 65535"),
+    ("SCHEME://127.0.0.1:65536", "'65536' is no port"),
+    ("SCHEME://127.0.0.1:0", "'0' is no port"),
+    ("SCHEME://127.0.0.1:-1", "'-1' is no port"),
+    ("SCHEME://127.0.0.1:abc", "'abc' is no port"),
+    ("SCHEME://[::1]:99999", "'99999' is no port"),
+    ("SCHEME://::1:8001", r"write an IPv6 address in brackets, as \[::1\]:8001"),
+    ("SCHEME://[::1:8001", "is no host"),
+    ("SCHEME://:8001", "':8001' is no host"),
+    ("SCHEME://a b:8001", "is no host"),
+    ("SCHEME://a\nb:8001", "is no host"),
+    ("SCHEME://me:sesame@host:8001", "takes no user and password"),
+    ("grpc://host:8001/v2", "/v2 does not belong behind the port: use grpc://host:8001"),
+    ("http://host:8000?model=a", "is no port"),
+    ("http://host:8000/a?b", "does not belong behind the port"),
+    ("grpc://host", "has no port: use grpc://host:8001"),
+    ("grpc://one:8001,two", "has no port"),
+    ("grpc://one:8001,two:x", "'x' is no port"),
+    ("grpc://one:8001,", "several servers are for gRPC"),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [StyleClient, AsyncStyleClient])
+@pytest.mark.parametrize(("url", "words"), ADDRESSES)
+def test_addresses_that_are_none(
+    url: str, words: str, kind: type[StyleClient], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At once, in one line, without a password and without a traceback of what was half made."""
+    for scheme in ("grpc", "grpcs", "http", "https"):
+        with pytest.raises(InputError, match=words) as raised:
+            kind(url.replace("SCHEME", scheme))
+        assert "sesame" not in str(raised.value)
+        assert len(str(raised.value).splitlines()) == 1
+    gc.collect()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "grpc://[::1]:8001",
+        "grpcs://host",
+        "http://[::1]:8000",
+        "http://host",
+        "https://host:8000/triton/",
+        "grpc://h:1",
+        "grpcs://dns://10.0.0.1:53/tritons:8001",
+        "grpc://dns:tritons:8001",
+    ],
+)
+def test_addresses_that_are_right(url: str) -> None:
+    assert connect(url).address == url.rstrip("/")
+
+
+def test_a_path_comes_before_triton_s_own() -> None:
+    """Behind a reverse proxy."""
+    heard: list[str] = []
+
+    class Behind(Http):
+        def _make_client(self) -> Any:
+            class Recording(BlockingConnections):
+                def exchange(self, request: HttpRequest, seconds: float) -> HttpAnswer:
+                    heard.append(request.path)
+                    return HttpAnswer(200, {}, memoryview(b'{"model_stats":[]}'))
+
+            return Recording(Target("host", 80))
+
+    transport = connect("http://host/tri ton".replace(" ", "%20"))
+    assert isinstance(transport, Http)
+    with StyleClient(transport=Behind(transport.settings)) as client:
+        assert client.styles() == []
+    assert heard == ["/tri%20ton/v2/models/stats"]
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

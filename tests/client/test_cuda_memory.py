@@ -3,6 +3,7 @@ tests/end_to_end/test_client_options.py, for machines with a GPU."""
 
 import asyncio
 import base64
+import json
 import sys
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
@@ -14,7 +15,9 @@ import pytest
 
 from nst_client import AsyncStyleClient, MockTransport, Rejected, StyleClient, cuda_memory
 from nst_client.cuda_memory import CudaPixels, CudaRegion, pixels_on_gpu
-from nst_client.triton import Http, Settings
+from nst_client.http_connections import HttpAnswer, HttpRequest
+from nst_client.triton import Settings
+from nst_client.triton_http import Http
 from nst_core.engines import cuda
 from nst_core.errors import InputError, MissingExtra
 
@@ -176,21 +179,26 @@ def test_without_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError("cuda")
 
     monkeypatch.setattr(cuda, "runtime", missing)
-    with pytest.raises(MissingExtra, match=r"cuda-bindings.*nst\[gpu\]"):
+    with pytest.raises(MissingExtra, match=r"cuda-bindings.*\[gpu\]"):
         pixels_on_gpu(GpuArray(picture(4, 4)))
     assert pixels_on_gpu(picture(4, 4)) is None
 
 
 def test_http_registers_the_same_handle(runtime: FakeRuntime) -> None:
-    asked: list[tuple[Any, ...]] = []
-    transport = Http(Settings("127.0.0.1:1"))
-    transport.__dict__["client"] = SimpleNamespace(
-        register_cuda_shared_memory=lambda *arguments, headers: asked.append(arguments), close=lambda: None
-    )
+    asked: list[HttpRequest] = []
+
+    class Recording(Http):
+        async def _exchanged(self, request: HttpRequest, seconds: float) -> HttpAnswer:
+            asked.append(request)
+            return HttpAnswer(200, {}, memoryview(b""))
+
     region = CudaRegion(1000, device=1)
-    asyncio.run(transport._region("cuda", "register", region, seconds=1.0))
-    ((name, handle, device, size),) = asked
-    assert (name, device, size) == (region.name, 1, 2 * 2**20), "CUDA shares whole blocks of two megabytes"
-    assert int.from_bytes(base64.b64decode(handle), "little") == region._memory.pointer
+    asyncio.run(Recording(Settings("127.0.0.1:1"))._region("cuda", "register", region, seconds=1.0))
+    (request,) = asked
+    assert request.path == f"/v2/cudasharedmemory/region/{region.name}/register"
+    content = json.loads(b"".join(request.body))
+    assert content["device_id"] == 1
+    assert content["byte_size"] == 2 * 2**20, "CUDA shares whole blocks of two megabytes"
+    assert int.from_bytes(base64.b64decode(content["raw_handle"]["b64"]), "little") == region._memory.pointer
     region.end()
     assert not runtime.memory

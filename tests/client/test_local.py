@@ -154,7 +154,57 @@ def test_a_plan_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_onnx_runtime_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: None) -> None:
     local = Local(repository(tmp_path, ONNX, "KIND_GPU"))
     Engines(monkeypatch, local, ["CPUExecutionProvider"])
-    with pytest.raises(MissingExtra, match=r"onnxruntime-gpu.*nst\[gpu\]"):
+    with pytest.raises(MissingExtra, match=r"onnxruntime-gpu.*\[gpu\]"):
+        run(local)
+
+
+@pytest.mark.parametrize("text", [b"", b'name: "torn', b"\xff\xfe", b"a b c\nd e f\n" * 99, None])
+def test_a_config_that_cannot_be_read_keeps_nobody_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: bytes | None
+) -> None:
+    """It is named. (An empty one is a config of nothing.)"""
+    local = Local(repository(tmp_path, ONNX, "KIND_CPU"))
+    Engines(monkeypatch, local, ["CPUExecutionProvider"])
+    bad = tmp_path / "torn" / "config.pbtxt"
+    bad.parent.mkdir()
+    if text is None:
+        bad.symlink_to(tmp_path / "nowhere")
+        bad.with_name("config.pbtxt").unlink()
+        bad.mkdir()
+    else:
+        bad.write_bytes(text)
+    assert not local.wants_gpu
+    with StyleClient(transport=local) as client, caplog.at_level(logging.WARNING):
+        assert [style.name for style in client.styles()] == ["wave"]
+        assert (client.stylize(np.zeros((20, 20, 3), np.uint8), "wave") == 255).all()
+        if text == b"":
+            assert not caplog.records
+            return
+        (record,) = caplog.records
+        assert f"the model torn is left out: {bad}: no model's config" in record.getMessage()
+        assert len(record.getMessage().splitlines()) == 1
+        with pytest.raises(ServiceError, match=f"{bad}: no model's config .*; export the model again"):
+            client.stylize(np.zeros((20, 20, 3), np.uint8), "torn")
+
+
+def test_a_model_for_a_gpu_keeps_nobody_from_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nst_client.local, "gpus", lambda: ([], "no NVIDIA GPU"))
+    folder = repository(tmp_path, ONNX, "KIND_CPU")
+    (tmp_path / "wave").rename(tmp_path / "calm")
+    local = Local(repository(folder, ONNX, "KIND_GPU"))
+    with StyleClient(transport=local) as client:
+        assert [style.name for style in client.styles()] == ["calm"]
+        with pytest.raises(InputError, match="wave is for an NVIDIA GPU and cannot run here"):
+            client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
+
+
+@pytest.mark.parametrize("missing", ["profile", "multiple"])
+def test_a_config_that_lacks_what_tensorrt_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: None, missing: str
+) -> None:
+    monkeypatch.setattr(plans, "tensorrt", lambda: object())
+    local = Local(repository(tmp_path, TENSORRT.replace(f'"{missing}"', '"other"'), "KIND_GPU"))
+    with pytest.raises(ServiceError, match=f"wave/1 cannot be opened: its config lacks '{missing}'"):
         run(local)
 
 

@@ -17,7 +17,6 @@ import nst_client.shared_memory
 import nst_client.triton
 from nst_client import AsyncStyleClient, Rejected, StyleClient, Unreachable
 from nst_client.shared_memory import KEPT, NoRoom, SystemRegion, new_name, orphans
-from nst_core.errors import InputError
 from nst_core.images import Pixels
 
 from .fake_triton import FakeTriton, serving
@@ -197,16 +196,32 @@ def test_regions_of_the_dead_are_swept(triton: FakeTriton) -> None:
     assert set(triton.regions) == {own, elsewhere}
 
 
-def test_a_forked_child_leaves_its_parents_regions_alone(triton: FakeTriton) -> None:
-    with StyleClient(triton.url) as client:
+@pytest.mark.parametrize("shared", [None, True])
+def test_a_forked_child_leaves_its_parents_regions_alone(triton: FakeTriton, shared: bool | None) -> None:
+    """It has regions of its own, and what it closes or forgets are those."""
+    with StyleClient(triton.url, shared_memory=shared) as client:
         paint(client, 2)
-        regions = client._transport.regions  # type: ignore[attr-defined]
+        (name,) = triton.regions
+        transport: Any = client._transport
+        parents, owner = transport.regions, os.getpid()
         child = os.fork()
-        if child == 0:  # gRPC itself does not survive a fork, so nothing is called here
-            os._exit(0 if not regions.worthwhile(SIZE) else 1)
+        if child == 0:  # gRPC itself does not survive a fork, so no server is asked here
+            try:
+                client.close()
+                assert transport.regions is not parents
+                assert os.getpid() != owner
+                del client, transport, parents
+                gc.collect()
+                nst_client.triton._parents.clear()
+                gc.collect()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        assert regions.worthwhile(SIZE)
-        assert len(triton.regions) == 1
+        assert transport.regions is parents
+        paint(client, 2)
+        assert set(triton.regions) == {name}
+    assert not triton.regions
 
 
 def test_a_client_that_nobody_closes_needs_no_garbage_collector(triton: FakeTriton) -> None:
@@ -251,16 +266,6 @@ def test_a_region_is_memory_without_a_file_once_it_is_registered() -> None:
     region.write(picture(20, 16))
     assert np.array_equal(region.read(0, picture(20, 16)), picture(20, 16))
     region.end()
-
-
-def test_true_in_a_forked_child_is_refused(triton: FakeTriton, monkeypatch: pytest.MonkeyPatch) -> None:
-    with StyleClient(triton.url, shared_memory=True) as client:
-        paint(client)
-        monkeypatch.setattr(nst_client.shared_memory.os, "getpid", lambda: 1)
-        with pytest.raises(InputError, match="forked"):
-            paint(client)
-        monkeypatch.undo()
-    assert not triton.regions
 
 
 @pytest.mark.parametrize(("shared", "most"), [(True, 0.1), (False, 1.1)])

@@ -152,7 +152,12 @@ def test_a_server_without_the_pair_is_told_how_to_get_it(transport: MockTranspor
         client.stylize(noise(301, 410), "small")
 
 
-def test_a_config_that_cannot_be_understood_is_named() -> None:
+def test_a_config_of_tiles_that_cannot_be_understood_is_named() -> None:
+    """The model paints what it takes whole."""
     broken = PAIR | {"wave_tiled": {"purpose": "tiled", "overlap": "56"}}
-    with pytest.raises(ServiceError, match=r"wave .* wrong: 'multiple'"):
-        StyleClient(transport=MockTransport(Adding(), broken)).styles()
+    client = StyleClient(transport=MockTransport(lambda request: request.inputs["image"], broken))
+    (style,) = [style for style in client.styles() if style.name == "calm"]
+    assert style.tiles is None
+    client.stylize(noise(60, 70), "calm")
+    with pytest.raises(ServiceError, match=r"the model wave_tiled is wrong: 'multiple'"):
+        client.stylize_tiled(noise(60, 70), "calm")

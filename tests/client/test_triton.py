@@ -1,6 +1,7 @@
 """What goes over the wire, and what a broken or strange answer becomes. A real Triton is in tests/end_to_end."""
 
 import asyncio
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from nst_client import (
     Unreachable,
 )
 from nst_client.statistics import Statistics, from_triton
-from nst_client.triton import CHANNEL, Grpc, Http, Settings
+from nst_client.triton import CHANNEL, Grpc, Settings
+from nst_client.triton_http import Http
 
 
 def listed(url: str, aio: bool, **settings: Any) -> list[Style]:
@@ -54,8 +56,18 @@ class HttpServer:
             except OSError:
                 return
             with connection:
-                self.heard.append(connection.recv(65536))
+                self.heard.append(self.request(connection))
                 connection.sendall(self.answer)
+
+    def request(self, connection: socket.socket) -> bytes:
+        said = connection.recv(65536)
+        while b"\r\n\r\n" in said:
+            head, _, body = said.partition(b"\r\n\r\n")
+            told = re.search(rb"content-length: (\d+)", head.lower())
+            if len(body) >= (int(told[1]) if told else 0):
+                break
+            said += connection.recv(65536)
+        return said
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from nst_client.shared_memory import NoRoom, SystemRegion
 from nst_core.errors import InputError
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
 
-from .serving import Models, Server, certificate, descendants, serve, settled
+from .serving import BIN, Models, Server, certificate, serve, settled, triton_of
 
 WAYS = [(scheme, aio, shared) for scheme in ("grpc", "http") for aio in (False, True) for shared in (False, True)]
 
@@ -341,7 +341,9 @@ def stopped(server: Server) -> Iterator[None]:
     pid = triton_of(server)
     os.kill(pid, signal.SIGSTOP)
     try:
+        deadline = time.monotonic() + 60
         while any(line.rpartition(")")[2].split()[0] != "T" for line in threads_of(pid)):
+            assert time.monotonic() < deadline
             time.sleep(0.01)  # a busy machine stops a process's threads one by one
         yield
     finally:
@@ -350,14 +352,11 @@ def stopped(server: Server) -> Iterator[None]:
 
 def threads_of(pid: int) -> list[str]:
     """The lines of proc(5)'s `stat`."""
-    return [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
-
-
-def triton_of(server: Server) -> int:
-    (pid,) = [
-        pid for pid in descendants(server.process.pid) if "tritonserver" in Path(f"/proc/{pid}/cmdline").read_text()
-    ]
-    return pid
+    lines = []
+    for file in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):  # a thread that has ended
+            lines.append(file.read_text())
+    return lines
 
 
 @pytest.mark.parametrize("way", [WAYS[1], WAYS[2], WAYS[4], WAYS[7]], ids=named)
@@ -380,6 +379,45 @@ def fragile(models: Models, tmp_path: Path) -> Iterator[Server]:
     running = serve(tmp_path / "repository", tmp_path / "triton.log", "--poll", 1)
     yield running
     running.stop()
+
+
+FORKING = """
+import multiprocessing, sys
+import numpy as np
+from nst_client import StyleClient
+
+client = StyleClient(sys.argv[1], retries=0, timeout=60)
+pixels = np.arange(60 * 90 * 3, dtype=np.uint32).astype(np.uint8).reshape(60, 90, 3)
+
+def paint(number):
+    for _ in range(3):
+        painted = client.stylize(np.roll(pixels, number, axis=0), "one")
+    return painted
+
+wanted = [paint(number) for number in range(4)]
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    for painted, expected in zip(pool.map(paint, range(4)), wanted, strict=True):
+        assert np.array_equal(painted, expected)
+assert np.array_equal(paint(0), wanted[0])
+client.close()
+"""
+
+
+def test_forked_workers_and_a_proxy_that_is_not_for_this_machine(server: Server) -> None:
+    """Each worker has a connection and shared memory of its own."""
+    proxy = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"} | proxy
+    command = [sys.executable, "-W", "error", "-c", FORKING, server.endpoints.http]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+    for address in (server.endpoints.grpc, server.endpoints.http):
+        listed = subprocess.run(
+            [BIN / "nst", "styles", "--url", address], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert "one" in listed.stdout, listed.stderr
+    with StyleClient(server.endpoints.grpc, shared_memory=True) as client:  # sweeps what the killed workers have left
+        client.stylize(photograph(90, 60), "one")
+    assert not regions_of(server)
 
 
 class Painter(threading.Thread):
