@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import io
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ class Footage:
     ) -> None:
         self.path, self.repeated, self._open = path, 0, opened
         if not opened and not path.is_file():
-            raise PictureError(f"{path}: {'is a folder, not a video' if path.is_dir() else 'no such file'}")
+            raise PictureError(f"{path}: {_no_file(path)}")
         with self._stream() as (container, stream):
             first = next((frame for frame, _, _ in self._decoded(container, stream)), None)
             if first is None:
@@ -126,7 +127,7 @@ class Footage:
             self._step = _step(rate, stream.time_base)
             self.seconds = _seconds(container, stream)
             self.total = max(1, stream.frames or round(self.seconds * rate))
-            self.sound = [one.codec_context.codec.canonical_name for one in container.streams.audio]
+            self.sound = [stream.codec_context.codec.canonical_name for stream in container.streams.audio]
             time_base, aspect = stream.time_base or Fraction(1, 90_000), stream.sample_aspect_ratio or Fraction(1)
         self._turns = round((first.rotation or 0) / 90) % 4
         width, height = _within(first.width, first.height, max_side)
@@ -196,8 +197,8 @@ class Footage:
     def container(self) -> Iterator[InputContainer]:
         """The file, opened once more. Raises FFmpeg's errors."""
         with ExitStack() as stack:
-            file = stack.enter_context(self._open()) if self._open else str(self.path)
-            yield stack.enter_context(av.open(file, "r"))
+            file = stack.enter_context(self._open()) if self._open else _literal(self.path)
+            yield stack.enter_context(av.open(file, "r", options={"protocol_whitelist": "file,crypto,data"}))
 
     @contextmanager
     def _stream(self) -> Iterator[tuple[InputContainer, VideoStream]]:
@@ -295,7 +296,7 @@ class Encoder:
         context.colorspace = context.color_primaries = context.color_trc = form.colors
         context.color_range = LIMITED
         context.flags |= Flags.global_header
-        self._stream, self._form, self._convert = stream, form, VideoReformatter()
+        self._stream, self._form, self._convert, self._muxed = stream, form, VideoReformatter(), 0
 
     def add(self, frame: Frame) -> None:
         """Encode one more; time stamps must rise."""
@@ -311,11 +312,15 @@ class Encoder:
             threads=1,
         )
         coded.pts, coded.time_base = frame.pts, self._form.time_base
-        self._mux(self._stream.encode(coded))
+        self._mux(coded)
 
-    def _mux(self, packets: Sequence[Packet[VideoStream]]) -> None:
+    def _mux(self, coded: VideoFrame | None) -> None:
         with _writing(self._path):
+            packets = self._stream.encode(coded)
+            if coded is None and not self._muxed:
+                _time_anew(packets, self._form)
             self._container.mux(packets)
+            self._muxed += len(packets)
 
     def __enter__(self) -> Encoder:
         return self
@@ -326,7 +331,7 @@ class Encoder:
         with _writing(self._path):
             try:
                 if error is None:
-                    self._mux(self._stream.encode(None))
+                    self._mux(None)
             finally:
                 self._container.close()
 
@@ -337,8 +342,13 @@ def sides(form: Format, codec: str) -> tuple[int, int]:
     return form.width + odd * (form.width % 2), form.height + odd * (form.height % 2)
 
 
-def check(target: Path, codec: str, crf: int | None, sound: Sequence[str]) -> None:
-    """Raise `InputError` for what would only fail at the end: a container, what it can hold, a quality."""
+def check(target: Path, codec: str, crf: int | None, given: Footage | None = None) -> None:
+    """Raise `InputError` for what would only fail at the end: a container, what it can hold, a quality.
+
+    Of the footage `given` the sound and the sides must fit as well.
+    """
+    if target.is_dir():
+        raise InputError(f"{target} is a folder: give the name of a file to write")
     if target.suffix.lower() not in CONTAINERS:
         raise InputError(
             f"{target}: cannot write {target.suffix or 'a file without a suffix'}; use one of {', '.join(CONTAINERS)}"
@@ -348,9 +358,41 @@ def check(target: Path, codec: str, crf: int | None, sound: Sequence[str]) -> No
     container = CONTAINERS[target.suffix.lower()]
     with av.open(io.BytesIO(), "w", format=container) as output:
         holds = output.supported_codecs
-    for name in (codec, *sound):
+    for name in (codec, *(given.sound if given else ())):
         if name not in holds:
             raise InputError(f"{target}: a {target.suffix} file cannot hold {name}; use .mkv, which holds everything")
+    if given:
+        _try_encoder(codec, crf, given.format)
+        _try_container(target, container, given)
+
+
+def _try_encoder(codec: str, crf: int | None, form: Format) -> None:
+    """Encode one black frame into nothing. Raises `InputError` where the codec does not take its sides."""
+    black = Frame(np.zeros((form.height, form.width, 3), np.uint8), 0)
+    try:
+        with Encoder(Path(os.devnull), form, codec, crf) as encoder:
+            encoder.add(black)
+    except WriteError as error:
+        raise InputError(
+            f"{codec} cannot store frames of {form.width}x{form.height} ({_said(error.__cause__ or error)}): "
+            "give --max-side, or another --codec"
+        ) from error
+
+
+def _try_container(target: Path, container: str, given: Footage) -> None:
+    """Begin a file in memory. Raises `InputError` where the container does not take the sound as it is."""
+    if not given.sound:
+        return
+    try:
+        with given.container() as source, av.open(io.BytesIO(), "w", format=container) as output:
+            for stream in source.streams.audio:
+                output.add_stream_from_template(stream)
+            output.start_encoding()
+    except (av.FFmpegError, ValueError) as error:
+        raise InputError(
+            f"{target}: a {target.suffix} file cannot hold this sound ({', '.join(given.sound)}: {_said(error)}); "
+            "use .mkv"
+        ) from error
 
 
 def join(parts: Sequence[Path], source: Footage, target: Path, *, cut: bool = False) -> None:
@@ -359,7 +401,7 @@ def join(parts: Sequence[Path], source: Footage, target: Path, *, cut: bool = Fa
     `source.end` must be that of the last frame, as when `source.frames` has come to it; `cut` ends the sound there.
     Pictures and sound begin as far apart as they did. The file appears whole or not at all.
     """
-    with written_whole(target) as beside, source.container() as given, av.open(str(parts[0])) as first:
+    with written_whole(target) as beside, source.container() as given, _part(parts[0]) as first:
         container = CONTAINERS[target.suffix.lower()]
         with _writing(target), _to_write(beside, container) as output:
             output.metadata.update(given.metadata)
@@ -367,12 +409,12 @@ def join(parts: Sequence[Path], source: Footage, target: Path, *, cut: bool = Fa
             if video.codec_context.name == "hevc" and container in ("mp4", "mov"):
                 video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
             video.time_base = source.format.time_base
-            sound = {one.index: output.add_stream_from_template(one) for one in given.streams.audio}
+            sound = {stream.index: output.add_stream_from_template(stream) for stream in given.streams.audio}
             shift = Fraction(max(0, given.start_time or 0), av.time_base)
             until = source.end * source.format.time_base if cut else None
             flows = [_of_parts(parts, source, video)]
             flows += [_of_sound(given, sound, until)] if sound else []
-            for packet in heapq.merge(*flows, key=lambda one: (one.dts or 0) * one.time_base):
+            for packet in heapq.merge(*flows, key=lambda packet: (packet.dts or 0) * packet.time_base):
                 ticks = round(shift / packet.time_base)
                 packet.pts = None if packet.pts is None else packet.pts - ticks
                 packet.dts = None if packet.dts is None else packet.dts - ticks
@@ -408,11 +450,9 @@ def _of_parts(parts: Sequence[Path], source: Footage, stream: VideoStream) -> It
     shown: list[int] = []
     for part in parts:
         stamps = [pts for pts, _ in _stamped(part, form)]
-        order = {pts: rank for rank, pts in enumerate(sorted(stamps))}
-        depth = max(depth, *(number - order[pts] for number, pts in enumerate(stamps)))
+        depth = max(depth, _depth(stamps))
         shown += sorted(stamps)
-    step = _step(form.rate, form.time_base)
-    decoded = chain((shown[0] - (depth - number) * step for number in range(depth)), shown)
+    decoded = _decoding_times(shown, depth, form)
     lasting = {pts: later - pts for pts, later in pairwise([*shown, max(source.end, shown[-1] + 1)])}
     for part in parts:
         for pts, packet in _stamped(part, form):
@@ -420,9 +460,30 @@ def _of_parts(parts: Sequence[Path], source: Footage, stream: VideoStream) -> It
             yield packet
 
 
+def _time_anew(packets: Sequence[Packet[VideoStream]], form: Format) -> None:
+    """Give decoding times to the packets of a video of a few frames: x265 leaves theirs to chance."""
+    stamps = [packet.pts for packet in packets if packet.pts is not None]
+    if not stamps:
+        return
+    for packet, dts in zip(packets, _decoding_times(sorted(stamps), _depth(stamps), form), strict=False):
+        packet.dts = dts
+
+
+def _depth(stamps: Sequence[int]) -> int:
+    """How many frames a decoder holds back, for packets that are shown at these times."""
+    order = {pts: rank for rank, pts in enumerate(sorted(stamps))}
+    return max(number - order[pts] for number, pts in enumerate(stamps))
+
+
+def _decoding_times(shown: Sequence[int], depth: int, form: Format) -> Iterator[int]:
+    """Those of packets in their order, for frames that are shown at these times."""
+    step = _step(form.rate, form.time_base)
+    return chain((shown[0] - (depth - number) * step for number in range(depth)), shown)
+
+
 def _stamped(part: Path, form: Format) -> Iterator[tuple[int, Packet[VideoStream]]]:
     """The packets of a part with their time stamps, in the ticks of the video again: the part's own are finer."""
-    with av.open(str(part)) as container:
+    with _part(part) as container:
         for packet in container.demux(container.streams.video[0]):
             if packet.pts is not None:
                 ticks = packet.time_base / form.time_base
@@ -446,13 +507,34 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError) as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+        raise WriteError(f"cannot write {path}: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _to_write(path: Path, container: str) -> OutputContainer:
     options = _MUXING.get(container, {})
     with _writing(path):
-        return av.open(str(path), "w", format=container, options=options)
+        return av.open(_literal(path), "w", format=container, options=options)
+
+
+def _part(path: Path) -> InputContainer:
+    return av.open(_literal(path), "r")
+
+
+def _literal(path: Path) -> str:
+    """For FFmpeg, which takes `http:x.mp4` and `concat:x.mp4` for addresses; nothing before a slash is one."""
+    return str(path.absolute())
+
+
+def _no_file(path: Path) -> str:
+    if str(path) == "-":
+        return "a video is not read from a pipe, since it is read more than once: give a file"
+    if path.is_dir():
+        return "is a folder, not a video"
+    return "is no regular file: give a video's file" if path.exists() else "no such file"
 
 
 def _step(rate: Fraction, time_base: Fraction | None) -> int:

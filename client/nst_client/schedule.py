@@ -58,6 +58,13 @@ class Schedule:
             )
         return cls(times, tuple(mix_of(",".join(parts)) for _, parts in entries))
 
+    def __str__(self) -> str:
+        """What `of` reads: `0:starry-night:1, 5:wave:0.7,scream:0.3`."""
+        return ", ".join(
+            f"{time:g}:" + ",".join(f"{name}:{weight:g}" for name, weight in mix.items())
+            for time, mix in zip(self.times, self.mixes, strict=True)
+        )
+
     def at(self, seconds: float) -> Moment:
         """What is painted so long after the first frame."""
         last = max(position for position, time in enumerate(self.times) if time <= max(0.0, seconds))

@@ -6,6 +6,7 @@ whatever order. What is painted lies in the output's own folder until the film i
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from nst_client.client import StyleClient
 from nst_client.footage import Encoder, Footage, Frame
 from nst_client.jobs import Recipe
 from nst_client.storage import OWN, Folder
-from nst_core.errors import NstError, PictureError
+from nst_core.errors import InputError, NstError, PictureError
 from nst_core.images import Picture
 
 SECONDS = 20.0
@@ -29,6 +30,10 @@ SECONDS = 20.0
 
 MARK = "#"
 """Between a video's name and the section's number in the name of a section: `film.mp4#3/12`."""
+
+
+_CHANGED = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
+"""What fsspec's file systems call the mark of a file's version, the best first."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Film:
             whole = scratch / f"whole{splitext(self.video)[1].lower()}"
             footage.join(parts, given, whole)
             self.target.put(whole, self.video)
-        self.target.remove(self._folder)
+        self.target.remove(self._sections)
 
     def _whole(self) -> bool:
         folder, _, name = self.video.rpartition("/")
@@ -136,8 +141,23 @@ class Film:
 
     @property
     def _folder(self) -> str:
-        # Of an encoder of another version the parts might not fit together.
-        return f"{OWN}/sections/{self.video}/{av.__version__}"
+        # Of an encoder of another version, or of another file by this name, the parts would not fit together.
+        return f"{self._sections}/{av.__version__}-{self._version}"
+
+    @property
+    def _sections(self) -> str:
+        return f"{OWN}/sections/{self.video}"
+
+    @property
+    def _version(self) -> str:
+        """What differs when the video is replaced, as its storage tells it. Raises `InputError`."""
+        root, system = self.source.root, self.source.file_system
+        try:
+            known = system.info(f"{root}/{self.video}")
+        except Exception as error:  # each storage has its own
+            raise InputError(f"{self.video}: cannot be read: {error}") from error
+        changed = next((known[key] for key in _CHANGED if known.get(key)), None)
+        return hashlib.sha256(f"{known.get('size')} {changed}".encode()).hexdigest()[:16]
 
     def _painted(self) -> dict[int, str]:
         """The files of the sections that are there, by number."""
@@ -147,5 +167,5 @@ class Film:
         on_disk = self.source.on_disk(self.video)
         opened = None if on_disk else partial(self.source.open, self.video)
         given = Footage(on_disk or Path(self.video), max_side=self.max_side, opened=opened)
-        footage.check(Path(self.video), self._codec, None, given.sound)
+        footage.check(Path(self.video), self._codec, None, given)
         return given

@@ -7,13 +7,15 @@ on behind the last of them: no frame is lost, none comes twice.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, aclosing
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, aclosing, suppress
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +42,15 @@ PART = 48
 PREVIEW = 5.0
 """Seconds of a preview."""
 
+FINGERPRINT = 2**20
+"""Bytes at a video's beginning, and at its end, by which it is known again."""
+
+SAME_STYLE = 1.0
+"""Mean levels of 255 by which a frame may differ that the same style paints again, on other hardware for instance."""
+
+PARTS, ABOUT, LOCK = "[0-9]*-*.nut", "about.json", "lock"
+"""The finished parts in their folder, what they have in common, and whose they are now."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 OnFrame = Callable[[int, int], None]
@@ -57,6 +68,20 @@ class Plan:
     preview: bool = False
     codec: str = "h264"
     crf: int | None = None
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What finished parts must have in common with those to come, by the names of the command's options."""
+        return {
+            "--style": str(self.schedule),
+            "--strength": self.strength,
+            "--preserve-color": self.preserve_color,
+            "--max-side": self.max_side,
+            "--smooth": self.smooth,
+            "--preview": self.preview,
+            "--codec": self.codec,
+            "--crf": footage.CODECS[self.codec].crf if self.crf is None else self.crf,
+        }
 
 
 @dataclass(frozen=True)
@@ -83,21 +108,53 @@ def paint_video(
     connect: Callable[[], AsyncStyleClient],
     *,
     at_once: int = 3,
+    restart: bool = False,
     on_frame: OnFrame = lambda done, total: None,
 ) -> Result:
     """Paint the video `source` into the file `target`, going on where a run before was stopped.
 
-    `at_once` requests are on their way together. `on_frame` is called with the number of frames that are painted and
-    of all, the first time before any. Frame rate, time stamps, sound and the side that is up are kept.
+    `at_once` requests are on their way together. `restart` removes the parts that a run before has finished.
+    `on_frame` is called with the number of frames that are painted and of all, the first time before any. Frame rate,
+    time stamps, sound and the side that is up are kept. Where a loop of asyncio runs already, as in a notebook, the
+    work is done in a thread of its own, which calls `connect` and `on_frame` as well.
 
-    Raises `PictureError` if `source` is no video, `InputError` for what cannot be, `WriteError`, and what
-    `StyleClient.stylize` raises; all but the first two leave the parts that are finished.
+    Raises `PictureError` if `source` is no video, `InputError` for what cannot be and for finished parts of another
+    plan, video or style, `WriteError`, and what `StyleClient.stylize` raises; all leave the parts that are finished.
     """
-    if source.resolve() == target.resolve():
+    if source.resolve() == target.resolve() or (target.exists() and source.exists() and target.samefile(source)):
         raise InputError(f"{source} would be overwritten: choose another file than its own")
     given = Footage(source, max_side=plan.max_side)
-    footage.check(target, plan.codec, plan.crf, given.sound)
-    return asyncio.run(_Run(given, target, plan, at_once, on_frame).paint(connect))
+    footage.check(target, plan.codec, plan.crf, given)
+    return completed(_Run(given, target, plan, at_once, on_frame).paint(connect, restart))
+
+
+def completed(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns: in a loop of its own, in a thread of its own where the caller's runs one already.
+
+    Ctrl-C in the caller's thread cancels the work.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def run() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        begun.set_result((asyncio.get_running_loop(), task))
+        return await work
+
+    with ThreadPoolExecutor(1, "nst-video") as threads:
+        result = threads.submit(asyncio.run, run())
+        try:
+            return result.result()
+        except BaseException:
+            if not result.done():  # Ctrl-C here
+                loop, task = begun.result()
+                with suppress(RuntimeError):  # the loop is closed: the work has ended meanwhile
+                    loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 class _Run:
@@ -108,15 +165,15 @@ class _Run:
         if self.seconds is not None:
             self.total = min(self.total, round(self.seconds * given.format.rate))
 
-    async def paint(self, connect: Callable[[], AsyncStyleClient]) -> Result:
+    async def paint(self, connect: Callable[[], AsyncStyleClient], restart: bool) -> Result:
         async with connect() as client:
             painter = await Painter.of(client, self.plan)
-            with Parts.of(self.given, self.target, self.plan) as parts:
+            with Parts.of(self.given, self.target, self.plan, restart) as parts:
                 done, started = parts.frames, time.perf_counter()
                 await self._paint_parts(painter, parts)
-        seconds = time.perf_counter() - started
-        await asyncio.to_thread(footage.join, parts.files, self.given, self.target, cut=self.plan.preview)
-        parts.remove()
+                seconds = time.perf_counter() - started
+                await asyncio.to_thread(footage.join, parts.files, self.given, self.target, cut=self.plan.preview)
+                parts.remove()
         error = parts.smoother.warping_error if self.plan.smooth else None
         form = self.given.format
         sides = footage.sides(form, self.plan.codec)
@@ -126,15 +183,21 @@ class _Run:
     async def _paint_parts(self, painter: Painter, parts: Parts) -> None:
         done = parts.frames
         self.on_frame(done, max(self.total, done))
-        # The frame before the first is wanted for its motion.
+        # The frame before the first is wanted for its motion, and to see that the style still paints as it did.
         frames = self.given.frames(skip=max(0, done - 1), seconds=self.seconds)
-        pairs = pairwise(chain(() if done else (None,), frames))
+        first: Frame | None = None
+        if done:
+            first = await asyncio.to_thread(next, frames, None)
+            if first is None:
+                raise InputError(f"{self.given.path} has fewer frames than are painted: give --restart to begin again")
+            again, _ = await painter.paint(first, None, self._seconds_of(first))
+            parts.compare(again)
+        pairs = pairwise(chain((first,), frames))
 
         async def work(pair: tuple[Frame | None, Frame | None]) -> tuple[Frame, Motion | None]:
             before, frame = pair
             assert frame is not None
-            seconds = float((frame.pts - self.given.start) * self.given.format.time_base)
-            return await painter.paint(frame, before, seconds)
+            return await painter.paint(frame, before, self._seconds_of(frame))
 
         async with aclosing(overlapped(pairs, work, self.at_once)) as results:
             async for frame, moved in results:
@@ -142,6 +205,9 @@ class _Run:
                 done += 1
                 self.on_frame(done, max(self.total, done))
         await asyncio.to_thread(parts.finish)
+
+    def _seconds_of(self, frame: Frame) -> float:
+        return float((frame.pts - self.given.start) * self.given.format.time_base)
 
 
 class Painter:
@@ -165,10 +231,14 @@ class Painter:
         plan, moving = self.plan, None
         if plan.smooth and before is not None:
             moving = asyncio.create_task(asyncio.to_thread(motion, before.pixels, frame.pixels))
-        pixels = await self._mixed(frame.pixels, plan.schedule.at(seconds))
-        if plan.preserve_color or plan.strength < 1:
-            pixels = await asyncio.to_thread(finished, frame.pixels, pixels, plan.strength, plan.preserve_color)
-        return replace(frame, pixels=pixels), await moving if moving else None
+        try:
+            pixels = await self._mixed(frame.pixels, plan.schedule.at(seconds))
+            if plan.preserve_color or plan.strength < 1:
+                pixels = await asyncio.to_thread(finished, frame.pixels, pixels, plan.strength, plan.preserve_color)
+            return replace(frame, pixels=pixels), await moving if moving else None
+        finally:
+            if moving:
+                moving.cancel()  # no more than done where all went well
 
     async def _mixed(self, pixels: Pixels, moment: Moment) -> Pixels:
         """By the weights of one model, or as a blend of the pictures of two."""
@@ -182,47 +252,75 @@ class Painter:
 
 
 class Parts:
-    """What is painted of a video, in a folder beside the target: parts, and with each what smoothing goes on from."""
+    """What is painted of a video, in a folder beside the target: parts, and with the last what the next goes on from.
 
-    def __init__(self, folder: Path, given: Footage, plan: Plan) -> None:
-        self.folder, self._given, self._plan = folder, given, plan
+    That is its last frame as the style painted it, and what smoothing keeps.
+    """
+
+    def __init__(self, folder: Path, given: Footage, plan: Plan, lock: ExitStack) -> None:
+        self.folder, self._given, self._plan, self._lock = folder, given, plan, lock
         self.files = self._whole()
         self.frames = sum(_count(file) for file in self.files)
-        self.smoother = _restored(self._state) if plan.smooth and self.files else Smoother()
+        self._painted: Pixels | None = None
+        self.smoother = Smoother()
+        if self.files:
+            if not self._state.is_file():
+                raise InputError(f"{folder} has lost {self._state.name}: give --restart to begin again")
+            self._painted, self.smoother = _restored(self._state)
         self._encoding = ExitStack()
         self._encoder: Encoder | None = None
         self._held = 0
 
     @classmethod
-    def of(cls, given: Footage, target: Path, plan: Plan) -> Self:
-        """Those that a run before left, if they are of the same video, plan and encoder; else none.
+    def of(cls, given: Footage, target: Path, plan: Plan, restart: bool = False) -> Self:
+        """Those that a run before left; none if there are none, or with `restart`.
 
-        Raises `InputError` if the folder is there and not ours, `WriteError` if it cannot be made.
+        Raises `InputError` if finished parts are of another video, plan or encoder, if another run is painting them,
+        or if the folder is there and not ours; `WriteError` if it cannot be made.
         """
         folder = target.with_name(f"{target.name}.parts")
-        about = folder / "about.json"
-        found = given.path.stat()
-        versions = {"av": av.__version__, "part": PART}
-        text = json.dumps(
-            {"source": [str(given.path.resolve()), found.st_size, found.st_mtime_ns], **versions, "plan": asdict(plan)}
-        )
+        about = folder / ABOUT
+        wanted: dict[str, object] = {"format": "nst-video-parts/2", "the video": _fingerprint(given.path)}
+        wanted |= {"PyAV": av.__version__, "frames of a part": PART} | plan.options
         try:
-            known = about.read_text() if about.is_file() else None
-            if known != text:
-                if folder.exists() and known is None and any(folder.iterdir()):
-                    raise InputError(f"{folder} is there already, and not of a painted video: move it away")
-                shutil.rmtree(folder, ignore_errors=True)
-                with written_whole(about) as beside:
-                    beside.write_text(text)
+            if folder.exists() and not about.is_file() and {file.name for file in folder.iterdir()} - {LOCK}:
+                raise InputError(f"{folder} is there already, and not of a painted video: move it away")
+            folder.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as stack:
+                _lock(stack, folder)
+                finished_frames = sum(_count(file) for file in folder.glob(PARTS))
+                if about.is_file() and finished_frames and not restart:
+                    _compare(_read(about), wanted, f"{folder} has {finished_frames} frames")
+                else:
+                    for file in folder.iterdir():
+                        if file.name != LOCK:
+                            file.unlink()
+                    with written_whole(about) as beside:
+                        beside.write_text(json.dumps(wanted))
+                return cls(folder, given, plan, stack.pop_all())
         except OSError as error:
             raise WriteError(f"cannot write {folder}: {error.strerror or error}") from error
-        return cls(folder, given, plan)
+
+    def compare(self, again: Frame) -> None:
+        """Raise `InputError` if the style paints the last finished frame otherwise than it did."""
+        known = self._painted
+        if known is None:
+            return
+        if known.shape == again.pixels.shape:
+            apart = float(np.abs(known.astype(np.int16) - again.pixels).mean())
+            if apart <= SAME_STYLE:
+                return
+        raise InputError(
+            f"{self.folder} has {self.frames} frames by another model: the style paints differently now, after an "
+            "export for instance; serve the model of before, or give --restart to begin again"
+        )
 
     def add(self, frame: Frame, moved: Motion | None) -> None:
         """The next frame."""
         if self._encoder is None:
             self._encoder = Encoder(self._begun, self._given.format, self._plan.codec, self._plan.crf)
             self._encoding.push(self._encoder)
+        self._painted = frame.pixels
         if self._plan.smooth:
             frame = replace(frame, pixels=self.smoother.smooth(frame.pixels, moved))
         self._encoder.add(frame)
@@ -236,14 +334,9 @@ class Parts:
             return
         self._encoding.close()
         whole = self.folder / f"{self.frames:09}-{self._held}.nut"
-        try:
-            with self._begun.open("rb+") as written:
-                os.fsync(written.fileno())
-            if self._plan.smooth:
-                self._save(whole)
-            self._begun.replace(whole)
-        except OSError as error:
-            raise WriteError(f"cannot write {whole}: {error.strerror or error}") from error
+        self._save(whole)
+        with written_whole(whole) as beside:
+            self._begun.replace(beside)
         self.files.append(whole)
         self.frames += self._held
         self._encoder, self._held = None, 0
@@ -254,10 +347,14 @@ class Parts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """What is begun and not finished goes."""
-        self._encoding.close()
-        if self._encoder is not None:
-            self._begun.unlink(missing_ok=True)
+        """What is begun and not finished goes; so does the folder if no part is finished."""
+        with self._lock:
+            if self._encoder is not None:
+                with suppress(WriteError):  # of a full disk for instance, which is what ends the block
+                    self._encoding.close()
+                self._begun.unlink(missing_ok=True)
+            if not self.files:
+                self.remove()
 
     def remove(self) -> None:
         """All of it."""
@@ -267,7 +364,7 @@ class Parts:
         """The parts without a gap from the first frame on; what follows a gap, and what was not finished, goes."""
         files: list[Path] = []
         frames = 0
-        for file in sorted(self.folder.glob("[0-9]*-*.nut")):
+        for file in sorted(self.folder.glob(PARTS)):
             if int(file.stem.partition("-")[0]) == frames:
                 files.append(file)
                 frames += _count(file)
@@ -285,9 +382,10 @@ class Parts:
         return self.files[-1].with_suffix(".npz")
 
     def _save(self, part: Path) -> None:
-        """What smoothing goes on from after this part; that of the part before last is of no use any more."""
+        """What the next part goes on from; that of the part before last is of no use any more."""
+        state = {name: value for name, value in vars(self.smoother).items() if value is not None}
         with written_whole(part.with_suffix(".npz")) as beside, beside.open("wb") as file:
-            np.savez(file, **{name: value for name, value in vars(self.smoother).items() if value is not None})
+            np.savez(file, last=self._painted, **state)  # type: ignore[arg-type]
         for old in self.files[:-1]:
             old.with_suffix(".npz").unlink(missing_ok=True)
 
@@ -345,7 +443,54 @@ def _count(part: Path) -> int:
     return int(part.stem.partition("-")[2])
 
 
-def _restored(state: Path) -> Smoother:
+def _restored(state: Path) -> tuple[Pixels, Smoother]:
+    """The last frame as the style painted it, and what smoothing keeps."""
     with np.load(state) as saved:
         values: dict[str, Any] = {name: saved[name] if saved[name].ndim else float(saved[name]) for name in saved.files}
-    return Smoother(**values)
+    return values.pop("last"), Smoother(**values)
+
+
+def _fingerprint(path: Path) -> str:
+    """By a file's size, beginning and end, so that it may be moved and copied."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        for start in (0, max(0, size - FINGERPRINT)):
+            file.seek(start)
+            digest.update(file.read(FINGERPRINT))
+    return f"{size} bytes, {digest.hexdigest()[:12]}"
+
+
+def _lock(stack: ExitStack, folder: Path) -> None:
+    """Keep other runs out of a folder until `stack` is closed. Raises `InputError` if there is one."""
+    lock = stack.enter_context((folder / LOCK).open("wb"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another nst video is painting into {folder}: wait for it, or choose another -o") from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _read(about: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(about.read_text())
+    except ValueError:
+        document = None
+    return document if isinstance(document, dict) else {}
+
+
+def _compare(known: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+    """Raise `InputError` for parts of another run, which names what differs first, and how."""
+    advice = "give --restart to begin again, or another -o"
+    if known.get("format") != wanted["format"]:
+        raise InputError(f"{what} of another version of nst video: {advice}")
+    for name, value in wanted.items():
+        if name not in known or known[name] != value:
+            raise InputError(f"{what} with {name} {_shown(known.get(name))}, not {_shown(value)}: {advice}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)

@@ -17,9 +17,10 @@ from nst_client.client import AsyncStyleClient, StyleClient
 from nst_client.jobs import finished
 from nst_client.schedule import Schedule
 from nst_core.console import one_line_errors, progress, say
-from nst_core.errors import InputError, NstError
+from nst_core.errors import InputError, NstError, WriteError
 from nst_core.images import Pixels
 from nst_core.memory import keep_freed_memory
+from nst_core.options import HELP
 
 if TYPE_CHECKING:
     from nst_client.video import Result
@@ -56,8 +57,8 @@ def video(
         typer.Option(
             "--style",
             "-s",
-            help="A style that the server has, a mix (wave:0.7,scream:0.3), or styles over time, each fading in for a "
-            "second: '0:starry-night, 5s:great-wave'.",
+            help="A style that the server has, a mix (great-wave:0.7,the-scream:0.3), or styles over time, each "
+            "fading in for a second: '0:starry-night, 5s:great-wave'.",
             rich_help_panel=_PAINTING,
         ),
     ],
@@ -86,6 +87,12 @@ def video(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Frames at a time at the server.", min=1)] = 3,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart", help="Begin again: remove what a run with other options has finished.", rich_help_panel=_FILES
+        ),
+    ] = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
@@ -94,7 +101,8 @@ def video(
 ) -> None:
     """Paint a video in a style: its sound, time stamps and frame rate are kept.
 
-    A run that was stopped, or crashed, goes on where it was: what is finished lies in a folder beside the output.
+    A run that was stopped, or crashed, goes on where it was: what is finished lies in a folder beside the output. If
+    the video, the style or an option is another one, --restart begins again.
     """
     with one_line_errors("video"):
         from nst_client.video import Plan, paint_video
@@ -109,6 +117,7 @@ def video(
                 plan,
                 lambda: AsyncStyleClient(url, **access),
                 at_once=jobs,
+                restart=restart,
                 on_frame=on_frame,
             )
         _report(source, output, result, as_json)
@@ -206,9 +215,9 @@ def _frames() -> Iterator[Callable[[int, int], None]]:
 
         try:
             yield on_frame
-        except (NstError, KeyboardInterrupt):
+        except (NstError, KeyboardInterrupt) as error:
             stack.close()
-            if at:
+            if at and (isinstance(error, WriteError) or not isinstance(error, InputError)):
                 say(f"{at} of {whole} frames are painted; the same command goes on from the last part that is whole")
             raise
 
@@ -261,7 +270,7 @@ def _report_live(tally: Tally, record: Path | None, as_json: bool) -> None:
     )
 
 
-video_app = typer.Typer(add_completion=False)
+video_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
 video_app.command()(video)
-webcam_app = typer.Typer(add_completion=False)
+webcam_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
 webcam_app.command()(webcam)

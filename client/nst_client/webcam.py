@@ -199,7 +199,7 @@ class Recorder:
     """Keeps shots in a video file, each at the time it was taken; the file is there, whole, at the block's end."""
 
     def __init__(self, path: Path) -> None:
-        footage.check(path, "h264", None, ())
+        footage.check(path, "h264", None)
         self._path, self._open = path, ExitStack()
         self._encoder: Encoder | None = None
         self._begun = 0.0

@@ -1,13 +1,22 @@
 """What `nst web` answers to requests that a browser would not send; tests/end_to_end/test_web.py has a browser."""
 
 import asyncio
+import errno
 import fcntl
+import inspect
 import io
 import json
+import os
+import re
 import shutil
 import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +24,22 @@ from aiohttp import ClientSession, WSMsgType, web
 from PIL import Image
 from typer.testing import CliRunner
 
-from nst_client import AsyncStyleClient, MockTransport, Request, Unreachable
+from nst_client import AsyncStyleClient, MockTransport, Request, Unavailable, Unreachable
+from nst_client.web import app, cli, making, studio
+from nst_client.web import server as server_module
 from nst_client.web.app import Site, application
 from nst_client.web.cli import web_app
-from nst_client.web.making import Maker, Making
+from nst_client.web.making import Failed, Maker, Making, _locked
 from nst_client.web.server import Server
 from nst_client.web.studio import Limits, Studio
-from nst_core.errors import InputError, PictureError
+from nst_core.errors import InputError, PictureError, WriteError
 from nst_core.images import Pixels
 
 MODELS = {"negative": {"min_side": "16", "max_pixels": "10000"}, "gallery": {"styles": "wave,scream"}}
 LIMITS = Limits(upload=100_000, pixels=20_000, jobs=2)
 
-Visit = Callable[[ClientSession, str], Awaitable[None]]
+Visit = Callable[..., Awaitable[None]]
+"""Gets the session, the page's address, and the `Site` if it takes a third."""
 
 
 def negative(request: Request) -> Pixels:
@@ -47,7 +59,8 @@ def visited(
 
     async def run() -> None:
         server = Server(AsyncStyleClient(transport=MockTransport(handler, MODELS), retries=0))
-        runner = web.AppRunner(application(Site(Studio(server, folder, LIMITS), None), names), shutdown_timeout=0.1)
+        site = Site(Studio(server, folder, LIMITS), None)
+        runner = web.AppRunner(application(site, names), shutdown_timeout=0.1)
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -55,7 +68,8 @@ def visited(
             async with ClientSession() as session:
                 await load(session, url)
                 await until(lambda: server.up.is_set())
-                await visit(session, url)
+                more = [site] if len(inspect.signature(visit).parameters) == 3 else []
+                await visit(session, url, *more)
         finally:
             await runner.cleanup()
 
@@ -173,6 +187,7 @@ def test_what_is_too_much_is_refused_in_one_line(tmp_path: Path) -> None:
     ("style", "words"),
     [
         ({}, "choose one"),
+        ({"negative": float("nan")}, "weight"),
         ("wave", "choose one"),
         ({"moon": 1}, "no style 'moon'"),
         ({"wave": 0}, "at least one above 0"),
@@ -189,8 +204,8 @@ def test_a_mix_that_cannot_be(tmp_path: Path, style: object, words: str) -> None
     visited(tmp_path, visit)
 
 
-@pytest.mark.parametrize("body", ["", "[]", "[" * 100_000, "no"])
-def test_a_body_that_is_no_object(tmp_path: Path, body: str) -> None:
+@pytest.mark.parametrize("body", ["", "[]", "[" * 100_000, "no", "9" * 5000, b"\xff{}"])
+def test_a_body_that_is_no_object(tmp_path: Path, body: str | bytes) -> None:
     async def visit(session: ClientSession, url: str) -> None:
         assert (await said(session, "POST", f"{url}/paintings", 400, data=body))["error"] == "this is no JSON object"
 
@@ -203,6 +218,76 @@ def test_another_sites_page_may_not_ask(tmp_path: Path) -> None:
         await said(session, "POST", f"{url}/photos", 403, data=png(), headers=foreign)
         await said(session, "GET", f"{url}/live", 403, headers=foreign)
         await said(session, "POST", f"{url}/photos", 200, data=png(), headers={"Origin": url})
+        # A proxy may call the page by another name than the browser does.
+        for forwarded in ({"X-Forwarded-Host": "example.org"}, {"Origin": "https://paint.example:8443"}):
+            await said(session, "POST", f"{url}/photos", 200, data=png(), headers=foreign | forwarded)
+        # Another program's page on this machine is another site's.
+        for origin in ("http://127.0.0.1:9", "http://localhost:9", "null"):
+            await said(session, "POST", f"{url}/photos", 403, data=png(), headers={"Origin": origin})
+
+    visited(tmp_path, visit, names=("https://paint.example:8443/",))
+
+
+MISSHAPEN = {
+    "Host": ["[::1", "a b", "localhost:port", "\xff", ""],
+    "Origin": ["http://[::1", "http://[::1]:99999999", "null", "//", "\xff", ""],
+    "X-Forwarded-Host": ["[", "\xff", ""],
+    "Range": ["bytes=9-1", "bytes=a-", "bytes=0-0,5-6", "bytes=99999999999999999999-", "x"],
+    "Content-Length": ["-1", "x", "99999999999999999999"],
+    "Content-Type": ["application/json; charset=none", "multipart/form-data", "\xff"],
+    "Content-Encoding": ["gzip", "br", "deflate", "zstd", "x"],
+    "Transfer-Encoding": ["x", "gzip"],
+    "Cookie": ["nst-visitor=", 'nst-visitor="', "=;;", "nst-visitor=\xff", "\x01"],
+    "If-None-Match": ['"', "W/", "\xff"],
+    "If-Modified-Since": ["x", "Sat, 31 Dec 999999 00:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 +9999999999"],
+    "Expect": ["x"],
+    "Sec-WebSocket-Version": ["x"],
+    "Sec-WebSocket-Extensions": ["permessage-deflate; server_max_window_bits=99"],
+}
+
+
+def test_what_is_misshapen_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever comes, over every address: never a fault of the page's own."""
+    addresses = ["GET /", "GET /state", "GET /live", "GET /photos/%00", "GET /thumbnails/%ff", "POST /photos"]
+    addresses += ["POST /paintings", "GET /paintings/x/shown?strength=%ff", "DELETE /paintings/x", "FOO /state"]
+    addresses += ["POST /styles?name=%ed%a0%80", "POST /styles/x", "GET /%", "OPTIONS *", "CONNECT x:1"]
+
+    async def status(port: int, address: str, headers: dict[str, str]) -> int:
+        upgrade = {"Connection": "upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+        sent = {"Host": "localhost", "Cookie": "nst-visitor=" + 43 * "a", "Content-Length": "4"}
+        sent |= (upgrade if "/live" in address else {"Connection": "close"}) | headers
+        if "Transfer-Encoding" in headers:
+            del sent["Content-Length"]
+        lines = [f"{address} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items()), "", "\xff{\x00}"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write("\r\n".join(lines).encode("latin1"))
+        line = await reader.readline()
+        writer.close()
+        return int(line.split()[1])
+
+    async def visit(session: ClientSession, url: str) -> None:
+        port = int(url.rpartition(":")[2])
+        for address in addresses:
+            for name, values in MISSHAPEN.items():
+                for value in values:
+                    assert await status(port, address, {name: value}) < 500, (address, name, value)
+
+    visited(tmp_path, visit)
+    assert not [record for record in caplog.records if record.name == "nst_client"]
+
+
+def test_messages_of_a_camera_that_are_misshapen_are_answered(tmp_path: Path) -> None:
+    async def visit(session: ClientSession, url: str) -> None:
+        async with session.ws_connect(f"{url}/live") as live:
+            texts = ["", "[]", "9" * 5000, "{}", '{"style": {"negative": NaN}}', '{"style": {"negative": -1}}']
+            texts += ['{"style": {"\\ud800": 1}}', '{"style": {"negative": 1}, "strength": [1]}', "[" * 100_000]
+            for text in texts:
+                await live.send_str(text)
+                assert (await live.receive_json())["error"], text
+            await live.send_str(json.dumps({"style": {"negative": 1}, "strength": 0}))
+            for frame in (b"", b"\xff\xd8\xff", png()[:60], png(2000, 2000)[:1_000_000]):
+                await live.send_bytes(frame)
+                assert (await live.receive_json())["error"]
 
     visited(tmp_path, visit)
 
@@ -250,6 +335,180 @@ def test_frames_of_a_camera_come_back_painted(tmp_path: Path) -> None:
             await said(session, "GET", f"{url}/live", 409)
 
     visited(tmp_path, visit)
+
+
+async def studio_of(folder: Path, limits: Limits = LIMITS, handler: Callable[[Request], Pixels] = negative) -> Studio:
+    server = Server(AsyncStyleClient(transport=MockTransport(handler, MODELS), retries=0))
+    await server.look()
+    return Studio(server, folder, limits)
+
+
+def test_who_has_the_camera_on_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for others who come, however long ago the page was asked for anything else."""
+    monkeypatch.setattr(studio, "VISITORS", 3)
+
+    async def run() -> None:
+        room = await studio_of(tmp_path)
+        ann, ben = room.visitor("ann"), room.visitor("ben")
+        ann.live, ann.seen, ben.seen = True, ann.seen - 3000, ben.seen - 2000
+        for name in ("cleo", "dan", "eve"):
+            room.visitor(name)
+        assert ann.key in room.visitors and ben.key not in room.visitors
+        for visitor in room.visitors.values():
+            visitor.live = True
+        with pytest.raises(InputError, match="3 visitors have their cameras on"):
+            room.visitor("fay")
+
+    asyncio.run(run())
+
+
+def test_a_camera_that_is_stopped_counts_as_seen_then(tmp_path: Path) -> None:
+    """Else whoever painted live for an hour would be forgotten at its end."""
+
+    async def visit(session: ClientSession, url: str, site: Site) -> None:
+        async with session.ws_connect(f"{url}/live") as live:
+            (visitor,) = site.studio.visitors.values()
+            visitor.seen -= 10_000
+            await live.close()
+        await until(lambda: not visitor.live)
+        assert visitor.idle < 1000
+
+    visited(tmp_path, visit)
+
+
+def test_all_visitors_together_take_so_much_of_the_disk(tmp_path: Path) -> None:
+    """Those who have gone make room, the longest away first; then it is said. Nothing is left of what has no room."""
+    photo = png()  # with what is shown of it about 15 kB
+
+    async def run() -> None:
+        room = await studio_of(tmp_path, Limits(100_000, 20_000, 2, disk=50_000, free=0))
+        ann, ben, cleo, dan = (room.visitor(name) for name in ("ann", "ben", "cleo", "dan"))
+        for visitor in (ann, ben, cleo):
+            await room.take(visitor, photo)
+        assert 40_000 < sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 50_000
+        with pytest.raises(InputError, match="no room for it: remove paintings"):
+            await room.take(dan, photo)
+        assert list(dan.folder.iterdir()) == [] and dan.kept == {}
+        ann.seen, ben.seen, cleo.seen = ann.seen - 900, ben.seen - 800, cleo.seen - 700
+        ann.live = True
+        await room.take(dan, photo)
+        assert {ann.key, cleo.key, dan.key} == set(room.visitors)
+        painted = room.order(dan, next(iter(dan.photos.values())), {"negative": 1.0}, None)
+        await until(lambda: painted.status == "done")
+        assert {ann.key, dan.key} == set(room.visitors)
+        painted = room.order(dan, next(iter(dan.photos.values())), {"negative": 1.0}, None)
+        await until(lambda: painted.status == "failed")
+        assert "no room for it" in painted.error and not painted.file.exists()
+        room.limits = Limits(100_000, 20_000, 2, free=10**18)
+        with pytest.raises(InputError, match="no room for it"):
+            await room.take(dan, photo)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), FileNotFoundError()])
+def test_what_the_disk_says_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError) -> None:
+    def full(*arguments: object) -> None:
+        (tmp_path / next(iter(path.name for path in tmp_path.iterdir())) / "part").touch()
+        raise fault
+
+    monkeypatch.setattr(studio, "_keep_photo", full)
+
+    async def visit(session: ClientSession, url: str) -> None:
+        answer = await said(session, "POST", f"{url}/photos", 400, data=png())
+        assert re.search("cannot keep your picture: No space left|has forgotten your pictures", str(answer["error"]))
+
+    visited(tmp_path, visit)
+
+
+def test_a_model_that_stays_unavailable_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its paintings wait without a turn, and then say why they are not painted; thumbnails of others are painted."""
+    monkeypatch.setattr(studio, "PAUSE", 0.05)
+    asked = []
+
+    def handler(request: Request) -> Pixels:
+        if request.model == "gallery" and request.inputs["style_weights"][0, 0] > 0:
+            asked.append(request.model)
+            raise Unavailable("the model gallery is being replaced")
+        return negative(request)
+
+    async def visit(session: ClientSession, url: str, site: Site) -> None:
+        _, second = [await painting(session, url, {"wave": 1}) for _ in range(2)]
+        await until(lambda: len(asked) > 4)
+        (visitor,) = site.studio.visitors.values()
+        given = visitor.paintings.values()
+        await until(lambda: any("trying again" in known.error and known.status == "waiting" for known in given))
+        async with ClientSession() as other:
+            await load(other, url)
+            await painting(other, url, {"negative": 1})
+            await done(other, url)
+        assert site.server.up.is_set()
+        await until(lambda: len(site.server.thumbnails) == 1)  # of `scream`; `negative` takes no picture of this size
+        monkeypatch.setattr(studio, "PATIENCE", 0.1)
+        await until(lambda: all(known.status == "failed" for known in given))
+        assert "cannot paint in this style now, try again later" in visitor.paintings[second["name"]].error
+
+    visited(tmp_path, visit, handler)
+
+
+def test_a_picture_that_ends_the_server_is_given_up(tmp_path: Path) -> None:
+    async def run() -> None:
+        def handler(request: Request) -> Pixels:
+            raise Unreachable("the connection was cut")
+
+        room = await studio_of(tmp_path, handler=handler)
+        ann = room.visitor("ann")
+        given = room.order(ann, await room.take(ann, png()), {"negative": 1.0}, None)
+        for _ in range(studio.CUTS):
+            room.server.up.set()
+            await until(lambda: not room.server.up.is_set())
+        await until(lambda: given.status == "failed")
+        assert given.error.startswith(f"the painter went away {studio.CUTS} times")
+
+    asyncio.run(run())
+
+
+def test_a_fault_of_our_own_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Background work that fails is told in the log and on the page, and begins again; a painting says it too."""
+    monkeypatch.setattr(app, "RESTART", 0.01)
+    monkeypatch.setattr(server_module, "EVERY", 0.01)
+
+    async def visit(session: ClientSession, url: str, site: Site) -> None:
+        monkeypatch.setattr(site.server, "look", broken)
+        await until(lambda: "looking at the server" in site.faults)
+        assert (await said(session, "GET", f"{url}/state", 200))["faults"] == ["looking at the server"]
+        assert "looking at the server has failed" in caplog.text and "ZeroDivisionError" in caplog.text
+        monkeypatch.undo()
+        site.server.styles, site.server.up = [], asyncio.Event()
+        await until(site.server.up.is_set)
+        monkeypatch.setattr(site.server.client, "stylize", broken)
+        given = await painting(session, url, {"negative": 1})
+        (visitor,) = site.studio.visitors.values()
+        await until(lambda: visitor.paintings[given["name"]].status == "failed")
+        assert visitor.paintings[given["name"]].error.startswith("a fault of nst web (ZeroDivisionError)")
+
+    async def broken(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError
+
+    visited(tmp_path, visit)
+
+
+def test_below_a_path_of_a_proxy(tmp_path: Path) -> None:
+    """Such as JupyterHub's `/proxy/8080/`: no address that the page hands out begins at the host's root."""
+
+    async def visit(session: ClientSession, url: str, site: Site) -> None:
+        async with session.get(f"{url}/", headers={"Cookie": ""}) as response:
+            # So that it is the page's folder, as the browser sees it.
+            assert not response.cookies["nst-visitor"]["path"]
+        await until(lambda: len(site.server.thumbnails) == 2)
+        styles = (await said(session, "GET", f"{url}/state", 200))["styles"]
+        assert [style["thumbnail"] and style["thumbnail"][:11] for style in styles] == [None, *2 * ["thumbnails/"]]
+
+    visited(tmp_path, visit)
+    for name in ("index.html", "page.js", "page.css"):
+        assert not re.search(r"""["'`(]/(?!shown|whole)\w""", (app.PAGE / name).read_text())
 
 
 @pytest.fixture
@@ -313,6 +572,161 @@ def test_a_trainer_that_outlived_the_page_is_waited_for(maker: Callable[[], Make
     asyncio.run(run())
 
 
+class Commands:
+    """In the place of the trainer and the exporter: a gallery is a text, and a style that is learned a line more."""
+
+    def __init__(self, gallery: Path, *faults: Exception | None) -> None:
+        self.gallery, self.faults, self.ran = gallery, list(faults), list[str]()
+
+    async def __call__(self, making: Making, lock: object, module: str, *arguments: Any) -> None:
+        self.ran.append(module.removesuffix(".cli") + (" again" if "--resume" in arguments else ""))
+        if module.startswith("nst_trainer"):
+            new = Path(arguments[arguments.index("--output") + 1])
+            new.with_name(f"{new.name}.resume").write_text("begun")
+        if fault := self.faults.pop(0) if self.faults else None:
+            raise fault
+        if module.startswith("nst_trainer"):
+            new.write_text(f"{self.gallery.read_text()}{making.name}\n")
+            new.with_name(f"{new.name}.resume").unlink()
+
+
+async def made(run: Maker, *orders: tuple[str, str], commands: Commands) -> None:
+    """Order what is not known yet, try the others again, and wait until nothing is pending."""
+    run._run = commands  # type: ignore[method-assign]
+    await run.server.look()
+    for owner, name in orders:
+        if name in run.makings:
+            run.again(run.makings[name])
+        else:
+            await run.order(owner, name, png())
+    task = asyncio.create_task(run.run())
+    await until(lambda: not any(making.pending for making in run.makings.values()))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_a_style_whose_export_failed_is_published_by_another_try(maker: Callable[[], Maker], tmp_path: Path) -> None:
+    """The gallery has it already: it is not learned once more. Also by a page that was started again."""
+    commands = Commands(tmp_path / "gallery.pth", None, Failed("no room"), Failed("no room"))
+
+    async def run() -> None:
+        first = maker()
+        await made(first, ("ann", "sea"), commands=commands)
+        assert (first.makings["sea"].status, first.makings["sea"].error) == ("failed", "no room")
+        await made(first, ("ann", "sea"), commands=commands)
+        second = maker()
+        await made(second, ("ann", "sea"), commands=commands)
+        assert second.makings["sea"].status == "done"
+
+    asyncio.run(run())
+    assert commands.ran == ["nst_trainer", "nst_export", "nst_export", "nst_export"]
+    assert (tmp_path / "gallery.pth").read_text() == "sea\n"
+
+
+def test_what_is_tried_again_loses_no_style_that_was_added_meanwhile(
+    maker: Callable[[], Maker], tmp_path: Path
+) -> None:
+    """What was begun is of the gallery as it was then, and would take the other's place."""
+    commands = Commands(tmp_path / "gallery.pth", Failed("killed"))
+
+    async def run() -> None:
+        page = maker()
+        await made(page, ("ann", "sea"), ("ben", "fire"), commands=commands)
+        assert [making.status for making in page.makings.values()] == ["failed", "done"]
+        await made(page, ("ann", "sea"), commands=commands)
+        commands.faults = [Failed("killed")]
+        await made(page, ("cleo", "ice"), commands=commands)
+        await made(page, ("cleo", "ice"), commands=commands)
+
+    asyncio.run(run())
+    assert commands.ran.count("nst_trainer again") == 1  # of ice, where nothing was added meanwhile
+    assert (tmp_path / "gallery.pth").read_text() == "fire\nsea\nice\n"
+
+
+def test_a_style_that_fails_in_any_way_keeps_no_other_from_being_made(
+    maker: Callable[[], Maker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = Commands(tmp_path / "gallery.pth", ZeroDivisionError(), OSError("no disk"))
+    monkeypatch.setattr(making, "KEPT", 2)
+
+    async def run() -> None:
+        page = maker()
+        await made(page, ("ann", "sea"), ("ben", "fire"), commands=commands)
+        assert page.makings["sea"].error.startswith("a fault of nst web (ZeroDivisionError)")
+        assert page.makings["fire"].error == "no disk"
+        monkeypatch.setattr(page, "_keep", refused)
+        with pytest.raises(WriteError):
+            page.again(page.makings["sea"])
+        with pytest.raises(WriteError):
+            await page.order("cleo", "ice", png())
+        assert [known.status for known in page.makings.values()] == ["failed"]  # fire: the oldest made room for ice
+        monkeypatch.undo()
+
+    def refused(*arguments: object) -> None:
+        raise WriteError("no room")
+
+    asyncio.run(run())
+    assert [folder.name for folder in (tmp_path / "gallery.making").iterdir()] == ["fire"]
+
+
+def test_a_learned_style_waits_for_the_server_but_not_for_ever(
+    maker: Callable[[], Maker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "PATIENCE", 0.01)
+
+    async def run() -> None:
+        page, commands = maker(), Commands(tmp_path / "gallery.pth")
+        await page.server.look()
+        await page.order("ann", "sea", png())
+        monkeypatch.setattr(page.server, "look", lambda: asyncio.sleep(0))
+        page.server.up.clear()
+        await made(page, commands=commands)
+        assert "it is learned, but the painter has not answered" in page.makings["sea"].error
+        page.server.up.set()
+        await made(page, ("ann", "sea"), commands=commands)
+        assert page.makings["sea"].status == "done"
+
+    asyncio.run(run())
+
+
+PAGE = """
+import asyncio, fcntl, sys
+from pathlib import Path
+from nst_client.web.making import Maker, Making
+
+async def run():
+    maker = object.__new__(Maker)
+    maker.folder = Path(sys.argv[1])
+    with (maker.folder / "sea" / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        await maker._run(Making("sea", "ann"), lock, "sleeper", maker.folder / "began")
+
+asyncio.run(run())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process that is told of its parent's end is Linux's")
+def test_a_trainer_ends_with_a_page_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "sea").mkdir()
+    (tmp_path / "sleeper.py").write_text(
+        "import sys, time, pathlib\ndef app():\n    pathlib.Path(sys.argv[1]).touch()\n    time.sleep(600)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    page = subprocess.Popen([sys.executable, "-c", PAGE, str(tmp_path)], env=os.environ | {"PYTHONPATH": paths})
+
+    async def run() -> None:
+        with (tmp_path / "sea" / "lock").open("ab") as lock:
+            await until((tmp_path / "began").exists)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            page.kill()
+            page.wait()
+            async with asyncio.timeout(60):
+                await _locked(lock)  # which the trainer holds as long as it lives
+
+    asyncio.run(run())
+
+
 def test_half_an_order_is_none(maker: Callable[[], Maker], tmp_path: Path) -> None:
     for name, text in (("half", '{"name": "ha'), ("other", '{"size": 3}')):
         (tmp_path / "gallery.making" / name).mkdir(parents=True)
@@ -335,3 +749,63 @@ def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
     assert "no options of nst train" in failed(*wrong)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen on 127.0.0.1" in failed("--port", taken.getsockname()[1])
+    assert "cannot listen on a..b:0" in failed("--address", "a..b", "--port", 0)
+    assert "cannot listen on [2001:db8::1]:0" in failed("--address", "[2001:db8::1]", "--port", 0)
+
+
+def test_what_a_killed_page_left_goes_and_what_another_holds_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "nst-web-left").mkdir()
+    (tmp_path / "nst-web-link").symlink_to(tmp_path)
+    with cli._visitors_folder() as young:
+        assert (tmp_path / "nst-web-left").exists() and young.stat().st_mode & 0o777 == 0o700
+        monkeypatch.setattr(cli, "YOUNG", -1.0)
+        with cli._visitors_folder() as other:
+            assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name, "nst-web-link"}
+    assert [path.name for path in tmp_path.iterdir()] == ["nst-web-link"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="set TMPDIR"), cli._visitors_folder():
+        pass
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("when", ["starting", "ready"])
+def test_a_page_by_ipv6_is_stopped_by_sigterm_and_leaves_nothing(tmp_path: Path, when: str) -> None:
+    """Also while it starts."""
+    code = "from nst_client.web.cli import web_app; web_app()"
+    if when == "starting":  # as soon as there is what might be left
+        code = f"""import os, signal, tempfile
+made = tempfile.TemporaryDirectory
+def stopped(*arguments, **options):
+    folder = made(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return folder
+tempfile.TemporaryDirectory = stopped
+{code}"""
+    address = "::1" if has_ipv6() else "127.0.0.1"
+    command = [sys.executable, "-c", code, "--address", address, "--port", "0", "--url", "grpc://127.0.0.1:9"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    page = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert page.stderr is not None
+    lines = iter(page.stderr.readline, "")
+    ready = next((found for line in lines if (found := re.match(r"ready: (http://\S+)", line))), None)
+    assert ready is not None
+    if when == "ready":
+        if address == "::1":
+            assert ready[1].startswith("http://[::1]:")
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ready[1]) as answer:
+            assert b"<!doctype html>" in answer.read()
+        page.terminate()
+    said = page.stderr.read()
+    assert page.wait(60) == 0 and "Traceback" not in said and said.endswith("stopped\n")
+    page.stderr.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,21 +1,28 @@
 """`nst web` in a real browser, before a real Triton."""
 
+import asyncio
 import os
+import queue
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import aiohttp
+import aiohttp.web
 import numpy as np
 import pytest
 import torch
+import yarl
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from nst_client import StyleClient
 from nst_core.images import blended, fitted, open_picture, sample_photographs, with_colors_of
@@ -24,7 +31,7 @@ from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
 from nst_trainer.vgg import Vgg16
 
-from .serving import BIN, Models, Server, serve
+from .serving import BIN, Models, Server, certificate, serve
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no chromium: apt-get install chromium")
@@ -118,7 +125,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     contexts = []
 
     def opened(url: str, viewport: dict[str, int] = DESKTOP) -> Page:
-        context = browser.new_context(viewport=viewport, permissions=["camera"])
+        context = browser.new_context(viewport=viewport, permissions=["camera"], ignore_https_errors=True)
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
@@ -275,9 +282,18 @@ def test_what_cannot_be_painted_is_said_in_one_line(
         assert "\n" not in page.locator("#error").inner_text()
         expect(page.locator("#paint")).to_be_disabled()
     choose(page, tiny, "a")
+
+    def failed(route: Route) -> None:
+        state = route.fetch().json()
+        for painting in state["paintings"]:
+            painting |= {"status": "failed", "error": "the painter has no room"}
+        route.fulfill(json=state)
+
+    page.route("**/state", failed)
     page.click("#paint")
-    expect(page.locator("#error")).to_contain_text("8x8 is too small")
+    expect(page.locator("#error")).to_contain_text("The painter has no room")
     expect(page.locator("#queue")).to_have_text(re.compile("Failed"))
+    page.unroute("**/state", failed)
     page.set_input_files("#file", photo)
     expect(page.locator("#error")).to_be_hidden()
     painted(page, 1)
@@ -296,12 +312,100 @@ def test_two_visitors_paint_at_once_and_see_nothing_of_each_other(
         expect(page.locator("#after")).to_be_visible()
         expect(page.locator("#queue li")).to_have_count(1)
     own = [ann.locator("#after").get_attribute("src"), ann.locator("#before").get_attribute("src")]
-    painting = f"/paintings/{ann.locator('#queue li').get_attribute('data-painting')}"
+    painting = f"paintings/{ann.locator('#queue li').get_attribute('data-painting')}"
     for address in (*own, f"{painting}/whole"):
-        assert ann.request.get(f"{site.url}{address}").status == 200
-        assert ben.request.get(f"{site.url}{address}").status == 404
-    assert ben.request.delete(f"{site.url}{painting}").status == 404
+        assert ann.request.get(f"{site.url}/{address}").status == 200
+        assert ben.request.get(f"{site.url}/{address}").status == 404
+    assert ben.request.delete(f"{site.url}/{painting}").status == 404
     assert len(ann.request.get(f"{site.url}/state").json()["paintings"]) == 1
+
+
+PREFIX = "/user/ann/proxy/8080"
+
+
+async def passed_on(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+    """What a proxy does that shows the page below a path: strip it, call the page by its address, pass all on."""
+    site: yarl.URL = request.app[TO]
+    if not request.raw_path.startswith(f"{PREFIX}/"):
+        raise aiohttp.web.HTTPNotFound(text=f"{request.raw_path} is not the page's")
+    target = site.join(yarl.URL(request.raw_path.removeprefix(PREFIX), encoded=True))
+    own = {"host", "connection", "upgrade", "content-length", "transfer-encoding"}
+    headers = {name: value for name, value in request.headers.items() if name.lower() not in own}
+    headers = {name: value for name, value in headers.items() if not name.lower().startswith("sec-websocket")}
+    headers["X-Forwarded-Host"] = request.host
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            async with session.ws_connect(target, headers=headers) as there:
+                here = aiohttp.web.WebSocketResponse()
+                await here.prepare(request)
+
+                async def pour(source: Any, into: Any) -> None:
+                    async for message in source:
+                        binary = message.type is aiohttp.WSMsgType.BINARY
+                        await (into.send_bytes if binary else into.send_str)(message.data)
+
+                pouring = [asyncio.create_task(pour(*ways)) for ways in ((here, there), (there, here))]
+                await asyncio.wait(pouring, return_when=asyncio.FIRST_COMPLETED)
+                for task in pouring:
+                    task.cancel()
+                await asyncio.gather(*pouring, return_exceptions=True)
+                await here.close()
+                return here
+        async with session.request(request.method, target, headers=headers, data=await request.read()) as answer:
+            kept = {name: value for name, value in answer.headers.items() if name.lower() not in own}
+            return aiohttp.web.Response(status=answer.status, body=await answer.read(), headers=kept)
+
+
+TO = aiohttp.web.AppKey("TO", yarl.URL)
+
+
+@pytest.fixture
+def proxy(site: Web, tmp_path: Path) -> Iterator[str]:
+    """By https, with a certificate of its own."""
+    chain, key = certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(chain, key)
+    started = queue.Queue[tuple[int, asyncio.AbstractEventLoop]]()
+    stopped = asyncio.Event()
+
+    async def run() -> None:
+        app = aiohttp.web.Application(client_max_size=10**7)
+        app[TO] = yarl.URL(site.url)
+        app.router.add_route("*", "/{path:.*}", passed_on)
+        runner = aiohttp.web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await aiohttp.web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        started.put((runner.addresses[0][1], asyncio.get_running_loop()))
+        await stopped.wait()
+        await runner.cleanup()
+        await asyncio.sleep(0.25)  # as aiohttp wants it, for TLS to be ended by both sides
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    port, loop = started.get(timeout=60)
+    yield f"https://127.0.0.1:{port}{PREFIX}/"
+    loop.call_soon_threadsafe(stopped.set)
+    thread.join(60)
+
+
+def test_below_a_path_behind_a_proxy(proxy: str, visit: Callable[..., Page], photo: Path) -> None:
+    """As in JupyterHub or a codespace: all that the page asks for lies below its own address, the camera's way too."""
+    page = visit(proxy)
+    expect(page.locator("#styles img")).to_have_count(3)
+    for image in page.locator("#styles img, h1 img").all():
+        assert image.evaluate("image => image.complete && image.naturalWidth > 0 || image.decode().then(() => true)")
+    choose(page, photo, "a")
+    painted(page)
+    assert downloaded(page).shape == open_picture(photo).pixels.shape
+    (cookie,) = page.context.cookies()
+    assert cookie["path"] == PREFIX and cookie["httpOnly"]
+    with page.expect_event("websocket") as opened:
+        page.click("#camera2")
+    assert opened.value.url == f"wss{proxy.removeprefix('https')}live"
+    page.wait_for_function(PAINTED)
+    page.click("#stop")
+    page.click("#queue .gone")
+    expect(page.locator("#queue li")).to_have_count(0)
 
 
 def test_a_phone_and_a_keyboard_are_enough(site: Web, visit: Callable[..., Page], photo: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
@@ -42,6 +44,11 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
+RESTART, SHOWN_FAULT = 10.0, 60.0
+"""Seconds after which background work that has failed begins again, and for which the page says that it failed."""
+
+log = logging.getLogger("nst_client")
+
 PRIVATE = {"Cache-Control": "private, no-store"}
 
 T = TypeVar("T")
@@ -54,6 +61,8 @@ class Site:
     def __init__(self, studio: Studio, maker: Maker | None) -> None:
         self.studio, self.server, self.maker, self.limits = studio, studio.server, maker, studio.limits
         self.sockets: set[web.WebSocketResponse] = set()
+        self.faults: dict[str, float] = {}
+        """When background work has failed last, by its name."""
 
     def routes(self) -> list[web.RouteDef]:
         """Every address that there is."""
@@ -82,6 +91,7 @@ class Site:
                 COOKIE,
                 secrets.token_urlsafe(32),
                 max_age=COOKIE_SECONDS,
+                path="",  # that is the folder of the page, as the browser sees it: below another's, not the whole host
                 httponly=True,
                 samesite="Strict",
                 secure=request.secure,
@@ -92,10 +102,17 @@ class Site:
         """All that the page shows, so that it can be asked at any time and after any failure."""
         visitor = self._visitor(request)
         styles = [
-            {"name": one.name, "model": one.model, "mixes": one.count > 1, "thumbnail": self._thumbnail(key(one))}
-            for one in self.server.styles
+            {
+                "name": style.name,
+                "model": style.model,
+                "mixes": style.count > 1,
+                "thumbnail": self._thumbnail(key(style)),
+            }
+            for style in self.server.styles
         ]
-        paintings = [self._painting(one) for one in reversed(visitor.paintings.values())]
+        paintings = [self._painting(painting) for painting in reversed(visitor.paintings.values())]
+        now = time.monotonic()
+        faults = [what for what, failed in self.faults.items() if now - failed < SHOWN_FAULT]
         limits = {"bytes": self.limits.upload, "pixels": self.limits.pixels}
         return web.json_response(
             {
@@ -104,8 +121,20 @@ class Site:
                 "paintings": paintings,
                 "limits": limits,
                 "making": self._making(visitor),
+                "faults": faults,
             }
         )
+
+    async def lasting(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do background work that never ends. If it fails all the same, say so and begin again."""
+        while True:
+            try:
+                await work()
+                log.error("%s has ended, and begins again", what)
+            except Exception:
+                log.exception("%s has failed, and begins again", what)
+            self.faults[what] = time.monotonic()
+            await asyncio.sleep(RESTART)
 
     async def thumbnail(self, request: web.Request) -> web.Response:
         """A style's, the same for everybody."""
@@ -190,7 +219,7 @@ class Site:
             await socket.prepare(request)
             await self._converse(socket)
         finally:
-            visitor.live = False
+            visitor.live, visitor.seen = False, time.monotonic()
             self.sockets.discard(socket)
         return socket
 
@@ -218,9 +247,11 @@ class Site:
         frame = (await asyncio.to_thread(open_picture, io.BytesIO(data), max_pixels=FRAME_PIXELS)).pixels
         try:
             painted = await self.server.client.stylize(frame, recipe.style)
-        except (Unreachable, Unavailable) as error:
+        except Unreachable as error:
             self.server.lost(error)
             raise InputError("the painter does not answer: trying again") from error
+        except Unavailable as error:
+            raise InputError("the painter cannot paint in this style just now: trying again") from error
 
         def encoded() -> bytes:
             result = finished(frame, painted, recipe.strength, recipe.preserve_color)
@@ -248,7 +279,7 @@ class Site:
 
     def _own_making(self, request: web.Request) -> Making:
         visitor = self._visitor(request)
-        own = {one.name: one for one in self._maker().makings.values() if one.owner == visitor.key}
+        own = {name: making for name, making in self._maker().makings.items() if making.owner == visitor.key}
         return _of(own, request.match_info["name"], "style")
 
     def _maker(self) -> Maker:
@@ -257,7 +288,7 @@ class Site:
         return self.maker
 
     def _thumbnail(self, name: str) -> str | None:
-        return f"/thumbnails/{name}" if name in self.server.thumbnails else None
+        return f"thumbnails/{name}" if name in self.server.thumbnails else None
 
     def _painting(self, painting: Painting) -> dict[str, Any]:
         done, total = painting.tiles
@@ -293,14 +324,22 @@ class Site:
         return {"styles": own}
 
 
-def application(site: Site, names: Iterable[str] = ()) -> web.Application:
-    """The site, with what goes on behind it while it runs; it answers to `names`, to localhost and to addresses."""
-    app = web.Application(client_max_size=site.limits.upload, middlewares=[_guard(names)])
+def application(site: Site, names: Iterable[str] = (), address: str = "localhost") -> web.Application:
+    """The site, with what goes on behind it while it runs.
+
+    It answers to its public `names`, to the `address` at which it listens, to localhost and to IP addresses.
+    """
+    app = web.Application(client_max_size=site.limits.upload, middlewares=[_guard(names, address)])
     app.add_routes(site.routes())
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        work = [site.server.watch(), site.studio.sweep(), *([site.maker.run()] if site.maker else [])]
-        tasks = [asyncio.create_task(one) for one in work]
+        work = {
+            "looking at the server": site.server.watch,
+            "painting thumbnails": site.server.illustrate,
+            "forgetting visitors": site.studio.sweep,
+            **({"making styles": site.maker.run} if site.maker else {}),
+        }
+        tasks = [asyncio.create_task(site.lasting(what, endless)) for what, endless in work.items()]
         yield
         for task in tasks:
             task.cancel()
@@ -321,21 +360,24 @@ def _photo(photo: Photo) -> dict[str, Any]:
     return {"name": photo.name, "width": photo.width, "height": photo.height}
 
 
-def _guard(names: Iterable[str]) -> Middleware:
+def _guard(names: Iterable[str], address: str) -> Middleware:
     """Every answer has its headers, every error is one line of JSON, and no other site's page may ask for anything.
 
     A page of another site whose name is made to lead here would be this one for the browser, cookies and all (DNS
     rebinding); so only known names are answered to. An address cannot be made to lead elsewhere.
     """
-    known = {"localhost", *(name.lower() for name in names)}
+    public = {name for given in names if (name := _name(given.rpartition("://")[2]))}
+    known = public | {"localhost", address.lower()}
 
     def check(request: web.Request) -> None:
         name = _name(request.host)
         if name not in known and not _is_address(name):
             raise web.HTTPForbidden(text=f"this page is not called {name!r}: nst web --public-name tells it its name")
         origin = request.headers.get("Origin")
-        if origin and urlsplit(origin).netloc != request.host:
-            raise web.HTTPForbidden(text="only this page's own requests are answered")
+        # A proxy may call us by another name than the browser calls it; another site's page cannot send this header.
+        hosts = request.host, request.headers.get("X-Forwarded-Host", request.host)
+        if origin is not None and _host(origin) not in hosts and _name(_host(origin)) not in public:
+            raise web.HTTPForbidden(text="only this page's own requests are answered: nst web --public-name")
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -343,14 +385,26 @@ def _guard(names: Iterable[str]) -> Middleware:
             check(request)
             response = await handler(request)
         except web.HTTPException as error:
-            response = web.json_response({"error": (error.text or error.reason).splitlines()[0]}, status=error.status)
+            said = " ".join((error.text or "").split()) or error.reason
+            response = web.json_response({"error": said}, status=error.status)
         except NstError as error:
             response = web.json_response({"error": " ".join(str(error).split())}, status=400)
+        except web.RequestPayloadError as error:  # cut off, or not encoded as its header says
+            said = str(error.__cause__ or error).splitlines()[0]
+            response = web.json_response({"error": f"the request's body cannot be read: {said}"}, status=400)
         if not response.prepared:
             response.headers.update(HEADERS)
         return response
 
     return guarded
+
+
+def _host(origin: str) -> str:
+    """The host and the port of an `Origin`; empty if it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _name(host: str) -> str:
@@ -382,10 +436,10 @@ def _of(own: Mapping[str, T], name: object, what: str) -> T:
 
 
 async def _json(request: web.Request) -> dict[str, Any]:
-    return _document(await request.text())
+    return _document(await request.read())
 
 
-def _document(text: str) -> dict[str, Any]:
+def _document(text: str | bytes) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):  # the latter for thousands of brackets

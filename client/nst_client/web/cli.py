@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import logging
+import os
+import shutil
 import signal
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +22,7 @@ from nst_client.client import AsyncStyleClient
 from nst_core.console import one_line_errors, say
 from nst_core.errors import InputError
 from nst_core.memory import keep_freed_memory
+from nst_core.options import HELP
 
 if TYPE_CHECKING:
     from aiohttp.web import Application
@@ -23,6 +31,9 @@ _PAGE, _LIMITS, _MAKING = "Page", "Limits of a visitor", "Making styles"
 
 GOODBYE = 2.0
 """Seconds that requests have to end when the page is stopped."""
+
+FOLDER, YOUNG = "nst-web-", 60.0
+"""How a folder of visitors' files begins, and seconds in which its page may not have locked it yet."""
 
 
 def web(
@@ -79,38 +90,86 @@ def web(
         token = token_of(token_file)
 
         async def run() -> None:
-            with tempfile.TemporaryDirectory(prefix="nst-web-") as folder:
+            stopped = asyncio.Event()
+            for sign in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(sign, stopped.set)
+            with _visitors_folder() as folder:
                 server = Server(AsyncStyleClient(url, timeout=timeout, retries=0, token=token, ca=ca))
                 maker = Maker(server, gallery, repository, url, train, max_pixels) if gallery else None
                 limits = Limits(int(max_upload * 1e6), max_pixels, max_jobs)
-                site = Site(Studio(server, Path(folder), limits), maker)
-                await _serve(application(site, [address, *(public_name or ())]), address, port)
+                site = Site(Studio(server, folder, limits), maker)
+                host = address.removeprefix("[").removesuffix("]")
+                await _serve(application(site, public_name or (), host), host, port, stopped)
 
         asyncio.run(run())
 
 
-async def _serve(app: Application, address: str, port: int) -> None:
-    """Until Ctrl-C or SIGTERM. Raises `InputError` where nobody may listen."""
+@contextmanager
+def _visitors_folder() -> Iterator[Path]:
+    """A folder for visitors' files that goes at the end. Those that killed pages have left go now.
+
+    A page holds the lock of its own, which also keeps systemd from cleaning it up. Raises `InputError` where none can
+    be made.
+    """
+    try:
+        for old in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+            with suppress(OSError):
+                _remove_left(old)
+        temporary = tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"no folder for the visitors' pictures ({error.strerror or error}): set TMPDIR to one with room"
+        ) from error
+    with temporary as name:
+        lock = os.open(name, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Path(name)
+        finally:
+            os.close(lock)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove a folder of this user's that no page has locked. Raises `OSError` otherwise."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        found = os.fstat(lock)
+        if found.st_uid == os.getuid() and time.time() - found.st_ctime > YOUNG:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+    finally:
+        os.close(lock)
+
+
+async def _serve(app: Application, address: str, port: int, stopped: asyncio.Event) -> None:
+    """Until the event. Raises `InputError` where nobody may listen."""
     from aiohttp.web import AppRunner, TCPSite
 
-    stopped = asyncio.Event()
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(sign, stopped.set)
-    runner = AppRunner(app, access_log=None, shutdown_timeout=GOODBYE)
+    shown = f"[{address}]" if ":" in address else address
+    logger = logging.getLogger("nst_client.web")
+    logger.addFilter(_no_misshapen_request)
+    runner = AppRunner(app, access_log=None, logger=logger, shutdown_timeout=GOODBYE)
     await runner.setup()
     try:
         try:
             await TCPSite(runner, address, port).start()
-        except OSError as error:
-            raise InputError(
-                f"cannot listen on {address}:{port} ({error.strerror or error}): choose --port or --address"
-            ) from None
-        say(f"ready: http://{address}:{runner.addresses[0][1]}")
+        except (OSError, UnicodeError) as error:  # the latter for what cannot be a host's name
+            said = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot listen on {shown}:{port} ({said}): choose --port or --address") from None
+        say(f"ready: http://{shown}:{runner.addresses[0][1]}")
         await stopped.wait()
         say("stopped")
     finally:
         await runner.cleanup()
 
 
-web_app = typer.Typer(add_completion=False)
+def _no_misshapen_request(record: logging.LogRecord) -> bool:
+    """Whether to log: not that somebody sent what is no HTTP, which would fill the terminal with tracebacks."""
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+web_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
 web_app.command()(web)

@@ -2,21 +2,25 @@
 
 The work is done by the commands `nst train --add` and `nst export`, each in a process of its own. What is to be done
 stands on disk, a folder each beside the gallery, so that a program that is started again goes on with it: the trainer
-where it stopped (`--resume`). A trainer that outlived the program, which was killed, holds a lock; it is waited for.
+where it stopped (`--resume`). A trainer whose program was killed is told to stop, and holds a lock until it has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import filecmp
 import io
 import json
+import logging
 import os
 import re
 import shlex
 import shutil
 import sys
 import time
+from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,11 +35,32 @@ from nst_core.images import Picture, open_picture, save_picture
 LARGEST = 2048
 """Longer side of a painting that is kept to learn from, pixels; the trainer shrinks it further."""
 
-WAITING = 20
-"""Styles that may wait to be made, everybody's together."""
+WAITING, KEPT = 20, 60
+"""Styles that may wait to be made, everybody's together, and those that are kept with what failed: the oldest go."""
+
+PATIENCE = 600.0
+"""Seconds for which a learned style waits for a server that does not answer, and keeps the others waiting."""
+
+GRACE = 60.0
+"""Seconds in which a command that is told to stop must end; the trainer writes how far it is."""
 
 FOLLOWED = 0.2
 """Seconds between two looks at what a command says."""
+
+CHILD = """
+import os, signal, sys
+page = int(sys.argv.pop(1))
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: to stop when the parent is killed
+    if os.getppid() != page:
+        sys.exit("the page is gone")
+from {module} import app
+app()
+"""
+"""What a command runs; its first argument is the process of the page."""
+
+log = logging.getLogger("nst_client")
 
 _PROGRESS = re.compile(r"training (\d+)/(\d+)  (\S+) left")
 
@@ -48,7 +73,8 @@ class Failed(NstError):
 class Making:
     """A style to be made: the visitor's key, its name, and how far it is. `learned` are iterations, those done and all.
 
-    `left` is the trainer's estimate of the time that is left, "1:20".
+    `left` is the trainer's estimate of the time that is left, "1:20". `base` is the gallery that the style is added
+    to, and `learned_whole` that the gallery has it now, so that what is left is to publish it.
     """
 
     name: str
@@ -58,6 +84,8 @@ class Making:
     error: str = ""
     learned: tuple[int, int] = (0, 0)
     left: str = ""
+    base: str = ""
+    learned_whole: bool = False
 
     @property
     def pending(self) -> bool:
@@ -90,29 +118,37 @@ class Maker:
             raise InputError("give the style a name of letters or digits")
         if not self.server.up.is_set():
             raise InputError("the painter does not answer just now, and knows which names are taken: try again later")
-        taken = {style.name for style in self.server.styles} | {one.name for one in self.makings.values()}
+        taken = {style.name for style in self.server.styles} | self.makings.keys()
         if name in taken:
             raise InputError(f"there is a style {name} already: choose another name")
-        pending = [one for one in self.makings.values() if one.pending]
-        if any(one.owner == owner for one in pending):
+        pending = [making for making in self.makings.values() if making.pending]
+        if any(making.owner == owner for making in pending):
             raise InputError("one of your styles is being made: wait until it is done")
         if len(pending) >= WAITING:
             raise InputError(f"{WAITING} styles are waiting to be made: try again later")
+        settled = [making for making in self.makings.values() if not making.pending]
+        for old in sorted(settled, key=lambda making: making.ordered)[: max(0, len(self.makings) + 1 - KEPT)]:
+            self.forget(old)
         making = Making(name, owner)
         self.makings[name] = making  # now, since a picture takes a while to be read and written
         try:
             await asyncio.to_thread(self._keep_picture, making, data)
+            self._keep(making)
         except BaseException:
             self.forget(making)
             raise
-        self._keep(making)
         self._news.set()
         return making
 
     def again(self, making: Making) -> None:
-        """Try once more what failed, from where it got to."""
+        """Try once more what failed, from where it got to. Raises `WriteError`."""
+        before = making.status, making.error
         making.status, making.error = "waiting", ""
-        self._keep(making)
+        try:
+            self._keep(making)
+        except NstError:
+            making.status, making.error = before
+            raise
         self._news.set()
 
     def forget(self, making: Making) -> None:
@@ -127,38 +163,40 @@ class Maker:
         while True:
             self._news.clear()
             pending = [
-                one for one in self.makings.values() if one.pending and (self._own(one) / "making.json").exists()
+                making
+                for making in self.makings.values()
+                if making.pending and (self._own(making) / "making.json").exists()
             ]
             if not pending:
                 await self._news.wait()
                 continue
-            making = min(pending, key=lambda one: one.ordered)
-            following = asyncio.create_task(self._follow(making))
+            making = min(pending, key=lambda making: making.ordered)
             try:
-                await self._make(making)
+                await self._followed(making, self._make(making))
             except (NstError, OSError) as error:
-                making.status, making.error = "failed", " ".join(str(error).split())
+                making.error = " ".join(str(error).split())
+            except Exception as error:  # one style must not keep the others from being made
+                log.exception("the style %s", making.name)
+                making.error = f"a fault of nst web ({type(error).__name__}): its terminal says more"
+            if making.status != "done":
+                making.status = "failed"
                 say(f"the style {making.name} is not made: {making.error}")
-            finally:
-                following.cancel()
-            self._keep(making)
+            with suppress(NstError):  # a full disk: what stands there makes the next start try once more
+                self._keep(making)
 
     async def _make(self, making: Making) -> None:
         own = self._own(making)
-        new, begun = own / "gallery.pth", own / "gallery.pth.resume"
         with (own / "lock").open("wb") as lock:
             await _locked(lock)
-            if making.status != "publishing" and not new.exists():
-                making.status = "training"
-                self._keep(making)
-                more = [*self.train, *(["--resume"] if begun.exists() else [])]
-                command = ["--add", own / f"{making.name}.png", "--to", self.gallery, "--output", new, *more]
-                await self._run(making, lock, "nst_trainer.cli", *command)
+            if not making.learned_whole:
+                await self._learn(making, lock)
             making.status = "publishing"
             self._keep(making)
-            if new.exists():
-                new.replace(self.gallery)
-            await self.server.up.wait()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self.server.up.wait()
+            except TimeoutError:
+                raise Failed("it is learned, but the painter has not answered: try again to publish it") from None
             tiled = any(style.model == self.gallery.stem and style.tiles for style in self.server.styles)
             more = ["--tiled"] if tiled else []
             more += [] if self.url.startswith("local:") else ["--load", self.url]
@@ -166,13 +204,36 @@ class Maker:
         await self.server.look()
         making.status = "done"
 
+    async def _learn(self, making: Making, lock: BinaryIO) -> None:
+        """Train a gallery with one style more, and put it in the place of the gallery."""
+        own = self._own(making)
+        new, begun = own / "gallery.pth", own / "gallery.pth.resume"
+        if not (new.exists() and filecmp.cmp(new, self.gallery, shallow=False)):
+            base = _version(self.gallery)
+            if making.base not in ("", base):  # another style was added meanwhile, which the one begun does not have
+                for old in (new, begun):
+                    old.unlink(missing_ok=True)
+            making.status, making.base = "training", base
+            self._keep(making)
+            if not new.exists():
+                more = [*self.train, *(["--resume"] if begun.exists() else [])]
+                command = ["--add", own / f"{making.name}.png", "--to", self.gallery, "--output", new, *more]
+                await self._run(making, lock, "nst_trainer.cli", *command)
+            if _version(self.gallery) != base:
+                raise Failed(f"{self.gallery.name} was changed while this was learned: try again")
+            with written_whole(self.gallery) as beside:
+                shutil.copyfile(new, beside)
+        making.learned_whole = True
+        self._keep(making)
+        new.unlink()
+
     async def _run(self, making: Making, lock: BinaryIO, module: str, *arguments: object) -> None:
         """Run a command to its end. Raises `Failed` with its own words."""
-        log = self._own(making) / "log"
-        code = f"from {module} import app; app()"
-        with log.open("wb") as said:
+        words = self._own(making) / "log"
+        code = CHILD.format(module=module)
+        with words.open("wb") as said:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", code, *map(str, arguments)),
+                *(sys.executable, "-c", code, str(os.getpid()), *map(str, arguments)),
                 stdout=said,
                 stderr=said,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -183,20 +244,26 @@ class Maker:
         try:
             status = await process.wait()
         except asyncio.CancelledError:
-            process.terminate()
-            await process.wait()
+            await _ended(process)
             raise
         if status:
-            raise Failed(_last_words(log))
+            raise Failed(_last_words(words))
+
+    async def _followed(self, making: Making, work: Awaitable[None]) -> None:
+        """Do the work, and read what the trainer says meanwhile, also one that another program has started."""
+        following = asyncio.create_task(self._follow(making))
+        try:
+            await work
+        finally:
+            following.cancel()
 
     async def _follow(self, making: Making) -> None:
-        """Read what the trainer says, also one that another program has started."""
-        log = self._own(making) / "log"
+        words = self._own(making) / "log"
         while True:
-            said = log.read_text(errors="replace") if log.exists() else ""
-            if found := _PROGRESS.findall(said):
-                done, total, making.left = found[-1]
-                making.learned = int(done), int(total)
+            with suppress(OSError):
+                if found := _PROGRESS.findall(words.read_text(errors="replace")):
+                    done, total, making.left = found[-1]
+                    making.learned = int(done), int(total)
             await asyncio.sleep(FOLLOWED)
 
     def _keep_picture(self, making: Making, data: bytes) -> None:
@@ -221,6 +288,7 @@ class Maker:
             if making is None or making.status == "done":
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
+            making.learned_whole |= making.status == "publishing" and not (folder / "gallery.pth").exists()
             making.learned = (0, 0)
             found[making.name] = making
         return found
@@ -243,7 +311,25 @@ async def _locked(lock: BinaryIO) -> None:
             await asyncio.sleep(1.0)
 
 
-def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Tell a command to stop, and see that it does."""
+    with suppress(ProcessLookupError):
+        process.terminate()
+        try:
+            async with asyncio.timeout(GRACE):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _version(file: Path) -> str:
+    """What differs when a file is replaced or written."""
+    found = file.stat()
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+
+
+def _last_words(words: Path) -> str:
+    lines = [line.strip() for line in words.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it ended without a word"])[-1]

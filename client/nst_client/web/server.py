@@ -33,12 +33,22 @@ class Server:
 
     async def watch(self) -> None:
         """Look for ever."""
-        photo = await asyncio.to_thread(lambda: fitted(sample(), *THUMBNAIL))
         while True:
             await self.look()
-            if self.up.is_set():
-                with suppress(NstError):  # a style that cannot be painted now is tried at the next look
-                    await self._paint_thumbnails(photo)
+            await asyncio.sleep(EVERY)
+
+    async def illustrate(self) -> None:
+        """Paint the thumbnails that are missing, for ever; beside `watch`, which a model that hangs must not stop."""
+        photo = await asyncio.to_thread(lambda: fitted(sample(), *THUMBNAIL))
+        while True:
+            await self.up.wait()
+            for style in self.styles:
+                if key(style) not in self.thumbnails:
+                    with suppress(NstError):  # a style that cannot be painted now is tried again later
+                        painted = await self.client.stylize(photo.pixels, style.name)
+                        self.thumbnails[key(style)] = encode_picture(Picture(painted), "JPEG", quality=88)
+            known = {key(style) for style in self.styles}
+            self.thumbnails = {name: data for name, data in self.thumbnails.items() if name in known}
             await asyncio.sleep(EVERY)
 
     async def look(self) -> None:
@@ -59,14 +69,6 @@ class Server:
             say(str(error))
         self.trouble = str(error)
         self.up.clear()
-
-    async def _paint_thumbnails(self, photo: Picture) -> None:
-        for style in self.styles:
-            if key(style) not in self.thumbnails:
-                painted = await self.client.stylize(photo.pixels, style.name)
-                self.thumbnails[key(style)] = encode_picture(Picture(painted), "JPEG", quality=88)
-        known = {key(style) for style in self.styles}
-        self.thumbnails = {one: data for one, data in self.thumbnails.items() if one in known}
 
 
 def key(style: Style) -> str:

@@ -39,8 +39,10 @@ let timer;
 async function refresh() {
   clearTimeout(timer);
   try {
-    here.state = await ask("/state");
+    here.state = await ask("state");
     $("away").hidden = here.state.up;
+    $("fault").hidden = !here.state.faults.length;
+    $("fault").textContent = `A part of this page has failed and begins again: ${here.state.faults.join(", ")}. The terminal of nst web says why.`;
   } catch (error) {
     $("away").hidden = false;
     if (error.status) complain(error.message);
@@ -77,14 +79,14 @@ function fits(file) {
 async function take(file) {
   fits(file);
   stopCamera();
-  setPhoto(await post("/photos", file));
+  setPhoto(await post("photos", file));
   Object.assign(here, { file, shown: null });
   show();
 }
 
 function setPhoto(photo) {
   here.photo = photo;
-  $("before").src = `/photos/${photo.name}`;
+  $("before").src = `photos/${photo.name}`;
   offerSizes();
 }
 
@@ -100,7 +102,7 @@ function offerSizes() {
 
 async function order() {
   const wanted = () =>
-    post("/paintings", JSON.stringify({
+    post("paintings", JSON.stringify({
       photo: here.photo.name,
       style: Object.fromEntries(here.weights),
       max_side: Number($("size").value) || null,
@@ -110,7 +112,7 @@ async function order() {
     painting = await wanted();
   } catch (error) {
     if (error.status !== 404 || !here.file) throw error;
-    here.photo = await post("/photos", here.file); // the page's server was started again and has forgotten it
+    here.photo = await post("photos", here.file); // the page's server was started again and has forgotten it
     painting = await wanted();
   }
   here.shown = painting.name;
@@ -211,10 +213,11 @@ function showFrame() {
 }
 
 const lookOf = (painting) =>
-  `/paintings/${painting.name}/shown?strength=${$("strength").value / 100}&preserve=${Number($("preserve").checked)}`;
+  `paintings/${painting.name}/shown?strength=${$("strength").value / 100}&preserve=${Number($("preserve").checked)}`;
 
 function progressOf(painting) {
   if (!here.state.up) return "Waiting for the painter to come back";
+  if (painting.status === "waiting" && painting.error) return `Waiting: ${painting.error}`;
   if (painting.status === "waiting") return painting.before ? `Waiting: ${painting.before} before yours` : "Waiting";
   return painting.total ? `Painting: ${painting.done} of ${painting.total} tiles` : "Painting";
 }
@@ -240,11 +243,11 @@ function showQueue() {
     const open = make("button", { type: "button", className: "show" });
     open.setAttribute("aria-label", `Show the painting in ${nameOf(one.style)}`);
     open.addEventListener("click", () => reopen(one));
-    if (one.status === "done") open.append(make("img", { src: `/paintings/${one.name}/shown`, alt: "", loading: "lazy" }));
+    if (one.status === "done") open.append(make("img", { src: `paintings/${one.name}/shown`, alt: "", loading: "lazy" }));
     const gone = make("button", { type: "button", className: "gone", textContent: "✕" });
     gone.setAttribute("aria-label", `Remove the painting in ${nameOf(one.style)}`);
     gone.addEventListener("click", () => attempt(async () => {
-      await ask(`/paintings/${one.name}`, { method: "DELETE" });
+      await ask(`paintings/${one.name}`, { method: "DELETE" });
       if (here.shown === one.name) here.shown = null;
       await refresh();
     }));
@@ -292,10 +295,10 @@ function showMaking() {
     item.append(make("span", { className: "said" }));
     if (pending(one)) item.append(make("progress"));
     const line = make("div", { className: "row" });
-    if (one.status === "failed") line.append(doing("Try again", () => post(`/styles/${one.name}`)));
+    if (one.status === "failed") line.append(doing("Try again", () => post(`styles/${one.name}`)));
     if (!["training", "publishing"].includes(one.status)) {
       const words = { done: "Dismiss", failed: "Give it up", waiting: "Take it back" };
-      line.append(doing(words[one.status], () => ask(`/styles/${one.name}`, { method: "DELETE" })));
+      line.append(doing(words[one.status], () => ask(`styles/${one.name}`, { method: "DELETE" })));
     }
     item.append(line);
     return item;
@@ -346,7 +349,9 @@ async function startCamera() {
 }
 
 function connect(camera) {
-  const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live`);
+  const address = new URL("live", location.href);
+  address.protocol = address.protocol.replace("http", "ws");
+  const socket = new WebSocket(address);
   socket.binaryType = "blob";
   camera.socket = socket;
   camera.underway = 0;
@@ -507,7 +512,7 @@ $("new").addEventListener("submit", (event) => {
   event.preventDefault();
   attempt(async () => {
     fits(here.painting);
-    await post(`/styles?name=${encodeURIComponent($("name").value)}`, here.painting);
+    await post(`styles?name=${encodeURIComponent($("name").value)}`, here.painting);
     here.painting = null;
     $("painting").value = $("name").value = "";
     $("picked").hidden = true;
