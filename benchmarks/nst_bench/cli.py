@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
 
-from nst_bench.commands import CHECKPOINT, REPOSITORY, TRITON, Checkpoint, On, Repository, Triton, chosen, suites
-from nst_core.console import console, duration, fail, one_line_errors, progress, say
+from nst_bench.commands import (
+    CHECKPOINT,
+    GALLERY,
+    REPOSITORY,
+    TRITON,
+    Checkpoint,
+    On,
+    Repository,
+    Triton,
+    chosen,
+    suites,
+)
+from nst_core.console import duration, fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
 
 app = typer.Typer(add_completion=False)
@@ -44,7 +54,10 @@ def bench(
     ] = None,
     also: Annotated[
         list[Path] | None,
-        typer.Option(help="A further exported style whose latency and serving are measured shortly; again for more."),
+        typer.Option(
+            help="A further exported style whose latency and serving are measured shortly; again for more. "
+            "--full takes the gallery if it is exported."
+        ),
     ] = None,
 ) -> None:
     """Measure this machine in about ten minutes: a served style, and Gatys' optimisation on the same device.
@@ -55,14 +68,15 @@ def bench(
     if context.invoked_subcommand:
         return
     with one_line_errors("bench"):
-        from nst_bench import report, results, run
+        from nst_bench import report, results, run, terminal
 
         if (short, full, minutes is not None).count(True) > 1:
             raise InputError("--short, --full and --minutes exclude each other: give one of them")
         if minutes is not None and not minutes > 0:
             raise InputError(f"--minutes is {minutes:g}: it must be above 0")
         on = chosen(device)
-        subject = run.Subject(checkpoint, repository, environment, on, style, photos, vgg, tuple(also or ()))
+        further = also or ([GALLERY] if full and (repository / GALLERY.stem).is_dir() and GALLERY.is_file() else [])
+        subject = run.Subject(checkpoint, repository, environment, on, style, photos, vgg, tuple(further))
         subject.check()
         plan = run.with_others(run.SHORT if short else run.FULL if full else run.PLAN, subject.also)
         estimates = {step.suite: step.estimate(on) or 0.0 for step in plan if step.estimate(on) is not None}
@@ -90,7 +104,7 @@ def bench(
         if len(reasons) == len(document["suites"]):
             raise NstError(f"nothing was measured; {'; '.join(reasons)}")
         written = report.write([document], output)
-        console.print(Markdown(report.one_table(document)))
+        terminal.show(report.one_table(document))
         for reason in reasons:
             say(f"not measured: {reason}")
         say(f"{written}, {written.with_suffix('.html')}, {kept[0]}")
@@ -163,14 +177,14 @@ def compare(
     """
     with one_line_errors("bench"):
         from nst_bench import compare as comparing
-        from nst_bench import results
+        from nst_bench import results, terminal
 
         try:
             comparison = comparing.compare(results.read(before), results.read(after), tolerance=tolerance)
         except InputError as error:
             fail(error)
             raise typer.Exit(2) from error
-        console.print(Markdown(comparing.markdown(comparison)))
+        terminal.show(comparing.markdown(comparison))
         say(comparing.verdict(comparison))
         typer.echo(json.dumps(comparing.document(comparison)))
         raise typer.Exit(comparison.exit_code)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markdown import Markdown
 
 from nst_core import devices
-from nst_core.console import console, one_line_errors, progress, say
+from nst_core.console import one_line_errors, progress, say
 from nst_core.devices import DEVICE_HELP, Device, Wanted
 from nst_core.errors import InputError, NstError
 from nst_core.files import written_whole
@@ -44,6 +43,9 @@ Triton = Annotated[Path, typer.Option("--triton", help="Where Triton from PyPI i
 On = Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)]
 CHECKPOINT = Path("models/starry-night-fast.pth")
 """The style that ships by default."""
+
+GALLERY = CHECKPOINT.with_name("gallery.pth")
+"""The shipped model of several styles."""
 
 REPOSITORY, MODEL, TRITON = Path("model_repository"), CHECKPOINT.stem, Path(".triton")
 
@@ -261,6 +263,31 @@ def cold(
         Exported(repository / model).check_device(on)
         effort = suite.FULL if full else suite.SHORT
         _finish(suite.measure(environment, repository, model, on, effort=effort, tick=say), output)
+
+
+@suites.command()
+def styles(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results to write (.json).")] = Path(
+        "results/styles.json"
+    ),
+    checkpoint: Checkpoint = CHECKPOINT,
+    full: Full = False,
+    environment: Triton = TRITON,
+    device: On = "auto",
+) -> None:
+    """Measure what several styles in one model cost: a network of ten against the same network of one.
+
+    Takes a minute, --full seven. The last line on stdout is the results as one JSON document.
+    """
+    with one_line_errors("bench"):
+        from nst_bench.suites import styles as suite
+        from nst_server import triton
+        from nst_trainer.checkpoint import load
+
+        on = chosen(device)
+        effort = suite.CARD if on.gpu else suite.FULL if full else suite.SHORT
+        installation = triton.find(environment, say, device=on)
+        _finish(suite.measure(load(checkpoint), installation, on, effort=effort, tick=say), output)
 
 
 @suites.command()
@@ -507,11 +534,11 @@ def _exported(
 
 def _finish(document: dict[str, Any], output: Path, *, plotted: bool = False) -> None:
     """The tables on the screen, the document in its file and on stdout; `plotted`: its plot beside the file."""
-    from nst_bench import plots, report, results
+    from nst_bench import plots, report, results, terminal
 
     if plotted:
         with written_whole(output.with_suffix(".png")) as beside:
             beside.write_bytes(plots.plots(document)[0].png)
     results.write(document, output)
-    console.print(Markdown(report.markdown(document)))
+    terminal.show(report.markdown(document))
     typer.echo(json.dumps(document))

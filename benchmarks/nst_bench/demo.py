@@ -18,14 +18,11 @@ import numpy as np
 import typer
 
 from nst_bench import report
-from nst_bench.commands import CHECKPOINT
+from nst_bench.commands import CHECKPOINT, GALLERY
 from nst_client.sheet import contact_sheet
 from nst_core.console import duration, one_line_errors, say
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs, save_picture
 from nst_server import triton
-
-GALLERY = Path("models/gallery.pth")
-"""What is painted with besides the style that ships by default."""
 
 FOLDER = Path("demo")
 HTTP = FOLDER / "painted" / "over-http"

@@ -32,6 +32,7 @@ from nst_bench.gpu import (
 )
 from nst_bench.measure import timed
 from nst_core.devices import Device
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
 from nst_core.images import Pixels, fitted, open_picture, sample_photographs
 from nst_core.onnx_runtime import import_onnxruntime
@@ -308,7 +309,7 @@ def _opened(file: Path, provider: str, threads: int, settings: dict[str, str] | 
     session = _session(file, provider, threads, settings)
     if session.get_providers()[0] != provider:
         extra = "gpu" if provider.startswith("Tensorrt") else "bench"
-        raise InputError(f"ONNX Runtime has no {provider} here: pip install 'nst[{extra}]'")
+        raise InputError(f"ONNX Runtime has no {provider} here: {install_command(extra)}")
     return _running(session)
 
 

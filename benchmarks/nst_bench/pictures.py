@@ -22,8 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nst_bench.commands import CHECKPOINT
-from nst_bench.demo import GALLERY
+from nst_bench.commands import CHECKPOINT, GALLERY
 from nst_client import AsyncStyleClient, StyleClient
 from nst_client.footage import Encoder, Footage, Format, Frame
 from nst_client.schedule import Schedule

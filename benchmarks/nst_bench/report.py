@@ -19,6 +19,7 @@ TITLES = {
     "serving": "Serving",
     "gatys": "The optimisation",
     "speedup": "The served network against the optimisation",
+    "styles": "Several styles in one model",
     "cold": "Cold starts",
     "soak": "Memory of serving",
     "quality": "What the network is worth",
@@ -99,8 +100,9 @@ def inject(document: Document, readme: Path, beside: Sequence[Document] = ()) ->
     measured += [
         one for other in beside for one in suites(other).values() if "missing" not in one and one["schema"] not in known
     ]
+    text, said = _with_words(measured, readme, text)
     found = [one for one in measured if all(mark in text for mark in markers(one, text))]
-    if not found:
+    if not found and not said:
         wanted = ", or ".join(" and ".join(markers(one, text)) for one in measured)
         raise InputError(f"{readme}: lacks the lines {wanted}")
     for one in found:
@@ -110,13 +112,26 @@ def inject(document: Document, readme: Path, beside: Sequence[Document] = ()) ->
         beside_it.write_text(text)
 
 
-def between(page: Path, text: str, marks: tuple[str, str], block: str) -> str:
-    """`text`, which is that of `page`, with `block` between its lines `marks`; `InputError` if it lacks one."""
+def _with_words(measured: Sequence[Document], page: Path, text: str) -> tuple[str, bool]:
+    """`text` with what a suite says in words where the page asks for it, and whether it does."""
+    said = False
+    for one in measured:
+        begin, end = (f"<!-- {one['schema']} in words: {edge} -->" for edge in ("begin", "end"))
+        if one["schema"] in tables.WORDS and begin in text:
+            text, said = between(page, text, (begin, end), tables.WORDS[one["schema"]](one), line=""), True
+    return text, said
+
+
+def between(page: Path, text: str, marks: tuple[str, str], block: str, *, line: str = "\n") -> str:
+    """`text`, which is that of `page`, with `block` between its `marks`; `InputError` if it lacks one.
+
+    A block of lines begins on a `line` of its own.
+    """
     begin, end = marks
     if begin not in text or end not in text.split(begin, 1)[1]:
         raise InputError(f"{page}: lacks the lines {begin} and {end}")
     before, rest = text.split(begin, 1)
-    return f"{before}{begin}\n{block}{end}{rest.split(end, 1)[1]}"
+    return f"{before}{begin}{line}{block}{end}{rest.split(end, 1)[1]}"
 
 
 def headline(document: Document) -> str:

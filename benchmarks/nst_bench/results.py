@@ -29,7 +29,7 @@ SUITES = {
         f"nst-bench-{suite}/1": suite
         for suite in (
             *("latency", "serving", "gatys", "quality", "speedup", "methods", "training", "export", "soak", "cold"),
-            *("peers", "perf-analyzer", "video", "frontier", "energy"),
+            *("peers", "perf-analyzer", "video", "frontier", "energy", "styles"),
         )
     },
 }

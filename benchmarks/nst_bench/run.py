@@ -359,6 +359,21 @@ def _of_callers(subject: Subject, context: Context, effort: Any) -> Document:
         return serving.measure(server, effort=effort.scaled(context.share), tick=context.tick, keep=context.keep)
 
 
+def _styles(subject: Subject, context: Context, *, full: bool = False) -> Document:
+    from nst_bench.suites import styles
+    from nst_server import triton
+    from nst_trainer.checkpoint import load
+
+    effort = styles.CARD if subject.device.gpu else styles.FULL if full else styles.SHORT
+    installation = triton.find(subject.triton, context.tick, device=subject.device)
+    return styles.measure(
+        *(load(subject.checkpoint), installation, subject.device),
+        effort=effort.scaled(context.share),
+        tick=context.tick,
+        keep=context.keep,
+    )
+
+
 def _energy(subject: Subject, context: Context) -> Document:
     from nst_bench.suites import energy
     from nst_trainer.checkpoint import load
@@ -470,6 +485,7 @@ PLAN = (
     ),
     Step("latency", 100, _latency, card=90),
     Step("serving", 130, partial(_serving, latency=12.0, turn=3.0, arrivals=6.0, probes=3, mixed=()), card=90),
+    Step("styles", 60, _styles),
     Step("energy", 0, _energy, card=40),
     Step("cold", 40, _cold, card=45),
     Step("gatys", 60, partial(_gatys, sizes=(128, 256, 512), result_size=128, result_iterations=100), card=30),
@@ -487,6 +503,7 @@ FULL = (
     ),
     Step("latency", 350, partial(_latency, full=True), card=90),
     Step("serving", 320, _serving, card=90),
+    Step("styles", 400, partial(_styles, full=True), card=90),
     Step("energy", 0, _energy, card=40),
     Step("gatys", 180, _gatys, card=30),
     Step("cold", 70, partial(_cold, full=True), card=110),

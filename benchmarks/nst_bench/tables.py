@@ -593,6 +593,32 @@ def _methods(document: Document, machine: list[str]) -> list[str]:
     return [*machine, *([""] if machine else []), *table(head, body, left=6), "", *_phases(document["rows"])]
 
 
+def _styles(document: Document, machine: list[str]) -> list[str]:
+    """A model of ten styles against a model of one (`nst-bench styles`)."""
+    found: dict[tuple[str, str], dict[str, Document]] = {}
+    for one in document["rows"]:
+        found.setdefault((f"{one['size']}²", one["form"]), {})[one["styles"]] = one
+    titles = list(dict.fromkeys(one["styles"] for one in document["rows"]))
+    body = []
+    for (size, form), own in sorted(found.items(), key=lambda pair: int(pair[0][0].removesuffix("²"))):
+        shown = [f"{narrow(own[title], 1)}" if title in own else "" for title in titles]
+        ratios = [f"**{own[title]['ratio']:.2f}**" if title in own else "" for title in titles[1:]]
+        body.append([size, form, *shown, *ratios])
+    return [
+        *machine,
+        *([""] if machine else []),
+        f"`{document['network']}`, milliseconds, median (95th percentile), in turns:",
+        "",
+        *table(["size", "", *titles, *(f"{title}: times" for title in titles[1:])], body, left=2),
+    ]
+
+
+def several_styles(document: Document) -> str:
+    """What a model of several styles takes, in words, for a page's running text."""
+    ratios = [one["ratio"] for one in document["rows"] if one["size"] == 512 and one["ratio"] != 1.0]
+    return f"{min(ratios):.2f} to {max(ratios):.2f} times as long as a network of one style"
+
+
 def _list(document: Document, machine: list[str]) -> list[str]:
     """Any suite whose document is a list of rows."""
     model = document.get("model")
@@ -680,6 +706,7 @@ def _number(name: str, value: float | None) -> str:
 TABLES: dict[str, Callable[[Document, list[str]], list[str]]] = {
     SPEEDUP: _speedup,
     "nst-bench-energy/1": _energy,
+    "nst-bench-styles/1": _styles,
     "nst-bench-methods/1": _methods,
     "nst-bench-gatys/1": _optimization,
     "nst-bench-quality/1": _quality,
@@ -691,3 +718,6 @@ TABLES: dict[str, Callable[[Document, list[str]], list[str]]] = {
     "nst-bench-perf-analyzer/1": _perf_analyzer,
 }
 """How a document of each schema is shown; those of the others are lists of rows."""
+
+WORDS: dict[str, Callable[[Document], str]] = {"nst-bench-styles/1": several_styles}
+"""What a suite says in a page's running text, by schema."""

@@ -14,6 +14,7 @@ from nst_bench import results, run
 from nst_bench.cli import app
 from nst_bench.run import Step, Subject
 from nst_core.devices import Device
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
 
 WORKS = """
@@ -89,7 +90,7 @@ def test_a_suite_that_fails_is_a_missing_cell_and_the_others_go_on(
     reasons = {name: one.get("missing") for name, one in document["suites"].items()}
     assert reasons == {
         "refuses": "no painting: where is it?",
-        "lacks": "this needs the package 'not_installed_anywhere': pip install 'nst[bench]'",
+        "lacks": f"this needs the package 'not_installed_anywhere': {install_command('bench')}",
         "breaks": "ValueError: seven",
         "dies": "its process ended with status -9",
         "dies_late": None,
@@ -142,13 +143,13 @@ def test_a_stopped_run_keeps_what_is_done(subject: Subject, tmp_path: Path) -> N
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
-            if any('"waits"' in path.read_text() for path in tmp_path.glob("out/*.json")):
+            if any('"waits"' in path.read_text() for path in tmp_path.glob("out/[!.]*.json")):
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    (file,) = tmp_path.glob("out/*.json")
+    (file,) = tmp_path.glob("out/[!.]*.json")
     suites = results.read(file)["suites"]
     assert suites["good"]["rows"] and suites["later"] == {"missing": "stopped before it was done"}
     assert suites["waits"]["rows"] and suites["waits"]["stopped"] == "stopped before it was done"

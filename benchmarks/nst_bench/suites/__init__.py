@@ -20,6 +20,9 @@ are its efforts. A document that was cut short has the reason under `stopped`, a
     `mixed`, if measured: `sides`, `rows` with `mixture`, `callers`, `one_caller` (pictures a second of one caller that
     paints the same) and the rest as above. `slowest_against_one`: `ratio`, the lowest `against_one` of callers at once,
     and `who` has it. `arrivals`: `size`, `limit`, `percentile`, `rate`, `rows`.
+`styles`
+    `network`, its arguments without the styles. `rows`: `form` (the graph alone, or served), `styles` (a model of one,
+    one of ten, a mix of ten), `size`, a summary, `ratio` (to the median of the model of one style).
 `energy`
     `model`: `name`, `precision`. `iterations` (of the optimisation for an image), `idle_watts`, `idle_subtracted`
     (false). `rows`: `what`, `size`, `pieces` (images, or iterations of the optimisation), `seconds`, `watts` (mean),

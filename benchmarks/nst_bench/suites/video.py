@@ -34,6 +34,7 @@ from nst_client.footage import Encoder, Footage, Format, Frame
 from nst_client.schedule import Schedule
 from nst_client.video import Plan, paint_video
 from nst_client.webcam import Shot, Tally, Window, live, played
+from nst_core.distribution import install_command
 from nst_core.errors import NstError
 from nst_core.images import fitted, open_picture, sample_photographs
 
@@ -185,7 +186,7 @@ def _shown(served: Served, style: str, film: Path) -> tuple[Tally, list[float]]:
 def _without_browser() -> str | None:
     """Why there is no page here."""
     if not find_spec("playwright"):
-        return "no playwright here: pip install 'nst[dev]'"
+        return f"no playwright here: {install_command('dev')}"
     return None if shutil.which("chromium") else "no chromium here: apt-get install chromium"
 
 

@@ -1,0 +1,49 @@
+"""`nst-bench styles`: a network of ten styles beside the same network of one, with a real Triton."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nst_bench import report
+from nst_bench.suites import styles
+from nst_bench.tables import several_styles
+from nst_core.devices import Device
+from nst_server import triton
+from nst_trainer.checkpoint import Checkpoint, frozen
+from nst_trainer.networks import Fast
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_form_is_measured_in_one_style_and_in_a_mix(tmp_path: Path, cpu: Device) -> None:
+    torch.manual_seed(0)
+    tiny = Checkpoint(frozen(Fast(width=0.25)), ("tiny",))
+    parts: list[int] = []
+    document = styles.measure(
+        *(tiny, triton.find(ROOT / ".triton", print), cpu),
+        effort=styles.Effort((64, 96), 0.05),
+        keep=lambda part: parts.append(len(part["rows"])),
+    )
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    document = report.read(tmp_path / "a.json")
+    assert (document["network"], document["width"]) == ("fast", 0.25)
+    forms = (*styles.FORMS, "served, gRPC", "served, shared memory")
+    keys = [(row["form"], row["size"], row["styles"]) for row in document["rows"]]
+    whats = (styles.ONE, styles.OF_TEN, styles.MIX)
+    assert keys == [(form, size, what) for form in forms for size in (64, 96) for what in whats]
+    assert parts == list(range(3, len(keys) + 1, 3))
+    for row in document["rows"]:
+        own = {
+            one["styles"]: one for one in document["rows"] if (one["form"], one["size"]) == (row["form"], row["size"])
+        }
+        assert row["n"] >= styles.FEWEST and row["ratio"] == pytest.approx(row["median"] / own[styles.ONE]["median"])
+    text = report.markdown(document)
+    assert "| 96² | served, gRPC |" in text and f"{styles.MIX}: times" in text
+
+
+def test_the_words_for_a_page_are_of_the_largest_and_the_smallest_ratio_at_512() -> None:
+    ratios = [(512, 1.0), (512, 1.051), (512, 1.02), (256, 1.4)]
+    rows = [{"size": size, "ratio": ratio} for size, ratio in ratios]
+    assert several_styles({"rows": rows}) == "1.02 to 1.05 times as long as a network of one style"
