@@ -5,7 +5,6 @@ Every step is the command that a user would type, in a process of its own.
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import threading
@@ -26,7 +25,7 @@ from nst_export.served import ServedModel
 from nst_server.triton import Endpoints
 from nst_trainer.checkpoint import load
 
-from .serving import ROOT, TRITON, Server, alive, descendants, run, serve, settled, succeeded
+from .serving import ROOT, TRITON, Server, alive, command_line, descendants, run, serve, settled, succeeded
 
 SHAPES = [(1, 256, 256), (1, 97, 131), (1, 200, 64), (3, 48, 50), (1, 16, 16)]
 
@@ -54,8 +53,8 @@ def gallery(checkpoint: Path) -> Path:
     for name in ("chelsea", "rocket"):
         (styles / f"{name}.jpg").symlink_to(samples / f"{name}.jpg")
     output = checkpoint.parent / "gallery.pth"
-    small = ("--width", 0.25, "--batch", 2, "--crop", 64, "--style-size", 96)
-    said = succeeded(run("nst-train", "--style", styles, "-o", output, "--iterations", 12, *small))
+    small = ("--batch", 2, "--crop", 64, "--style-size", 96)
+    said = succeeded(run("nst-train", "--style", styles, "-o", output, "--width", 0.25, "--iterations", 12, *small))
     assert "the 4 photographs that ship" in said
     added = run("nst", "train", "--add", samples / "astronaut.jpg", "--to", output, "--minutes", 0.1, *small)
     assert "chelsea, rocket, astronaut" in succeeded(added)
@@ -157,8 +156,8 @@ def test_many_callers_at_once_each_get_their_own(server: Server, expected: list[
     assert not failures
 
 
-def test_equal_sizes_are_batched(server: Server, expected: list[tuple[Pixels, Pixels]]) -> None:
-    """Of 24 requests at once Triton makes fewer executions; its own counters say so."""
+def test_requests_at_once_run_one_by_one_on_a_cpu(server: Server, expected: list[tuple[Pixels, Pixels]]) -> None:
+    """Of 24 requests at once Triton makes 24 executions, since a batch costs memory there; its own counters say so."""
     triton = InferenceServerClient(server.endpoints.grpc.removeprefix("grpc://"))
 
     def counts() -> tuple[int, int]:
@@ -167,9 +166,12 @@ def test_equal_sizes_are_batched(server: Server, expected: list[tuple[Pixels, Pi
 
     picture = expected[0][0][0]
     before = settled(counts)
+    connected = threading.Barrier(24)
 
     def call() -> None:
         with StyleClient(server.endpoints.grpc) as client:
+            client.styles()
+            connected.wait(60)  # else the first may be answered before the last is sent
             client.stylize(picture, "tiny")
 
     threads = [threading.Thread(target=call) for _ in range(24)]
@@ -180,7 +182,7 @@ def test_equal_sizes_are_batched(server: Server, expected: list[tuple[Pixels, Pi
     after = settled(counts)
     triton.close()
     assert after[0] - before[0] == 24
-    assert after[1] - before[1] < 24
+    assert after[1] - before[1] == 24
 
 
 def unchecked(client: StyleClient, pixels: Pixels) -> Pixels:
@@ -193,30 +195,20 @@ def test_a_request_that_cannot_be_run_is_refused_and_the_next_one_works(
     server: Server, expected: list[tuple[Pixels, Pixels]]
 ) -> None:
     with StyleClient(server.endpoints.grpc) as client:
-        for shape, words in (((1, 3, 40, 3), "40x3: .* 16 pixels"), ((1, 9000, 1000, 3), "megapixels")):
-            with pytest.raises(Rejected, match=words):
-                unchecked(client, np.zeros(shape, np.uint8))
-            pictures, wanted = expected[0]
-            assert np.abs(client.stylize(pictures, "tiny").astype(int) - wanted).max() <= 1
+        with pytest.raises(Rejected, match="megapixels"):
+            unchecked(client, np.zeros((1, 9000, 1000, 3), np.uint8))
+        pictures, wanted = expected[0]
+        assert np.abs(client.stylize(pictures, "tiny").astype(int) - wanted).max() <= 1
 
 
-def test_a_failure_inside_the_model_does_not_spoil_the_next_request(
-    repository: Path, tmp_path: Path, expected: list[tuple[Pixels, Pixels]]
+def test_an_image_of_a_few_pixels_is_painted_and_does_not_spoil_the_next_request(
+    server: Server, expected: list[tuple[Pixels, Pixels]]
 ) -> None:
-    """Without the limits in its config the model itself fails on 3x3 pixels: the padding is too wide."""
-    shutil.copytree(repository, tmp_path / "repo")
-    config = tmp_path / "repo" / "tiny" / "config.pbtxt"
-    config.write_text(config.read_text().replace('"min_side"', '"unlimited"'))
-    server = serve(tmp_path / "repo", tmp_path / "triton.log")
-    try:
-        with StyleClient(server.endpoints.grpc) as client:
-            for _ in range(2):
-                with pytest.raises(Rejected, match="answered"):
-                    unchecked(client, np.zeros((1, 3, 3, 3), np.uint8))
-                for pictures, wanted in expected:
-                    assert np.abs(client.stylize(pictures, "tiny").astype(int) - wanted).max() <= 1
-    finally:
-        server.stop()
+    with StyleClient(server.endpoints.grpc) as client:
+        for height, width in ((3, 3), (1, 1), (3, 40)):
+            assert unchecked(client, np.zeros((1, height, width, 3), np.uint8)).shape == (1, height, width, 3)
+            for pictures, wanted in expected:
+                assert np.abs(client.stylize(pictures, "tiny").astype(int) - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("way", ["grpc", "http", "local"])
@@ -358,12 +350,12 @@ def test_a_server_that_dies_comes_back_and_one_that_keeps_dying_leaves_nothing(
             with StyleClient(server.endpoints.grpc) as client:
                 assert "tiny" in {style.name for style in client.styles()}
             offspring = descendants(server.process.pid)
-            (triton,) = [pid for pid in offspring if "tritonserver" in Path(f"/proc/{pid}/cmdline").read_text()]
+            (triton,) = [pid for pid in offspring if "tritonserver" in command_line(pid)]
             os.kill(triton, signal.SIGKILL)
         assert server.process.wait(60) == 1
     finally:
         server.process.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while alive(offspring) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(offspring)

@@ -1,0 +1,172 @@
+"""What the pages say, held against the commands, the checkpoints and the files that there are; nothing is run."""
+
+import re
+from itertools import pairwise
+
+import pytest
+
+from .pages import (
+    ROOT,
+    Block,
+    Mention,
+    Misread,
+    anchors,
+    extras,
+    lines_of,
+    links,
+    mentioned_commands,
+    mentions,
+    misnamed_styles,
+    nst_commands,
+    options,
+    parsed,
+    shell_blocks,
+    shipped_styles,
+    simple_commands,
+)
+
+MEASURED = ("tiny",)
+"""Networks that a page says it measured, and that do not ship."""
+
+OTHERS = {
+    "--grpc-max-connection-age": "tritonserver",
+    "--http-max-input-size": "tritonserver",
+    "--preload": "gunicorn",
+    "--ipc=host": "docker run",
+    "--ulimit": "docker run",
+    "--nproc-per-node": "torchrun",
+    "--node-rank": "torchrun",
+    "--master-addr": "torchrun",
+    "--master-port": "torchrun",
+}
+"""Options within sentences that are not nst's, and whose they are."""
+
+PLACEHOLDERS = {"PRICE": "0.05", "S": "starry-night-fast", "N": "64"}
+"""What a page writes where the reader puts a value of his own."""
+
+
+def filled(words: list[str]) -> list[str]:
+    return [PLACEHOLDERS.get(word, word) for word in words]
+
+
+@pytest.mark.parametrize("block", shell_blocks(), ids=str)
+def test_every_command_of_a_block_is_understood(block: Block) -> None:
+    """By the command itself: its options, their values, its styles; and nothing is missing."""
+    for line in lines_of(block):
+        for words in nst_commands(line):
+            read = parsed(filled(words))
+            assert not read.missing, f"{line}: {read.missing}"
+            assert not misnamed_styles(read), f"{line}: no shipped model has these styles"
+
+
+@pytest.mark.parametrize("page", sorted({mention.page for mention in mentioned_commands()}))
+def test_every_command_within_a_sentence_is_understood(page: str) -> None:
+    """It may be the name alone, or lack what the sentence is not about."""
+    wrong = []
+    for mention in (one for one in mentioned_commands() if one.page == page):
+        text = mention.text.removesuffix(" ...").replace("://...", "://server:8001")
+        for words in nst_commands(text):
+            try:
+                styles = misnamed_styles(parsed(filled(words))) - set(MEASURED)
+            except Misread as error:
+                wrong.append(f"{mention}: {error}")
+            else:
+                wrong += [f"{mention}: no shipped model has the style {style}" for style in styles]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_option_within_a_sentence_exists() -> None:
+    known = options() | set(OTHERS)
+    named = [(mention, re.match(r"--[a-z][\w-]*(=host)?", mention.text)) for mention in mentions()]
+    wrong = [str(mention) for mention, option in named if option and option[0] not in known]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_style_within_a_sentence_ships() -> None:
+    """`--style a:0.5,b:0.5`, which is a part of a command."""
+    parts = [mention for mention in mentions() if mention.text.startswith("--style ")]
+    assert parts
+    for part in parts:
+        words = ["nst", "stylize", "a.jpg", "-o", "b.jpg", *part.text.split(" ", 1)]
+        assert not misnamed_styles(parsed(words)), f"{part}: no shipped model has these styles"
+
+
+def test_every_target_of_make_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    for text in [mention.text for mention in mentioned_commands()] + [
+        line for block in shell_blocks() for line in lines_of(block)
+    ]:
+        if match := re.match(r"make (\S+)(.*)", text):
+            assert match[1] in phony.split(), f"{text}: the Makefile has no such target"
+            for variable in re.findall(r"(\w+)=", match[2]):
+                assert f"$({variable})" in makefile or f"{variable} ?=" in makefile, f"{text}: no such variable"
+
+
+def test_what_pip_installs_can_be_installed() -> None:
+    """nst is on no package index: it is installed from its folder, and the extras are those that it has."""
+    found = [mention for mention in mentions() if "pip install" in mention.text]
+    found += [
+        Mention(block.page, block.line, line)
+        for block in shell_blocks()
+        for line in lines_of(block)
+        if "pip install" in line
+    ]
+    assert found
+    for mention in found:
+        assert not re.search(r"install ['\"]?nst\b", mention.text), f"{mention}: nst is on no package index"
+        for names in re.findall(r"\.\[([^]]*)\]", mention.text):
+            assert set(names.split(",")) <= extras(), f"{mention}: the extras are {', '.join(sorted(extras()))}"
+    for mention in mentions():
+        if match := re.fullmatch(r"(?:nst|\.)\[([\w,-]+)\]", mention.text):
+            assert set(match[1].split(",")) <= extras(), f"{mention}: the extras are {', '.join(sorted(extras()))}"
+
+
+def test_every_checkpoint_and_script_that_a_command_names_is_there() -> None:
+    texts = [mention.text for mention in mentions()] + [line for block in shell_blocks() for line in lines_of(block)]
+    for text in texts:
+        for name in re.findall(
+            r"(?<![\w/.-])((?:models|dev|deploy|examples)/[\w./-]+\.(?:pth|py|sh|yaml|yml))\b", text
+        ):
+            assert (ROOT / name).exists(), f"{text}: {name} is not in the repository"
+
+
+def test_what_docker_and_kubectl_are_given_is_there() -> None:
+    """Files and folders, the stages of the Dockerfile, the profiles of Compose."""
+    images, services = ((ROOT / "deploy" / name).read_text() for name in ("Dockerfile", "compose.yaml"))
+    checks = {
+        "-f": lambda value: (ROOT / value).is_file(),
+        "-k": lambda value: (ROOT / value / "kustomization.yaml").is_file(),
+        "--target": lambda value: f" AS {value}\n" in images,
+        "--profile": lambda value: f"profiles: [{value}]" in services,
+    }
+    seen = set()
+    for block in shell_blocks():
+        for words in (words for line in lines_of(block) for words in simple_commands(line)):
+            for option, value in pairwise(words) if words[0] in ("docker", "kubectl") else ():
+                if option in checks:
+                    assert checks[option](value), f"{block}: {option} {value}"
+                    seen.add(option)
+    assert seen == set(checks)
+
+
+def test_every_link_leads_somewhere() -> None:
+    found = list(links())
+    assert len(found) > 100
+    wrong = []
+    for page, target in found:
+        name, _, fragment = target.partition("#")
+        file = ((ROOT / page).parent / name) if name else ROOT / page
+        if not file.exists():
+            wrong.append(f"{page}: {target}: no such file")
+        elif fragment and fragment not in anchors(file):
+            wrong.append(f"{page}: {target}: no such heading")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_page_of_models_lists_what_ships() -> None:
+    page = (ROOT / "models" / "README.md").read_text()
+    for name, styles in shipped_styles().items():
+        assert f"`{name}.pth`" in page
+        if len(styles) > 1:
+            assert all(f"| `{style}` |" in page for style in styles)
