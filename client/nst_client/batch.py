@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from posixpath import splitext
@@ -34,12 +34,12 @@ import pyarrow.compute as pc
 from nst_client.client import StyleClient
 from nst_client.errors import ServiceError
 from nst_client.footage import CONTAINERS
-from nst_client.jobs import NEXT_TOO, Recipe, own_suffix
+from nst_client.jobs import Recipe, is_hopeless, own_suffix
 from nst_client.local import Local
 from nst_client.sections import Film, Section
 from nst_client.storage import OWN, Folder
 from nst_core.errors import InputError, NstError
-from nst_core.images import READABLE, encode_picture, image_format
+from nst_core.images import READABLE, UNREAD, check_size, encode_picture, image_format
 from nst_core.memory import keep_freed_memory
 
 JOB = f"{OWN}/job.json"
@@ -108,6 +108,8 @@ class Batch:
     target: Folder
     recipe: Recipe
     suffix: str | None = None
+    unread: list[Path] = field(default_factory=list, compare=False)
+    """Images that `missing` came upon and that nst does not read."""
 
     @property
     def record(self) -> dict[str, str]:
@@ -154,6 +156,8 @@ class Batch:
             photos: dict[str, str] = {}
             for name in names:
                 if not _is_video(name) and splitext(name)[1].lower() not in READABLE:
+                    if splitext(name)[1].lower() in UNREAD:
+                        self.unread.append(Path(prefix + name))
                     continue
                 painting = name if _is_video(name) else self.painting_of(name)
                 if painting in photos:
@@ -189,9 +193,10 @@ class Batch:
             return
         file = io.BytesIO(self.source.read(photo))
         file.name = photo  # what its error calls it
-        painting, _ = self.recipe.painting(self.recipe.opened(file), client)
-        target = self.painting_of(photo)
+        picture, target = self.recipe.opened(file), self.painting_of(photo)
         kind = image_format(Path(target))
+        check_size(picture.width, picture.height, kind)  # before the model works for nothing
+        painting, _ = self.recipe.painting(picture, client)
         self.target.write(target, encode_picture(painting, kind, quality=self.recipe.quality))
 
     def _film(self, video: str) -> Film:
@@ -237,7 +242,7 @@ class Painter:
             self.client = self.client or self.connect()
             self.batch.paint(photo, self.client)
         except NstError as error:
-            return " ".join(str(error).split()), self.client is None or isinstance(error, NEXT_TOO)
+            return " ".join(str(error).split()), self.client is None or is_hopeless(error)
         except Exception as error:  # a defect that one picture of a million shows is no reason to lose the others
             return " ".join(f"{photo}: {type(error).__name__}: {error}".split()), False
         return "", False

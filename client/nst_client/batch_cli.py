@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,12 +25,13 @@ from nst_client.cli import (
     token_of,
 )
 from nst_client.errors import ServiceError
-from nst_client.jobs import Recipe
+from nst_client.jobs import Recipe, to_stdout
 from nst_client.styles import mix_of
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError
-from nst_core.images import MAX_PIXELS
+from nst_core.images import MAX_PIXELS, unread_line
 from nst_core.memory import keep_freed_memory
+from nst_core.options import HELP
 
 if TYPE_CHECKING:
     from nst_client.batch import Access, Batch, Manifest
@@ -46,7 +49,9 @@ def batch(
     target: Annotated[str, typer.Argument(help="A folder, or its URL.", metavar="OUTPUT")],
     style: Annotated[
         str,
-        typer.Option("--style", "-s", help="A style, or a mix: wave:0.7,scream:0.3.", rich_help_panel=_PAINTING),
+        typer.Option(
+            "--style", "-s", help="A style, or a mix: great-wave:0.7,the-scream:0.3.", rich_help_panel=_PAINTING
+        ),
     ],
     strength: Strength = 1.0,
     preserve_color: PreserveColor = False,
@@ -105,12 +110,11 @@ def batch(
             say(f"{manifest.painted + there} pictures are painted; the same command goes on from there")
             raise
         finally:
-            summary = manifest.end(
-                missing=sum(map(len, todo)) - manifest.painted - manifest.failed, style=recipe.record
-            )
+            missing = sum(map(len, todo)) - manifest.painted - manifest.failed
+            summary = manifest.end(missing=missing, unread=len(job.unread), style=recipe.record)
             if as_json:
-                print(json.dumps(summary), flush=True)
-        _report(manifest, hopeless)
+                to_stdout(f"{json.dumps(summary)}\n".encode())
+        _report(manifest, hopeless, job.unread)
 
 
 def _listed(job: Batch, begun: bool) -> tuple[list[Any], int]:
@@ -163,10 +167,12 @@ def _painted(
     return ""
 
 
-def _report(manifest: Manifest, hopeless: str) -> None:
+def _report(manifest: Manifest, hopeless: str, unread: Sequence[Path]) -> None:
     """Say what was done; raise the number of those that failed, or the error that ended the run."""
     rate = f", {manifest.rate:.1f} pictures/s" if manifest.painted else ""
     say(f"{manifest.painted} painted{rate}")
+    if unread:
+        say(unread_line(unread))
     if hopeless:
         raise ServiceError(f"{hopeless}; the same command goes on from there")
     for error in manifest.first:
@@ -178,5 +184,5 @@ def _report(manifest: Manifest, hopeless: str) -> None:
         )
 
 
-batch_app = typer.Typer(add_completion=False)
+batch_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
 batch_app.command()(batch)

@@ -16,13 +16,22 @@ from typing import Annotated, Any
 import typer
 
 from nst_client.client import OnTile, StyleClient
-from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted, standing
+from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted, standing, to_stdout, unread_of
 from nst_client.sheet import contact_sheet, sample, thumbnails
 from nst_client.styles import Style, mix_of
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
-from nst_core.images import MAX_PIXELS, WRITABLE, Picture, image_format, open_picture, save_picture
+from nst_core.images import (
+    MAX_PIXELS,
+    WRITABLE,
+    Picture,
+    image_format,
+    open_picture,
+    save_picture,
+    unread_line,
+)
 from nst_core.memory import keep_freed_memory
+from nst_core.options import HELP
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 
@@ -80,7 +89,11 @@ MaxSide = Annotated[
 ]
 FileFormat = Annotated[
     Format | None,
-    typer.Option("--format", help="Of the paintings; by default the photograph's.", rich_help_panel=_FILES),
+    typer.Option(
+        "--format",
+        help="Of the paintings; by default the photograph's, JPEG for HEIC and AVIF.",
+        rich_help_panel=_FILES,
+    ),
 ]
 Quality = Annotated[int, typer.Option(help="Of JPEG and WebP.", min=1, max=100, rich_help_panel=_FILES)]
 MaxPixels = Annotated[
@@ -98,7 +111,7 @@ def stylize(
         typer.Option(
             "--style",
             "-s",
-            help="A style that the server has (nst styles), or a mix: wave:0.7,scream:0.3.",
+            help="A style that the server has (nst styles), or a mix: great-wave:0.7,the-scream:0.3.",
             rich_help_panel=_PAINTING,
         ),
     ],
@@ -153,7 +166,7 @@ def stylize(
         todo = [job for job in work if job not in settled]
         kind = WRITABLE.get(suffix or "")
         with (
-            _Report(recipe, len(work), as_json) as report,
+            _Report(recipe, len(work), unread_of(photos, output), as_json) as report,
             closing(_painted(todo, recipe, kind, url, access, jobs)) as new,
         ):
             for outcome in chain(known, new):
@@ -189,7 +202,7 @@ def styles(
             image_format(sheet)
         offered = client.styles()
         for style in offered:
-            typer.echo(style.name)
+            to_stdout(f"{style.name}\n".encode())
         if not offered:
             raise InputError(f"{url} offers no style")
         if sheet:
@@ -255,8 +268,8 @@ def _tiles() -> Iterator[OnTile]:
 class _Report:
     """Says what becomes of each picture, and at the end what failed and why."""
 
-    def __init__(self, recipe: Recipe, total: int, as_json: bool) -> None:
-        self.recipe, self.total, self.as_json = recipe, total, as_json
+    def __init__(self, recipe: Recipe, total: int, unread: list[Path], as_json: bool) -> None:
+        self.recipe, self.total, self.unread, self.as_json = recipe, total, unread, as_json
         self.done: list[Outcome] = []
         self.started = time.perf_counter()
 
@@ -289,9 +302,11 @@ class _Report:
         fine = len(self.done) - len(failed) - skipped
         if self.as_json and not isinstance(error, NstError | BrokenPipeError):
             seconds = round(time.perf_counter() - self.started, 3)
-            self._line(painted=fine, skipped=skipped, failed=len(failed), seconds=seconds)
+            self._line(painted=fine, skipped=skipped, failed=len(failed), unread=len(self.unread), seconds=seconds)
         if skipped:
             say(f"{skipped} of {self.total} pictures are painted already: skipped")
+        if self.unread:
+            say(unread_line(self.unread))
         if isinstance(error, KeyboardInterrupt) and self.total > 1:
             say(f"{fine + skipped} of {self.total} pictures are painted; the same command goes on from there")
         if error or not failed:
@@ -315,10 +330,10 @@ class _Report:
         return said if str(outcome.job.photo) in said else f"{outcome.job.photo}: {said}"
 
     def _line(self, **values: object) -> None:
-        print(json.dumps(values), flush=True)
+        to_stdout(f"{json.dumps(values)}\n".encode())
 
 
-stylize_app = typer.Typer(add_completion=False)
+stylize_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
 stylize_app.command()(stylize)
-styles_app = typer.Typer(add_completion=False)
+styles_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
 styles_app.command()(styles)

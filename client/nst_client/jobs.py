@@ -6,13 +6,15 @@ finished, and takes no picture of another style for it.
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
+import os
 import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,16 +29,19 @@ from nst_core.errors import InputError, NstError, PictureError, WriteError
 from nst_core.images import (
     MAX_PIXELS,
     READABLE,
+    UNREAD,
     WRITABLE,
     Picture,
     Pixels,
     blended,
+    check_size,
     encode_picture,
     find_pictures,
     image_format,
     open_picture,
     process_of_file,
     save_picture,
+    unread_pictures,
     with_colors_of,
 )
 
@@ -47,7 +52,13 @@ GRACE = 5.0
 """Seconds that pictures have to end when the run is stopped: enough to write a file that is begun."""
 
 NEXT_TOO = (Unreachable, Unavailable, Untrusted, UnknownStyle, WriteError)
-"""Errors that the next picture would meet as well."""
+"""Errors that the next picture would meet as well, except for a file that cannot be written because of its own name."""
+
+OWN_NAME = frozenset({errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EILSEQ, errno.EINVAL})
+"""What is wrong with one file's name, and not with the disk or the folder."""
+
+LOSSY = frozenset({".jfif", ".jpe", ".mpo", ".heic", ".heif", ".hif", ".avif"})
+"""Photographs in formats that are not written: JPEG is, as these lose some of what the camera saw, and are small."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +129,19 @@ class Recipe:
     def paint(self, job: Job, client: StyleClient, kind: str | None = None, on_tile: OnTile | None = None) -> Outcome:
         """Read, paint and write one picture; `kind` is Pillow's name of the format on the standard output.
 
-        Raises `PictureError`, `WriteError`, and what `StyleClient.stylize` raises.
+        Raises `PictureError`, `InputError` for an image that its format cannot hold, `WriteError`, and what
+        `StyleClient.stylize` raises.
         """
         source = _stdin(self.max_pixels) if job.photo == STDIO else job.photo
         picture = self.opened(source)
+        if job.target == STDIO:
+            kind = kind or (picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG")
+        else:
+            kind = image_format(job.target)
+        check_size(picture.width, picture.height, kind)  # before the server works for nothing
         result, milliseconds = self.painting(picture, client, on_tile)
         if job.target == STDIO:
-            own = picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG"
-            _to_stdout(encode_picture(result, kind or own, quality=self.quality))
+            _picture_to_stdout(encode_picture(result, kind, quality=self.quality))
         else:
             save_picture(result, job.target, quality=self.quality)
         return Outcome(job, picture.width, picture.height, milliseconds)
@@ -143,23 +159,24 @@ def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> l
 
     A photograph is a file, a folder (its tree is kept below `output`), a pattern of files with `*`, `?`, `[...]` or
     `**` (all come into one folder), or `-`. `output` is a file for one picture, else a folder, or `-`. A painting in
-    a folder has the format of `suffix` or its photograph's own, PNG where that cannot be written.
+    a folder has the format of `suffix` or its photograph's own; where that cannot be written, JPEG for HEIC, AVIF and
+    other names of JPEG, else PNG.
     Raises `InputError` where nothing is found, two pictures would become one, or a photograph would be overwritten.
     """
     found = list(dict.fromkeys(one for given in photos for one in _found(given, output)))
     if not found:
         raise InputError(f"no pictures but those in {output}")
-    alone = len(photos) == 1 and len(found) == 1 and not Path(photos[0]).is_dir()
+    alone = len(photos) == 1 and len(found) == 1 and not _is_folder(photos[0])
     if output == STDIO or STDIO in (photo for photo, _ in found):
         if not alone:
             raise InputError("- is one picture: give it alone")
-        if output.is_dir() or (output != STDIO and not output.suffix):
+        if _is_folder(output) or (output != STDIO and not output.suffix):
             raise InputError(
                 f"a picture from the standard input has no name for the folder {output}: name a file, or -"
             )
-    if alone and (output == STDIO or (output.suffix and not output.is_dir())):
+    if alone and (output == STDIO or (output.suffix and not _is_folder(output))):
         jobs = [_named(found[0][0], output, suffix)]
-    elif output.is_file() or (output.suffix.lower() in WRITABLE and not output.is_dir()):
+    elif not _is_folder(output) and (_is_there(output) or output.suffix.lower() in WRITABLE):
         raise InputError(f"{output} is a file; several pictures need a folder")
     else:
         jobs = [Job(photo, output / below.with_suffix(suffix or own_suffix(below.suffix))) for photo, below in found]
@@ -172,7 +189,7 @@ def standing(job: Job, recipe: Recipe) -> Outcome | None:
 
     A file that is painted by this recipe is finished. Another one is not ours to replace, unless the user named it.
     """
-    if job.named or not job.target.exists():
+    if job.named or not _is_there(job.target):
         return None
     if process_of_file(job.target) == recipe.record:
         return Outcome(job, skipped=True)
@@ -203,11 +220,13 @@ def painted(
             return Outcome(job, error=hopeless[0], tried=False)
         try:
             return paint(job, client)
-        except NEXT_TOO as error:
-            hopeless.append(error)
-            return Outcome(job, error=error)
         except NstError as error:
+            if is_hopeless(error):
+                hopeless.append(error)
             return Outcome(job, error=error)
+        except MemoryError:
+            why = f"{job.photo}: there is not enough memory for it; --max-side paints it smaller"
+            return Outcome(job, error=InputError(why))
 
     def work(client: StyleClient) -> None:
         while not stopped.is_set():
@@ -241,21 +260,63 @@ def painted(
                 clients.pop_all()  # a client is closed by nobody but its own thread
 
 
+def is_hopeless(error: NstError) -> bool:
+    """Whether the next picture would meet the error as well."""
+    own = isinstance(error, WriteError) and isinstance(error.__cause__, OSError) and error.__cause__.errno in OWN_NAME
+    return isinstance(error, NEXT_TOO) and not own
+
+
+def unread_of(photos: Sequence[str], output: Path) -> list[Path]:
+    """Images in the folders and patterns of `jobs_of` that nst does not read, such as a camera's raw files."""
+    found: dict[Path, None] = {}
+    for given in photos:
+        path = Path(given)
+        if _is_folder(path):
+            found |= dict.fromkeys(_outside(output, path, unread_pictures(path)))
+        elif _is_pattern(given):
+            found |= dict.fromkeys(_matches(given, UNREAD))
+    return list(found)
+
+
 def _found(given: str, output: Path) -> list[tuple[Path, Path]]:
     """The pictures that one argument means, each with its path below the output folder."""
     path = Path(given)
-    if path.is_dir():
-        # A folder of paintings inside the folder of photographs is no photograph.
-        inside = output != STDIO and output.resolve() != path.resolve() and output.resolve()
-        pictures = [one for one in find_pictures(path) if not (inside and inside in one.resolve().parents)]
-        return [(one, one.relative_to(path)) for one in pictures]
-    if glob.has_magic(given) and not path.exists():
-        names = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  of Path it takes no absolute patterns
-        matches = [one for one in map(Path, names) if one.suffix.lower() in READABLE and one.is_file()]
+    if _is_folder(path):
+        return [(photo, photo.relative_to(path)) for photo in _outside(output, path, find_pictures(path))]
+    if _is_pattern(given):
+        matches = _matches(given, READABLE)
         if not matches:
             raise InputError(f"no picture matches {given}")
-        return [(one, Path(one.name)) for one in matches]
+        return [(photo, Path(photo.name)) for photo in matches]
     return [(path, Path(path.name))]
+
+
+def _outside(output: Path, folder: Path, pictures: list[Path]) -> list[Path]:
+    """The pictures of a folder without those in the output folder, if that is inside it: they are paintings."""
+    if output == STDIO or os.path.realpath(output) == os.path.realpath(folder):
+        return pictures
+    paintings = f"{os.path.realpath(output)}/"
+    return [picture for picture in pictures if not os.path.realpath(picture).startswith(paintings)]
+
+
+def _is_pattern(given: str) -> bool:
+    return glob.has_magic(given) and not _is_there(given)
+
+
+def _matches(pattern: str, suffixes: Collection[str]) -> list[Path]:
+    """The files that a pattern means, sorted, of those that have one of the suffixes."""
+    names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  of Path it takes no absolute patterns
+    return [path for path in map(Path, names) if path.suffix.lower() in suffixes and path.is_file()]
+
+
+def _is_folder(path: Path | str) -> bool:
+    """As `Path.is_dir`, which raises for a name that is too long."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def _is_there(path: Path | str) -> bool:
+    """As `Path.exists`, which raises for a name that is too long."""
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def _named(photo: Path, output: Path, suffix: str | None) -> Job:
@@ -266,36 +327,58 @@ def _named(photo: Path, output: Path, suffix: str | None) -> Job:
 
 
 def _check_targets(jobs: Sequence[Job]) -> None:
-    seen: dict[Path, Job] = {}
+    """Compare the files themselves: a target may be a link, and the file that it names is replaced."""
+    seen: dict[str, Job] = {}
+    photos = {os.path.realpath(job.photo) for job in jobs if job.photo != STDIO}
     for job in jobs:
-        if (other := seen.setdefault(job.target, job)) is not job:
+        if job.target == STDIO:
+            continue
+        target = os.path.realpath(job.target)
+        if (other := seen.setdefault(target, job)) is not job:
             raise InputError(
                 f"{other.photo} and {job.photo} would both become {job.target}: several pictures would become one; "
                 "give them different names, or paint them into different folders"
             )
-        if job.target != STDIO and job.photo.resolve() == job.target.resolve():
-            raise InputError(f"{job.photo} would be overwritten: choose another folder than its own")
+        if target in photos:
+            what = job.photo if target == os.path.realpath(job.photo) else f"{target}, a picture to paint,"
+            raise InputError(f"{what} would be overwritten: choose another folder than its own")
 
 
 def own_suffix(suffix: str) -> str:
-    """Of a painting whose photograph has this one: the same, or PNG's where that cannot be written."""
-    return suffix if suffix.lower() in WRITABLE else ".png"
+    """Of a painting whose photograph has this one: the same, or JPEG's or PNG's where that cannot be written."""
+    if suffix.lower() in WRITABLE:
+        return suffix
+    return ".jpg" if suffix.lower() in LOSSY else ".png"
 
 
 def _stdin(max_pixels: int) -> BinaryIO:
     """The whole standard input, if it is not more than the largest picture could need."""
+    if sys.stdin is None:  # closed by whoever started us
+        raise PictureError("- is a picture from the standard input, and that is closed: give it one by < or |")
     if sys.stdin.isatty():
         raise PictureError("- is a picture from the standard input, and that is the terminal: give it one by < or |")
     most = 8 * max_pixels + 2**26  # four channels of 16 bits, not compressed, and metadata
-    data = sys.stdin.buffer.read(most + 1)
+    try:
+        data = sys.stdin.buffer.read(most + 1)
+    except OSError as error:
+        raise PictureError(f"cannot read the standard input: {error.strerror or error}") from error
+    if not data:
+        raise PictureError("the standard input is empty: give it a picture by < or |")
     if len(data) > most:
         raise PictureError(f"the standard input is longer than {most / 1e6:.0f} MB: no picture of {max_pixels} pixels")
     return io.BytesIO(data)
 
 
-def _to_stdout(data: bytes) -> None:
-    if sys.stdout.isatty():
+def _picture_to_stdout(data: bytes) -> None:
+    if sys.stdout is not None and sys.stdout.isatty():
         raise InputError("-o - writes the picture to the standard output, and that is the terminal: use > or |")
+    to_stdout(data)
+
+
+def to_stdout(data: bytes) -> None:
+    """Write all of it now. Raises `WriteError` for an output that is closed or on a full disk."""
+    if sys.stdout is None:  # closed by whoever started us
+        raise WriteError("cannot write to the standard output: it is closed")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

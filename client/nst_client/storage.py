@@ -58,15 +58,22 @@ class Folder:
     def folders(self) -> Iterator[tuple[str, list[str]]]:
         """Each folder below this one, itself first as "", with the sorted names of its files.
 
-        Hidden ones are passed over, and links to folders. Raises `InputError` where one cannot be listed.
+        Hidden ones are passed over. A link to a folder elsewhere is followed, once; one to a folder below this one is
+        not, since that is found by itself. Raises `InputError` where one cannot be listed.
         """
+        starts, followed = [self.root], {os.path.realpath(self.root)}
         try:
-            for path, folders, files in self.file_system.walk(self.root, detail=True, on_error="raise"):
-                for name, info in list(folders.items()):
-                    if name.startswith(".") or info.get("islink"):
-                        del folders[name]
-                below = path.rstrip("/").removeprefix(self.root).strip("/")
-                yield below, sorted(name for name in files if name and not name.startswith("."))
+            for start in starts:
+                for path, folders, files in self.file_system.walk(start, detail=True, on_error="raise"):
+                    for name, info in [*folders.items(), *files.items()]:
+                        link = self.local and info.get("islink") and Path(path, name).is_dir()
+                        if link and not name.startswith(".") and self._leads_out(Path(path, name), followed):
+                            starts.append(f"{path}/{name}")
+                        if link or name.startswith("."):
+                            folders.pop(name, None)
+                            files.pop(name, None)
+                    below = path.rstrip("/").removeprefix(self.root).strip("/")
+                    yield below, sorted(filter(None, files))
         except FileNotFoundError as error:
             raise InputError(f"{self.url}: no such folder") from error
         except NotADirectoryError as error:
@@ -174,6 +181,14 @@ class Folder:
         """Remove what was begun and never ended."""
         if not self._whole and self.file_system.exists(self._at(f"{OWN}/beside")):
             self.file_system.rm(self._at(f"{OWN}/beside"), recursive=True)
+
+    def _leads_out(self, link: Path, followed: set[str]) -> bool:
+        """Whether a link leads to a folder of this machine that no walk has come to, and that none will."""
+        target, root = os.path.realpath(link), os.path.realpath(self.root)
+        if target in followed or target.startswith(f"{root}/"):
+            return False
+        followed.add(target)
+        return True
 
     @property
     def _whole(self) -> bool:

@@ -5,6 +5,7 @@ Messages go to stderr, results to stdout, so that a command can stand in a pipe.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -17,8 +18,12 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from nst_core.errors import InputError, MissingExtra, NstError
+from nst_core.files import STORAGE_FAULTS
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+OF_THE_SYSTEM = STORAGE_FAULTS | {errno.ENAMETOOLONG, errno.ELOOP}
+"""Errors that are nobody's defect wherever they come from."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
@@ -40,7 +45,8 @@ def one_line_errors(extra: str) -> Iterator[None]:
     """Turn our exceptions into one line and exit status 1, Ctrl-C into 130.
 
     A third-party module that is not installed is reported with the `pip install` of `extra`.
-    Anything else is a defect of ours and keeps its traceback.
+    A name that no file can have, and a full disk behind the standard output, are one line, too. Anything else is a
+    defect of ours and keeps its traceback.
     """
     try:
         yield
@@ -57,6 +63,11 @@ def one_line_errors(extra: str) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from interrupt
     except BrokenPipeError as error:
         sys.stderr.close()  # the reader of our output is gone; there is nobody to tell
+        raise typer.Exit(1) from error
+    except OSError as error:
+        if error.errno not in OF_THE_SYSTEM:
+            raise
+        fail(InputError(f"{error.filename or 'cannot write the output'}: {error.strerror}"))
         raise typer.Exit(1) from error
 
 

@@ -7,25 +7,22 @@ is settled here, once.
 
 from __future__ import annotations
 
-import ctypes
 import io
-import logging
 import os
-import re
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, _imaging
+from PIL import Image, ImageCms, ImageOps
 
-from nst_core.errors import InputError, PictureError, WriteError
+from nst_core.decoding import RAW, check_limits, one_error, only_our_limits, opened, reason, refuse_raw
+from nst_core.errors import InputError, PictureError
 from nst_core.files import written_whole
 from nst_core.metadata import Metadata, metadata_of, process_of, saving
 
@@ -35,14 +32,22 @@ Floats = NDArray[np.floating]
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded unless the caller says otherwise (pixels)."""
 
-MAX_SCANS = 100
-"""Most scans of a JPEG that are decoded. Each costs a pass over the whole picture and as little as a dozen bytes."""
+READABLE = frozenset(
+    ".apng .avif .bmp .gif .heic .heif .hif .jfif .jpe .jpeg .jpg .mpo .png .tif .tiff .webp".split()  # noqa: SIM905
+)
+"""Suffixes of the files that are read."""
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""Pillow's names of what is read, whatever the file is called. It knows more, and one of them starts Ghostscript."""
-
-READABLE = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 WRITABLE = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+
+UNREAD = RAW | frozenset(
+    ".ai .cur .dds .dib .eps .exr .fits .hdr .icns .ico .j2k .jbig2 .jls .jp2 .jpf .jph "  # noqa: SIM905
+    ".jpx .jxl .jxr .kra .ora .pbm .pcx .pfm .pgm .pnm .ppm .psb .psd .qoi .sgi .svg .svgz .tga .wdp .wmf .xbm "
+    ".xcf .xpm".split()
+)
+"""Suffixes of images that are not read."""
+
+LARGEST = {"JPEG": 65_500, "WEBP": 16_383}
+"""Pixels that a side of a file of Pillow's format can have at most. JPEG itself ends at 65,535, libjpeg before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,26 +78,34 @@ def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, max_s
     `max_pixels` is checked on the header, before anything is decoded. `max_side` shrinks a
     larger picture to that many pixels on its longer side. Of several frames the first is taken.
     An ICC profile of RGB, CMYK or grey is converted from; colours that sRGB lacks are clipped. 16 bits a channel
-    become 8. May be called by several threads at once.
+    become 8, and so does grey of 32 bits, whose white is the first of 1, 255 and 65,535 that its values fit in.
+    May be called by several threads at once.
     Raises `PictureError` for anything that is no whole, readable picture within the limit.
     """
     name = str(source) if isinstance(source, Path) else getattr(source, "name", "the picture")
-    if isinstance(source, Path) and not source.is_file():
-        what = "is a folder, not a picture" if source.is_dir() else "no such file"
+    if isinstance(source, Path) and not os.path.isfile(source):  # noqa: PTH113  a name may be too long for Path.is_file
+        what = "is a folder, not a picture" if os.path.isdir(source) else "no such file"  # noqa: PTH112
         raise PictureError(f"{name}: {what}")
-    try:
-        with _only_our_limits(), Image.open(source, formats=FORMATS) as image:
-            _check_limits(image, max_pixels)
-            if max_side is not None:
-                image.draft("RGB", (max_side, max_side))  # JPEG decodes straight to a smaller size
-            return _shrunk(_upright_srgb(image), max_side)
-    except PictureError as error:
-        raise PictureError(f"{name}: {error}") from None
-    except UnidentifiedImageError:
-        raise PictureError(f"{name}: not a picture in a format that can be read ({', '.join(FORMATS)})") from None
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PictureError(f"{name}: damaged or unreadable ({reason})") from error
+    with one_error(name), opened(source) as image:
+        check_limits(image, max_pixels)
+        if max_side is not None and image.format in ("JPEG", "MPO"):
+            image.draft("RGB", (max_side, max_side))  # JPEG decodes straight to a smaller size
+        return _shrunk(_upright_srgb(image), max_side)
+
+
+def picture_of(image: Image.Image) -> Picture:
+    """What `open_picture` makes of the file of this image of Pillow's: upright, in sRGB, 8 bits a channel.
+
+    The image stays as it is. Raises `PictureError` if it cannot be decoded or converted.
+    """
+    with one_error("the image"), only_our_limits():
+        refuse_raw(image)
+        own = image.copy()
+        own.format = image.format
+        with suppress(Exception):  # damaged metadata counts as missing
+            if image.format == "TIFF":  # its own tags are its EXIF, and a copy has none of them
+                own.info["exif"] = image.getexif().tobytes()
+        return _upright_srgb(own)
 
 
 def save_picture(picture: Picture, path: Path, *, quality: int = 92) -> None:
@@ -101,13 +114,8 @@ def save_picture(picture: Picture, path: Path, *, quality: int = 92) -> None:
     See `encode_picture`. Raises `InputError` for another suffix, `WriteError` where nothing can be written.
     """
     data = encode_picture(picture, image_format(path), quality=quality)
-    try:
-        with written_whole(path) as beside, beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # some file systems say only now that they are full
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+    with written_whole(path) as beside:
+        beside.write_bytes(data)
 
 
 def encode_picture(picture: Picture, kind: str, *, quality: int = 92) -> bytes:
@@ -116,7 +124,9 @@ def encode_picture(picture: Picture, kind: str, *, quality: int = 92) -> bytes:
     With a profile of RGB the pixels are converted back to it and it is embedded. One of CMYK or grey, or one that
     only leads to sRGB, cannot hold a painting: the file is sRGB then, and says so with a profile of its own.
     JPEG has no transparency: the picture is laid over white.
+    Raises `InputError` for a picture that such a file cannot hold; see `check_size`.
     """
+    check_size(picture.width, picture.height, kind)
     image, profile = _from_srgb(Image.fromarray(picture.pixels), picture.metadata.profile)
     if picture.alpha is not None:
         image.putalpha(Image.fromarray(picture.alpha))
@@ -129,14 +139,29 @@ def encode_picture(picture: Picture, kind: str, *, quality: int = 92) -> bytes:
     if kind == "JPEG":
         options["subsampling"] = 0  # strokes are colour edges: keep 4:4:4
     buffer = io.BytesIO()
-    image.save(buffer, kind, quality=quality, **options)
+    try:
+        image.save(buffer, kind, quality=quality, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's encoders raise errors of many kinds
+        raise InputError(f"a {kind} of {image.width}x{image.height} cannot be written: {reason(error)}") from error
     return buffer.getvalue()
+
+
+def check_size(width: int, height: int, kind: str) -> None:
+    """Raise `InputError` if a file of Pillow's format `kind` cannot hold so many pixels a side."""
+    largest = LARGEST.get(kind)
+    if largest and max(width, height) > largest:
+        label = "WebP" if kind == "WEBP" else kind
+        raise InputError(
+            f"{width}x{height} is more than a {label} file can hold ({largest:,} pixels a side): write .png"
+        )
 
 
 def process_of_file(path: Path) -> str:
     """`Metadata.process` of a picture's file, without decoding it; empty if it says none or is no picture."""
     try:
-        with _only_our_limits(), Image.open(path, formats=FORMATS) as image:
+        with opened(path) as image:
             return process_of(image) if "exif" in image.info else ""
     except Exception:  # as in open_picture
         return ""
@@ -203,18 +228,67 @@ def with_colors_of(photo: Pixels, painted: Pixels) -> Pixels:
 def find_pictures(folder: Path) -> list[Path]:
     """Every file under `folder` whose suffix is a picture's, sorted; raises `InputError` if none.
 
+    Goes into folders that are symbolic links, too, but into each folder once: where it is itself rather than by a
+    link, and never from a folder into one that holds it. A link to a file counts as a file.
+    Raises `InputError` for a folder that cannot be listed, too.
     Hidden files are passed over: what another program is just writing, or has for itself.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in READABLE and not path.name.startswith(".") and path.is_file()
-    )
+    found = _with_suffix(folder, READABLE)
     if not found:
-        raise InputError(f"{folder}: no pictures in it (looked for {', '.join(sorted(READABLE))})")
+        unread = unread_line(unread_pictures(folder))
+        why = f"; {unread}" if unread else f" (looked for {', '.join(sorted(READABLE))})"
+        raise InputError(f"{folder}: no pictures in it{why}")
     return found
+
+
+def unread_pictures(folder: Path) -> list[Path]:
+    """The files that `find_pictures` leaves out although their suffix is an image's: formats that nst does not read."""
+    return _with_suffix(folder, UNREAD)
+
+
+def unread_line(paths: Iterable[Path]) -> str:
+    """A line such as "3 files were not read: 2 .dng, 1 .jxl"; empty for no files."""
+    kinds = Counter(path.suffix.lower() for path in paths)
+    if not kinds:
+        return ""
+    count = kinds.total()
+    listed = ", ".join(
+        f"{number} {suffix}" for suffix, number in sorted(kinds.items(), key=lambda kind: (-kind[1], kind))
+    )
+    return f"{count} {'file was' if count == 1 else 'files were'} not read: {listed}"
+
+
+def _with_suffix(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise InputError(f"{folder}: no such folder")
+    return sorted(
+        path
+        for path in _files_below(folder)
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every file, those below linked folders last."""
+    seen: set[str] = set()
+    starts = deque([folder])
+    while starts:
+        for here, folders, names in os.walk(starts.popleft(), onerror=_not_listed):
+            real = os.path.realpath(here)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield from (Path(here, name) for name in names)
+            for link in (Path(here, name) for name in sorted(folders)):
+                if link.is_symlink() and not Path(real).is_relative_to(os.path.realpath(link)):
+                    starts.append(link)
+
+
+def _not_listed(error: OSError) -> None:
+    """Pictures are passed over by none but their names."""
+    if not isinstance(error, FileNotFoundError):  # a folder that somebody has just removed has no pictures
+        raise InputError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
 
 def side_by_side(pictures: Iterable[Pixels], *, gap: int = 8) -> Pixels:
@@ -225,80 +299,6 @@ def side_by_side(pictures: Iterable[Pixels], *, gap: int = 8) -> Pixels:
             row.append(np.full((pixels.shape[0], gap, 3), 255, np.uint8))
         row.append(pixels)
     return np.concatenate(row, axis=1)
-
-
-# What Pillow and libtiff have to say of a damaged file, our one line says: they would write to stderr beside it.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-with suppress(AttributeError, OSError):  # a Pillow with its libtiff inside has no such name outside
-    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
-
-_entering = threading.Lock()
-_inside = 0
-_before: tuple[int | None, warnings.catch_warnings[None]]
-
-
-@contextmanager
-def _only_our_limits() -> Iterator[None]:
-    """Pillow's limit of pixels is a global that warns first; ours is an argument and refuses. Its warnings are silent.
-
-    Both are settings of the process: the first thread that comes in changes them and the last one that leaves
-    restores them.
-    """
-    global _inside, _before
-    with _entering:
-        _inside += 1
-        if _inside == 1:
-            _before = Image.MAX_IMAGE_PIXELS, warnings.catch_warnings()
-            _before[1].__enter__()
-            warnings.filterwarnings("ignore", module="PIL")
-            Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        with _entering:
-            _inside -= 1
-            if _inside == 0:
-                Image.MAX_IMAGE_PIXELS = _before[0]
-                _before[1].__exit__(None, None, None)
-
-
-def _check_limits(image: Image.Image, max_pixels: int) -> None:
-    """Refuse what a small file could make us decode."""
-    width, height = image.size
-    if width * height > max_pixels:
-        raise PictureError(
-            f"{width}x{height} is {width * height / 1e6:.0f} megapixels, over the "
-            f"limit of {max_pixels / 1e6:.0f}; raise it with --max-pixels"
-        )
-    if image.format == "TIFF":
-        across, down = (int(image.tag_v2.get(tag, 0)) for tag in (322, 323))  # type: ignore[attr-defined]
-        if across * down > max(max_pixels, 1_000_000):
-            raise PictureError(
-                f"its tiles of {across}x{down} pixels are over the limit of {max_pixels / 1e6:.0f} megapixels"
-            )
-    if image.format in ("JPEG", "MPO") and (scans := _scans(image)) > MAX_SCANS:
-        raise PictureError(f"{scans} scans are over the limit of {MAX_SCANS}")
-
-
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
-
-
-def _scans(image: Image.Image) -> int:
-    """How many scans the first JPEG of an opened file has."""
-    stream = image.fp  # type: ignore[attr-defined]
-    before = stream.tell()
-    stream.seek(0)
-    data = stream.read()
-    stream.seek(before)
-    scans, at = 0, 2
-    while marker := _MARKER.search(data, at):
-        kind, at = data[marker.end() - 1], marker.end()
-        if kind == _END_OF_IMAGE:
-            break
-        scans += kind == _START_OF_SCAN
-        at += int.from_bytes(data[at : at + 2], "big")
-    return scans
 
 
 def _upright_srgb(image: Image.Image) -> Picture:
@@ -322,14 +322,37 @@ def _apart(image: Image.Image) -> tuple[Image.Image, Pixels | None]:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits (modes I;16 and I) and of floating point (F, in [0, 1]) as 8 bits; a palette as its colours."""
-    if image.mode.startswith("I"):
-        levels = np.clip(np.asarray(image), 0, 65_535 - 128)  # the highest that can be rounded in 16 bits
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if image.mode == "F":
-        levels = np.clip(np.nan_to_num(np.asarray(image)), 0, 1)
-        return Image.fromarray((levels * 255 + 0.5).astype(np.uint8))
+    """Grey of 16 or 32 bits and of floating point as 8 bits; a palette as its colours."""
+    if image.mode.startswith("I;16"):
+        return _scaled(np.asarray(image), 65_535)
+    if image.mode in ("I", "F"):
+        levels = np.asarray(image)
+        return _scaled(levels, _white(levels))
     return image.convert({"1": "L", "P": "RGB"}[image.mode]) if image.mode in ("1", "P") else image
+
+
+def _white(levels: NDArray[np.generic]) -> int:
+    """The value of white that grey of 32 bits is meant to have, which no file says: 1, 255 or 65,535.
+
+    It is the first of them that the highest value does not exceed. Floating point may exceed it by up to a factor of
+    two, as resampling makes edges overshoot.
+    """
+    finite = levels[np.isfinite(levels)]
+    highest = float(finite.max()) if finite.size else 0.0
+    slack = 2 if levels.dtype.kind == "f" else 1
+    for white in (1, 255, 65_535):
+        if highest <= white * slack:
+            return white
+    raise PictureError(f"its values go up to {highest:.6g}, so white is unknown: save it with 8 or 16 bits a channel")
+
+
+def _scaled(levels: NDArray[Any], white: int) -> Image.Image:
+    """Levels from 0 to `white` as grey of 8 bits, a band of rows at a time; what is beyond is clipped, NaN is black."""
+    result = np.empty(levels.shape, np.uint8)
+    for top in range(0, len(result), 256):
+        band = np.nan_to_num(levels[top : top + 256].astype(np.float64)).clip(0, white)
+        result[top : top + 256] = band * (255 / white) + 0.5
+    return Image.fromarray(result)
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
@@ -339,6 +362,8 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
             return _converted(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"))
         except (ImageCms.PyCMSError, OSError):
             pass  # a profile of another colour space or a broken one: the pixels are still a picture
+    if image.mode == "LAB":
+        return _converted(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

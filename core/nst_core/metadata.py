@@ -17,7 +17,8 @@ from PIL import ExifTags, Image, PngImagePlugin
 MAX_SEGMENT = 65_533
 """What a segment of a JPEG can hold, bytes."""
 
-_XMP_SEGMENT = MAX_SEGMENT - len(b"http://ns.adobe.com/xap/1.0/\0")
+_LONGEST_XMP = {"JPEG": MAX_SEGMENT - len(b"http://ns.adobe.com/xap/1.0/\0"), "PNG": PngImagePlugin.MAX_TEXT_CHUNK}
+"""Bytes of XMP that a file holds: Pillow takes a PNG with a longer text as damaged."""
 
 _XMP_THUMBNAILS = re.compile(rb"<(xmp|xap):Thumbnails>.*?</\1:Thumbnails>", re.DOTALL)
 
@@ -74,7 +75,7 @@ def process_of(image: Image.Image) -> str:
 def saving(metadata: Metadata, kind: str, width: int, height: int) -> dict[str, Any]:
     """The arguments of Pillow's `save` that write what a file of this format can hold.
 
-    A JPEG holds 64 KiB of EXIF and as much XMP: more is left out. WebP has no resolution.
+    A JPEG holds 64 KiB of EXIF and as much XMP, a PNG 1 MiB of XMP: more is left out. WebP has no resolution.
     """
     exif = _rewritten(metadata.exif, metadata.process, width, height)
     if kind == "JPEG" and len(exif) > MAX_SEGMENT:
@@ -82,11 +83,13 @@ def saving(metadata: Metadata, kind: str, width: int, height: int) -> dict[str, 
     options: dict[str, Any] = {"exif": exif} if exif else {}
     if metadata.dpi and kind != "WEBP":
         options["dpi"] = metadata.dpi
-    if metadata.xmp and kind == "PNG":
-        options["pnginfo"] = PngImagePlugin.PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
-    elif metadata.xmp and not (kind == "JPEG" and len(metadata.xmp) > _XMP_SEGMENT):
-        options["xmp"] = metadata.xmp
+    xmp = metadata.xmp.decode("utf-8", "replace").encode() if kind == "PNG" else metadata.xmp
+    if xmp and len(xmp) <= _LONGEST_XMP.get(kind, len(xmp)):
+        if kind == "PNG":
+            options["pnginfo"] = PngImagePlugin.PngInfo()
+            options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+        else:
+            options["xmp"] = xmp
     return options
 
 

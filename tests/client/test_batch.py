@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from nst_client.batch_cli import batch_app
 from nst_client.footage import Footage
 from nst_client.jobs import Recipe
 from nst_client.storage import OWN, Folder
+from nst_core.distribution import install_command
 from nst_core.errors import InputError, NstError, PictureError, WriteError
 from nst_core.images import open_picture, process_of_file
 
@@ -65,6 +67,28 @@ def test_the_input_less_the_output_is_what_is_to_be_done(photos: Path, tmp_path:
     assert files(tmp_path / "out") == {"deep/three.png", "deep/er/two.jpg", JOB}
     assert (open_picture(tmp_path / "out" / "deep/three.png").pixels == 215).all()
     assert process_of_file(tmp_path / "out" / "deep/three.png") == batch.recipe.record
+
+
+def test_links_out_are_followed_once_and_what_is_not_read_is_kept(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    Image.fromarray(np.full((20, 30, 3), 40, np.uint8)).save(tmp_path / "elsewhere" / "far.jpg")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
+    for name in ("a", "b"):
+        (photos / name).symlink_to(tmp_path / "elsewhere")
+    (photos / "raw.NEF").write_bytes(b"raw")
+    batch = batch_of(photos, tmp_path / "out")
+    found = todo(batch)
+    assert len([name for name in found if name.endswith("far.jpg")]) == 1 and len(found) == 4
+    assert batch.unread == [Path("raw.NEF")]
+
+
+def test_an_image_that_its_format_cannot_hold_is_said_before_it_is_painted(photos: Path, tmp_path: Path) -> None:
+    transport = MockTransport(lambda request: 255 - request.inputs["image"])
+    Image.fromarray(np.zeros((20, 17_000, 3), np.uint8)).save(photos / "one.png")
+    batch = replace(batch_of(photos, tmp_path / "out"), suffix=".webp")
+    with pytest.raises(InputError, match="17000x20 is more than"):
+        batch.paint("one.png", StyleClient(transport=transport))
+    assert not transport.requests
 
 
 def test_an_output_inside_the_input_is_no_photograph(photos: Path, client: StyleClient) -> None:
@@ -225,7 +249,7 @@ def test_without_the_extra(photos: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delitem(sys.modules, "nst_client.batch")
     result = CliRunner().invoke(batch_app, [str(photos), str(tmp_path / "out"), "--style", "x"])
     assert result.exit_code == 1
-    assert result.stderr == "error: this needs the package 'pyarrow': pip install 'nst[batch]'\n"
+    assert " ".join(result.stderr.split()) == f"error: this needs the package 'pyarrow': {install_command('batch')}"
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import io
 import json
 import resource
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -19,7 +22,7 @@ from nst_client import MockTransport, Rejected, Request, StyleClient, TimedOut, 
 from nst_client.cli import stylize_app, token_of
 from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted
 from nst_client.styles import mix_of
-from nst_core.errors import InputError, PictureError
+from nst_core.errors import InputError, PictureError, WriteError
 from nst_core.images import Pixels, open_picture, process_of_file
 
 MODELS = {"negative": {"min_side": "16", "max_pixels": "10000"}, "gallery": {"styles": "wave,scream"}}
@@ -223,6 +226,158 @@ def test_one_bad_picture_does_not_stop_the_others(server: MockTransport, photos:
     assert tree(tmp_path / "out") == ["a.png", "d.png", "deep/er/c.PNG"]
 
 
+@pytest.mark.parametrize(("kind", "side"), [("webp", 17_000), ("jpg", 66_000)])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_image_that_its_format_cannot_hold_is_one_line(
+    server: MockTransport, photos: Path, tmp_path: Path, kind: str, side: int, jobs: int
+) -> None:
+    Image.fromarray(np.zeros((20, side, 3), np.uint8)).save(photos / "b.png")
+    result = stylize(photos, "-o", tmp_path / "out", "--format", kind, "--jobs", jobs)
+    assert result.exit_code == 1 and result.exception.__class__ is SystemExit
+    *_, wide, count = result.stderr.splitlines()
+    assert wide.startswith(f"error: {photos / 'b.png'}: {side}x20 is more than")
+    assert count == "error: 1 of 5 pictures failed; the same command tries them again"
+    assert len(tree(tmp_path / "out")) == 4
+    assert all(request.inputs["image"].shape[2] < 100 for request in server.requests)  # it was not painted for nothing
+
+
+def test_an_image_that_the_memory_does_not_hold_is_one_line(
+    server: MockTransport, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = nst_client.jobs.open_picture
+
+    def opened(source: Path, **options: int) -> object:
+        if source.name == "b.png":
+            raise MemoryError
+        return real(source, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nst_client.jobs, "open_picture", opened)
+    result = stylize(photos, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    *_, large, count = result.stderr.splitlines()
+    assert large == f"error: {photos / 'b.png'}: there is not enough memory for it; --max-side paints it smaller"
+    assert count == "error: 1 of 5 pictures failed; the same command tries them again"
+
+
+def test_a_name_that_the_disk_does_not_take_is_one_line(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+    (photos / "b.png").rename(photos / f"{251 * 'b'}.png")
+    result = stylize(photos, "-o", tmp_path / "out", "--format", "webp")
+    *_, long, count = result.stderr.splitlines()
+    assert "File name too long" in long
+    assert count == "error: 1 of 5 pictures failed; the same command tries them again"
+    assert len(tree(tmp_path / "out")) == 4
+
+
+def test_what_is_not_read_is_counted_and_named(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+    for name in ("deep/x.DNG", "y.dng", "z.jxl", ".hidden.jxl"):
+        (photos / name).write_bytes(b"something")
+    result = stylize(photos, "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == "3 files were not read: 2 .dng, 1 .jxl"
+    result = stylize(photos, "-o", tmp_path / "out", "--json")
+    assert json.loads(result.stdout.splitlines()[-1])["unread"] == 3
+    result = stylize(photos / "*.jxl", photos / "a.png", "-o", tmp_path / "out")
+    assert result.exit_code == 1 and "no picture matches" in result.stderr
+
+
+def test_what_phones_and_cameras_write_becomes_jpeg(server: MockTransport, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    image = Image.fromarray(np.full((32, 48, 3), 90, np.uint8))
+    pillow_heif.from_pillow(image).save(folder / "a.HEIC")
+    image.save(folder / "b.avif")
+    image.save(folder / "c.jfif", "JPEG")
+    image.save(folder / "d.mpo", "MPO", save_all=True, append_images=[image])
+    image.save(folder / "e.bmp")
+    result = stylize(folder, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert tree(tmp_path / "out") == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.png"]
+    for name in tree(tmp_path / "out"):
+        assert abs(int(open_picture(tmp_path / "out" / name).pixels.mean()) - 165) <= 2
+
+
+def test_links_to_folders_are_followed_and_links_to_files_stay(
+    server: MockTransport, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (photos / "a.png").rename(tmp_path / "elsewhere" / "far.png")
+    (photos / "away").symlink_to(tmp_path / "elsewhere")
+    (photos / "deep" / "loop").symlink_to(photos)
+    result = stylize(photos, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert tree(tmp_path / "out") == ["away/far.png", *TREE[1:]]
+    (tmp_path / "link.png").symlink_to(tmp_path / "elsewhere" / "painting.png")
+    assert stylize(photos / "b.png", "-o", tmp_path / "link.png").exit_code == 0
+    assert (tmp_path / "link.png").is_symlink() and (tmp_path / "elsewhere" / "painting.png").is_file()
+    (tmp_path / "own.png").symlink_to(photos / "b.png")
+    result = stylize(photos / "b.png", "-o", tmp_path / "own.png")
+    assert result.exit_code == 1 and "would be overwritten" in result.stderr
+
+
+def test_a_link_in_the_output_folder_does_not_lead_to_a_picture_to_paint(
+    server: MockTransport, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b.png").symlink_to(photos / "a.png")
+    before = (photos / "a.png").read_bytes()
+    result = stylize(photos, "-o", out, "--overwrite")
+    assert result.exit_code == 1
+    assert (
+        result.stderr
+        == f"error: {photos / 'a.png'}, a picture to paint, would be overwritten: choose another folder than its own\n"
+    )
+    (out / "b.png").unlink()
+    (out / "b.png").symlink_to(out / "a.png")
+    result = stylize(photos, "-o", out, "--overwrite")
+    assert result.exit_code == 1 and "several pictures would become one" in result.stderr
+    assert (photos / "a.png").read_bytes() == before and not server.requests
+
+
+def test_an_output_inside_the_input_by_a_link_is_no_photograph(
+    server: MockTransport, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "out").mkdir()
+    (tmp_path / "link").symlink_to(photos / "out")
+    for output in (photos / "out", tmp_path / "link", photos / "out"):
+        assert stylize(photos, "-o", output).exit_code == 0
+        assert tree(photos / "out") == TREE
+    assert len(server.requests) == len(TREE)
+
+
+@pytest.mark.parametrize("name", [300 * "x", f"{300 * 'x'}.png", "circle", "circle.png", "a.png/x.png"])
+def test_names_that_no_file_can_have_are_one_line(server: MockTransport, photos: Path, name: str) -> None:
+    for circle in ("circle", "circle.png"):
+        (photos / circle).symlink_to(circle)
+    result = stylize(photos / name, "-o", photos / "out.png")
+    assert result.exit_code == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    if name != "circle.png":  # a link to nothing that makes sense gives way
+        result = stylize(photos / "a.png", "-o", photos / name)
+        assert result.exit_code == 1 and result.stderr.startswith(f"error: cannot write {photos / name}")
+
+
+@pytest.mark.parametrize(
+    ("closed", "said"),
+    [
+        ("<&-", "the standard input, and that is closed"),
+        ("</dev/null", "the standard input is empty: give it a picture by < or |"),
+        ("<&- 2>&-", ""),
+    ],
+)
+def test_standard_streams_that_are_closed(tmp_path: Path, closed: str, said: str) -> None:
+    nst = Path(sys.executable).parent / "nst"
+    command = f"'{nst}' stylize - -s negative -u http://127.0.0.1:1 -o out.png {closed}"
+    result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr and said in result.stderr and not result.stdout
+
+
+def test_a_standard_output_that_is_closed(server: MockTransport, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(WriteError, match="standard output: it is closed"):
+        Recipe({"negative": 1.0}).paint(Job(photos / "a.png", STDIO), StyleClient(transport=server))
+
+
 def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
     (photos / "b.png").write_text("no picture")
     stylize(photos / "a.png", "-o", tmp_path / "out")
@@ -249,7 +404,7 @@ def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
         "error": None,
     }
     assert summary.pop("seconds") > 0
-    assert summary == {"painted": 3, "skipped": 1, "failed": 1}
+    assert summary == {"painted": 3, "skipped": 1, "failed": 1, "unread": 0}
     assert " -> " not in result.stderr
 
 
@@ -267,7 +422,7 @@ def test_stdin_to_stdout(server: MockTransport, kind: str, written: str) -> None
 
 
 def test_stdin_that_is_no_picture(server: MockTransport) -> None:
-    for stdin, words in ((b"", "not a picture"), (b"text", "not a picture"), (bytes(70_000_000), "longer than 67 MB")):
+    for stdin, words in ((b"", "is empty"), (b"text", "not a picture"), (bytes(70_000_000), "longer than 67 MB")):
         result = stylize("-", "-o", "-", "--max-pixels", 100, stdin=stdin)
         assert result.exit_code == 1
         assert words in result.stderr

@@ -135,3 +135,20 @@ def test_progress_is_asked_for_in_seconds(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("NST_PROGRESS_SECONDS", "often")
     with pytest.raises(InputError, match="'often': give seconds"), progress("working", 1):
         pass
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["nst-export", 300 * "x" + ".pth"],
+        ["nst", "video", 300 * "x" + ".mp4", "-s", "one", "-o", "o.mp4"],
+        ["nst", "optimize", 300 * "x" + ".jpg", 300 * "y" + ".jpg", "-o", "o.png"],
+    ],
+    ids=lambda command: command[1] if command[0] == "nst" else command[0],
+)
+def test_a_name_that_no_file_can_have_is_one_line(command: list[str], tmp_path: Path) -> None:
+    result = subprocess.run(
+        [str(Path(sys.executable).parent / command[0]), *command[1:]], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")

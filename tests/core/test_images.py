@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -11,12 +13,16 @@ from nst_core.errors import InputError, PictureError, WriteError
 from nst_core.images import (
     Picture,
     blended,
+    check_size,
+    encode_picture,
     find_pictures,
     fitted,
     open_picture,
     sample_photographs,
     save_picture,
     side_by_side,
+    unread_line,
+    unread_pictures,
     with_colors_of,
 )
 from nst_trainer import color
@@ -248,6 +254,80 @@ def test_find_pictures_goes_into_subfolders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no pictures"):
         (tmp_path / "empty").mkdir()
         find_pictures(tmp_path / "empty")
+
+
+def test_find_pictures_follows_linked_folders_once(tmp_path: Path) -> None:
+    """Each folder where it is itself, if it is below the folder, and no circle."""
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for place in (folder / "b", elsewhere / "deep"):
+        place.mkdir(parents=True)
+        saved(place, Image.fromarray(RAMP), "x.jpg")
+    (folder / "a").symlink_to(folder / "b")
+    (folder / "b" / "up").symlink_to(folder)
+    (folder / "b" / "out").symlink_to(tmp_path)
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "deep" / "back").symlink_to(elsewhere)
+    (folder / "twice").symlink_to(elsewhere / "deep")
+    (folder / "gone").symlink_to(tmp_path / "none")
+    (folder / "file.jpg").symlink_to(folder / "b" / "x.jpg")
+    found = [path.relative_to(folder).as_posix() for path in find_pictures(folder)]
+    assert found == ["b/x.jpg", "file.jpg", "linked/deep/x.jpg"]
+    (tmp_path / "all").symlink_to(folder)
+    assert len(find_pictures(tmp_path / "all")) == 3
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").mkdir()
+    saved(tmp_path, Image.fromarray(RAMP), "x.jpg")
+    scandir = os.scandir
+
+    def refused(path: str) -> object:
+        if path.endswith("secret"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(InputError, match=r"^cannot list the folder .*secret: Permission denied$"):
+        find_pictures(tmp_path)
+
+
+def test_images_that_are_not_read_are_found_and_counted(tmp_path: Path) -> None:
+    for name in ("a.DNG", "deep/b.dng", "c.jxl", "notes.txt", ".hidden.psd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    unread = unread_pictures(tmp_path)
+    assert [path.name for path in unread] == ["a.DNG", "c.jxl", "b.dng"]
+    assert unread_line(unread) == "3 files were not read: 2 .dng, 1 .jxl"
+    assert unread_line(unread[:1]) == "1 file was not read: 1 .dng"
+    assert unread_line([]) == ""
+    with pytest.raises(InputError, match=r"no pictures in it; 3 files were not read: 2 \.dng, 1 \.jxl$"):
+        find_pictures(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "kind", "words"),
+    [
+        (16_384, 1, "WEBP", "16384x1 is more than a WebP file can hold (16,383 pixels a side): write .png"),
+        (1, 65_501, "JPEG", "1x65501 is more than a JPEG file can hold (65,500 pixels a side): write .png"),
+    ],
+)
+def test_a_picture_that_its_format_cannot_hold(
+    width: int, height: int, kind: str, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture = Picture(np.zeros((height, width, 3), np.uint8))
+    for refused in (lambda: check_size(width, height, kind), lambda: encode_picture(picture, kind)):
+        with pytest.raises(InputError) as caught:
+            refused()
+        assert str(caught.value) == words
+    assert capfd.readouterr() == ("", ""), "libjpeg must not write to stderr"
+    held = Picture(picture.pixels[:65_500, :16_383])
+    assert open_picture(io.BytesIO(encode_picture(held, kind))).pixels.shape == held.pixels.shape
+    assert open_picture(io.BytesIO(encode_picture(picture, "PNG"))).width == width
+
+
+def test_what_an_encoder_raises_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"^a WEBP of 4x6 cannot be written: "):
+        encode_picture(Picture(RAMP), "WEBP", quality="best")  # type: ignore[arg-type]
 
 
 def test_the_sample_photographs_are_there() -> None:

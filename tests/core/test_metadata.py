@@ -333,7 +333,17 @@ def test_cmyk_of_a_jpeg_with_and_without_adobes_marker(tmp_path: Path) -> None:
 
 
 def test_grey_of_floating_point(tmp_path: Path) -> None:
-    levels = np.array([[0.0, 0.5, 1.0], [np.nan, np.inf, -np.inf], [1e38, -1.0, 2.0]], np.float32)
+    levels = np.array([[0.0, 0.5, 1.0], [np.nan, np.inf, -np.inf], [1.5, -1.0, 2.0]], np.float32)
     Image.fromarray(levels).save(tmp_path / "deep.tif")
     expected = [[0, 128, 255], [0, 255, 0], [255, 0, 255]]
     assert open_picture(tmp_path / "deep.tif").pixels[..., 0].tolist() == expected
+
+
+def test_xmp_that_a_png_cannot_hold_is_left_out(tmp_path: Path) -> None:
+    """Pillow takes a PNG with so long a text as damaged."""
+    picture = replace(Picture(RAMP), metadata=Metadata(xmp=b"<x>" + b"y" * 2_000_000 + b"</x>"))
+    save_picture(picture, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert "xmp" not in image.info
+    save_picture(picture, tmp_path / "a.webp")
+    assert open_picture(tmp_path / "a.webp").metadata.xmp == picture.metadata.xmp

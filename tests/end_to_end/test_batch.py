@@ -3,11 +3,12 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def files(folder: Path) -> dict[str, int]:
     """When each file below it was written last, nanoseconds."""
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    found = {}
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a file that is begun may go while we look
+            about = path.stat()
+            if stat.S_ISREG(about.st_mode):
+                found[str(path.relative_to(folder))] = about.st_mtime_ns
+    return found
 
 
 def until(true: Callable[[], object], process: subprocess.Popen[bytes] | None = None) -> None:

@@ -19,7 +19,7 @@ from nst_core.images import fitted, open_picture, sample_photographs
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
-from .serving import BIN, Server, descendants, run, serve, succeeded
+from .serving import BIN, Server, run, serve, succeeded, triton_of
 
 COUNT = 200
 
@@ -69,15 +69,6 @@ def assert_complete(folder: Path, out: Path, address: str) -> None:
             if number % 20 == 0:
                 expected = client.stylize(open_picture(folder / name).pixels, "tiny")
                 assert np.abs(painting.astype(int) - expected).max() <= 1, name
-
-
-def triton_of(server: Server) -> int:
-    (pid,) = [
-        pid
-        for pid in descendants(server.process.pid)
-        if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"tritonserver")
-    ]
-    return pid
 
 
 def begun(folder: Path, out: Path, address: str, *options: object) -> "subprocess.Popen[str]":
@@ -189,12 +180,16 @@ def test_a_pipe(server: Server, tmp_path: Path, photographs: dict[str, Path]) ->
     assert np.abs(painting.pixels.astype(int) - twice).mean() < 2
 
 
-def test_a_full_disk_behind_stdout(server: Server, photographs: dict[str, Path]) -> None:
-    command = [BIN / "nst", "stylize", photographs["coffee"], "-s", "tiny", "--max-side", "64", "-o", "-"]
+@pytest.mark.parametrize("options", [["-o", "-"], ["-o", "painted.jpg", "--json"]], ids=["picture", "json"])
+def test_a_full_disk_behind_stdout(
+    server: Server, photographs: dict[str, Path], tmp_path: Path, options: list[str]
+) -> None:
+    command = [BIN / "nst", "stylize", photographs["coffee"], "-s", "tiny", "--max-side", "64", *options]
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(
             [*map(str, command), "-u", server.endpoints.grpc],
             stdout=full,
+            cwd=tmp_path,
             stderr=subprocess.PIPE,
             text=True,
             timeout=60,
