@@ -195,11 +195,20 @@ def _served(endpoints: triton.Endpoints, effort: Effort) -> Iterator[list[dict[s
                 yield _race(form, size, works, effort)
 
 
+def _warm(work: Callable[[], object], seconds: float) -> None:
+    """Run at least three times: the first image of a shape is another figure, and the second records a CUDA graph.
+
+    And for so long, since the system gives a process that is new large pages only after a while.
+    """
+    taken, runs = 0.0, 0
+    while runs < 3 or taken < seconds:
+        taken, runs = taken + timed(work), runs + 1
+
+
 def _race(form: str, size: int, works: Mapping[str, Callable[[], object]], effort: Effort) -> list[dict[str, Any]]:
     """Warm runs in turns; each row with its ratio to the first's median."""
     for work in works.values():
-        for _ in range(3):  # the first image of a shape is another figure, and the second records a CUDA graph
-            work()
+        _warm(work, effort.seconds / 4)
     turn = timed(lambda: [work() for work in works.values()]) + REST * len(works)
     rounds = min(MOST, max(FEWEST, round(effort.seconds / turn)))
     summaries = {what: summarize(seconds) for what, seconds in interleaved(works, rounds, rest=REST).items()}
