@@ -116,6 +116,10 @@ class Control:
                 )
             time.sleep(0.1)
 
+    def forget(self, name: str) -> None:
+        """Unload a model whose folder is gone, which Triton lists no more, and do not wait; `ServerError` if not."""
+        self._post(f"models/{quote(name, safe='')}/unload", name)
+
     def _post(self, call: str, name: str = "", patience: float = PATIENCE) -> Any:
         request = urllib.request.Request(f"{self.url}/v2/repository/{call}", b"{}", {HEADER: self.key or ""})
         try:

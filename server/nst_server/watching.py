@@ -57,7 +57,7 @@ class Watch:
         for name in [name for name in self._seen if not (self._repository / name).exists()]:
             del self._seen[name]
             with suppress(ServerError):
-                control.unload(name)
+                control.forget(name)
 
     def _good(self) -> list[str]:
         found = find(self._repository)

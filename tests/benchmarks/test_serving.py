@@ -238,8 +238,8 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_caller_that_fails_says_why_and_goes_on(server: Served) -> None:
     with started(2, server.endpoints.grpc, "tiny") as callers:
-        with pytest.raises(InputError, match="too small"):
-            callers.together(2, 4, photograph(8, 8))
+        with pytest.raises(InputError, match="expected uint8"):
+            callers.together(2, 4, np.zeros((8, 8), np.uint8))
         assert len(callers.together(2, 4, photograph(32, 32))) == 4
         pids = callers.pids
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def command(folder: str, what: str):
 
 app()
 """
+
+
+@pytest.fixture(autouse=True)
+def hang_ups() -> Iterator[None]:
+    """As a terminal has them: a program that is started by nohup hands on that they are ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def started(tmp_path: Path, what: str, *before: str) -> tuple[subprocess.Popen[bytes], int]:

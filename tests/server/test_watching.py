@@ -26,7 +26,7 @@ class Notes(Control):
             raise ServerError("broken: no model")
         return []
 
-    def unload(self, name: str) -> None:
+    def forget(self, name: str) -> None:
         self.calls.append(f"unload {name}")
 
 
