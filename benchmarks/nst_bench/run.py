@@ -485,7 +485,7 @@ PLAN = (
     ),
     Step("latency", 100, _latency, card=90),
     Step("serving", 130, partial(_serving, latency=12.0, turn=3.0, arrivals=6.0, probes=3, mixed=()), card=90),
-    Step("styles", 60, _styles),
+    Step("styles", 65, _styles),
     Step("energy", 0, _energy, card=40),
     Step("cold", 40, _cold, card=45),
     Step("gatys", 60, partial(_gatys, sizes=(128, 256, 512), result_size=128, result_iterations=100), card=30),

@@ -59,19 +59,20 @@ FEWEST, MOST = 10, 200
 
 @dataclass(frozen=True)
 class Effort:
-    """Sides of the images in pixels, and the seconds for one form at one of them."""
+    """Sides of the images in pixels, the seconds for one form at one of them, and those that warm up each model."""
 
     sizes: tuple[int, ...]
     seconds: float
+    warm_up: float = 0.0
 
     def scaled(self, share: float) -> Effort:
         """For a share of the time."""
-        return self if share >= 1.0 else replace(self, seconds=share * self.seconds)
+        return self if share >= 1.0 else replace(self, seconds=share * self.seconds, warm_up=share * self.warm_up)
 
 
-SHORT = Effort((512,), 3.0)
-FULL = Effort((256, 512, 1024), 20.0)
-CARD = Effort((256, 512, 1024), 2.0)
+SHORT = Effort((512,), 3.0, 4.0)
+FULL = Effort((256, 512, 1024), 12.0, 8.0)
+CARD = Effort((256, 512, 1024), 2.0, 1.0)
 """On a GPU, where an image takes milliseconds."""
 
 
@@ -198,7 +199,7 @@ def _served(endpoints: triton.Endpoints, effort: Effort) -> Iterator[list[dict[s
 def _warm(work: Callable[[], object], seconds: float) -> None:
     """Run at least three times: the first image of a shape is another figure, and the second records a CUDA graph.
 
-    And for so long, since the system gives a process that is new large pages only after a while.
+    And for so long: in its first seconds the second model of a server was seen to take a sixth longer.
     """
     taken, runs = 0.0, 0
     while runs < 3 or taken < seconds:
@@ -208,7 +209,7 @@ def _warm(work: Callable[[], object], seconds: float) -> None:
 def _race(form: str, size: int, works: Mapping[str, Callable[[], object]], effort: Effort) -> list[dict[str, Any]]:
     """Warm runs in turns; each row with its ratio to the first's median."""
     for work in works.values():
-        _warm(work, effort.seconds / 4)
+        _warm(work, effort.warm_up)
     turn = timed(lambda: [work() for work in works.values()]) + REST * len(works)
     rounds = min(MOST, max(FEWEST, round(effort.seconds / turn)))
     summaries = {what: summarize(seconds) for what, seconds in interleaved(works, rounds, rest=REST).items()}
