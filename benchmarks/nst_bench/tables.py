@@ -614,8 +614,9 @@ def _styles(document: Document, machine: list[str]) -> list[str]:
 
 
 def several_styles(document: Document) -> str:
-    """What a model of several styles takes, in words, for a page's running text."""
-    ratios = [one["ratio"] for one in document["rows"] if one["size"] == 512 and one["ratio"] != 1.0]
+    """What a model of several styles takes at 512 x 512, in words, for a page's running text."""
+    alone = document["rows"][0]["styles"]  # what the others are compared with
+    ratios = [one["ratio"] for one in document["rows"] if one["size"] == 512 and one["styles"] != alone]
     return f"{min(ratios):.2f} to {max(ratios):.2f} times as long as a network of one style"
 
 

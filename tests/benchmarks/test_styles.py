@@ -48,6 +48,6 @@ def test_every_form_is_measured_in_one_style_and_in_a_mix(
 
 
 def test_the_words_for_a_page_are_of_the_largest_and_the_smallest_ratio_at_512() -> None:
-    ratios = [(512, 1.0), (512, 1.051), (512, 1.02), (256, 1.4)]
-    rows = [{"size": size, "ratio": ratio} for size, ratio in ratios]
-    assert several_styles({"rows": rows}) == "1.02 to 1.05 times as long as a network of one style"
+    ratios = [(512, styles.ONE, 1.0), (512, styles.MIX, 1.051), (512, styles.OF_TEN, 1.0), (256, styles.MIX, 1.4)]
+    rows = [{"size": size, "styles": what, "ratio": ratio} for size, what, ratio in ratios]
+    assert several_styles({"rows": rows}) == "1.00 to 1.05 times as long as a network of one style"

@@ -25,7 +25,7 @@ from nst_client.local import Local
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
 
-from .fake_triton import FakeTriton, serving, serving_elsewhere, serving_http
+from .fake_triton import serving_elsewhere
 from .test_local import ONNX, Engines, repository
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -99,16 +99,6 @@ sys.exit(code)
 def elsewhere(request: pytest.FixtureRequest) -> Iterator[str]:
     with serving_elsewhere(request.param) as url:
         yield url
-
-
-@pytest.fixture(params=["grpc", "http"])
-def server(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "http":
-        with serving_http() as url:
-            yield url
-    else:
-        with serving(FakeTriton()) as triton:
-            yield triton.url
 
 
 def forked(url: str, case: str, **environment: str) -> subprocess.CompletedProcess[str]:

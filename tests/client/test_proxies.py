@@ -14,7 +14,7 @@ from nst_client.proxies import is_loopback, proxy_for_grpc, proxy_for_http
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 
-from .fake_triton import FakeTriton, serving, serving_http
+from .fake_triton import FakeTriton, serving
 
 VARIABLES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "no_proxy", "no_grpc_proxy")
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -86,16 +86,6 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture(params=["grpc", "http"])
-def server(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "http":
-        with serving_http() as url:
-            yield url
-    else:
-        with serving(FakeTriton()) as triton:
-            yield triton.url
 
 
 def paint(url: str, aio: bool, **settings: object) -> Pixels:
