@@ -24,7 +24,7 @@ from nst_client.batch import MANIFEST, Batch, Manifest, cluster, paint
 from nst_client.jobs import Recipe
 from nst_client.storage import Folder
 from nst_core.console import progress, say
-from nst_core.errors import PictureError
+from nst_core.errors import ImageError
 
 IN_A_FOLDER = 10_000
 
@@ -56,7 +56,7 @@ class Nothing(Batch):
     def paint(self, photo: str, client: StyleClient) -> None:
         """See `Batch`."""
         if photo.endswith("00.jpg"):
-            raise PictureError(f"{photo}: damaged or unreadable (image file is truncated)")
+            raise ImageError(f"{photo}: damaged or unreadable (image file is truncated)")
 
 
 def nobody() -> Any:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nst_core.files import written_whole
-from nst_core.images import fitted, open_picture
+from nst_core.files import atomic_write
+from nst_core.images import fitted, open_image
 from nst_trainer.photos import to_tensor
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import CONVOLUTIONS, MEAN_ACTIVATIONS, vgg16_weights
@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     sums = dict.fromkeys(CONVOLUTIONS, 0.0)
     with torch.inference_mode():
         for file in files:
-            features = vgg(to_tensor(fitted(open_picture(file), 256, 256)), rectified)
+            features = vgg(to_tensor(fitted(open_image(file), 256, 256)), rectified)
             for name, layer in zip(CONVOLUTIONS, rectified, strict=True):
                 sums[name] = sums[name] + features[layer].double().mean(dim=(0, 2, 3))
     means = {name: (sums[name] / len(files)).float().numpy() for name in CONVOLUTIONS}
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         floor = 1e-3 * mean.mean()  # a filter that never fires stays what it is, nearly nothing
         print(name, f"mean {mean.mean():.4g}, lowest {mean.min():.4g}, {(mean < floor).sum()} below {floor:.4g}")
         means[name] = np.maximum(mean, floor)
-    with written_whole(MEAN_ACTIVATIONS) as beside:
+    with atomic_write(MEAN_ACTIVATIONS) as beside:
         np.savez(beside, **means)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from nst_core.images import Picture, open_picture, sample_photographs, save_picture
+from nst_core.images import ImageData, open_image, sample_photographs, save_image
 from nst_export import exporter
 from nst_server import triton
 
@@ -80,8 +80,8 @@ def taken(page: Page, name: str, **options: bool) -> None:
     """Write it as JPEG: the paintings in it are too large as PNG."""
     with tempfile.TemporaryDirectory() as scratch:
         page.screenshot(path=f"{scratch}/page.png", **options)
-        picture = Picture(open_picture(Path(scratch) / "page.png").pixels)
-    save_picture(picture, PICTURES / f"{name}.jpg", quality=88)
+        picture = ImageData(open_image(Path(scratch) / "page.png").pixels)
+    save_image(picture, PICTURES / f"{name}.jpg", quality=88)
     print(f"wrote {PICTURES / name}.jpg: {picture.width}x{picture.height}")
 
 

@@ -14,7 +14,7 @@ from nst_bench import report
 from nst_bench.results import Document, suites
 from nst_bench.tables import arrangement, machine_lines, table, throughputs
 from nst_core.errors import InputError
-from nst_core.files import written_whole
+from nst_core.files import atomic_write
 
 BEGIN, END = "<!-- nst-bench-capacity: begin -->", "<!-- nst-bench-capacity: end -->"
 
@@ -68,7 +68,7 @@ def text(documents: Sequence[Document], core_hour: float | None = None) -> str:
 def inject(documents: Sequence[Document], page: Path, core_hour: float | None = None) -> None:
     """Put the tables between the markers of `page`; `InputError` if it has none."""
     new = report.between(page, page.read_text(), (BEGIN, END), text(documents, core_hour))
-    with written_whole(page) as beside:
+    with atomic_write(page) as beside:
         beside.write_text(new)
 
 

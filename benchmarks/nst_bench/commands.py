@@ -14,10 +14,10 @@ import typer
 
 from nst_core import devices
 from nst_core.console import one_line_errors, progress, say
-from nst_core.devices import DEVICE_HELP, Device, Wanted
+from nst_core.devices import DEVICE_HELP, Device, DeviceChoice
 from nst_core.errors import InputError, NstError
-from nst_core.files import written_whole
-from nst_core.images import find_pictures, sample_photographs
+from nst_core.files import atomic_write
+from nst_core.images import find_images, sample_photographs
 
 if TYPE_CHECKING:
     from nst_bench.engines import Served
@@ -40,7 +40,7 @@ Photos = Annotated[
 Checkpoint = Annotated[Path, typer.Option(help="The style that is measured; its model bears the file's name.")]
 Full = Annotated[bool, typer.Option("--full", help="Larger pictures and more of them.")]
 Triton = Annotated[Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes.")]
-On = Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)]
+On = Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)]
 CHECKPOINT = Path("models/starry-night-fast.pth")
 """The style that ships by default."""
 
@@ -110,7 +110,7 @@ def quality(
         from nst_trainer.weights import vgg16_weights
 
         keep_freed_memory()
-        pictures = find_pictures(photos) if photos else sample_photographs()
+        pictures = find_images(photos) if photos else sample_photographs()
         document = suite.measure(
             *(load(checkpoint), checkpoint.stem, style, pictures, vgg16_weights(vgg)),
             size=512 if full else 256,
@@ -141,7 +141,7 @@ def frontier(
         from nst_trainer.weights import vgg16_weights
 
         keep_freed_memory()
-        pictures = find_pictures(photos) if photos else sample_photographs()
+        pictures = find_images(photos) if photos else sample_photographs()
         document = suite.measure(checkpoints, style, pictures, vgg16_weights(vgg), chosen(device), tick=say)
         _finish(document, output, plotted=True)
 
@@ -493,7 +493,7 @@ def video(
         _finish(document, output)
 
 
-def chosen(wanted: Wanted) -> Device:
+def chosen(wanted: DeviceChoice) -> Device:
     """The device for `--device`, said with its reason. Raises `InputError` where `gpu` has none."""
     device = devices.choose(wanted)
     say(f"device {device}")
@@ -537,7 +537,7 @@ def _finish(document: dict[str, Any], output: Path, *, plotted: bool = False) ->
     from nst_bench import plots, report, results, terminal
 
     if plotted:
-        with written_whole(output.with_suffix(".png")) as beside:
+        with atomic_write(output.with_suffix(".png")) as beside:
             beside.write_bytes(plots.plots(document)[0].png)
     results.write(document, output)
     terminal.show(report.markdown(document))

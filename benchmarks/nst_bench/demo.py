@@ -21,7 +21,7 @@ from nst_bench import report
 from nst_bench.commands import CHECKPOINT, GALLERY
 from nst_client.sheet import contact_sheet
 from nst_core.console import duration, one_line_errors, say
-from nst_core.images import Pixels, fitted, open_picture, sample_photographs, save_picture
+from nst_core.images import Pixels, fitted, open_image, sample_photographs, save_image
 from nst_server import triton
 
 FOLDER = Path("demo")
@@ -62,13 +62,13 @@ def _paint(repository: Path) -> None:
         _stylize(photos, LOOKS[0], endpoints.http, HTTP)
     rows: list[tuple[str, Pixels]] = []
     for photo in photos:
-        painted = [open_picture(_folder(style) / f"{photo.stem}.png") for style in LOOKS]
-        if not np.array_equal(painted[0].pixels, open_picture(HTTP / f"{photo.stem}.png").pixels):
+        painted = [open_image(_folder(style) / f"{photo.stem}.png") for style in LOOKS]
+        if not np.array_equal(painted[0].pixels, open_image(HTTP / f"{photo.stem}.png").pixels):
             raise triton.ServerError(f"{photo.name}: gRPC and HTTP gave different pictures")
         names = ["photograph", *(style.replace(",", " ") for style in LOOKS)]
-        shown = [fitted(picture, *SHOWN).pixels for picture in (open_picture(photo), *painted)]
+        shown = [fitted(picture, *SHOWN).pixels for picture in (open_image(photo), *painted)]
         rows += zip(names, shown, strict=True)
-    save_picture(contact_sheet(rows, 1 + len(LOOKS)), FOLDER / "pictures.png")
+    save_image(contact_sheet(rows, 1 + len(LOOKS)), FOLDER / "pictures.png")
 
 
 def _stylize(photos: list[Path], style: str, url: str, folder: Path) -> None:

@@ -29,16 +29,16 @@ from nst_client.schedule import Schedule
 from nst_client.sheet import contact_sheet
 from nst_client.video import Plan, paint_video
 from nst_core.console import one_line_errors, progress, say
-from nst_core.files import written_whole
+from nst_core.files import atomic_write
 from nst_core.images import (
-    Picture,
+    ImageData,
     Pixels,
-    encode_picture,
+    encode_image,
     fitted,
-    open_picture,
+    open_image,
     resized,
     sample_photographs,
-    save_picture,
+    save_image,
     side_by_side,
 )
 from nst_export import exporter
@@ -95,11 +95,11 @@ def _starry_night(client: StyleClient, photos: list[Path]) -> None:
     """Rows of four photographs, and of four paintings below."""
     rows = []
     for first in range(0, len(photos), 4):
-        large = [fitted(open_picture(photo), 2 * SIDE, 2 * SIDE).pixels for photo in photos[first : first + 4]]
+        large = [fitted(open_image(photo), 2 * SIDE, 2 * SIDE).pixels for photo in photos[first : first + 4]]
         painted = [client.stylize(pixels, CHECKPOINT.stem) for pixels in large]
         rows += [side_by_side([_halved(one) for one in row], gap=6) for row in (large, painted)]
     rows = [np.pad(row, ((0, 6), (0, rows[0].shape[1] - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
-    _save(Picture(np.concatenate(rows)[:-6]), CHECKPOINT.stem)
+    _save(ImageData(np.concatenate(rows)[:-6]), CHECKPOINT.stem)
 
 
 def _gallery(client: StyleClient) -> None:
@@ -113,7 +113,7 @@ def _gallery(client: StyleClient) -> None:
             if style.model == GALLERY.stem
         ]
         sheets.append(contact_sheet(named, GALLERY_COLUMNS).pixels)
-    _save(Picture(np.concatenate(sheets)), GALLERY.stem)
+    _save(ImageData(np.concatenate(sheets)), GALLERY.stem)
 
 
 def _own(client: StyleClient) -> None:
@@ -142,8 +142,8 @@ def _large(client: StyleClient) -> None:
     """One picture in one pass, as large as a screen."""
     photo = _photograph(LARGE_PHOTOGRAPH)
     large = resized(photo, LARGE_WIDTH, round(photo.height * LARGE_WIDTH / photo.width))
-    painted = Picture(client.stylize(large.pixels, LARGE_STYLE))
-    _write("large.jpg", LARGE_BYTES, lambda quality: encode_picture(painted, "JPEG", quality=quality))
+    painted = ImageData(client.stylize(large.pixels, LARGE_STYLE))
+    _write("large.jpg", LARGE_BYTES, lambda quality: encode_image(painted, "JPEG", quality=quality))
 
 
 def _film(url: str, scratch: Path) -> None:
@@ -162,13 +162,13 @@ def _film(url: str, scratch: Path) -> None:
     say("warping error {:.2f} before smoothing, {:.2f} after".format(*result.warping_error))
     both = zip(Footage(given).frames(), Footage(painted).frames(), strict=True)
     shown = [
-        Image.fromarray(side_by_side([resized(Picture(frame.pixels), *FILM_SHOWN).pixels for frame in pair], gap=6))
+        Image.fromarray(side_by_side([resized(ImageData(frame.pixels), *FILM_SHOWN).pixels for frame in pair], gap=6))
         for pair in both
     ]
     _write("video.webp", FILM_BYTES, partial(_animated, shown))
 
 
-def _moving(photo: Picture) -> Iterator[Pixels]:
+def _moving(photo: ImageData) -> Iterator[Pixels]:
     """What a camera sees that comes nearer, goes aside, and returns."""
     image = Image.fromarray(photo.pixels)
     width, height = FILM_SIDES
@@ -198,14 +198,14 @@ def _animated(frames: list[Image.Image], quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _photograph(name: str) -> Picture:
+def _photograph(name: str) -> ImageData:
     (path,) = [path for path in sample_photographs() if path.stem == name]
-    return open_picture(path)
+    return open_image(path)
 
 
 def _halved(pixels: Pixels) -> Pixels:
     height, width = pixels.shape[:2]
-    return resized(Picture(pixels), width // 2, height // 2).pixels
+    return resized(ImageData(pixels), width // 2, height // 2).pixels
 
 
 def _write(name: str, most: int, encode: Callable[[int], bytes]) -> None:
@@ -213,13 +213,13 @@ def _write(name: str, most: int, encode: Callable[[int], bytes]) -> None:
     for quality in range(90, 0, -10):
         if len(data := encode(quality)) <= most:
             break
-    with written_whole(FOLDER / name) as beside:
+    with atomic_write(FOLDER / name) as beside:
         beside.write_bytes(data)
     say(f"wrote {FOLDER / name}: {len(data) / 1000:.0f} kB, quality {quality}")
 
 
-def _save(picture: Picture, name: str) -> None:
-    save_picture(picture, FOLDER / f"{name}.jpg", quality=88)
+def _save(picture: ImageData, name: str) -> None:
+    save_image(picture, FOLDER / f"{name}.jpg", quality=88)
     say(f"wrote {FOLDER / name}.jpg: {picture.width}x{picture.height}")
 
 

@@ -12,7 +12,7 @@ from nst_bench import page, plots, results, tables
 from nst_bench.results import RUN, Document, Row, machine_name, suites
 from nst_bench.results import read as read
 from nst_core.errors import InputError
-from nst_core.files import written_whole
+from nst_core.files import atomic_write
 
 TITLES = {
     "latency": "Latency by size",
@@ -79,12 +79,12 @@ def write(documents: Sequence[Document], folder: Path) -> Path:
     blocks = [f"# {title}", *_first(documents), images, *_details(documents)]
     text = "\n\n".join(block.strip("\n") for block in blocks if block.strip()) + "\n"
     for name, plot in files:
-        with written_whole(folder / f"{name}.png") as beside:
+        with atomic_write(folder / f"{name}.png") as beside:
             beside.write_bytes(plot.png)
-    with written_whole(folder / "report.html") as beside:
+    with atomic_write(folder / "report.html") as beside:
         beside.write_text(page.html(title, text, {f"{name}.png": plot.png for name, plot in files}))
     report = folder / "report.md"
-    with written_whole(report) as beside:
+    with atomic_write(report) as beside:
         beside.write_text(text)
     return report
 
@@ -108,7 +108,7 @@ def inject(document: Document, readme: Path, beside: Sequence[Document] = ()) ->
     for one in found:
         shown = markdown(one, beside) if one["schema"] in known else markdown(one)
         text = between(readme, text, markers(one, text), shown)
-    with written_whole(readme) as beside_it:
+    with atomic_write(readme) as beside_it:
         beside_it.write_text(text)
 
 

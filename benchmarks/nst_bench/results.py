@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nst_core.errors import InputError
-from nst_core.files import written_whole
+from nst_core.files import atomic_write
 
 Document = dict[str, Any]
 
@@ -86,7 +86,7 @@ def write(document: Document, path: Path) -> None:
     """The document as JSON, whole; a line a value, and lists of numbers in one."""
     text = json.dumps(document, indent=1, ensure_ascii=False)
     text = _NUMBERS_ONLY.sub(lambda found: "[" + " ".join(found.group(1).split()) + "]", text)
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(text + "\n")
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nst_bench.results import RUN, Document
 from nst_core.devices import Device
 from nst_core.errors import InputError, MissingExtra, NstError
-from nst_core.images import find_pictures, sample_photographs
+from nst_core.images import find_images, sample_photographs
 
 if TYPE_CHECKING:
     from nst_bench.engines import Served
@@ -77,7 +77,7 @@ class Subject:
             if path and not path.is_file():
                 raise InputError(f"{path}: no such file ({option})")
         if self.photos:
-            find_pictures(self.photos)
+            find_images(self.photos)
         for path in (self.checkpoint, *self.also):
             Exported(self.repository / path.stem).check_device(self.device)
         torch_device(self.device)
@@ -440,7 +440,7 @@ def _quality(subject: Subject, context: Context) -> Document:
     if subject.style is None:
         raise InputError("the painting that the network learned is not at hand to compare losses: --style")
     style = load(subject.checkpoint)
-    photos = find_pictures(subject.photos) if subject.photos else sample_photographs()
+    photos = find_images(subject.photos) if subject.photos else sample_photographs()
     weights, device = vgg16_weights(subject.vgg), torch_device(subject.device)
     return quality.measure(style, subject.model, subject.style, photos, weights, device=device, tick=context.tick)
 

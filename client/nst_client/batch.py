@@ -39,7 +39,7 @@ from nst_client.local import Local
 from nst_client.sections import Film, Section
 from nst_client.storage import OWN, Folder
 from nst_core.errors import InputError, NstError
-from nst_core.images import READABLE, UNREAD, check_size, encode_picture, image_format
+from nst_core.images import READABLE, UNREAD, check_size, encode_image, image_format
 from nst_core.memory import keep_freed_memory
 
 JOB = f"{OWN}/job.json"
@@ -186,7 +186,7 @@ class Batch:
     def paint(self, photo: str, client: StyleClient) -> None:
         """Read, paint and write one picture or section of a video.
 
-        Raises `PictureError`, `WriteError`, and what `stylize` raises.
+        Raises `ImageError`, `WriteError`, and what `stylize` raises.
         """
         if section := Section.of(photo):
             self._film(section.video).paint(section, self.recipe, client)
@@ -197,7 +197,7 @@ class Batch:
         kind = image_format(Path(target))
         check_size(picture.width, picture.height, kind)  # before the model works for nothing
         painting, _ = self.recipe.painting(picture, client)
-        self.target.write(target, encode_picture(painting, kind, quality=self.recipe.quality))
+        self.target.write(target, encode_image(painting, kind, quality=self.recipe.quality))
 
     def _film(self, video: str) -> Film:
         return Film(self.source, self.target, video, self.recipe.max_side)

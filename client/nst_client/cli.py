@@ -24,10 +24,10 @@ from nst_core.errors import InputError, NstError
 from nst_core.images import (
     MAX_PIXELS,
     WRITABLE,
-    Picture,
+    ImageData,
     image_format,
-    open_picture,
-    save_picture,
+    open_image,
+    save_image,
     unread_line,
 )
 from nst_core.memory import keep_freed_memory
@@ -206,16 +206,16 @@ def styles(
         if not offered:
             raise InputError(f"{url} offers no style")
         if sheet:
-            _draw(sheet, client, offered, open_picture(photo) if photo else sample())
+            _draw(sheet, client, offered, open_image(photo) if photo else sample())
 
 
-def _draw(target: Path, client: StyleClient, offered: list[Style], photo: Picture) -> None:
+def _draw(target: Path, client: StyleClient, offered: list[Style], photo: ImageData) -> None:
     named = []
     with progress("styles", len(offered)) as update:
         for done, one in enumerate(thumbnails(client, offered, photo)):
             named.append(one)
             update(done, "")
-    save_picture(contact_sheet(named), target)
+    save_image(contact_sheet(named), target)
     say(f"{target}: a photograph in {len(offered)} style{'s' if len(offered) > 1 else ''}")
 
 

@@ -141,7 +141,7 @@ class _Client:
     async def _stylize(self, picture: Painting, mix: Mix, on_tile: OnTile | None, tiled: bool = False) -> Painting:
         if isinstance(picture, Image.Image):
             # The pixels that the commands would paint: upright, in sRGB, 8 bits a channel.
-            opened = await worked(images.picture_of, picture, aio=self._aio)
+            opened = await worked(images.image_of, picture, aio=self._aio)
             pixels = await self._stylize(opened.pixels, mix, on_tile, tiled)
             image: Any = _image(pixels, opened.alpha)
             return cast(Painting, image)
@@ -297,7 +297,7 @@ class StyleClient(_Client):
     def stylize(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
         """Paint pictures, sRGB `uint8 [H, W, 3]` or `[N, H, W, 3]`, or one of Pillow; the answer is like what is given.
 
-        An image of Pillow of any mode is read as `open_picture` reads a file: upright, in sRGB, 8 bits a channel. The
+        An image of Pillow of any mode is read as `open_image` reads a file: upright, in sRGB, 8 bits a channel. The
         answer is RGB, or RGBA with the opacity of the image if it has any.
 
         Arrays may be NumPy's, or lie on an NVIDIA GPU: what has `__cuda_array_interface__` or DLPack's methods, such

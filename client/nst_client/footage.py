@@ -27,8 +27,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from nst_core.errors import InputError, PictureError, WriteError
-from nst_core.files import written_whole
+from nst_core.errors import ImageError, InputError, WriteError
+from nst_core.files import atomic_write
 from nst_core.images import Pixels
 
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
@@ -106,7 +106,7 @@ class Format:
 
 
 class Footage:
-    """The first video stream of a file. Raises `PictureError` if the file has none that can be decoded.
+    """The first video stream of a file. Raises `ImageError` if the file has none that can be decoded.
 
     `max_side` shrinks larger frames to that many pixels on their longer side. `opened` opens a file that is not on a
     disk; it can be read and sought. `repeated` counts the frames that could not be decoded, as far as `frames` has
@@ -118,11 +118,11 @@ class Footage:
     ) -> None:
         self.path, self.repeated, self._open = path, 0, opened
         if not opened and not path.is_file():
-            raise PictureError(f"{path}: {_no_file(path)}")
+            raise ImageError(f"{path}: {_no_file(path)}")
         with self._stream() as (container, stream):
             first = next((frame for frame, _, _ in self._decoded(container, stream)), None)
             if first is None:
-                raise PictureError(f"{path}: no frame of it can be decoded")
+                raise ImageError(f"{path}: no frame of it can be decoded")
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             self._step = _step(rate, stream.time_base)
             self.seconds = _seconds(container, stream)
@@ -206,11 +206,11 @@ class Footage:
             with self.container() as container:
                 streams = [one for one in container.streams.video if not one.disposition & one.disposition.attached_pic]
                 if not streams:
-                    raise PictureError(f"{self.path}: no video in it")
+                    raise ImageError(f"{self.path}: no video in it")
                 streams[0].thread_type = "AUTO"
                 yield container, streams[0]
         except (av.FFmpegError, OSError) as error:
-            raise PictureError(f"{self.path}: not a video that can be read ({error.strerror or error})") from error
+            raise ImageError(f"{self.path}: not a video that can be read ({error.strerror or error})") from error
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, int, bool]]:
         """Each frame with its time stamp, and whether it stands for one that is broken.
@@ -401,7 +401,7 @@ def join(parts: Sequence[Path], source: Footage, target: Path, *, cut: bool = Fa
     `source.end` must be that of the last frame, as when `source.frames` has come to it; `cut` ends the sound there.
     Pictures and sound begin as far apart as they did. The file appears whole or not at all.
     """
-    with written_whole(target) as beside, source.container() as given, _part(parts[0]) as first:
+    with atomic_write(target) as beside, source.container() as given, _part(parts[0]) as first:
         container = CONTAINERS[target.suffix.lower()]
         with _writing(target), _to_write(beside, container) as output:
             output.metadata.update(given.metadata)

@@ -25,23 +25,23 @@ from typing import BinaryIO
 from nst_client.client import OnTile, StyleClient
 from nst_client.errors import Unavailable, UnknownStyle, Unreachable, Untrusted
 from nst_client.styles import mixed
-from nst_core.errors import InputError, NstError, PictureError, WriteError
+from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import (
     MAX_PIXELS,
     READABLE,
     UNREAD,
     WRITABLE,
-    Picture,
+    ImageData,
     Pixels,
     blended,
     check_size,
-    encode_picture,
-    find_pictures,
+    encode_image,
+    find_images,
     image_format,
-    open_picture,
+    open_image,
     process_of_file,
-    save_picture,
-    unread_pictures,
+    save_image,
+    unread_images,
     with_colors_of,
 )
 
@@ -114,11 +114,13 @@ class Recipe:
             raise UnknownStyle(f"{client.url} has no style {missing[0]!r}; it has: {', '.join(offered) or 'none'}")
         mixed([offered[name] for name in self.style], list(self.style.values()))
 
-    def opened(self, source: Path | BinaryIO) -> Picture:
-        """The photograph as it goes to the model. Raises `PictureError`."""
-        return open_picture(source, max_pixels=self.max_pixels, max_side=self.max_side)
+    def opened(self, source: Path | BinaryIO) -> ImageData:
+        """The photograph as it goes to the model. Raises `ImageError`."""
+        return open_image(source, max_pixels=self.max_pixels, max_side=self.max_side)
 
-    def painting(self, picture: Picture, client: StyleClient, on_tile: OnTile | None = None) -> tuple[Picture, float]:
+    def painting(
+        self, picture: ImageData, client: StyleClient, on_tile: OnTile | None = None
+    ) -> tuple[ImageData, float]:
         """An opened photograph's painting, and the milliseconds in the server. Raises what `stylize` raises."""
         started = time.perf_counter()
         painted = client.stylize(picture.pixels, self.style, on_tile=on_tile)
@@ -129,7 +131,7 @@ class Recipe:
     def paint(self, job: Job, client: StyleClient, kind: str | None = None, on_tile: OnTile | None = None) -> Outcome:
         """Read, paint and write one picture; `kind` is Pillow's name of the format on the standard output.
 
-        Raises `PictureError`, `InputError` for an image that its format cannot hold, `WriteError`, and what
+        Raises `ImageError`, `InputError` for an image that its format cannot hold, `WriteError`, and what
         `StyleClient.stylize` raises.
         """
         source = _stdin(self.max_pixels) if job.photo == STDIO else job.photo
@@ -141,9 +143,9 @@ class Recipe:
         check_size(picture.width, picture.height, kind)  # before the server works for nothing
         result, milliseconds = self.painting(picture, client, on_tile)
         if job.target == STDIO:
-            _picture_to_stdout(encode_picture(result, kind, quality=self.quality))
+            _picture_to_stdout(encode_image(result, kind, quality=self.quality))
         else:
-            save_picture(result, job.target, quality=self.quality)
+            save_image(result, job.target, quality=self.quality)
         return Outcome(job, picture.width, picture.height, milliseconds)
 
 
@@ -272,7 +274,7 @@ def unread_of(photos: Sequence[str], output: Path) -> list[Path]:
     for given in photos:
         path = Path(given)
         if _is_folder(path):
-            found |= dict.fromkeys(_outside(output, path, unread_pictures(path)))
+            found |= dict.fromkeys(_outside(output, path, unread_images(path)))
         elif _is_pattern(given):
             found |= dict.fromkeys(_matches(given, UNREAD))
     return list(found)
@@ -282,7 +284,7 @@ def _found(given: str, output: Path) -> list[tuple[Path, Path]]:
     """The pictures that one argument means, each with its path below the output folder."""
     path = Path(given)
     if _is_folder(path):
-        return [(photo, photo.relative_to(path)) for photo in _outside(output, path, find_pictures(path))]
+        return [(photo, photo.relative_to(path)) for photo in _outside(output, path, find_images(path))]
     if _is_pattern(given):
         matches = _matches(given, READABLE)
         if not matches:
@@ -354,18 +356,18 @@ def own_suffix(suffix: str) -> str:
 def _stdin(max_pixels: int) -> BinaryIO:
     """The whole standard input, if it is not more than the largest picture could need."""
     if sys.stdin is None:  # closed by whoever started us
-        raise PictureError("- is a picture from the standard input, and that is closed: give it one by < or |")
+        raise ImageError("- is a picture from the standard input, and that is closed: give it one by < or |")
     if sys.stdin.isatty():
-        raise PictureError("- is a picture from the standard input, and that is the terminal: give it one by < or |")
+        raise ImageError("- is a picture from the standard input, and that is the terminal: give it one by < or |")
     most = 8 * max_pixels + 2**26  # four channels of 16 bits, not compressed, and metadata
     try:
         data = sys.stdin.buffer.read(most + 1)
     except OSError as error:
-        raise PictureError(f"cannot read the standard input: {error.strerror or error}") from error
+        raise ImageError(f"cannot read the standard input: {error.strerror or error}") from error
     if not data:
-        raise PictureError("the standard input is empty: give it a picture by < or |")
+        raise ImageError("the standard input is empty: give it a picture by < or |")
     if len(data) > most:
-        raise PictureError(f"the standard input is longer than {most / 1e6:.0f} MB: no picture of {max_pixels} pixels")
+        raise ImageError(f"the standard input is longer than {most / 1e6:.0f} MB: no picture of {max_pixels} pixels")
     return io.BytesIO(data)
 
 

@@ -22,8 +22,8 @@ from nst_client.client import StyleClient
 from nst_client.footage import Encoder, Footage, Frame
 from nst_client.jobs import Recipe
 from nst_client.storage import OWN, Folder
-from nst_core.errors import InputError, NstError, PictureError
-from nst_core.images import Picture
+from nst_core.errors import ImageError, InputError, NstError
+from nst_core.images import ImageData
 
 SECONDS = 20.0
 """Of a section: what a lost worker has to paint again."""
@@ -81,7 +81,7 @@ class Film:
     def paint(self, section: Section, recipe: Recipe, client: StyleClient) -> None:
         """Paint a section, and join all if it was the last one. What is there, of a worker that was lost, is enough.
 
-        Raises `PictureError`, `WriteError`, `InputError` for sound that the file cannot hold, and what `stylize`
+        Raises `ImageError`, `WriteError`, `InputError` for sound that the file cannot hold, and what `stylize`
         raises.
         """
         if self._whole():
@@ -107,7 +107,7 @@ class Film:
             part = Path(scratch) / "part.nut"
             with Encoder(part, given.format, self._codec) as encoder:
                 for frame in given.between(first, until):
-                    painted, _ = recipe.painting(Picture(frame.pixels), client)
+                    painted, _ = recipe.painting(ImageData(frame.pixels), client)
                     encoder.add(Frame(painted.pixels, frame.pts))
                     frames += 1
             # A section without a frame, of a video that stands still, is an empty file.
@@ -125,7 +125,7 @@ class Film:
                     self.target.fetch(f"{self._folder}/{name}", parts[-1])
                     given.end = end
             if not parts:
-                raise PictureError(f"{self.video}: no frame of it can be decoded")
+                raise ImageError(f"{self.video}: no frame of it can be decoded")
             whole = scratch / f"whole{splitext(self.video)[1].lower()}"
             footage.join(parts, given, whole)
             self.target.put(whole, self.video)

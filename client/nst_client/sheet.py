@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nst_client.client import StyleClient
 from nst_client.styles import Style
-from nst_core.images import Picture, Pixels, fitted, open_picture, resized, sample_photographs
+from nst_core.images import ImageData, Pixels, fitted, open_image, resized, sample_photographs
 
 WIDTH, HEIGHT = 320, 240
 """Of a thumbnail, pixels; it is painted at twice that, since strokes have one size in pixels whatever a picture has."""
@@ -18,13 +18,13 @@ COLUMNS, GAP, CAPTION, TEXT = 4, 12, 26, 18
 """Thumbnails in a row; pixels between them, of the line of a name, and of its letters."""
 
 
-def sample() -> Picture:
+def sample() -> ImageData:
     """The photograph if nobody gives another: a cat, whose fur and eyes show what a style does."""
     (cat,) = [path for path in sample_photographs() if path.stem == "chelsea"]
-    return open_picture(cat)
+    return open_image(cat)
 
 
-def thumbnails(client: StyleClient, styles: Iterable[Style], photo: Picture) -> Iterable[tuple[str, Pixels]]:
+def thumbnails(client: StyleClient, styles: Iterable[Style], photo: ImageData) -> Iterable[tuple[str, Pixels]]:
     """The photograph and its paintings, each named, `uint8 [HEIGHT, WIDTH, 3]`. Raises what `client.stylize` raises."""
     large = fitted(photo, 2 * WIDTH, 2 * HEIGHT)
     yield "photograph", resized(large, WIDTH, HEIGHT).pixels
@@ -33,10 +33,10 @@ def thumbnails(client: StyleClient, styles: Iterable[Style], photo: Picture) -> 
         scale = style.fitting_scale(large.height, large.width)
         given = resized(large, int(large.width * scale), int(large.height * scale))
         painted = client.stylize(given.pixels, style.name)
-        yield style.name, resized(Picture(painted), WIDTH, HEIGHT).pixels
+        yield style.name, resized(ImageData(painted), WIDTH, HEIGHT).pixels
 
 
-def contact_sheet(named: Sequence[tuple[str, Pixels]], columns: int = COLUMNS) -> Picture:
+def contact_sheet(named: Sequence[tuple[str, Pixels]], columns: int = COLUMNS) -> ImageData:
     """Pictures of one size `uint8 [H, W, 3]` in rows, each with its name below, on white."""
     height, width = named[0][1].shape[:2]
     across, down = width + GAP, height + CAPTION + GAP
@@ -49,7 +49,7 @@ def contact_sheet(named: Sequence[tuple[str, Pixels]], columns: int = COLUMNS) -
         image.paste(Image.fromarray(pixels), (left, top))
         middle = left + width / 2, top + height + CAPTION / 2
         draw.text(middle, name, fill="black", font=_font(name, width), anchor="mm")
-    return Picture(np.array(image))
+    return ImageData(np.array(image))
 
 
 def _font(name: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -33,7 +33,7 @@ from nst_client.jobs import finished
 from nst_client.schedule import Moment, Schedule
 from nst_client.styles import mixed
 from nst_core.errors import InputError, WriteError
-from nst_core.files import written_whole
+from nst_core.files import atomic_write
 from nst_core.images import Pixels, blended
 
 PART = 48
@@ -118,7 +118,7 @@ def paint_video(
     time stamps, sound and the side that is up are kept. Where a loop of asyncio runs already, as in a notebook, the
     work is done in a thread of its own, which calls `connect` and `on_frame` as well.
 
-    Raises `PictureError` if `source` is no video, `InputError` for what cannot be and for finished parts of another
+    Raises `ImageError` if `source` is no video, `InputError` for what cannot be and for finished parts of another
     plan, video or style, `WriteError`, and what `StyleClient.stylize` raises; all leave the parts that are finished.
     """
     if source.resolve() == target.resolve() or (target.exists() and source.exists() and target.samefile(source)):
@@ -295,7 +295,7 @@ class Parts:
                     for file in folder.iterdir():
                         if file.name != LOCK:
                             file.unlink()
-                    with written_whole(about) as beside:
+                    with atomic_write(about) as beside:
                         beside.write_text(json.dumps(wanted))
                 return cls(folder, given, plan, stack.pop_all())
         except OSError as error:
@@ -335,7 +335,7 @@ class Parts:
         self._encoding.close()
         whole = self.folder / f"{self.frames:09}-{self._held}.nut"
         self._save(whole)
-        with written_whole(whole) as beside:
+        with atomic_write(whole) as beside:
             self._begun.replace(beside)
         self.files.append(whole)
         self.frames += self._held
@@ -384,7 +384,7 @@ class Parts:
     def _save(self, part: Path) -> None:
         """What the next part goes on from; that of the part before last is of no use any more."""
         state = {name: value for name, value in vars(self.smoother).items() if value is not None}
-        with written_whole(part.with_suffix(".npz")) as beside, beside.open("wb") as file:
+        with atomic_write(part.with_suffix(".npz")) as beside, beside.open("wb") as file:
             np.savez(file, last=self._painted, **state)  # type: ignore[arg-type]
         for old in self.files[:-1]:
             old.with_suffix(".npz").unlink(missing_ok=True)

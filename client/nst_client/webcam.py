@@ -26,8 +26,8 @@ from nst_client import footage
 from nst_client.footage import Encoder, Footage, Format, Frame
 from nst_client.jobs import GRACE
 from nst_core.errors import InputError
-from nst_core.files import written_whole
-from nst_core.images import Picture, Pixels, resized
+from nst_core.files import atomic_write
+from nst_core.images import ImageData, Pixels, resized
 
 T = TypeVar("T")
 
@@ -210,7 +210,7 @@ class Recorder:
             height, width = shot.pixels.shape[:2]
             form = Format(width, height, TICK, Fraction(30))
             container = footage.CONTAINERS[self._path.suffix.lower()]
-            beside = self._open.enter_context(written_whole(self._path))
+            beside = self._open.enter_context(atomic_write(self._path))
             self._encoder = self._open.enter_context(Encoder(beside, form, "h264", container=container))
             self._begun = shot.taken
         self._encoder.add(Frame(shot.pixels, round((shot.taken - self._begun) / TICK)))
@@ -247,7 +247,7 @@ def _shrunk(pixels: Pixels, max_side: int | None) -> Pixels:
     longer = max(height, width)
     if max_side is None or longer <= max_side:
         return pixels
-    return resized(Picture(pixels), max(1, width * max_side // longer), max(1, height * max_side // longer)).pixels
+    return resized(ImageData(pixels), max(1, width * max_side // longer), max(1, height * max_side // longer)).pixels
 
 
 class Window:

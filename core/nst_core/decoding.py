@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError, _imaging
 
-from nst_core.errors import PictureError
+from nst_core.errors import ImageError
 
 MAX_SCANS = 100
 """Most scans of a JPEG that are decoded. Each costs a pass over the whole picture and as little as a dozen bytes."""
@@ -45,7 +45,7 @@ RAW = frozenset(
 def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
     """The image of a file that is of one of `FORMATS`: its headers are read, its pixels are not decoded yet.
 
-    Raises `PictureError` for a camera's raw file, `UnidentifiedImageError` for another format, and whatever Pillow
+    Raises `ImageError` for a camera's raw file, `UnidentifiedImageError` for another format, and whatever Pillow
     raises for a damaged file: see `one_error`.
     """
     with ExitStack() as stack:
@@ -64,9 +64,9 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
             if suffix in RAW:
                 raise _raw(suffix) from None
             if head.startswith(_TIFF):
-                raise PictureError(_unknown_tiff(stream)) from None
+                raise ImageError(_unknown_tiff(stream)) from None
             if _brands(head) & _AVIF:
-                raise PictureError("a damaged AVIF file") from None
+                raise ImageError("a damaged AVIF file") from None
             raise
         stack.enter_context(image)
         if image.format == "TIFF":
@@ -76,17 +76,17 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
 
 @contextmanager
 def one_error(name: str) -> Iterator[None]:
-    """Whatever an image makes Pillow raise, as one `PictureError` of one line that begins with the `name`."""
+    """Whatever an image makes Pillow raise, as one `ImageError` of one line that begins with the `name`."""
     try:
         yield
-    except PictureError as error:
-        raise PictureError(f"{name}: {error}") from None
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{name}: not a picture in a format that can be read ({', '.join(FORMATS)})") from None
+        raise ImageError(f"{name}: not a picture in a format that can be read ({', '.join(FORMATS)})") from None
     except MemoryError as error:
-        raise PictureError(f"{name}: there is not enough memory to decode it") from error
+        raise ImageError(f"{name}: there is not enough memory to decode it") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
-        raise PictureError(f"{name}: damaged or unreadable ({reason(error)})") from error
+        raise ImageError(f"{name}: damaged or unreadable ({reason(error)})") from error
 
 
 def reason(error: Exception) -> str:
@@ -130,24 +130,24 @@ def only_our_limits() -> Iterator[None]:
 
 
 def check_limits(image: Image.Image, max_pixels: int) -> None:
-    """Raise `PictureError` for what a small file could make us decode; looks at the headers alone.
+    """Raise `ImageError` for what a small file could make us decode; looks at the headers alone.
 
     An AVIF's stream may hold more than its header says: libavif ends that at 16384x16384 pixels.
     """
     width, height = image.size
     if width * height > max_pixels:
-        raise PictureError(
+        raise ImageError(
             f"{width}x{height} is {width * height / 1e6:.0f} megapixels, over the "
             f"limit of {max_pixels / 1e6:.0f}; raise it with --max-pixels"
         )
     if image.format == "TIFF":
         across, down = (int(image.tag_v2.get(tag, 0)) for tag in (322, 323))  # type: ignore[attr-defined]
         if across * down > max(max_pixels, 1_000_000):
-            raise PictureError(
+            raise ImageError(
                 f"its tiles of {across}x{down} pixels are over the limit of {max_pixels / 1e6:.0f} megapixels"
             )
     if image.format in ("JPEG", "MPO") and (scans := _scans(image)) > MAX_SCANS:
-        raise PictureError(f"{scans} scans are over the limit of {MAX_SCANS}")
+        raise ImageError(f"{scans} scans are over the limit of {MAX_SCANS}")
 
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -216,13 +216,13 @@ _SENSOR = (32_803, 34_892)
 """Photometric interpretations: a colour filter array, and linear raw data."""
 
 
-def _raw(suffix: str) -> PictureError:
+def _raw(suffix: str) -> ImageError:
     kind = f" ({suffix[1:].upper()})" if suffix in RAW else ""
-    return PictureError(f"a camera's raw file{kind}: nst does not develop it; export it as JPEG or TIFF")
+    return ImageError(f"a camera's raw file{kind}: nst does not develop it; export it as JPEG or TIFF")
 
 
 def _refuse_raw(stream: BinaryIO, head: bytes, suffix: str) -> None:
-    """Raise `PictureError` for a raw file. Most are TIFFs whose first image is a thumbnail, which Pillow would read."""
+    """Raise `ImageError` for a raw file. Most are TIFFs whose first image is a thumbnail, which Pillow would read."""
     for magic, kind in _RAW_HEADS.items():
         if head.startswith(magic):
             raise _raw(kind)
@@ -243,7 +243,7 @@ def _refuse_raw(stream: BinaryIO, head: bytes, suffix: str) -> None:
 
 
 def refuse_raw(image: Image.Image) -> None:
-    """Raise `PictureError` for a raw file that Pillow opened by itself: the image is its thumbnail."""
+    """Raise `ImageError` for a raw file that Pillow opened by itself: the image is its thumbnail."""
     tags = getattr(image, "tag_v2", {})
     if _DNG_VERSION in tags or (_SUB_IFDS in tags and _is_reduced(image)):
         raise _raw(".dng" if _DNG_VERSION in tags else "")

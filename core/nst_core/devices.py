@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from nst_core.errors import InputError
 
-Wanted = Literal["auto", "cpu", "gpu"]
+DeviceChoice = Literal["auto", "cpu", "gpu"]
 """The values of `--device`."""
 
 DEVICE_HELP = "auto: the NVIDIA GPU if there is one, else the CPU."
@@ -44,7 +44,7 @@ class Device:
         return f"{self.kind}: {self.reason}"
 
 
-def choose(wanted: Wanted = "auto") -> Device:
+def choose(wanted: DeviceChoice = "auto") -> Device:
     """The device for `wanted`; `auto` is the first GPU if there is one. Raises `InputError` where `gpu` has none."""
     if wanted == "cpu":
         return Device("cpu", "asked for with --device cpu")

@@ -2,7 +2,7 @@
 
     NstError                anything that nst says in one line
     ├── InputError          what was given cannot be used: a file, a value, a combination
-    │   ├── PictureError    no picture, damaged, or larger than the limit
+    │   ├── ImageError      no image, damaged, or larger than the limit
     │   └── WriteError      a file cannot be written: a full disk, no permission
     └── MissingExtra        the packages of an optional part are not installed
 
@@ -24,7 +24,7 @@ class InputError(NstError):
     """Something that the user gave cannot be used."""
 
 
-class PictureError(InputError):
+class ImageError(InputError):
     """A file that is no readable picture, or one beyond the limit of pixels."""
 
 

@@ -49,7 +49,7 @@ def _folder(variable: str, users: Callable[..., str]) -> Path:
 
 
 @contextmanager
-def written_whole(path: Path, *, private: bool = False, variable: str = "") -> Iterator[Path]:
+def atomic_write(path: Path, *, private: bool = False, variable: str = "") -> Iterator[Path]:
     """Give a path beside `path` to write to; rename it to `path` when the block ends well.
 
     The folder is made if it is missing. After an error nothing is left behind and an older file at `path` is as it

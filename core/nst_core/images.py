@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 from nst_core.decoding import RAW, check_limits, one_error, only_our_limits, opened, reason, refuse_raw
-from nst_core.errors import InputError, PictureError
-from nst_core.files import written_whole
+from nst_core.errors import ImageError, InputError
+from nst_core.files import atomic_write
 from nst_core.metadata import Metadata, metadata_of, process_of, saving
 
 Pixels = NDArray[np.uint8]
@@ -51,7 +51,7 @@ LARGEST = {"JPEG": 65_500, "WEBP": 16_383}
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class ImageData:
     """sRGB pixels `uint8 [H, W, 3]` and, where the file had transparency, alpha `uint8 [H, W]`.
 
     `metadata` is what the file said beside them, and what a file that is written of them will say.
@@ -72,7 +72,7 @@ class Picture:
         return int(self.pixels.shape[1])
 
 
-def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, max_side: int | None = None) -> Picture:
+def open_image(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, max_side: int | None = None) -> ImageData:
     """Decode one picture: upright, in sRGB, 8 bits a channel.
 
     `max_pixels` is checked on the header, before anything is decoded. `max_side` shrinks a
@@ -80,12 +80,12 @@ def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, max_s
     An ICC profile of RGB, CMYK or grey is converted from; colours that sRGB lacks are clipped. 16 bits a channel
     become 8, and so does grey of 32 bits, whose white is the first of 1, 255 and 65,535 that its values fit in.
     May be called by several threads at once.
-    Raises `PictureError` for anything that is no whole, readable picture within the limit.
+    Raises `ImageError` for anything that is no whole, readable picture within the limit.
     """
     name = str(source) if isinstance(source, Path) else getattr(source, "name", "the picture")
     if isinstance(source, Path) and not os.path.isfile(source):  # noqa: PTH113  a name may be too long for Path.is_file
         what = "is a folder, not a picture" if os.path.isdir(source) else "no such file"  # noqa: PTH112
-        raise PictureError(f"{name}: {what}")
+        raise ImageError(f"{name}: {what}")
     with one_error(name), opened(source) as image:
         check_limits(image, max_pixels)
         if max_side is not None and image.format in ("JPEG", "MPO"):
@@ -93,10 +93,10 @@ def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, max_s
         return _shrunk(_upright_srgb(image), max_side)
 
 
-def picture_of(image: Image.Image) -> Picture:
-    """What `open_picture` makes of the file of this image of Pillow's: upright, in sRGB, 8 bits a channel.
+def image_of(image: Image.Image) -> ImageData:
+    """What `open_image` makes of the file of this image of Pillow's: upright, in sRGB, 8 bits a channel.
 
-    The image stays as it is. Raises `PictureError` if it cannot be decoded or converted.
+    The image stays as it is. Raises `ImageError` if it cannot be decoded or converted.
     """
     with one_error("the image"), only_our_limits():
         refuse_raw(image)
@@ -108,17 +108,17 @@ def picture_of(image: Image.Image) -> Picture:
         return _upright_srgb(own)
 
 
-def save_picture(picture: Picture, path: Path, *, quality: int = 92) -> None:
+def save_image(picture: ImageData, path: Path, *, quality: int = 92) -> None:
     """Write JPEG, PNG or WebP by the path's suffix; the file appears whole or not at all.
 
-    See `encode_picture`. Raises `InputError` for another suffix, `WriteError` where nothing can be written.
+    See `encode_image`. Raises `InputError` for another suffix, `WriteError` where nothing can be written.
     """
-    data = encode_picture(picture, image_format(path), quality=quality)
-    with written_whole(path) as beside:
+    data = encode_image(picture, image_format(path), quality=quality)
+    with atomic_write(path) as beside:
         beside.write_bytes(data)
 
 
-def encode_picture(picture: Picture, kind: str, *, quality: int = 92) -> bytes:
+def encode_image(picture: ImageData, kind: str, *, quality: int = 92) -> bytes:
     """The picture as the bytes of a `JPEG`, `PNG` or `WEBP` file, 8 bits a channel, with its metadata.
 
     With a profile of RGB the pixels are converted back to it and it is embedded. One of CMYK or grey, or one that
@@ -163,7 +163,7 @@ def process_of_file(path: Path) -> str:
     try:
         with opened(path) as image:
             return process_of(image) if "exif" in image.info else ""
-    except Exception:  # as in open_picture
+    except Exception:  # as in open_image
         return ""
 
 
@@ -178,7 +178,7 @@ def image_format(path: Path) -> str:
         ) from None
 
 
-def resized(picture: Picture, width: int, height: int) -> Picture:
+def resized(picture: ImageData, width: int, height: int) -> ImageData:
     """The picture at exactly `width` x `height`, by Lanczos resampling with antialiasing."""
     if (picture.width, picture.height) == (width, height):
         return picture
@@ -191,7 +191,7 @@ def resized(picture: Picture, width: int, height: int) -> Picture:
     return replace(picture, pixels=scale(picture.pixels), alpha=alpha)
 
 
-def fitted(picture: Picture, width: int, height: int) -> Picture:
+def fitted(picture: ImageData, width: int, height: int) -> ImageData:
     """Scale to cover `width` x `height` and cut out the middle: no distortion, no border."""
     scale = max(width / picture.width, height / picture.height)
     across, down = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
@@ -202,7 +202,7 @@ def fitted(picture: Picture, width: int, height: int) -> Picture:
     return replace(large, pixels=np.ascontiguousarray(large.pixels[window]), alpha=alpha)
 
 
-def with_pixels(picture: Picture, pixels: Pixels) -> Picture:
+def with_pixels(picture: ImageData, pixels: Pixels) -> ImageData:
     """Other pixels under the same opacity and metadata."""
     return replace(picture, pixels=pixels)
 
@@ -225,7 +225,7 @@ def with_colors_of(photo: Pixels, painted: Pixels) -> Pixels:
     return _in_bands(lambda one, other: one + np.dot(other - one, LUMA)[..., None], photo, painted)
 
 
-def find_pictures(folder: Path) -> list[Path]:
+def find_images(folder: Path) -> list[Path]:
     """Every file under `folder` whose suffix is a picture's, sorted; raises `InputError` if none.
 
     Goes into folders that are symbolic links, too, but into each folder once: where it is itself rather than by a
@@ -235,14 +235,14 @@ def find_pictures(folder: Path) -> list[Path]:
     """
     found = _with_suffix(folder, READABLE)
     if not found:
-        unread = unread_line(unread_pictures(folder))
+        unread = unread_line(unread_images(folder))
         why = f"; {unread}" if unread else f" (looked for {', '.join(sorted(READABLE))})"
         raise InputError(f"{folder}: no pictures in it{why}")
     return found
 
 
-def unread_pictures(folder: Path) -> list[Path]:
-    """The files that `find_pictures` leaves out although their suffix is an image's: formats that nst does not read."""
+def unread_images(folder: Path) -> list[Path]:
+    """The files that `find_images` leaves out although their suffix is an image's: formats that nst does not read."""
     return _with_suffix(folder, UNREAD)
 
 
@@ -301,12 +301,12 @@ def side_by_side(pictures: Iterable[Pixels], *, gap: int = 8) -> Pixels:
     return np.concatenate(row, axis=1)
 
 
-def _upright_srgb(image: Image.Image) -> Picture:
+def _upright_srgb(image: Image.Image) -> ImageData:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     metadata = metadata_of(image)
     colors, alpha = _apart(image)
-    return Picture(np.array(_to_srgb(_to_8_bits(colors), metadata.profile)), alpha, metadata)
+    return ImageData(np.array(_to_srgb(_to_8_bits(colors), metadata.profile)), alpha, metadata)
 
 
 def _apart(image: Image.Image) -> tuple[Image.Image, Pixels | None]:
@@ -343,7 +343,7 @@ def _white(levels: NDArray[np.generic]) -> int:
     for white in (1, 255, 65_535):
         if highest <= white * slack:
             return white
-    raise PictureError(f"its values go up to {highest:.6g}, so white is unknown: save it with 8 or 16 bits a channel")
+    raise ImageError(f"its values go up to {highest:.6g}, so white is unknown: save it with 8 or 16 bits a channel")
 
 
 def _scaled(levels: NDArray[Any], white: int) -> Image.Image:
@@ -399,7 +399,7 @@ def _in_bands(mixed: Callable[[Floats, Floats], Floats], photo: Pixels, painted:
     return result
 
 
-def _shrunk(picture: Picture, max_side: int | None) -> Picture:
+def _shrunk(picture: ImageData, max_side: int | None) -> ImageData:
     longer = max(picture.width, picture.height)
     if max_side is None or longer <= max_side:
         return picture

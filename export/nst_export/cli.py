@@ -11,7 +11,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from nst_core.console import console, fail, one_line_errors, say
-from nst_core.devices import DEVICE_HELP, Wanted, choose
+from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
 from nst_core.options import HELP
 
@@ -49,7 +49,7 @@ def publish(
     name: Annotated[
         str | None, typer.Option("--name", "-n", help="Name of the served model; if not given, the file's.")
     ] = None,
-    device: Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)] = "auto",
+    device: Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     engine: Annotated[
         Literal["cpu", "gpu", "tensorrt"] | None,
         typer.Option(
@@ -175,7 +175,7 @@ def verify(
         say(f"verified {folder}")
 
 
-def _engine(wanted: Wanted, engine: Engine | None, target: Target | None) -> Engine:
+def _engine(wanted: DeviceChoice, engine: Engine | None, target: Target | None) -> Engine:
     """What will run the model: `--for`, what the target is for, or what the device has, which is said."""
     from nst_export.exporter import engine_for
 

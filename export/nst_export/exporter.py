@@ -22,7 +22,7 @@ from nst_core.devices import Device
 from nst_core.engines import plans
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError, NstError
-from nst_core.files import STORAGE_FAULTS, written_whole
+from nst_core.files import STORAGE_FAULTS, atomic_write
 from nst_core.onnx_runtime import import_onnxruntime
 from nst_export import card, onnx, precision, repository, rewrite, tensorrt, verify
 from nst_export.errors import ExportError
@@ -409,7 +409,7 @@ def verify_published(folder: Path) -> dict[str, Any]:
     checks = engine.checked(folder / plans.GRAPH, folder / REFERENCE, multiple, styles)
     document["engine"] = engine.summary()
     document["checks"] += [one.summary() for one in checks]
-    with written_whole(report) as beside:
+    with atomic_write(report) as beside:
         beside.write_text(json.dumps(document, indent=1) + "\n")
     return document
 

@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
-from nst_core.files import written_whole
+from nst_core.files import atomic_write
 from nst_export.errors import ExportError
 from nst_export.rewrite import Engine
 from nst_export.served import STATISTICS, STYLE_WEIGHTS, TensorSpec
@@ -231,18 +231,18 @@ def publish(
             version = str(next_version(target))
             (stage / name / version).mkdir(parents=True)
             for called, file in files.items():
-                with written_whole(stage / name / version / called) as beside:
+                with atomic_write(stage / name / version / called) as beside:
                     shutil.copyfile(file, beside)
             text = None if message is None else text_format.MessageToString(message)
             if text is not None:
-                with written_whole(stage / name / "config.pbtxt") as beside:
+                with atomic_write(stage / name / "config.pbtxt") as beside:
                     beside.write_text(text)
             if target.exists():
                 # The version first: a Triton that polls in between serves it with the old config, which a new
                 # export seldom changes; the other way round it would open the old version with the new one.
                 (stage / name / version).rename(target / version)
                 if text is not None and _text(target / "config.pbtxt") != text:
-                    with written_whole(target / "config.pbtxt") as beside:
+                    with atomic_write(target / "config.pbtxt") as beside:
                         beside.write_text(text)
             else:
                 (stage / name).rename(target)

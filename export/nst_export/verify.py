@@ -14,7 +14,7 @@ from torch import nn
 
 from nst_core.engines.plans import Shape
 from nst_core.errors import NstError
-from nst_core.images import Pixels, fitted, open_picture, sample_photographs
+from nst_core.images import Pixels, fitted, open_image, sample_photographs
 from nst_core.onnx_runtime import import_onnxruntime
 from nst_export.errors import ExportError
 from nst_export.onnx import output, tensors
@@ -218,7 +218,7 @@ def examples(inputs: Sequence[TensorSpec], shapes: Sequence[Shape]) -> list[Feed
 
 def photographs(shapes: Iterable[Shape]) -> list[Pixels]:
     """Real photographs cut to the shapes, `uint8 [N, H, W, 3]` each; no two in a batch alike."""
-    pictures = [open_picture(path) for path in sample_photographs()]
+    pictures = [open_image(path) for path in sample_photographs()]
     batches = []
     for position, (n, height, width) in enumerate(shapes):
         chosen = [pictures[(position + index) % len(pictures)] for index in range(n)]

@@ -12,7 +12,7 @@ import typer
 
 from nst_core import devices, files
 from nst_core.console import one_line_errors, say
-from nst_core.devices import DEVICE_HELP, Device, Wanted
+from nst_core.devices import DEVICE_HELP, Device, DeviceChoice
 from nst_core.errors import InputError
 from nst_core.options import HELP
 from nst_server import background, plans, state, triton
@@ -45,7 +45,7 @@ def serve(
     repository: Annotated[Path, typer.Option("--repository", "-r", help="Triton's model repository.")] = Path(
         "model_repository"
     ),
-    device: Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)] = "auto",
+    device: Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     address: Annotated[str, typer.Option(help="Address to listen on: IPv4, IPv6 or a name.")] = "127.0.0.1",
     http_port: HttpPort = 8000,
     grpc_port: Annotated[int, typer.Option(help="Port of gRPC.", min=1, max=65535)] = 8001,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nst_core import devices
-from nst_core.devices import Device, Wanted
+from nst_core.devices import Device, DeviceChoice
 from nst_core.errors import InputError
 from nst_server.access import Access
 from nst_server.command import MEMORY, STACK, Launch
@@ -23,7 +23,7 @@ PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 """Inside the container."""
 
 
-def device_for(wanted: Wanted, gpus: str | None) -> tuple[Device, str | None]:
+def device_for(wanted: DeviceChoice, gpus: str | None) -> tuple[Device, str | None]:
     """The device of a container, and what `docker run --gpus` gets: `gpus`, else all where this machine has one.
 
     Raises `InputError` for `--gpus` with a CPU, and for `--device gpu` without a GPU.

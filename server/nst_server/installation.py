@@ -22,7 +22,7 @@ from pathlib import Path
 from nst_core import devices, engines
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_core.files import cache_folder, written_whole
+from nst_core.files import atomic_write, cache_folder
 from nst_server import interpreter
 from nst_server.command import Launch
 from nst_server.errors import ServerError
@@ -274,6 +274,6 @@ def _place(source: Path, target: Path) -> None:
     """Copy a file unless it is there already; by renaming, since another Triton may be running the old one."""
     if target.exists() and filecmp.cmp(source, target, shallow=False):
         return
-    with written_whole(target) as beside:
+    with atomic_write(target) as beside:
         shutil.copyfile(source, beside)
     target.chmod(source.stat().st_mode)

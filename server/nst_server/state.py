@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from nst_core.devices import Device
 from nst_core.errors import InputError, WriteError
-from nst_core.files import state_folder, written_whole
+from nst_core.files import atomic_write, state_folder
 from nst_server.access import Access, is_loopback
 from nst_server.control import Control
 from nst_server.endpoints import Endpoints
@@ -93,7 +93,7 @@ def check_folder(folder: Path) -> None:
 def kept(state: State, folder: Path, port: int) -> Iterator[None]:
     """The state file while the block runs. Raises `WriteError` where it cannot be written."""
     file = _file(folder, port)
-    with written_whole(file, private=True, variable="NST_STATE") as beside:
+    with atomic_write(file, private=True, variable="NST_STATE") as beside:
         beside.write_text(json.dumps(asdict(state), indent=2))
     try:
         yield

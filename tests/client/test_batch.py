@@ -20,8 +20,8 @@ from nst_client.footage import Footage
 from nst_client.jobs import Recipe
 from nst_client.storage import OWN, Folder
 from nst_core.distribution import install_command
-from nst_core.errors import InputError, NstError, PictureError, WriteError
-from nst_core.images import open_picture, process_of_file
+from nst_core.errors import ImageError, InputError, NstError, WriteError
+from nst_core.images import open_image, process_of_file
 
 from .clips import clip, panned
 
@@ -65,7 +65,7 @@ def test_the_input_less_the_output_is_what_is_to_be_done(photos: Path, tmp_path:
     batch.paint("deep/er/two.jpg", client)
     assert todo(batch) == ["one.png"]
     assert files(tmp_path / "out") == {"deep/three.png", "deep/er/two.jpg", JOB}
-    assert (open_picture(tmp_path / "out" / "deep/three.png").pixels == 215).all()
+    assert (open_image(tmp_path / "out" / "deep/three.png").pixels == 215).all()
     assert process_of_file(tmp_path / "out" / "deep/three.png") == batch.recipe.record
 
 
@@ -162,7 +162,7 @@ def test_what_is_no_video_is_one_error(photos: Path, tmp_path: Path, client: Sty
     batch = batch_of(photos, tmp_path / "out")
     assert "broken.mp4#0/1" in todo(batch)
     batch.claim()
-    with pytest.raises(PictureError, match=r"broken\.mp4: not a video"):
+    with pytest.raises(ImageError, match=r"broken\.mp4: not a video"):
         batch.paint("broken.mp4#0/1", client)
 
 
@@ -203,7 +203,7 @@ def test_what_is_no_picture(photos: Path, tmp_path: Path, client: StyleClient, n
     batch = batch_of(photos, tmp_path / "out")
     with pytest.raises(NstError, match=name) as caught:
         batch.paint(name, client)
-    assert isinstance(caught.value, PictureError if name == "notes.txt" else InputError)
+    assert isinstance(caught.value, ImageError if name == "notes.txt" else InputError)
     assert not (tmp_path / "out").exists()
 
 

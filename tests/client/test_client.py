@@ -37,7 +37,7 @@ from nst_client.transports import ModelConfig, connect
 from nst_client.triton import _places
 from nst_client.triton_http import Http
 from nst_core.errors import InputError
-from nst_core.images import Pixels, open_picture
+from nst_core.images import Pixels, open_image
 
 MODELS = {
     "negative": {"min_side": "16", "max_pixels": "10000"},
@@ -127,7 +127,7 @@ def negative(pixels: Pixels) -> Pixels:
 def test_a_picture_of_pillow_is_painted_as_the_command_paints_it(
     client: StyleClient, tmp_path: Path, kind: str
 ) -> None:
-    """Upright, with its opacity, in 8 bits: what `open_picture` makes of the same file."""
+    """Upright, with its opacity, in 8 bits: what `open_image` makes of the same file."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     file = tmp_path / ("a.tif" if kind in ("float", "CMYK") else "a.png")
@@ -149,7 +149,7 @@ def test_a_picture_of_pillow_is_painted_as_the_command_paints_it(
     elif kind in ("CMYK", "grey"):
         image = image.convert("L" if kind == "grey" else kind)
     image.save(file, **options)
-    wanted = open_picture(file)
+    wanted = open_image(file)
     assert wanted.pixels.std() > 20
     with Image.open(file) as opened:
         painted = client.stylize(opened, "negative")

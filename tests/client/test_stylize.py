@@ -22,8 +22,8 @@ from nst_client import MockTransport, Rejected, Request, StyleClient, TimedOut, 
 from nst_client.cli import stylize_app, token_of
 from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted
 from nst_client.styles import mix_of
-from nst_core.errors import InputError, PictureError, WriteError
-from nst_core.images import Pixels, open_picture, process_of_file
+from nst_core.errors import ImageError, InputError, WriteError
+from nst_core.images import Pixels, open_image, process_of_file
 
 MODELS = {"negative": {"min_side": "16", "max_pixels": "10000"}, "gallery": {"styles": "wave,scream"}}
 
@@ -104,7 +104,7 @@ def test_a_tree_is_kept(server: MockTransport, photos: Path, tmp_path: Path) -> 
     assert tree(tmp_path / "out") == TREE
     for name in TREE:
         source = photos / name if (photos / name).exists() else photos / "d.tif"
-        assert np.array_equal(open_picture(tmp_path / "out" / name).pixels, 255 - open_picture(source).pixels)
+        assert np.array_equal(open_image(tmp_path / "out" / name).pixels, 255 - open_image(source).pixels)
     lines = [line.partition(" -> ")[0] for line in result.stderr.splitlines() if " -> " in line]
     assert lines == sorted(lines), "outcomes come in the order of the pictures"
     assert "pictures 5/5" in result.stderr
@@ -186,7 +186,7 @@ def test_a_file_of_the_users_is_not_replaced_unless_it_is_named(
         assert result.stderr.count("\n") == 1
         assert own.read_bytes() == content
     assert stylize(photos / "a.png", "-o", own).exit_code == 0
-    assert np.array_equal(open_picture(own).pixels, 255 - levels(0))
+    assert np.array_equal(open_image(own).pixels, 255 - levels(0))
 
 
 def test_the_record_is_a_command() -> None:
@@ -209,7 +209,7 @@ def test_strength_and_colours(server: MockTransport, photos: Path, tmp_path: Pat
         (["--preserve-color", "--strength", 0.5], (photo + kept) / 2),
     ):
         assert stylize(photos / "a.png", "-o", tmp_path / "a.png", *options).exit_code == 0
-        assert np.abs(open_picture(tmp_path / "a.png").pixels - expected).max() <= 1, options
+        assert np.abs(open_image(tmp_path / "a.png").pixels - expected).max() <= 1, options
     assert stylize(photos / "a.png", "-o", tmp_path / "a.png", "--strength", 1.5).exit_code == 2
 
 
@@ -244,14 +244,14 @@ def test_an_image_that_its_format_cannot_hold_is_one_line(
 def test_an_image_that_the_memory_does_not_hold_is_one_line(
     server: MockTransport, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = nst_client.jobs.open_picture
+    real = nst_client.jobs.open_image
 
     def opened(source: Path, **options: int) -> object:
         if source.name == "b.png":
             raise MemoryError
         return real(source, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(nst_client.jobs, "open_picture", opened)
+    monkeypatch.setattr(nst_client.jobs, "open_image", opened)
     result = stylize(photos, "-o", tmp_path / "out")
     assert result.exit_code == 1
     *_, large, count = result.stderr.splitlines()
@@ -293,7 +293,7 @@ def test_what_phones_and_cameras_write_becomes_jpeg(server: MockTransport, tmp_p
     assert result.exit_code == 0, result.stderr
     assert tree(tmp_path / "out") == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.png"]
     for name in tree(tmp_path / "out"):
-        assert abs(int(open_picture(tmp_path / "out" / name).pixels.mean()) - 165) <= 2
+        assert abs(int(open_image(tmp_path / "out" / name).pixels.mean()) - 165) <= 2
 
 
 def test_links_to_folders_are_followed_and_links_to_files_stay(
@@ -416,9 +416,9 @@ def test_stdin_to_stdout(server: MockTransport, kind: str, written: str) -> None
     assert result.exit_code == 0, result.stderr
     assert Image.open(io.BytesIO(result.stdout_bytes)).format == written
     result = stylize("-", "-o", "-", "--format", "png", stdin=buffer.getvalue())
-    answer = open_picture(io.BytesIO(result.stdout_bytes))
+    answer = open_image(io.BytesIO(result.stdout_bytes))
     assert answer.metadata.kind == "PNG"
-    assert np.array_equal(answer.pixels, 255 - open_picture(buffer).pixels)
+    assert np.array_equal(answer.pixels, 255 - open_image(buffer).pixels)
 
 
 def test_stdin_that_is_no_picture(server: MockTransport) -> None:
@@ -597,7 +597,7 @@ def test_progress_by_tile(server: MockTransport, tmp_path: Path) -> None:
     tiles = len(server.requests) - 1
     assert tiles > 1
     assert f"tiles {tiles}/{tiles}" in result.stderr
-    assert np.array_equal(open_picture(tmp_path / "a.png").pixels, 255 - levels(3, 200, 300))
+    assert np.array_equal(open_image(tmp_path / "a.png").pixels, 255 - levels(3, 200, 300))
 
 
 def test_the_token_is_of_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -636,5 +636,5 @@ def test_a_recipe_alone(server: MockTransport, photos: Path, tmp_path: Path) -> 
     with StyleClient(transport=server) as client:
         outcome = Recipe({"negative": 1.0}).paint(Job(photos / "a.png", tmp_path / "a.webp"), client)
         assert (outcome.width, outcome.height, outcome.error) == (30, 20, None)
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             Recipe({"negative": 1.0}).paint(Job(photos / "notes.txt", tmp_path / "a.webp"), client)

@@ -32,7 +32,7 @@ from nst_client.storage import OWN, Folder
 from nst_client.transports import INPUT, STYLE_WEIGHTS, Array
 from nst_client.video import Plan, Result, paint_video
 from nst_client.video_cli import video_app
-from nst_core.errors import InputError, PictureError, WriteError
+from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
 
 from .clips import apart, broken, clip, panned, seen, sound
@@ -430,7 +430,7 @@ def test_where_a_loop_runs_already(film: Path, tmp_path: Path) -> None:
         if done == 60:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    with pytest.raises(PictureError, match="no such file"):
+    with pytest.raises(ImageError, match="no such file"):
         run_cell(tmp_path / "none.mp4")
     with pytest.raises(KeyboardInterrupt):
         run_cell(film, interrupt)
@@ -521,16 +521,16 @@ def test_what_cannot_be_is_said_before_anything_is_painted(film: Path, tmp_path:
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "same.mp4").hardlink_to(silent)
     cases: list[tuple[Path, Path, dict[str, Any], type[Exception], str]] = [
-        (tmp_path / "none.mp4", tmp_path / "o.mp4", {}, PictureError, "no such file"),
-        (tmp_path, tmp_path / "o.mp4", {}, PictureError, "is a folder"),
-        (Path("-"), tmp_path / "o.mp4", {}, PictureError, "not read from a pipe"),
-        (Path(os.devnull), tmp_path / "o.mp4", {}, PictureError, "no regular file"),
-        (tmp_path / "zero.mp4", tmp_path / "o.mp4", {}, PictureError, "not a video that can be read"),
+        (tmp_path / "none.mp4", tmp_path / "o.mp4", {}, ImageError, "no such file"),
+        (tmp_path, tmp_path / "o.mp4", {}, ImageError, "is a folder"),
+        (Path("-"), tmp_path / "o.mp4", {}, ImageError, "not read from a pipe"),
+        (Path(os.devnull), tmp_path / "o.mp4", {}, ImageError, "no regular file"),
+        (tmp_path / "zero.mp4", tmp_path / "o.mp4", {}, ImageError, "not a video that can be read"),
         (wide, tmp_path / "o.mp4", {}, InputError, r"h264 cannot store frames of 16400x16 \(.*\): give --max-side"),
         (wide, tmp_path / "o.mp4", {"codec": "hevc"}, InputError, "hevc cannot store frames of 16400x16"),
         (silent, tmp_path / "folder.mp4", {}, InputError, "is a folder: give the name of a file"),
         (silent, tmp_path / "same.mp4", {}, InputError, "would be overwritten"),
-        (tmp_path / "text.mp4", tmp_path / "o.mp4", {}, PictureError, "not a video that can be read"),
+        (tmp_path / "text.mp4", tmp_path / "o.mp4", {}, ImageError, "not a video that can be read"),
         (silent, silent, {}, InputError, "would be overwritten"),
         (silent, tmp_path / "o.avi", {}, InputError, r"cannot write .avi; use one of .mp4"),
         (silent, tmp_path / "o", {}, InputError, "without a suffix"),
@@ -553,7 +553,7 @@ def test_a_picture_of_a_song_is_no_video(tmp_path: Path) -> None:
         tone = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
         tone.rate = 8000
         output.mux(stream.encode(tone))
-    with pytest.raises(PictureError, match="no video in it"):
+    with pytest.raises(ImageError, match="no video in it"):
         Footage(tmp_path / "s.wav")
 
 

@@ -32,7 +32,7 @@ from nst_client.web.cli import web_app
 from nst_client.web.making import Failed, Maker, Making, _locked
 from nst_client.web.server import Server
 from nst_client.web.studio import Limits, Studio
-from nst_core.errors import InputError, PictureError, WriteError
+from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
 
 MODELS = {"negative": {"min_side": "16", "max_pixels": "10000"}, "gallery": {"styles": "wave,scream"}}
@@ -536,7 +536,7 @@ def test_what_was_ordered_is_found_again(maker: Callable[[], Maker], tmp_path: P
         ):
             with pytest.raises(InputError, match=words):
                 await first.order(owner, name, png())
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             await first.order("ben", "sea", b"no picture")
 
     asyncio.run(order())

@@ -11,15 +11,15 @@ import pillow_heif
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageDraw, TiffImagePlugin
 
-from nst_core.errors import PictureError
+from nst_core.errors import ImageError
 from nst_core.images import (
     READABLE,
     Pixels,
-    open_picture,
-    picture_of,
+    image_of,
+    open_image,
     process_of_file,
     sample_photographs,
-    save_picture,
+    save_image,
 )
 
 SIZE = (96, 64)
@@ -61,7 +61,7 @@ def turned() -> bytes:
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
 def test_heic_and_avif_are_turned_once(photo: Image.Image, kind: str) -> None:
     """The box says how the picture lies, and the EXIF data beside it say so again."""
-    picture = open_picture(io.BytesIO(encoded(photo, kind, exif=turned())))
+    picture = open_image(io.BytesIO(encoded(photo, kind, exif=turned())))
     assert (picture.width, picture.height) == (64, 96)
     assert difference(picture.pixels, np.rot90(np.asarray(photo), -1)) < 6
     assert picture.metadata.kind == kind
@@ -72,14 +72,14 @@ def test_heic_and_avif_are_turned_once(photo: Image.Image, kind: str) -> None:
 def test_opacity_grey_and_profiles_of_heic_and_avif(photo: Image.Image, kind: str) -> None:
     clear = photo.copy()
     clear.putalpha(Image.linear_gradient("L").resize(SIZE))
-    picture = open_picture(io.BytesIO(encoded(clear, kind)))
+    picture = open_image(io.BytesIO(encoded(clear, kind)))
     assert picture.alpha is not None
     assert difference(picture.alpha, clear.getchannel("A")) < 6
-    grey = open_picture(io.BytesIO(encoded(photo.convert("L"), kind)))
+    grey = open_image(io.BytesIO(encoded(photo.convert("L"), kind)))
     assert difference(grey.pixels, photo.convert("L").convert("RGB")) < 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exchanged = profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
-    swapped = open_picture(io.BytesIO(encoded(photo, kind, icc_profile=exchanged)))
+    swapped = open_image(io.BytesIO(encoded(photo, kind, icc_profile=exchanged)))
     assert difference(swapped.pixels, np.asarray(photo)[..., ::-1]) < 6
 
 
@@ -88,13 +88,13 @@ def test_heic_of_ten_bits(photo: Image.Image) -> None:
     buffer = io.BytesIO()
     pillow_heif.from_bytes("RGB;16", SIZE, deep).save(buffer, quality=95)
     assert pillow_heif.open_heif(buffer, convert_hdr_to_8bit=False).mode == "RGB;16"
-    assert difference(open_picture(buffer).pixels, photo) < 6
+    assert difference(open_image(buffer).pixels, photo) < 6
 
 
 def test_a_heic_called_jpg_is_read_and_a_painting_keeps_what_it_says(photo: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(heif(photo, exif=turned()))
     assert process_of_file(tmp_path / "a.jpg") == ""
-    save_picture(open_picture(tmp_path / "a.jpg"), tmp_path / "b.jpg")
+    save_image(open_image(tmp_path / "a.jpg"), tmp_path / "b.jpg")
     with Image.open(tmp_path / "b.jpg") as image:
         assert image.size == (64, 96)
         assert image.getexif()[ExifTags.Base.Make] == "Camera"
@@ -103,16 +103,16 @@ def test_a_heic_called_jpg_is_read_and_a_painting_keeps_what_it_says(photo: Imag
 
 def test_limits_of_heic_and_avif_are_checked_on_the_header(photo: Image.Image) -> None:
     for kind in ("HEIF", "AVIF"):
-        with pytest.raises(PictureError, match=r"^the picture: 96x64 is 0 megapixels, over the limit of 0"):
-            open_picture(io.BytesIO(encoded(photo, kind)), max_pixels=96 * 64 - 1)
+        with pytest.raises(ImageError, match=r"^the picture: 96x64 is 0 megapixels, over the limit of 0"):
+            open_image(io.BytesIO(encoded(photo, kind)), max_pixels=96 * 64 - 1)
 
 
 def test_pillow_is_not_taught_heic_for_others(photo: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(heif(photo))
     code = (
-        "import sys; from pathlib import Path; from PIL import Image; from nst_core.images import open_picture\n"
+        "import sys; from pathlib import Path; from PIL import Image; from nst_core.images import open_image\n"
         "assert 'pillow_heif' not in sys.modules\n"
-        "open_picture(Path(sys.argv[1])); Image.init(); assert 'HEIF' not in Image.OPEN\n"
+        "open_image(Path(sys.argv[1])); Image.init(); assert 'HEIF' not in Image.OPEN\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.heic")], check=True, timeout=60)
 
@@ -125,7 +125,7 @@ def test_suffixes_of_formats_that_are_read(suffix: str) -> None:
 def test_the_first_image_of_an_mpo(photo: Image.Image) -> None:
     """What stereo cameras and phones with depth write."""
     data = encoded(photo, "MPO", save_all=True, append_images=[photo.rotate(180)], quality=95)
-    picture = open_picture(io.BytesIO(data))
+    picture = open_image(io.BytesIO(data))
     assert difference(picture.pixels, photo) < 6
     assert picture.metadata.kind == "JPEG"
 
@@ -164,8 +164,8 @@ def raw(order: str = "<", sensor: int = 32_803, subfile: int = 1, head: bytes = 
 
 def refused(data: bytes, name: str, folder: Path) -> str:
     (folder / name).write_bytes(data)
-    with pytest.raises(PictureError) as caught:
-        open_picture(folder / name)
+    with pytest.raises(ImageError) as caught:
+        open_image(folder / name)
     return str(caught.value).removeprefix(f"{folder / name}: ")
 
 
@@ -177,8 +177,8 @@ def test_a_dng_is_refused_by_its_content(photo: Image.Image, tmp_path: Path) -> 
     data = encoded(photo, "TIFF", tiffinfo=tags(DNGVersion=b"\1\4\0\0", NewSubfileType=1))
     with Image.open(io.BytesIO(data)) as image:
         assert image.size == SIZE
-        with pytest.raises(PictureError, match=r"the image: a camera's raw file \(DNG\): nst"):
-            picture_of(image)
+        with pytest.raises(ImageError, match=r"the image: a camera's raw file \(DNG\): nst"):
+            image_of(image)
     for name in ("a.dng", "a.tif"):
         assert refused(data, name, tmp_path) == f"a camera's raw file (DNG): {WORDS}"
 
@@ -223,7 +223,7 @@ def test_ordinary_tiffs_are_read(photo: Image.Image, tmp_path: Path) -> None:
     }
     for name, data in files.items():
         (tmp_path / "a.dng").write_bytes(data)
-        assert difference(open_picture(tmp_path / "a.dng").pixels, photo) < 6, name
+        assert difference(open_image(tmp_path / "a.dng").pixels, photo) < 6, name
 
 
 def test_a_thumbnail_in_the_first_page_is_not_the_picture(photo: Image.Image) -> None:
@@ -233,7 +233,7 @@ def test_a_thumbnail_in_the_first_page_is_not_the_picture(photo: Image.Image) ->
         assert image.size == (16, 8)
     if struct.pack("<HHLL", 254, 4, 1, 1) in data[200:]:  # Pillow gives every page the same tags
         data = data[:200] + data[200:].replace(struct.pack("<HHLL", 254, 4, 1, 1), struct.pack("<HHLL", 254, 4, 1, 0))
-    assert open_picture(io.BytesIO(data)).width == 96
+    assert open_image(io.BytesIO(data)).width == 96
 
 
 def test_a_tiff_whose_pixels_are_not_read_says_what_they_are(tmp_path: Path) -> None:
@@ -249,13 +249,13 @@ def test_a_tiff_whose_pixels_are_not_read_says_what_they_are(tmp_path: Path) -> 
 def test_directories_that_lead_in_circles_end() -> None:
     head = b"II*\0" + struct.pack("<L", 8)
     circle = head + directory({254: 1, 330: 8}, following=8)
-    with pytest.raises(PictureError, match="raw file"):
-        open_picture(io.BytesIO(circle))
-    with pytest.raises(PictureError, match="damaged TIFF"):
-        open_picture(io.BytesIO(head + directory({256: 1}, following=8)))
+    with pytest.raises(ImageError, match="raw file"):
+        open_image(io.BytesIO(circle))
+    with pytest.raises(ImageError, match="damaged TIFF"):
+        open_image(io.BytesIO(head + directory({256: 1}, following=8)))
     for data in (head, head + b"\xff\xff", b"II+\0" + b"\xff" * 60, b"MM\0*\xff\xff\xff\xff"):
-        with pytest.raises(PictureError, match="damaged"):
-            open_picture(io.BytesIO(data))
+        with pytest.raises(ImageError, match="damaged"):
+            open_image(io.BytesIO(data))
 
 
 # Pixels of unusual depth
@@ -267,7 +267,7 @@ def test_the_white_of_32_bits_is_told_by_the_values(white: int, depth: type, tmp
     ramp = np.linspace(0, white, 256).reshape(16, 16)
     levels = ramp.round().astype(depth) if depth is np.int32 else ramp.astype(depth)
     Image.fromarray(levels).save(tmp_path / "a.tif")
-    pixels = open_picture(tmp_path / "a.tif").pixels
+    pixels = open_image(tmp_path / "a.tif").pixels
     expected = (levels.astype(float) * 255 / white + 0.5).astype(np.uint8)
     assert np.abs(pixels[..., 0].astype(int) - expected).max() <= 1
     assert (int(pixels.min()), int(pixels.max())) == (0, 255)
@@ -275,15 +275,15 @@ def test_the_white_of_32_bits_is_told_by_the_values(white: int, depth: type, tmp
 
 def test_an_overshoot_of_floating_point_is_clipped() -> None:
     levels = np.array([[0, 0.5, 1, 1.4]], np.float32)
-    assert picture_of(Image.fromarray(levels)).pixels[0, :, 0].tolist() == [0, 128, 255, 255]
-    assert picture_of(Image.fromarray(levels * 255)).pixels[0, :, 0].tolist() == [0, 128, 255, 255]
-    assert picture_of(Image.fromarray(levels * np.nan)).pixels.max() == 0
+    assert image_of(Image.fromarray(levels)).pixels[0, :, 0].tolist() == [0, 128, 255, 255]
+    assert image_of(Image.fromarray(levels * 255)).pixels[0, :, 0].tolist() == [0, 128, 255, 255]
+    assert image_of(Image.fromarray(levels * np.nan)).pixels.max() == 0
 
 
 @pytest.mark.parametrize("depth", [np.float32, np.int32])
 def test_values_without_a_known_white_are_refused(depth: type) -> None:
-    with pytest.raises(PictureError, match=r"^the image: its values go up to 1e\+06, so white is unknown"):
-        picture_of(Image.fromarray(np.array([[0, 1_000_000]], depth)))
+    with pytest.raises(ImageError, match=r"^the image: its values go up to 1e\+06, so white is unknown"):
+        image_of(Image.fromarray(np.array([[0, 1_000_000]], depth)))
 
 
 # Images of Pillow's
@@ -319,21 +319,21 @@ def test_lab_is_read_by_its_colours(photo: Image.Image) -> None:
     convert = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
     lab = ImageCms.applyTransform(photo, convert)
     assert lab is not None
-    assert difference(picture_of(lab).pixels, photo) < 2
-    assert difference(open_picture(io.BytesIO(encoded(lab, "TIFF"))).pixels, photo) < 2
+    assert difference(image_of(lab).pixels, photo) < 2
+    assert difference(open_image(io.BytesIO(encoded(lab, "TIFF"))).pixels, photo) < 2
 
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_picture_of_is_what_open_picture_reads(photo: Image.Image, loaded: bool) -> None:
     for name, (source, kind, options) in kinds(photo).items():
         data = encoded(source, kind, **options)
-        expected = open_picture(io.BytesIO(data))
+        expected = open_image(io.BytesIO(data))
         with Image.open(io.BytesIO(data)) as image:
             if loaded:
                 image.load()
-            picture = picture_of(image)
+            picture = image_of(image)
             size, mode = image.size, image.mode
-            again = picture_of(image)
+            again = image_of(image)
             assert (image.size, image.mode) == (size, mode), f"{name}: the image was changed"
         for result in (picture, again):
             assert np.array_equal(result.pixels, expected.pixels), name
@@ -346,6 +346,6 @@ def test_picture_of_an_image_that_cannot_be_decoded(photo: Image.Image) -> None:
     data = encoded(photo, "JPEG")
     with (
         Image.open(io.BytesIO(data[: len(data) // 2])) as image,
-        pytest.raises(PictureError, match=r"^the image: damaged or unreadable"),
+        pytest.raises(ImageError, match=r"^the image: damaged or unreadable"),
     ):
-        picture_of(image)
+        image_of(image)

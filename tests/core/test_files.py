@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from nst_core.errors import InputError, WriteError
-from nst_core.files import STORAGE_FAULTS, cache_folder, state_folder, written_whole
+from nst_core.files import STORAGE_FAULTS, atomic_write, cache_folder, state_folder
 
 
 def write(path: Path, text: str, **options: object) -> None:
-    with written_whole(path, **options) as beside:  # type: ignore[arg-type]
+    with atomic_write(path, **options) as beside:  # type: ignore[arg-type]
         beside.write_text(text)
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.txt"
-    with written_whole(target) as beside:
+    with atomic_write(target) as beside:
         beside.write_text("whole")
         assert (beside.parent, beside.suffix) == (target.parent, ".txt")
         assert not target.exists()
@@ -36,7 +36,7 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
 def test_an_error_in_the_block_passes_and_leaves_the_older_file(tmp_path: Path, error: BaseException) -> None:
     target = tmp_path / "a.txt"
     target.write_text("older")
-    with pytest.raises(type(error)) as caught, written_whole(target) as beside:
+    with pytest.raises(type(error)) as caught, atomic_write(target) as beside:
         beside.write_text("half")
         raise error
     assert caught.value is error
@@ -48,7 +48,7 @@ def test_an_error_in_the_block_passes_and_leaves_the_older_file(tmp_path: Path, 
 def test_a_fault_of_the_disk_in_the_block_is_one_line(tmp_path: Path, fault: int) -> None:
     target = tmp_path / "a.txt"
     target.write_text("older")
-    with pytest.raises(WriteError) as caught, written_whole(target) as beside:
+    with pytest.raises(WriteError) as caught, atomic_write(target) as beside:
         raise OSError(fault, os.strerror(fault), str(beside))
     assert str(caught.value) == f"cannot write {target}: {os.strerror(fault)}"
     assert target.read_text() == "older"
@@ -63,11 +63,11 @@ def test_a_file_that_outgrows_its_limit(tmp_path: Path) -> None:
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
         "from nst_core.errors import WriteError\n"
-        "from nst_core.files import written_whole\n"
+        "from nst_core.files import atomic_write\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n"
-        "    with written_whole(Path(sys.argv[1]), variable='NST_CACHE') as beside:\n"
+        "    with atomic_write(Path(sys.argv[1]), variable='NST_CACHE') as beside:\n"
         "        beside.write_bytes(bytes(100_000))\n"
         "except WriteError as error: print(error)\n"
     )
@@ -83,7 +83,7 @@ def test_a_file_that_outgrows_its_limit(tmp_path: Path) -> None:
 def test_a_full_disk(tmp_path: Path) -> None:
     """What is written to /dev/full fails as on a full disk."""
     target = tmp_path / "a.txt"
-    with pytest.raises(WriteError) as caught, written_whole(target) as beside:
+    with pytest.raises(WriteError) as caught, atomic_write(target) as beside:
         beside.unlink()
         beside.symlink_to("/dev/full")
         beside.write_text("text")
@@ -116,7 +116,7 @@ def test_a_link_to_nothing_makes_the_file_that_it_names(tmp_path: Path) -> None:
 def test_a_private_file_is_its_owners_from_the_first_byte(tmp_path: Path, private: bool, mode: int) -> None:
     before = os.umask(0o022)
     try:
-        with written_whole(tmp_path / "key", private=private) as beside:
+        with atomic_write(tmp_path / "key", private=private) as beside:
             assert stat.S_IMODE(beside.stat().st_mode) == mode
             beside.write_text("secret")
     finally:
@@ -242,7 +242,7 @@ def test_a_real_user_id_without_an_entry(tmp_path: Path) -> None:
 def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("old")
     (tmp_path / "secret").chmod(0o600)
-    with written_whole(tmp_path / "secret") as beside:
+    with atomic_write(tmp_path / "secret") as beside:
         beside.write_text("new")
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "secret").read_text() == "new"
@@ -252,6 +252,6 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for name in ("pipe", "link"):
-        with pytest.raises(WriteError, match="no regular file"), written_whole(tmp_path / name):
+        with pytest.raises(WriteError, match="no regular file"), atomic_write(tmp_path / name):
             pass
     assert (tmp_path / "pipe").is_fifo()

@@ -1,4 +1,4 @@
-"""Files that are made to hurt: each is a `PictureError` or a picture, soon, and in bounded memory."""
+"""Files that are made to hurt: each is a `ImageError` or a picture, soon, and in bounded memory."""
 
 import io
 import random
@@ -16,14 +16,14 @@ import pillow_heif
 import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
-from nst_core.errors import PictureError
+from nst_core.errors import ImageError
 from nst_core.images import (
-    Picture,
-    encode_picture,
-    open_picture,
+    ImageData,
+    encode_image,
+    open_image,
     process_of_file,
     sample_photographs,
-    save_picture,
+    save_image,
 )
 
 
@@ -88,14 +88,14 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 def test_ten_thousand_mutated_files(capfd: pytest.CaptureFixture[str]) -> None:
-    """Each is a picture, which can be written again, or a `PictureError` of one line; nothing is printed."""
+    """Each is a picture, which can be written again, or a `ImageError` of one line; nothing is printed."""
     chance = random.Random(2016)
     files = list(valid_files().values())
     read = refused = 0
     for number in range(10_000):
         try:
-            picture = open_picture(io.BytesIO(mutated(files[number % len(files)], chance)), max_pixels=1_000_000)
-        except PictureError as error:
+            picture = open_image(io.BytesIO(mutated(files[number % len(files)], chance)), max_pixels=1_000_000)
+        except ImageError as error:
             assert str(error).startswith("the picture: ")
             assert "\n" not in str(error)
             refused += 1
@@ -105,7 +105,7 @@ def test_ten_thousand_mutated_files(capfd: pytest.CaptureFixture[str]) -> None:
         assert picture.pixels.shape[2:] == (3,)
         if read % 10 == 0 and picture.pixels.size < 100_000:
             for kind in ("JPEG", "PNG", "WEBP"):
-                encode_picture(picture, kind)
+                encode_image(picture, kind)
     assert read > 1000
     assert refused > 1000
     assert capfd.readouterr() == ("", "")
@@ -136,11 +136,11 @@ def test_mutated_files_of_video_decoders(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from nst_core.errors import PictureError\n"
-        "from nst_core.images import open_picture\n"
+        "from nst_core.errors import ImageError\n"
+        "from nst_core.images import open_image\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
-        "    try: print('read', open_picture(path, max_pixels=1_000_000).width)\n"
-        "    except PictureError as error: print(error)\n"
+        "    try: print('read', open_image(path, max_pixels=1_000_000).width)\n"
+        "    except ImageError as error: print(error)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -156,15 +156,15 @@ def test_mutated_files_of_video_decoders(tmp_path: Path) -> None:
 
 def test_every_valid_file_is_read() -> None:
     for name, data in (valid_files() | boxed_files()).items():
-        assert open_picture(io.BytesIO(data)).pixels.size == 24 * 16 * 3, name
+        assert open_image(io.BytesIO(data)).pixels.size == 24 * 16 * 3, name
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "bmp", "tiff", "tiff lzw", "tiff jpeg"])
 def test_a_file_cut_short_is_refused(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     data = valid_files()[kind]
     for share in (0.3, 0.6, 0.9):
-        with pytest.raises(PictureError):
-            open_picture(io.BytesIO(data[: int(len(data) * share)]))
+        with pytest.raises(ImageError):
+            open_image(io.BytesIO(data[: int(len(data) * share)]))
     assert capfd.readouterr() == ("", ""), "libtiff must not write to stderr"
 
 
@@ -251,9 +251,9 @@ def test_a_png_is_read_whatever_its_texts_are(tmp_path: Path) -> None:
     """Image generators write the whole graph into one."""
     for name, data in long_texts().items():
         (tmp_path / "a.png").write_bytes(data)
-        picture = open_picture(tmp_path / "a.png")
+        picture = open_image(tmp_path / "a.png")
         assert picture.pixels.shape == (4, 4, 3), name
-        save_picture(picture, tmp_path / "b.png")
+        save_image(picture, tmp_path / "b.png")
         assert process_of_file(tmp_path / "a.png") == ""
         with Image.open(tmp_path / "b.png") as image:
             image.load()
@@ -268,7 +268,7 @@ def test_texts_beside_long_ones_keep_what_is_carried(tmp_path: Path) -> None:
     texts.add_text("workflow", "x" * 2_000_000, zip=True)
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=texts, exif=said)
-    picture = open_picture(tmp_path / "a.png")
+    picture = open_image(tmp_path / "a.png")
     assert np.array_equal(picture.pixels, pixels)
     assert picture.metadata.xmp == b"<x/>"
     assert process_of_file(tmp_path / "a.png") == picture.metadata.process == "nst"
@@ -277,8 +277,8 @@ def test_texts_beside_long_ones_keep_what_is_carried(tmp_path: Path) -> None:
 def test_a_png_that_is_cut_in_its_text_is_damaged() -> None:
     data = long_texts()["tEXt"]
     for end in (40, 60, 1000, len(data) - 40):
-        with pytest.raises(PictureError, match=r"damaged|not a picture"):
-            open_picture(io.BytesIO(data[:end]))
+        with pytest.raises(ImageError, match=r"damaged|not a picture"):
+            open_image(io.BytesIO(data[:end]))
 
 
 def test_bombs_are_refused_in_bounded_memory(tmp_path: Path) -> None:
@@ -286,13 +286,13 @@ def test_bombs_are_refused_in_bounded_memory(tmp_path: Path) -> None:
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from nst_core.errors import PictureError\n"
-        "from nst_core.images import open_picture\n"
+        "from nst_core.errors import ImageError\n"
+        "from nst_core.images import open_image\n"
         "highest = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
         "for name in sys.argv[1:]:\n"
         "    before = highest()\n"
-        "    try: open_picture(Path(name)); print(highest() - before, 'read')\n"
-        "    except PictureError as error: print(highest() - before, error)\n"
+        "    try: open_image(Path(name)); print(highest() - before, 'read')\n"
+        "    except ImageError as error: print(highest() - before, error)\n"
     )
     texts = {f"text {name}": (data, "read") for name, data in long_texts().items()}
     files = bombs() | texts
@@ -308,9 +308,9 @@ def test_bombs_are_refused_in_bounded_memory(tmp_path: Path) -> None:
 
 
 def test_an_ordinary_progressive_jpeg_is_no_bomb() -> None:
-    assert open_picture(io.BytesIO(scans(64, 90))).width == 64
+    assert open_image(io.BytesIO(scans(64, 90))).width == 64
     # Behind the picture anything may stand: a film, other pictures.
-    assert open_picture(io.BytesIO(scans(64, 0) + b"\xff\xda\0\2" * 1000)).width == 64
+    assert open_image(io.BytesIO(scans(64, 0) + b"\xff\xda\0\2" * 1000)).width == 64
 
 
 def test_threads_leave_pillows_settings_as_they_were(
@@ -325,7 +325,7 @@ def test_threads_leave_pillows_settings_as_they_were(
         time.sleep(0.005 * (number % 3))
         try:
             for path in photographs.values():
-                open_picture(path, max_side=64 * (1 + number % 4))
+                open_image(path, max_side=64 * (1 + number % 4))
         except Exception as error:
             failures.append(error)
 
@@ -342,10 +342,10 @@ def test_threads_leave_pillows_settings_as_they_were(
 @pytest.mark.parametrize("kind", ["EPS", "PPM", "ICO", "TGA", "PCX"])
 def test_what_is_read_is_what_is_listed(kind: str) -> None:
     """Pillow knows more formats, and starts Ghostscript for one of them."""
-    with pytest.raises(PictureError, match=r"can be read \(AVIF, BMP, GIF, HEIF, JPEG, PNG, TIFF, WEBP\)"):
-        open_picture(io.BytesIO(encoded(Image.new("RGB", (16, 16)), kind)))
+    with pytest.raises(ImageError, match=r"can be read \(AVIF, BMP, GIF, HEIF, JPEG, PNG, TIFF, WEBP\)"):
+        open_image(io.BytesIO(encoded(Image.new("RGB", (16, 16)), kind)))
 
 
 def test_a_picture_of_no_metadata_is_written_without(tmp_path: Path) -> None:
-    data = encode_picture(Picture(np.zeros((4, 4, 3), np.uint8)), "PNG")
+    data = encode_image(ImageData(np.zeros((4, 4, 3), np.uint8)), "PNG")
     assert {data[at + 4 : at + 8] for at in (8, 33)} == {b"IHDR", b"IDAT"}

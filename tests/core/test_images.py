@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from nst_core.errors import InputError, PictureError, WriteError
+from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import (
-    Picture,
+    ImageData,
     blended,
     check_size,
-    encode_picture,
-    find_pictures,
+    encode_image,
+    find_images,
     fitted,
-    open_picture,
+    open_image,
     sample_photographs,
-    save_picture,
+    save_image,
     side_by_side,
+    unread_images,
     unread_line,
-    unread_pictures,
     with_colors_of,
 )
 from nst_trainer import color
-from nst_trainer.photos import to_picture, to_tensor
+from nst_trainer.photos import to_image, to_tensor
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 
@@ -37,7 +37,7 @@ def saved(folder: Path, image: Image.Image, name: str = "a.png", **options: obje
 
 
 def test_rgb_is_read_as_it_is(tmp_path: Path) -> None:
-    picture = open_picture(saved(tmp_path, Image.fromarray(RAMP)))
+    picture = open_image(saved(tmp_path, Image.fromarray(RAMP)))
     assert np.array_equal(picture.pixels, RAMP)
     assert picture.alpha is None
     assert (picture.height, picture.width) == (6, 4)
@@ -59,37 +59,37 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
         7: RAMP.transpose(1, 0, 2)[::-1, ::-1],
         8: np.rot90(RAMP),
     }[orientation]
-    assert np.array_equal(open_picture(path).pixels, upright)
+    assert np.array_equal(open_image(path).pixels, upright)
 
 
 def test_alpha_is_kept_beside_the_pixels_and_saved_again(tmp_path: Path) -> None:
     alpha = np.linspace(0, 255, 24, dtype=np.uint8).reshape(6, 4)
-    picture = open_picture(saved(tmp_path, Image.fromarray(np.dstack([RAMP, alpha]))))
+    picture = open_image(saved(tmp_path, Image.fromarray(np.dstack([RAMP, alpha]))))
     assert picture.alpha is not None
     assert np.array_equal(picture.alpha, alpha)
-    save_picture(picture, tmp_path / "again.png")
+    save_image(picture, tmp_path / "again.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "again.png")), np.dstack([RAMP, alpha]))
 
 
 def test_full_opacity_is_no_alpha(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(RAMP).convert("RGBA"))
-    assert open_picture(path).alpha is None
+    assert open_image(path).alpha is None
 
 
 def test_transparent_pixels_become_white_in_jpeg(tmp_path: Path) -> None:
-    picture = Picture(np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8))
-    save_picture(picture, tmp_path / "a.jpg")
+    picture = ImageData(np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8))
+    save_image(picture, tmp_path / "a.jpg")
     assert np.asarray(Image.open(tmp_path / "a.jpg")).min() >= 250
 
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
-    pixels = open_picture(saved(tmp_path, Image.fromarray(RAMP[..., 0]))).pixels
+    pixels = open_image(saved(tmp_path, Image.fromarray(RAMP[..., 0]))).pixels
     assert np.array_equal(pixels, np.repeat(RAMP[..., :1], 3, axis=2))
 
 
 def test_sixteen_bits_are_rounded_to_eight(tmp_path: Path) -> None:
     deep = (RAMP[..., 0].astype(np.uint16) * 257) + 100
-    pixels = open_picture(saved(tmp_path, Image.fromarray(deep))).pixels
+    pixels = open_image(saved(tmp_path, Image.fromarray(deep))).pixels
     assert np.array_equal(pixels[..., 0], RAMP[..., 0])
 
 
@@ -106,14 +106,14 @@ def test_sixteen_bit_colour(tmp_path: Path) -> None:
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     )
-    assert np.array_equal(open_picture(path).pixels, RAMP)
+    assert np.array_equal(open_image(path).pixels, RAMP)
 
 
 def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putpixel((0, 0), 0)
-    picture = open_picture(saved(tmp_path, image, "a.gif", transparency=0))
+    picture = open_image(saved(tmp_path, image, "a.gif", transparency=0))
     assert picture.alpha is not None
     assert picture.alpha[0, 0] == 0
     assert picture.alpha[1, 1] == 255
@@ -122,7 +122,7 @@ def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
 
 def test_cmyk_without_a_profile(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "a.jpg")
-    red, green, blue = open_picture(path).pixels[8, 8].tolist()
+    red, green, blue = open_image(path).pixels[8, 8].tolist()
     assert red > 240
     assert green < 20
     assert blue < 20
@@ -133,19 +133,19 @@ def test_a_profile_is_converted_to_srgb(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exchanged = profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
     path = saved(tmp_path, Image.fromarray(RAMP), icc_profile=exchanged)
-    difference = open_picture(path).pixels.astype(int) - RAMP[..., ::-1]
+    difference = open_image(path).pixels.astype(int) - RAMP[..., ::-1]
     assert np.abs(difference).max() <= 2
 
 
 def test_a_broken_profile_is_ignored(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(RAMP), icc_profile=b"no profile at all")
-    assert np.array_equal(open_picture(path).pixels, RAMP)
+    assert np.array_equal(open_image(path).pixels, RAMP)
 
 
 def test_max_side_shrinks_and_never_enlarges(photographs: dict[str, Path]) -> None:
-    picture = open_picture(photographs["rocket"], max_side=320)
+    picture = open_image(photographs["rocket"], max_side=320)
     assert (picture.width, picture.height) == (320, 214)
-    assert open_picture(photographs["rocket"], max_side=4000).width == 640
+    assert open_image(photographs["rocket"], max_side=4000).width == 640
 
 
 def test_what_is_no_picture_says_so(tmp_path: Path) -> None:
@@ -156,15 +156,15 @@ def test_what_is_no_picture_says_so(tmp_path: Path) -> None:
         (tmp_path / "none.jpg", "no such file"),
         (tmp_path, "is a folder"),
     ):
-        with pytest.raises(PictureError, match=words):
-            open_picture(path)
+        with pytest.raises(ImageError, match=words):
+            open_image(path)
 
 
 def test_a_truncated_jpeg_is_refused(tmp_path: Path, photographs: dict[str, Path]) -> None:
     path = tmp_path / "half.jpg"
     path.write_bytes(photographs["coffee"].read_bytes()[:40_000])
-    with pytest.raises(PictureError, match="damaged"):
-        open_picture(path)
+    with pytest.raises(ImageError, match="damaged"):
+        open_image(path)
 
 
 @pytest.mark.parametrize("side", [10_000, 14_000])  # below and above where Pillow itself refuses
@@ -173,17 +173,17 @@ def test_a_bomb_is_refused_on_its_header(tmp_path: Path, side: int) -> None:
     Image.new("1", (side, side)).save(buffer, "PNG")
     path = tmp_path / "bomb.png"
     path.write_bytes(buffer.getvalue())
-    with pytest.raises(PictureError, match=r"megapixels, over the limit of 64; .*--max-pixels"):
-        open_picture(path)
-    assert open_picture(path, max_pixels=side * side, max_side=16).width == 16
+    with pytest.raises(ImageError, match=r"megapixels, over the limit of 64; .*--max-pixels"):
+        open_image(path)
+    assert open_image(path, max_pixels=side * side, max_side=16).width == 16
 
 
 def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
     target = tmp_path / "a.png"
-    save_picture(Picture(RAMP), target)
+    save_image(ImageData(RAMP), target)
     with pytest.raises(ValueError, match="match"):
-        save_picture(Picture(RAMP, np.zeros((9, 9), np.uint8)), target)
-    assert np.array_equal(open_picture(target).pixels, RAMP)
+        save_image(ImageData(RAMP, np.zeros((9, 9), np.uint8)), target)
+    assert np.array_equal(open_image(target).pixels, RAMP)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -192,19 +192,19 @@ def test_a_file_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     for target in (tmp_path / "a.png", tmp_path / "file" / "b.png"):
         with pytest.raises(WriteError, match=f"cannot write {target}: "):
-            save_picture(Picture(RAMP), target)
+            save_image(ImageData(RAMP), target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "file"]
 
 
 def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
     target = tmp_path / f"{'n' * 251}.png"
-    save_picture(Picture(RAMP), target)
+    save_image(ImageData(RAMP), target)
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
 def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\.jpeg, \.jpg, \.png, \.webp"):
-        save_picture(Picture(RAMP), tmp_path / "a.xyz")
+        save_image(ImageData(RAMP), tmp_path / "a.xyz")
 
 
 def test_blended_goes_from_the_photograph_to_the_painting() -> None:
@@ -217,11 +217,11 @@ def test_blended_goes_from_the_photograph_to_the_painting() -> None:
 
 def test_the_colours_of_the_photograph_are_those_of_the_optimisation(photographs: dict[str, Path]) -> None:
     """Level by level what `nst optimize --preserve-color` computes; larger than a band of rows."""
-    photo = fitted(open_picture(photographs["coffee"]), 400, 600).pixels
-    painting = fitted(open_picture(photographs["chelsea"]), 400, 600).pixels
+    photo = fitted(open_image(photographs["coffee"]), 400, 600).pixels
+    painting = fitted(open_image(photographs["chelsea"]), 400, 600).pixels
     result = with_colors_of(photo, painting)
-    tensors = [to_tensor(Picture(pixels)) for pixels in (photo, painting)]
-    assert np.abs(result.astype(int) - to_picture(color.with_colors_of(*tensors)).pixels).max() <= 1
+    tensors = [to_tensor(ImageData(pixels)) for pixels in (photo, painting)]
+    assert np.abs(result.astype(int) - to_image(color.with_colors_of(*tensors)).pixels).max() <= 1
     # Luma is the painting's and chroma the photograph's, where nothing was clipped.
     inside = ((result > 0) & (result < 255)).all(axis=2)
     luma = [pixels.astype(float) @ [0.299, 0.587, 0.114] for pixels in (result, painting)]
@@ -231,7 +231,7 @@ def test_the_colours_of_the_photograph_are_those_of_the_optimisation(photographs
 
 
 def test_fitted_covers_without_distortion() -> None:
-    picture = Picture(np.repeat(np.arange(100, dtype=np.uint8)[None, :, None], 50, 0).repeat(3, 2))
+    picture = ImageData(np.repeat(np.arange(100, dtype=np.uint8)[None, :, None], 50, 0).repeat(3, 2))
     middle = fitted(picture, 50, 50).pixels
     assert middle.shape == (50, 50, 3)
     assert np.array_equal(middle[0, :, 0], np.arange(25, 75))
@@ -248,12 +248,12 @@ def test_find_pictures_goes_into_subfolders(tmp_path: Path) -> None:
     saved(tmp_path / "deep" / "er", Image.fromarray(RAMP), "b.PNG")
     saved(tmp_path / "deep", Image.fromarray(RAMP), ".hidden.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    assert [path.name for path in find_pictures(tmp_path)] == ["b.PNG"]
+    assert [path.name for path in find_images(tmp_path)] == ["b.PNG"]
     with pytest.raises(InputError, match="no such folder"):
-        find_pictures(tmp_path / "none")
+        find_images(tmp_path / "none")
     with pytest.raises(InputError, match="no pictures"):
         (tmp_path / "empty").mkdir()
-        find_pictures(tmp_path / "empty")
+        find_images(tmp_path / "empty")
 
 
 def test_find_pictures_follows_linked_folders_once(tmp_path: Path) -> None:
@@ -270,10 +270,10 @@ def test_find_pictures_follows_linked_folders_once(tmp_path: Path) -> None:
     (folder / "twice").symlink_to(elsewhere / "deep")
     (folder / "gone").symlink_to(tmp_path / "none")
     (folder / "file.jpg").symlink_to(folder / "b" / "x.jpg")
-    found = [path.relative_to(folder).as_posix() for path in find_pictures(folder)]
+    found = [path.relative_to(folder).as_posix() for path in find_images(folder)]
     assert found == ["b/x.jpg", "file.jpg", "linked/deep/x.jpg"]
     (tmp_path / "all").symlink_to(folder)
-    assert len(find_pictures(tmp_path / "all")) == 3
+    assert len(find_images(tmp_path / "all")) == 3
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,20 +288,20 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monke
 
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(InputError, match=r"^cannot list the folder .*secret: Permission denied$"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 def test_images_that_are_not_read_are_found_and_counted(tmp_path: Path) -> None:
     for name in ("a.DNG", "deep/b.dng", "c.jxl", "notes.txt", ".hidden.psd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    unread = unread_pictures(tmp_path)
+    unread = unread_images(tmp_path)
     assert [path.name for path in unread] == ["a.DNG", "c.jxl", "b.dng"]
     assert unread_line(unread) == "3 files were not read: 2 .dng, 1 .jxl"
     assert unread_line(unread[:1]) == "1 file was not read: 1 .dng"
     assert unread_line([]) == ""
     with pytest.raises(InputError, match=r"no pictures in it; 3 files were not read: 2 \.dng, 1 \.jxl$"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -314,20 +314,20 @@ def test_images_that_are_not_read_are_found_and_counted(tmp_path: Path) -> None:
 def test_a_picture_that_its_format_cannot_hold(
     width: int, height: int, kind: str, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    picture = Picture(np.zeros((height, width, 3), np.uint8))
-    for refused in (lambda: check_size(width, height, kind), lambda: encode_picture(picture, kind)):
+    picture = ImageData(np.zeros((height, width, 3), np.uint8))
+    for refused in (lambda: check_size(width, height, kind), lambda: encode_image(picture, kind)):
         with pytest.raises(InputError) as caught:
             refused()
         assert str(caught.value) == words
     assert capfd.readouterr() == ("", ""), "libjpeg must not write to stderr"
-    held = Picture(picture.pixels[:65_500, :16_383])
-    assert open_picture(io.BytesIO(encode_picture(held, kind))).pixels.shape == held.pixels.shape
-    assert open_picture(io.BytesIO(encode_picture(picture, "PNG"))).width == width
+    held = ImageData(picture.pixels[:65_500, :16_383])
+    assert open_image(io.BytesIO(encode_image(held, kind))).pixels.shape == held.pixels.shape
+    assert open_image(io.BytesIO(encode_image(picture, "PNG"))).width == width
 
 
 def test_what_an_encoder_raises_is_one_line() -> None:
     with pytest.raises(InputError, match=r"^a WEBP of 4x6 cannot be written: "):
-        encode_picture(Picture(RAMP), "WEBP", quality="best")  # type: ignore[arg-type]
+        encode_image(ImageData(RAMP), "WEBP", quality="best")  # type: ignore[arg-type]
 
 
 def test_the_sample_photographs_are_there() -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
-from nst_core.images import Picture, open_picture, process_of_file, save_picture, with_pixels
+from nst_core.images import ImageData, open_image, process_of_file, save_image, with_pixels
 from nst_core.metadata import Metadata
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
@@ -48,8 +48,8 @@ def exif(thumbnail: bytes = b"", orientation: int = 6) -> bytes:
 
 def painted_over(path: Path, target: Path) -> Image.Image:
     """What `nst stylize` does, with a painting that is the photograph."""
-    picture = open_picture(path)
-    save_picture(with_pixels(picture, picture.pixels), target, quality=100)
+    picture = open_image(path)
+    save_image(with_pixels(picture, picture.pixels), target, quality=100)
     with Image.open(target) as image:
         image.load()
         return image
@@ -110,21 +110,21 @@ def test_what_a_jpeg_cannot_hold_is_left_out(tmp_path: Path) -> None:
     data = Image.Exif()
     data.load(exif())
     data.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = bytes(100_000)
-    picture = Picture(RAMP, metadata=Metadata(data.tobytes(), XMP + b" " * 100_000, process="by nst"))
-    save_picture(picture, tmp_path / "a.jpg")
+    picture = ImageData(RAMP, metadata=Metadata(data.tobytes(), XMP + b" " * 100_000, process="by nst"))
+    save_image(picture, tmp_path / "a.jpg")
     assert process_of_file(tmp_path / "a.jpg") == "by nst"
     assert (tmp_path / "a.jpg").stat().st_size < 10_000
-    save_picture(picture, tmp_path / "a.png")
-    assert open_picture(tmp_path / "a.png").metadata.xmp == picture.metadata.xmp
-    assert len(open_picture(tmp_path / "a.png").metadata.exif) > 100_000
+    save_image(picture, tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png").metadata.xmp == picture.metadata.xmp
+    assert len(open_image(tmp_path / "a.png").metadata.exif) > 100_000
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_the_process_is_in_the_file(tmp_path: Path, suffix: str) -> None:
     for metadata in (Metadata(), Metadata(exif=exif())):
-        save_picture(Picture(RAMP, metadata=replace(metadata, process="nst, like this")), tmp_path / f"a.{suffix}")
+        save_image(ImageData(RAMP, metadata=replace(metadata, process="nst, like this")), tmp_path / f"a.{suffix}")
         assert process_of_file(tmp_path / f"a.{suffix}") == "nst, like this"
-    save_picture(Picture(RAMP), tmp_path / f"a.{suffix}")
+    save_image(ImageData(RAMP), tmp_path / f"a.{suffix}")
     assert process_of_file(tmp_path / f"a.{suffix}") == ""
 
 
@@ -158,12 +158,12 @@ def test_a_profile_of_rgb_is_converted_back_to_and_embedded(tmp_path: Path, suff
     """The stored levels are those of the photograph again, so the file looks the same in its own space."""
     pixels = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png", icc_profile=EXCHANGED)
-    picture = open_picture(tmp_path / "photo.png")
+    picture = open_image(tmp_path / "photo.png")
     assert np.abs(picture.pixels[0, 0].astype(int) - (50, 100, 200)).max() <= 2
     image = painted_over(tmp_path / "photo.png", tmp_path / f"painting.{suffix}")
     assert image.info["icc_profile"] == EXCHANGED
     assert np.abs(np.asarray(image.convert("RGB"))[8, 8].astype(int) - (200, 100, 50)).max() <= 4
-    again = open_picture(tmp_path / f"painting.{suffix}")
+    again = open_image(tmp_path / f"painting.{suffix}")
     assert np.abs(again.pixels[8, 8].astype(int) - (50, 100, 200)).max() <= 4
 
 
@@ -204,7 +204,7 @@ def test_cmyk_with_a_profile_becomes_srgb_that_says_so(tmp_path: Path, suffix: s
     image.paste((0, 255, 0, 0), (8, 0, 16, 8))
     image.paste((0, 0, 0, 255), (16, 0, 24, 8))
     image.save(tmp_path / f"photo.{suffix}", icc_profile=inks(), quality=100)
-    white, magenta, black = open_picture(tmp_path / f"photo.{suffix}").pixels[4, [4, 12, 20]].astype(int)
+    white, magenta, black = open_image(tmp_path / f"photo.{suffix}").pixels[4, [4, 12, 20]].astype(int)
     assert white.min() >= 250
     assert np.abs(magenta - (255, 0, 0)).max() <= 12, "the profile says what magenta is"
     assert black.max() <= 5
@@ -220,19 +220,19 @@ def test_grey_with_a_profile_becomes_srgb_that_says_so(tmp_path: Path, mode: str
     if mode == "LA":
         image.putalpha(100)
     image.save(tmp_path / "photo.png", icc_profile=LINEAR_GREY)
-    picture = open_picture(tmp_path / "photo.png")
+    picture = open_image(tmp_path / "photo.png")
     assert np.abs(picture.pixels.astype(int) - 188).max() <= 1, "half of the light is level 188 of sRGB"
     assert (picture.alpha is None) == (mode == "L")
     written = painted_over(tmp_path / "photo.png", tmp_path / "painting.png")
     assert written.info["icc_profile"] != LINEAR_GREY
-    assert np.array_equal(open_picture(tmp_path / "painting.png").pixels, picture.pixels)
+    assert np.array_equal(open_image(tmp_path / "painting.png").pixels, picture.pixels)
 
 
 def test_a_palette_with_a_profile(tmp_path: Path) -> None:
     Image.fromarray(RAMP).quantize(16).save(tmp_path / "photo.png", icc_profile=EXCHANGED)
     with Image.open(tmp_path / "photo.png") as image:
         stored = np.asarray(image.convert("RGB")).astype(int)
-    assert np.abs(open_picture(tmp_path / "photo.png").pixels - stored[..., ::-1]).max() <= 2
+    assert np.abs(open_image(tmp_path / "photo.png").pixels - stored[..., ::-1]).max() <= 2
 
 
 def test_a_broken_profile_is_replaced_by_srgbs(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_sixteen_bits_a_channel(tmp_path: Path, suffix: str, channels: int) -> N
     else:
         order = ">" if suffix.startswith("big") else "<"
         path.write_bytes(tiff(deep, 1 if grey else 2, (2,) * (channels in (2, 4)), order))
-    picture = open_picture(path)
+    picture = open_image(path)
     assert np.array_equal(picture.pixels, np.broadcast_to(RAMP[..., :1], RAMP.shape) if grey else RAMP)
     if channels in (2, 4):
         assert picture.alpha is not None
@@ -314,7 +314,7 @@ def test_cmyk_of_sixteen_bits(tmp_path: Path, order: str) -> None:
     inked = np.zeros((6, 4, 4), np.uint16)
     inked[..., 1] = inked[..., 2] = 65_535
     (tmp_path / "deep.tif").write_bytes(tiff(inked, 5, order=order))
-    red, green, blue = open_picture(tmp_path / "deep.tif").pixels[3, 2].tolist()
+    red, green, blue = open_image(tmp_path / "deep.tif").pixels[3, 2].tolist()
     assert (red, green, blue) == (255, 0, 0)
 
 
@@ -329,21 +329,21 @@ def test_cmyk_of_a_jpeg_with_and_without_adobes_marker(tmp_path: Path) -> None:
     (tmp_path / "adobe.jpg").write_bytes(data)
     (tmp_path / "plain.jpg").write_bytes(data[:marker] + data[marker + 2 + length :])
     for name in ("adobe.jpg", "plain.jpg"):
-        assert np.abs(open_picture(tmp_path / name).pixels[8, 8].astype(int) - (255, 0, 0)).max() <= 6, name
+        assert np.abs(open_image(tmp_path / name).pixels[8, 8].astype(int) - (255, 0, 0)).max() <= 6, name
 
 
 def test_grey_of_floating_point(tmp_path: Path) -> None:
     levels = np.array([[0.0, 0.5, 1.0], [np.nan, np.inf, -np.inf], [1.5, -1.0, 2.0]], np.float32)
     Image.fromarray(levels).save(tmp_path / "deep.tif")
     expected = [[0, 128, 255], [0, 255, 0], [255, 0, 255]]
-    assert open_picture(tmp_path / "deep.tif").pixels[..., 0].tolist() == expected
+    assert open_image(tmp_path / "deep.tif").pixels[..., 0].tolist() == expected
 
 
 def test_xmp_that_a_png_cannot_hold_is_left_out(tmp_path: Path) -> None:
     """Pillow takes a PNG with so long a text as damaged."""
-    picture = replace(Picture(RAMP), metadata=Metadata(xmp=b"<x>" + b"y" * 2_000_000 + b"</x>"))
-    save_picture(picture, tmp_path / "a.png")
+    picture = replace(ImageData(RAMP), metadata=Metadata(xmp=b"<x>" + b"y" * 2_000_000 + b"</x>"))
+    save_image(picture, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert "xmp" not in image.info
-    save_picture(picture, tmp_path / "a.webp")
-    assert open_picture(tmp_path / "a.webp").metadata.xmp == picture.metadata.xmp
+    save_image(picture, tmp_path / "a.webp")
+    assert open_image(tmp_path / "a.webp").metadata.xmp == picture.metadata.xmp

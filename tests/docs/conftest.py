@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nst_core.images import open_picture, sample_photographs
+from nst_core.images import open_image, sample_photographs
 from nst_export import onnx, repository
 from nst_export.exporter import exportables
 from nst_export.repository import Serving
@@ -42,7 +42,7 @@ def network(styles: tuple[str, ...], kind: type[StyledNetwork] = Fast, **options
 
 def furnish(folder: Path) -> None:
     """What the pages name: small images, films, networks with the styles that ship, results."""
-    small = Image.fromarray(open_picture(sample_photographs()[1], max_side=96).pixels)
+    small = Image.fromarray(open_image(sample_photographs()[1], max_side=96).pixels)
     names = [*IMAGES, *(f"{name}/{image}" for name, images in FOLDERS.items() for image in images)]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

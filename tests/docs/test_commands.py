@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 from nst_client import StyleClient
-from nst_core.images import open_picture
+from nst_core.images import open_image
 from nst_server.triton import Endpoints
 
 from ..end_to_end.serving import BIN, TRITON
@@ -220,7 +220,7 @@ def test_python(reader: Reader, block: Block, monkeypatch: pytest.MonkeyPatch) -
     code = compile(reader.here(block.text), str(block), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     if any(part in block.text for part in PYTHON_NOT_HERE):
         return
-    photograph = open_picture(Path("photograph.jpg")).pixels
+    photograph = open_image(Path("photograph.jpg")).pixels
     with StyleClient(reader.endpoints.grpc) as client:
         names: dict[str, Any] = {"photograph": photograph, "panorama": photograph, "token": "sesame"}
         names["photographs"] = np.stack([photograph] * 2)

@@ -23,7 +23,7 @@ from nst_client.batch_cli import batch_app
 from nst_client.footage import Footage
 from nst_client.jobs import Recipe
 from nst_client.storage import Folder
-from nst_core.images import Pixels, open_picture
+from nst_core.images import Pixels, open_image
 from nst_server import triton
 from nst_server.triton import Endpoints
 
@@ -155,7 +155,7 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     for start in range(0, COUNT, 100):
         numbers = range(start, start + 100)
         right = models.painted(np.stack([pixels_of(number) for number in numbers]))
-        got = np.stack([open_picture(output / f"{number % 10}" / f"{number}.png").pixels for number in numbers])
+        got = np.stack([open_image(output / f"{number % 10}" / f"{number}.png").pixels for number in numbers])
         assert np.abs(got.astype(int) - right).max() <= 1
 
 
@@ -211,7 +211,7 @@ def test_workers_share_the_gpus_that_a_model_wants(ray: str, tmp_path: Path) -> 
         todo = [pa.array(names) for names, _ in batch.missing(True)]
         assert sum(done.painted for done in paint(batch, todo, Seen(), 2, gpu=gpu)) == 40
         written = (tmp_path / f"out-{gpu}").glob("*.png")
-        colours[gpu] = {int(open_picture(path).pixels[0, 0, 0]) for path in written}
+        colours[gpu] = {int(open_image(path).pixels[0, 0, 0]) for path in written}
     assert colours[True] and colours[True] <= {0, 1}
     assert colours[False] == {255}
 
@@ -233,7 +233,7 @@ def test_a_picture_that_kills_its_worker_costs_no_other(ray: str, tmp_path: Path
     assert photo == "5.png" and "the worker was lost 2 times" in error
     batch.target.sweep()
     assert files(tmp_path / "out").keys() == {f"{n}.png" for n in range(8) if n != 5} | {".nst-batch/job.json"}
-    assert open_picture(tmp_path / "out" / "7.png").pixels[0, 0].tolist() == [248, 255, 255]
+    assert open_image(tmp_path / "out" / "7.png").pixels[0, 0].tolist() == [248, 255, 255]
 
 
 def test_on_a_cluster_by_its_address(ray: str, tmp_path: Path, photos: Path, models: Models) -> None:

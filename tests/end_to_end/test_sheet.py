@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from nst_client import StyleClient
 from nst_client.cli import styles_app
 from nst_client.sheet import CAPTION, COLUMNS, GAP, HEIGHT, WIDTH, contact_sheet
-from nst_core.images import Picture, Pixels, fitted, open_picture, resized, sample_photographs
+from nst_core.images import ImageData, Pixels, fitted, open_image, resized, sample_photographs
 
 from .conftest import LIMIT
 from .serving import Models
@@ -35,21 +35,21 @@ def test_a_photograph_in_every_style(url: str, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout.split() == ["a", "b", "one"]
     assert result.stderr.endswith(f"{target}: a photograph in 3 styles\n")
-    drawn = open_picture(target).pixels
-    large = fitted(open_picture(photo), 2 * WIDTH, 2 * HEIGHT)
+    drawn = open_image(target).pixels
+    large = fitted(open_image(photo), 2 * WIDTH, 2 * HEIGHT)
     assert np.array_equal(thumbnail(drawn, 0), resized(large, WIDTH, HEIGHT).pixels)
     small = resized(large, 282, 212)  # the most that the model of a and b takes in one pass
     assert 282 * 212 <= LIMIT < 284 * 213
     with StyleClient(url) as client:
         for number, (style, given) in enumerate((("a", small), ("b", small), ("one", large)), 1):
-            painted = resized(Picture(client.stylize(given.pixels, style)), WIDTH, HEIGHT).pixels
+            painted = resized(ImageData(client.stylize(given.pixels, style)), WIDTH, HEIGHT).pixels
             assert int(np.abs(thumbnail(drawn, number).astype(int) - painted).max()) <= 2
 
 
 def test_the_photograph_that_nobody_gives_ships(url: str, tmp_path: Path) -> None:
     assert styles("--url", url, "--sheet", tmp_path / "styles.jpg").exit_code == 0
-    given = fitted(open_picture(sample_photographs()[1]), WIDTH, HEIGHT).pixels.astype(int)
-    assert np.abs(thumbnail(open_picture(tmp_path / "styles.jpg").pixels, 0) - given).mean() < 5
+    given = fitted(open_image(sample_photographs()[1]), WIDTH, HEIGHT).pixels.astype(int)
+    assert np.abs(thumbnail(open_image(tmp_path / "styles.jpg").pixels, 0) - given).mean() < 5
 
 
 def test_names_stand_below_their_pictures_however_long() -> None:

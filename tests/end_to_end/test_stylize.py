@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageCms
 
 from nst_client import StyleClient
-from nst_core.images import fitted, open_picture, sample_photographs
+from nst_core.images import fitted, open_image, sample_photographs
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
@@ -45,7 +45,7 @@ def server(repository: Path) -> Iterator[Server]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 pictures in a tree, no two alike."""
     root = tmp_path_factory.mktemp("photos")
-    photos = [fitted(open_picture(path), 96, 64).pixels for path in sample_photographs()]
+    photos = [fitted(open_image(path), 96, 64).pixels for path in sample_photographs()]
     for number in range(COUNT):
         path = root / f"{number % 10}" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
@@ -65,9 +65,9 @@ def assert_complete(folder: Path, out: Path, address: str) -> None:
     assert sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file()) == wanted
     with StyleClient(address) as client:
         for number, name in enumerate(wanted):
-            painting = open_picture(out / name).pixels
+            painting = open_image(out / name).pixels
             if number % 20 == 0:
-                expected = client.stylize(open_picture(folder / name).pixels, "tiny")
+                expected = client.stylize(open_image(folder / name).pixels, "tiny")
                 assert np.abs(painting.astype(int) - expected).max() <= 1, name
 
 
@@ -162,7 +162,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(server: Server, folder: P
 
 def test_a_pipe(server: Server, tmp_path: Path, photographs: dict[str, Path]) -> None:
     """`cat photo.jpg | nst stylize - -o - | cat > painting.jpg`, and back into the command again."""
-    small = fitted(open_picture(photographs["coffee"]), 96, 64)
+    small = fitted(open_image(photographs["coffee"]), 96, 64)
     Image.fromarray(small.pixels).save(tmp_path / "photo.jpg", quality=95)
     nst = f"{BIN / 'nst'} stylize - -s tiny -u {server.endpoints.grpc} -o -"
     shell = f"cat photo.jpg | {nst} | {nst} --format png | cat > painting.png"
@@ -171,11 +171,11 @@ def test_a_pipe(server: Server, tmp_path: Path, photographs: dict[str, Path]) ->
     assert result.stdout == ""
     assert result.stderr.count("- -> -  96x64") == 2
     with StyleClient(server.endpoints.grpc) as client:
-        once = client.stylize(open_picture(tmp_path / "photo.jpg").pixels, "tiny")
+        once = client.stylize(open_image(tmp_path / "photo.jpg").pixels, "tiny")
         buffer = io.BytesIO()
         Image.fromarray(once).save(buffer, "JPEG", quality=92, subsampling=0)
-        twice = client.stylize(open_picture(buffer).pixels, "tiny")
-    painting = open_picture(tmp_path / "painting.png")
+        twice = client.stylize(open_image(buffer).pixels, "tiny")
+    painting = open_image(tmp_path / "painting.png")
     assert painting.metadata.kind == "PNG"
     assert np.abs(painting.pixels.astype(int) - twice).mean() < 2
 
@@ -205,17 +205,17 @@ def test_every_way_to_see_what_is_kept(server: Server, tmp_path: Path, photograp
     data = Image.Exif()
     data[0x0112] = 6
     data.get_ifd(0x8825)[1] = "N"
-    small = fitted(open_picture(photographs["chelsea"]), 96, 64)
+    small = fitted(open_image(photographs["chelsea"]), 96, 64)
     Image.fromarray(small.pixels).save(tmp_path / "photo.png", exif=data, icc_profile=profile, dpi=(300, 300))
     command = ("nst", "stylize", tmp_path / "photo.png", "-s", "tiny", "-u", server.endpoints.http)
     options = ("--preserve-color", "--strength", 0.5)
     succeeded(run(*command, "-o", tmp_path / "a.png", *options))
-    photo = open_picture(tmp_path / "photo.png").pixels.astype(float)
+    photo = open_image(tmp_path / "photo.png").pixels.astype(float)
     with StyleClient(server.endpoints.http) as client:
         painted = client.stylize(photo.astype(np.uint8), "tiny").astype(float)
     luma = (painted - photo) @ [0.299, 0.587, 0.114]
     expected = (photo + (photo + luma[..., None]).clip(0, 255)) / 2
-    answer = open_picture(tmp_path / "a.png")
+    answer = open_image(tmp_path / "a.png")
     assert (answer.width, answer.height) == (64, 96)
     assert np.abs(answer.pixels - expected).max() <= 6, "through the profile and back"
     assert np.abs(answer.pixels - expected).mean() < 1

@@ -20,7 +20,7 @@ from tritonclient.grpc import InferenceServerClient
 
 from nst_client import Rejected, Request, StyleClient, Unreachable
 from nst_client.coroutines import finished
-from nst_core.images import Picture, Pixels, fitted, open_picture, save_picture
+from nst_core.images import ImageData, Pixels, fitted, open_image, save_image
 from nst_export.served import ServedModel
 from nst_server.triton import Endpoints
 from nst_trainer.checkpoint import load
@@ -84,7 +84,7 @@ def expected(checkpoint: Path, photographs: dict[str, Path]) -> list[tuple[Pixel
     model = ServedModel(load(checkpoint).network)
     pairs = []
     for n, height, width in SHAPES:
-        pictures = [fitted(open_picture(path), width, height).pixels for path in list(photographs.values())[:n]]
+        pictures = [fitted(open_image(path), width, height).pixels for path in list(photographs.values())[:n]]
         batch = np.stack(pictures)
         with torch.no_grad():
             pairs.append((batch, model(torch.from_numpy(batch)).numpy()))
@@ -127,7 +127,7 @@ def test_every_mix_of_styles_is_pytorchs(
 def test_a_mix_by_the_command(server: Server, photographs: dict[str, Path], tmp_path: Path) -> None:
     command = ("nst", "stylize", photographs["coffee"], "--max-side", 96, "-u", server.endpoints.grpc)
     succeeded(run(*command, "-o", tmp_path / "a.png", "-s", "chelsea:0.5,rocket:0.5"))
-    assert open_picture(tmp_path / "a.png").width == 96
+    assert open_image(tmp_path / "a.png").width == 96
     assert_one_line(run(*command, "-o", tmp_path / "b.png", "-s", "chelsea:1,tiny:1"), "only styles of one model")
     assert not (tmp_path / "b.png").exists()
 
@@ -223,10 +223,10 @@ def test_stylize_writes_what_pytorch_paints(
         )
     )
     assert "200x133" in said
-    photo = open_picture(photographs["chelsea"], max_side=200).pixels
+    photo = open_image(photographs["chelsea"], max_side=200).pixels
     with torch.no_grad():
         wanted = ServedModel(load(checkpoint).network)(torch.from_numpy(photo[None]))[0].numpy()
-    assert np.abs(open_picture(output).pixels.astype(int) - wanted).max() <= 1
+    assert np.abs(open_image(output).pixels.astype(int) - wanted).max() <= 1
 
 
 def test_stylize_of_every_kind_of_picture(server: Server, photographs: dict[str, Path], tmp_path: Path) -> None:
@@ -240,11 +240,11 @@ def test_stylize_of_every_kind_of_picture(server: Server, photographs: dict[str,
     Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
     alpha = np.full((64, 96), 255, np.uint8)
     alpha[:, :48] = 0
-    save_picture(Picture(np.asarray(photo.convert("RGB")), alpha), tmp_path / "glass.webp")
+    save_image(ImageData(np.asarray(photo.convert("RGB")), alpha), tmp_path / "glass.webp")
     photos = [tmp_path / name for name in ("turned.jpg", "grey.png", "palette.gif", "deep.png", "glass.webp")]
     output = tmp_path / "out"
     succeeded(run("nst", "stylize", *photos, "-s", "tiny", "-o", output, "-u", server.endpoints.grpc))
-    painted = {path.name: open_picture(path) for path in output.iterdir()}
+    painted = {path.name: open_image(path) for path in output.iterdir()}
     assert sorted(painted) == ["deep.png", "glass.webp", "grey.png", "palette.png", "turned.jpg"]
     assert (painted["turned.jpg"].width, painted["turned.jpg"].height) == (64, 96)
     assert painted["glass.webp"].alpha is not None

@@ -25,7 +25,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from nst_client import StyleClient
-from nst_core.images import blended, fitted, open_picture, sample_photographs, with_colors_of
+from nst_core.images import blended, fitted, open_image, sample_photographs, with_colors_of
 from nst_server.triton import Endpoints
 from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
@@ -147,7 +147,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As PNG, so that a download can be compared; over the models' limit, so that it goes by tiles."""
     path = tmp_path_factory.mktemp("photo") / "cat.png"
-    Image.fromarray(fitted(open_picture(sample_photographs()[1]), 840, 112).pixels).save(path)
+    Image.fromarray(fitted(open_image(sample_photographs()[1]), 840, 112).pixels).save(path)
     return path
 
 
@@ -166,7 +166,7 @@ def painted(page: Page, before: int = 0) -> None:
 def downloaded(page: Page) -> np.ndarray:
     with page.expect_download() as download:
         page.click("#download")
-    return open_picture(Path(download.value.path())).pixels
+    return open_image(Path(download.value.path())).pixels
 
 
 def slide(page: Page, slider: str, value: int) -> None:
@@ -198,7 +198,7 @@ def test_a_picture_is_painted_with_every_control(
     expect(page.locator("#paint")).to_be_disabled()
     choose(page, photo, "a")
     painted(page)
-    pixels = open_picture(photo).pixels
+    pixels = open_image(photo).pixels
     with StyleClient(server.endpoints.grpc) as client:
         whole = client.stylize(pixels, "a")
         mix = client.stylize(pixels, {"a": 0.4, "b": 0.2})
@@ -396,7 +396,7 @@ def test_below_a_path_behind_a_proxy(proxy: str, visit: Callable[..., Page], pho
         assert image.evaluate("image => image.complete && image.naturalWidth > 0 || image.decode().then(() => true)")
     choose(page, photo, "a")
     painted(page)
-    assert downloaded(page).shape == open_picture(photo).pixels.shape
+    assert downloaded(page).shape == open_image(photo).pixels.shape
     (cookie,) = page.context.cookies()
     assert cookie["path"] == PREFIX and cookie["httpOnly"]
     with page.expect_event("websocket") as opened:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from nst_core import devices
-from nst_core.devices import Wanted
+from nst_core.devices import DeviceChoice
 from nst_core.errors import InputError
 from nst_server.access import Access
 from nst_server.cli import app
@@ -34,7 +34,7 @@ from .machines import CPU, H100, config, tensorrt
 )
 def test_the_gpus_of_a_container(
     monkeypatch: pytest.MonkeyPatch,
-    wanted: Wanted,
+    wanted: DeviceChoice,
     gpus: str | None,
     here: devices.Device,
     kind: str,

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from nst_core.errors import InputError
-from nst_core.images import Picture, fitted, open_picture, save_picture
+from nst_core.images import ImageData, fitted, open_image, save_image
 from nst_trainer import photos as reading
 from nst_trainer.checkpoint import load
 from nst_trainer.cli import app, optimize_app, texture_app
@@ -30,7 +30,7 @@ NEARLY = {"one-level": 1, "spot": 40}
 
 
 def save(pixels: np.ndarray, path: Path) -> None:
-    save_picture(Picture(pixels.astype(np.uint8)), path)
+    save_image(ImageData(pixels.astype(np.uint8)), path)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, photographs: dict[str, Path]) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, path in photographs.items():
-        save(fitted(open_picture(path), 96, 96).pixels, folder / f"{name}.png")
+        save(fitted(open_image(path), 96, 96).pixels, folder / f"{name}.png")
     for name, color in BLANK.items():
         save(np.full((96, 96, 3), color), folder / f"{name}.png")
     for name, levels in NEARLY.items():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nst_core.errors import InputError
-from nst_core.images import open_picture
+from nst_core.images import open_image
 from nst_trainer import color
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.optimize import WARM_UP, Iteration, OptimizationError, Precision, Repeated, Run, optimize
@@ -29,12 +29,12 @@ def weights() -> Weights:
 
 @pytest.fixture(scope="module")
 def content(photographs: dict[str, Path]) -> torch.Tensor:
-    return to_tensor(open_picture(photographs["coffee"], max_side=96))
+    return to_tensor(open_image(photographs["coffee"], max_side=96))
 
 
 @pytest.fixture(scope="module")
 def style(photographs: dict[str, Path]) -> torch.Tensor:
-    return to_tensor(open_picture(photographs["chelsea"], max_side=96))
+    return to_tensor(open_image(photographs["chelsea"], max_side=96))
 
 
 def run(

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nst_core.errors import InputError
-from nst_core.images import Picture, open_picture, save_picture
+from nst_core.images import ImageData, open_image, save_image
 from nst_trainer import painting
 from nst_trainer.cli import optimize_app, texture_app
 from nst_trainer.lbfgs import Lbfgs
@@ -33,7 +33,7 @@ def test_optimize_writes_a_picture_a_trace_and_a_plot(tmp_path: Path, photograph
         optimize_app, [*command, "-o", str(output), *SMALL, "--shares", "2,1", "--trace", str(trace)]
     )
     assert result.exit_code == 0, result.output
-    assert (open_picture(output).width, open_picture(output).height) == (64, 43)
+    assert (open_image(output).width, open_image(output).height) == (64, 43)
     points = json.loads(trace.read_text())["iterations"]
     assert [point["iteration"] for point in points] == list(range(1, 15))
     assert [point["width"] for point in points] == [45] * 6 + [64] * 8
@@ -41,7 +41,7 @@ def test_optimize_writes_a_picture_a_trace_and_a_plot(tmp_path: Path, photograph
         point["total"] == pytest.approx(point["content"] + point["style"] + point["total_variation"])
         for point in points
     )
-    assert open_picture(tmp_path / "trace.png").width > 500
+    assert open_image(tmp_path / "trace.png").width > 500
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "trace.json", "trace.png"]
 
 
@@ -50,7 +50,7 @@ def test_a_texture_of_the_size_that_was_asked_for(tmp_path: Path, photographs: d
     command = [str(photographs["chelsea"]), "-o", str(output), "--shape", "96x48", "--iterations", "3", "--tileable"]
     result = CliRunner().invoke(texture_app, [*command, "--style-scale", "1"])
     assert result.exit_code == 0, result.output
-    assert (open_picture(output).width, open_picture(output).height) == (96, 48)
+    assert (open_image(output).width, open_image(output).height) == (96, 48)
 
 
 def test_ctrl_c_writes_the_best_so_far_and_resume_goes_on(tmp_path: Path, photographs: dict[str, Path]) -> None:
@@ -67,7 +67,7 @@ def test_ctrl_c_writes_the_best_so_far_and_resume_goes_on(tmp_path: Path, photog
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "--resume goes on" in said
-    assert open_picture(output).width == 96
+    assert open_image(output).width == 96
     assert (tmp_path / "a.png.resume").exists()
     again = CliRunner().invoke(optimize_app, [*given[1:], "-o", str(output)])
     assert "go on with --resume, or remove it" in again.stderr
@@ -76,7 +76,7 @@ def test_ctrl_c_writes_the_best_so_far_and_resume_goes_on(tmp_path: Path, photog
     for command in ([*given, "-o", str(output), "--resume"], [*given, "-o", str(whole)]):
         result = subprocess.run([nst, *command], capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-    assert np.array_equal(open_picture(output).pixels, open_picture(whole).pixels)
+    assert np.array_equal(open_image(output).pixels, open_image(whole).pixels)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "whole.png"]
 
 
@@ -152,7 +152,7 @@ def test_wrong_options_are_one_line(
     tmp_path: Path, photographs: dict[str, Path], options: list[str], words: str
 ) -> None:
     picture = tmp_path / "p.png"
-    save_picture(Picture(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)), picture)
+    save_image(ImageData(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)), picture)
     result = CliRunner().invoke(optimize_app, [*[str(picture)] * 3, "-o", str(tmp_path / "a.png"), *options])
     assert result.exit_code != 0
     assert words in result.stderr
@@ -219,4 +219,4 @@ def test_ctrl_c_between_two_sizes_can_be_resumed(
         with pytest.raises(KeyboardInterrupt):
             paint(*given, tmp_path / "a.png", settings, vgg16_weights())
     paint(*given, tmp_path / "a.png", settings, vgg16_weights(), resume=True)
-    assert np.array_equal(open_picture(tmp_path / "a.png").pixels, open_picture(tmp_path / "whole.png").pixels)
+    assert np.array_equal(open_image(tmp_path / "a.png").pixels, open_image(tmp_path / "whole.png").pixels)

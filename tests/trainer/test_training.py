@@ -17,14 +17,14 @@ import torch
 from typer.testing import CliRunner
 
 from nst_core.errors import InputError, WriteError
-from nst_core.images import Picture, fitted, open_picture, save_picture
+from nst_core.images import ImageData, fitted, open_image, save_image
 from nst_trainer import training
 from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.cli import app
 from nst_trainer.losses import Losses, PerceptualLoss
 from nst_trainer.networks import Fast, Johnson, Ulyanov
 from nst_trainer.parallel import Team
-from nst_trainer.photos import Photos, to_picture, to_tensor
+from nst_trainer.photos import Photos, to_image, to_tensor
 from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import Progress, Training, TrainingError, unsteadiness
 from nst_trainer.vgg import Vgg16
@@ -85,8 +85,8 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
 
 
 def test_pixels_survive_the_way_to_a_tensor_and_back(photographs: dict[str, Path]) -> None:
-    picture = open_picture(photographs["chelsea"])
-    assert (to_picture(to_tensor(picture)).pixels == picture.pixels).all()
+    picture = open_image(photographs["chelsea"])
+    assert (to_image(to_tensor(picture)).pixels == picture.pixels).all()
 
 
 def test_the_network_learns(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
@@ -95,8 +95,8 @@ def test_the_network_learns(tmp_path: Path, folder: Path, vgg: Vgg16, photograph
     output = tmp_path / "out" / "learned.pth"
     result = train(photographs["chelsea"], folder, output, vgg, SMALL, every=10, on_iteration=steps.append)
     assert [step.iteration for step in steps] == list(range(1, 31))
-    photo = to_tensor(open_picture(photographs["astronaut"], max_side=128))  # now on the whole picture
-    loss = PerceptualLoss(vgg, to_tensor(open_picture(photographs["chelsea"], max_side=128)), SMALL.loss_weights)
+    photo = to_tensor(open_image(photographs["astronaut"], max_side=128))  # now on the whole picture
+    loss = PerceptualLoss(vgg, to_tensor(open_image(photographs["chelsea"], max_side=128)), SMALL.loss_weights)
     torch.manual_seed(SMALL.seed)
     with torch.no_grad():
         before, after = (
@@ -113,7 +113,7 @@ def test_the_network_learns(tmp_path: Path, folder: Path, vgg: Vgg16, photograph
     assert again.training["iterations_done"] == 30
     assert again.training["seconds"] > 0
     assert str(tmp_path) not in json.dumps(again.training)  # no path of this machine
-    preview = open_picture(output.with_name("learned-preview.png"))
+    preview = open_image(output.with_name("learned-preview.png"))
     assert preview.width > 2 * 500
 
 
@@ -394,7 +394,7 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
 
 
 def losses_of(network: Any, photo: torch.Tensor, style: Path, vgg: Vgg16, mix: torch.Tensor | None) -> float:
-    loss = PerceptualLoss(vgg, to_tensor(open_picture(style, max_side=128)), SMALL.loss_weights)
+    loss = PerceptualLoss(vgg, to_tensor(open_image(style, max_side=128)), SMALL.loss_weights)
     with torch.no_grad():
         return loss(network(photo, mix), loss.content_target(photo)).style.item()
 
@@ -408,7 +408,7 @@ def paintings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     grain = np.random.default_rng(0).integers(0, 255, (128, 128))
     colors = {"red": (across + 50, dark, dark), "blue": (dark, dark, across.T + 50), "green": (dark, grain, dark)}
     for name, channels in colors.items():
-        save_picture(Picture(np.stack(channels, axis=2).astype(np.uint8)), folder / f"{name}.png")
+        save_image(ImageData(np.stack(channels, axis=2).astype(np.uint8)), folder / f"{name}.png")
     return {name: folder / f"{name}.png" for name in colors}
 
 
@@ -429,7 +429,7 @@ def test_two_styles_do_not_leak_into_each_other(
     """Each style paints its own picture: its loss is under 0.7 of what the other one has against it."""
     result = load(gallery)
     assert result.styles == ("red", "blue")
-    photo = to_tensor(open_picture(photographs["astronaut"], max_side=128))
+    photo = to_tensor(open_image(photographs["astronaut"], max_side=128))
     own, other = torch.eye(2)[:1], torch.eye(2)[1:]
     for style, right, wrong in (("red", own, other), ("blue", other, own)):
         values = [losses_of(result.network, photo, paintings[style], vgg, mix) for mix in (right, wrong)]
@@ -446,7 +446,7 @@ def test_one_more_style_leaves_the_others_as_they_are(
     assert result.styles == ("red", "blue", "green")
     assert result.training["before"]["style_pictures"] == ["red.png", "blue.png"]
     after = load(output)
-    photo = to_tensor(open_picture(photographs["astronaut"], max_side=128))
+    photo = to_tensor(open_image(photographs["astronaut"], max_side=128))
     with torch.no_grad():
         for style in range(2):
             old = before.network(photo, torch.eye(2)[style][None])
@@ -489,7 +489,7 @@ def test_ulyanovs_network_learns_to_stylise(
     settings = replace(SMALL, arch="ulyanov", width=1.0, iterations=40)
     result = train(photographs["chelsea"], folder, tmp_path / "u.pth", vgg, settings)
     torch.manual_seed(settings.seed)
-    photo = to_tensor(fitted(open_picture(photographs["astronaut"]), 128, 128))
+    photo = to_tensor(fitted(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
         losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Ulyanov())
     )
@@ -511,7 +511,7 @@ def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
     assert taught[36:] == [0.0] * 24
     assert all((step.style > 0) == (step.taught == 0) for step in steps)
     torch.manual_seed(settings.seed)
-    photo = to_tensor(fitted(open_picture(photographs["astronaut"]), 128, 128))
+    photo = to_tensor(fitted(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
         losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Fast(width=0.5))
     )
@@ -538,14 +538,14 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, painti
         with torch.no_grad():
             return network(empty, None, network.draw_noise(empty, torch.Generator().manual_seed(seed)))
 
-    loss = PerceptualLoss(vgg, to_tensor(open_picture(paintings["red"], max_side=128)), settings.loss_weights)
+    loss = PerceptualLoss(vgg, to_tensor(open_image(paintings["red"], max_side=128)), settings.loss_weights)
     with torch.no_grad():
         after, before = (loss(sample(network, 1), {}).style.item() for network in (result.network, fresh))
     assert after < before / 3
     command = [str(Path(sys.executable).parent / "nst"), "texture", str(output), "--shape", "96x64"]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         subprocess.run([*command, "-o", str(tmp_path / f"{name}.png"), "--seed", str(seed)], check=True)
-    a, b, c = (open_picture(tmp_path / f"{name}.png").pixels.astype(float) for name in "abc")
+    a, b, c = (open_image(tmp_path / f"{name}.png").pixels.astype(float) for name in "abc")
     assert a.shape == (64, 96, 3)
     assert (a == b).all()
     assert abs(a - c).mean() > 5
@@ -554,7 +554,7 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, painti
 
 
 def test_a_steady_network_changes_less(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
-    style, photo = photographs["chelsea"], to_tensor(fitted(open_picture(photographs["rocket"]), 128, 96))
+    style, photo = photographs["chelsea"], to_tensor(fitted(open_image(photographs["rocket"]), 128, 96))
     values = []
     for steady in (0.0, 1000.0):
         settings = replace(SMALL, steady=steady)
@@ -628,7 +628,7 @@ def test_a_teams_mean_gradient_is_the_whole_batchs(folder: Path, vgg: Vgg16, pho
     """The arithmetic of it without processes: halves of a batch, their gradients averaged, against the whole's."""
     torch.manual_seed(0)
     network = Johnson(width=0.25)
-    style = to_tensor(open_picture(photographs["coffee"], max_side=96))
+    style = to_tensor(open_image(photographs["coffee"], max_side=96))
     loss = PerceptualLoss(vgg, style, SMALL.loss_weights)
     batch = next(Photos(sorted(folder.rglob("*.jpg")), batch=4, crop_of=lambda i: 64, seed=0).batches(range(1)))
 

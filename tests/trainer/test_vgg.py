@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from nst_core.errors import InputError
-from nst_core.images import open_picture
+from nst_core.images import open_image
 from nst_trainer import weights as sources
 from nst_trainer.photos import to_tensor
 from nst_trainer.vgg import LAYERS, MEAN, Vgg16
@@ -67,7 +67,7 @@ def test_normalized_filters_are_the_same_filters_with_a_mean_near_one(vgg: Vgg16
     layers = ["relu1_1", "relu3_1", "relu5_1"]
     pairs = [
         (plain(picture, layers), scaled(picture, layers))
-        for picture in (to_tensor(open_picture(path, max_side=256)) for path in photographs.values())
+        for picture in (to_tensor(open_image(path, max_side=256)) for path in photographs.values())
     ]
     for layer in layers:
         for before, after in pairs:
@@ -80,7 +80,7 @@ def test_normalized_filters_are_the_same_filters_with_a_mean_near_one(vgg: Vgg16
 
 def test_a_trained_network_tells_a_cat_from_noise(vgg: Vgg16, photographs: dict[str, Path]) -> None:
     """With random or misread weights the deep features of a photograph are as those of noise."""
-    cat = to_tensor(open_picture(photographs["chelsea"], max_side=224))
+    cat = to_tensor(open_image(photographs["chelsea"], max_side=224))
     noise = torch.rand(cat.shape, generator=torch.Generator().manual_seed(0))
     strongest = [vgg(x, ["relu5_3"])["relu5_3"].amax().item() for x in (cat, noise)]
     assert strongest[0] > 3 * strongest[1]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nst_core.errors import InputError
-from nst_core.files import written_whole
+from nst_core.files import atomic_write
 from nst_trainer.foreign import from_transformer_net, transformer_net
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork
 
@@ -59,7 +59,7 @@ def save_plain_data(document: Any, path: Path, *, variable: str = "") -> None:
     """`torch.save` that leaves a whole file or the old one; raises `WriteError`, which names `variable` if given."""
     data = io.BytesIO()
     torch.save(document, data)  # into a file it would say nothing of a full disk but "file write failed"
-    with written_whole(path, variable=variable) as beside:
+    with atomic_write(path, variable=variable) as beside:
         beside.write_bytes(data.getbuffer())
 
 

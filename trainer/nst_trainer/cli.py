@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_core.console import one_line_errors, progress, say
-from nst_core.devices import DEVICE_HELP, Wanted
+from nst_core.devices import DEVICE_HELP, DeviceChoice
 from nst_core.errors import InputError
-from nst_core.images import find_pictures, unread_line, unread_pictures
+from nst_core.images import find_images, unread_images, unread_line
 from nst_core.options import HELP, options_of
 from nst_trainer.settings import PRESETS, OptimizationSettings, TrainingSettings, preset
 
@@ -21,7 +21,7 @@ NETWORKS = (".pth", ".pt", ".model")
 NAMED = 5
 """So many photographs that are left out are named; the rest is counted at the end."""
 
-DeviceName = Annotated[Wanted, typer.Option("--device", help=DEVICE_HELP)]
+DeviceName = Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)]
 
 if TYPE_CHECKING:
     from nst_trainer.checkpoint import Checkpoint
@@ -92,7 +92,7 @@ def train(
         with team(device) as processes:
             if processes.leads:
                 say(f"device {processes.chosen}")
-            styles = find_pictures(chosen) if chosen.is_dir() else [chosen]
+            styles = find_images(chosen) if chosen.is_dir() else [chosen]
             training = Training(
                 styles,
                 photos,
@@ -114,7 +114,7 @@ def train(
                 training.run()
                 return
             for folder in filter(None, (chosen, photos)):
-                if folder.is_dir() and (unread := unread_line(unread_pictures(folder))):
+                if folder.is_dir() and (unread := unread_line(unread_images(folder))):
                     say(f"{folder}: {unread}")
             _say_plan(training, few=photos is None and not training.settings.texture)
             result = _train_with_progress(training)
@@ -264,7 +264,7 @@ def texture(
         )
 
 
-def _sample(network: Path, output: Path, shape: tuple[int, int], seed: int, wanted: Wanted) -> None:
+def _sample(network: Path, output: Path, shape: tuple[int, int], seed: int, wanted: DeviceChoice) -> None:
     from nst_trainer.painting import sample_texture
     from nst_trainer.parallel import choose_device
 
@@ -301,7 +301,7 @@ def _optimize(
     styles: list[Path],
     output: Path,
     vgg: Path | None,
-    wanted: Wanted,
+    wanted: DeviceChoice,
     **more: Any,
 ) -> None:
     """Run with progress; after Ctrl-C say how to go on."""
@@ -351,9 +351,9 @@ def _shape(text: str) -> tuple[int, int]:
 
 def _own_scale(exemplar: Path, longer: int) -> float:
     """The scale that leaves an exemplar as large as it is, so that its grains keep their size."""
-    from nst_core.images import open_picture
+    from nst_core.images import open_image
 
-    picture = open_picture(exemplar)
+    picture = open_image(exemplar)
     return max(picture.width, picture.height) / longer
 
 

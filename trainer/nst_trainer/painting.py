@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from nst_core.errors import InputError
-from nst_core.files import written_whole
-from nst_core.images import image_format, open_picture, save_picture
+from nst_core.files import atomic_write
+from nst_core.images import image_format, open_image, save_image
 from nst_trainer.checkpoint import load, read_plain_data, save_plain_data
 from nst_trainer.interrupts import AtOnce
 from nst_trainer.optimize import Iteration, OptimizationError, Run
-from nst_trainer.photos import open_style, to_picture, to_tensor
+from nst_trainer.photos import open_style, to_image, to_tensor
 from nst_trainer.settings import INITS, OptimizationSettings
 from nst_trainer.weights import Weights
 
@@ -64,7 +64,7 @@ def paint(
     """
     image_format(output)
     state_file = output.with_name(output.name + ".resume")
-    pictures = None if content is None else to_tensor(open_picture(content))
+    pictures = None if content is None else to_tensor(open_image(content))
     proportions = (shape or (1, 1)) if pictures is None else (pictures.shape[2], pictures.shape[3])
     check_memory(settings, proportions, device)
     own_start = settings.init not in INITS
@@ -75,7 +75,7 @@ def paint(
         weights,
         shares=shares,
         guides=None if masks is None else _regions(*masks),
-        start=to_tensor(open_picture(Path(settings.init))) if own_start else None,
+        start=to_tensor(open_image(Path(settings.init))) if own_start else None,
         shape=shape,
         tileable=tileable,
         device=device,
@@ -89,7 +89,7 @@ def paint(
     def watch(iteration: Iteration) -> None:
         points.append(_point(iteration))
         if save_every and iteration.number % save_every == 0:
-            save_picture(to_picture(run.picture()), output)
+            save_image(to_image(run.picture()), output)
         on_iteration(iteration)
 
     try:
@@ -100,15 +100,15 @@ def paint(
     except KeyboardInterrupt:
         document = {"schema": STATE, "settings": asdict(settings), "run": run.state(), "points": points}
         save_plain_data(document, state_file)
-        save_picture(to_picture(run.picture()), output)
+        save_image(to_image(run.picture()), output)
         raise
     except OptimizationError as error:
-        save_picture(to_picture(error.picture), output)
+        save_image(to_image(error.picture), output)
         raise
     finally:
         if trace and points:
             _write_trace(points, trace)
-    save_picture(to_picture(run.picture()), output)
+    save_image(to_image(run.picture()), output)
     state_file.unlink(missing_ok=True)
 
 
@@ -128,7 +128,7 @@ def sample_texture(
     height, width = (max(network.min_side, -(-side // network.multiple) * network.multiple) for side in shape)
     empty = torch.zeros(1, 3, height, width, device=device)
     texture = network(empty, None, network.draw_noise(empty, torch.Generator().manual_seed(seed)))
-    save_picture(to_picture(texture[:, :, : shape[0], : shape[1]]), output)
+    save_image(to_image(texture[:, :, : shape[0], : shape[1]]), output)
 
 
 def check_memory(settings: OptimizationSettings, shape: tuple[int, int], device: torch.device = CPU) -> None:
@@ -193,7 +193,7 @@ def _point(iteration: Iteration) -> dict[str, Any]:
 
 def _regions(content: Path, styles: Sequence[Path]) -> tuple[Tensor, list[Tensor]]:
     """Guides `[K, 1, H, W]` of 0 and 1 from pictures of flat colours, the colours in one order."""
-    pixels = [open_picture(path).pixels.astype(np.int32) @ np.array([65536, 256, 1]) for path in (content, *styles)]
+    pixels = [open_image(path).pixels.astype(np.int32) @ np.array([65536, 256, 1]) for path in (content, *styles)]
     colors = np.unique(pixels[0])
     if len(colors) > 16:
         raise InputError(f"{content}: {len(colors)} colours; a mask has one flat colour a region, 16 at most (no JPEG)")
@@ -210,7 +210,7 @@ def _write_trace(points: list[dict[str, Any]], path: Path) -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where no folder keeps its caches it warns, at length
     from matplotlib.figure import Figure
 
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(json.dumps({"schema": "nst-trace/1", "iterations": points}, indent=1) + "\n")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -224,5 +224,5 @@ def _write_trace(points: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("loss, weighted")
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    with written_whole(path.with_suffix(".png")) as beside:
+    with atomic_write(path.with_suffix(".png")) as beside:
         figure.savefig(beside, dpi=120)

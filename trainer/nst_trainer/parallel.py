@@ -21,7 +21,7 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from nst_core.devices import Device, Wanted, choose
+from nst_core.devices import Device, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
 from nst_trainer.watch import FOLLOWS, INTERRUPTED, Watch
 
@@ -154,7 +154,7 @@ class Team:
             raise TeamError(f"{links.watch.reason()}. {GO_ON}") from error
 
 
-def choose_device(wanted: Wanted = "auto") -> tuple[torch.device, Device]:
+def choose_device(wanted: DeviceChoice = "auto") -> tuple[torch.device, Device]:
     """PyTorch's device for `wanted`, and the choice with its reason.
 
     A GPU must be one that this environment's PyTorch can use: else `auto` is the CPU, and `gpu` raises `InputError`.
@@ -178,13 +178,13 @@ def choose_device(wanted: Wanted = "auto") -> tuple[torch.device, Device]:
     return torch.device("cpu"), Device("cpu", reason)
 
 
-def best_device(wanted: Wanted = "auto") -> torch.device:
+def best_device(wanted: DeviceChoice = "auto") -> torch.device:
     """PyTorch's device for `wanted`, where nobody is told why; see `choose_device`."""
     return choose_device(wanted)[0]
 
 
 @contextmanager
-def team(wanted: Wanted = "auto") -> Iterator[Team]:
+def team(wanted: DeviceChoice = "auto") -> Iterator[Team]:
     """The team that `torchrun` made this process a part of, or a team of one, on the device that `choose_device` says.
 
     An `NstError` or Ctrl-C inside ends the team: the other processes hear of it, and so does torchrun's report.

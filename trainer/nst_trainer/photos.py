@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst_core.errors import InputError, PictureError
-from nst_core.images import Picture, Pixels, fitted, open_picture
+from nst_core.errors import ImageError, InputError
+from nst_core.images import ImageData, Pixels, fitted, open_image
 
 AHEAD = 4
 """Batches that are read while the network works on one."""
@@ -38,23 +38,23 @@ def is_blank(pixels: Pixels) -> bool:
     return bool((flat.max(axis=0) - flat.min(axis=0) <= BLANK).all())
 
 
-def open_style(path: Path, *, max_side: int | None = None) -> Picture:
-    """A style image, as `open_picture` reads it; `InputError` for a blank one, which has no style to learn."""
-    picture = open_picture(path, max_side=max_side)
+def open_style(path: Path, *, max_side: int | None = None) -> ImageData:
+    """A style image, as `open_image` reads it; `InputError` for a blank one, which has no style to learn."""
+    picture = open_image(path, max_side=max_side)
     if is_blank(picture.pixels):
         raise InputError(f"{path}: one colour all over, so it has no style; give an image with strokes or forms")
     return picture
 
 
-def to_tensor(picture: Picture) -> Tensor:
+def to_tensor(picture: ImageData) -> Tensor:
     """The picture's pixels as `[1, 3, H, W]`, FP32 in [0, 1]."""
     return torch.from_numpy(picture.pixels.transpose(2, 0, 1)[None].astype(np.float32)) / 255.0
 
 
-def to_picture(tensor: Tensor) -> Picture:
+def to_image(tensor: Tensor) -> ImageData:
     """One picture `[1, 3, H, W]` in [0, 1] as pixels, rounded to the nearest level."""
     levels = tensor.detach()[0].cpu().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
-    return Picture(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))
+    return ImageData(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))
 
 
 class Photos:
@@ -127,11 +127,11 @@ class Photos:
             path = order[(position + attempt) % len(order)]
             try:
                 pixels = _crop(path, side, choice)
-            except PictureError:
+            except ImageError:
                 self.broken.add(path)
                 continue
             if not is_blank(pixels):
-                return to_tensor(Picture(pixels))[0]
+                return to_tensor(ImageData(pixels))[0]
             self.blank.add(path)
         raise InputError(
             f"nothing can be learned from the {len(order)} photographs: {len(self.broken)} cannot be read, "
@@ -150,7 +150,7 @@ class Photos:
 def _crop(path: Path, size: int, choice: random.Random) -> Pixels:
     # Not far from the whole photograph: objects at the scale that people will stylise.
     covering = round(size * choice.uniform(1.0, 1.4))
-    picture = open_picture(path)
+    picture = open_image(path)
     shorter = min(picture.width, picture.height)
     picture = fitted(
         picture,

@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst_core.errors import InputError, NstError, PictureError
+from nst_core.errors import ImageError, InputError, NstError
 from nst_core.images import (
-    Picture,
-    find_pictures,
+    ImageData,
+    find_images,
     fitted,
-    open_picture,
+    open_image,
     sample_photographs,
-    save_picture,
+    save_image,
     side_by_side,
 )
 from nst_trainer import checkpoint
@@ -37,7 +37,7 @@ from nst_trainer.interrupts import AtOnce, uninterrupted
 from nst_trainer.losses import PerceptualLoss, frame, lattice
 from nst_trainer.networks import ARCHITECTURES, Johnson, StyledNetwork
 from nst_trainer.parallel import Team
-from nst_trainer.photos import Photos, open_style, to_picture, to_tensor
+from nst_trainer.photos import Photos, open_style, to_image, to_tensor
 from nst_trainer.settings import PHASES, TrainingSettings
 from nst_trainer.soap import Soap, soap
 from nst_trainer.validation import Curves, Validation, noise, one_hot
@@ -146,7 +146,7 @@ class Training:
         self.teacher_name = teacher.name if teacher else None
         self.teacher = _teacher(teacher, settings, len(self.names), self.team.device) if teacher else None
         self.partly = before is not None
-        self.found = sample_photographs() if photos is None or settings.texture else find_pictures(photos)
+        self.found = sample_photographs() if photos is None or settings.texture else find_images(photos)
         candidates = [preview] if preview else self.found
         self.part = self.team.part(settings.batch)
         if self.team.size > 1:
@@ -520,15 +520,15 @@ class Training:
     def _write_preview(self, painted: Tensor) -> None:
         """The photograph and its paintings in the first of the new styles; of a texture, samples."""
         if self.shown is None:
-            shown = [to_picture(one[None]).pixels for one in painted]
+            shown = [to_image(one[None]).pixels for one in painted]
         else:
             network = self.state.network.eval()
             shown = [self.shown.pixels]
             photo = to_tensor(self.shown).to(self.team.device)
             for style in self._new_styles()[:4]:
                 mix = one_hot(torch.tensor([style], device=photo.device), network.styles)
-                shown.append(to_picture(network(photo, mix)).pixels)
-        save_picture(Picture(side_by_side(shown)), self.output.with_name(f"{self.output.stem}-preview.png"))
+                shown.append(to_image(network(photo, mix)).pixels)
+        save_image(ImageData(side_by_side(shown)), self.output.with_name(f"{self.output.stem}-preview.png"))
 
 
 def unsteadiness(
@@ -606,12 +606,12 @@ def _commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def _preview_photo(candidates: list[Path], multiple: int) -> Picture:
+def _preview_photo(candidates: list[Path], multiple: int) -> ImageData:
     """The first that can be read, at most 512 pixels a side, cut to multiples of `multiple`."""
     for path in candidates:
         try:
-            picture = open_picture(path, max_side=512)
-        except PictureError:
+            picture = open_image(path, max_side=512)
+        except ImageError:
             if path is candidates[-1]:
                 raise
             continue

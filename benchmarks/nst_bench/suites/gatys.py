@@ -19,7 +19,7 @@ import torch
 
 from nst_bench.machine import header, matrix_product_rate
 from nst_bench.measure import summarize
-from nst_core.images import fitted, open_picture, sample_photographs
+from nst_core.images import fitted, open_image, sample_photographs
 from nst_trainer.optimize import WARM_UP, Iteration, Run
 from nst_trainer.photos import to_tensor
 from nst_trainer.settings import PRESETS, OptimizationSettings
@@ -142,8 +142,8 @@ def _whole(weights: Weights, size: int, device: torch.device) -> dict[str, Any]:
 
 def _pictures(size: int, style: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     photographs = sample_photographs()
-    content = to_tensor(fitted(open_picture(photographs[-1]), size, size))
-    return content, to_tensor(open_picture(style or photographs[2]))
+    content = to_tensor(fitted(open_image(photographs[-1]), size, size))
+    return content, to_tensor(open_image(style or photographs[2]))
 
 
 def _result(

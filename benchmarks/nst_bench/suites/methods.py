@@ -27,7 +27,7 @@ from nst_bench.measure import summarize, timed
 from nst_bench.suites import gatys
 from nst_core.devices import Device
 from nst_core.errors import NstError
-from nst_core.images import Picture, open_picture, sample_photographs
+from nst_core.images import ImageData, open_image, sample_photographs
 from nst_core.memory import keep_freed_memory
 from nst_trainer.checkpoint import Checkpoint, frozen, load, parameters
 from nst_trainer.networks import ARCHITECTURES
@@ -248,8 +248,8 @@ def _network(architecture: dict[str, Any], size: int, where: torch.device) -> Ca
 def _optimisation(size: int, vgg: Path | None, where: torch.device) -> Callable[[], object]:
     """An iteration, with the memory settings of the commands; a photograph stands in for the painting."""
     keep_freed_memory()
-    content = to_tensor(Picture(photograph(size, size)))
-    style = to_tensor(open_picture(sample_photographs()[0]))
+    content = to_tensor(ImageData(photograph(size, size)))
+    style = to_tensor(open_image(sample_photographs()[0]))
     run = Run(content, [style], _settings(size), vgg16_weights(vgg), device=where)
 
     def iterate() -> None:

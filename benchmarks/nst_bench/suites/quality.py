@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nst_bench.machine import header
 from nst_core.errors import InputError
-from nst_core.images import Picture, fitted, open_picture
+from nst_core.images import ImageData, fitted, open_image
 from nst_trainer.checkpoint import Checkpoint, parameters
 from nst_trainer.losses import lattice
 from nst_trainer.networks import StyledNetwork
@@ -60,7 +60,7 @@ def measure(
     settings = baseline(checkpoint, size, LONGEST, painting)
     rows = []
     for photo in photos:
-        picture = fitted(open_picture(photo), size, size)
+        picture = fitted(open_image(photo), size, size)
         run = Run(to_tensor(picture), [painting], settings, weights, device=device or torch.device("cpu"))
         row = {"photo": photo.name, **network_losses(run, paint), **appearance(paint, picture)}
         curve, in_range = _curves(run, row["loss"])
@@ -89,7 +89,7 @@ def measure(
 
 def painting_of(checkpoint: Checkpoint, style: Path) -> Tensor:
     """The style's picture `[1, 3, H, W]` as the network's training had it: made smaller if need be, never larger."""
-    return to_tensor(open_picture(style, max_side=_style_size(checkpoint)))
+    return to_tensor(open_image(style, max_side=_style_size(checkpoint)))
 
 
 def _style_size(checkpoint: Checkpoint) -> int:
@@ -189,7 +189,7 @@ def iterations_worth(curve: Sequence[float], goal: float) -> int | None:
     return next((number for number, loss in enumerate(curve, 1) if loss <= goal), None)
 
 
-def appearance(paint: Paint, photo: Picture) -> dict[str, float]:
+def appearance(paint: Paint, photo: ImageData) -> dict[str, float]:
     """What the loss does not see, in levels of 255."""
     pictures = to_tensor(photo)
     painted = paint(pictures)

@@ -24,7 +24,7 @@ from nst_bench.gpu import torch_device
 from nst_bench.machine import header
 from nst_bench.measure import summarize, timed
 from nst_core.devices import Device
-from nst_core.images import open_picture, sample_photographs
+from nst_core.images import open_image, sample_photographs
 from nst_core.memory import keep_freed_memory
 from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
 from nst_trainer.networks import Johnson
@@ -130,7 +130,7 @@ def plain_loop(settings: TrainingSettings, weights: Weights, where: torch.device
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
     loss_network = _PlainVgg(weights, where)
     photos = Photos(sample_photographs(), batch=settings.batch, crop_of=lambda _: settings.crop, seed=settings.seed)
-    style = to_tensor(open_picture(sample_photographs()[0], max_side=settings.style_size))
+    style = to_tensor(open_image(sample_photographs()[0], max_side=settings.style_size))
     with torch.no_grad():
         targets = {layer: _gram(value) for layer, value in loss_network(style.to(where)).items()}
     number = 0

@@ -25,7 +25,7 @@ from nst_client.web.making import Maker, Making
 from nst_client.web.server import key
 from nst_client.web.studio import Painting, Photo, Studio, Visitor
 from nst_core.errors import InputError, NstError
-from nst_core.images import Picture, encode_picture, open_picture
+from nst_core.images import ImageData, encode_image, open_image
 
 PAGE = Path(__file__).parent / "page"
 
@@ -244,7 +244,7 @@ class Site:
     async def _frame(self, data: bytes, recipe: Recipe) -> bytes:
         if not self.server.up.is_set():
             raise InputError("the painter does not answer: trying again")
-        frame = (await asyncio.to_thread(open_picture, io.BytesIO(data), max_pixels=FRAME_PIXELS)).pixels
+        frame = (await asyncio.to_thread(open_image, io.BytesIO(data), max_pixels=FRAME_PIXELS)).pixels
         try:
             painted = await self.server.client.stylize(frame, recipe.style)
         except Unreachable as error:
@@ -255,7 +255,7 @@ class Site:
 
         def encoded() -> bytes:
             result = finished(frame, painted, recipe.strength, recipe.preserve_color)
-            return encode_picture(Picture(result), "JPEG", quality=85)
+            return encode_image(ImageData(result), "JPEG", quality=85)
 
         return await asyncio.to_thread(encoded)
 

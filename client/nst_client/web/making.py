@@ -29,8 +29,8 @@ from typing import BinaryIO
 from nst_client.web.server import Server
 from nst_core.console import say
 from nst_core.errors import InputError, MissingExtra, NstError
-from nst_core.files import written_whole
-from nst_core.images import Picture, open_picture, save_picture
+from nst_core.files import atomic_write
+from nst_core.images import ImageData, open_image, save_image
 
 LARGEST = 2048
 """Longer side of a painting that is kept to learn from, pixels; the trainer shrinks it further."""
@@ -112,7 +112,7 @@ class Maker:
         self._news = asyncio.Event()
 
     async def order(self, owner: str, name: str, data: bytes) -> Making:
-        """Keep a painting, the bytes of its file, to be learned. Raises `InputError`, `PictureError`, `WriteError`."""
+        """Keep a painting, the bytes of its file, to be learned. Raises `InputError`, `ImageError`, `WriteError`."""
         name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
         if not name:
             raise InputError("give the style a name of letters or digits")
@@ -221,7 +221,7 @@ class Maker:
                 await self._run(making, lock, "nst_trainer.cli", *command)
             if _version(self.gallery) != base:
                 raise Failed(f"{self.gallery.name} was changed while this was learned: try again")
-            with written_whole(self.gallery) as beside:
+            with atomic_write(self.gallery) as beside:
                 shutil.copyfile(new, beside)
         making.learned_whole = True
         self._keep(making)
@@ -267,11 +267,11 @@ class Maker:
             await asyncio.sleep(FOLLOWED)
 
     def _keep_picture(self, making: Making, data: bytes) -> None:
-        picture = open_picture(io.BytesIO(data), max_pixels=self.max_pixels, max_side=LARGEST)
-        save_picture(Picture(picture.pixels), self._own(making) / f"{making.name}.png")
+        picture = open_image(io.BytesIO(data), max_pixels=self.max_pixels, max_side=LARGEST)
+        save_image(ImageData(picture.pixels), self._own(making) / f"{making.name}.png")
 
     def _keep(self, making: Making) -> None:
-        with written_whole(self._own(making) / "making.json", private=True) as beside:
+        with atomic_write(self._own(making) / "making.json", private=True) as beside:
             beside.write_text(json.dumps(asdict(making)))
 
     def _own(self, making: Making) -> Path:

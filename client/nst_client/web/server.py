@@ -12,7 +12,7 @@ from nst_client.sheet import sample
 from nst_client.styles import Style
 from nst_core.console import say
 from nst_core.errors import NstError
-from nst_core.images import Picture, encode_picture, fitted
+from nst_core.images import ImageData, encode_image, fitted
 
 EVERY = 2.0
 """Seconds between two looks at the server."""
@@ -46,7 +46,7 @@ class Server:
                 if key(style) not in self.thumbnails:
                     with suppress(NstError):  # a style that cannot be painted now is tried again later
                         painted = await self.client.stylize(photo.pixels, style.name)
-                        self.thumbnails[key(style)] = encode_picture(Picture(painted), "JPEG", quality=88)
+                        self.thumbnails[key(style)] = encode_image(ImageData(painted), "JPEG", quality=88)
             known = {key(style) for style in self.styles}
             self.thumbnails = {name: data for name, data in self.thumbnails.items() if name in known}
             await asyncio.sleep(EVERY)

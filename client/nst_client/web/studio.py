@@ -28,7 +28,7 @@ from nst_client.jobs import Recipe, finished
 from nst_client.styles import mixed
 from nst_client.web.server import Server
 from nst_core.errors import InputError, NstError
-from nst_core.images import WRITABLE, Picture, encode_picture, open_picture, resized
+from nst_core.images import WRITABLE, ImageData, encode_image, open_image, resized
 
 SHOWN = 1600
 """Longer side of what the page shows, pixels; what is downloaded has the painting's own size."""
@@ -146,8 +146,8 @@ class Studio:
         return visitor
 
     async def take(self, visitor: Visitor, data: bytes) -> Photo:
-        """A photograph from the bytes of its file. Raises `PictureError`, and `InputError` for a full disk."""
-        picture = await self.worked(open_picture, io.BytesIO(data), max_pixels=self.limits.pixels)
+        """A photograph from the bytes of its file. Raises `ImageError`, and `InputError` for a full disk."""
+        picture = await self.worked(open_image, io.BytesIO(data), max_pixels=self.limits.pixels)
         name = secrets.token_hex(8)
         photo = Photo(name, visitor.folder / name, picture.width, picture.height)
         with self._room(visitor, photo.file, len(data) + _shown_bytes(picture.width, picture.height)):
@@ -202,7 +202,7 @@ class Studio:
 
     async def shown_before(self, photo: Photo) -> bytes:
         """JPEG of a photograph, at most `SHOWN` pixels a side."""
-        return await self.worked(lambda: encode_picture(Picture(np.load(_small(photo.file))), "JPEG", quality=88))
+        return await self.worked(lambda: encode_image(ImageData(np.load(_small(photo.file))), "JPEG", quality=88))
 
     async def shown(self, painting: Painting, recipe: Recipe) -> bytes:
         """JPEG of a finished painting, at most `SHOWN` pixels a side, with the recipe's strength and colours."""
@@ -322,7 +322,7 @@ class Studio:
         painting.status = "painting"
         try:
             picture = await self.worked(
-                open_picture, painting.photo.file, max_pixels=self.limits.pixels, max_side=painting.max_side
+                open_image, painting.photo.file, max_pixels=self.limits.pixels, max_side=painting.max_side
             )
             pixels = await self.server.client.stylize(picture.pixels, painting.style, on_tile=on_tile)
             size = pixels.nbytes + _shown_bytes(picture.width, picture.height)
@@ -332,7 +332,7 @@ class Studio:
             painting.status, painting.tiles = "waiting", (0, 0)
 
 
-def _keep_photo(photo: Photo, picture: Picture, data: bytes) -> None:
+def _keep_photo(photo: Photo, picture: ImageData, data: bytes) -> None:
     photo.file.write_bytes(data)
     np.save(_small(photo.file), _fit(picture).pixels)
 
@@ -341,25 +341,25 @@ def _keep_painting(painting: Painting, pixels: Any) -> None:
     """Without compression: it is read for every download and gone with the visitor."""
     with painting.file.open("wb") as file:
         np.save(file, pixels)
-    np.save(_small(painting.file), _fit(Picture(pixels)).pixels)
+    np.save(_small(painting.file), _fit(ImageData(pixels)).pixels)
 
 
 def _shown(painting: Painting, recipe: Recipe) -> bytes:
     painted = np.load(_small(painting.file))
-    photo = resized(Picture(np.load(_small(painting.photo.file))), painted.shape[1], painted.shape[0]).pixels
+    photo = resized(ImageData(np.load(_small(painting.photo.file))), painted.shape[1], painted.shape[0]).pixels
     result = finished(photo, painted, recipe.strength, recipe.preserve_color)
-    return encode_picture(Picture(result), "JPEG", quality=88)
+    return encode_image(ImageData(result), "JPEG", quality=88)
 
 
 def _whole(painting: Painting, recipe: Recipe, max_pixels: int) -> tuple[bytes, str]:
-    picture = open_picture(painting.photo.file, max_pixels=max_pixels, max_side=painting.max_side)
+    picture = open_image(painting.photo.file, max_pixels=max_pixels, max_side=painting.max_side)
     pixels = finished(picture.pixels, np.load(painting.file), recipe.strength, recipe.preserve_color)
     kind = picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG"
     result = replace(picture, pixels=pixels, metadata=replace(picture.metadata, process=recipe.record))
-    return encode_picture(result, kind, quality=recipe.quality), kind
+    return encode_image(result, kind, quality=recipe.quality), kind
 
 
-def _fit(picture: Picture) -> Picture:
+def _fit(picture: ImageData) -> ImageData:
     scale = min(1.0, SHOWN / max(picture.width, picture.height))
     return resized(picture, max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
 
