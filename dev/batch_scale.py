@@ -20,9 +20,9 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from nst_client import StyleClient
-from nst_client.batch import MANIFEST, Batch, Manifest, cluster, paint
-from nst_client.jobs import Recipe
-from nst_client.storage import Folder
+from nst_client.batch.run import MANIFEST, Batch, Manifest, cluster, paint
+from nst_client.batch.storage import Folder
+from nst_client.stylize.jobs import Recipe
 from nst_core.console import progress, say
 from nst_core.errors import ImageError
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from nst_core.images import ImageData, open_image, sample_photographs, save_image
-from nst_export import exporter
+from nst_export import pipeline as exporter
 from nst_server import triton
 
 GALLERY = Path("models/gallery.pth")

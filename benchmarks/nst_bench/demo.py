@@ -19,7 +19,7 @@ import typer
 
 from nst_bench import report
 from nst_bench.commands import CHECKPOINT, GALLERY
-from nst_client.sheet import contact_sheet
+from nst_client.stylize.contact_sheet import contact_sheet
 from nst_core.console import duration, one_line_errors, say
 from nst_core.images import Pixels, fitted, open_image, sample_photographs, save_image
 from nst_server import triton

@@ -36,8 +36,8 @@ from nst_core.distribution import install_command
 from nst_core.errors import InputError
 from nst_core.images import Pixels, fitted, open_image, sample_photographs
 from nst_core.onnx_runtime import import_onnxruntime
-from nst_export import exporter
-from nst_export.served import INPUT, STYLE_WEIGHTS, ServedModel
+from nst_export import pipeline as exporter
+from nst_export.modules import INPUT, STYLE_WEIGHTS, ServedModel
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson, StyledNetwork

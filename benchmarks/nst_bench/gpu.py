@@ -20,7 +20,7 @@ from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
 from nst_core.onnx_runtime import import_onnxruntime
-from nst_export.served import INPUT, OUTPUT, STYLE_WEIGHTS
+from nst_export.modules import INPUT, OUTPUT, STYLE_WEIGHTS
 
 GRAPHS = 8
 """CUDA graphs of PyTorch that are kept; the one that has waited longest for its shape ends."""

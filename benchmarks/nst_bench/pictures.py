@@ -24,10 +24,10 @@ from PIL import Image
 
 from nst_bench.commands import CHECKPOINT, GALLERY
 from nst_client import AsyncStyleClient, StyleClient
-from nst_client.footage import Encoder, Footage, Format, Frame
-from nst_client.schedule import Schedule
-from nst_client.sheet import contact_sheet
-from nst_client.video import Plan, paint_video
+from nst_client.stylize.contact_sheet import contact_sheet
+from nst_client.video.footage import Encoder, Footage, Format, Frame
+from nst_client.video.schedule import Schedule
+from nst_client.video.stylize import Plan, paint_video
 from nst_core.console import one_line_errors, progress, say
 from nst_core.files import atomic_write
 from nst_core.images import (
@@ -41,7 +41,7 @@ from nst_core.images import (
     save_image,
     side_by_side,
 )
-from nst_export import exporter
+from nst_export import pipeline as exporter
 
 FOLDER = Path("docs/pictures")
 

@@ -2,10 +2,10 @@
 
 from nst_client.client import AsyncStyleClient, StyleClient
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, UnknownStyle, Unreachable, Untrusted
-from nst_client.statistics import Statistics
 from nst_client.styles import Style
 from nst_client.testing import MockTransport
-from nst_client.transports import Request, Transport
+from nst_client.transports.base import Request, Transport
+from nst_client.transports.statistics import Statistics
 
 __all__ = [
     "AsyncStyleClient",

@@ -15,14 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nst_client import buffers, cuda_memory
-from nst_client.coroutines import finished, pause, worked
-from nst_client.cuda_memory import CudaPixels, pixels_on_gpu
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, UnknownStyle, Unreachable
-from nst_client.statistics import Statistics
 from nst_client.styles import Style, mixed, offered, statistics_model, tiled_model
 from nst_client.tiles import thumbnail
-from nst_client.transports import (
+from nst_client.transports import buffers, cuda_memory
+from nst_client.transports.base import (
     INPUT,
     OUTPUT,
     STATISTICS,
@@ -34,6 +31,9 @@ from nst_client.transports import (
     Weights,
     connect,
 )
+from nst_client.transports.coroutines import finished, pause, worked
+from nst_client.transports.cuda_memory import CudaPixels, pixels_on_gpu
+from nst_client.transports.statistics import Statistics
 from nst_core import images
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels

@@ -10,7 +10,7 @@ import numpy as np
 
 from nst_client.errors import ServiceError
 from nst_client.tiles import Grid
-from nst_client.transports import ModelConfig, Weights
+from nst_client.transports.base import ModelConfig, Weights
 from nst_core.errors import InputError
 from nst_core.images import MAX_PIXELS
 

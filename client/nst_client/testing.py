@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from nst_client.errors import Rejected
-from nst_client.statistics import Statistics
-from nst_client.transports import INPUT, Array, ModelConfig, Request
+from nst_client.transports.base import INPUT, Array, ModelConfig, Request
+from nst_client.transports.statistics import Statistics
 
 ONE_STYLE: Mapping[str, Mapping[str, str]] = MappingProxyType({"style": {}})
 

@@ -17,10 +17,12 @@ from nst_core.devices import Gpu
 from nst_core.distribution import install_command
 from nst_core.engines.plans import PlanError, Profile, Shape
 from nst_core.onnx_runtime import import_onnxruntime, machine_extra
-from nst_export import onnx, tensorrt, verify
+from nst_export import conversion as onnx
+from nst_export import tensorrt
+from nst_export import verification as verify
 from nst_export.errors import ExportError
-from nst_export.served import INPUT, STYLE_WEIGHTS, TensorSpec
-from nst_export.verify import Agreement, Engine, Limits
+from nst_export.modules import INPUT, STYLE_WEIGHTS, TensorSpec
+from nst_export.verification import Agreement, Engine, Limits
 
 LIMITS = {"fp32": Limits(2, 60.0), "fp16": Limits(16, 50.0)}
 """By the precision of the convolutions. The levels are wider than on the CPU, since far more pixels are compared."""

@@ -16,8 +16,8 @@ from nst_core.errors import InputError, NstError
 from nst_core.options import HELP
 
 if TYPE_CHECKING:
-    from nst_export.exporter import Target
-    from nst_export.rewrite import Engine
+    from nst_export.pipeline import Target
+    from nst_export.rewrites import Engine
 
 
 class _CheckpointOrCommand(TyperGroup):
@@ -98,8 +98,9 @@ def publish(
     engine that could not run where it was exported.
     """
     with one_line_errors("export"):
-        from nst_export import exporter, tensorrt
+        from nst_export import pipeline as exporter
         from nst_export import repository as triton
+        from nst_export import tensorrt
 
         found = exporter.find(checkpoints)
         if name and len(found) > 1:
@@ -169,7 +170,7 @@ def verify(
 ) -> None:
     """Run an engine for GPUs on this machine's, compare it with its verified graph, and note the figures."""
     with one_line_errors("export"):
-        from nst_export import exporter
+        from nst_export import pipeline as exporter
 
         _show(exporter.verify_published(folder))
         say(f"verified {folder}")
@@ -177,7 +178,7 @@ def verify(
 
 def _engine(wanted: DeviceChoice, engine: Engine | None, target: Target | None) -> Engine:
     """What will run the model: `--for`, what the target is for, or what the device has, which is said."""
-    from nst_export.exporter import engine_for
+    from nst_export.pipeline import engine_for
 
     if target in ("tensorrt", "tensorrt-rtx"):
         if engine not in (None, "tensorrt"):

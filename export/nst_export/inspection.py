@@ -14,8 +14,10 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, helper
 
 from nst_core.errors import InputError
-from nst_export import onnx, repository, verify
-from nst_export.served import STATISTICS
+from nst_export import conversion as onnx
+from nst_export import repository
+from nst_export import verification as verify
+from nst_export.modules import STATISTICS
 
 
 def find(path: Path) -> list[Path]:

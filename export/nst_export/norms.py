@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from nst_export.graph import Graph, attribute
+from nst_export.graph_edits import Graph, attribute
 
 GROUP_OPSET, GROUP_IR_VERSION = 21, 10
 """The first ones whose `GroupNormalization` is not deprecated; what the other operators do here stays the same."""

@@ -28,8 +28,8 @@ from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 from nst_export.errors import ExportError
-from nst_export.rewrite import Engine
-from nst_export.served import STATISTICS, STYLE_WEIGHTS, TensorSpec
+from nst_export.modules import STATISTICS, STYLE_WEIGHTS, TensorSpec
+from nst_export.rewrites import Engine
 from nst_server.access import HEADER
 from nst_server.state import key_for
 

@@ -16,7 +16,7 @@ from nst_bench.gpu import MissingEngine, by_cuda_sessions, by_tensorrt
 from nst_bench.suites import latency
 from nst_core import devices
 from nst_core.devices import Device, Gpu
-from nst_export import exporter
+from nst_export import pipeline as exporter
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 

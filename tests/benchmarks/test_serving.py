@@ -19,10 +19,10 @@ from nst_bench.cli import app
 from nst_bench.engines import Bare, Served, photograph, served
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
 from nst_client import MockTransport, Statistics, StyleClient
-from nst_client import transports as wire
+from nst_client.transports import base as wire
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_export import exporter
+from nst_export import pipeline as exporter
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson

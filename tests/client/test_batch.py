@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from nst_client import MockTransport, StyleClient, sections
-from nst_client.batch import JOB, Batch, heeding_interrupts
-from nst_client.batch_cli import batch_app
-from nst_client.footage import Footage
-from nst_client.jobs import Recipe
-from nst_client.storage import OWN, Folder
+from nst_client import MockTransport, StyleClient
+from nst_client.batch import sections
+from nst_client.batch.cli import batch_app
+from nst_client.batch.run import JOB, Batch, heeding_interrupts
+from nst_client.batch.storage import OWN, Folder
+from nst_client.stylize.jobs import Recipe
+from nst_client.video.footage import Footage
 from nst_core.distribution import install_command
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import open_image, process_of_file
@@ -246,7 +247,7 @@ def test_a_wrong_input(tmp_path: Path, url: str, said: str) -> None:
 
 def test_without_the_extra(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "nst_client.batch")
+    monkeypatch.delitem(sys.modules, "nst_client.batch.run")
     result = CliRunner().invoke(batch_app, [str(photos), str(tmp_path / "out"), "--style", "x"])
     assert result.exit_code == 1
     assert " ".join(result.stderr.split()) == f"error: this needs the package 'pyarrow': {install_command('batch')}"

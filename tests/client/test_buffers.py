@@ -8,9 +8,10 @@ import threading
 import numpy as np
 import pytest
 
-from nst_client import MockTransport, StyleClient, buffers
-from nst_client.buffers import Pool, size_class
-from nst_client.wire import array_of, decoded, encoded, outputs
+from nst_client import MockTransport, StyleClient
+from nst_client.transports import buffers
+from nst_client.transports.buffers import Pool, size_class
+from nst_client.transports.wire import array_of, decoded, encoded, outputs
 
 SHAPE = (1, 512, 512, 3)
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import nst_client.local
+import nst_client.transports.local
 from nst_client import Rejected, ServiceError, StyleClient
-from nst_client.local import Local
-from nst_client.transports import Request
+from nst_client.transports.base import Request
+from nst_client.transports.local import Local
 from nst_core.devices import Gpu
 from nst_core.engines import onnx_cuda, plans, tensorrt
 from nst_core.errors import InputError, MissingExtra
@@ -36,7 +36,7 @@ def repository(folder: Path, config: str, kind: str) -> Path:
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nst_client.local, "gpus", lambda: ([H100], ""))
+    monkeypatch.setattr(nst_client.transports.local, "gpus", lambda: ([H100], ""))
 
 
 def run(local: Local, size: int = 8) -> Pixels:
@@ -188,7 +188,7 @@ def test_a_config_that_cannot_be_read_keeps_nobody_from_the_others(
 
 
 def test_a_model_for_a_gpu_keeps_nobody_from_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nst_client.local, "gpus", lambda: ([], "no NVIDIA GPU"))
+    monkeypatch.setattr(nst_client.transports.local, "gpus", lambda: ([], "no NVIDIA GPU"))
     folder = repository(tmp_path, ONNX, "KIND_CPU")
     (tmp_path / "wave").rename(tmp_path / "calm")
     local = Local(repository(folder, ONNX, "KIND_GPU"))
@@ -211,7 +211,7 @@ def test_a_config_that_lacks_what_tensorrt_needs(
 @pytest.mark.parametrize("config", [ONNX, TENSORRT])
 def test_a_model_for_a_gpu_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> None:
     """It never runs on the CPU without a word."""
-    monkeypatch.setattr(nst_client.local, "gpus", lambda: ([], "no NVIDIA GPU (NVML: none)"))
+    monkeypatch.setattr(nst_client.transports.local, "gpus", lambda: ([], "no NVIDIA GPU (NVML: none)"))
     local = Local(repository(tmp_path, config, "KIND_GPU"))
     words = (
         r"wave is for an NVIDIA GPU and cannot run here: no NVIDIA GPU \(NVML: none\); "

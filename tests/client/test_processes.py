@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import nst_client.local
-import nst_client.triton
+import nst_client.transports.local
+import nst_client.transports.triton
 from nst_client import AsyncStyleClient, MockTransport, StyleClient
-from nst_client.local import Local
+from nst_client.transports.local import Local
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
 
@@ -250,7 +250,7 @@ def test_a_forked_child_opens_local_models_itself(tmp_path: Path, monkeypatch: p
         def work() -> None:
             client.stylize(PIXELS, "wave")
             assert engines.said == ["session CPUExecutionProvider"] * 2
-            assert nst_client.local._parents
+            assert nst_client.transports.local._parents
 
         assert in_child(work) == 0
         client.stylize(PIXELS, "wave")

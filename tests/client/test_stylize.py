@@ -19,9 +19,9 @@ from typer.testing import CliRunner, Result
 
 import nst_client
 from nst_client import MockTransport, Rejected, Request, StyleClient, TimedOut, Unreachable
-from nst_client.cli import stylize_app, token_of
-from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted
 from nst_client.styles import mix_of
+from nst_client.stylize.cli import stylize_app, token_of
+from nst_client.stylize.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels, open_image, process_of_file
 
@@ -244,14 +244,14 @@ def test_an_image_that_its_format_cannot_hold_is_one_line(
 def test_an_image_that_the_memory_does_not_hold_is_one_line(
     server: MockTransport, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = nst_client.jobs.open_image
+    real = nst_client.stylize.jobs.open_image
 
     def opened(source: Path, **options: int) -> object:
         if source.name == "b.png":
             raise MemoryError
         return real(source, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(nst_client.jobs, "open_image", opened)
+    monkeypatch.setattr(nst_client.stylize.jobs, "open_image", opened)
     result = stylize(photos, "-o", tmp_path / "out")
     assert result.exit_code == 1
     *_, large, count = result.stderr.splitlines()
@@ -459,7 +459,7 @@ def answers(*, fail_at: int, error: Exception) -> Callable[[Request], Pixels]:
 def test_a_server_that_is_gone_ends_the_run_and_the_next_goes_on(
     server: MockTransport, photos: Path, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nst_client.cli, "PATIENCE", 0)
+    monkeypatch.setattr(nst_client.stylize.cli, "PATIENCE", 0)
     server.handler = answers(fail_at=3, error=Unreachable("no server answers at mock:"))
     result = stylize(photos, "-o", tmp_path / "out", "--json", "--jobs", jobs)
     assert result.exit_code == 1

@@ -21,17 +21,18 @@ import pytest
 from typer.testing import CliRunner
 
 import nst_client.client
-from nst_client import AsyncStyleClient, MockTransport, Rejected, Request, StyleClient, UnknownStyle, footage
-from nst_client import video as room
-from nst_client.flow import Smoother, motion
-from nst_client.footage import Footage
-from nst_client.jobs import Recipe
-from nst_client.schedule import Schedule
-from nst_client.sections import Film, Section
-from nst_client.storage import OWN, Folder
-from nst_client.transports import INPUT, STYLE_WEIGHTS, Array
-from nst_client.video import Plan, Result, paint_video
-from nst_client.video_cli import video_app
+from nst_client import AsyncStyleClient, MockTransport, Rejected, Request, StyleClient, UnknownStyle
+from nst_client.batch.sections import Film, Section
+from nst_client.batch.storage import OWN, Folder
+from nst_client.stylize.jobs import Recipe
+from nst_client.transports.base import INPUT, STYLE_WEIGHTS, Array
+from nst_client.video import footage
+from nst_client.video import stylize as room
+from nst_client.video.cli import video_app
+from nst_client.video.flow import Smoother, motion
+from nst_client.video.footage import Footage
+from nst_client.video.schedule import Schedule
+from nst_client.video.stylize import Plan, Result, paint_video
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
 
@@ -607,9 +608,9 @@ def test_a_stop_says_how_far_it_came(film: Path, tmp_path: Path, served: MockTra
 
 
 def test_without_the_extra(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "nst_client.video")
-    monkeypatch.setitem(sys.modules, "nst_client.footage", None)
-    monkeypatch.delitem(sys.modules, "nst_client.footage")
+    monkeypatch.delitem(sys.modules, "nst_client.video.stylize")
+    monkeypatch.setitem(sys.modules, "nst_client.video.footage", None)
+    monkeypatch.delitem(sys.modules, "nst_client.video.footage")
     monkeypatch.setitem(sys.modules, "av", None)
     result = CliRunner().invoke(video_app, [str(film), "-o", str(tmp_path / "o.mp4"), "-s", "same"])
     assert result.exit_code == 1

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 import nst_client.client
 from nst_client import MockTransport, Request, Unreachable
-from nst_client import webcam as room
-from nst_client.transports import INPUT, Array
-from nst_client.video_cli import webcam_app
-from nst_client.webcam import Newest, Shot, Tally, chosen, live, played
+from nst_client.transports.base import INPUT, Array
+from nst_client.video import webcam as room
+from nst_client.video.cli import webcam_app
+from nst_client.video.webcam import Newest, Shot, Tally, chosen, live, played
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 
@@ -306,7 +306,7 @@ def test_the_style_of_a_key(key: str, style: str) -> None:
 def test_a_camera_that_is_not_there_is_one_line() -> None:
     """Also of what OpenCV's own code would write to the process's stderr."""
     code = (
-        "from nst_client.webcam import camera\n"
+        "from nst_client.video.webcam import camera\n"
         "try:\n    next(camera(99, None))\n"
         "except Exception as error:\n    print(error)\n"
     )
@@ -321,7 +321,7 @@ def test_json_is_all_on_stdout_beside_a_window(tmp_path: Path) -> None:
         "from nst_client import MockTransport, StyleClient\n"
         "from nst_client import client\n"
         "client.connect = lambda *arguments, **options: MockTransport(lambda request: request.inputs['image'])\n"
-        "from nst_client.video_cli import webcam_app\n"
+        "from nst_client.video.cli import webcam_app\n"
         "webcam_app()\n"
     )
     source = clip(tmp_path / "s.mp4", panned(3, 32, 32))

@@ -18,9 +18,9 @@ import pytest
 from nst_core.engines import plans
 from nst_core.engines.plans import PlanError, PlanKey, Profile
 from nst_core.files import cache_folder
-from nst_export import onnx as exporting
-from nst_export.rewrite import FOR, rewrite
-from nst_export.served import ServedModel
+from nst_export import conversion as exporting
+from nst_export.modules import ServedModel
+from nst_export.rewrites import FOR, rewrite
 from nst_trainer.checkpoint import Checkpoint
 
 from ..fakes import GPU, FakeGpu, fake_gpu

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from nst_core.images import open_image, sample_photographs
-from nst_export import onnx, repository
-from nst_export.exporter import exportables
+from nst_export import conversion as onnx
+from nst_export import repository
+from nst_export.pipeline import exportables
 from nst_export.repository import Serving
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Fast, StyledNetwork, Ulyanov

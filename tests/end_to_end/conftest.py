@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from nst_export import onnx, repository
-from nst_export.exporter import exportables
+from nst_export import conversion as onnx
+from nst_export import repository
+from nst_export.modules import ServedModel, TiledModel
+from nst_export.pipeline import exportables
 from nst_export.repository import Serving
-from nst_export.served import ServedModel, TiledModel
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import Johnson
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from nst_core.images import Pixels
-from nst_export.served import Exportable
+from nst_export.modules import Exportable
 from nst_server.state import key_for
 from nst_server.triton import Endpoints
 

@@ -18,11 +18,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nst_client import MockTransport, Request, StyleClient
-from nst_client.batch import Batch, cluster, paint
-from nst_client.batch_cli import batch_app
-from nst_client.footage import Footage
-from nst_client.jobs import Recipe
-from nst_client.storage import Folder
+from nst_client.batch.cli import batch_app
+from nst_client.batch.run import Batch, cluster, paint
+from nst_client.batch.storage import Folder
+from nst_client.stylize.jobs import Recipe
+from nst_client.video.footage import Footage
 from nst_core.images import Pixels, open_image
 from nst_server import triton
 from nst_server.triton import Endpoints

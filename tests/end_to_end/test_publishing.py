@@ -12,8 +12,8 @@ import tritonclient.grpc as triton
 
 from nst_client import StyleClient
 from nst_core.images import Pixels, fitted, open_image, sample_photographs
-from nst_export.served import TextureModel
-from nst_export.verify import examples
+from nst_export.modules import TextureModel
+from nst_export.verification import examples
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson, Ulyanov
 

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from nst_client import StyleClient
-from nst_client.cli import styles_app
-from nst_client.sheet import CAPTION, COLUMNS, GAP, HEIGHT, WIDTH, contact_sheet
+from nst_client.stylize.cli import styles_app
+from nst_client.stylize.contact_sheet import CAPTION, COLUMNS, GAP, HEIGHT, WIDTH, contact_sheet
 from nst_core.images import ImageData, Pixels, fitted, open_image, resized, sample_photographs
 
 from .conftest import LIMIT

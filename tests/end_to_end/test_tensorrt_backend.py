@@ -24,9 +24,9 @@ import torch
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException, shared_memory
 
-from nst_export import onnx as exporting
-from nst_export.rewrite import FOR, rewrite
-from nst_export.served import ServedModel
+from nst_export import conversion as exporting
+from nst_export.modules import ServedModel
+from nst_export.rewrites import FOR, rewrite
 from nst_server import triton
 from nst_server.control import Control
 from nst_server.triton import Endpoints

@@ -19,9 +19,9 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 
 from nst_client import Rejected, Request, StyleClient, Unreachable
-from nst_client.coroutines import finished
+from nst_client.transports.coroutines import finished
 from nst_core.images import ImageData, Pixels, fitted, open_image, save_image
-from nst_export.served import ServedModel
+from nst_export.modules import ServedModel
 from nst_server.triton import Endpoints
 from nst_trainer.checkpoint import load
 

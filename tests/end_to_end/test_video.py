@@ -16,7 +16,7 @@ import pytest
 from nst_bench import tables
 from nst_bench.engines import Served
 from nst_bench.suites import video
-from nst_client.video import PART
+from nst_client.video.stylize import PART
 
 from ..client.clips import apart, clip, panned, seen, sound
 from .serving import BIN, Models, Server, run, serve, succeeded

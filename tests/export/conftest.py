@@ -10,8 +10,8 @@ import torch
 from nst_core import devices
 from nst_core.devices import Gpu
 from nst_core.engines import cuda
-from nst_export import onnx
-from nst_export.served import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
+from nst_export import conversion as onnx
+from nst_export.modules import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
 from nst_trainer.checkpoint import frozen
 from nst_trainer.networks import Fast, Johnson, StyledNetwork, Ulyanov
 

@@ -17,10 +17,13 @@ from nst_core.devices import Gpu
 from nst_core.distribution import install_command
 from nst_core.engines import plans
 from nst_core.engines.plans import Profile
-from nst_export import card, exporter, precision, rewrite, tensorrt, verify
-from nst_export import onnx as exporting
+from nst_export import card, precision, tensorrt
+from nst_export import conversion as exporting
+from nst_export import pipeline as exporter
+from nst_export import rewrites as rewrite
+from nst_export import verification as verify
 from nst_export.errors import ExportError
-from nst_export.verify import Engine, Limits
+from nst_export.verification import Engine, Limits
 from nst_trainer.checkpoint import Checkpoint, save
 from nst_trainer.networks import Fast
 

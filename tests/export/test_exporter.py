@@ -17,10 +17,12 @@ from typer.testing import CliRunner, Result
 from nst_core import devices, onnx_runtime
 from nst_core.devices import Device, Gpu
 from nst_core.distribution import install_command
-from nst_export import card, exporter, verify
-from nst_export import onnx as exporting
+from nst_export import card
+from nst_export import conversion as exporting
+from nst_export import pipeline as exporter
+from nst_export import verification as verify
 from nst_export.cli import app
-from nst_export.verify import Limits
+from nst_export.verification import Limits
 from nst_trainer.checkpoint import Checkpoint, save
 from nst_trainer.networks import Johnson, Ulyanov
 

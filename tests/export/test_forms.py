@@ -8,7 +8,8 @@ from nst_bench.suites import export as suite
 from nst_bench.tables import tables
 from nst_core import devices
 from nst_core.devices import Device, Gpu
-from nst_export import card, verify
+from nst_export import card
+from nst_export import verification as verify
 
 MACHINE = {"processor": "p", "cores": 2, "memory_gib": 4, "gpu": None, "system": "s", "versions": {}}
 

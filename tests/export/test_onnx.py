@@ -5,9 +5,10 @@ import onnx as onnx_package
 import pytest
 import torch
 
-from nst_export import onnx, verify
+from nst_export import conversion as onnx
+from nst_export import verification as verify
 from nst_export.errors import ExportError
-from nst_export.served import ServedModel
+from nst_export.modules import ServedModel
 from nst_trainer.networks import StyledNetwork
 
 from .conftest import MODELS, Exported

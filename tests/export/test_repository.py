@@ -17,8 +17,8 @@ from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
 from nst_export import repository
 from nst_export.errors import ExportError
+from nst_export.modules import Exportable
 from nst_export.repository import Serving
-from nst_export.served import Exportable
 
 from .conftest import MODELS
 

@@ -6,11 +6,12 @@ import onnx
 import pytest
 
 from nst_core.onnx_runtime import import_onnxruntime
-from nst_export import precision, verify
+from nst_export import precision
+from nst_export import verification as verify
+from nst_export.conversion import write
 from nst_export.inspection import arithmetic
-from nst_export.onnx import write
-from nst_export.rewrite import FOR, REWRITES, rewrite
-from nst_export.verify import LIMITS
+from nst_export.rewrites import FOR, REWRITES, rewrite
+from nst_export.verification import LIMITS
 
 from .conftest import Exported
 

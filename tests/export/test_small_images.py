@@ -10,8 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nst_export import onnx, precision, rewrite, served, verify
-from nst_export.verify import Feeds
+from nst_export import conversion as onnx
+from nst_export import modules as served
+from nst_export import precision
+from nst_export import rewrites as rewrite
+from nst_export import verification as verify
+from nst_export.verification import Feeds
 
 from .conftest import MODELS, Exported, fast, ulyanov
 

@@ -12,9 +12,10 @@ from nst_core import devices
 from nst_core.devices import Gpu
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
-from nst_export import card, exporter, precision, tensorrt
+from nst_export import card, precision, tensorrt
+from nst_export import pipeline as exporter
 from nst_export.errors import ExportError
-from nst_export.rewrite import FOR, rewrite
+from nst_export.rewrites import FOR, rewrite
 
 from .conftest import MODELS, Exported
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from nst_core.images import fitted, open_image, sample_photographs
-from nst_export import onnx, verify
-from nst_export.served import ServedModel, StatisticsModel, TiledModel
-from nst_export.verify import LIMITS
+from nst_export import conversion as onnx
+from nst_export import verification as verify
+from nst_export.modules import ServedModel, StatisticsModel, TiledModel
+from nst_export.verification import LIMITS
 from nst_trainer.networks import StyledNetwork
 
 from .conftest import Exported, johnson, ulyanov

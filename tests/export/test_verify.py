@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from nst_export import verify
+from nst_export import verification as verify
 from nst_export.errors import ExportError
-from nst_export.served import ServedModel
-from nst_export.verify import LIMITS, Engine, Limits
+from nst_export.modules import ServedModel
+from nst_export.verification import LIMITS, Engine, Limits
 
 from .conftest import MODELS, Exported, johnson
 

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 
 from nst_core.errors import InputError
 from nst_core.images import ImageData, fitted, open_image, save_image
-from nst_trainer import photos as reading
 from nst_trainer.checkpoint import load
 from nst_trainer.cli import app, optimize_app, texture_app
 from nst_trainer.networks import ARCHITECTURES
-from nst_trainer.photos import Photos
 from nst_trainer.settings import TrainingSettings
-from nst_trainer.soap import Soap, soap
-from nst_trainer.training import CLIP, Training, TrainingError
+from nst_trainer.training import data as reading
+from nst_trainer.training.data import Photos
+from nst_trainer.training.loop import CLIP, Training, TrainingError
+from nst_trainer.training.soap import Soap, soap
 from nst_trainer.vgg import Vgg16
 
 SMALL = TrainingSettings(width=0.25, iterations=12, batch=2, crop=64, style_size=96)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nst_trainer.lbfgs import Lbfgs
+from nst_trainer.optimization.lbfgs import Lbfgs
 
 
 def valley(values: Tensor) -> Tensor:

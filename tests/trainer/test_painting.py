@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from nst_core.errors import InputError
 from nst_core.images import ImageData, open_image, save_image
-from nst_trainer import painting
 from nst_trainer.cli import optimize_app, texture_app
-from nst_trainer.lbfgs import Lbfgs
-from nst_trainer.optimize import Run
-from nst_trainer.painting import _regions, check_memory, paint
+from nst_trainer.optimization import command as painting
+from nst_trainer.optimization.command import _regions, check_memory, paint
+from nst_trainer.optimization.gatys import Run
+from nst_trainer.optimization.lbfgs import Lbfgs
 from nst_trainer.settings import preset
 from nst_trainer.weights import vgg16_weights
 

@@ -25,8 +25,8 @@ DeviceName = Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)]
 
 if TYPE_CHECKING:
     from nst_trainer.checkpoint import Checkpoint
-    from nst_trainer.optimize import Iteration
-    from nst_trainer.training import Progress, Training
+    from nst_trainer.optimization.gatys import Iteration
+    from nst_trainer.training.loop import Progress, Training
 
 
 @options_of(TrainingSettings)
@@ -80,8 +80,8 @@ def train(
             _refuse(context, "beside --texture, which learns without photographs", *without)
         _stop_on_signals()
         from nst_core.memory import keep_freed_memory
-        from nst_trainer.parallel import team
-        from nst_trainer.training import Training
+        from nst_trainer.training.distributed import team
+        from nst_trainer.training.loop import Training
         from nst_trainer.vgg import Vgg16
         from nst_trainer.weights import vgg16_weights
 
@@ -265,8 +265,8 @@ def texture(
 
 
 def _sample(network: Path, output: Path, shape: tuple[int, int], seed: int, wanted: DeviceChoice) -> None:
-    from nst_trainer.painting import sample_texture
-    from nst_trainer.parallel import choose_device
+    from nst_trainer.optimization.command import sample_texture
+    from nst_trainer.training.distributed import choose_device
 
     device, chosen = choose_device(wanted)
     say(f"device {chosen}")
@@ -306,8 +306,8 @@ def _optimize(
 ) -> None:
     """Run with progress; after Ctrl-C say how to go on."""
     from nst_core.memory import keep_freed_memory
-    from nst_trainer.painting import paint
-    from nst_trainer.parallel import choose_device
+    from nst_trainer.optimization.command import paint
+    from nst_trainer.training.distributed import choose_device
     from nst_trainer.weights import vgg16_weights
 
     _stop_on_signals()

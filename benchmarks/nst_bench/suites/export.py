@@ -27,10 +27,12 @@ from nst_core.devices import Device, Gpu
 from nst_core.engines import plans
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_export import card, onnx, precision, tensorrt, verify
+from nst_export import card, precision, tensorrt
+from nst_export import conversion as onnx
+from nst_export import verification as verify
 from nst_export.inspection import arithmetic
-from nst_export.rewrite import FOR, rewrite
-from nst_export.served import INPUT, ServedModel
+from nst_export.modules import INPUT, ServedModel
+from nst_export.rewrites import FOR, rewrite
 from nst_trainer.checkpoint import frozen
 from nst_trainer.networks import Fast, Johnson
 

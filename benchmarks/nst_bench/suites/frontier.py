@@ -25,10 +25,10 @@ from nst_bench.suites.quality import baseline, iterations_worth, network_losses,
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import fitted, open_image
-from nst_export import exporter
+from nst_export import pipeline as exporter
 from nst_trainer.checkpoint import Checkpoint, load, parameters
-from nst_trainer.optimize import Iteration, Run
-from nst_trainer.photos import to_tensor
+from nst_trainer.optimization.gatys import Iteration, Run
+from nst_trainer.training.data import to_tensor
 from nst_trainer.weights import Weights
 
 SCHEMA = "nst-bench-frontier/1"

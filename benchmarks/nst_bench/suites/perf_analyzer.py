@@ -26,7 +26,7 @@ from nst_bench.machine import header
 from nst_bench.measure import UNSTABLE
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_export.served import INPUT
+from nst_export.modules import INPUT
 
 SCHEMA = "nst-bench-perf-analyzer/1"
 

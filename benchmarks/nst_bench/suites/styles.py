@@ -24,9 +24,10 @@ from nst_bench.machine import header
 from nst_bench.measure import REST, interleaved, summarize, timed
 from nst_client import StyleClient
 from nst_core.devices import Device
-from nst_export import onnx, precision, verify
-from nst_export.rewrite import FOR, rewrite
-from nst_export.served import (
+from nst_export import conversion as onnx
+from nst_export import precision
+from nst_export import verification as verify
+from nst_export.modules import (
     INPUT,
     STATISTICS,
     STYLE_WEIGHTS,
@@ -35,6 +36,7 @@ from nst_export.served import (
     StatisticsModel,
     TiledModel,
 )
+from nst_export.rewrites import FOR, rewrite
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork

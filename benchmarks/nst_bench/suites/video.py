@@ -30,10 +30,10 @@ from nst_bench.engines import Bare, Served
 from nst_bench.machine import header
 from nst_bench.measure import summarize, timed
 from nst_client import AsyncStyleClient, StyleClient
-from nst_client.footage import Encoder, Footage, Format, Frame
-from nst_client.schedule import Schedule
-from nst_client.video import Plan, paint_video
-from nst_client.webcam import Shot, Tally, Window, live, played
+from nst_client.video.footage import Encoder, Footage, Format, Frame
+from nst_client.video.schedule import Schedule
+from nst_client.video.stylize import Plan, paint_video
+from nst_client.video.webcam import Shot, Tally, Window, live, played
 from nst_core.distribution import install_command
 from nst_core.errors import NstError
 from nst_core.images import fitted, open_image, sample_photographs

@@ -20,7 +20,7 @@ from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Middleware
 
 from nst_client.errors import Unavailable, Unreachable
-from nst_client.jobs import Recipe, finished
+from nst_client.stylize.jobs import Recipe, finished
 from nst_client.web.making import Maker, Making
 from nst_client.web.server import key
 from nst_client.web.studio import Painting, Photo, Studio, Visitor

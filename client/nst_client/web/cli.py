@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nst_client.cli import DEFAULT_URL, Authorities, Timeout, TokenFile, Url, token_of
 from nst_client.client import AsyncStyleClient
+from nst_client.stylize.cli import DEFAULT_URL, Authorities, Timeout, TokenFile, Url, token_of
 from nst_core.console import one_line_errors, say
 from nst_core.errors import InputError
 from nst_core.memory import keep_freed_memory

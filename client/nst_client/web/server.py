@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nst_client.client import AsyncStyleClient
-from nst_client.sheet import sample
 from nst_client.styles import Style
+from nst_client.stylize.contact_sheet import sample
 from nst_core.console import say
 from nst_core.errors import NstError
 from nst_core.images import ImageData, encode_image, fitted

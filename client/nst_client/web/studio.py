@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nst_client.errors import Unavailable, UnknownStyle, Unreachable
-from nst_client.jobs import Recipe, finished
 from nst_client.styles import mixed
+from nst_client.stylize.jobs import Recipe, finished
 from nst_client.web.server import Server
 from nst_core.errors import InputError, NstError
 from nst_core.images import WRITABLE, ImageData, encode_image, open_image, resized

@@ -22,9 +22,9 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
-from nst_client import footage
-from nst_client.footage import Encoder, Footage, Format, Frame
-from nst_client.jobs import GRACE
+from nst_client.stylize.jobs import GRACE
+from nst_client.video import footage
+from nst_client.video.footage import Encoder, Footage, Format, Frame
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 from nst_core.images import ImageData, Pixels, resized

@@ -21,14 +21,14 @@ from typing import Any
 
 from tritonclient.utils import np_to_triton_dtype
 
-from nst_client import buffers, statistics
-from nst_client.coroutines import finished, settled, worked
-from nst_client.cuda_memory import CudaPixels, CudaRegion, not_shared
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, Unreachable, Untrusted
-from nst_client.proxies import Proxy, proxy_for_grpc
-from nst_client.shared_memory import UNKNOWN, Forgotten, NoRoom, Region, Regions, SystemRegion, Unseen
-from nst_client.statistics import Statistics
-from nst_client.transports import INPUT, OUTPUT, Array, ModelConfig, Request, ServerAddress, server_addresses
+from nst_client.transports import buffers, statistics
+from nst_client.transports.base import INPUT, OUTPUT, Array, ModelConfig, Request, ServerAddress, server_addresses
+from nst_client.transports.coroutines import finished, settled, worked
+from nst_client.transports.cuda_memory import CudaPixels, CudaRegion, not_shared
+from nst_client.transports.proxies import Proxy, proxy_for_grpc
+from nst_client.transports.shared_memory import UNKNOWN, Forgotten, NoRoom, Region, Regions, SystemRegion, Unseen
+from nst_client.transports.statistics import Statistics
 from nst_core.errors import InputError
 
 TOKEN = "nst-token"
@@ -463,7 +463,7 @@ class Grpc(Triton):
     async def _infer(self, request: Request, places: Mapping[str, Place], seconds: float) -> Answer:
         from tritonclient.grpc import service_pb2
 
-        from nst_client import wire
+        from nst_client.transports import wire
 
         message = service_pb2.ModelInferRequest(model_name=request.model)
         tensors = []
@@ -491,7 +491,7 @@ class Grpc(Triton):
         from google.protobuf.json_format import MessageToDict
         from tritonclient.grpc import service_pb2
 
-        from nst_client import wire
+        from nst_client.transports import wire
 
         name, fields, wrapped = METHODS[method]
         message = getattr(service_pb2, f"{name}Request")(**dict(zip(fields, arguments, strict=False)))

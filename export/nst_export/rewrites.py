@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
 from nst_export import norms
-from nst_export.graph import Graph, attribute
+from nst_export.graph_edits import Graph, attribute
 
 Engine = Literal["cpu", "gpu", "tensorrt"]
 

@@ -24,11 +24,14 @@ from nst_core.engines.plans import Profile
 from nst_core.errors import InputError, NstError
 from nst_core.files import STORAGE_FAULTS, atomic_write
 from nst_core.onnx_runtime import import_onnxruntime
-from nst_export import card, onnx, precision, repository, rewrite, tensorrt, verify
+from nst_export import card, precision, repository, tensorrt
+from nst_export import conversion as onnx
+from nst_export import rewrites as rewrite
+from nst_export import verification as verify
 from nst_export.errors import ExportError
+from nst_export.modules import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
 from nst_export.repository import Provider, Serving
-from nst_export.served import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
-from nst_export.verify import Agreement
+from nst_export.verification import Agreement
 from nst_trainer.checkpoint import Checkpoint, load
 
 SCHEMA = "nst-verification/2"

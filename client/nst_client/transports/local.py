@@ -15,11 +15,11 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from nst_client import buffers
-from nst_client.coroutines import worked
 from nst_client.errors import Rejected, ServiceError
-from nst_client.statistics import Statistics
-from nst_client.transports import INPUT, OUTPUT, Array, ModelConfig, Request
+from nst_client.transports import buffers
+from nst_client.transports.base import INPUT, OUTPUT, Array, ModelConfig, Request
+from nst_client.transports.coroutines import worked
+from nst_client.transports.statistics import Statistics
 from nst_core.devices import Gpu, gpus
 from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.onnx_runtime import import_onnxruntime

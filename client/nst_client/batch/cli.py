@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nst_client.cli import (
+from nst_client.errors import ServiceError
+from nst_client.styles import mix_of
+from nst_client.stylize.cli import (
     PATIENCE,
     Authorities,
     FileFormat,
@@ -24,9 +26,7 @@ from nst_client.cli import (
     TokenFile,
     token_of,
 )
-from nst_client.errors import ServiceError
-from nst_client.jobs import Recipe, to_stdout
-from nst_client.styles import mix_of
+from nst_client.stylize.jobs import Recipe, to_stdout
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError
 from nst_core.images import MAX_PIXELS, unread_line
@@ -34,7 +34,7 @@ from nst_core.memory import keep_freed_memory
 from nst_core.options import HELP
 
 if TYPE_CHECKING:
-    from nst_client.batch import Access, Batch, Manifest
+    from nst_client.batch.run import Access, Batch, Manifest
 
 _PAINTING, _WORKERS = "Painting", "Workers"
 
@@ -90,8 +90,8 @@ def batch(
     painted stands in OUTPUT/nst-batch.jsonl, with the reason.
     """
     with one_line_errors("batch"):
-        from nst_client.batch import Access, Batch, Manifest
-        from nst_client.storage import Folder
+        from nst_client.batch.run import Access, Batch, Manifest
+        from nst_client.batch.storage import Folder
 
         keep_freed_memory()
         suffix = f".{file_format.value}" if file_format else None
@@ -121,7 +121,7 @@ def _listed(job: Batch, begun: bool) -> tuple[list[Any], int]:
     """What is to be painted, an Arrow array for each folder, and how many pictures are painted already."""
     import pyarrow as pa
 
-    from nst_client.sections import Section
+    from nst_client.batch.sections import Section
 
     todo, there, count, said, sections = [], 0, 0, time.monotonic(), False
     for photos, painted in job.missing(begun):
@@ -145,7 +145,7 @@ def _painted(
     """Paint with progress; the error that ended the run early, if one did."""
     from dataclasses import replace
 
-    from nst_client.batch import cluster, heeding_interrupts, paint
+    from nst_client.batch.run import cluster, heeding_interrupts, paint
 
     total, done = sum(map(len, todo)), 0
     with heeding_interrupts() as check, cluster(address, workers) as cpus:

@@ -31,13 +31,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nst_client.batch.sections import Film, Section
+from nst_client.batch.storage import OWN, Folder
 from nst_client.client import StyleClient
 from nst_client.errors import ServiceError
-from nst_client.footage import CONTAINERS
-from nst_client.jobs import Recipe, is_hopeless, own_suffix
-from nst_client.local import Local
-from nst_client.sections import Film, Section
-from nst_client.storage import OWN, Folder
+from nst_client.stylize.jobs import Recipe, is_hopeless, own_suffix
+from nst_client.transports.local import Local
+from nst_client.video.footage import CONTAINERS
 from nst_core.errors import InputError, NstError
 from nst_core.images import READABLE, UNREAD, check_size, encode_image, image_format
 from nst_core.memory import keep_freed_memory

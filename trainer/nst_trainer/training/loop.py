@@ -32,15 +32,15 @@ from nst_core.images import (
     side_by_side,
 )
 from nst_trainer import checkpoint
-from nst_trainer.budget import Budget
 from nst_trainer.interrupts import AtOnce, uninterrupted
 from nst_trainer.losses import PerceptualLoss, frame, lattice
 from nst_trainer.networks import ARCHITECTURES, Johnson, StyledNetwork
-from nst_trainer.parallel import Team
-from nst_trainer.photos import Photos, open_style, to_image, to_tensor
 from nst_trainer.settings import PHASES, TrainingSettings
-from nst_trainer.soap import Soap, soap
-from nst_trainer.validation import Curves, Validation, noise, one_hot
+from nst_trainer.training.budget import Budget
+from nst_trainer.training.data import Photos, open_style, to_image, to_tensor
+from nst_trainer.training.distributed import Team
+from nst_trainer.training.soap import Soap, soap
+from nst_trainer.training.validation import Curves, Validation, noise, one_hot
 from nst_trainer.vgg import Vgg16
 
 LATTICE_WEIGHT = 1000.0

@@ -23,7 +23,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from nst_core.devices import Device, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
-from nst_trainer.watch import FOLLOWS, INTERRUPTED, Watch
+from nst_trainer.training.liveness import FOLLOWS, INTERRUPTED, Watch
 
 CONNECT = timedelta(seconds=120)
 """In which processes that torchrun has started find each other, and an exchange that all have come to ends."""

@@ -24,14 +24,14 @@ from typing import Any, Self, TypeVar
 import av
 import numpy as np
 
-from nst_client import footage
 from nst_client.client import AsyncStyleClient
 from nst_client.errors import UnknownStyle
-from nst_client.flow import Motion, Smoother, motion
-from nst_client.footage import Encoder, Footage, Frame
-from nst_client.jobs import finished
-from nst_client.schedule import Moment, Schedule
 from nst_client.styles import mixed
+from nst_client.stylize.jobs import finished
+from nst_client.video import footage
+from nst_client.video.flow import Motion, Smoother, motion
+from nst_client.video.footage import Encoder, Footage, Frame
+from nst_client.video.schedule import Moment, Schedule
 from nst_core.errors import InputError, WriteError
 from nst_core.files import atomic_write
 from nst_core.images import Pixels, blended

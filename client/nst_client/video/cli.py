@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nst_client.cli import DEFAULT_URL, PATIENCE, Authorities, Timeout, TokenFile, Url, token_of
 from nst_client.client import AsyncStyleClient, StyleClient
-from nst_client.jobs import finished
-from nst_client.schedule import Schedule
+from nst_client.stylize.cli import DEFAULT_URL, PATIENCE, Authorities, Timeout, TokenFile, Url, token_of
+from nst_client.stylize.jobs import finished
+from nst_client.video.schedule import Schedule
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError, WriteError
 from nst_core.images import Pixels
@@ -23,8 +23,8 @@ from nst_core.memory import keep_freed_memory
 from nst_core.options import HELP
 
 if TYPE_CHECKING:
-    from nst_client.video import Result
-    from nst_client.webcam import Tally
+    from nst_client.video.stylize import Result
+    from nst_client.video.webcam import Tally
 
 _PAINTING, _FILES = "Painting", "Files"
 
@@ -105,7 +105,7 @@ def video(
     the video, the style or an option is another one, --restart begins again.
     """
     with one_line_errors("video"):
-        from nst_client.video import Plan, paint_video
+        from nst_client.video.stylize import Plan, paint_video
 
         keep_freed_memory()
         plan = Plan(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
@@ -157,7 +157,7 @@ def webcam(
     so that what is shown is never old.
     """
     with one_line_errors("video"):
-        from nst_client import webcam as room
+        from nst_client.video import webcam as room
 
         keep_freed_memory()
         access: dict[str, Any] = {"timeout": timeout, "token": token_of(token_file), "ca": ca}

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nst_client.statistics import Statistics
+from nst_client.transports.statistics import Statistics
 from nst_core.errors import InputError
 
 INPUT, STYLE_WEIGHTS, STATISTICS, OUTPUT = "image", "style_weights", "statistics", "stylized"
@@ -88,7 +88,7 @@ def connect(
     if not isinstance(url, str):
         url = _together(url)
     if url.startswith("local:"):
-        from nst_client.local import Local
+        from nst_client.transports.local import Local
 
         return Local(Path(url.removeprefix("local:")), aio=aio)
     scheme, separator, rest = url.partition("://")
@@ -111,8 +111,8 @@ def connect(
         raise InputError(f"{_shown(url)}: {error}") from None
     if scheme == "grpc" and not all(server.port for server in servers):
         raise InputError(f"{_shown(url)} has no port: use grpc://host:8001")
-    from nst_client.triton import Grpc, Settings
-    from nst_client.triton_http import Http
+    from nst_client.transports.http import Http
+    from nst_client.transports.triton import Grpc, Settings
 
     settings = Settings(host, scheme.endswith("s"), timeout, token, ca, shared_memory, aio, path)
     return Grpc(settings) if scheme.startswith("grpc") else Http(settings)

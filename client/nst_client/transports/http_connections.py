@@ -20,9 +20,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from nst_client import buffers
-from nst_client.coroutines import finished
-from nst_client.proxies import Proxy
+from nst_client.transports import buffers
+from nst_client.transports.coroutines import finished
+from nst_client.transports.proxies import Proxy
 
 LARGEST_BODY = 2**32
 """Bytes; what says it is longer is not an answer of Triton."""

@@ -18,10 +18,11 @@ from urllib.parse import quote
 import numpy as np
 from tritonclient.utils import np_to_triton_dtype
 
-from nst_client import wire
-from nst_client.coroutines import settled
 from nst_client.errors import ServiceError, Unavailable
-from nst_client.http_connections import (
+from nst_client.transports import wire
+from nst_client.transports.base import Array, Request
+from nst_client.transports.coroutines import settled
+from nst_client.transports.http_connections import (
     AsyncConnections,
     BlockingConnections,
     Connections,
@@ -29,9 +30,8 @@ from nst_client.http_connections import (
     HttpRequest,
     Target,
 )
-from nst_client.proxies import Proxy, proxy_for_http
-from nst_client.transports import Array, Request
-from nst_client.triton import TOKEN, Answer, Place, Settings, Triton, system_ca
+from nst_client.transports.proxies import Proxy, proxy_for_http
+from nst_client.transports.triton import TOKEN, Answer, Place, Settings, Triton, system_ca
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """How many bytes of a body are its JSON; the tensors come behind."""

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nst_client import buffers
-from nst_client.buffers import size_class
-from nst_client.coroutines import pause
 from nst_client.errors import Rejected, ServiceError
+from nst_client.transports import buffers
+from nst_client.transports.buffers import size_class
+from nst_client.transports.coroutines import pause
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 

@@ -17,11 +17,11 @@ from tempfile import TemporaryDirectory
 
 import av
 
-from nst_client import footage
+from nst_client.batch.storage import OWN, Folder
 from nst_client.client import StyleClient
-from nst_client.footage import Encoder, Footage, Frame
-from nst_client.jobs import Recipe
-from nst_client.storage import OWN, Folder
+from nst_client.stylize.jobs import Recipe
+from nst_client.video import footage
+from nst_client.video.footage import Encoder, Footage, Frame
 from nst_core.errors import ImageError, InputError, NstError
 from nst_core.images import ImageData
 

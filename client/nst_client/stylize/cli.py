@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from nst_client.client import OnTile, StyleClient
-from nst_client.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted, standing, to_stdout, unread_of
-from nst_client.sheet import contact_sheet, sample, thumbnails
 from nst_client.styles import Style, mix_of
+from nst_client.stylize.contact_sheet import contact_sheet, sample, thumbnails
+from nst_client.stylize.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted, standing, to_stdout, unread_of
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
 from nst_core.images import (

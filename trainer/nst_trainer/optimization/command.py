@@ -19,9 +19,9 @@ from nst_core.files import atomic_write
 from nst_core.images import image_format, open_image, save_image
 from nst_trainer.checkpoint import load, read_plain_data, save_plain_data
 from nst_trainer.interrupts import AtOnce
-from nst_trainer.optimize import Iteration, OptimizationError, Run
-from nst_trainer.photos import open_style, to_image, to_tensor
+from nst_trainer.optimization.gatys import Iteration, OptimizationError, Run
 from nst_trainer.settings import INITS, OptimizationSettings
+from nst_trainer.training.data import open_style, to_image, to_tensor
 from nst_trainer.weights import Weights
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def paint(
     device: torch.device = CPU,
     on_iteration: Callable[[Iteration], None] = lambda iteration: None,
 ) -> None:
-    """Optimise a picture on `device` and write it to `output`; see `nst_trainer.optimize.optimize`.
+    """Optimise a picture on `device` and write it to `output`; see `nst_trainer.optimization.gatys.optimize`.
 
     `masks` are pictures of flat colours, one of the content and one of each style: a region of the
     content takes the style of the region of the same colour. Every `save_every` iterations (0:

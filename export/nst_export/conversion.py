@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from nst_export.served import Exportable, TensorSpec
+from nst_export.modules import Exportable, TensorSpec
 
 OPSET = 18
 IR_VERSION = 9

@@ -16,9 +16,9 @@ from nst_core.engines.plans import Shape
 from nst_core.errors import NstError
 from nst_core.images import Pixels, fitted, open_image, sample_photographs
 from nst_core.onnx_runtime import import_onnxruntime
+from nst_export.conversion import output, tensors
 from nst_export.errors import ExportError
-from nst_export.onnx import output, tensors
-from nst_export.served import INPUT, STATISTICS, STYLE_WEIGHTS, Exportable, TensorSpec
+from nst_export.modules import INPUT, STATISTICS, STYLE_WEIGHTS, Exportable, TensorSpec
 
 SHAPES = ((1, 256, 256), (1, 333, 501), (1, 480, 270), (3, 128, 100), (2, 181, 255))
 """(batch, height, width): square, odd, portrait, batches of three and two, odd batch; small ones come to them."""

@@ -1,0 +1,1 @@
+"""`nst batch`: images by the million on the workers of a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Ways to a model: Triton over gRPC or HTTP, ONNX Runtime or TensorRT in this process, and shared memory."""

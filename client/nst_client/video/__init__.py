@@ -1,0 +1,1 @@
+"""`nst video` and `nst webcam`: files frame by frame, and live cameras."""

@@ -1,0 +1,1 @@
+"""Style transfer by optimising the image itself (Gatys et al. 2015, 2016)."""

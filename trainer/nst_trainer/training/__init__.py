@@ -1,0 +1,1 @@
+"""Training feed-forward networks: the loop, its data, validation, and several processes."""
