@@ -31,7 +31,7 @@ from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError
 from nst_core.images import MAX_PIXELS, unread_line
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
     from nst_client.batch.run import Access, Batch, Manifest
@@ -184,5 +184,5 @@ def _report(manifest: Manifest, hopeless: str, unread: Sequence[Path]) -> None:
         )
 
 
-batch_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+batch_app = CommandLine()
 batch_app.command()(batch)

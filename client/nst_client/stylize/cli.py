@@ -31,7 +31,7 @@ from nst_core.images import (
     unread_line,
 )
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 
@@ -333,7 +333,7 @@ class _Report:
         to_stdout(f"{json.dumps(values)}\n".encode())
 
 
-stylize_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+stylize_app = CommandLine()
 stylize_app.command()(stylize)
-styles_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+styles_app = CommandLine()
 styles_app.command()(styles)
