@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, UnknownStyle, Unreachable
-from nst_client.styles import Style, mixed, offered, statistics_model, tiled_model
+from nst_client.styles import Style, offered, resolve_style_weights, statistics_model, tiled_model
 from nst_client.tiles import thumbnail
 from nst_client.transports import buffers, cuda_memory
 from nst_client.transports.base import (
@@ -38,7 +38,7 @@ from nst_core import images
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
 """Seconds between an attempt and the next: each pause is twice the one before, and half of each is left to chance."""
 
 log = logging.getLogger("nst_client")
@@ -268,7 +268,7 @@ class _Client:
             if name not in styles:
                 left_out = f"; left out: {', '.join(self._wrong)}" if self._wrong else ""
                 raise UnknownStyle(f"{self.url} has no style {name!r}; it has: {', '.join(styles) or 'none'}{left_out}")
-        return mixed([styles[name] for name in weights], list(weights.values()))
+        return resolve_style_weights([styles[name] for name in weights], list(weights.values()))
 
 
 class StyleClient(_Client):
@@ -380,7 +380,7 @@ class AsyncStyleClient(_Client):
 def _pauses(retries: int) -> Iterator[float]:
     """Seconds to wait after each attempt; the last is endless."""
     for attempt in range(retries):
-        yield min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+        yield min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.0)
     yield float("inf")
 
 

@@ -214,7 +214,7 @@ class Failing:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for pauses."""
-    monkeypatch.setattr(nst_client.client, "FIRST_PAUSE", 1e-3)
+    monkeypatch.setattr(nst_client.client, "FIRST_PAUSE_SECONDS", 1e-3)
 
 
 @pytest.mark.usefixtures("hasty")

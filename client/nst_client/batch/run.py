@@ -35,7 +35,7 @@ from nst_client.batch.sections import Film, Section
 from nst_client.batch.storage import OWN, Folder
 from nst_client.client import StyleClient
 from nst_client.errors import ServiceError
-from nst_client.stylize.jobs import Recipe, is_hopeless, own_suffix
+from nst_client.stylize.jobs import StylizeOptions, is_hopeless, own_suffix
 from nst_client.transports.local import Local
 from nst_client.video.footage import CONTAINERS
 from nst_core.errors import InputError, NstError
@@ -106,7 +106,7 @@ class Batch:
 
     source: Folder
     target: Folder
-    recipe: Recipe
+    recipe: StylizeOptions
     suffix: str | None = None
     unread: list[Path] = field(default_factory=list, compare=False)
     """Images that `missing` came upon and that nst does not read."""
