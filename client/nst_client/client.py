@@ -20,10 +20,6 @@ from nst_client.styles import Style, offered, resolve_style_weights, statistics_
 from nst_client.tiles import thumbnail
 from nst_client.transports import buffers, cuda_memory
 from nst_client.transports.base import (
-    INPUT,
-    OUTPUT,
-    STATISTICS,
-    STYLE_WEIGHTS,
     Array,
     ModelConfig,
     Request,
@@ -35,6 +31,7 @@ from nst_client.transports.coroutines import finished, pause, worked
 from nst_client.transports.cuda_memory import CudaPixels, pixels_on_gpu
 from nst_client.transports.statistics import Statistics
 from nst_core import images
+from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS, STYLIZED
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
 
@@ -191,7 +188,7 @@ class _Client:
         whole: Any = None
         for start in range(0, n, step):
             pixels = batch[start : start + step]
-            request = Request(style.model, {INPUT: pixels, **_rows(weights, len(pixels))}, OUTPUT)
+            request = Request(style.model, {IMAGE: pixels, **_rows(weights, len(pixels))}, STYLIZED)
             painted = await self._infer(request, pixels.shape, np.uint8)
             if len(pixels) == n:
                 return painted
@@ -216,11 +213,11 @@ class _Client:
         done, total = count(1), n * style.tiles.count(height, width)
         for pixels, result in zip(batch, painted, strict=True):
             small = await worked(thumbnail, pixels, style.min_side, aio=self._aio)
-            request = Request(statistics_model(style), {INPUT: small[None], **mix}, STATISTICS)
+            request = Request(statistics_model(style), {IMAGE: small[None], **mix}, STATISTICS)
             shared = await self._infer(request, (1, None), np.float32)
             for tile in style.tiles.tiles(height, width):
                 seen = tile.cut(pixels)
-                request = Request(tiled_model(style), {INPUT: seen, STATISTICS: shared, **mix}, OUTPUT)
+                request = Request(tiled_model(style), {IMAGE: seen, STATISTICS: shared, **mix}, STYLIZED)
                 tile.place(await self._infer(request, seen.shape, np.uint8), result)
                 on_tile(next(done), total)
         return painted
@@ -234,7 +231,7 @@ class _Client:
         if answer.dtype != kind or not fits:
             raise Rejected(
                 f"the model {request.model} answered {answer.dtype} {answer.shape} to uint8 "
-                f"{request.inputs[INPUT].shape}: not a style model of contract 1"
+                f"{request.inputs[IMAGE].shape}: not a style model of contract 1"
             )
         return answer
 

@@ -25,7 +25,7 @@ from nst_client import AsyncStyleClient, MockTransport, Rejected, Request, Style
 from nst_client.batch.sections import Film, Section
 from nst_client.batch.storage import OWN, Folder
 from nst_client.stylize.jobs import StylizeOptions
-from nst_client.transports.base import INPUT, STYLE_WEIGHTS, Array
+from nst_client.transports.base import Array
 from nst_client.video import footage
 from nst_client.video import stylize as room
 from nst_client.video.cli import video_app
@@ -33,6 +33,7 @@ from nst_client.video.flow import Smoother, motion
 from nst_client.video.footage import Footage
 from nst_client.video.schedule import Schedule
 from nst_client.video.stylize import Plan, Result, paint_video
+from nst_core.contract import IMAGE, STYLE_WEIGHTS
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
 
@@ -51,7 +52,7 @@ MODELS = {
 
 
 def paint(request: Request) -> Array:
-    pixels = request.inputs[INPUT]
+    pixels = request.inputs[IMAGE]
     match request.model:
         case "negative":
             return 255 - pixels
@@ -297,7 +298,7 @@ class Flicker:
         if self.requests == self.until:
             raise Rejected("no more")
         self.requests += 1
-        pixels = request.inputs[INPUT]
+        pixels = request.inputs[IMAGE]
         noise = np.random.default_rng(int(pixels.sum())).normal(0.0, 20.0, pixels.shape)
         return np.clip(pixels + noise, 0, 255).astype(np.uint8)
 

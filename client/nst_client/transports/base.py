@@ -19,10 +19,6 @@ import numpy.typing as npt
 from nst_client.transports.statistics import Statistics
 from nst_core.errors import InputError
 
-INPUT, STYLE_WEIGHTS, STATISTICS, OUTPUT = "image", "style_weights", "statistics", "stylized"
-"""Contract 1's tensors: `uint8 [N, H, W, 3]`, `float32 [N, S]` of models of several styles, `float32 [N, K]` of a
-tiled pair, `uint8 [N, H, W, 3]`."""
-
 LARGEST_PORT = 65535
 
 Array = npt.NDArray[Any]

@@ -31,7 +31,8 @@ from nst_client.transports.http_connections import (
     Target,
 )
 from nst_client.transports.proxies import Proxy, proxy_for_http
-from nst_client.transports.triton import TOKEN, Answer, Place, Settings, Triton, system_ca
+from nst_client.transports.triton import Answer, Place, Settings, Triton, system_ca
+from nst_core.contract import TOKEN_HEADER
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """How many bytes of a body are its JSON; the tensors come behind."""
@@ -96,7 +97,7 @@ class Http(Triton):
         """The answer to a request, which is a good one. Raises children of `ServiceError`."""
         headers = {"Accept-Encoding": "identity", **request.headers}
         if self.settings.token:
-            headers[TOKEN] = self.settings.token
+            headers[TOKEN_HEADER] = self.settings.token
         connections = self.client
         with self._errors():
             path = self._base + request.path

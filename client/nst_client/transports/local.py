@@ -17,9 +17,10 @@ from tritonclient.grpc import model_config_pb2
 
 from nst_client.errors import Rejected, ServiceError
 from nst_client.transports import buffers
-from nst_client.transports.base import INPUT, OUTPUT, Array, ModelConfig, Request
+from nst_client.transports.base import Array, ModelConfig, Request
 from nst_client.transports.coroutines import worked
 from nst_client.transports.statistics import Statistics
+from nst_core.contract import IMAGE, STYLIZED
 from nst_core.devices import Gpu, gpus
 from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.onnx_runtime import import_onnxruntime
@@ -235,7 +236,7 @@ def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) 
     engine = TensorRTEngine(plan)
 
     def run(request: Request) -> Array:
-        out = buffers.empty(request.inputs[INPUT].shape) if request.output == OUTPUT else None
+        out = buffers.empty(request.inputs[IMAGE].shape) if request.output == STYLIZED else None
         return engine.run(request.inputs, out)
 
     return Engine(run, engine.close)

@@ -23,16 +23,14 @@ from tritonclient.utils import np_to_triton_dtype
 
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, Unreachable, Untrusted
 from nst_client.transports import buffers, statistics
-from nst_client.transports.base import INPUT, OUTPUT, Array, ModelConfig, Request, ServerAddress, server_addresses
+from nst_client.transports.base import Array, ModelConfig, Request, ServerAddress, server_addresses
 from nst_client.transports.coroutines import finished, settled, worked
 from nst_client.transports.cuda_memory import CudaPixels, CudaRegion, not_shared
 from nst_client.transports.proxies import Proxy, proxy_for_grpc
 from nst_client.transports.shared_memory import UNKNOWN, Forgotten, NoRoom, Region, Regions, SystemRegion, Unseen
 from nst_client.transports.statistics import Statistics
+from nst_core.contract import IMAGE, STYLIZED, TOKEN_HEADER
 from nst_core.errors import InputError
-
-TOKEN = "nst-token"
-"""The HTTP header that carries the token; over gRPC Triton wants its own prefix before it."""
 
 LARGEST_MESSAGE = 2**31 - 1
 """Bytes; Triton's own limit. gRPC's default for answers is 4 MiB, which a picture of 1.4 megapixels exceeds."""
@@ -231,10 +229,10 @@ class Triton(ABC):
         """
         self._leave_parents()
         deadline = time.monotonic() + seconds
-        picture = request.inputs[INPUT]
+        picture = request.inputs[IMAGE]
         if isinstance(picture, CudaPixels):
             return await self._infer_shared(self._regions_of(picture), request, deadline)
-        if request.output != OUTPUT or not await self._shares(picture.nbytes):
+        if request.output != STYLIZED or not await self._shares(picture.nbytes):
             return await self._infer_sent(request, deadline)
         try:
             return await self._infer_shared(self.regions, request, deadline)
@@ -306,11 +304,11 @@ class Triton(ABC):
 
     async def _infer_in_region(self, regions: Regions, request: Request, deadline: float) -> Array:
         """The picture at the beginning of a region, what is painted of it behind."""
-        picture = request.inputs[INPUT]
+        picture = request.inputs[IMAGE]
         size = picture.nbytes
         async with regions.lease(2 * size, deadline - time.monotonic()) as region:
             region.write(picture)
-            places = {INPUT: Place(region.name, size), request.output: Place(region.name, size, size)}
+            places = {IMAGE: Place(region.name, size), request.output: Place(region.name, size, size)}
             answer = await self._infer(request, places, deadline - time.monotonic())
             if answer.shape != list(picture.shape) or answer.datatype != UINT8:
                 raise Rejected(
@@ -518,7 +516,7 @@ class Grpc(Triton):
 
     async def _ask(self, name: str, message: bytes, seconds: float) -> bytes:
         """What a server answers to an encoded message, encoded as well."""
-        metadata = [(f"triton-grpc-protocol-{TOKEN}", self.settings.token)] if self.settings.token else []
+        metadata = [(f"triton-grpc-protocol-{TOKEN_HEADER}", self.settings.token)] if self.settings.token else []
         with self._errors():
             call = self.client.unary_unary(f"/inference.GRPCInferenceService/{name}")
             answer: bytes = await settled(call(message, metadata=metadata, timeout=max(seconds, 0.001)))
