@@ -18,7 +18,7 @@ from PIL import Image
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, UnknownStyle, Unreachable
 from nst_client.styles import Style, offered, resolve_style_weights, statistics_model, tiled_model
 from nst_client.tiles import thumbnail
-from nst_client.transports import buffers, cuda_memory
+from nst_client.transports import buffers
 from nst_client.transports.base import (
     Array,
     ModelConfig,
@@ -28,8 +28,9 @@ from nst_client.transports.base import (
     connect,
 )
 from nst_client.transports.coroutines import finished, pause, worked
-from nst_client.transports.cuda_memory import CudaPixels, pixels_on_gpu
 from nst_client.transports.statistics import Statistics
+from nst_client.transports.triton import cuda_memory
+from nst_client.transports.triton.cuda_memory import CudaPixels, pixels_on_gpu
 from nst_core import images
 from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS, STYLIZED
 from nst_core.errors import InputError, NstError

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 from nst_client import Rejected, ServiceError
 from nst_client.transports.base import Request, connect
 from nst_client.transports.coroutines import finished
-from nst_client.transports.triton import Triton
+from nst_client.transports.triton.transport import Triton
 
 from .test_triton import HttpServer, answer, http_server
 

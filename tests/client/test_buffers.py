@@ -11,7 +11,7 @@ import pytest
 from nst_client import MockTransport, StyleClient
 from nst_client.transports import buffers
 from nst_client.transports.buffers import Pool, size_class
-from nst_client.transports.wire import array_of, decoded, encoded, outputs
+from nst_client.transports.triton.grpc_messages import array_of, decoded, encoded, outputs
 
 SHAPE = (1, 512, 512, 3)
 

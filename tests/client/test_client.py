@@ -33,9 +33,9 @@ from nst_client import (
 from nst_client.client import _pauses
 from nst_client.stylize.cli import styles_app
 from nst_client.transports.base import ModelConfig, connect
-from nst_client.transports.http import Http
-from nst_client.transports.http_connections import BlockingConnections, HttpAnswer, HttpRequest, Target
-from nst_client.transports.triton import _places
+from nst_client.transports.triton.http import Http
+from nst_client.transports.triton.http_connections import BlockingConnections, HttpAnswer, HttpRequest, Target
+from nst_client.transports.triton.transport import _places
 from nst_core.errors import InputError
 from nst_core.images import Pixels, open_image
 

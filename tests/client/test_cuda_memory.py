@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from nst_client import AsyncStyleClient, MockTransport, Rejected, StyleClient
-from nst_client.transports import cuda_memory
-from nst_client.transports.cuda_memory import CudaPixels, CudaRegion, pixels_on_gpu
-from nst_client.transports.http import Http
-from nst_client.transports.http_connections import HttpAnswer, HttpRequest
-from nst_client.transports.triton import Settings
+from nst_client.transports.triton import cuda_memory
+from nst_client.transports.triton.cuda_memory import CudaPixels, CudaRegion, pixels_on_gpu
+from nst_client.transports.triton.http import Http
+from nst_client.transports.triton.http_connections import HttpAnswer, HttpRequest
+from nst_client.transports.triton.transport import Settings
 from nst_core.engines import cuda
 from nst_core.errors import InputError, MissingExtra
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import nst_client.transports.local
-import nst_client.transports.triton
+import nst_client.transports.triton.transport
 from nst_client import AsyncStyleClient, MockTransport, StyleClient
 from nst_client.transports.local import Local
 from nst_core.errors import InputError, NstError

@@ -22,9 +22,9 @@ from nst_client import (
     Unavailable,
     Unreachable,
 )
-from nst_client.transports.http import Http
 from nst_client.transports.statistics import Statistics, from_triton
-from nst_client.transports.triton import CHANNEL, Grpc, Settings
+from nst_client.transports.triton.http import Http
+from nst_client.transports.triton.transport import CHANNEL, Grpc, Settings
 
 
 def listed(url: str, aio: bool, **settings: Any) -> list[Style]:

@@ -107,8 +107,8 @@ def connect(
         raise InputError(f"{_shown(url)}: {error}") from None
     if scheme == "grpc" and not all(server.port for server in servers):
         raise InputError(f"{_shown(url)} has no port: use grpc://host:8001")
-    from nst_client.transports.http import Http
-    from nst_client.transports.triton import Grpc, Settings
+    from nst_client.transports.triton.http import Http
+    from nst_client.transports.triton.transport import Grpc, Settings
 
     settings = Settings(host, scheme.endswith("s"), timeout, token, ca, shared_memory, aio, path)
     return Grpc(settings) if scheme.startswith("grpc") else Http(settings)

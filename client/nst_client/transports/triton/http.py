@@ -19,10 +19,10 @@ import numpy as np
 from tritonclient.utils import np_to_triton_dtype
 
 from nst_client.errors import ServiceError, Unavailable
-from nst_client.transports import wire
 from nst_client.transports.base import Array, Request
 from nst_client.transports.coroutines import settled
-from nst_client.transports.http_connections import (
+from nst_client.transports.triton import grpc_messages as wire
+from nst_client.transports.triton.http_connections import (
     AsyncConnections,
     BlockingConnections,
     Connections,
@@ -30,8 +30,8 @@ from nst_client.transports.http_connections import (
     HttpRequest,
     Target,
 )
-from nst_client.transports.proxies import Proxy, proxy_for_http
-from nst_client.transports.triton import Answer, Place, Settings, Triton, system_ca
+from nst_client.transports.triton.proxies import Proxy, proxy_for_http
+from nst_client.transports.triton.transport import Answer, Place, Settings, Triton, system_ca
 from nst_core.contract import TOKEN_HEADER
 
 HEADER_LENGTH = "Inference-Header-Content-Length"

@@ -22,7 +22,7 @@ import numpy as np
 
 from nst_client.transports import buffers
 from nst_client.transports.coroutines import finished
-from nst_client.transports.proxies import Proxy
+from nst_client.transports.triton.proxies import Proxy
 
 LARGEST_BODY = 2**32
 """Bytes; what says it is longer is not an answer of Triton."""

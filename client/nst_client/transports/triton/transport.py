@@ -25,10 +25,10 @@ from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, Unr
 from nst_client.transports import buffers, statistics
 from nst_client.transports.base import Array, ModelConfig, Request, ServerAddress, server_addresses
 from nst_client.transports.coroutines import finished, settled, worked
-from nst_client.transports.cuda_memory import CudaPixels, CudaRegion, not_shared
-from nst_client.transports.proxies import Proxy, proxy_for_grpc
-from nst_client.transports.shared_memory import UNKNOWN, Forgotten, NoRoom, Region, Regions, SystemRegion, Unseen
 from nst_client.transports.statistics import Statistics
+from nst_client.transports.triton.cuda_memory import CudaPixels, CudaRegion, not_shared
+from nst_client.transports.triton.proxies import Proxy, proxy_for_grpc
+from nst_client.transports.triton.shared_memory import UNKNOWN, Forgotten, NoRoom, Region, Regions, SystemRegion, Unseen
 from nst_core.contract import IMAGE, STYLIZED, TOKEN_HEADER
 from nst_core.errors import InputError
 
@@ -461,7 +461,7 @@ class Grpc(Triton):
     async def _infer(self, request: Request, places: Mapping[str, Place], seconds: float) -> Answer:
         from tritonclient.grpc import service_pb2
 
-        from nst_client.transports import wire
+        from nst_client.transports.triton import grpc_messages as wire
 
         message = service_pb2.ModelInferRequest(model_name=request.model)
         tensors = []
@@ -489,7 +489,7 @@ class Grpc(Triton):
         from google.protobuf.json_format import MessageToDict
         from tritonclient.grpc import service_pb2
 
-        from nst_client.transports import wire
+        from nst_client.transports.triton import grpc_messages as wire
 
         name, fields, wrapped = METHODS[method]
         message = getattr(service_pb2, f"{name}Request")(**dict(zip(fields, arguments, strict=False)))
