@@ -27,7 +27,7 @@ from nst_client.transports.base import (
     Weights,
     connect,
 )
-from nst_client.transports.coroutines import finished, pause, worked
+from nst_client.transports.coroutines import in_thread, pause, run_blocking
 from nst_client.transports.statistics import Statistics
 from nst_client.transports.triton import cuda_memory
 from nst_client.transports.triton.cuda_memory import CudaPixels, pixels_on_gpu
@@ -139,7 +139,7 @@ class _Client:
     async def _stylize(self, picture: Painting, mix: Mix, on_tile: OnTile | None, tiled: bool = False) -> Painting:
         if isinstance(picture, Image.Image):
             # The pixels that the commands would paint: upright, in sRGB, 8 bits a channel.
-            opened = await worked(images.image_of, picture, aio=self._aio)
+            opened = await in_thread(images.image_of, picture, aio=self._aio)
             pixels = await self._stylize(opened.pixels, mix, on_tile, tiled)
             image: Any = _image(pixels, opened.alpha)
             return cast(Painting, image)
@@ -213,7 +213,7 @@ class _Client:
         mix, painted = _rows(weights, 1), buffers.empty(batch.shape)
         done, total = count(1), n * style.tiles.count(height, width)
         for pixels, result in zip(batch, painted, strict=True):
-            small = await worked(thumbnail, pixels, style.min_side, aio=self._aio)
+            small = await in_thread(thumbnail, pixels, style.min_side, aio=self._aio)
             request = Request(statistics_model(style), {IMAGE: small[None], **mix}, STATISTICS)
             shared = await self._infer(request, (1, None), np.float32)
             for tile in style.tiles.tiles(height, width):
@@ -290,7 +290,7 @@ class StyleClient(_Client):
         other, what is wrong with it is raised. A model of one style is called by its own name, the styles of a model of
         several by theirs, and by model/style where another has the same name.
         """
-        return finished(self._listed())
+        return run_blocking(self._listed())
 
     def stylize(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
         """Paint pictures, sRGB `uint8 [H, W, 3]` or `[N, H, W, 3]`, or one of Pillow; the answer is like what is given.
@@ -309,7 +309,7 @@ class StyleClient(_Client):
         Raises `InputError` for another shape, a size beyond the model's limits or a mix that cannot be,
         `UnknownStyle`, `Unreachable`, `Unavailable`, `TimedOut`, or `Rejected` with the server's own words.
         """
-        return finished(self._stylize(pixels, style, on_tile))
+        return run_blocking(self._stylize(pixels, style, on_tile))
 
     def stylize_tiled(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
         """`stylize` in tiles that join without a seam, of any size, also of one that the model takes whole.
@@ -318,15 +318,15 @@ class StyleClient(_Client):
         that of one pass. `on_tile` is called with the number of tiles that are done, and of all. Raises `ServiceError`
         if the server has not the pair of models that `nst-export --tiled` makes, and what `stylize` raises.
         """
-        return finished(self._stylize(pixels, style, on_tile, tiled=True))
+        return run_blocking(self._stylize(pixels, style, on_tile, tiled=True))
 
     def statistics(self, style: str) -> Statistics:
         """What the server has counted for the model that paints a style. Raises what `stylize` raises."""
-        return finished(self._statistics(style))
+        return run_blocking(self._statistics(style))
 
     def close(self) -> None:
         """End the connection, and give back shared memory."""
-        finished(self._transport.close())
+        run_blocking(self._transport.close())
 
     def __enter__(self) -> StyleClient:
         return self

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import nst_client.client
 from nst_client import AsyncStyleClient, MockTransport, Rejected, Request, StyleClient, UnknownStyle
-from nst_client.batch.sections import Film, Section
+from nst_client.batch.sections import Section, SectionedVideo
 from nst_client.batch.storage import OWN, Folder
 from nst_client.stylize.jobs import StylizeOptions
 from nst_client.transports.base import Array
@@ -457,7 +457,7 @@ def test_sections_of_a_video_that_was_replaced_are_not_used(tmp_path: Path) -> N
     """Else the new film would be joined from pictures of both."""
     (tmp_path / "in").mkdir()
     source = clip(tmp_path / "in" / "s.mp4", panned(3, 32, 32))
-    film = Film(Folder.at(str(tmp_path / "in")), Folder.at(str(tmp_path / "out")), "s.mp4")
+    film = SectionedVideo(Folder.at(str(tmp_path / "in")), Folder.at(str(tmp_path / "out")), "s.mp4")
     film.target.prepare()
     client = StyleClient(transport=MockTransport(paint, MODELS))
     section, end = Section("s.mp4", 0, 1), Section("s.mp4", 1, 1)

@@ -35,7 +35,7 @@ from nst_core.memory import keep_freed_memory
 from nst_core.options import HELP
 
 if TYPE_CHECKING:
-    from nst_client.batch.run import Access, Batch, Manifest
+    from nst_client.batch.run import Batch, ConnectionSettings, Manifest
 
 _WORKERS_PANEL = "Workers"
 
@@ -91,14 +91,14 @@ def batch(
     painted stands in OUTPUT/nst-batch.jsonl, with the reason.
     """
     with one_line_errors("batch"):
-        from nst_client.batch.run import Access, Batch, Manifest
+        from nst_client.batch.run import Batch, ConnectionSettings, Manifest
         from nst_client.batch.storage import Folder
 
         keep_freed_memory()
         suffix = f".{file_format.value}" if file_format else None
         recipe = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
         job = Batch(Folder.at(source), Folder.at(target), recipe, suffix)
-        access = Access(url, {"timeout": timeout, "token": read_token(token_file), "ca": ca})
+        access = ConnectionSettings(url, {"timeout": timeout, "token": read_token(token_file), "ca": ca})
         begun = job.begin()
         with access() as client:
             recipe.check(client)  # what is wrong for all of them is said once, and soon
@@ -141,7 +141,12 @@ def _listed(job: Batch, begun: bool) -> tuple[list[Any], int]:
 
 
 def _painted(
-    job: Batch, todo: list[Any], access: Access, address: str | None, workers: int | None, manifest: Manifest
+    job: Batch,
+    todo: list[Any],
+    access: ConnectionSettings,
+    address: str | None,
+    workers: int | None,
+    manifest: Manifest,
 ) -> str:
     """Paint with progress; the error that ended the run early, if one did."""
     from dataclasses import replace

@@ -56,7 +56,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Film:
+class SectionedVideo:
     """A video of `source` and its painting in `target`, both below their folders by the same name."""
 
     source: Folder
