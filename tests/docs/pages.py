@@ -218,7 +218,9 @@ def _read(command: Any, name: str, arguments: list[str], parent: Any = None) -> 
         if not hasattr(command, "commands") or not rest:
             values = dict(context.params)
             given = [
-                values[one.name] for one in command.params if one.param_type_name == "argument" and one.name in values
+                values[parameter.name]
+                for parameter in command.params
+                if parameter.param_type_name == "argument" and parameter.name in values
             ]
             return Parsed(name, values, tuple(value for value in given if value))
         own, chosen, arguments = command.resolve_command(context, rest)
