@@ -10,10 +10,10 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from nst_core.console import console, fail, one_line_errors, say
+from nst_core.console import console, fail, one_line_errors, say, show
 from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
     from nst_export.pipeline import Target
@@ -29,7 +29,7 @@ class _CheckpointOrCommand(TyperGroup):
         return super().parse_args(context, arguments)
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=HELP, cls=_CheckpointOrCommand)
+app = CommandLine(cls=_CheckpointOrCommand)
 
 
 @app.callback()
@@ -158,9 +158,9 @@ def inspect(
 
         for position, folder in enumerate(inspection.find(path)):
             if position:
-                say("")
+                show("")
             for line in inspection.describe(folder, size):
-                say(line)
+                show(line)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from nst_core import devices, files
 from nst_core.console import one_line_errors, say
 from nst_core.devices import DEVICE_HELP, Device, DeviceChoice
 from nst_core.errors import InputError
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 from nst_server import background, plans, state, triton
 from nst_server.access import Access, read_token
 from nst_server.command import Runnable
@@ -26,7 +26,7 @@ from nst_server.installation import Installation
 from nst_server.repository import check_device, find, models
 from nst_server.state import State
 
-app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+app = CommandLine()
 
 HttpPort = Annotated[
     int, typer.Option(help="Port of HTTP; it names the server for stop, status, load and unload.", min=1, max=65535)
