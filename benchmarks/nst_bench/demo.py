@@ -22,7 +22,10 @@ from nst_bench.commands import CHECKPOINT, GALLERY
 from nst_client.stylize.contact_sheet import contact_sheet
 from nst_core.console import duration, one_line_errors, say
 from nst_core.images import Pixels, fitted, open_image, sample_photographs, save_image
-from nst_server import triton
+from nst_server.endpoints import Endpoints
+from nst_server.errors import ServerError
+from nst_server.installation import find_triton
+from nst_server.triton import run_triton
 
 FOLDER = Path("demo")
 HTTP = FOLDER / "painted" / "over-http"
@@ -53,9 +56,9 @@ def main() -> None:
 
 def _paint(repository: Path) -> None:
     """Two photographs in every look over gRPC, in the first over HTTP too: the two answers must be the same."""
-    endpoints = triton.Endpoints.free()
+    endpoints = Endpoints.free()
     photos = [path for path in sample_photographs() if path.name in PHOTOGRAPHS]
-    with triton.running(triton.find(Path(".triton"), say), repository, endpoints, FOLDER / "triton.log", on_error=say):
+    with run_triton(find_triton(Path(".triton"), say), repository, endpoints, FOLDER / "triton.log", on_error=say):
         _run("nst", "styles", "--url", endpoints.grpc, "--sheet", str(FOLDER / "styles.png"))
         for style in LOOKS:
             _stylize(photos, style, endpoints.grpc, _folder(style))
@@ -64,7 +67,7 @@ def _paint(repository: Path) -> None:
     for photo in photos:
         painted = [open_image(_folder(style) / f"{photo.stem}.png") for style in LOOKS]
         if not np.array_equal(painted[0].pixels, open_image(HTTP / f"{photo.stem}.png").pixels):
-            raise triton.ServerError(f"{photo.name}: gRPC and HTTP gave different pictures")
+            raise ServerError(f"{photo.name}: gRPC and HTTP gave different pictures")
         names = ["photograph", *(style.replace(",", " ") for style in LOOKS)]
         shown = [fitted(picture, *SHOWN).pixels for picture in (open_image(photo), *painted)]
         rows += zip(names, shown, strict=True)

@@ -38,7 +38,9 @@ from nst_core.images import Pixels, fitted, open_image, sample_photographs
 from nst_core.onnx_runtime import import_onnxruntime
 from nst_export import pipeline as exporter
 from nst_export.modules import INPUT, STYLE_WEIGHTS, ServedModel
-from nst_server import triton
+from nst_server.endpoints import Endpoints
+from nst_server.installation import Installation
+from nst_server.triton import run_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson, StyledNetwork
 
@@ -67,7 +69,7 @@ class Served:
 
     model: str
     repository: Path
-    endpoints: triton.Endpoints
+    endpoints: Endpoints
     process: subprocess.Popen[str]
     seconds: float
 
@@ -84,7 +86,7 @@ class Served:
 
 
 @contextmanager
-def served(installation: triton.Installation, repository: Path, model: str) -> Iterator[Served]:
+def served(installation: Installation, repository: Path, model: str) -> Iterator[Served]:
     """Triton on free ports of this machine with a copy of `model` alone, ready; ended with the block.
 
     Raises `InputError` when the repository lacks the model.
@@ -93,9 +95,9 @@ def served(installation: triton.Installation, repository: Path, model: str) -> I
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "models"
         shutil.copytree(exported.folder, copy / model)
-        endpoints = triton.Endpoints.free()
+        endpoints = Endpoints.free()
         started = time.perf_counter()
-        with triton.running(installation, copy, endpoints, Path(scratch) / "triton.log") as process:
+        with run_triton(installation, copy, endpoints, Path(scratch) / "triton.log") as process:
             yield Served(model, copy, endpoints, process, time.perf_counter() - started)
 
 

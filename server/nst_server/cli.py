@@ -15,16 +15,18 @@ from nst_core.console import one_line_errors, say
 from nst_core.devices import DEVICE_HELP, Device, DeviceChoice
 from nst_core.errors import InputError
 from nst_core.options import CommandLine
-from nst_server import background, plans, state, triton
+from nst_server import background, plans, state
 from nst_server.access import Access, read_token
-from nst_server.command import Runnable
+from nst_server.command import Launch, Runnable
 from nst_server.control import Control
 from nst_server.docker import IMAGE, Container, device_for
-from nst_server.endpoints import host
+from nst_server.endpoints import Endpoints, host
+from nst_server.errors import ServerError
 from nst_server.front import Certificate
-from nst_server.installation import Installation
+from nst_server.installation import Installation, find_triton, install_triton
 from nst_server.repository import check_device, find, models
 from nst_server.state import State
+from nst_server.triton import supervise
 
 app = CommandLine()
 
@@ -88,7 +90,7 @@ def serve(
         if install_only:
             chosen = devices.choose(device)
             say(f"device {chosen}")
-            triton.install(environment, say, chosen)
+            install_triton(environment, say, chosen)
             return
         if not docker and (gpus or dry_run):
             raise InputError(f"{'--gpus' if gpus else '--dry-run'} goes with --docker")
@@ -97,10 +99,10 @@ def serve(
         check_device(repository, chosen, say)
         certificate = _certificate(tls_cert, tls_key)
         access = Access.new(read_token(token_file))
-        endpoints = triton.Endpoints(address, http_port, grpc_port, metrics_port)
+        endpoints = Endpoints(address, http_port, grpc_port, metrics_port)
         if certificate:
             endpoints = endpoints.behind_tls()
-        launch = triton.Launch(repository, endpoints, poll, access, certificate)
+        launch = Launch(repository, endpoints, poll, access, certificate)
         container = Container.of(image, gpus, access)
         if dry_run:
             for fault in find(repository).faults.values():
@@ -110,7 +112,7 @@ def serve(
         folder = state_folder or files.state_folder()
         state.check_folder(folder)
         if running := state.read(folder, http_port):
-            raise triton.ServerError(
+            raise ServerError(
                 f"cannot listen on {host(address)}:{http_port} (process {running.pid} serves there already); end it "
                 "with nst-serve stop, or choose another with --http-port"
             )
@@ -141,7 +143,7 @@ def serve(
                         ready()
                     known = True
 
-                triton.supervised(installation, launch, log, on_error=say, on_ready=on_ready)
+                supervise(installation, launch, log, on_error=say, on_ready=on_ready)
 
         if detach:
             background.detached(run, log)
@@ -168,7 +170,7 @@ def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None
         found = _running(http_port, state_folder)
         control = Control.of(found)
         if not control.live():
-            raise triton.ServerError(f"{found.http} does not answer (process {found.pid}, its log: {found.log})")
+            raise ServerError(f"{found.http} does not answer (process {found.pid}, its log: {found.log})")
         typer.echo(f"{found.grpc} and {found.http}, metrics {found.metrics}")
         typer.echo(f"process {found.pid}, repository {found.repository}, log {found.log}")
         typer.echo(f"device {found.device}")
@@ -207,7 +209,7 @@ def unload(
 
 def _prepared(environment: Path, repository: Path, device: Device) -> Installation:
     """Triton for `device`, with the TensorRT plans that the repository's models need there."""
-    installation = triton.find(environment, say, device)
+    installation = find_triton(environment, say, device)
     plans.prepare(installation, repository, device, say)
     return installation
 
@@ -228,6 +230,6 @@ def _running(http_port: int, folder: Path | None) -> State:
     where = folder or files.state_folder()
     if found := state.read(where, http_port):
         return found
-    raise triton.ServerError(
+    raise ServerError(
         f"no nst-serve of this user runs with HTTP port {http_port} (as {where} has it); name another with --http-port"
     )

@@ -85,7 +85,7 @@ class Installation:
         return [*self.binary, *options]
 
 
-def find(environment: Path, say: Callable[[str], None], device: Device | None = None) -> Installation:
+def find_triton(environment: Path, say: Callable[[str], None], device: Device | None = None) -> Installation:
     """`tritonserver` from PATH, else the one in `environment` for `device`, installed there first if need be.
 
     Without `device` it is the one that `--device auto` chooses. `say` is told about an installation, which takes
@@ -94,10 +94,10 @@ def find(environment: Path, say: Callable[[str], None], device: Device | None = 
     device = device or devices.choose()
     if binary := shutil.which("tritonserver"):
         return Installation((str(Path(binary).absolute()),), _visible(device))
-    return install(environment, say, device)
+    return install_triton(environment, say, device)
 
 
-def install(
+def install_triton(
     environment: Path, say: Callable[[str], None] = lambda line: None, device: Device | None = None
 ) -> Installation:
     """Triton from PyPI for `device`, in the folder `cpu` or `gpu` of `environment`.
@@ -207,7 +207,7 @@ def _check_system() -> None:
 
 
 def _install(folder: Path, wanted: tuple[str, ...], say: Callable[[str], None]) -> Interpreter:
-    """Make the environment; see `install`."""
+    """Make the environment; see `install_triton`."""
     chosen = interpreter.choose(folder.with_name("python"), say)
     gpu = wanted != CPU_PACKAGES
     takes = "a few gigabytes, which take some minutes" if gpu else "this takes a minute"

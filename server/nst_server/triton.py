@@ -18,18 +18,12 @@ from typing import NoReturn, TextIO
 from nst_core.errors import InputError
 from nst_server import front
 from nst_server.access import Access, hide
-from nst_server.command import MEMORY as MEMORY
-from nst_server.command import STACK as STACK
-from nst_server.command import START
-from nst_server.command import Launch as Launch
-from nst_server.command import Runnable as Runnable
+from nst_server.command import MEMORY, START, Launch, Runnable
 from nst_server.control import Control, Model, cause
-from nst_server.endpoints import Endpoints as Endpoints
-from nst_server.errors import ServerError as ServerError
+from nst_server.endpoints import Endpoints
+from nst_server.errors import ServerError
 from nst_server.front import Certificate
-from nst_server.installation import Installation as Installation
-from nst_server.installation import find as find
-from nst_server.installation import install as install
+from nst_server.installation import Installation
 from nst_server.links import Links, linked
 from nst_server.repository import models
 from nst_server.watching import Watch, watched
@@ -64,7 +58,7 @@ REPEATED = ("ERROR: Failed to create instance", "Internal: failed to load all mo
 
 
 @contextmanager
-def running(
+def run_triton(
     installation: Runnable,
     repository: Path,
     endpoints: Endpoints,
@@ -89,7 +83,7 @@ def running(
         yield process
 
 
-def supervised(
+def supervise(
     installation: Runnable,
     launch: Launch,
     log: Path,
@@ -98,7 +92,7 @@ def supervised(
     on_error: Callable[[str], None] = lambda line: None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> NoReturn:
-    """Triton as `running` has it, and another at the same place whenever it ends by itself or a model's process does.
+    """Run Triton as `run_triton` does, and start another when it ends by itself or the process of a model ends.
 
     `on_ready` is called whenever one is ready; `on_error` is told why it is started again. The log goes on. Raises
     `ServerError` when the first does not become ready, and after `FAILURES` in a row that `SERVICE_SECONDS` of service
@@ -255,7 +249,7 @@ def _started(
     *,
     fresh: bool = True,
 ) -> Iterator[subprocess.Popen[str]]:
-    """See `running`; the log is emptied if it is to be `fresh`."""
+    """See `run_triton`; the log is emptied if it is to be `fresh`."""
     models(launch.repository)
     launch.endpoints.check_free()
     watch = Watch(launch.repository, on_error)

@@ -15,11 +15,11 @@ import promql_parser
 import pytest
 import yaml
 
-from nst_server import triton
 from nst_server.access import Access
+from nst_server.command import MEMORY, Launch
 from nst_server.docker import IMAGE, PORTS
+from nst_server.endpoints import Endpoints
 from nst_server.front import Certificate
-from nst_server.triton import Endpoints, Launch
 
 from . import queries
 
@@ -218,12 +218,12 @@ def test_kubernetes_starts_triton_as_nst_serve_does() -> None:
         "--grpc-max-connection-age-grace",
     }
     environment = {variable["name"]: variable.get("value") for variable in CONTAINER["env"]}
-    assert triton.MEMORY.items() <= environment.items()
+    assert MEMORY.items() <= environment.items()
 
 
 def test_the_image_has_the_same_memory() -> None:
     (line,) = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line.startswith("ENV MALLOC")]
-    assert dict(one.split("=") for one in line.split()[1:]) == triton.MEMORY
+    assert dict(one.split("=") for one in line.split()[1:]) == MEMORY
 
 
 def test_the_image_is_one_and_the_same() -> None:

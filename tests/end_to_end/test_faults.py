@@ -28,7 +28,10 @@ from nst_client import StyleClient, TimedOut, Unavailable
 from nst_core.files import state_folder
 from nst_core.images import Pixels, fitted, open_image, sample_photographs
 from nst_server import state, triton
-from nst_server.triton import Endpoints
+from nst_server.command import Launch
+from nst_server.endpoints import Endpoints
+from nst_server.installation import install_triton
+from nst_server.triton import run_triton
 
 from . import hostile
 from .hostile import Hostile, chunked, http_request
@@ -433,9 +436,9 @@ def test_a_process_that_died_before_it_was_looked_at(models: Models, tmp_path: P
     """It is named as the model that is served without one."""
     for name in ("one", "large"):
         shutil.copytree(models.repository / name, tmp_path / "repository" / name)
-    launch = triton.Launch(tmp_path / "repository", Endpoints.free())
-    installation = triton.install(TRITON)
-    with triton.running(installation, launch.repository, launch.endpoints, tmp_path / "log") as process:
+    launch = Launch(tmp_path / "repository", Endpoints.free())
+    installation = install_triton(TRITON)
+    with run_triton(installation, launch.repository, launch.endpoints, tmp_path / "log") as process:
         (stub,) = (pid for pid, name in triton._stubs(process.pid).items() if name == "one")
         os.kill(stub, signal.SIGKILL)
         wait_for(lambda: not triton._stubs(process.pid)[stub])

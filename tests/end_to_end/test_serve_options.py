@@ -25,10 +25,13 @@ from tritonclient.utils import InferenceServerException
 
 from nst_core.devices import Device
 from nst_core.files import state_folder
-from nst_server import state, triton
+from nst_server import state
+from nst_server.command import MEMORY, STACK
 from nst_server.control import Control
+from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.triton import MEMORY, STACK, Endpoints
+from nst_server.installation import install_triton
+from nst_server.triton import run_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
@@ -547,7 +550,7 @@ def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, mode
     """Of one model: it is named, and the others are served. Of all: the reason, and not 300 seconds of silence."""
     for name in ("one", "two"):
         shutil.copytree(repository / name, tmp_path / "repository" / name)
-    installation = triton.install(other_triton(tmp_path), print, Device("cpu", "a test"))
+    installation = install_triton(other_triton(tmp_path), print, Device("cpu", "a test"))
     assert installation.folder is not None
     stub = installation.folder / "backends" / "python" / "triton_python_backend_stub"
     stub.replace(stub.with_name("moved"))
@@ -555,7 +558,7 @@ def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, mode
     stub.chmod(0o755)
     heard: list[str] = []
     endpoints = Endpoints.free()
-    running = triton.running(
+    running = run_triton(
         installation, tmp_path / "repository", endpoints, tmp_path / "log", patience=200, on_error=heard.append
     )
     reason = (
@@ -563,7 +566,7 @@ def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, mode
         "libpython3.x.so.1.0"
     )
     if model == "*":
-        with pytest.raises(triton.ServerError, match=reason), running:
+        with pytest.raises(ServerError, match=reason), running:
             pass
         return
     with running:

@@ -16,12 +16,15 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+import nst_server
 from nst_core import engines
 from nst_core.engines import dlpack
 from nst_core.engines.onnx_cuda import CudaSessions
-from nst_server import triton
 from nst_server.control import Control
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
+from nst_server.errors import ServerError
+from nst_server.installation import Installation
+from nst_server.triton import run_triton
 
 from ..core.host_cuda import HostCuda
 from . import graphs
@@ -123,7 +126,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, installation: triton.Installation) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, installation: Installation) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("backend")
     repository = folder / "repository"
     for name, config in CONFIGS.items():
@@ -141,7 +144,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, installation: triton.Instal
     (repository / "broken" / "1" / "model.onnx").write_text("no model")
     endpoints = Endpoints.free()
     said: list[str] = []
-    running = triton.running(installation, repository, endpoints, folder / "log", on_error=said.append)
+    running = run_triton(installation, repository, endpoints, folder / "log", on_error=said.append)
     with running, grpc.InferenceServerClient(endpoints.grpc.removeprefix("grpc://")) as client:
         yield Server(client, Control(endpoints.control), endpoints, said)
 
@@ -361,9 +364,9 @@ def test_a_model_is_unloaded_and_loaded_again(server: Server) -> None:
 
 def test_loading_what_cannot_be_loaded_says_why(server: Server) -> None:
     for name, words in (("nonsense", "unknown parameter nonsense"), ("nobody", "no model 'nobody' in the repository")):
-        with pytest.raises(triton.ServerError, match=words):
+        with pytest.raises(ServerError, match=words):
             server.control.load(name)
-    with pytest.raises(triton.ServerError, match="no model 'broken' is loaded"):
+    with pytest.raises(ServerError, match="no model 'broken' is loaded"):
         server.control.unload("broken")
 
 
@@ -432,7 +435,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     utils.Tensor, utils.InferenceResponse, utils.TritonError = FakeTensor, FakeResponse, FakeError
     utils.MetricFamily = FakeMetric
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
-    backends = Path(triton.__file__).parent / "backends"
+    backends = Path(nst_server.__file__).parent / "backends"
     monkeypatch.syspath_prepend(str(backends))
     monkeypatch.setitem(sys.modules, "engines", engines)
     monkeypatch.setitem(sys.modules, "engines.dlpack", dlpack)

@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+import nst_server
 from nst_core import engines as shared
 from nst_core.engines.plans import Profile
-from nst_server import triton
 
 from ..fakes import FakeGpu, fake_gpu
 from . import graphs
 
-FILE = Path(triton.__file__).parent / "backends" / "tensorrt" / "model.py"
+FILE = Path(nst_server.__file__).parent / "backends" / "tensorrt" / "model.py"
 PROFILE = "8x8/32x32/4x64x64"
 
 

@@ -36,7 +36,7 @@ from nst_bench.suites.latency import NARROWER, about, ways
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import Pixels
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
 from nst_trainer.checkpoint import Checkpoint
 
 SCHEMA = "nst-bench-peers/1"
