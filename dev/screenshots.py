@@ -18,8 +18,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from nst_core.images import ImageData, open_image, sample_photographs, save_image
 from nst_export import pipeline as exporter
 from nst_server.endpoints import Endpoints
-from nst_server.installation import find_triton
-from nst_server.triton import run_triton
+from nst_server.installation.triton import find_triton
+from nst_server.process.supervisor import run_triton
 
 GALLERY = Path("models/gallery.pth")
 PICTURES = Path("docs/pictures")

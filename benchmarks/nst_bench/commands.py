@@ -282,7 +282,7 @@ def styles(
     """
     with one_line_errors("bench"):
         from nst_bench.suites import styles as suite
-        from nst_server.installation import find_triton
+        from nst_server.installation.triton import find_triton
         from nst_trainer.checkpoint import load
 
         on = chosen(device)
@@ -343,7 +343,7 @@ def speedup(
         from nst_bench.exported import Exported
         from nst_bench.suites import speedup as suite
         from nst_core.memory import keep_freed_memory
-        from nst_server.installation import find_triton
+        from nst_server.installation.triton import find_triton
         from nst_trainer.checkpoint import load
 
         keep_freed_memory()
@@ -506,7 +506,7 @@ def _served(model: str, repository: Path, width: float | None, environment: Path
     """A Triton with the model of the repository, or with an untrained network of `width`."""
     from nst_bench import engines
     from nst_bench.exported import Exported
-    from nst_server.installation import find_triton
+    from nst_server.installation.triton import find_triton
 
     with tempfile.TemporaryDirectory() as scratch:
         if width is not None:

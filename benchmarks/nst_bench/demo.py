@@ -24,8 +24,8 @@ from nst_core.console import duration, one_line_errors, say
 from nst_core.images import Pixels, fitted, open_image, sample_photographs, save_image
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.installation import find_triton
-from nst_server.triton import run_triton
+from nst_server.installation.triton import find_triton
+from nst_server.process.supervisor import run_triton
 
 FOLDER = Path("demo")
 HTTP = FOLDER / "painted" / "over-http"

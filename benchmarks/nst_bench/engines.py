@@ -39,8 +39,8 @@ from nst_core.onnx_runtime import import_onnxruntime
 from nst_export import pipeline as exporter
 from nst_export.modules import INPUT, STYLE_WEIGHTS, ServedModel
 from nst_server.endpoints import Endpoints
-from nst_server.installation import Installation
-from nst_server.triton import run_triton
+from nst_server.installation.triton import Installation
+from nst_server.process.supervisor import run_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson, StyledNetwork
 

@@ -301,7 +301,7 @@ def _child(work: Work, subject: Subject, share: float, parent: Connection) -> No
 def _served(subject: Subject, context: Context) -> Iterator[Served]:
     from nst_bench.engines import served
     from nst_bench.exported import Exported
-    from nst_server.installation import find_triton
+    from nst_server.installation.triton import find_triton
 
     Exported(subject.repository / subject.model).check_source(subject.checkpoint)
     installation = find_triton(subject.triton, context.tick, device=subject.device)
@@ -361,7 +361,7 @@ def _of_callers(subject: Subject, context: Context, effort: Any) -> Document:
 
 def _styles(subject: Subject, context: Context, *, full: bool = False) -> Document:
     from nst_bench.suites import styles
-    from nst_server.installation import find_triton
+    from nst_server.installation.triton import find_triton
     from nst_trainer.checkpoint import load
 
     effort = styles.CARD if subject.device.gpu else styles.FULL if full else styles.SHORT
@@ -405,7 +405,7 @@ def _gatys(subject: Subject, context: Context, **settings: Any) -> Document:
 def _speedup(subject: Subject, context: Context, *, sizes: tuple[int, ...], **effort: Any) -> Document:
     from nst_bench.exported import Exported
     from nst_bench.suites import speedup
-    from nst_server.installation import find_triton
+    from nst_server.installation.triton import find_triton
     from nst_trainer.checkpoint import load
 
     Exported(subject.repository / subject.model).check_source(subject.checkpoint)

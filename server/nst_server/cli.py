@@ -15,18 +15,20 @@ from nst_core.console import one_line_errors, say
 from nst_core.devices import DEVICE_HELP, Device, DeviceChoice
 from nst_core.errors import InputError
 from nst_core.options import CommandLine
-from nst_server import background, plans, state
+from nst_server import state
 from nst_server.access import Access, read_token
-from nst_server.command import Launch, Runnable
 from nst_server.control import Control
-from nst_server.docker import IMAGE, Container, device_for
 from nst_server.endpoints import Endpoints, host
 from nst_server.errors import ServerError
-from nst_server.front import Certificate
-from nst_server.installation import Installation, find_triton, install_triton
-from nst_server.repository import check_device, find, models
+from nst_server.installation.docker import IMAGE, Container, device_for
+from nst_server.installation.triton import Installation, find_triton, install_triton
+from nst_server.launch import Launch, Runnable
+from nst_server.process import background
+from nst_server.process.supervisor import supervise
+from nst_server.repository import plans
+from nst_server.repository.models import check_device, find, models
 from nst_server.state import State
-from nst_server.triton import supervise
+from nst_server.tls import Certificate
 
 app = CommandLine()
 

@@ -12,9 +12,10 @@ from typing import TypeVar
 
 from nst_core.contract import Variable
 from nst_core.errors import InputError
-from nst_server import links, triton_api
+from nst_server import triton_api
 from nst_server.errors import ServerError
-from nst_server.repository import NAME
+from nst_server.repository import links
+from nst_server.repository.models import NAME
 from nst_server.state import State, key_for
 from nst_server.triton_api import NoAnswer, NotTriton, Refusal, TritonApi
 

@@ -18,7 +18,7 @@ from nst_bench.suites import cold, latency, peers
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import Pixels
-from nst_server.installation import find_triton
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, save
 
 ROOT = Path(__file__).parents[2]

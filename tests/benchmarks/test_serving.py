@@ -24,7 +24,7 @@ from nst_core.contract import IMAGE
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_export import pipeline as exporter
-from nst_server.installation import find_triton
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
 

@@ -10,7 +10,7 @@ from nst_bench import report
 from nst_bench.suites import styles
 from nst_bench.tables import several_styles
 from nst_core.devices import Device
-from nst_server.installation import find_triton
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import Fast
 

@@ -18,9 +18,9 @@ from onnx import TensorProto, helper
 
 from nst_client import Rejected, StyleClient
 from nst_server.access import Access
-from nst_server.command import MEMORY, STACK
 from nst_server.endpoints import Endpoints
-from nst_server.installation import Installation, find_triton
+from nst_server.installation.triton import Installation, find_triton
+from nst_server.launch import MEMORY, STACK
 
 from . import queries
 

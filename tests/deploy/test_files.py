@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from nst_server.access import Access
-from nst_server.command import MEMORY, Launch
-from nst_server.docker import IMAGE, PORTS
 from nst_server.endpoints import Endpoints
-from nst_server.front import Certificate
+from nst_server.installation.docker import IMAGE, PORTS
+from nst_server.launch import MEMORY, Launch
+from nst_server.tls import Certificate
 
 from . import queries
 

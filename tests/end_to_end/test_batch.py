@@ -25,8 +25,8 @@ from nst_client.stylize.jobs import StylizeOptions
 from nst_client.video.footage import Footage
 from nst_core.images import Pixels, open_image
 from nst_server.endpoints import Endpoints
-from nst_server.installation import find_triton
-from nst_server.triton import run_triton
+from nst_server.installation.triton import find_triton
+from nst_server.process.supervisor import run_triton
 
 from ..client.clips import clip, panned
 from .serving import BIN, TRITON, Models, descendants, run

@@ -27,11 +27,12 @@ from tritonclient.grpc import service_pb2
 from nst_client import StyleClient, TimedOut, Unavailable
 from nst_core.files import state_folder
 from nst_core.images import Pixels, fitted, open_image, sample_photographs
-from nst_server import state, triton
-from nst_server.command import Launch
+from nst_server import state
 from nst_server.endpoints import Endpoints
-from nst_server.installation import install_triton
-from nst_server.triton import run_triton
+from nst_server.installation.triton import install_triton
+from nst_server.launch import Launch
+from nst_server.process import supervisor as triton
+from nst_server.process.supervisor import run_triton
 
 from . import hostile
 from .hostile import Hostile, chunked, http_request

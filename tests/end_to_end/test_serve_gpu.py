@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_server.endpoints import Endpoints
-from nst_server.installation import install_triton, site_packages
+from nst_server.installation.triton import install_triton, site_packages
 
 from .serving import ROOT, TRITON, Server, run, succeeded
 
@@ -32,7 +32,7 @@ from pathlib import Path
 from nst_core import devices
 from nst_core.devices import Gpu
 from nst_server import cli
-from nst_server.installation import Installation
+from nst_server.installation.triton import Installation
 devices.gpus = lambda: ([{GPU}], "")
 binary, variables, folder = eval(sys.argv.pop())
 cli.find_triton = lambda environment, say, device: Installation(binary, variables, Path(folder))

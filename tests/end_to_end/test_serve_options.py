@@ -26,12 +26,12 @@ from tritonclient.utils import InferenceServerException
 from nst_core.devices import Device
 from nst_core.files import state_folder
 from nst_server import state
-from nst_server.command import MEMORY, STACK
 from nst_server.control import Control
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.installation import install_triton
-from nst_server.triton import run_triton
+from nst_server.installation.triton import install_triton
+from nst_server.launch import MEMORY, STACK
+from nst_server.process.supervisor import run_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 

@@ -21,9 +21,9 @@ from nst_client import AsyncStyleClient, StyleClient
 from nst_core.images import Pixels
 from nst_server.access import Access
 from nst_server.endpoints import Endpoints
-from nst_server.front import Certificate
-from nst_server.installation import find_triton
-from nst_server.triton import run_triton
+from nst_server.installation.triton import find_triton
+from nst_server.process.supervisor import run_triton
+from nst_server.tls import Certificate
 
 from .serving import TRITON, Models, certificate, settled
 

@@ -29,8 +29,8 @@ from nst_export.modules import ServedModel
 from nst_export.rewrites import FOR, rewrite
 from nst_server.control import Control
 from nst_server.endpoints import Endpoints
-from nst_server.installation import Installation, find_triton
-from nst_server.triton import run_triton
+from nst_server.installation.triton import Installation, find_triton
+from nst_server.process.supervisor import run_triton
 from nst_trainer.checkpoint import frozen
 from nst_trainer.networks import Johnson
 

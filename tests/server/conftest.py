@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nst_server.installation import Installation, find_triton
+from nst_server.installation.triton import Installation, find_triton
 
 ROOT = Path(__file__).parents[2]
 

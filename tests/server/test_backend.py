@@ -23,8 +23,8 @@ from nst_core.engines.onnx_cuda import CudaSessions
 from nst_server.control import Control
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.installation import Installation
-from nst_server.triton import run_triton
+from nst_server.installation.triton import Installation
+from nst_server.process.supervisor import run_triton
 
 from ..core.host_cuda import HostCuda
 from . import graphs

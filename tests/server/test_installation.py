@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 from nst_core import devices, engines
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_server import installation, interpreter
 from nst_server.cli import app
-from nst_server.command import Launch
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.installation import CPU_PACKAGES, GPU_PACKAGES, TRITON, Installation
+from nst_server.installation import interpreter
+from nst_server.installation import triton as installation
+from nst_server.installation.triton import CPU_PACKAGES, GPU_PACKAGES, TRITON, Installation
+from nst_server.launch import Launch
 
 from .machines import CPU, H100, card, program
 

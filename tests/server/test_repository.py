@@ -11,7 +11,7 @@ from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_server.cli import app
 from nst_server.errors import ServerError
-from nst_server.repository import check_device, find, models, tensorrt_engines
+from nst_server.repository.models import check_device, find, models, tensorrt_engines
 
 from .machines import CPU, H100, config, tensorrt
 

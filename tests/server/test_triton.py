@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 
 from nst_core.errors import InputError
 from nst_server.cli import app
-from nst_server.command import Launch
 from nst_server.endpoints import SERVICES, Endpoints
 from nst_server.errors import ServerError
-from nst_server.installation import Installation
-from nst_server.triton import run_triton
+from nst_server.installation.triton import Installation
+from nst_server.launch import Launch
+from nst_server.process.supervisor import run_triton
 
 needs_ipv6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 

@@ -8,7 +8,7 @@ import pytest
 
 from nst_server.control import Control, Model
 from nst_server.errors import ServerError
-from nst_server.watching import Watch
+from nst_server.process.watcher import Watch
 
 from .machines import config
 

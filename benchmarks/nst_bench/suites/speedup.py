@@ -31,7 +31,7 @@ from nst_bench.suites.quality import baseline, network_losses, painter, painting
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.images import Pixels, fitted, open_image, sample_photographs
-from nst_server.installation import Installation
+from nst_server.installation.triton import Installation
 from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.optimization.gatys import Iteration, Run, optimize
 from nst_trainer.settings import OptimizationSettings

@@ -38,8 +38,8 @@ from nst_export.modules import (
 )
 from nst_export.rewrites import FOR, rewrite
 from nst_server.endpoints import Endpoints
-from nst_server.installation import Installation
-from nst_server.triton import run_triton
+from nst_server.installation.triton import Installation
+from nst_server.process.supervisor import run_triton
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork
 

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from nst_core.errors import InputError
-from nst_server import front
+from nst_server import tls as front
 from nst_server.access import Access, hide
-from nst_server.command import MEMORY, START, Launch, Runnable
 from nst_server.control import Control, Model, cause
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.front import Certificate
-from nst_server.installation import Installation
-from nst_server.links import Links, linked
-from nst_server.repository import models
-from nst_server.watching import Watch, watched
+from nst_server.installation.triton import Installation
+from nst_server.launch import MEMORY, START, Launch, Runnable
+from nst_server.process.watcher import Watch, watched
+from nst_server.repository.links import Links, linked
+from nst_server.repository.models import models
+from nst_server.tls import Certificate
 
 HARMLESS = ("CudaDriverHelper has not been initialized",)
 """Error lines that every machine without a GPU gets; they stay in the log."""

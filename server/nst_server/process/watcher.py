@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nst_server.control import Control
 from nst_server.errors import ServerError
-from nst_server.repository import find
+from nst_server.repository.models import find
 
 Fingerprint = frozenset[tuple[str, int, int, int]]
 """Of each file of a model: its path, inode, size and time of change."""

@@ -17,11 +17,11 @@ from pathlib import Path
 from nst_core.console import progress
 from nst_core.devices import Device, Gpu
 from nst_core.engines import plans
-from nst_server.command import START
 from nst_server.errors import ServerError
-from nst_server.installation import Installation, python, tensorrt_version
-from nst_server.links import linked
-from nst_server.repository import Engine, tensorrt_engines
+from nst_server.installation.triton import Installation, python, tensorrt_version
+from nst_server.launch import START
+from nst_server.repository.links import linked
+from nst_server.repository.models import Engine, tensorrt_engines
 
 STEPS = 100
 """The builder's progress is shown in percent."""

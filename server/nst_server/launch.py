@@ -9,7 +9,7 @@ from typing import Protocol
 
 from nst_server.access import Access
 from nst_server.endpoints import Endpoints, host
-from nst_server.front import Certificate
+from nst_server.tls import Certificate
 
 STACK = 512 << 20
 """Bytes of address space for a thread's stack. Triton's HTTP takes stack for every level of a request's JSON and every

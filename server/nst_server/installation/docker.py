@@ -12,9 +12,9 @@ from nst_core import devices
 from nst_core.devices import Device, DeviceChoice
 from nst_core.errors import InputError
 from nst_server.access import Access
-from nst_server.command import MEMORY, STACK, Launch
 from nst_server.endpoints import host
 from nst_server.errors import ServerError
+from nst_server.launch import MEMORY, STACK, Launch
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.09-py3"
 """Triton 2.73.0."""

@@ -23,10 +23,10 @@ from nst_core import devices, engines
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.files import atomic_write, cache_folder
-from nst_server import interpreter
-from nst_server.command import Launch
 from nst_server.errors import ServerError
-from nst_server.interpreter import Interpreter
+from nst_server.installation import interpreter
+from nst_server.installation.interpreter import Interpreter
+from nst_server.launch import Launch
 
 TRITON = "nvidia-pytriton==0.7.0"
 """Triton 2.51.0 with its Python backend. Only its files are used, so what the package requires is not installed."""
@@ -261,7 +261,7 @@ def _assemble_backends(folder: Path, triton: Path, version: str) -> Path:
     for source in filter(Path.is_file, (triton / "backends" / "python").iterdir()):
         _place(source, backends / "python" / source.name)
     _place(stub, backends / "python" / stub.name)
-    ours = Path(__file__).parent / "backends"
+    ours = Path(__file__).parents[1] / "backends"
     for model in ours.glob("*/model.py"):
         for source in (model, ours / "backend_common.py"):
             _place(source, backends / model.parent.name / source.name)
