@@ -20,7 +20,7 @@ from nst_client import Rejected, StyleClient
 from nst_server.access import Access
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation, find_triton
-from nst_server.launch import MEMORY, STACK
+from nst_server.launch import ALLOCATOR_VARIABLES, STACK_BYTES
 
 from . import queries
 
@@ -92,7 +92,7 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files]
     subprocess.run(command, check=True, capture_output=True)
     secrets = {"NST_TOKEN": TOKEN, "NST_KEY": KEY, "NST_TLS": str(folder), "NST_MODELS": str(folder / "models")}
-    environment = {**os.environ, **secrets, **MEMORY, "PATH": f"{folder}:{os.environ['PATH']}"}
+    environment = {**os.environ, **secrets, **ALLOCATOR_VARIABLES, "PATH": f"{folder}:{os.environ['PATH']}"}
     endpoints = Endpoints.free()
     listening = [
         option
@@ -133,7 +133,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], endpoints: Endpoints, log
 def test_it_asks_for_what_nst_serve_asks_for(container: Container) -> None:
     assert set(Access(KEY, TOKEN).options("0.0.0.0")) <= set(container.arguments)
     assert {"--exit-on-error=false", "--model-control-mode=explicit", "--load-model=*"} <= set(container.arguments)
-    assert container.stack in (str(STACK >> 10), "unlimited")
+    assert container.stack in (str(STACK_BYTES >> 10), "unlimited")
 
 
 def test_it_asks_for_the_key_alone_without_a_token(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ from nst_server import state
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import install_triton
 from nst_server.launch import Launch
-from nst_server.process import supervisor as triton
-from nst_server.process.supervisor import run_triton
+from nst_server.process.model_processes import model_processes
+from nst_server.process.supervisor import run_triton, wait_for_failure
 
 from . import hostile
 from .hostile import Hostile, chunked, http_request
@@ -440,10 +440,10 @@ def test_a_process_that_died_before_it_was_looked_at(models: Models, tmp_path: P
     launch = Launch(tmp_path / "repository", Endpoints.free())
     installation = install_triton(TRITON)
     with run_triton(installation, launch.repository, launch.endpoints, tmp_path / "log") as process:
-        (stub,) = (pid for pid, name in triton._stubs(process.pid).items() if name == "one")
+        (stub,) = (pid for pid, name in model_processes(process.pid).items() if name == "one")
         os.kill(stub, signal.SIGKILL)
-        wait_for(lambda: not triton._stubs(process.pid)[stub])
-        assert triton._failure(process, launch, print) == DEAD_STUB
+        wait_for(lambda: not model_processes(process.pid)[stub])
+        assert wait_for_failure(process, launch, print) == DEAD_STUB
 
 
 def test_an_unload_is_no_failure(fragile: Server) -> None:

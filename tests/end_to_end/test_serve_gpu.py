@@ -31,11 +31,11 @@ import sys
 from pathlib import Path
 from nst_core import devices
 from nst_core.devices import Gpu
-from nst_server import cli
+from nst_server import cli, service
 from nst_server.installation.triton import Installation
 devices.gpus = lambda: ([{GPU}], "")
 binary, variables, folder = eval(sys.argv.pop())
-cli.find_triton = lambda environment, say, device: Installation(binary, variables, Path(folder))
+service.find_triton = lambda environment, say, device: Installation(binary, variables, Path(folder))
 cli.app()
 """
 

@@ -30,7 +30,7 @@ from nst_server.control import Control
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
 from nst_server.installation.triton import install_triton
-from nst_server.launch import MEMORY, STACK
+from nst_server.launch import ALLOCATOR_VARIABLES, STACK_BYTES
 from nst_server.process.supervisor import run_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
@@ -357,7 +357,10 @@ def test_a_model_for_the_other_device_is_named_with_both_ways_out(local: Daemon)
 
 def test_the_allocator_keeps_its_blocks_unless_the_user_says_otherwise(guarded: Daemon, local: Daemon) -> None:
     """In Triton, and in the process of each model."""
-    for daemon, wanted in ((guarded, MEMORY), (local, MEMORY | {"MALLOC_TOP_PAD_": "1048576"})):
+    for daemon, wanted in (
+        (guarded, ALLOCATOR_VARIABLES),
+        (local, ALLOCATOR_VARIABLES | {"MALLOC_TOP_PAD_": "1048576"}),
+    ):
         found = []
         for pid in descendants(daemon.state.pid):
             with suppress(OSError):  # a process that has ended
@@ -421,7 +424,9 @@ def test_the_containers_command_is_printed(repository: Path, tmp_path: Path) -> 
     succeeded(result)
     command = shlex.split(result.stdout)
     assert command[:3] == ["docker", "run", "--rm"]
-    assert {f"--env={name}={value}" for name, value in MEMORY.items()} | {f"--ulimit=stack={STACK}"} <= set(command)
+    assert {f"--env={name}={value}" for name, value in ALLOCATOR_VARIABLES.items()} | {
+        f"--ulimit=stack={STACK_BYTES}"
+    } <= set(command)
     assert not [word for word in command if word.startswith("--gpus")]
     assert f"--mount=type=bind,source={repository},target=/models,readonly" in command
     assert "--publish=0.0.0.0:8001:8001" in command
@@ -559,7 +564,12 @@ def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, mode
     heard: list[str] = []
     endpoints = Endpoints.free()
     running = run_triton(
-        installation, tmp_path / "repository", endpoints, tmp_path / "log", patience=200, on_error=heard.append
+        installation,
+        tmp_path / "repository",
+        endpoints,
+        tmp_path / "log",
+        ready_timeout_seconds=200,
+        on_error=heard.append,
     )
     reason = (
         "cannot be served: the process ended while it was loaded: stub: error while loading shared libraries: "

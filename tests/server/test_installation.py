@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+import nst_server
 from nst_core import devices, engines
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -272,7 +273,7 @@ def test_a_folder_that_cannot_be_made(pypi: PyPI) -> None:
 def test_each_of_our_backends_has_the_engines_beside_it(pypi: PyPI) -> None:
     found = installation.install_triton(pypi.folder, print, CPU)
     backends = Path(found.binary[-1])
-    ours = {path.parent.name: path for path in (Path(installation.__file__).parent / "backends").glob("*/model.py")}
+    ours = {path.parent.name: path for path in (Path(nst_server.__file__).parent / "backends").glob("*/model.py")}
     assert "onnxruntime" in ours
     assert {path.name for path in backends.iterdir()} == {"python", *ours}
     sources = {path.name: path.read_bytes() for path in Path(engines.__path__[0]).glob("*.py")}

@@ -195,10 +195,10 @@ import sys
 from pathlib import Path
 from nst_core import devices
 from nst_core.devices import Gpu
-from nst_server import cli
+from nst_server import cli, service
 from nst_server.installation.triton import Installation
 devices.gpus = lambda: ([Gpu(0, "NVIDIA L4", "GPU-0", "8.9", 24 << 30, "580.65.06", (13, 0))], "")
-cli.find_triton = lambda environment, say, device: Installation(("tritonserver",), {}, environment / device.kind)
+service.find_triton = lambda environment, say, device: Installation(("tritonserver",), {}, environment / device.kind)
 cli.app()
 """
 

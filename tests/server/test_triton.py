@@ -129,7 +129,7 @@ def test_a_server_that_ends_without_an_error_is_quoted(tmp_path: Path) -> None:
 
 def test_a_server_that_never_is_ready_is_ended_with_its_children(tmp_path: Path) -> None:
     installation, models = server_that(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait")
-    running = run_triton(installation, models, Endpoints.free(), tmp_path / "log", patience=1.0)
+    running = run_triton(installation, models, Endpoints.free(), tmp_path / "log", ready_timeout_seconds=1.0)
     with pytest.raises(ServerError, match="not ready after 1 s"), running:
         pass
     assert ended(int((tmp_path / "child").read_text()))

@@ -85,20 +85,20 @@ class Installation:
         return [*self.binary, *options]
 
 
-def find_triton(environment: Path, say: Callable[[str], None], device: Device | None = None) -> Installation:
+def find_triton(environment: Path, on_message: Callable[[str], None], device: Device | None = None) -> Installation:
     """`tritonserver` from PATH, else the one in `environment` for `device`, installed there first if need be.
 
-    Without `device` it is the one that `--device auto` chooses. `say` is told about an installation, which takes
-    minutes. Raises `ServerError` with the reason when there is none to be had.
+    Without `device` it is the one that `--device auto` chooses. `on_message` says so before an installation,
+    which takes minutes. Raises `ServerError` with the reason when there is none to be had.
     """
     device = device or devices.choose()
     if binary := shutil.which("tritonserver"):
         return Installation((str(Path(binary).absolute()),), _visible(device))
-    return install_triton(environment, say, device)
+    return install_triton(environment, on_message, device)
 
 
 def install_triton(
-    environment: Path, say: Callable[[str], None] = lambda line: None, device: Device | None = None
+    environment: Path, on_message: Callable[[str], None] = lambda line: None, device: Device | None = None
 ) -> Installation:
     """Triton from PyPI for `device`, in the folder `cpu` or `gpu` of `environment`.
 
@@ -113,8 +113,8 @@ def install_triton(
     embedded = _complete(folder, wanted)
     if embedded is None:
         _check_system()
-        with _alone(folder, say):  # another process may install them meanwhile
-            embedded = _complete(folder, wanted) or _install(folder, wanted, say)
+        with _alone(folder, on_message):  # another process may install them meanwhile
+            embedded = _complete(folder, wanted) or _install(folder, wanted, on_message)
     found = _packages(folder.resolve(), embedded.version)
     triton = found / "pytriton" / "tritonserver"
     backends = _assemble_backends(folder, triton, embedded.version)
@@ -206,13 +206,13 @@ def _check_system() -> None:
         )
 
 
-def _install(folder: Path, wanted: tuple[str, ...], say: Callable[[str], None]) -> Interpreter:
+def _install(folder: Path, wanted: tuple[str, ...], on_message: Callable[[str], None]) -> Interpreter:
     """Make the environment; see `install_triton`."""
-    chosen = interpreter.choose(folder.with_name("python"), say)
+    chosen = interpreter.choose(folder.with_name("python"), on_message)
     gpu = wanted != CPU_PACKAGES
     takes = "a few gigabytes, which take some minutes" if gpu else "this takes a minute"
     of = f"Python {chosen.version} of {chosen.program}"
-    say(f"installing Triton from PyPI into {folder} ({of}, {', '.join(wanted)}); {takes}")
+    on_message(f"installing Triton from PyPI into {folder} ({of}, {', '.join(wanted)}); {takes}")
     stamp = folder / "installed.txt"
     stamp.unlink(missing_ok=True)
     command = [*chosen.create(folder), "install", "--quiet", "--disable-pip-version-check", "--only-binary=numpy"]
@@ -235,7 +235,7 @@ def _why(said: str) -> str:
 
 
 @contextmanager
-def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _alone(folder: Path, on_message: Callable[[str], None]) -> Iterator[None]:
     """Keep other processes from installing into the same folder."""
     lock = folder.with_name(f".{folder.name}.lock")
     try:
@@ -249,7 +249,7 @@ def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another process installs Triton into {folder}: waiting for it")
+            on_message(f"another process installs Triton into {folder}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
