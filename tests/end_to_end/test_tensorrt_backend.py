@@ -264,7 +264,7 @@ def test_requests_that_wait_are_one_run(server: Server) -> None:
     after = server.metrics("picky")
     change = {name: after[name] - before[name] for name in after}
     assert change["nst_run_seconds_sum"] > 0
-    assert (change["nst_run_pictures_count"], change["nst_run_pictures_sum"], change["ok"]) == (1, 3, 3)
+    assert (change["nst_run_images_count"], change["nst_run_images_sum"], change["ok"]) == (1, 3, 3)
 
 
 def test_executions_overlap(server: Server) -> None:

@@ -278,9 +278,10 @@ def test_each_of_our_backends_has_the_engines_beside_it(pypi: PyPI) -> None:
     assert {path.name for path in backends.iterdir()} == {"python", *ours}
     sources = {path.name: path.read_bytes() for path in Path(engines.__path__[0]).glob("*.py")}
     for name, source in ours.items():
-        assert (backends / name / "model.py").read_bytes() == source.read_bytes()
-        common = source.parents[1] / "backend_common.py"
-        assert (backends / name / common.name).read_bytes() == common.read_bytes()
+        modules = [*source.parent.glob("*.py"), source.parents[1] / "backend_common.py"]
+        assert {path.name: path.read_bytes() for path in (backends / name).glob("*.py")} == {
+            path.name: path.read_bytes() for path in modules
+        }
         copies = {path.name: path.read_bytes() for path in (backends / name / "engines").iterdir()}
         assert copies == sources
         # As Triton's process of a model imports it, where nothing of nst is.

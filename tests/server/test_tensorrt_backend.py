@@ -239,7 +239,7 @@ def test_requests_of_one_shape_run_together_and_others_beside_them(loaded: Loade
     model.finalize()
     assert fake.tensorrt.counts["runs"] == 2
     assert MetricFamily.seen["nst_requests_total:ok"] == 4
-    assert (MetricFamily.seen["nst_run_pictures"], MetricFamily.seen["nst_run_pictures_sum"]) == (2, 5)
+    assert (MetricFamily.seen["nst_run_images"], MetricFamily.seen["nst_run_images_sum"]) == (2, 5)
 
 
 def test_a_batch_is_no_larger_than_the_plan_and_the_pixels_allow(loaded: Loaded, fake: FakeGpu) -> None:

@@ -263,10 +263,11 @@ def _assemble_backends(folder: Path, triton: Path, version: str) -> Path:
     _place(stub, backends / "python" / stub.name)
     ours = Path(__file__).parents[1] / "backends"
     for model in ours.glob("*/model.py"):
-        for source in (model, ours / "backend_common.py"):
-            _place(source, backends / model.parent.name / source.name)
+        backend = backends / model.parent.name
+        for source in (*model.parent.glob("*.py"), ours / "backend_common.py"):
+            _place(source, backend / source.name)
         for source in Path(engines.__path__[0]).glob("*.py"):
-            _place(source, backends / model.parent.name / "engines" / source.name)
+            _place(source, backend / "engines" / source.name)
     return backends
 
 
