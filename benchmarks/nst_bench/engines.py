@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst_bench.exported import Exported
+from nst_bench.exported import ExportedModel
 from nst_bench.gpu import (
     CONTEXTS,
     CudaGraphs,
     MissingEngine,
-    Paint,
-    by_cuda_sessions,
-    by_tensorrt,
-    without_cuda,
+    Stylize,
+    onnx_runtime_cuda,
+    tensorrt_plan,
+    why_no_cuda,
 )
 from nst_bench.measure import timed
 from nst_core.devices import Device
@@ -44,12 +44,12 @@ from nst_trainer.networks import Johnson, StyledNetwork
 
 STYLIZED = "stylized"
 
-OTHER = "this run measures the GPU: --device cpu measures the processor's engines"
+OTHER_DEVICE = "this run measures the GPU: --device cpu measures the processor's engines"
 """Why an engine of the processor is missing on a GPU."""
 
 
 @dataclass(frozen=True)
-class Engine:
+class Contestant:
     """An engine in this process. `load` raises `MissingEngine`.
 
     `compiles`: for every new shape, which takes seconds; it is not asked for more shapes than are needed.
@@ -57,12 +57,12 @@ class Engine:
 
     name: str
     device: str
-    load: Callable[[], Paint]
+    load: Callable[[], Stylize]
     compiles: bool = False
 
 
 @dataclass(frozen=True)
-class Served:
+class ModelServer:
     """A running Triton of our own with one model: its repository, and how long it took to be ready, in seconds."""
 
     model: str
@@ -72,9 +72,9 @@ class Served:
     seconds: float
 
     @property
-    def exported(self) -> Exported:
+    def exported(self) -> ExportedModel:
         """The model's files."""
-        return Exported(self.repository / self.model)
+        return ExportedModel(self.repository / self.model)
 
     @property
     def style(self) -> str:
@@ -84,28 +84,28 @@ class Served:
 
 
 @contextmanager
-def served(installation: triton.Installation, repository: Path, model: str) -> Iterator[Served]:
+def served(installation: triton.Installation, repository: Path, model: str) -> Iterator[ModelServer]:
     """Triton on free ports of this machine with a copy of `model` alone, ready; ended with the block.
 
     Raises `InputError` when the repository lacks the model.
     """
-    exported = Exported(repository / model)
+    exported = ExportedModel(repository / model)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "models"
         shutil.copytree(exported.folder, copy / model)
         endpoints = triton.Endpoints.free()
         started = time.perf_counter()
         with triton.running(installation, copy, endpoints, Path(scratch) / "triton.log") as process:
-            yield Served(model, copy, endpoints, process, time.perf_counter() - started)
+            yield ModelServer(model, copy, endpoints, process, time.perf_counter() - started)
 
 
-def untrained(width: float) -> Checkpoint:
+def untrained_checkpoint(width: float) -> Checkpoint:
     """Johnson's network of `width` with random weights: no engine looks at them, so it takes a trained one's time."""
     torch.manual_seed(0)
     return Checkpoint(frozen(Johnson(width=width)), (f"untrained-{width:g}",))
 
 
-def publish(
+def export_checkpoint(
     checkpoint: Checkpoint,
     folder: Path,
     device: Device | None = None,
@@ -117,49 +117,55 @@ def publish(
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"{name}.pth"
         save(checkpoint, file)
-        exporter.export(file, name, folder, plan_for(device), say=say)
+        exporter.export(file, name, folder, default_export_plan(device), say=say)
     return name
 
 
-def plan_for(device: Device | None) -> exporter.Plan:
+def default_export_plan(device: Device | None) -> exporter.Plan:
     """What `nst-export` makes for the device by default."""
     cores = os.cpu_count() or 1
     return exporter.Plan(engine=exporter.engine_for(device), cores=cores) if device else exporter.Plan(cores=cores)
 
 
-def in_process(
-    network: StyledNetwork, exported: Exported, device: Device, *, tick: Callable[[str], None] = lambda note: None
-) -> list[Engine]:
+def contestants(
+    network: StyledNetwork,
+    exported: ExportedModel,
+    device: Device,
+    *,
+    on_progress: Callable[[str], None] = lambda note: None,
+) -> list[Contestant]:
     """Every engine that could run in this process: PyTorch with `network`, the others with its export.
 
     Those of the other device than `device` do not load, and say why.
     """
     file = exported.single
     engines = [
-        Engine("PyTorch eager", "CPU", partial(by_pytorch, network, "CPU")),
-        Engine("PyTorch compiled", "CPU", partial(by_compiled, network, "CPU"), compiles=True),
-        Engine("ONNX Runtime", "CPU", partial(by_onnx_runtime, file, "CPUExecutionProvider")),
-        Engine("ONNX Runtime, OpenVINO", "CPU", partial(by_onnx_runtime, file, "OpenVINOExecutionProvider")),
-        Engine("PyTorch eager", "GPU", partial(by_pytorch, network, "GPU")),
-        Engine("PyTorch, CUDA graph, FP16", "GPU", partial(by_cuda_graph, network)),
-        Engine("PyTorch compiled", "GPU", partial(by_compiled, network, "GPU"), compiles=True),
-        Engine("ONNX Runtime, CUDA, FP32", "GPU", partial(_by_cuda_sessions, file, exported)),
-        Engine(f"TensorRT, {exported.precision.upper()}", "GPU", partial(by_tensorrt, exported, tick=tick)),
+        Contestant("PyTorch eager", "CPU", partial(pytorch_eager, network, "CPU")),
+        Contestant("PyTorch compiled", "CPU", partial(pytorch_compiled, network, "CPU"), compiles=True),
+        Contestant("ONNX Runtime", "CPU", partial(onnx_runtime, file, "CPUExecutionProvider")),
+        Contestant("ONNX Runtime, OpenVINO", "CPU", partial(onnx_runtime, file, "OpenVINOExecutionProvider")),
+        Contestant("PyTorch eager", "GPU", partial(pytorch_eager, network, "GPU")),
+        Contestant("PyTorch, CUDA graph, FP16", "GPU", partial(pytorch_cuda_graph, network)),
+        Contestant("PyTorch compiled", "GPU", partial(pytorch_compiled, network, "GPU"), compiles=True),
+        Contestant("ONNX Runtime, CUDA, FP32", "GPU", partial(_by_cuda_sessions, file, exported)),
+        Contestant(
+            f"TensorRT, {exported.precision.upper()}", "GPU", partial(tensorrt_plan, exported, on_progress=on_progress)
+        ),
     ]
-    here, reason = ("GPU", OTHER) if device.gpu else ("CPU", device.reason)
+    here, reason = ("GPU", OTHER_DEVICE) if device.gpu else ("CPU", device.reason)
     return [one if one.device == here else replace(one, load=partial(_refused, reason)) for one in engines]
 
 
-def _refused(reason: str) -> Paint:
+def _refused(reason: str) -> Stylize:
     raise MissingEngine(reason)
 
 
-def by_pytorch(network: StyledNetwork, device: str) -> Paint:
+def pytorch_eager(network: StyledNetwork, device: str) -> Stylize:
     """The network as it is trained, channels last, with the picture's arithmetic around it."""
     return _painting(_module(network, device), network, device)
 
 
-def by_compiled(network: StyledNetwork, device: str) -> Paint:
+def pytorch_compiled(network: StyledNetwork, device: str) -> Stylize:
     """The same through `torch.compile`, each shape by itself: its symbolic shapes do not take this padding."""
     module = _module(network, device)
     if device == "CPU" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -175,19 +181,19 @@ def by_compiled(network: StyledNetwork, device: str) -> Paint:
     return compiling
 
 
-def by_cuda_graph(network: StyledNetwork) -> Paint:
+def pytorch_cuda_graph(network: StyledNetwork) -> Stylize:
     """The same in FP16 by autocast, a CUDA graph a shape: what PyTorch can do without another engine."""
     return CudaGraphs(_module(network, "GPU"), _first_style(network, "GPU"))
 
 
 def _module(network: StyledNetwork, device: str) -> ServedModel:
     if device == "GPU" and not torch.cuda.is_available():
-        raise MissingEngine(without_cuda())
+        raise MissingEngine(why_no_cuda())
     placed = copy.deepcopy(network).to("cuda" if device == "GPU" else "cpu")
     return ServedModel(placed.to(memory_format=torch.channels_last)).eval()  # type: ignore[call-overload]
 
 
-def _painting(module: Callable[..., Tensor], network: StyledNetwork, device: str) -> Paint:
+def _painting(module: Callable[..., Tensor], network: StyledNetwork, device: str) -> Stylize:
     where = "cuda" if device == "GPU" else "cpu"
     first = _first_style(network, device)
 
@@ -206,13 +212,13 @@ def _first_style(network: StyledNetwork, device: str) -> Tensor | None:
     return torch.eye(network.styles, device="cuda" if device == "GPU" else "cpu")[:1]
 
 
-def _by_cuda_sessions(file: Path | None, exported: Exported) -> Paint:
+def _by_cuda_sessions(file: Path | None, exported: ExportedModel) -> Stylize:
     if file is None:
         raise MissingEngine(f"{exported.version} keeps no FP32 graph")
-    return by_cuda_sessions(file, exported)
+    return onnx_runtime_cuda(file, exported)
 
 
-def by_onnx_runtime(file: Path | None, provider: str) -> Paint:
+def onnx_runtime(file: Path | None, provider: str) -> Stylize:
     """A session of `file` on `provider` alone, with all cores."""
     if file is None:
         raise MissingEngine("there is no ONNX file of this model")
@@ -237,7 +243,7 @@ def _session(file: Path, provider: str, threads: int, settings: dict[str, str] |
     return onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings or {})])
 
 
-def _running(session: Any) -> Paint:
+def _running(session: Any) -> Stylize:
     """A picture through `session`, in the first style of a model that has several."""
     shapes = {tensor.name: tensor.shape for tensor in session.get_inputs()}
     several = STYLE_WEIGHTS in shapes
@@ -250,7 +256,7 @@ def _running(session: Any) -> Paint:
     return paint
 
 
-class Bare:
+class BareModel:
     """What serves a model, without a server: its config's engine, and as many at once as the server has.
 
     On a CPU that is ONNX Runtime with the config's provider, threads and instances; on a GPU TensorRT or ONNX Runtime
@@ -259,7 +265,7 @@ class Bare:
     """
 
     def __init__(self, folder: Path) -> None:
-        exported = Exported(folder)
+        exported = ExportedModel(folder)
         self.threads: int | None = None
         if exported.device == "GPU":
             self.provider, self.sessions = _on_gpu(exported)
@@ -274,11 +280,11 @@ class Bare:
             _opened(exported.version / "model.onnx", self.provider, self.threads) for _ in range(exported.instances)
         ]
 
-    def paint(self, pixels: Pixels) -> Pixels:
+    def stylize(self, pixels: Pixels) -> Pixels:
         """`uint8 [H, W, 3]` through the first session."""
         return self.sessions[0](pixels)
 
-    def together(self, pixels: Pixels, requests: int) -> float:
+    def seconds_for(self, pixels: Pixels, requests: int) -> float:
         """Seconds that all sessions at once take for `requests` pictures, one after the other in each."""
 
         def share(position: int) -> None:
@@ -289,11 +295,11 @@ class Bare:
             return timed(lambda: list(pool.map(share, range(len(self.sessions)))))
 
 
-def _on_gpu(exported: Exported) -> tuple[str, list[Paint]]:
+def _on_gpu(exported: ExportedModel) -> tuple[str, list[Stylize]]:
     """The name of a GPU model's engine, and what paints side by side there."""
     config = exported.config
     if config.backend == "tensorrt":
-        return "TensorRT", CONTEXTS * [by_tensorrt(exported)]
+        return "TensorRT", CONTEXTS * [tensorrt_plan(exported)]
     if config.backend != "onnxruntime":
         raise InputError(f"{exported.folder.name} is served by {config.backend}: nothing here to compare it with")
     for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
@@ -302,10 +308,10 @@ def _on_gpu(exported: Exported) -> tuple[str, list[Paint]]:
             settings["trt_fp16_enable"] = str(accelerator.parameters["precision_mode"] == "FP16")
             provider = "TensorrtExecutionProvider"
             return provider, [_opened(exported.version / "model.onnx", provider, 1, settings)]
-    return "CUDAExecutionProvider", [by_cuda_sessions(exported.version / "model.onnx", exported)]
+    return "CUDAExecutionProvider", [onnx_runtime_cuda(exported.version / "model.onnx", exported)]
 
 
-def _opened(file: Path, provider: str, threads: int, settings: dict[str, str] | None = None) -> Paint:
+def _opened(file: Path, provider: str, threads: int, settings: dict[str, str] | None = None) -> Stylize:
     session = _session(file, provider, threads, settings)
     if session.get_providers()[0] != provider:
         extra = "gpu" if provider.startswith("Tensorrt") else "bench"
@@ -313,6 +319,6 @@ def _opened(file: Path, provider: str, threads: int, settings: dict[str, str] | 
     return _running(session)
 
 
-def photograph(height: int, width: int) -> Pixels:
+def sample_photograph(height: int, width: int) -> Pixels:
     """A real one, cut to these sides (pixels), `uint8 [H, W, 3]`."""
     return fitted(open_image(sample_photographs()[-1]), width, height).pixels

@@ -16,7 +16,7 @@ from nst_core.errors import InputError
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """The model in `folder`. Raises `InputError` where the repository lacks it."""
 
     folder: Path

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst_bench.exported import Exported
+from nst_bench.exported import ExportedModel
 from nst_core import devices
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError, NstError
@@ -28,7 +28,7 @@ GRAPHS = 8
 CONTEXTS = 2
 """Images that TensorRT paints side by side."""
 
-Paint = Callable[[Pixels], Pixels]
+Stylize = Callable[[Pixels], Pixels]
 """`uint8 [H, W, 3]` to the same; both in main memory, so that a GPU's copies count, and its work is done."""
 
 
@@ -41,17 +41,17 @@ def torch_device(device: Device) -> torch.device:
     if device.gpu is None:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError(f"{without_cuda()}, which the driver has ({device.gpu.name}): install PyTorch for CUDA")
+        raise InputError(f"{why_no_cuda()}, which the driver has ({device.gpu.name}): install PyTorch for CUDA")
     return torch.device("cuda")
 
 
-def without_cuda() -> str:
+def why_no_cuda() -> str:
     """Why PyTorch uses no GPU."""
     built = "is built without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda} finds none"
     return f"torch {torch.__version__} {built} and cannot use a GPU"
 
 
-def on_gpu() -> Gpu:
+def first_gpu() -> Gpu:
     """The GPU that engines run on, the first that this process may use. Raises `MissingEngine`."""
     found, missing = devices.gpus()
     if not found:
@@ -68,7 +68,7 @@ class CudaGraphs:
         self._recorded: OrderedDict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        """See `Paint`."""
+        """See `Stylize`."""
         recorded = self._recorded.pop(pixels.shape, None) or self._record(pixels)
         self._recorded[pixels.shape] = recorded
         if len(self._recorded) > GRAPHS:
@@ -94,7 +94,7 @@ class CudaGraphs:
         return graph, image, stylized
 
 
-class OnCard:
+class CudaTensorStylizer:
     """Painting for callers whose pixels are on the card: by CUDA shared memory nothing goes through main memory."""
 
     def __init__(self, stylize: Callable[[Any], Any]) -> None:
@@ -102,7 +102,7 @@ class OnCard:
         self._stylize = stylize
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        """See `Paint`."""
+        """See `Stylize`."""
         painted: Pixels = self._stylize(torch.from_numpy(pixels).cuda()).cpu().numpy()
         return painted
 
@@ -117,9 +117,9 @@ class OnCard:
         return paint
 
 
-def by_cuda_sessions(file: Path, exported: Exported) -> Paint:
+def onnx_runtime_cuda(file: Path, exported: ExportedModel) -> Stylize:
     """`file` in ONNX Runtime's CUDA provider, a session a shape, as the server's backend runs it."""
-    on_gpu()
+    first_gpu()
     from nst_core.engines.onnx_cuda import CudaSessions
 
     onnxruntime = import_onnxruntime("bench")
@@ -136,9 +136,9 @@ def by_cuda_sessions(file: Path, exported: Exported) -> Paint:
     return paint
 
 
-def by_tensorrt(exported: Exported, *, tick: Callable[[str], None] = lambda note: None) -> Paint:
+def tensorrt_plan(exported: ExportedModel, *, on_progress: Callable[[str], None] = lambda note: None) -> Stylize:
     """The plan of a model that was exported for TensorRT, found or built as `nst-serve` does it."""
-    gpu = on_gpu()
+    gpu = first_gpu()
     if exported.config.backend != "tensorrt":
         raise MissingEngine(f"{exported.folder.name} was not exported for TensorRT: nst-export --for tensorrt")
     from nst_core.engines import plans
@@ -152,7 +152,7 @@ def by_tensorrt(exported: Exported, *, tick: Callable[[str], None] = lambda note
             library=plans.tensorrt(),
             gpu=gpu.name,
             compute_capability=gpu.compute_capability,
-            on_progress=lambda done, note: tick(f"building the TensorRT plan, {done:.0%}: {note}"),
+            on_progress=lambda done, note: on_progress(f"building the TensorRT plan, {done:.0%}: {note}"),
         )
         engine = TensorRTEngine(plan, contexts=CONTEXTS)
     except (ValueError, RuntimeError) as error:  # a profile, a plan or CUDA
@@ -166,7 +166,7 @@ def by_tensorrt(exported: Exported, *, tick: Callable[[str], None] = lambda note
     return paint
 
 
-def _weights(exported: Exported) -> dict[str, np.ndarray]:
+def _weights(exported: ExportedModel) -> dict[str, np.ndarray]:
     """The first of a model's styles, for one of several."""
     count = len(exported.styles)
     return {STYLE_WEIGHTS: np.eye(1, count, dtype=np.float32)} if count > 1 else {}
