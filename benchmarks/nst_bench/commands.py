@@ -20,7 +20,7 @@ from nst_core.files import atomic_write
 from nst_core.images import find_images, sample_photographs
 
 if TYPE_CHECKING:
-    from nst_bench.engines import ModelServer
+    from nst_bench.served.server import ModelServer
     from nst_trainer.checkpoint import Checkpoint as Style
 
 suites = typer.Typer()
@@ -67,7 +67,7 @@ def gatys(
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench.gpu import torch_device
+        from nst_bench.machine.cuda import torch_device
         from nst_bench.suites import gatys as suite
         from nst_core.memory import keep_freed_memory
         from nst_trainer.weights import vgg16_weights
@@ -103,7 +103,7 @@ def quality(
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench.gpu import torch_device
+        from nst_bench.machine.cuda import torch_device
         from nst_bench.suites import quality as suite
         from nst_core.memory import keep_freed_memory
         from nst_trainer.checkpoint import load
@@ -256,7 +256,7 @@ def cold(
     Takes half a minute, --full two. The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench.exported import ExportedModel
+        from nst_bench.served.exported import ExportedModel
         from nst_bench.suites import cold as suite
 
         on = chosen(device)
@@ -339,7 +339,7 @@ def speedup(
     Takes four minutes, --full fifteen. The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench.exported import ExportedModel
+        from nst_bench.served.exported import ExportedModel
         from nst_bench.suites import speedup as suite
         from nst_core.memory import keep_freed_memory
         from nst_server import triton
@@ -507,16 +507,18 @@ def _served(
     model: str, repository: Path, width: float | None, environment: Path, device: Device
 ) -> Iterator[ModelServer]:
     """A Triton with the model of the repository, or with an untrained network of `width`."""
-    from nst_bench import engines
-    from nst_bench.exported import ExportedModel
+    from nst_bench.served.exported import ExportedModel
+    from nst_bench.served.server import serve_model
     from nst_server import triton
 
     with tempfile.TemporaryDirectory() as scratch:
         if width is not None:
             repository = Path(scratch) / "model_repository"
-            model = engines.export_checkpoint(engines.untrained_checkpoint(width), repository, device, say=say)
+            from nst_bench.served.export import export_checkpoint, untrained_checkpoint
+
+            model = export_checkpoint(untrained_checkpoint(width), repository, device, say=say)
         ExportedModel(repository / model).check_device(device)
-        with engines.served(triton.find(environment, say, device=device), repository, model) as server:
+        with serve_model(triton.find(environment, say, device=device), repository, model) as server:
             yield server
 
 
@@ -525,13 +527,13 @@ def _exported(
     checkpoint: Path, repository: Path, width: float | None, environment: Path, device: Device
 ) -> Iterator[tuple[Style, ModelServer]]:
     """A checkpoint, and a Triton with what the repository has of it; or both of an untrained network of `width`."""
-    from nst_bench import engines
-    from nst_bench.exported import ExportedModel
+    from nst_bench.served.export import untrained_checkpoint
+    from nst_bench.served.exported import ExportedModel
     from nst_trainer.checkpoint import load
 
     if width is None:
         ExportedModel(repository / checkpoint.stem).check_source(checkpoint)
-    style = load(checkpoint) if width is None else engines.untrained_checkpoint(width)
+    style = load(checkpoint) if width is None else untrained_checkpoint(width)
     with _served(checkpoint.stem, repository, width, environment, device) as server:
         yield style, server
 

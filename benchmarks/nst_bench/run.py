@@ -30,7 +30,7 @@ from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.images import find_images, sample_photographs
 
 if TYPE_CHECKING:
-    from nst_bench.engines import ModelServer
+    from nst_bench.served.server import ModelServer
 
 PATIENCE = 60.0
 """Seconds that a suite has to end its server after Ctrl-C."""
@@ -69,8 +69,8 @@ class Subject:
 
         The export must be for the device, and PyTorch able to use it.
         """
-        from nst_bench.exported import ExportedModel
-        from nst_bench.gpu import torch_device
+        from nst_bench.machine.cuda import torch_device
+        from nst_bench.served.exported import ExportedModel
 
         options = [(self.checkpoint, "--checkpoint"), (self.style, "--style")]
         for path, option in [*options, *((path, "--also") for path in self.also)]:
@@ -209,7 +209,7 @@ def _machine(done: dict[str, Any]) -> dict[str, Any]:
         if "machine" in document:
             machine: dict[str, Any] = document["machine"]
             return machine
-    from nst_bench.machine import describe
+    from nst_bench.machine.description import describe
 
     return describe()
 
@@ -299,13 +299,13 @@ def _child(work: Work, subject: Subject, share: float, parent: Connection) -> No
 
 @contextmanager
 def _served(subject: Subject, context: Context) -> Iterator[ModelServer]:
-    from nst_bench.engines import served
-    from nst_bench.exported import ExportedModel
+    from nst_bench.served.exported import ExportedModel
+    from nst_bench.served.server import serve_model
     from nst_server import triton
 
     ExportedModel(subject.repository / subject.model).check_source(subject.checkpoint)
     installation = triton.find(subject.triton, context.on_progress, device=subject.device)
-    with served(installation, subject.repository, subject.model) as server:
+    with serve_model(installation, subject.repository, subject.model) as server:
         yield server
 
 
@@ -399,7 +399,7 @@ def _soak(subject: Subject, context: Context, *, minutes: float) -> Document:
 
 
 def _gatys(subject: Subject, context: Context, **settings: Any) -> Document:
-    from nst_bench.gpu import torch_device
+    from nst_bench.machine.cuda import torch_device
     from nst_bench.suites import gatys
     from nst_trainer.weights import vgg16_weights
 
@@ -410,7 +410,7 @@ def _gatys(subject: Subject, context: Context, **settings: Any) -> Document:
 
 
 def _speedup(subject: Subject, context: Context, *, sizes: tuple[int, ...], **effort: Any) -> Document:
-    from nst_bench.exported import ExportedModel
+    from nst_bench.served.exported import ExportedModel
     from nst_bench.suites import speedup
     from nst_server import triton
     from nst_trainer.checkpoint import load
@@ -439,7 +439,7 @@ def _cold(subject: Subject, context: Context, *, full: bool = False) -> Document
 
 
 def _quality(subject: Subject, context: Context) -> Document:
-    from nst_bench.gpu import torch_device
+    from nst_bench.machine.cuda import torch_device
     from nst_bench.suites import quality
     from nst_trainer.checkpoint import load
     from nst_trainer.weights import vgg16_weights

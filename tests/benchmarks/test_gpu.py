@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from nst_bench import gpu
-from nst_bench.engines import OTHER_DEVICE, BareModel, contestants, default_export_plan, sample_photograph
-from nst_bench.exported import ExportedModel
-from nst_bench.gpu import MissingEngine, onnx_runtime_cuda, tensorrt_plan
+from nst_bench.engines.bare import BareModel
+from nst_bench.engines.base import MissingEngine, Stylize
+from nst_bench.engines.contestants import OTHER_DEVICE, contestants
+from nst_bench.engines.runtimes import TENSORRT_CONTEXTS, onnx_runtime_cuda, tensorrt_plan
+from nst_bench.machine.cuda import why_no_cuda
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.export import default_export_plan
+from nst_bench.served.exported import ExportedModel
 from nst_bench.suites import latency
 from nst_core import devices
 from nst_core.devices import Device, Gpu
@@ -55,7 +59,7 @@ def test_a_bare_engine_of_tensorrt_paints_what_the_network_paints(
 ) -> None:
     assert exported.device == "GPU" and exported.styles == ("a", "b")
     bare = BareModel(exported.folder)
-    assert (bare.provider, bare.threads, len(bare.sessions)) == ("TensorRT", None, gpu.CONTEXTS)
+    assert (bare.provider, bare.threads, len(bare.sessions)) == ("TensorRT", None, TENSORRT_CONTEXTS)
     reference = gpu_free(checkpoint, exported)
     for size in ((64, 64), (61, 83)):
         pixels = sample_photograph(*size)
@@ -70,7 +74,7 @@ def test_a_model_for_a_gpu_says_why_it_does_not_run_here(
     exported: ExportedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
-    for paint in (lambda: BareModel(exported.folder), lambda: onnx_runtime_cuda(Path("none.onnx"), exported)):
+    for paint in (lambda: BareModel(exported.folder), lambda: onnx_runtime_cuda(Path("none.onnx"), 2)):
         with pytest.raises(MissingEngine, match=r"^no NVIDIA GPU \(for this test\)$"):
             paint()
 
@@ -111,7 +115,7 @@ def test_a_run_on_a_gpu_has_its_rows_or_reasons(
     """All but the server, on the fake GPU, which PyTorch and ONNX Runtime cannot use."""
     device = devices.choose("gpu")
     machine = {"matrix_product_gflops": 1.0, "memory_gbs": 1.0, "cuda": {"unmeasured": "it is a fake"}}
-    monkeypatch.setattr(latency, "header", lambda schema: {"schema": schema, "machine": machine})
+    monkeypatch.setattr(latency, "document_header", lambda schema: {"schema": schema, "machine": machine})
     monkeypatch.setattr(latency, "ways", lambda *_: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     served: Any = SimpleNamespace(exported=exported, model="two", style="a")
@@ -120,7 +124,7 @@ def test_a_run_on_a_gpu_has_its_rows_or_reasons(
     row = steady["TensorRT, FP32", "GPU"]
     assert row["n"] >= latency.FEWEST and row["levels"] <= 1 and row["gflop"] > 0 and "share_of_matrix_rate" not in row
     reasons = {engine: row["missing"] for (engine, kind), row in steady.items() if kind == "GPU" and "missing" in row}
-    assert reasons["PyTorch eager"] == reasons["PyTorch, CUDA graph, FP16"] == gpu.why_no_cuda()
+    assert reasons["PyTorch eager"] == reasons["PyTorch, CUDA graph, FP16"] == why_no_cuda()
     assert "has no CUDAExecutionProvider" in reasons["ONNX Runtime, CUDA, FP32"]
     assert "torch.compile takes half a minute" in reasons["PyTorch compiled"]
     assert "install PyTorch for CUDA" in reasons[latency.CUDA_SHARED_MEMORY]
@@ -156,6 +160,6 @@ def test_every_engine_of_the_card_paints_the_picture(
     assert painted >= 2
 
 
-def gpu_free(checkpoint: Checkpoint, exported: ExportedModel) -> gpu.Stylize:
+def gpu_free(checkpoint: Checkpoint, exported: ExportedModel) -> Stylize:
     """PyTorch on the processor."""
     return contestants(checkpoint.network, exported, Device("cpu", "for this test"))[0].load()

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from nst_bench.engines import Contestant, ModelServer, export_checkpoint, served, untrained_checkpoint
-from nst_bench.exported import ExportedModel
-from nst_bench.gpu import Stylize
+from nst_bench.engines.base import Stylize
+from nst_bench.engines.contestants import Contestant
 from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
+from nst_bench.served.export import export_checkpoint, untrained_checkpoint
+from nst_bench.served.exported import ExportedModel
+from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suites import cold, latency, peers
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -38,7 +40,7 @@ def repository(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[ModelServer]:
-    with served(triton.find(ROOT / ".triton", print), repository, "untrained-0.125") as running:
+    with serve_model(triton.find(ROOT / ".triton", print), repository, "untrained-0.125") as running:
         yield running
 
 

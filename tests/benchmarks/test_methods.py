@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from nst_bench import machine
-from nst_bench.ceiling import Roofline, Workload, network_workload
-from nst_bench.exported import ExportedModel
-from nst_bench.gpu import torch_device, why_no_cuda
+from nst_bench.machine import description
+from nst_bench.machine.cuda import torch_device, why_no_cuda
+from nst_bench.machine.roofline import Roofline, Workload, network_workload
+from nst_bench.served.exported import ExportedModel
 from nst_bench.suites import methods, quality, speedup
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -54,8 +54,8 @@ def test_shares_are_of_the_device_that_ran() -> None:
 
 
 def test_the_machine_says_its_rates_and_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
-    found = machine.describe()
+    monkeypatch.setattr(description, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
+    found = description.describe()
     assert found["matrix_product_gflops"] > 0 and found["memory_gbs"] > 0
     assert found["gpu"] is None and found["cuda"] == {"missing": "no NVIDIA GPU (for this test)"}
 
@@ -63,10 +63,10 @@ def test_the_machine_says_its_rates_and_what_it_lacks(monkeypatch: pytest.Monkey
 def test_a_gpu_that_pytorch_cannot_use_is_described_all_the_same(
     monkeypatch: pytest.MonkeyPatch, driver: Any, card: Device
 ) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: ([card.gpu], ""))
+    monkeypatch.setattr(description, "gpus", lambda: ([card.gpu], ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     driver.refuses.add("nvmlDeviceGetClockInfo")
-    found = machine.describe()
+    found = description.describe()
     assert found["gpu"] == "NVIDIA H100 80GB HBM3"
     assert found["cuda"] == {
         **{"compute_capability": "9.0", "memory_gib": 80.0, "driver": "580.159.04", "driver_cuda": "13.0"},
@@ -78,7 +78,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_described_all_the_same(
 
 @pytest.mark.gpu
 def test_the_gpu_says_its_rates() -> None:
-    found = machine.describe()
+    found = description.describe()
     assert found["cuda"]["tf32_gflops"] > 0 and found["cuda"]["precision"]["matrix_products"]
     assert found["cuda"]["sm_clock_mhz"] > 0 and found["cuda"]["driver"]
 

@@ -14,9 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from nst_bench import report
-from nst_bench.callers import SizedCall, send_in_turn, start_callers
 from nst_bench.cli import app
-from nst_bench.engines import BareModel, ModelServer, sample_photograph, served
+from nst_bench.engines.bare import BareModel
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.callers import SizedCall, send_in_turn, start_callers
+from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
 from nst_client import MockTransport, Statistics, StyleClient
 from nst_client.transports import base as wire
@@ -40,7 +42,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[ModelServer]:
-    with served(triton.find(ROOT / ".triton", print), repository, "tiny") as running:
+    with serve_model(triton.find(ROOT / ".triton", print), repository, "tiny") as running:
         yield running
 
 
@@ -219,7 +221,7 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
         nonlocal now
         now += seconds
 
-    def paint(request: wire.SizedCall) -> wire.Array:
+    def paint(request: wire.Request) -> wire.Array:
         sleep(0.05)
         return request.inputs[wire.INPUT]
 

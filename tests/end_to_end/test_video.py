@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nst_bench import tables
-from nst_bench.engines import ModelServer
+from nst_bench.served.server import ModelServer
 from nst_bench.suites import video
 from nst_client.video.stylize import PART
 

@@ -20,9 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nst_bench.engines import BareModel, ModelServer, sample_photograph
-from nst_bench.machine import document_header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.server import ModelServer
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError

@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 
-from nst_bench.callers import start_callers
-from nst_bench.engines import BareModel, ModelServer, sample_photograph
-from nst_bench.gpu import torch_device
-from nst_bench.machine import document_header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
+from nst_bench.machine.nvml import joules
 from nst_bench.measure import timed
-from nst_bench.nvml import joules
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.callers import start_callers
+from nst_bench.served.server import ModelServer
 from nst_bench.suites.quality import baseline
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError

@@ -19,7 +19,7 @@ import numpy as np
 import onnx as onnx_package
 import torch
 
-from nst_bench.machine import document_header
+from nst_bench.machine.description import document_header
 from nst_bench.measure import interleaved, summarize
 from nst_bench.tables import OURS
 from nst_core import devices

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nst_bench.engines import BareModel, default_export_plan, sample_photograph
-from nst_bench.gpu import torch_device
-from nst_bench.machine import document_header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
 from nst_bench.measure import REST, interleaved, summarize
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.export import default_export_plan
 from nst_bench.suites.quality import baseline, iterations_worth, network_losses, painter, painting_of
 from nst_core.devices import Device
 from nst_core.errors import InputError

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from nst_bench.machine import document_header, matrix_product_rate
+from nst_bench.machine.description import document_header, matrix_product_rate
 from nst_bench.measure import summarize
 from nst_core.images import fitted, open_image, sample_photographs
 from nst_trainer.optimization.gatys import WARM_UP, Iteration, Run

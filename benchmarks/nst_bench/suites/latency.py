@@ -17,11 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.ceiling import Roofline, Workload, graph_workload, network_workload
-from nst_bench.engines import Contestant, ModelServer, contestants, pytorch_eager, sample_photograph
-from nst_bench.gpu import CudaTensorStylizer, MissingEngine, Stylize, torch_device
-from nst_bench.machine import document_header
+from nst_bench.engines.base import MissingEngine, Stylize
+from nst_bench.engines.contestants import Contestant, contestants
+from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
+from nst_bench.machine.roofline import Roofline, Workload, graph_workload, network_workload
 from nst_bench.measure import REST, interleaved, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.server import ModelServer
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from nst_bench.ceiling import Roofline, network_workload
-from nst_bench.engines import pytorch_eager, sample_photograph
-from nst_bench.gpu import torch_device
-from nst_bench.machine import document_header
+from nst_bench.engines.pytorch import pytorch_eager
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
+from nst_bench.machine.roofline import Roofline, network_workload
 from nst_bench.measure import summarize, timed
+from nst_bench.photographs import sample_photograph
 from nst_bench.suites import gatys
 from nst_core.devices import Device
 from nst_core.errors import NstError

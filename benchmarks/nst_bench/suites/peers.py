@@ -28,10 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.engines import BareModel, ModelServer, sample_photograph
-from nst_bench.gpu import MissingEngine, Stylize
-from nst_bench.machine import document_header
+from nst_bench.engines.bare import BareModel
+from nst_bench.engines.base import MissingEngine, Stylize
+from nst_bench.machine.description import document_header
 from nst_bench.measure import REST, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.server import ModelServer
 from nst_bench.suites.latency import NARROWER, about, ways
 from nst_core.devices import Device
 from nst_core.errors import InputError

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.callers import Callers, start_callers
-from nst_bench.engines import ModelServer, sample_photograph
-from nst_bench.machine import document_header
+from nst_bench.machine.description import document_header
 from nst_bench.measure import UNSTABLE
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.callers import Callers, start_callers
+from nst_bench.served.server import ModelServer
 from nst_core.errors import NstError
 from nst_core.images import Pixels
 from nst_export.modules import INPUT

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst_bench.machine import document_header
+from nst_bench.machine.description import document_header
 from nst_core.errors import InputError
 from nst_core.images import ImageData, fitted, open_image
 from nst_trainer.checkpoint import Checkpoint, parameters

@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.callers import Call, Callers, start_callers
-from nst_bench.engines import BareModel, ModelServer, sample_photograph
-from nst_bench.machine import document_header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.description import document_header
 from nst_bench.measure import REST, UNSTABLE, interleaved, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.callers import Call, Callers, start_callers
+from nst_bench.served.server import ModelServer
 from nst_client import ServiceError, Statistics, StyleClient
 from nst_core.images import Pixels
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.callers import SizedCall, send_changing_sizes, start_callers
-from nst_bench.engines import ModelServer, sample_photograph
-from nst_bench.machine import document_header
+from nst_bench.machine.description import document_header
 from nst_bench.measure import UNSTABLE
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.callers import SizedCall, send_changing_sizes, start_callers
+from nst_bench.served.server import ModelServer
 
 SCHEMA = "nst-bench-soak/1"
 

@@ -21,11 +21,13 @@ from typing import Any
 
 import torch
 
-from nst_bench.engines import ModelServer, pytorch_eager, sample_photograph, served
-from nst_bench.exported import ExportedModel
-from nst_bench.gpu import torch_device
-from nst_bench.machine import document_header
+from nst_bench.engines.pytorch import pytorch_eager
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
 from nst_bench.measure import interleaved, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.exported import ExportedModel
+from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suites.latency import about
 from nst_bench.suites.quality import baseline, network_losses, painter, painting_of
 from nst_client import StyleClient
@@ -121,7 +123,7 @@ def measure(
         return {**document, "rows": figures, "speedup": _speedups(figures, done), "equal_loss": equal_loss}
 
     with ExitStack() as stack:
-        server = stack.enter_context(served(installation, repository, name))
+        server = stack.enter_context(serve_model(installation, repository, name))
         figures.append(_figure("Triton, from start to ready", None, "cold", [server.seconds]))
         engines = _engines(stack, checkpoint, server, figures)
         loaded: list[Weights] = []

@@ -19,9 +19,11 @@ import numpy as np
 import onnx as onnx_package
 import torch
 
-from nst_bench.engines import BareModel, export_checkpoint, sample_photograph
-from nst_bench.machine import document_header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.description import document_header
 from nst_bench.measure import REST, interleaved, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.export import export_checkpoint
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_export import conversion as onnx

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst_bench.gpu import torch_device
-from nst_bench.machine import document_header
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
 from nst_core.devices import Device
 from nst_core.images import open_image, sample_photographs

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from av import VideoFrame
 
-from nst_bench.engines import BareModel, ModelServer
-from nst_bench.machine import document_header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
+from nst_bench.served.server import ModelServer
 from nst_client import AsyncStyleClient, StyleClient
 from nst_client.video.footage import Encoder, Footage, Format, Frame
 from nst_client.video.schedule import Schedule

@@ -12,16 +12,28 @@ from typing import Any
 
 import torch
 
-from nst_bench.gpu import why_no_cuda
+from nst_bench.machine.cuda import why_no_cuda
+from nst_bench.machine.nvml import clocks
 from nst_bench.measure import timed, timed_on_gpu
-from nst_bench.nvml import clocks
 from nst_core.devices import Gpu, gpus
 
 PACKAGES = (
-    *("nst", "torch", "onnxruntime-openvino", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-cu13"),
-    *("tensorrt-cu12", "tensorrt-rtx", "cuda-bindings", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "tritonclient"),
+    "nst",
+    "torch",
+    "onnxruntime-openvino",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-cu13",
+    "tensorrt-cu12",
+    "tensorrt-rtx",
+    "cuda-bindings",
+    "nvidia-cudnn-cu13",
+    "nvidia-cudnn-cu12",
+    "tritonclient",
     "numpy",
 )
+"""Packages whose versions a result depends on."""
 
 
 def document_header(schema: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a device could do at best, and what share of it an engine reaches.
 
 Two bounds: the device's measured rate of matrix products, and its measured rate of copying memory
-(`nst_bench.machine`). Neither can be passed by an engine that does the arithmetic that is counted and whose feature
+(`machine.description`). Neither can be passed by an engine that does the arithmetic that is counted and whose feature
 maps lie in memory. A share above 1 says that one of these does not hold: Winograd's convolutions multiply less often
 than is counted, and small feature maps stay in a cache.
 """
@@ -39,7 +39,7 @@ class Roofline:
 
     @classmethod
     def of(cls, machine: dict[str, Any], device: str = "CPU") -> Roofline:
-        """As `nst_bench.machine.describe` has them; `device` is `CPU` or `GPU`."""
+        """As `nst_bench.machine.description.describe` has them; `device` is `CPU` or `GPU`."""
         rates = machine if device == "CPU" else machine["cuda"]
         return cls(rates.get("matrix_product_gflops"), rates.get("memory_gbs"))
 
