@@ -18,12 +18,13 @@ from nst_core.devices import DEVICE_HELP, Device, DeviceChoice
 from nst_core.errors import InputError, NstError
 from nst_core.files import atomic_write
 from nst_core.images import find_images, sample_photographs
+from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
     from nst_bench.served.server import ModelServer
     from nst_trainer.checkpoint import Checkpoint as Style
 
-suites = typer.Typer()
+suites = CommandLine()
 
 Repository = Annotated[Path, typer.Option("--repository", "-r", help="Where nst-export put it.")]
 Model = Annotated[str, typer.Option(help="The model that is served.")]

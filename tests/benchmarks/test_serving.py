@@ -21,7 +21,8 @@ from nst_bench.served.callers import SizedCall, send_in_turn, start_callers
 from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
 from nst_client import MockTransport, Statistics, StyleClient
-from nst_client.transports import base as wire
+from nst_client.transports import base as transports
+from nst_core.contract import IMAGE
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_export import pipeline as exporter
@@ -221,9 +222,9 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
         nonlocal now
         now += seconds
 
-    def paint(request: wire.Request) -> wire.Array:
+    def paint(request: transports.Request) -> transports.Array:
         sleep(0.05)
-        return request.inputs[wire.INPUT]
+        return request.inputs[IMAGE]
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
