@@ -9,8 +9,8 @@ import torch
 from nst_bench.suites.quality import border_levels, lattice_levels, painter
 from nst_core.images import fitted, open_image
 from nst_trainer.checkpoint import load
+from nst_trainer.images import to_tensor
 from nst_trainer.losses import frame
-from nst_trainer.training.data import to_tensor
 
 MODELS = sorted((Path(__file__).parents[1] / "models").glob("*.pth"))
 

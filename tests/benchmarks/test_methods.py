@@ -15,9 +15,9 @@ from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import fitted, open_image, sample_photographs
 from nst_trainer.checkpoint import Checkpoint, frozen, save
+from nst_trainer.images import to_tensor
 from nst_trainer.networks import Johnson, Ulyanov
 from nst_trainer.optimization.gatys import Run
-from nst_trainer.training.data import to_tensor
 from nst_trainer.weights import vgg16_weights
 
 CPU = torch.device("cpu")

@@ -13,11 +13,11 @@ from nst_bench.suites.quality import border_levels, iterations_worth, lattice_le
 from nst_core.errors import InputError
 from nst_core.images import fitted, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, save
+from nst_trainer.images import to_tensor
+from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import Johnson, Ulyanov
 from nst_trainer.optimization.gatys import Run
-from nst_trainer.settings import LossWeights
-from nst_trainer.training.data import to_tensor
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import vgg16_weights
 

@@ -5,8 +5,9 @@ import torch
 
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
+from nst_trainer.devices import choose_device
 from nst_trainer.training import distributed as parallel
-from nst_trainer.training.distributed import choose_device, team
+from nst_trainer.training.distributed import team
 
 H100 = Gpu(0, "NVIDIA H100", "GPU-0", "9.0", 80 << 30, "535.54.03", (12, 2))
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from nst_core.errors import InputError
+from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import PerceptualLoss, content_loss, frame, gram_matrix, lattice, style_loss, total_variation
-from nst_trainer.settings import LossWeights
 from nst_trainer.vgg import Vgg16
 
 

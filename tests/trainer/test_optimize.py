@@ -11,11 +11,12 @@ import torch
 
 from nst_core.errors import InputError
 from nst_core.images import open_image
+from nst_trainer.images import to_tensor
+from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.optimization import color
 from nst_trainer.optimization.gatys import WARM_UP, Iteration, OptimizationError, Precision, Repeated, Run, optimize
-from nst_trainer.settings import PRESETS, LossWeights, OptimizationSettings, preset
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings, preset
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import Weights, vgg16_weights
 

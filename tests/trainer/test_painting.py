@@ -20,7 +20,7 @@ from nst_trainer.optimization import command as painting
 from nst_trainer.optimization.command import _regions, check_memory, paint
 from nst_trainer.optimization.gatys import Run
 from nst_trainer.optimization.lbfgs import Lbfgs
-from nst_trainer.settings import preset
+from nst_trainer.optimization.settings import preset
 from nst_trainer.weights import vgg16_weights
 
 SMALL = ["--size", "64", "--scales", "2", "--coarse-iterations", "6", "--iterations", "8"]

@@ -20,13 +20,14 @@ from nst_core.errors import InputError, WriteError
 from nst_core.images import ImageData, fitted, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.cli import app
+from nst_trainer.images import to_image, to_tensor
 from nst_trainer.losses import Losses, PerceptualLoss
 from nst_trainer.networks import Fast, Johnson, Ulyanov
-from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import loop as training
-from nst_trainer.training.data import Photos, to_image, to_tensor
+from nst_trainer.training.data import Photos
 from nst_trainer.training.distributed import Team
 from nst_trainer.training.loop import Progress, Training, TrainingError, unsteadiness
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import Vgg16
 
 SMALL = TrainingSettings(width=0.25, iterations=30, batch=2, crop=64, style_size=128, learning_rate=5e-3)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nst_core.errors import InputError
-from nst_trainer.settings import LossWeights
+from nst_trainer.loss_settings import LossWeights
 from nst_trainer.vgg import Vgg16
 
 CONTENT_LAYERS: Mapping[str, float] = {"relu3_3": 1.0}

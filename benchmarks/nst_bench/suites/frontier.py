@@ -27,8 +27,8 @@ from nst_core.errors import InputError
 from nst_core.images import fitted, open_image
 from nst_export import pipeline as exporter
 from nst_trainer.checkpoint import Checkpoint, load, parameters
+from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import Iteration, Run
-from nst_trainer.training.data import to_tensor
 from nst_trainer.weights import Weights
 
 SCHEMA = "nst-bench-frontier/1"

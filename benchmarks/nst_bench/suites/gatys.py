@@ -20,9 +20,9 @@ import torch
 from nst_bench.machine import header, matrix_product_rate
 from nst_bench.measure import summarize
 from nst_core.images import fitted, open_image, sample_photographs
+from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import WARM_UP, Iteration, Run
-from nst_trainer.settings import PRESETS, OptimizationSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.vgg import BLOCKS, LAYERS
 from nst_trainer.weights import CONVOLUTIONS, Weights
 

@@ -30,10 +30,10 @@ from nst_core.errors import NstError
 from nst_core.images import ImageData, open_image, sample_photographs
 from nst_core.memory import keep_freed_memory
 from nst_trainer.checkpoint import Checkpoint, frozen, load, parameters
+from nst_trainer.images import to_tensor
 from nst_trainer.networks import ARCHITECTURES
 from nst_trainer.optimization.gatys import Run
-from nst_trainer.settings import PRESETS, OptimizationSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.weights import vgg16_weights
 
 SCHEMA = "nst-bench-methods/1"

@@ -20,11 +20,13 @@ from nst_bench.machine import header
 from nst_core.errors import InputError
 from nst_core.images import ImageData, fitted, open_image
 from nst_trainer.checkpoint import Checkpoint, parameters
+from nst_trainer.images import to_tensor
+from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import lattice
 from nst_trainer.networks import StyledNetwork
 from nst_trainer.optimization.gatys import Iteration, Run
-from nst_trainer.settings import PRESETS, LossWeights, OptimizationSettings, TrainingSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.weights import Weights
 
 SCHEMA = "nst-bench-quality/1"

@@ -33,9 +33,9 @@ from nst_core.devices import Device
 from nst_core.images import Pixels, fitted, open_image, sample_photographs
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint
+from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import Iteration, Run, optimize
-from nst_trainer.settings import OptimizationSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.settings import OptimizationSettings
 from nst_trainer.weights import Weights, vgg16_weights
 
 SCHEMA = "nst-bench-speedup/1"

@@ -18,10 +18,10 @@ from nst_core.errors import InputError
 from nst_core.files import atomic_write
 from nst_core.images import image_format, open_image, save_image
 from nst_trainer.checkpoint import load, read_plain_data, save_plain_data
-from nst_trainer.interrupts import AtOnce
+from nst_trainer.images import open_style, to_image, to_tensor
 from nst_trainer.optimization.gatys import Iteration, OptimizationError, Run
-from nst_trainer.settings import INITS, OptimizationSettings
-from nst_trainer.training.data import open_style, to_image, to_tensor
+from nst_trainer.optimization.settings import INITS, OptimizationSettings
+from nst_trainer.signals import AtOnce
 from nst_trainer.weights import Weights
 
 CPU = torch.device("cpu")

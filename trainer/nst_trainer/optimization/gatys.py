@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nst_core.errors import InputError, NstError
-from nst_trainer.interrupts import uninterrupted
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.optimization import color
 from nst_trainer.optimization.lbfgs import Lbfgs
-from nst_trainer.settings import INITS, OptimizationSettings
+from nst_trainer.optimization.settings import INITS, OptimizationSettings
+from nst_trainer.signals import uninterrupted
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import Weights, normalized
 

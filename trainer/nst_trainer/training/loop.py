@@ -32,13 +32,14 @@ from nst_core.images import (
     side_by_side,
 )
 from nst_trainer import checkpoint
-from nst_trainer.interrupts import AtOnce, uninterrupted
+from nst_trainer.images import open_style, to_image, to_tensor
 from nst_trainer.losses import PerceptualLoss, frame, lattice
 from nst_trainer.networks import ARCHITECTURES, Johnson, StyledNetwork
-from nst_trainer.settings import PHASES, TrainingSettings
+from nst_trainer.signals import AtOnce, uninterrupted
 from nst_trainer.training.budget import Budget
-from nst_trainer.training.data import Photos, open_style, to_image, to_tensor
+from nst_trainer.training.data import Photos
 from nst_trainer.training.distributed import Team
+from nst_trainer.training.settings import PHASES, TrainingSettings
 from nst_trainer.training.soap import Soap, soap
 from nst_trainer.training.validation import Curves, Validation, noise, one_hot
 from nst_trainer.vgg import Vgg16
