@@ -24,7 +24,7 @@ from nst_trainer.images import to_tensor
 from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import lattice
 from nst_trainer.networks import StyledNetwork
-from nst_trainer.optimization.gatys import Iteration, Run
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.weights import Weights
@@ -63,7 +63,7 @@ def measure(
     rows = []
     for photo in photos:
         picture = fitted(open_image(photo), size, size)
-        run = Run(to_tensor(picture), [painting], settings, weights, device=device or torch.device("cpu"))
+        run = ImageOptimization(to_tensor(picture), [painting], settings, weights, device=device or torch.device("cpu"))
         row = {"photo": photo.name, **network_losses(run, paint), **appearance(paint, picture)}
         curve, in_range = _curves(run, row["loss"])
         row |= {
@@ -147,7 +147,7 @@ def _padded(network: StyledNetwork, pictures: Tensor, mix: Tensor | None) -> Ten
 
 
 @torch.no_grad()
-def network_losses(run: Run, paint: Paint) -> dict[str, Any]:
+def network_losses(run: ImageOptimization, paint: Paint) -> dict[str, Any]:
     """The network's losses by the optimisation's own measure, weighted; style also by layer."""
     assert run.content is not None
     losses = run.loss(paint(run.content.cpu()).to(run.device), run.target)
@@ -160,7 +160,7 @@ def network_losses(run: Run, paint: Paint) -> dict[str, Any]:
     }
 
 
-def _curves(run: Run, goal: float) -> tuple[list[float], list[float]]:
+def _curves(run: ImageOptimization, goal: float) -> tuple[list[float], list[float]]:
     """The optimisation's loss by iteration, until it is at `goal` and long enough to be drawn.
 
     First of the picture as it is, second of the picture with its values cut to [0, 1], as a file would hold it
