@@ -635,8 +635,8 @@ def test_a_teams_mean_gradient_is_the_whole_batchs(folder: Path, vgg: Vgg16, pho
 
     def gradient(pictures: torch.Tensor) -> torch.Tensor:
         painted = network(pictures)
-        total = loss(painted, loss.content_target(pictures)).total + 1000 * training.lattice(painted)
-        total = total + training.FRAME_WEIGHT * training.frame(painted)
+        total = loss(painted, loss.content_target(pictures)).total + 1000 * training.checkerboard_loss(painted)
+        total = total + training.BORDER_WEIGHT * training.border_loss(painted)
         return torch.cat([one.flatten() for one in torch.autograd.grad(total, list(network.parameters()))])
 
     whole, halves = gradient(batch), (gradient(batch[:2]) + gradient(batch[2:])) / 2

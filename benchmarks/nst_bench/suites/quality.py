@@ -22,7 +22,7 @@ from nst_core.images import ImageData, fitted, open_image
 from nst_trainer.checkpoint import Checkpoint, parameters
 from nst_trainer.images import to_tensor
 from nst_trainer.loss_settings import LossWeights
-from nst_trainer.losses import lattice
+from nst_trainer.losses import checkerboard_loss
 from nst_trainer.networks import StyledNetwork
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
@@ -225,9 +225,9 @@ def warping_error(paint: Paint, picture: Tensor, frames: int = 4) -> float:
 
 
 def lattice_levels(pictures: Tensor) -> float:
-    """How much the network's grid of 4 pixels shows, rms in levels of 255 (`nst_trainer.losses.lattice`)."""
+    """How much the network's grid of 4 pixels shows, rms in levels of 255 (`nst_trainer.losses.checkerboard_loss`)."""
     height, width = (side // 4 * 4 for side in pictures.shape[2:])
-    return 255.0 * float(lattice(pictures[:, :, :height, :width]).sqrt())
+    return 255.0 * float(checkerboard_loss(pictures[:, :, :height, :width]).sqrt())
 
 
 def border_levels(pictures: Tensor) -> float:
