@@ -19,7 +19,7 @@ OWN = {"composition-vii", "contrast-of-forms", "great-wave", "starry-night", "wa
 """Paintings with a fast network of their own."""
 
 
-@pytest.mark.parametrize("path", [one for one in MODELS if one.stem not in TEXTURES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [model for model in MODELS if model.stem not in TEXTURES], ids=lambda path: path.stem)
 def test_no_lattice_and_no_frame(path: Path, photographs: dict[str, Path]) -> None:
     """On photographs that it never saw, in levels of 255: at most 1 of lattice in each, 12 of border on the whole.
 
@@ -38,7 +38,7 @@ def test_no_lattice_and_no_frame(path: Path, photographs: dict[str, Path]) -> No
         assert fmean(border_loss(painted[name]).item() for name in pictures) <= 0.002, style
 
 
-@pytest.mark.parametrize("path", [one for one in MODELS if one.stem in TEXTURES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [model for model in MODELS if model.stem in TEXTURES], ids=lambda path: path.stem)
 def test_a_texture_is_one_all_over(path: Path) -> None:
     """The quarters of a sample have about the same colour, and details: neither flat nor a picture of something."""
     network = load(path).network

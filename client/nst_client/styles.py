@@ -112,7 +112,7 @@ def _grid(model: str, configs: Mapping[str, ModelConfig]) -> Grid | None:
     return Grid.fitting(int(tiled["multiple"]), int(tiled["overlap"]), max_pixels, max_side)
 
 
-def mix_of(text: str) -> dict[str, float]:
+def parse_style_weights(text: str) -> dict[str, float]:
     """`wave:0.7,scream:0.3` by name; a name alone has the weight 1. Raises `InputError` for another text."""
     mix: dict[str, float] = {}
     for part in text.split(","):
@@ -124,7 +124,7 @@ def mix_of(text: str) -> dict[str, float]:
     return mix
 
 
-def mixed(styles: Sequence[Style], weights: Sequence[float]) -> tuple[Style, Weights | None]:
+def resolve_style_weights(styles: Sequence[Style], weights: Sequence[float]) -> tuple[Style, Weights | None]:
     """The first of the styles, and the weights `[S]` of all styles of its model; None for a model of one."""
     if not styles or not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):
         raise InputError(f"weights of styles are {list(weights)}: give at least one above 0 and none below")

@@ -12,7 +12,7 @@ from nst_core.console import one_line_errors, progress, say
 from nst_core.devices import DEVICE_HELP, DeviceChoice
 from nst_core.errors import InputError
 from nst_core.images import find_images, unread_images, unread_line
-from nst_core.options import HELP, options_of
+from nst_core.options import CommandLine, options_of
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings, preset
 from nst_trainer.training.settings import TrainingSettings
 
@@ -358,9 +358,9 @@ def _own_scale(exemplar: Path, longer: int) -> float:
     return max(picture.width, picture.height) / longer
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+app = CommandLine()
 app.command()(train)
-optimize_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+optimize_app = CommandLine()
 optimize_app.command()(optimize)
-texture_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+texture_app = CommandLine()
 texture_app.command()(texture)

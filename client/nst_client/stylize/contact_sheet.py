@@ -18,7 +18,7 @@ COLUMNS, GAP, CAPTION, TEXT = 4, 12, 26, 18
 """Thumbnails in a row; pixels between them, of the line of a name, and of its letters."""
 
 
-def sample() -> ImageData:
+def sample_photograph() -> ImageData:
     """The photograph if nobody gives another: a cat, whose fur and eyes show what a style does."""
     (cat,) = [path for path in sample_photographs() if path.stem == "chelsea"]
     return open_image(cat)

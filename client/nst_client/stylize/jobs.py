@@ -1,6 +1,6 @@
 """Many pictures in one run: which they are, where each goes, which are painted already, and several at a time.
 
-A painting says in its EXIF data how it was made (`Recipe.record`). So a run that is started again knows what is
+A painting says in its EXIF data how it was made (`StylizeOptions.record`). So a run that is started again knows what is
 finished, and takes no picture of another style for it.
 """
 
@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from nst_client.client import OnTile, StyleClient
 from nst_client.errors import Unavailable, UnknownStyle, Unreachable, Untrusted
-from nst_client.styles import mixed
+from nst_client.styles import resolve_style_weights
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import (
     MAX_PIXELS,
@@ -48,7 +48,7 @@ from nst_core.images import (
 STDIO = Path("-")
 """The standard input as a photograph, the standard output as a target."""
 
-GRACE = 5.0
+GRACE_SECONDS = 5.0
 """Seconds that pictures have to end when the run is stopped: enough to write a file that is begun."""
 
 NEXT_TOO = (Unreachable, Unavailable, Untrusted, UnknownStyle, WriteError)
@@ -87,7 +87,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StylizeOptions:
     """How every photograph of a run is painted: a mix of styles and what `nst stylize` says of each option."""
 
     style: Mapping[str, float]
@@ -112,7 +112,7 @@ class Recipe:
         offered = {style.name: style for style in client.styles()}
         if missing := [name for name in self.style if name not in offered]:
             raise UnknownStyle(f"{client.url} has no style {missing[0]!r}; it has: {', '.join(offered) or 'none'}")
-        mixed([offered[name] for name in self.style], list(self.style.values()))
+        resolve_style_weights([offered[name] for name in self.style], list(self.style.values()))
 
     def opened(self, source: Path | BinaryIO) -> ImageData:
         """The photograph as it goes to the model. Raises `ImageError`."""
@@ -125,7 +125,7 @@ class Recipe:
         started = time.perf_counter()
         painted = client.stylize(picture.pixels, self.style, on_tile=on_tile)
         milliseconds = 1000 * (time.perf_counter() - started)
-        painted = finished(picture.pixels, painted, self.strength, self.preserve_color)
+        painted = postprocess(picture.pixels, painted, self.strength, self.preserve_color)
         return replace(picture, pixels=painted, metadata=replace(picture.metadata, process=self.record)), milliseconds
 
     def paint(self, job: Job, client: StyleClient, kind: str | None = None, on_tile: OnTile | None = None) -> Outcome:
@@ -149,7 +149,7 @@ class Recipe:
         return Outcome(job, picture.width, picture.height, milliseconds)
 
 
-def finished(photo: Pixels, painted: Pixels, strength: float, preserve_color: bool) -> Pixels:
+def postprocess(photo: Pixels, painted: Pixels, strength: float, preserve_color: bool) -> Pixels:
     """What is shown of a photograph and its painting, both `uint8 [H, W, 3]`: its colours or not, and how strong."""
     if preserve_color:
         painted = with_colors_of(photo, painted)
@@ -186,7 +186,7 @@ def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> l
     return jobs
 
 
-def standing(job: Job, recipe: Recipe) -> Outcome | None:
+def standing(job: Job, recipe: StylizeOptions) -> Outcome | None:
     """What there is to say of a job before it is tried; None where it is to be painted.
 
     A file that is painted by this recipe is finished. Another one is not ours to replace, unless the user named it.
@@ -255,7 +255,7 @@ def painted(
             yield from (future.result() for future in futures)
         finally:
             stopped.set()
-            deadline = time.monotonic() + GRACE
+            deadline = time.monotonic() + GRACE_SECONDS
             for thread in threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
             if any(thread.is_alive() for thread in threads):

@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
-from nst_client.stylize.jobs import GRACE
+from nst_client.stylize.jobs import GRACE_SECONDS
 from nst_client.video import footage
 from nst_client.video.footage import Encoder, Footage, Format, Frame
 from nst_core.errors import InputError
@@ -158,7 +158,7 @@ def live(
         return tally
     finally:
         fresh.close()
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + GRACE_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 

@@ -23,16 +23,22 @@ from tritonclient.utils import np_to_triton_dtype
 
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, Unreachable, Untrusted
 from nst_client.transports import buffers, statistics
-from nst_client.transports.base import INPUT, OUTPUT, Array, ModelConfig, Request, ServerAddress, server_addresses
-from nst_client.transports.coroutines import finished, settled, worked
-from nst_client.transports.cuda_memory import CudaPixels, CudaRegion, not_shared
-from nst_client.transports.proxies import Proxy, proxy_for_grpc
-from nst_client.transports.shared_memory import UNKNOWN, Forgotten, NoRoom, Region, Regions, SystemRegion, Unseen
+from nst_client.transports.base import Array, ModelConfig, Request, ServerAddress, server_addresses
+from nst_client.transports.coroutines import in_thread, maybe_await, run_blocking
 from nst_client.transports.statistics import Statistics
+from nst_client.transports.triton.cuda_memory import CudaPixels, CudaRegion, not_shared
+from nst_client.transports.triton.proxies import Proxy, proxy_for_grpc
+from nst_client.transports.triton.shared_memory import (
+    UNKNOWN,
+    Forgotten,
+    NoRoom,
+    Region,
+    RegionPool,
+    SystemRegion,
+    Unseen,
+)
+from nst_core.contract import IMAGE, STYLIZED, TOKEN_HEADER
 from nst_core.errors import InputError
-
-TOKEN = "nst-token"
-"""The HTTP header that carries the token; over gRPC Triton wants its own prefix before it."""
 
 LARGEST_MESSAGE = 2**31 - 1
 """Bytes; Triton's own limit. gRPC's default for answers is 4 MiB, which a picture of 1.4 megapixels exceeds."""
@@ -81,7 +87,7 @@ _grpc_process = 0
 
 
 @dataclass(frozen=True)
-class Settings:
+class TritonSettings:
     """How a server is reached, or several with a comma between their hosts; see `StyleClient`.
 
     `aio` is for asyncio, `path` what comes before Triton's own paths behind a reverse proxy. Raises `InputError` for
@@ -119,7 +125,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Place:
+class SharedTensor:
     """Where a tensor lies instead of in the message: `size` bytes of a registered region."""
 
     region: str
@@ -128,7 +134,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Answer:
+class InferenceOutput:
     """What a server says to an inference: the output's shape, Triton's name of its type, and its values.
 
     These are None where they do not lie in the message.
@@ -139,13 +145,13 @@ class Answer:
     values: Array | None
 
 
-class Triton(ABC):
+class TritonTransport(ABC):
     """What the two protocols have in common; every call is awaited if it must be."""
 
     scheme: str
     takes_cuda = True
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TritonSettings) -> None:
         self.settings = settings
         self.address = f"{self.scheme}{'s' if settings.tls else ''}://{settings.host}{settings.path}"
         self._begin()
@@ -154,7 +160,7 @@ class Triton(ABC):
         """With nothing: no connection, no shared memory."""
         optional = self.settings.shared_memory is None
         self.regions = self._regions(partial(SystemRegion, sparing=optional), "system", optional=optional)
-        self.cuda_regions: dict[int, Regions] = {}
+        self.cuda_regions: dict[int, RegionPool] = {}
         """By the number of the GPU."""
         self.sharing = self.settings.shared_memory
         """Whether pictures go through shared memory; None until somebody has looked whether they can."""
@@ -231,10 +237,10 @@ class Triton(ABC):
         """
         self._leave_parents()
         deadline = time.monotonic() + seconds
-        picture = request.inputs[INPUT]
+        picture = request.inputs[IMAGE]
         if isinstance(picture, CudaPixels):
             return await self._infer_shared(self._regions_of(picture), request, deadline)
-        if request.output != OUTPUT or not await self._shares(picture.nbytes):
+        if request.output != STYLIZED or not await self._shares(picture.nbytes):
             return await self._infer_sent(request, deadline)
         try:
             return await self._infer_shared(self.regions, request, deadline)
@@ -262,7 +268,7 @@ class Triton(ABC):
         if self._loop is not None and self._loop is not asyncio.get_running_loop():
             self._abandon_client(client)
         else:
-            await settled(client.close())
+            await maybe_await(client.close())
 
     async def _shares(self, size: int) -> bool:
         """Whether a picture of so many bytes goes through shared memory."""
@@ -272,18 +278,18 @@ class Triton(ABC):
             return False
         if self.sharing is None:
             host = self.settings.host
-            self.sharing = not self.settings.several and await worked(_is_this_host, host, aio=self.settings.aio)
+            self.sharing = not self.settings.several and await in_thread(_is_this_host, host, aio=self.settings.aio)
         return self.sharing and self.regions.worthwhile(2 * size)  # other tasks have made some meanwhile
 
-    def _regions(self, make: Callable[[int], Region], kind: str, *, optional: bool = False) -> Regions:
+    def _regions(self, make: Callable[[int], Region], kind: str, *, optional: bool = False) -> RegionPool:
         transport = weakref.proxy(self)  # or only the garbage collector would end a client that nobody closes
 
         async def call(action: str, *arguments: Any, seconds: float) -> Any:
             return await transport._region(kind, action, *arguments, seconds=seconds)
 
-        return Regions(make, call, self._cleaner(kind), aio=self.settings.aio, optional=optional)
+        return RegionPool(make, call, self._cleaner(kind), aio=self.settings.aio, optional=optional)
 
-    def _regions_of(self, picture: CudaPixels) -> Regions:
+    def _regions_of(self, picture: CudaPixels) -> RegionPool:
         """Those of the GPU that a picture lies on. Raises `InputError`."""
         device, settings = picture.device, self.settings
         if device not in self.cuda_regions:
@@ -298,19 +304,19 @@ class Triton(ABC):
             raise Rejected(f"{self.address} answered without {request.output}: not a style model of contract 1")
         return buffers.copied(answer.values)
 
-    async def _infer_shared(self, regions: Regions, request: Request, deadline: float) -> Array:
+    async def _infer_shared(self, regions: RegionPool, request: Request, deadline: float) -> Array:
         try:
             return await self._infer_in_region(regions, request, deadline)
         except Forgotten:  # the server was started again since
             return await self._infer_in_region(regions, request, deadline)
 
-    async def _infer_in_region(self, regions: Regions, request: Request, deadline: float) -> Array:
+    async def _infer_in_region(self, regions: RegionPool, request: Request, deadline: float) -> Array:
         """The picture at the beginning of a region, what is painted of it behind."""
-        picture = request.inputs[INPUT]
+        picture = request.inputs[IMAGE]
         size = picture.nbytes
         async with regions.lease(2 * size, deadline - time.monotonic()) as region:
             region.write(picture)
-            places = {INPUT: Place(region.name, size), request.output: Place(region.name, size, size)}
+            places = {IMAGE: SharedTensor(region.name, size), request.output: SharedTensor(region.name, size, size)}
             answer = await self._infer(request, places, deadline - time.monotonic())
             if answer.shape != list(picture.shape) or answer.datatype != UINT8:
                 raise Rejected(
@@ -321,7 +327,7 @@ class Triton(ABC):
             return painted
 
     async def _region(self, kind: str, action: str, *arguments: Any, seconds: float) -> Any:
-        """What `Regions` asks of a server: to `register` a region, to `unregister` one, or which are `listed`."""
+        """What `RegionPool` asks of a server: to `register` a region, to `unregister` one, or which are `listed`."""
         seconds = min(seconds, REGION_SECONDS)
         if action == "listed":
             said = await self._call(f"get_{kind}_shared_memory_status", seconds=seconds)
@@ -334,7 +340,7 @@ class Triton(ABC):
         return await self._call(f"{action}_{kind}_shared_memory", *arguments, seconds=seconds)
 
     @abstractmethod
-    async def _infer(self, request: Request, places: Mapping[str, Place], seconds: float) -> Answer:
+    async def _infer(self, request: Request, places: Mapping[str, SharedTensor], seconds: float) -> InferenceOutput:
         """Run a model; tensors that have places lie there and not in the messages."""
 
     @abstractmethod
@@ -358,9 +364,9 @@ class Triton(ABC):
             try:
                 for name in names:
                     with suppress(Rejected):
-                        finished(other._region(kind, "unregister", name, seconds=REGION_SECONDS))
+                        run_blocking(other._region(kind, "unregister", name, seconds=REGION_SECONDS))
             finally:
-                finished(other.close())
+                run_blocking(other.close())
 
         return clean
 
@@ -425,12 +431,12 @@ class Triton(ABC):
         return Untrusted(f"the certificate of {self.address} is not trusted ({why}): give its CA with --ca FILE")
 
 
-class Grpc(Triton):
+class GrpcTransport(TritonTransport):
     """Triton's gRPC protocol."""
 
     scheme = "grpc"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TritonSettings) -> None:
         super().__init__(settings)
         self._places: list[str] = []
         """Addresses of the servers, once they are looked up."""
@@ -460,10 +466,10 @@ class Grpc(Triton):
         credentials = grpc.ssl_channel_credentials(None if ca is None else ca.read_bytes())
         return library.secure_channel(target, credentials, options=options)
 
-    async def _infer(self, request: Request, places: Mapping[str, Place], seconds: float) -> Answer:
+    async def _infer(self, request: Request, places: Mapping[str, SharedTensor], seconds: float) -> InferenceOutput:
         from tritonclient.grpc import service_pb2
 
-        from nst_client.transports import wire
+        from nst_client.transports.triton import grpc_messages as wire
 
         message = service_pb2.ModelInferRequest(model_name=request.model)
         tensors = []
@@ -484,14 +490,14 @@ class Grpc(Triton):
                     shape = list(tensor.shape)
                     there = request.output in places
                     sent = None if there else wire.array_of(content, tensor.datatype, shape)
-                    return Answer(shape, tensor.datatype, sent)
-        return Answer([], "", None)
+                    return InferenceOutput(shape, tensor.datatype, sent)
+        return InferenceOutput([], "", None)
 
     async def _call(self, method: str, *arguments: Any, seconds: float) -> Any:
         from google.protobuf.json_format import MessageToDict
         from tritonclient.grpc import service_pb2
 
-        from nst_client.transports import wire
+        from nst_client.transports.triton import grpc_messages as wire
 
         name, fields, wrapped = METHODS[method]
         message = getattr(service_pb2, f"{name}Request")(**dict(zip(fields, arguments, strict=False)))
@@ -507,7 +513,7 @@ class Grpc(Triton):
         if not self._places:
             hosts = self.settings.host.split(",")
             # The names of what lies behind a proxy are the proxy's to look up.
-            found = [] if self._proxy() else await worked(_places, hosts, aio=self.settings.aio)
+            found = [] if self._proxy() else await in_thread(_places, hosts, aio=self.settings.aio)
             if not found and self.settings.several:
                 raise self._nobody()
             self._places = found or hosts
@@ -518,10 +524,10 @@ class Grpc(Triton):
 
     async def _ask(self, name: str, message: bytes, seconds: float) -> bytes:
         """What a server answers to an encoded message, encoded as well."""
-        metadata = [(f"triton-grpc-protocol-{TOKEN}", self.settings.token)] if self.settings.token else []
+        metadata = [(f"triton-grpc-protocol-{TOKEN_HEADER}", self.settings.token)] if self.settings.token else []
         with self._errors():
             call = self.client.unary_unary(f"/inference.GRPCInferenceService/{name}")
-            answer: bytes = await settled(call(message, metadata=metadata, timeout=max(seconds, 0.001)))
+            answer: bytes = await maybe_await(call(message, metadata=metadata, timeout=max(seconds, 0.001)))
         return answer
 
     @contextmanager
@@ -561,7 +567,7 @@ METHODS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
 the one field of its answer that matters."""
 
 
-def _put(tensor: Any, place: Place) -> None:
+def _put(tensor: Any, place: SharedTensor) -> None:
     """Tell of a tensor in a gRPC message where it lies."""
     tensor.parameters["shared_memory_region"].string_param = place.region
     tensor.parameters["shared_memory_byte_size"].int64_param = place.size

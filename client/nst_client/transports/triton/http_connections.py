@@ -21,8 +21,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from nst_client.transports import buffers
-from nst_client.transports.coroutines import finished
-from nst_client.transports.proxies import Proxy
+from nst_client.transports.coroutines import run_blocking
+from nst_client.transports.triton.proxies import Proxy
 
 LARGEST_BODY = 2**32
 """Bytes; what says it is longer is not an answer of Triton."""
@@ -35,7 +35,7 @@ KEPT = 8
 
 
 @dataclass(frozen=True)
-class Target:
+class Origin:
     """Where a server is, and the way to it. `host` is a name or an address, without brackets."""
 
     host: str
@@ -70,7 +70,7 @@ class HttpRequest:
 
 
 @dataclass(frozen=True)
-class HttpAnswer:
+class HttpResponse:
     """The names of `headers` are in lower case. The body is the caller's own."""
 
     status: int
@@ -82,7 +82,7 @@ class Connections(Protocol):
     """Connections to one target. `exchange` is awaited if it must be; so is `close`."""
 
     def exchange(self, request: HttpRequest, seconds: float) -> Any:
-        """The `HttpAnswer` to a request. Raises `TimeoutError` after so many seconds."""
+        """The `HttpResponse` to a request. Raises `TimeoutError` after so many seconds."""
 
     def close(self) -> Any:
         """End all connections."""
@@ -91,12 +91,12 @@ class Connections(Protocol):
 class BlockingConnections:
     """`Connections` for any number of threads: each takes one that waits, or makes its own."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Origin) -> None:
         """Nothing is connected yet."""
         self._target = target
         self._idle: list[HTTPConnection] = []
 
-    def exchange(self, request: HttpRequest, seconds: float) -> HttpAnswer:
+    def exchange(self, request: HttpRequest, seconds: float) -> HttpResponse:
         """See `Connections`."""
         deadline = time.monotonic() + seconds
         if (connection := self._waiting()) is not None:
@@ -121,7 +121,7 @@ class BlockingConnections:
                 connection.close()
         return None
 
-    def _exchanged(self, connection: HTTPConnection, request: HttpRequest, deadline: float) -> HttpAnswer:
+    def _exchanged(self, connection: HTTPConnection, request: HttpRequest, deadline: float) -> HttpResponse:
         target = self._target
         # A proxy is asked for the whole URL, unless it makes a tunnel.
         path = request.path if target.proxy is None or target.tls else target.url + request.path
@@ -133,7 +133,7 @@ class BlockingConnections:
                 connection.request(request.method, path, request.body, headers)
             response = connection.getresponse()
             told = {name.lower(): value for name, value in response.headers.items()}
-            answer = HttpAnswer(response.status, told, _body(response))
+            answer = HttpResponse(response.status, told, _body(response))
         except BaseException:
             connection.close()
             raise
@@ -157,7 +157,7 @@ class BlockingConnections:
 class AsyncConnections:
     """`Connections` for asyncio. They belong to the loop that runs."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Origin) -> None:
         """Nothing is connected yet."""
         import aiohttp
 
@@ -167,7 +167,7 @@ class AsyncConnections:
             connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
         )
 
-    async def exchange(self, request: HttpRequest, seconds: float) -> HttpAnswer:
+    async def exchange(self, request: HttpRequest, seconds: float) -> HttpResponse:
         """See `Connections`."""
         from yarl import URL
 
@@ -185,7 +185,7 @@ class AsyncConnections:
             )
             async with response:
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                return HttpAnswer(response.status, headers, memoryview(await response.read()))
+                return HttpResponse(response.status, headers, memoryview(await response.read()))
 
     async def close(self) -> None:
         """See `Connections`."""
@@ -194,7 +194,7 @@ class AsyncConnections:
     def abandon(self) -> None:
         """End where the loop is closed."""
         with suppress(Exception):
-            finished(self._session.close())
+            run_blocking(self._session.close())
 
 
 class _TimedSocket:

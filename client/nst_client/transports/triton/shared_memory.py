@@ -137,7 +137,7 @@ class SystemRegion:
         self._memory = np.empty(0, np.uint8)
 
 
-class Regions:
+class RegionPool:
     """The regions of one client, of one kind; `make` makes one of a size in bytes, or raises `NoRoom`.
 
     `call` asks the server to `register` a region, to `unregister` one by name, or for the names that are `listed`, in

@@ -19,19 +19,26 @@ import numpy as np
 from tritonclient.utils import np_to_triton_dtype
 
 from nst_client.errors import ServiceError, Unavailable
-from nst_client.transports import wire
 from nst_client.transports.base import Array, Request
-from nst_client.transports.coroutines import settled
-from nst_client.transports.http_connections import (
+from nst_client.transports.coroutines import maybe_await
+from nst_client.transports.triton import grpc_messages as wire
+from nst_client.transports.triton.http_connections import (
     AsyncConnections,
     BlockingConnections,
     Connections,
-    HttpAnswer,
     HttpRequest,
-    Target,
+    HttpResponse,
+    Origin,
 )
-from nst_client.transports.proxies import Proxy, proxy_for_http
-from nst_client.transports.triton import TOKEN, Answer, Place, Settings, Triton, system_ca
+from nst_client.transports.triton.proxies import Proxy, proxy_for_http
+from nst_client.transports.triton.transport import (
+    InferenceOutput,
+    SharedTensor,
+    TritonSettings,
+    TritonTransport,
+    system_ca,
+)
+from nst_core.contract import TOKEN_HEADER
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """How many bytes of a body are its JSON; the tensors come behind."""
@@ -40,12 +47,12 @@ GATEWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GA
 """Statuses of a proxy whose server is away."""
 
 
-class Http(Triton):
+class HttpTransport(TritonTransport):
     """A `Transport` by HTTP."""
 
     scheme = "http"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TritonSettings) -> None:
         super().__init__(settings)
         self._base = quote(settings.path.rstrip("/"), safe="/%")
 
@@ -59,13 +66,13 @@ class Http(Triton):
     def _make_client(self) -> Connections:
         settings = self.settings
         context = ssl.create_default_context(cafile=settings.ca or system_ca()) if settings.tls else None
-        target = Target(*self._place(), context, self.proxy)
+        target = Origin(*self._place(), context, self.proxy)
         return AsyncConnections(target) if settings.aio else BlockingConnections(target)
 
     def _abandon_client(self, client: AsyncConnections) -> None:
         client.abandon()
 
-    async def _infer(self, request: Request, places: Mapping[str, Place], seconds: float) -> Answer:
+    async def _infer(self, request: Request, places: Mapping[str, SharedTensor], seconds: float) -> InferenceOutput:
         tensors = [values for name, values in request.inputs.items() if name not in places]
         header = json.dumps(
             {
@@ -92,16 +99,16 @@ class Http(Triton):
             said = self._json(answer.body)
             return said["model_stats"] if method == "get_inference_statistics" else said
 
-    async def _exchanged(self, request: HttpRequest, seconds: float) -> HttpAnswer:
+    async def _exchanged(self, request: HttpRequest, seconds: float) -> HttpResponse:
         """The answer to a request, which is a good one. Raises children of `ServiceError`."""
         headers = {"Accept-Encoding": "identity", **request.headers}
         if self.settings.token:
-            headers[TOKEN] = self.settings.token
+            headers[TOKEN_HEADER] = self.settings.token
         connections = self.client
         with self._errors():
             path = self._base + request.path
             sent = HttpRequest(request.method, path, headers, request.body)
-            answer: HttpAnswer = await settled(connections.exchange(sent, seconds))
+            answer: HttpResponse = await maybe_await(connections.exchange(sent, seconds))
         if answer.status != HTTPStatus.OK:
             raise self._refused(_reason(answer), str(answer.status))
         return answer
@@ -153,7 +160,7 @@ class Http(Triton):
         return self._rejected(said or f"HTTP's status {status}{self.way} and no reason")
 
 
-def _described(name: str, values: Array, place: Place | None) -> dict[str, Any]:
+def _described(name: str, values: Array, place: SharedTensor | None) -> dict[str, Any]:
     """An input, as the JSON header has it."""
     parameters = _placed(place) if place else {"binary_data_size": values.nbytes}
     return {
@@ -164,7 +171,7 @@ def _described(name: str, values: Array, place: Place | None) -> dict[str, Any]:
     }
 
 
-def _placed(place: Place | None) -> dict[str, Any]:
+def _placed(place: SharedTensor | None) -> dict[str, Any]:
     """Where an output lies: in the body, or in shared memory."""
     if place is None:
         return {"binary_data": True}
@@ -175,7 +182,7 @@ def _placed(place: Place | None) -> dict[str, Any]:
     }
 
 
-def _inferred(told: Any, tensors: memoryview, output: str, *, in_message: bool) -> Answer:
+def _inferred(told: Any, tensors: memoryview, output: str, *, in_message: bool) -> InferenceOutput:
     """An output of an inference, of the JSON and what comes behind it. Raises what a JSON of another shape leads to."""
     start = 0
     for tensor in told["outputs"]:
@@ -185,16 +192,16 @@ def _inferred(told: Any, tensors: memoryview, output: str, *, in_message: bool) 
             continue
         shape = [int(side) for side in tensor["shape"]]
         if not in_message:
-            return Answer(shape, tensor["datatype"], None)
+            return InferenceOutput(shape, tensor["datatype"], None)
         if size is None:
             values = np.array(tensor["data"], wire.dtype_of(tensor["datatype"])).reshape(shape)
         else:
             values = wire.array_of(tensors[start : start + size], tensor["datatype"], shape)
-        return Answer(shape, tensor["datatype"], values)
-    return Answer([], "", None)
+        return InferenceOutput(shape, tensor["datatype"], values)
+    return InferenceOutput([], "", None)
 
 
-def _reason(answer: HttpAnswer) -> str:
+def _reason(answer: HttpResponse) -> str:
     """The server's words for an error, or nothing if they are not Triton's."""
     try:
         said = json.loads(bytes(answer.body[:LONGEST_REASON]))["error"]
@@ -263,4 +270,4 @@ METHODS: Mapping[str, Callable[..., HttpRequest]] = {
     "register_cuda_shared_memory": _register_cuda,
     "unregister_cuda_shared_memory": partial(_unregister, "cuda"),
 }
-"""The requests, by the names of what `Triton` asks."""
+"""The requests, by the names of what `TritonTransport` asks."""

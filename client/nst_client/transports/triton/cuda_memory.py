@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nst_client.transports.shared_memory import new_name
+from nst_client.transports.triton.shared_memory import new_name
 from nst_core.engines import cuda
 from nst_core.engines.dlpack import DLTensor
 from nst_core.errors import InputError, MissingExtra
