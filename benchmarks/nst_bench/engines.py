@@ -32,10 +32,10 @@ from nst_bench.gpu import (
 )
 from nst_bench.measure import timed
 from nst_core.devices import Device
-from nst_core.distribution import install_command
 from nst_core.errors import InputError
 from nst_core.images import Pixels, fitted, open_image, sample_photographs
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages.distribution import install_command
+from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export import pipeline as exporter
 from nst_export.modules import INPUT, STYLE_WEIGHTS, ServedModel
 from nst_server import triton

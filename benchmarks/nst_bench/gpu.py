@@ -19,7 +19,7 @@ from nst_core import devices
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export.modules import INPUT, OUTPUT, STYLE_WEIGHTS
 
 GRAPHS = 8

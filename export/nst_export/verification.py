@@ -15,7 +15,7 @@ from torch import nn
 from nst_core.engines.plans import Shape
 from nst_core.errors import NstError
 from nst_core.images import Pixels, fitted, open_image, sample_photographs
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export.conversion import output, tensors
 from nst_export.errors import ExportError
 from nst_export.modules import INPUT, STATISTICS, STYLE_WEIGHTS, Exportable, TensorSpec
