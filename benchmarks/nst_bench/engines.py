@@ -33,7 +33,7 @@ from nst_bench.gpu import (
 from nst_bench.measure import timed
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
+from nst_core.images import Pixels, fit, open_image, sample_photographs
 from nst_core.packages.distribution import install_command
 from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export import pipeline as exporter
@@ -315,4 +315,4 @@ def _opened(file: Path, provider: str, threads: int, settings: dict[str, str] | 
 
 def photograph(height: int, width: int) -> Pixels:
     """A real one, cut to these sides (pixels), `uint8 [H, W, 3]`."""
-    return fitted(open_image(sample_photographs()[-1]), width, height).pixels
+    return fit(open_image(sample_photographs()[-1]), width, height).pixels

@@ -24,7 +24,7 @@ from nst_bench.measure import REST, interleaved, summarize
 from nst_bench.suites.quality import baseline, iterations_worth, network_losses, painter, painting_of
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_core.images import fitted, open_image
+from nst_core.images import fit, open_image
 from nst_export import pipeline as exporter
 from nst_trainer.checkpoint import Checkpoint, load, parameters
 from nst_trainer.optimization.gatys import Iteration, Run
@@ -98,7 +98,7 @@ def _quality(
     settings = baseline(first, size, LONGEST, painting)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     for photo in photos:
-        run = Run(to_tensor(fitted(open_image(photo), size, size)), [painting], settings, weights, device=device)
+        run = Run(to_tensor(fit(open_image(photo), size, size)), [painting], settings, weights, device=device)
         losses = {name: network_losses(run, paint) for name, paint in paints.items()}
         curve = _curve(run, min(one["loss"] for one in losses.values()))
         for name, one in losses.items():
