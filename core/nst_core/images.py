@@ -238,7 +238,7 @@ def find_images(folder: Path) -> list[Path]:
     found = _with_suffix(folder, READABLE_SUFFIXES)
     if not found:
         unread = unreadable_summary(unreadable_images(folder))
-        why = f"; {unread}" if unread else f" (looked for {', '.join(sorted(READABLE))})"
+        why = f"; {unread}" if unread else f" (looked for {', '.join(sorted(READABLE_SUFFIXES))})"
         raise InputError(f"{folder}: no pictures in it{why}")
     return found
 

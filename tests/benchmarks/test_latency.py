@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from nst_bench.engines import Engine, Served, publish, served, untrained
-from nst_bench.exported import Exported
-from nst_bench.gpu import Paint
+from nst_bench.engines.base import Stylize
+from nst_bench.engines.contestants import Contestant
 from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
+from nst_bench.served.export import export_checkpoint, untrained_checkpoint
+from nst_bench.served.exported import ExportedModel
+from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suites import cold, latency, peers
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -26,19 +28,19 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def tiny() -> Checkpoint:
-    return untrained(0.125)
+    return untrained_checkpoint(0.125)
 
 
 @pytest.fixture(scope="module")
 def repository(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("latency") / "models"
-    publish(tiny, folder)
+    export_checkpoint(tiny, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[Served]:
-    with served(triton.find(ROOT / ".triton", print), repository, "untrained-0.125") as running:
+def server(repository: Path) -> Iterator[ModelServer]:
+    with serve_model(triton.find(ROOT / ".triton", print), repository, "untrained-0.125") as running:
         yield running
 
 
@@ -63,7 +65,7 @@ def test_an_engine_that_takes_a_known_time_is_measured_within_two_per_cent() -> 
 
 
 def test_every_engine_has_rows_or_a_reason(
-    tiny: Checkpoint, server: Served, monkeypatch: pytest.MonkeyPatch, cpu: Device
+    tiny: Checkpoint, server: ModelServer, monkeypatch: pytest.MonkeyPatch, cpu: Device
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     parts: list[int] = []
@@ -98,13 +100,17 @@ def test_every_engine_has_rows_or_a_reason(
 
 
 def test_a_model_of_another_checkpoint_is_refused(tiny: Checkpoint, repository: Path, tmp_path: Path) -> None:
-    save(untrained(0.25), tmp_path / "other.pth")
+    save(untrained_checkpoint(0.25), tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"was not exported from .*other\.pth"):
-        Exported(repository / "untrained-0.125").check_source(tmp_path / "other.pth")
+        ExportedModel(repository / "untrained-0.125").check_source(tmp_path / "other.pth")
 
 
 def test_an_engine_that_breaks_is_a_reason_and_the_others_go_on(
-    tiny: Checkpoint, server: Served, monkeypatch: pytest.MonkeyPatch, cpu: Device, capfd: pytest.CaptureFixture[str]
+    tiny: Checkpoint,
+    server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+    cpu: Device,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """One that does not load, and one that fails at its second size."""
 
@@ -113,11 +119,11 @@ def test_an_engine_that_breaks_is_a_reason_and_the_others_go_on(
             raise RuntimeError("out of\nmemory")
         return pixels
 
-    def load() -> Paint:
+    def load() -> Stylize:
         raise ValueError("seven")
 
-    engines = [Engine("fine", "CPU", lambda: lambda pixels: pixels), Engine("late", "CPU", lambda: breaks)]
-    monkeypatch.setattr(latency, "in_process", lambda *_, **__: [*engines, Engine("never", "CPU", load)])
+    engines = [Contestant("fine", "CPU", lambda: lambda pixels: pixels), Contestant("late", "CPU", lambda: breaks)]
+    monkeypatch.setattr(latency, "contestants", lambda *_, **__: [*engines, Contestant("never", "CPU", load)])
     document = latency.measure(tiny, server, cpu, effort=latency.Effort((96, 112), 0.05))
     steady = {(row["engine"], row["size"]): row for row in document["rows"] if row["phase"] == "steady"}
     assert steady["late", 112]["missing"] == "RuntimeError: out of memory" and "median" in steady["late", 96]
@@ -177,7 +183,7 @@ worker.main(sys.argv[1:])
 
 
 def test_peers_take_turns_with_ours(
-    tiny: Checkpoint, server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Checkpoint, server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(WORKER.format(real=str(peers.WORKER.parent)))

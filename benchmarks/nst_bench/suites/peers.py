@@ -28,10 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.engines import Bare, Served, photograph
-from nst_bench.gpu import MissingEngine, Paint
-from nst_bench.machine import header
+from nst_bench.engines.bare import BareModel
+from nst_bench.engines.base import MissingEngine, Stylize
+from nst_bench.machine.description import document_header
 from nst_bench.measure import REST, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.server import ModelServer
 from nst_bench.suites.latency import NARROWER, about, ways
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -96,16 +98,16 @@ class _Running:
     peer: Peer
     version: str
     seconds: Callable[[Pixels], float]
-    paint: Paint
+    paint: Stylize
 
 
 def measure(
     checkpoint: Checkpoint,
-    served: Served,
+    served: ModelServer,
     environment: Path,
     *,
     effort: Effort = FULL,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """The peers of the virtual environment `environment`, and nst with `served`; a document.
 
@@ -114,22 +116,22 @@ def measure(
     """
     python = check(environment)
     versions: dict[str, str] = json.loads(subprocess.run([python, WORKER, "versions"], capture_output=True).stdout)
-    document = header(SCHEMA)
+    document = document_header(SCHEMA)
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         running = _ours(stack, served)
         for peer in PEERS:
             try:
                 running.append(stack.enter_context(_started(peer, python, served, versions)))
-                tick(f"{peer.name} {running[-1].version}: started")
+                on_progress(f"{peer.name} {running[-1].version}: started")
             except MissingEngine as error:
                 said = _about(peer, versions.get(peer.package))
                 rows += [{**said, "size": size, "phase": "steady", "missing": str(error)} for size in effort.sizes]
-                tick(f"{peer.name}: {error}")
+                on_progress(f"{peer.name}: {error}")
         for size in effort.sizes:
             rows += _at_size(running, size, effort.rounds)
             steady = [row for row in rows if row["size"] == size and "ratio" in row]
-            tick(f"{size} x {size}: " + ", ".join(f"{row['peer']} {row['median']:.1f} ms" for row in steady))
+            on_progress(f"{size} x {size}: " + ", ".join(f"{row['peer']} {row['median']:.1f} ms" for row in steady))
     command = f"{_installation(environment)} && nst-bench peers --environment {shlex.quote(str(environment))}"
     return {
         **document,
@@ -167,13 +169,13 @@ def _about(peer: Peer, version: str | None) -> dict[str, Any]:
     }
 
 
-def _ours(stack: ExitStack, served: Served) -> list[_Running]:
+def _ours(stack: ExitStack, served: ModelServer) -> list[_Running]:
     """The bare session, and the served model over HTTP and gRPC."""
-    bare = Bare(served.exported.folder)
+    bare = BareModel(served.exported.folder)
     engine = "OpenVINO" if bare.provider == "OpenVINOExecutionProvider" else "ONNX Runtime"
     protocols = ways(stack, served, served.style)
     paints = {
-        PROCESS: bare.paint,
+        PROCESS: bare.stylize,
         HTTP: protocols["served, HTTP"],
         "gRPC": protocols["served, gRPC"],
     }
@@ -190,11 +192,11 @@ def _ours(stack: ExitStack, served: Served) -> list[_Running]:
 
 def _at_size(running: list[_Running], size: int, rounds: int) -> list[dict[str, Any]]:
     """First pictures of new shapes, then `rounds` warm ones of each in turn."""
-    picture = photograph(size, size)
+    picture = sample_photograph(size, size)
     ours = running[0].paint(picture).astype(int)
     rows, levels = [], []
     for position, one in enumerate(running):
-        shapes = [photograph(size, size - narrower - position) for narrower in NARROWER]
+        shapes = [sample_photograph(size, size - narrower - position) for narrower in NARROWER]
         firsts = [one.seconds(shape) for shape in shapes]
         said = _about(one.peer, one.version)
         rows.append({**said, "size": size, "phase": "first of a shape", **asdict(summarize(firsts))})
@@ -216,7 +218,7 @@ def _at_size(running: list[_Running], size: int, rounds: int) -> list[dict[str, 
 
 
 @contextmanager
-def _started(peer: Peer, python: Path, served: Served, versions: dict[str, str]) -> Iterator[_Running]:
+def _started(peer: Peer, python: Path, served: ModelServer, versions: dict[str, str]) -> Iterator[_Running]:
     """A peer's process, painting; ended with the block. Raises `MissingEngine`."""
     installed = versions.get(peer.package)
     if installed is None:
@@ -256,7 +258,7 @@ def _pipe(command: list[str], said: Any, log: Path, scratch: Path) -> Iterator[_
             painted: Pixels = np.load(file.with_suffix(".painted.npy"))
             return painted
 
-        paint(photograph(64, 64))
+        paint(sample_photograph(64, 64))
         yield _Running(PEERS[0], "", seconds, paint)
 
 
@@ -290,7 +292,7 @@ def _http(command: list[str], said: Any, log: Path, scratch: Path) -> Iterator[_
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                paint(photograph(64, 64))
+                paint(sample_photograph(64, 64))
                 break
             except (OSError, http.client.HTTPException, MissingEngine) as error:
                 connection.close()

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst_bench.machine import header
+from nst_bench.machine.description import document_header
 from nst_core.errors import InputError
 from nst_core.images import ImageData, fit, open_image
 from nst_trainer.checkpoint import Checkpoint, parameters
@@ -47,7 +47,7 @@ def measure(
     *,
     size: int = 256,
     device: torch.device | None = None,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Measure the style called as the picture `style`, or the only one, on `photos` cut to `size`^2; a document.
 
@@ -69,10 +69,10 @@ def measure(
             "worth_in_range": iterations_worth(in_range, row["loss"]),
         }
         rows.append(row | {"curve": curve[:CURVE], "curve_in_range": in_range[:CURVE], "iterations": len(curve)})
-        tick(f"{photo.name}: loss {row['loss']:.3f}, worth {row['worth'] or f'more than {LONGEST}'}")
+        on_progress(f"{photo.name}: loss {row['loss']:.3f}, worth {row['worth'] or f'more than {LONGEST}'}")
     worths = [row["worth"] or LONGEST for row in rows]
     return {
-        **header(SCHEMA),
+        **document_header(SCHEMA),
         "model": {
             "name": name,
             "style": style.name,
