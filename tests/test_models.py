@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nst_bench.suites.quality import border_levels, lattice_levels, painter
-from nst_core.images import fitted, open_image
+from nst_core.images import fit, open_image
 from nst_trainer.checkpoint import load
 from nst_trainer.images import to_tensor
 from nst_trainer.losses import border_loss
@@ -27,7 +27,7 @@ def test_no_lattice_and_no_frame(path: Path, photographs: dict[str, Path]) -> No
     painting added several times as much. `border_loss` sees a single line: one of 45 levels along a side counts 0.002.
     """
     checkpoint = load(path)
-    pictures = {name: to_tensor(fitted(open_image(photograph), 384, 288)) for name, photograph in photographs.items()}
+    pictures = {name: to_tensor(fit(open_image(photograph), 384, 288)) for name, photograph in photographs.items()}
     for style in checkpoint.styles:
         paint = painter(checkpoint, style)
         painted = {name: paint(picture) for name, picture in pictures.items()}

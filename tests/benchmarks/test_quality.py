@@ -11,7 +11,7 @@ from nst_bench.cli import app
 from nst_bench.suites import quality
 from nst_bench.suites.quality import border_levels, iterations_worth, lattice_levels, warping_error
 from nst_core.errors import InputError
-from nst_core.images import fitted, open_image, save_image
+from nst_core.images import fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, save
 from nst_trainer.images import to_tensor
 from nst_trainer.loss_settings import LossWeights
@@ -96,11 +96,11 @@ def test_the_style_is_what_the_training_had(
 ) -> None:
     """A style picture of 48 pixels is not enlarged to the 64 of the training's settings, one of 96 is made smaller."""
     style = tmp_path / "coffee.png"
-    save_image(fitted(open_image(photographs["coffee"]), side, side), style)
+    save_image(fit(open_image(photographs["coffee"]), side, side), style)
     checkpoint = Checkpoint(Johnson(width=0.125), ("coffee",), {"style_size": 64})
     learned = PerceptualLoss(vgg, to_tensor(open_image(style, max_side=64)), LossWeights())
     painting = quality.painting_of(checkpoint, style)
-    content = to_tensor(fitted(open_image(photographs["rocket"]), 32, 32))
+    content = to_tensor(fit(open_image(photographs["rocket"]), 32, 32))
     run = ImageOptimization(content, [painting], quality.baseline(checkpoint, 32, 1, painting), vgg16_weights())
     for layer, target in learned.style_targets.items():
         assert torch.allclose(run.loss.style_targets[layer], target, rtol=1e-3, atol=1e-5 * float(target.max())), layer

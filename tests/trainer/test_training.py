@@ -17,7 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from nst_core.errors import InputError, WriteError
-from nst_core.images import ImageData, fitted, open_image, save_image
+from nst_core.images import ImageData, fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.cli import app
 from nst_trainer.images import to_image, to_tensor
@@ -490,7 +490,7 @@ def test_ulyanovs_network_learns_to_stylise(
     settings = replace(SMALL, arch="ulyanov", width=1.0, iterations=40)
     result = train(photographs["chelsea"], folder, tmp_path / "u.pth", vgg, settings)
     torch.manual_seed(settings.seed)
-    photo = to_tensor(fitted(open_image(photographs["astronaut"]), 128, 128))
+    photo = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
         losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Ulyanov())
     )
@@ -512,7 +512,7 @@ def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
     assert taught[36:] == [0.0] * 24
     assert all((step.style > 0) == (step.taught == 0) for step in steps)
     torch.manual_seed(settings.seed)
-    photo = to_tensor(fitted(open_image(photographs["astronaut"]), 128, 128))
+    photo = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
         losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Fast(width=0.5))
     )
@@ -555,7 +555,7 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, painti
 
 
 def test_a_steady_network_changes_less(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
-    style, photo = photographs["chelsea"], to_tensor(fitted(open_image(photographs["rocket"]), 128, 96))
+    style, photo = photographs["chelsea"], to_tensor(fit(open_image(photographs["rocket"]), 128, 96))
     values = []
     for steady in (0.0, 1000.0):
         settings = replace(SMALL, steady=steady)

@@ -11,7 +11,7 @@ import typer
 from nst_core.console import one_line_errors, progress, say
 from nst_core.devices import DEVICE_HELP, DeviceChoice
 from nst_core.errors import InputError
-from nst_core.images import find_images, unread_images, unread_line
+from nst_core.images import find_images, unreadable_images, unreadable_summary
 from nst_core.options import CommandLine, options_of
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings, preset
 from nst_trainer.training.settings import TrainingSettings
@@ -115,7 +115,7 @@ def train(
                 training.run()
                 return
             for folder in filter(None, (chosen, photos)):
-                if folder.is_dir() and (unread := unread_line(unread_images(folder))):
+                if folder.is_dir() and (unread := unreadable_summary(unreadable_images(folder))):
                     say(f"{folder}: {unread}")
             _say_plan(training, few=photos is None and not training.settings.texture)
             result = _train_with_progress(training)

@@ -26,7 +26,7 @@ from nst_bench.served.export import default_export_plan
 from nst_bench.suites.quality import baseline, iterations_worth, network_losses, painter, painting_of
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_core.images import fitted, open_image
+from nst_core.images import fit, open_image
 from nst_export import pipeline as exporter
 from nst_trainer.checkpoint import Checkpoint, load, parameters
 from nst_trainer.images import to_tensor
@@ -101,7 +101,7 @@ def _quality(
     found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     for photo in photos:
         run = ImageOptimization(
-            to_tensor(fitted(open_image(photo), size, size)), [painting], settings, weights, device=device
+            to_tensor(fit(open_image(photo), size, size)), [painting], settings, weights, device=device
         )
         losses = {name: network_losses(run, paint) for name, paint in paints.items()}
         curve = _curve(run, min(one["loss"] for one in losses.values()))

@@ -19,7 +19,7 @@ import torch
 
 from nst_bench.machine.description import document_header, matrix_product_rate
 from nst_bench.measure import summarize
-from nst_core.images import fitted, open_image, sample_photographs
+from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import WARM_UP, ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
@@ -142,7 +142,7 @@ def _whole(weights: Weights, size: int, device: torch.device) -> dict[str, Any]:
 
 def _pictures(size: int, style: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     photographs = sample_photographs()
-    content = to_tensor(fitted(open_image(photographs[-1]), size, size))
+    content = to_tensor(fit(open_image(photographs[-1]), size, size))
     return content, to_tensor(open_image(style or photographs[2]))
 
 

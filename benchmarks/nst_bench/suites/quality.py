@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nst_bench.machine.description import document_header
 from nst_core.errors import InputError
-from nst_core.images import ImageData, fitted, open_image
+from nst_core.images import ImageData, fit, open_image
 from nst_trainer.checkpoint import Checkpoint, parameters
 from nst_trainer.images import to_tensor
 from nst_trainer.loss_settings import LossWeights
@@ -62,7 +62,7 @@ def measure(
     settings = baseline(checkpoint, size, LONGEST, painting)
     rows = []
     for photo in photos:
-        picture = fitted(open_image(photo), size, size)
+        picture = fit(open_image(photo), size, size)
         run = ImageOptimization(to_tensor(picture), [painting], settings, weights, device=device or torch.device("cpu"))
         row = {"photo": photo.name, **network_losses(run, paint), **appearance(paint, picture)}
         curve, in_range = _curves(run, row["loss"])

@@ -32,7 +32,7 @@ from nst_bench.suites.latency import about
 from nst_bench.suites.quality import baseline, network_losses, painter, painting_of
 from nst_client import StyleClient
 from nst_core.devices import Device
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
+from nst_core.images import Pixels, fit, open_image, sample_photographs
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.images import to_tensor
@@ -265,7 +265,7 @@ def _equal_loss(
     painting = painting_of(checkpoint, style)
     rows: list[dict[str, Any]] = []
     for photo in sample_photographs()[: effort.photos]:
-        content = to_tensor(fitted(open_image(photo), size, size))
+        content = to_tensor(fit(open_image(photo), size, size))
         run = ImageOptimization(
             content, [painting], baseline(checkpoint, size, LONGEST, painting), weights, device=device
         )

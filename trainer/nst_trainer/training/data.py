@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nst_core.errors import ImageError, InputError
-from nst_core.images import ImageData, Pixels, fitted, open_image
+from nst_core.images import ImageData, Pixels, fit, open_image
 from nst_trainer.images import is_blank, to_tensor
 
 AHEAD = 4
@@ -121,7 +121,7 @@ def _crop(path: Path, size: int, choice: random.Random) -> Pixels:
     covering = round(size * choice.uniform(1.0, 1.4))
     picture = open_image(path)
     shorter = min(picture.width, picture.height)
-    picture = fitted(
+    picture = fit(
         picture,
         max(size, round(picture.width * covering / shorter)),
         max(size, round(picture.height * covering / shorter)),

@@ -25,7 +25,7 @@ from nst_core.errors import ImageError, InputError, NstError
 from nst_core.images import (
     ImageData,
     find_images,
-    fitted,
+    fit,
     open_image,
     sample_photographs,
     save_image,
@@ -617,5 +617,5 @@ def _preview_photo(candidates: list[Path], multiple: int) -> ImageData:
                 raise
             continue
         width, height = (max(2, side // multiple) * multiple for side in (picture.width, picture.height))
-        return fitted(picture, width, height)
+        return fit(picture, width, height)
     raise InputError("no photograph for the preview")
