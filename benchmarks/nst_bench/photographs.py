@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
-from nst_trainer.training.data import to_tensor
+from nst_core.images import Pixels, fit, open_image, sample_photographs
+from nst_trainer.images import to_tensor
 
 
 def sample_photograph(height: int, width: int) -> Pixels:
     """A content image of these sides in pixels, `uint8 [H, W, 3]`."""
-    return fitted(open_image(sample_photographs()[-1]), width, height).pixels
+    return fit(open_image(sample_photographs()[-1]), width, height).pixels
 
 
 def content_tensor(side: int) -> Tensor:
     """A square content image for PyTorch, `[1, 3, side, side]`."""
-    return to_tensor(fitted(open_image(sample_photographs()[-1]), side, side))
+    return to_tensor(fit(open_image(sample_photographs()[-1]), side, side))
 
 
 def style_tensor() -> Tensor:

@@ -32,12 +32,12 @@ from nst_bench.suites.latency import about
 from nst_bench.suites.quality import baseline, network_losses, painter, painting_of
 from nst_client import StyleClient
 from nst_core.devices import Device
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
+from nst_core.images import Pixels, fit, open_image, sample_photographs
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint
-from nst_trainer.optimization.gatys import Iteration, Run, optimize
-from nst_trainer.settings import OptimizationSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration, optimize
+from nst_trainer.optimization.settings import OptimizationSettings
 from nst_trainer.weights import Weights, vgg16_weights
 
 SCHEMA = "nst-bench-speedup/1"
@@ -265,8 +265,10 @@ def _equal_loss(
     painting = painting_of(checkpoint, style)
     rows: list[dict[str, Any]] = []
     for photo in sample_photographs()[: effort.photos]:
-        content = to_tensor(fitted(open_image(photo), size, size))
-        run = Run(content, [painting], baseline(checkpoint, size, LONGEST, painting), weights, device=device)
+        content = to_tensor(fit(open_image(photo), size, size))
+        run = ImageOptimization(
+            content, [painting], baseline(checkpoint, size, LONGEST, painting), weights, device=device
+        )
         loss = network_losses(run, paint)["loss"]
         seen: list[Iteration] = []
         while run.step(seen.append) and seen[-1].total > loss:

@@ -35,9 +35,9 @@ from nst_client.video.footage import Encoder, Footage, Format, Frame
 from nst_client.video.schedule import Schedule
 from nst_client.video.stylize import Plan, paint_video
 from nst_client.video.webcam import Shot, Tally, Window, live, played
-from nst_core.distribution import install_command
 from nst_core.errors import NstError
-from nst_core.images import fitted, open_image, sample_photographs
+from nst_core.images import fit, open_image, sample_photographs
+from nst_core.packages.distribution import install_command
 
 SCHEMA = "nst-bench-video/1"
 WIDTH, HEIGHT = 512, 384
@@ -136,7 +136,7 @@ def filmed(path: Path, frames: int) -> Path:
     with Encoder(path, form, "h264", container="mp4") as encoder:
         for number in range(frames):
             if number % share == 0:
-                wide = fitted(open_image(photographs[number // share]), WIDTH + 2 * share, HEIGHT).pixels
+                wide = fit(open_image(photographs[number // share]), WIDTH + 2 * share, HEIGHT).pixels
             left = 2 * (number % share)
             pixels = np.ascontiguousarray(wide[:, left : left + WIDTH])
             encoder.add(Frame(pixels, number * 15_360 // RATE))
