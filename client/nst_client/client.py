@@ -139,7 +139,7 @@ class _Client:
     async def _stylize(self, picture: Painting, mix: Mix, on_tile: OnTile | None, tiled: bool = False) -> Painting:
         if isinstance(picture, Image.Image):
             # The pixels that the commands would paint: upright, in sRGB, 8 bits a channel.
-            opened = await in_thread(images.image_of, picture, aio=self._aio)
+            opened = await in_thread(images.from_pillow, picture, aio=self._aio)
             pixels = await self._stylize(opened.pixels, mix, on_tile, tiled)
             image: Any = _image(pixels, opened.alpha)
             return cast(Painting, image)

@@ -12,7 +12,7 @@ from nst_client.errors import ServiceError
 from nst_client.tiles import Grid
 from nst_client.transports.base import ModelConfig, Weights
 from nst_core.errors import InputError
-from nst_core.images import MAX_PIXELS
+from nst_core.images import DEFAULT_MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Style:
     index: int = 0
     count: int = 1
     min_side: int = 16
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = DEFAULT_MAX_PIXELS
     max_batch: int = 0
     tiles: Grid | None = None
     max_side: int | None = None
@@ -108,7 +108,7 @@ def _grid(model: str, configs: Mapping[str, ModelConfig]) -> Grid | None:
         return None
     _, tiled = pair
     max_side = int(tiled["max_side"]) if "max_side" in tiled else None
-    max_pixels = int(tiled.get("max_pixels", MAX_PIXELS))
+    max_pixels = int(tiled.get("max_pixels", DEFAULT_MAX_PIXELS))
     return Grid.fitting(int(tiled["multiple"]), int(tiled["overlap"]), max_pixels, max_side)
 
 

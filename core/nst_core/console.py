@@ -24,7 +24,7 @@ from nst_core.files import STORAGE_FAULTS
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-OF_THE_SYSTEM = STORAGE_FAULTS | {errno.ENAMETOOLONG, errno.ELOOP}
+SYSTEM_FAULTS = STORAGE_FAULTS | {errno.ENAMETOOLONG, errno.ELOOP}
 """Errors that are nobody's defect wherever they come from."""
 
 INTERRUPTED = 130
@@ -120,7 +120,7 @@ def one_line_errors(extra: str) -> Iterator[None]:
         sys.stderr.close()  # the reader of our output is gone; there is nobody to tell
         raise typer.Exit(1) from error
     except OSError as error:
-        if error.errno not in OF_THE_SYSTEM:
+        if error.errno not in SYSTEM_FAULTS:
             raise
         fail(InputError(f"{error.filename or 'cannot write the output'}: {error.strerror}"))
         raise typer.Exit(1) from error
