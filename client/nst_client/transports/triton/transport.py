@@ -39,6 +39,7 @@ from nst_client.transports.triton.shared_memory import (
 )
 from nst_core.contract import IMAGE, STYLIZED, TOKEN_HEADER
 from nst_core.errors import InputError
+from nst_core.process import default_variable
 
 LARGEST_MESSAGE = 2**31 - 1
 """Bytes; Triton's own limit. gRPC's default for answers is 4 MiB, which a picture of 1.4 megapixels exceeds."""
@@ -447,10 +448,10 @@ class GrpcTransport(TritonTransport):
         (server,) = self.settings.servers
         return proxy_for_grpc(server.host, server.port or HTTPS_PORT)
 
+    # gRPC reads it with the first channel, and would write refused handshakes to stderr beside our error.
+    @default_variable("GRPC_VERBOSITY", "NONE")
     def _make_client(self) -> Any:
         _check_fork()
-        # Or its core writes refused handshakes to stderr, beside the error that tells of them.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc  # type: ignore[import-untyped]
 
         target, options = self.settings.host, list(CHANNEL)
