@@ -136,7 +136,7 @@ class BaseClient:
     ) -> ImageOrArray:
         if isinstance(content, Image.Image):
             # As the commands read a file: upright, in sRGB, 8 bits a channel.
-            opened = await in_thread(images.image_of, content, aio=self._aio)
+            opened = await in_thread(images.from_pillow, content, aio=self._aio)
             pixels = await self._stylize(opened.pixels, style_choice, on_tile, tiled)
             image: Any = pillow_image(pixels, opened.alpha)
             return cast(ImageOrArray, image)

@@ -13,7 +13,7 @@ from nst_client.tiles import Grid
 from nst_client.transports.base import ModelConfig, StyleWeights
 from nst_core.contract import Parameter, Purpose
 from nst_core.errors import InputError
-from nst_core.images import MAX_PIXELS
+from nst_core.images import DEFAULT_MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Style:
     index: int = 0
     count: int = 1
     min_side: int = 16
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = DEFAULT_MAX_PIXELS
     max_batch: int = 0
     tiles: Grid | None = None
     max_side: int | None = None
@@ -112,7 +112,7 @@ def _grid(model: str, configs: Mapping[str, ModelConfig]) -> Grid | None:
         return None
     _, tiled = pair
     max_side = int(tiled[Parameter.MAX_SIDE]) if Parameter.MAX_SIDE in tiled else None
-    max_pixels = int(tiled.get(Parameter.MAX_PIXELS, MAX_PIXELS))
+    max_pixels = int(tiled.get(Parameter.MAX_PIXELS, DEFAULT_MAX_PIXELS))
     return Grid.fitting(int(tiled[Parameter.MULTIPLE]), int(tiled[Parameter.OVERLAP]), max_pixels, max_side)
 
 

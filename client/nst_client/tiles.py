@@ -13,7 +13,7 @@ from math import ceil, isqrt
 
 import numpy as np
 
-from nst_core.images import ImageData, Pixels, resized
+from nst_core.images import ImageData, Pixels, resize
 
 MAX_KEPT_SIDE_PIXELS = 640
 """Maximum side of the part that is kept of a tile."""
@@ -125,4 +125,4 @@ def thumbnail(pixels: Pixels, min_side: int) -> Pixels:
     min_side = max(MIN_THUMBNAIL_PIXELS, min_side)
     height, width = pixels.shape[:2]
     scale = min(1.0, max(THUMBNAIL_PIXELS / max(height, width), min_side / min(height, width)))
-    return resized(ImageData(pixels), max(min_side, round(width * scale)), max(min_side, round(height * scale))).pixels
+    return resize(ImageData(pixels), max(min_side, round(width * scale)), max(min_side, round(height * scale))).pixels

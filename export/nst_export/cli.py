@@ -10,10 +10,10 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from nst_core.console import console, fail, one_line_errors, say
+from nst_core.console import console, fail, one_line_errors, say, show
 from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
     from nst_export.pipeline import Target
@@ -29,7 +29,7 @@ class _CheckpointOrCommand(TyperGroup):
         return super().parse_args(context, arguments)
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=HELP, cls=_CheckpointOrCommand)
+app = CommandLine(cls=_CheckpointOrCommand)
 
 
 @app.callback()
@@ -99,7 +99,6 @@ def publish(
     """
     with one_line_errors("export"):
         from nst_export import pipeline as exporter
-        from nst_export import repository as triton
         from nst_export import tensorrt
 
         found = exporter.find(checkpoints)
@@ -138,9 +137,9 @@ def publish(
             for one in published:
                 _show(one.verification, figures=one.verification["purpose"] != "statistics")  # one gate for both parts
                 say(f"published {one.folder}")
-            for one in published if load else ():
-                triton.load(str(load), one.verification["model"], one.folder.name)
-                say(f"{load} serves version {one.folder.name} of {one.verification['model']}")
+            if load:
+                for one in published:
+                    _load(load, one.verification["model"], one.folder.name)
         if failures:
             say(f"{failures} of {len(found)} failed")
             raise typer.Exit(1)
@@ -159,9 +158,9 @@ def inspect(
 
         for position, folder in enumerate(inspection.find(path)):
             if position:
-                say("")
+                show("")
             for line in inspection.describe(folder, size):
-                say(line)
+                show(line)
 
 
 @app.command()
@@ -192,6 +191,19 @@ def _engine(wanted: DeviceChoice, engine: Engine | None, target: Target | None) 
         given = f"--target {target}" if target in ("tensorrt", "tensorrt-rtx") else f"--for {engine}"
         raise InputError(f"--device {wanted} does not go with {given}: leave one of them out")
     return engine
+
+
+def _load(url: str, model: str, version: str) -> None:
+    """Have a running server load what was published; `ExportError` if it does not."""
+    from nst_export.errors import ExportError
+    from nst_server.control import Control
+    from nst_server.errors import ServerError
+
+    try:
+        Control.at(url).load(model, version)
+    except ServerError as error:
+        raise ExportError(f"published, but {url} did not load {model}: {error}") from error
+    say(f"{url} serves version {version} of {model}")
 
 
 def _capabilities(target: Target | None, names: str | None) -> tuple[str, ...]:

@@ -20,9 +20,9 @@ from nst_client.batch.run import JOB, Batch, heeding_interrupts
 from nst_client.batch.storage import OWN, Folder
 from nst_client.stylize.jobs import StylizeOptions
 from nst_client.video.footage import Footage
-from nst_core.distribution import install_command
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import open_image, process_of_file
+from nst_core.packages.distribution import install_command
 
 from .clips import clip, panned
 

@@ -36,7 +36,7 @@ from nst_client import (
 from nst_client.transports.triton.errors import NoRoom
 from nst_client.transports.triton.shared_memory import SystemRegion
 from nst_core.errors import InputError
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
+from nst_core.images import Pixels, fit, open_image, sample_photographs
 
 from .serving import BIN, Models, Server, certificate, serve, settled, triton_of
 
@@ -110,7 +110,7 @@ def connected(server: Server, way: tuple[str, bool, bool | None], **settings: An
 
 
 def photograph(width: int, height: int, number: int = 0) -> Pixels:
-    return fitted(open_image(sample_photographs()[number]), width, height).pixels
+    return fit(open_image(sample_photographs()[number]), width, height).pixels
 
 
 def difference(one: Pixels, other: Pixels) -> int:

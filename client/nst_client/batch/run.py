@@ -40,7 +40,7 @@ from nst_client.stylize.jobs import StylizeOptions, is_hopeless, own_suffix
 from nst_client.transports.local import LocalTransport
 from nst_client.video.footage import CONTAINERS
 from nst_core.errors import InputError, NstError
-from nst_core.images import READABLE, UNREAD, check_size, encode_image, image_format
+from nst_core.images import READABLE_SUFFIXES, UNREADABLE_SUFFIXES, check_size, encode_image, image_format
 from nst_core.memory import keep_freed_memory
 
 JOB = f"{OWN}/job.json"
@@ -156,8 +156,8 @@ class Batch:
             prefix = f"{folder}/" if folder else ""
             photos: dict[str, str] = {}
             for name in names:
-                if not _is_video(name) and splitext(name)[1].lower() not in READABLE:
-                    if splitext(name)[1].lower() in UNREAD:
+                if not _is_video(name) and splitext(name)[1].lower() not in READABLE_SUFFIXES:
+                    if splitext(name)[1].lower() in UNREADABLE_SUFFIXES:
                         self.unread.append(Path(prefix + name))
                     continue
                 painting = name if _is_video(name) else self.painting_of(name)

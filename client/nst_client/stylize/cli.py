@@ -49,16 +49,16 @@ from nst_client.stylize.jobs import (
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
 from nst_core.images import (
-    MAX_PIXELS,
-    WRITABLE,
+    DEFAULT_MAX_PIXELS,
+    WRITABLE_FORMATS,
     ImageData,
     image_format,
     open_image,
     save_image,
-    unread_line,
+    unreadable_summary,
 )
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 
 def stylize(
@@ -97,7 +97,7 @@ def stylize(
             rich_help_panel=FILES_PANEL,
         ),
     ] = False,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Pictures at a time.", min=1)] = 2,
     as_json: Annotated[
         bool, typer.Option("--json", help="A line of JSON on stdout for each picture, and a summary.")
@@ -125,7 +125,7 @@ def stylize(
         known = [] if overwrite else [outcome for job in work if (outcome := standing(job, recipe))]
         settled = {outcome.job for outcome in known}
         todo = [job for job in work if job not in settled]
-        kind = WRITABLE.get(suffix or "")
+        kind = WRITABLE_FORMATS.get(suffix or "")
         with (
             _Report(recipe, len(work), unread_of(photos, output), as_json) as report,
             closing(_painted(todo, recipe, kind, url, access, jobs)) as new,
@@ -255,7 +255,7 @@ class _Report:
         if skipped:
             say(f"{skipped} of {self.total} pictures are painted already: skipped")
         if self.unread:
-            say(unread_line(self.unread))
+            say(unreadable_summary(self.unread))
         if isinstance(error, KeyboardInterrupt) and self.total > 1:
             say(f"{fine + skipped} of {self.total} pictures are painted; the same command goes on from there")
         if error or not failed:
@@ -282,7 +282,7 @@ class _Report:
         to_stdout(f"{json.dumps(values)}\n".encode())
 
 
-stylize_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+stylize_app = CommandLine()
 stylize_app.command()(stylize)
-styles_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+styles_app = CommandLine()
 styles_app.command()(styles)

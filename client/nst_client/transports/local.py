@@ -23,7 +23,7 @@ from nst_client.transports.statistics import Statistics
 from nst_core.contract import IMAGE, STYLIZED, Parameter
 from nst_core.devices import Gpu, gpus
 from nst_core.errors import InputError, MissingExtra, NstError
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages.onnx_runtime import import_onnxruntime
 
 CPU_PROVIDER, OPENVINO_PROVIDER, CUDA_PROVIDER = (
     "CPUExecutionProvider",

@@ -20,7 +20,7 @@ from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError, WriteError
 from nst_core.images import Pixels
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
     from nst_client.video.stylize import Result
@@ -272,7 +272,7 @@ def _report_live(tally: Tally, record: Path | None, as_json: bool) -> None:
     )
 
 
-video_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+video_app = CommandLine()
 video_app.command()(video)
-webcam_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+webcam_app = CommandLine()
 webcam_app.command()(webcam)

@@ -34,7 +34,7 @@ from nst_client.video.footage import Encoder, Footage, Frame
 from nst_client.video.schedule import Moment, Schedule
 from nst_core.errors import InputError, WriteError
 from nst_core.files import atomic_write
-from nst_core.images import Pixels, blended
+from nst_core.images import Pixels, blend
 
 PART = 48
 """Frames of a part: what a crash costs at most, and the distance of the frames to which a player can jump."""
@@ -248,7 +248,7 @@ class Painter:
         first, second = await asyncio.gather(
             *(self.client.stylize(pixels, one) for one in (moment.before, moment.after))
         )
-        return await asyncio.to_thread(blended, first, second, moment.share)
+        return await asyncio.to_thread(blend, first, second, moment.share)
 
 
 class Parts:

@@ -22,7 +22,7 @@ from nst_client.options import DEFAULT_URL, CaFile, Timeout, TokenFile, Url, rea
 from nst_core.console import one_line_errors, say
 from nst_core.errors import InputError
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
     from aiohttp.web import Application
@@ -172,5 +172,5 @@ def _no_misshapen_request(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
-web_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+web_app = CommandLine()
 web_app.command()(web)

@@ -1,4 +1,4 @@
-"""A model as `nst-export` left it in a repository: its config, its newest version, and what it was made of."""
+"""A model as `nst-export` leaves it in a repository: its config, its newest version, and what it was made from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from nst_core.contract import Parameter
 from nst_core.devices import Device
 from nst_core.errors import InputError
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """The model in `folder`. Raises `InputError` where the repository lacks it."""
 
     folder: Path
@@ -60,18 +61,31 @@ class Exported:
     @property
     def styles(self) -> tuple[str, ...]:
         """In the order of the input `style_weights`."""
-        return tuple(self.parameter("styles").split(","))
+        return tuple(self.parameter(Parameter.STYLES).split(","))
 
     @property
-    def single(self) -> Path | None:
-        """The FP32 graph: what is served, or what a half-precision model was compared with; None if it is not kept."""
-        names = ("model.onnx", "reference.onnx") if self.precision == "fp32" else ("reference.onnx",)
-        return next((self.version / name for name in names if (self.version / name).is_file()), None)
+    def cpu_provider(self) -> str:
+        """ONNX Runtime's execution provider on a CPU."""
+        accelerators = self.config.optimization.execution_accelerators.cpu_execution_accelerator
+        openvino = any(accelerator.name == "openvino" for accelerator in accelerators)
+        return "OpenVINOExecutionProvider" if openvino else "CPUExecutionProvider"
+
+    @property
+    def model_file(self) -> Path:
+        """The graph that ONNX Runtime serves."""
+        return self.version / "model.onnx"
 
     @property
     def graph(self) -> Path | None:
-        """The graph of what is served, or of what its engine was built from; None where there is none."""
-        names = ("model.onnx", "reference.onnx")
+        """The graph that is served, or that the engine was built from; None where there is none."""
+        return self._first_file("model.onnx", "reference.onnx")
+
+    @property
+    def fp32_graph(self) -> Path | None:
+        """The graph that is served, or the FP32 reference of one in half precision; None where none is kept."""
+        return self.graph if self.precision == "fp32" else self._first_file("reference.onnx")
+
+    def _first_file(self, *names: str) -> Path | None:
         return next((self.version / name for name in names if (self.version / name).is_file()), None)
 
     def parameter(self, name: str) -> str:
@@ -79,12 +93,12 @@ class Exported:
         return self.config.parameters[name].string_value if name in self.config.parameters else ""
 
     def check_source(self, checkpoint: Path) -> None:
-        """Raise `InputError` if it was not exported from the file `checkpoint`; nothing if nobody noted that."""
+        """Raise `InputError` if it was not exported from the file `checkpoint`; where nothing was noted, it passes."""
         note = self.version / "verification.json"
         if not note.is_file() or not checkpoint.is_file():
             return
-        made_of = json.loads(note.read_text())["checkpoint"]["sha256"]
-        if made_of != hashlib.sha256(checkpoint.read_bytes()).hexdigest():
+        source = json.loads(note.read_text())["checkpoint"]["sha256"]
+        if source != hashlib.sha256(checkpoint.read_bytes()).hexdigest():
             raise InputError(
                 f"{self.version} was not exported from {checkpoint}: "
                 f"nst-export {checkpoint} -r {self.folder.parent} brings it up"

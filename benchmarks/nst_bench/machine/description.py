@@ -12,19 +12,31 @@ from typing import Any
 
 import torch
 
-from nst_bench.gpu import without_cuda
+from nst_bench.machine.cuda import why_no_cuda
+from nst_bench.machine.nvml import clocks
 from nst_bench.measure import timed, timed_on_gpu
-from nst_bench.nvml import clocks
 from nst_core.devices import Gpu, gpus
 
 PACKAGES = (
-    *("nst", "torch", "onnxruntime-openvino", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-cu13"),
-    *("tensorrt-cu12", "tensorrt-rtx", "cuda-bindings", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "tritonclient"),
+    "nst",
+    "torch",
+    "onnxruntime-openvino",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-cu13",
+    "tensorrt-cu12",
+    "tensorrt-rtx",
+    "cuda-bindings",
+    "nvidia-cudnn-cu13",
+    "nvidia-cudnn-cu12",
+    "tritonclient",
     "numpy",
 )
+"""Packages whose versions a result depends on."""
 
 
-def header(schema: str) -> dict[str, Any]:
+def document_header(schema: str) -> dict[str, Any]:
     """What every results document begins with: its schema, when, and on what machine."""
     return {"schema": schema, "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": describe()}
 
@@ -83,7 +95,7 @@ def _cuda(gpu: Gpu) -> dict[str, Any]:
         "driver_cuda": f"{gpu.cuda[0]}.{gpu.cuda[1]}",
     }
     if not torch.cuda.is_available():
-        return {**known, **clocks(gpu), "unmeasured": without_cuda()}
+        return {**known, **clocks(gpu), "unmeasured": why_no_cuda()}
     kept = torch.get_float32_matmul_precision()
     rates = {}
     try:

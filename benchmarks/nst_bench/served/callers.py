@@ -31,7 +31,7 @@ TIMEOUT = 300.0
 HEAD_START = 0.2
 """Seconds between giving the orders and the moment at which all begin; pictures are handed over meanwhile."""
 
-Order = Callable[[StyleClient, str], Any]
+Task = Callable[[StyleClient, str], Any]
 """What a caller does with its client and the style's name; a function of a module, so that it can be sent."""
 
 
@@ -47,7 +47,7 @@ class Call(NamedTuple):
         return self.done - self.due
 
 
-class Request(NamedTuple):
+class SizedCall(NamedTuple):
     """One of changing sizes: when it was sent and how long it took (seconds), and the error, if it met one."""
 
     height: int
@@ -72,7 +72,7 @@ class Callers:
         """Their processes."""
         return [process.pid for process in self._processes if process.pid is not None]
 
-    def obey(self, orders: Sequence[Order]) -> Callable[[], list[Any]]:
+    def assign(self, orders: Sequence[Task]) -> Callable[[], list[Any]]:
         """Give the first callers an order each; what is returned waits for their answers.
 
         It raises the first `NstError` that a caller met, after all have answered.
@@ -92,27 +92,27 @@ class Callers:
 
         return answers
 
-    def together(self, count: int, requests: int, pixels: Pixels) -> list[Call]:
+    def closed_loop(self, count: int, requests: int, pixels: Pixels) -> list[Call]:
         """`requests` pictures from `count` callers at once, each of which sends its next when it has its last."""
         begin = time.monotonic() + HEAD_START
         shares = [len(range(position, requests, count)) for position in range(count)]
-        answers = self.obey([partial(one_after_the_other, pixels, share, begin) for share in shares])()
+        answers = self.assign([partial(send_in_turn, pixels, share, begin) for share in shares])()
         return sorted(call for answer in answers for call in answer)
 
-    def mixed(self, photo: Pixels, parts: Sequence[Sequence[tuple[int, int]]]) -> list[Call]:
+    def mixed_sizes(self, photo: Pixels, parts: Sequence[Sequence[tuple[int, int]]]) -> list[Call]:
         """A caller for each of `parts`, all at once: parts of `photo` of its sizes (height, width), in their order."""
         begin = time.monotonic() + HEAD_START
-        answers = self.obey([partial(of_sizes, photo, sizes, begin) for sizes in parts])()
+        answers = self.assign([partial(send_sizes, photo, sizes, begin) for sizes in parts])()
         return sorted(call for answer in answers for call in answer)
 
-    def arriving(self, offsets: Sequence[float], pixels: Pixels) -> list[Call]:
+    def open_loop(self, offsets: Sequence[float], pixels: Pixels) -> list[Call]:
         """A picture at each of `offsets` (seconds), whatever became of those before; from one process."""
-        (calls,) = self.obey([partial(at_their_time, pixels, offsets)])()
+        (calls,) = self.assign([partial(send_at, pixels, offsets)])()
         return sorted(calls)
 
 
 @contextmanager
-def started(count: int, url: str, style: str, *, shared_memory: bool = False) -> Iterator[Callers]:
+def start_callers(count: int, url: str, style: str, *, shared_memory: bool = False) -> Iterator[Callers]:
     """`count` callers of a style at `url`, warm; their processes end with the block.
 
     Images go over the network's protocol, or by shared memory: a caller never chooses by itself, as a client does.
@@ -129,11 +129,11 @@ def started(count: int, url: str, style: str, *, shared_memory: bool = False) ->
             processes.append(process)
             pipes.append(here)
         callers = Callers(processes, pipes)
-        callers.obey([_ready] * count)()
+        callers.assign([_ready] * count)()
         yield callers
 
 
-def one_after_the_other(pixels: Pixels, requests: int, begin: float, client: StyleClient, style: str) -> list[Call]:
+def send_in_turn(pixels: Pixels, requests: int, begin: float, client: StyleClient, style: str) -> list[Call]:
     """An order: from `begin` on, each request when the one before is answered."""
     time.sleep(max(0.0, begin - time.monotonic()))
     calls = []
@@ -144,7 +144,7 @@ def one_after_the_other(pixels: Pixels, requests: int, begin: float, client: Sty
     return calls
 
 
-def of_sizes(
+def send_sizes(
     photo: Pixels, sizes: Sequence[tuple[int, int]], begin: float, client: StyleClient, style: str
 ) -> list[Call]:
     """An order: from `begin` on, a part of `photo` of each of `sizes` (height, width) after the other."""
@@ -158,7 +158,7 @@ def of_sizes(
     return calls
 
 
-def at_their_time(pixels: Pixels, offsets: Sequence[float], client: StyleClient, style: str) -> list[Call]:
+def send_at(pixels: Pixels, offsets: Sequence[float], client: StyleClient, style: str) -> list[Call]:
     """An order: a request is due at its time, and its wait counts from there, also if it could not be sent then."""
     return asyncio.run(_arrivals(pixels, offsets, client.url, style))
 
@@ -176,7 +176,7 @@ async def _arrivals(pixels: Pixels, offsets: Sequence[float], url: str, style: s
         return await asyncio.gather(*(call(begin + offset) for offset in offsets))
 
 
-def changing_sizes(
+def send_changing_sizes(
     photo: Pixels,
     sizes: Sequence[tuple[int, int]],
     smallest: int,
@@ -184,11 +184,11 @@ def changing_sizes(
     seed: int,
     client: StyleClient,
     style: str,
-) -> list[Request]:
+) -> list[SizedCall]:
     """An order: parts of `photo`, by turns of the next of `sizes` and of a size with sides from `smallest` up."""
     drawn = random.Random(seed)
     end = time.monotonic() + seconds
-    requests: list[Request] = []
+    requests: list[SizedCall] = []
     while (sent := time.monotonic()) < end:
         turn, odd = divmod(len(requests), 2)
         height, width = sizes[turn % len(sizes)]
@@ -199,7 +199,7 @@ def changing_sizes(
             client.stylize(photo[:height, :width], style)
         except ServiceError as failure:
             error = f"{type(failure).__name__}: {failure}"
-        requests.append(Request(height, width, sent, time.monotonic() - sent, error))
+        requests.append(SizedCall(height, width, sent, time.monotonic() - sent, error))
     return requests
 
 
@@ -214,7 +214,7 @@ def _serve(orders: Connection, url: str, style: str, shared_memory: bool) -> Non
     with StyleClient(url, timeout=TIMEOUT, retries=0, shared_memory=shared_memory) as client:
         while True:
             try:
-                order: Order = orders.recv()
+                order: Task = orders.recv()
             except EOFError:
                 return
             try:

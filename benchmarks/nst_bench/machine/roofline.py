@@ -1,7 +1,7 @@
 """What a device could do at best, and what share of it an engine reaches.
 
 Two bounds: the device's measured rate of matrix products, and its measured rate of copying memory
-(`nst_bench.machine`). Neither can be passed by an engine that does the arithmetic that is counted and whose feature
+(`machine.description`). Neither can be passed by an engine that does the arithmetic that is counted and whose feature
 maps lie in memory. A share above 1 says that one of these does not hold: Winograd's convolutions multiply less often
 than is counted, and small feature maps stay in a cache.
 """
@@ -23,7 +23,7 @@ from nst_trainer.networks import StyledNetwork
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What one picture costs: arithmetic (GFLOP, a multiplication and an addition are two), memory moved (GB)."""
 
     gflop: float
@@ -31,19 +31,19 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Ceiling:
+class Roofline:
     """A device's measured rates, GFLOP/s and GB/s; None where they could not be measured."""
 
     gflops: float | None
     gbs: float | None
 
     @classmethod
-    def of(cls, machine: dict[str, Any], device: str = "CPU") -> Ceiling:
-        """As `nst_bench.machine.describe` has them; `device` is `CPU` or `GPU`."""
+    def of(cls, machine: dict[str, Any], device: str = "CPU") -> Roofline:
+        """As `nst_bench.machine.description.describe` has them; `device` is `CPU` or `GPU`."""
         rates = machine if device == "CPU" else machine["cuda"]
         return cls(rates.get("matrix_product_gflops"), rates.get("memory_gbs"))
 
-    def shares(self, work: Work, milliseconds: float) -> dict[str, float]:
+    def shares(self, work: Workload, milliseconds: float) -> dict[str, float]:
         """What a row says of a picture that took so long."""
         seconds = milliseconds / 1000.0
         if self.gflops is None or self.gbs is None:
@@ -55,7 +55,7 @@ class Ceiling:
         }
 
 
-def of_network(network: StyledNetwork, size: int) -> Work:
+def network_workload(network: StyledNetwork, size: int) -> Workload:
     """The convolutions of one picture of `size`^2 pixels, and a lower bound of the memory that they move.
 
     The bound: the picture as it comes and goes (3 bytes a pixel each way), every weight once, and every convolution's
@@ -78,9 +78,9 @@ def of_network(network: StyledNetwork, size: int) -> Work:
         counted(torch.zeros(1, 3, height, height, device="meta"), mix)
     weights = sum(parameter.numel() for parameter in network.parameters())
     moved = 2 * 3 * size**2 + 4 * weights + 2 * 4 * sum(maps)
-    return Work(counter.get_total_flops() / 1e9, moved / 1e9)
+    return Workload(counter.get_total_flops() / 1e9, moved / 1e9)
 
 
-def of_graph(file: Path, network: StyledNetwork, size: int) -> Work:
+def graph_workload(file: Path, network: StyledNetwork, size: int) -> Workload:
     """The same of an exported file, whose rewrites save arithmetic; its feature maps are those of the network."""
-    return Work(arithmetic(onnx.load(file), size) / 1e9, of_network(network, size).gigabytes)
+    return Workload(arithmetic(onnx.load(file), size) / 1e9, network_workload(network, size).gigabytes)
