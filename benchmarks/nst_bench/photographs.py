@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nst_core.images import Pixels, fit, open_image, sample_photographs
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
 
 
 def sample_photograph(height: int, width: int) -> Pixels:

@@ -15,9 +15,9 @@ from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.checkpoint import Checkpoint, frozen, save
+from nst_trainer.images import to_tensor
 from nst_trainer.networks import Johnson, Ulyanov
-from nst_trainer.optimization.gatys import Run
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.weights import vgg16_weights
 
 CPU = torch.device("cpu")
@@ -156,7 +156,7 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     effort = speedup.Effort(1, 1, 1, equal_loss=(64,))
     style, weights = photographs["coffee"], vgg16_weights()
     content = to_tensor(fit(open_image(sample_photographs()[0]), 64, 64))
-    run = Run(content, [to_tensor(open_image(style))], quality.baseline(checkpoint, 64, 6), weights)
+    run = ImageOptimization(content, [to_tensor(open_image(style))], quality.baseline(checkpoint, 64, 6), weights)
     curve: list[float] = []
     while run.step(lambda iteration: curve.append(iteration.total)):
         pass

@@ -13,11 +13,11 @@ from nst_bench.suites.quality import border_levels, iterations_worth, lattice_le
 from nst_core.errors import InputError
 from nst_core.images import fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, save
+from nst_trainer.images import to_tensor
+from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import Johnson, Ulyanov
-from nst_trainer.optimization.gatys import Run
-from nst_trainer.settings import LossWeights
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import vgg16_weights
 
@@ -101,7 +101,7 @@ def test_the_style_is_what_the_training_had(
     learned = PerceptualLoss(vgg, to_tensor(open_image(style, max_side=64)), LossWeights())
     painting = quality.painting_of(checkpoint, style)
     content = to_tensor(fit(open_image(photographs["rocket"]), 32, 32))
-    run = Run(content, [painting], quality.baseline(checkpoint, 32, 1, painting), vgg16_weights())
+    run = ImageOptimization(content, [painting], quality.baseline(checkpoint, 32, 1, painting), vgg16_weights())
     for layer, target in learned.style_targets.items():
         assert torch.allclose(run.loss.style_targets[layer], target, rtol=1e-3, atol=1e-5 * float(target.max())), layer
 

@@ -25,8 +25,8 @@ from nst_core.images import (
     unreadable_images,
     unreadable_summary,
 )
+from nst_trainer.images import to_image, to_tensor
 from nst_trainer.optimization import color
-from nst_trainer.training.data import to_image, to_tensor
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 

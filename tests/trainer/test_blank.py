@@ -16,10 +16,10 @@ from nst_core.images import ImageData, fit, open_image, save_image
 from nst_trainer.checkpoint import load
 from nst_trainer.cli import app, optimize_app, texture_app
 from nst_trainer.networks import ARCHITECTURES
-from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import data as reading
 from nst_trainer.training.data import Photos
 from nst_trainer.training.loop import CLIP, Training, TrainingError
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.training.soap import Soap, soap
 from nst_trainer.vgg import Vgg16
 

@@ -20,13 +20,14 @@ from nst_core.errors import InputError, WriteError
 from nst_core.images import ImageData, fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.cli import app
+from nst_trainer.images import to_image, to_tensor
 from nst_trainer.losses import Losses, PerceptualLoss
 from nst_trainer.networks import Fast, Johnson, Ulyanov
-from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import loop as training
-from nst_trainer.training.data import Photos, to_image, to_tensor
+from nst_trainer.training.data import Photos
 from nst_trainer.training.distributed import Team
 from nst_trainer.training.loop import Progress, Training, TrainingError, unsteadiness
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import Vgg16
 
 SMALL = TrainingSettings(width=0.25, iterations=30, batch=2, crop=64, style_size=128, learning_rate=5e-3)
@@ -634,8 +635,8 @@ def test_a_teams_mean_gradient_is_the_whole_batchs(folder: Path, vgg: Vgg16, pho
 
     def gradient(pictures: torch.Tensor) -> torch.Tensor:
         painted = network(pictures)
-        total = loss(painted, loss.content_target(pictures)).total + 1000 * training.lattice(painted)
-        total = total + training.FRAME_WEIGHT * training.frame(painted)
+        total = loss(painted, loss.content_target(pictures)).total + 1000 * training.checkerboard_loss(painted)
+        total = total + training.BORDER_WEIGHT * training.border_loss(painted)
         return torch.cat([one.flatten() for one in torch.autograd.grad(total, list(network.parameters()))])
 
     whole, halves = gradient(batch), (gradient(batch[:2]) + gradient(batch[2:])) / 2

@@ -13,7 +13,8 @@ from nst_core.devices import DEVICE_HELP, DeviceChoice
 from nst_core.errors import InputError
 from nst_core.images import find_images, unreadable_images, unreadable_summary
 from nst_core.options import CommandLine, options_of
-from nst_trainer.settings import PRESETS, OptimizationSettings, TrainingSettings, preset
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings, preset
+from nst_trainer.training.settings import TrainingSettings
 
 NETWORKS = (".pth", ".pt", ".model")
 """Suffixes of checkpoints; the last one is that of pytorch/examples' own trainer."""
@@ -265,8 +266,8 @@ def texture(
 
 
 def _sample(network: Path, output: Path, shape: tuple[int, int], seed: int, wanted: DeviceChoice) -> None:
+    from nst_trainer.devices import choose_device
     from nst_trainer.optimization.command import sample_texture
-    from nst_trainer.training.distributed import choose_device
 
     device, chosen = choose_device(wanted)
     say(f"device {chosen}")
@@ -306,8 +307,8 @@ def _optimize(
 ) -> None:
     """Run with progress; after Ctrl-C say how to go on."""
     from nst_core.memory import keep_freed_memory
+    from nst_trainer.devices import choose_device
     from nst_trainer.optimization.command import paint
-    from nst_trainer.training.distributed import choose_device
     from nst_trainer.weights import vgg16_weights
 
     _stop_on_signals()

@@ -30,8 +30,8 @@ from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
 from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.checkpoint import Checkpoint
-from nst_trainer.optimization.gatys import Run
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.weights import vgg16_weights
 
 SCHEMA = "nst-bench-energy/1"
@@ -163,7 +163,7 @@ def _optimisation(
     content = to_tensor(fit(open_image(sample_photographs()[-1]), size, size))
     where = torch_device(device)
     settings = baseline(checkpoint, size, 10**9)
-    run = Run(content, [style], settings, vgg16_weights(vgg), device=where)
+    run = ImageOptimization(content, [style], settings, vgg16_weights(vgg), device=where)
 
     def work(pieces: int) -> int:
         for _ in range(pieces):

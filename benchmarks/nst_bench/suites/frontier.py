@@ -29,8 +29,8 @@ from nst_core.errors import InputError
 from nst_core.images import fit, open_image
 from nst_export import pipeline as exporter
 from nst_trainer.checkpoint import Checkpoint, load, parameters
-from nst_trainer.optimization.gatys import Iteration, Run
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.weights import Weights
 
 SCHEMA = "nst-bench-frontier/1"
@@ -100,7 +100,9 @@ def _quality(
     settings = baseline(first, size, LONGEST, painting)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     for photo in photos:
-        run = Run(to_tensor(fit(open_image(photo), size, size)), [painting], settings, weights, device=device)
+        run = ImageOptimization(
+            to_tensor(fit(open_image(photo), size, size)), [painting], settings, weights, device=device
+        )
         losses = {name: network_losses(run, paint) for name, paint in paints.items()}
         curve = _curve(run, min(one["loss"] for one in losses.values()))
         for name, one in losses.items():
@@ -116,7 +118,7 @@ def _quality(
     }
 
 
-def _curve(run: Run, goal: float) -> list[float]:
+def _curve(run: ImageOptimization, goal: float) -> list[float]:
     """The optimisation's loss by iteration, until it is at `goal`."""
     seen: list[Iteration] = []
     while len(seen) < LONGEST and (not seen or min(one.total for one in seen) > goal):

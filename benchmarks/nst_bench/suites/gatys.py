@@ -20,9 +20,9 @@ import torch
 from nst_bench.machine.description import document_header, matrix_product_rate
 from nst_bench.measure import summarize
 from nst_core.images import fit, open_image, sample_photographs
-from nst_trainer.optimization.gatys import WARM_UP, Iteration, Run
-from nst_trainer.settings import PRESETS, OptimizationSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
+from nst_trainer.optimization.gatys import WARM_UP, ImageOptimization, Iteration
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.vgg import BLOCKS, LAYERS
 from nst_trainer.weights import CONVOLUTIONS, Weights
 
@@ -91,7 +91,7 @@ def _iterations(weights: Weights, size: int, iterations: int, device: torch.devi
     content, style = _pictures(size, None)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    run = Run(content, [style], settings, weights, device=device)
+    run = ImageOptimization(content, [style], settings, weights, device=device)
     stamps: list[float] = []
     while run.step(lambda iteration: stamps.append(iteration.seconds)):
         pass
@@ -125,7 +125,7 @@ def _whole(weights: Weights, size: int, device: torch.device) -> dict[str, Any]:
     content, style = _pictures(size, None)
     torch.cuda.synchronize(device)
     started = time.perf_counter()
-    run = Run(content, [style], settings, weights, device=device)
+    run = ImageOptimization(content, [style], settings, weights, device=device)
     losses: list[float] = []
     while run.step(lambda iteration: losses.append(iteration.total)):
         pass
@@ -160,17 +160,17 @@ def _result(
     """
     content, painting = _pictures(size, style)
     settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations)
-    baseline = Run(content, [painting], settings, weights, device=device)
+    baseline = ImageOptimization(content, [painting], settings, weights, device=device)
 
     @torch.no_grad()
-    def judged(run: Run) -> float:
+    def judged(run: ImageOptimization) -> float:
         return baseline.loss(run.picture(), baseline.target).total.item()
 
     while baseline.step(lambda iteration: None):
         pass
     goal, needed = judged(baseline), baseline.seconds
     on_progress(f"{iterations} iterations of the baseline: loss {goal:.4g} after {needed:.1f} s")
-    run = Run(content, [painting], replace(PRESETS["best"], size=size), weights, device=device)
+    run = ImageOptimization(content, [painting], replace(PRESETS["best"], size=size), weights, device=device)
     reached: float | None = None
     lowest = float("inf")
     latest: list[Iteration] = []

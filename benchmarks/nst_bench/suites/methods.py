@@ -31,10 +31,10 @@ from nst_core.errors import NstError
 from nst_core.images import ImageData, open_image, sample_photographs
 from nst_core.memory import keep_freed_memory
 from nst_trainer.checkpoint import Checkpoint, frozen, load, parameters
+from nst_trainer.images import to_tensor
 from nst_trainer.networks import ARCHITECTURES
-from nst_trainer.optimization.gatys import Run
-from nst_trainer.settings import PRESETS, OptimizationSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.weights import vgg16_weights
 
 SCHEMA = "nst-bench-methods/1"
@@ -251,7 +251,7 @@ def _optimisation(size: int, vgg: Path | None, where: torch.device) -> Callable[
     keep_freed_memory()
     content = to_tensor(ImageData(sample_photograph(size, size)))
     style = to_tensor(open_image(sample_photographs()[0]))
-    run = Run(content, [style], _settings(size), vgg16_weights(vgg), device=where)
+    run = ImageOptimization(content, [style], _settings(size), vgg16_weights(vgg), device=where)
 
     def iterate() -> None:
         run.step(lambda iteration: None)

@@ -35,9 +35,9 @@ from nst_core.devices import Device
 from nst_core.images import Pixels, fit, open_image, sample_photographs
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint
-from nst_trainer.optimization.gatys import Iteration, Run, optimize
-from nst_trainer.settings import OptimizationSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration, optimize
+from nst_trainer.optimization.settings import OptimizationSettings
 from nst_trainer.weights import Weights, vgg16_weights
 
 SCHEMA = "nst-bench-speedup/1"
@@ -266,7 +266,9 @@ def _equal_loss(
     rows: list[dict[str, Any]] = []
     for photo in sample_photographs()[: effort.photos]:
         content = to_tensor(fit(open_image(photo), size, size))
-        run = Run(content, [painting], baseline(checkpoint, size, LONGEST, painting), weights, device=device)
+        run = ImageOptimization(
+            content, [painting], baseline(checkpoint, size, LONGEST, painting), weights, device=device
+        )
         loss = network_losses(run, paint)["loss"]
         seen: list[Iteration] = []
         while run.step(seen.append) and seen[-1].total > loss:

@@ -26,12 +26,13 @@ from nst_bench.measure import summarize, timed
 from nst_core.devices import Device
 from nst_core.images import open_image, sample_photographs
 from nst_core.memory import keep_freed_memory
+from nst_trainer.images import to_tensor
 from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
 from nst_trainer.networks import Johnson
-from nst_trainer.settings import TrainingSettings
-from nst_trainer.training.data import Photos, to_tensor
+from nst_trainer.training.data import Photos
 from nst_trainer.training.distributed import Team
 from nst_trainer.training.loop import Training
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import MEAN, Vgg16
 from nst_trainer.weights import CONVOLUTIONS, Weights, vgg16_weights
 

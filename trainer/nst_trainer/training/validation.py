@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nst_core.images import fit, open_image, sample_photographs
+from nst_trainer.images import to_tensor
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import StyledNetwork
-from nst_trainer.training.data import to_tensor
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
