@@ -90,4 +90,5 @@ def run(name: str, *arguments: str) -> str:
     return result.stdout
 
 
-main()
+if __name__ == "__main__":
+    main()

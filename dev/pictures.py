@@ -209,4 +209,5 @@ def save(image: ImageData, name: str) -> None:
     say(f"wrote {FOLDER / name}.jpg: {image.width}x{image.height}")
 
 
-main()
+if __name__ == "__main__":
+    main()
