@@ -22,7 +22,7 @@ from fsspec import AbstractFileSystem
 from nst_client import StyleClient
 from nst_client.batch.run import MANIFEST, Batch, Manifest, cluster, paint
 from nst_client.batch.storage import Folder
-from nst_client.stylize.jobs import Recipe
+from nst_client.stylize.jobs import StylizeOptions
 from nst_core.console import progress, say
 from nst_core.errors import ImageError
 
@@ -95,7 +95,7 @@ def main(count: int, workers: int) -> None:
 
         def batch(in_a_folder: int) -> Nothing:
             listing = Listing(count=count, in_a_folder=in_a_folder)
-            return Nothing(Folder("listing://", listing, ""), target, Recipe({"style": 1.0}))
+            return Nothing(Folder("listing://", listing, ""), target, StylizeOptions({"style": 1.0}))
 
         work = batch(IN_A_FOLDER)
         figures["start_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

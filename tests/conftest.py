@@ -18,7 +18,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files, those with real servers and trainings, come first, so that no worker is left alone with one.
+    """Long files, those with real servers and trainings, come first, so that no worker is left alone with a long file.
 
     GPU tests are skipped, with the reason, where there is no GPU; the summary lists them.
     """

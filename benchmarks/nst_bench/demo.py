@@ -21,7 +21,7 @@ from nst_bench import report
 from nst_bench.commands import CHECKPOINT, GALLERY
 from nst_client.stylize.contact_sheet import contact_sheet
 from nst_core.console import duration, one_line_errors, say
-from nst_core.images import Pixels, fitted, open_image, sample_photographs, save_image
+from nst_core.images import Pixels, fit, open_image, sample_photographs, save_image
 from nst_server import triton
 
 FOLDER = Path("demo")
@@ -66,7 +66,7 @@ def _paint(repository: Path) -> None:
         if not np.array_equal(painted[0].pixels, open_image(HTTP / f"{photo.stem}.png").pixels):
             raise triton.ServerError(f"{photo.name}: gRPC and HTTP gave different pictures")
         names = ["photograph", *(style.replace(",", " ") for style in LOOKS)]
-        shown = [fitted(picture, *SHOWN).pixels for picture in (open_image(photo), *painted)]
+        shown = [fit(picture, *SHOWN).pixels for picture in (open_image(photo), *painted)]
         rows += zip(names, shown, strict=True)
     save_image(contact_sheet(rows, 1 + len(LOOKS)), FOLDER / "pictures.png")
 

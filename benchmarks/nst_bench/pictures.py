@@ -34,9 +34,9 @@ from nst_core.images import (
     ImageData,
     Pixels,
     encode_image,
-    fitted,
+    fit,
     open_image,
-    resized,
+    resize,
     sample_photographs,
     save_image,
     side_by_side,
@@ -95,7 +95,7 @@ def _starry_night(client: StyleClient, photos: list[Path]) -> None:
     """Rows of four photographs, and of four paintings below."""
     rows = []
     for first in range(0, len(photos), 4):
-        large = [fitted(open_image(photo), 2 * SIDE, 2 * SIDE).pixels for photo in photos[first : first + 4]]
+        large = [fit(open_image(photo), 2 * SIDE, 2 * SIDE).pixels for photo in photos[first : first + 4]]
         painted = [client.stylize(pixels, CHECKPOINT.stem) for pixels in large]
         rows += [side_by_side([_halved(one) for one in row], gap=6) for row in (large, painted)]
     rows = [np.pad(row, ((0, 6), (0, rows[0].shape[1] - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
@@ -106,7 +106,7 @@ def _gallery(client: StyleClient) -> None:
     """A photograph in every style, then another."""
     sheets = []
     for name in GALLERY_PHOTOGRAPHS:
-        large = fitted(_photograph(name), 2 * GALLERY_SIDE, 2 * GALLERY_SIDE).pixels
+        large = fit(_photograph(name), 2 * GALLERY_SIDE, 2 * GALLERY_SIDE).pixels
         named = [
             (style.name, _halved(client.stylize(large, style.name)))
             for style in client.styles()
@@ -119,7 +119,7 @@ def _gallery(client: StyleClient) -> None:
 def _own(client: StyleClient) -> None:
     """The styles that have a network of their own, on a photograph, then on another."""
     width, height = OWN_SIDES
-    large = [fitted(_photograph(name), 2 * width, 2 * height).pixels for name in OWN_PHOTOGRAPHS]
+    large = [fit(_photograph(name), 2 * width, 2 * height).pixels for name in OWN_PHOTOGRAPHS]
     named = [(style, _halved(client.stylize(pixels, style))) for pixels in large for style in OWN]
     _save(contact_sheet(named, OWN_COLUMNS), "own")
 
@@ -127,7 +127,7 @@ def _own(client: StyleClient) -> None:
 def _mix(client: StyleClient) -> None:
     """From one style to another, each step with its shares."""
     width, height = MIXED_SIDES
-    large = fitted(_photograph(MIXED_PHOTOGRAPH), 2 * width, 2 * height).pixels
+    large = fit(_photograph(MIXED_PHOTOGRAPH), 2 * width, 2 * height).pixels
     first, last = MIXED
     named = []
     for step in range(STEPS):
@@ -141,7 +141,7 @@ def _mix(client: StyleClient) -> None:
 def _large(client: StyleClient) -> None:
     """One picture in one pass, as large as a screen."""
     photo = _photograph(LARGE_PHOTOGRAPH)
-    large = resized(photo, LARGE_WIDTH, round(photo.height * LARGE_WIDTH / photo.width))
+    large = resize(photo, LARGE_WIDTH, round(photo.height * LARGE_WIDTH / photo.width))
     painted = ImageData(client.stylize(large.pixels, LARGE_STYLE))
     _write("large.jpg", LARGE_BYTES, lambda quality: encode_image(painted, "JPEG", quality=quality))
 
@@ -162,7 +162,7 @@ def _film(url: str, scratch: Path) -> None:
     say("warping error {:.2f} before smoothing, {:.2f} after".format(*result.warping_error))
     both = zip(Footage(given).frames(), Footage(painted).frames(), strict=True)
     shown = [
-        Image.fromarray(side_by_side([resized(ImageData(frame.pixels), *FILM_SHOWN).pixels for frame in pair], gap=6))
+        Image.fromarray(side_by_side([resize(ImageData(frame.pixels), *FILM_SHOWN).pixels for frame in pair], gap=6))
         for pair in both
     ]
     _write("video.webp", FILM_BYTES, partial(_animated, shown))
@@ -205,7 +205,7 @@ def _photograph(name: str) -> ImageData:
 
 def _halved(pixels: Pixels) -> Pixels:
     height, width = pixels.shape[:2]
-    return resized(ImageData(pixels), width // 2, height // 2).pixels
+    return resize(ImageData(pixels), width // 2, height // 2).pixels
 
 
 def _write(name: str, most: int, encode: Callable[[int], bytes]) -> None:

@@ -16,14 +16,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, UnknownStyle, Unreachable
-from nst_client.styles import Style, mixed, offered, statistics_model, tiled_model
+from nst_client.styles import Style, offered, resolve_style_weights, statistics_model, tiled_model
 from nst_client.tiles import thumbnail
-from nst_client.transports import buffers, cuda_memory
+from nst_client.transports import buffers
 from nst_client.transports.base import (
-    INPUT,
-    OUTPUT,
-    STATISTICS,
-    STYLE_WEIGHTS,
     Array,
     ModelConfig,
     Request,
@@ -31,14 +27,16 @@ from nst_client.transports.base import (
     Weights,
     connect,
 )
-from nst_client.transports.coroutines import finished, pause, worked
-from nst_client.transports.cuda_memory import CudaPixels, pixels_on_gpu
+from nst_client.transports.coroutines import in_thread, pause, run_blocking
 from nst_client.transports.statistics import Statistics
+from nst_client.transports.triton import cuda_memory
+from nst_client.transports.triton.cuda_memory import CudaPixels, pixels_on_gpu
 from nst_core import images
+from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS, STYLIZED
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
 """Seconds between an attempt and the next: each pause is twice the one before, and half of each is left to chance."""
 
 log = logging.getLogger("nst_client")
@@ -141,7 +139,7 @@ class _Client:
     async def _stylize(self, picture: Painting, mix: Mix, on_tile: OnTile | None, tiled: bool = False) -> Painting:
         if isinstance(picture, Image.Image):
             # The pixels that the commands would paint: upright, in sRGB, 8 bits a channel.
-            opened = await worked(images.image_of, picture, aio=self._aio)
+            opened = await in_thread(images.from_pillow, picture, aio=self._aio)
             pixels = await self._stylize(opened.pixels, mix, on_tile, tiled)
             image: Any = _image(pixels, opened.alpha)
             return cast(Painting, image)
@@ -191,7 +189,7 @@ class _Client:
         whole: Any = None
         for start in range(0, n, step):
             pixels = batch[start : start + step]
-            request = Request(style.model, {INPUT: pixels, **_rows(weights, len(pixels))}, OUTPUT)
+            request = Request(style.model, {IMAGE: pixels, **_rows(weights, len(pixels))}, STYLIZED)
             painted = await self._infer(request, pixels.shape, np.uint8)
             if len(pixels) == n:
                 return painted
@@ -215,12 +213,12 @@ class _Client:
         mix, painted = _rows(weights, 1), buffers.empty(batch.shape)
         done, total = count(1), n * style.tiles.count(height, width)
         for pixels, result in zip(batch, painted, strict=True):
-            small = await worked(thumbnail, pixels, style.min_side, aio=self._aio)
-            request = Request(statistics_model(style), {INPUT: small[None], **mix}, STATISTICS)
+            small = await in_thread(thumbnail, pixels, style.min_side, aio=self._aio)
+            request = Request(statistics_model(style), {IMAGE: small[None], **mix}, STATISTICS)
             shared = await self._infer(request, (1, None), np.float32)
             for tile in style.tiles.tiles(height, width):
                 seen = tile.cut(pixels)
-                request = Request(tiled_model(style), {INPUT: seen, STATISTICS: shared, **mix}, OUTPUT)
+                request = Request(tiled_model(style), {IMAGE: seen, STATISTICS: shared, **mix}, STYLIZED)
                 tile.place(await self._infer(request, seen.shape, np.uint8), result)
                 on_tile(next(done), total)
         return painted
@@ -234,7 +232,7 @@ class _Client:
         if answer.dtype != kind or not fits:
             raise Rejected(
                 f"the model {request.model} answered {answer.dtype} {answer.shape} to uint8 "
-                f"{request.inputs[INPUT].shape}: not a style model of contract 1"
+                f"{request.inputs[IMAGE].shape}: not a style model of contract 1"
             )
         return answer
 
@@ -268,7 +266,7 @@ class _Client:
             if name not in styles:
                 left_out = f"; left out: {', '.join(self._wrong)}" if self._wrong else ""
                 raise UnknownStyle(f"{self.url} has no style {name!r}; it has: {', '.join(styles) or 'none'}{left_out}")
-        return mixed([styles[name] for name in weights], list(weights.values()))
+        return resolve_style_weights([styles[name] for name in weights], list(weights.values()))
 
 
 class StyleClient(_Client):
@@ -292,7 +290,7 @@ class StyleClient(_Client):
         other, what is wrong with it is raised. A model of one style is called by its own name, the styles of a model of
         several by theirs, and by model/style where another has the same name.
         """
-        return finished(self._listed())
+        return run_blocking(self._listed())
 
     def stylize(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
         """Paint pictures, sRGB `uint8 [H, W, 3]` or `[N, H, W, 3]`, or one of Pillow; the answer is like what is given.
@@ -311,7 +309,7 @@ class StyleClient(_Client):
         Raises `InputError` for another shape, a size beyond the model's limits or a mix that cannot be,
         `UnknownStyle`, `Unreachable`, `Unavailable`, `TimedOut`, or `Rejected` with the server's own words.
         """
-        return finished(self._stylize(pixels, style, on_tile))
+        return run_blocking(self._stylize(pixels, style, on_tile))
 
     def stylize_tiled(self, pixels: Painting, style: Mix, *, on_tile: OnTile | None = None) -> Painting:
         """`stylize` in tiles that join without a seam, of any size, also of one that the model takes whole.
@@ -320,15 +318,15 @@ class StyleClient(_Client):
         that of one pass. `on_tile` is called with the number of tiles that are done, and of all. Raises `ServiceError`
         if the server has not the pair of models that `nst-export --tiled` makes, and what `stylize` raises.
         """
-        return finished(self._stylize(pixels, style, on_tile, tiled=True))
+        return run_blocking(self._stylize(pixels, style, on_tile, tiled=True))
 
     def statistics(self, style: str) -> Statistics:
         """What the server has counted for the model that paints a style. Raises what `stylize` raises."""
-        return finished(self._statistics(style))
+        return run_blocking(self._statistics(style))
 
     def close(self) -> None:
         """End the connection, and give back shared memory."""
-        finished(self._transport.close())
+        run_blocking(self._transport.close())
 
     def __enter__(self) -> StyleClient:
         return self
@@ -380,7 +378,7 @@ class AsyncStyleClient(_Client):
 def _pauses(retries: int) -> Iterator[float]:
     """Seconds to wait after each attempt; the last is endless."""
     for attempt in range(retries):
-        yield min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+        yield min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.0)
     yield float("inf")
 
 

@@ -12,7 +12,7 @@ from nst_client.errors import ServiceError
 from nst_client.tiles import Grid
 from nst_client.transports.base import ModelConfig, Weights
 from nst_core.errors import InputError
-from nst_core.images import MAX_PIXELS
+from nst_core.images import DEFAULT_MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Style:
     index: int = 0
     count: int = 1
     min_side: int = 16
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = DEFAULT_MAX_PIXELS
     max_batch: int = 0
     tiles: Grid | None = None
     max_side: int | None = None
@@ -108,11 +108,11 @@ def _grid(model: str, configs: Mapping[str, ModelConfig]) -> Grid | None:
         return None
     _, tiled = pair
     max_side = int(tiled["max_side"]) if "max_side" in tiled else None
-    max_pixels = int(tiled.get("max_pixels", MAX_PIXELS))
+    max_pixels = int(tiled.get("max_pixels", DEFAULT_MAX_PIXELS))
     return Grid.fitting(int(tiled["multiple"]), int(tiled["overlap"]), max_pixels, max_side)
 
 
-def mix_of(text: str) -> dict[str, float]:
+def parse_style_weights(text: str) -> dict[str, float]:
     """`wave:0.7,scream:0.3` by name; a name alone has the weight 1. Raises `InputError` for another text."""
     mix: dict[str, float] = {}
     for part in text.split(","):
@@ -124,7 +124,7 @@ def mix_of(text: str) -> dict[str, float]:
     return mix
 
 
-def mixed(styles: Sequence[Style], weights: Sequence[float]) -> tuple[Style, Weights | None]:
+def resolve_style_weights(styles: Sequence[Style], weights: Sequence[float]) -> tuple[Style, Weights | None]:
     """The first of the styles, and the weights `[S]` of all styles of its model; None for a model of one."""
     if not styles or not (min(weights) >= 0 and 0 < sum(weights) < float("inf")):
         raise InputError(f"weights of styles are {list(weights)}: give at least one above 0 and none below")

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from nst_client.errors import Rejected
-from nst_client.transports.base import INPUT, Array, ModelConfig, Request
+from nst_client.transports.base import Array, ModelConfig, Request
 from nst_client.transports.statistics import Statistics
+from nst_core.contract import IMAGE
 
 ONE_STYLE: Mapping[str, Mapping[str, str]] = MappingProxyType({"style": {}})
 
@@ -47,7 +48,7 @@ class MockTransport:
 
     async def statistics(self, model: str, seconds: float) -> Statistics:
         """See `Transport`; every request counts, each as an execution of its own."""
-        batches = Counter(len(request.inputs[INPUT]) for request in self.requests if request.model == model)
+        batches = Counter(len(request.inputs[IMAGE]) for request in self.requests if request.model == model)
         return Statistics(batches.total(), 0, sum(size * n for size, n in batches.items()), batches.total(), batches)
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ from math import isqrt
 
 import numpy as np
 
-from nst_core.images import ImageData, Pixels, resized
+from nst_core.images import ImageData, Pixels, resize
 
 SIDE = 640
 """Largest side of the part that is kept of a tile, pixels."""
@@ -122,4 +122,4 @@ def thumbnail(pixels: Pixels, min_side: int) -> Pixels:
     min_side = max(FEWEST, min_side)
     height, width = pixels.shape[:2]
     scale = min(1.0, max(THUMBNAIL / max(height, width), min_side / min(height, width)))
-    return resized(ImageData(pixels), max(min_side, round(width * scale)), max(min_side, round(height * scale))).pixels
+    return resize(ImageData(pixels), max(min_side, round(width * scale)), max(min_side, round(height * scale))).pixels

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: one-line errors, progress with the time left.
+"""What a person sees in the terminal: one-line messages and errors, progress with the time left, the log.
 
 Messages go to stderr, results to stdout, so that a command can stand in a pipe.
 """
@@ -6,6 +6,7 @@ Messages go to stderr, results to stdout, so that a command can stand in a pipe.
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.events import EventLog, current_events, recording
@@ -24,22 +26,75 @@ from nst_core.files import STORAGE_FAULTS
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-OF_THE_SYSTEM = STORAGE_FAULTS | {errno.ENAMETOOLONG, errno.ELOOP}
+SYSTEM_FAULTS = STORAGE_FAULTS | {errno.ENAMETOOLONG, errno.ELOOP}
 """Errors that are nobody's defect wherever they come from."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
 
 
+PACKAGES = ("nst_core", "nst_trainer", "nst_export", "nst_server", "nst_client", "nst_bench")
+"""The roots of the logger hierarchies that `-v` and `-q` set."""
+
+_quiet = False
+
+
 def say(message: str) -> None:
-    """One line for the person at the terminal."""
-    console.print(message, markup=False)
+    """Show a message to the person at the terminal, unless the command is `--quiet`."""
+    if not _quiet:
+        show(message)
+
+
+def show(line: str) -> None:
+    """Show a line of a result or an error on stderr, also with `--quiet`."""
+    console.print(line, markup=False)
 
 
 def fail(error: NstError) -> None:
     """The one line of an error."""
     console.print("[bold red]error:[/] ", end="")
-    say(" ".join(str(error).split()))
+    show(" ".join(str(error).split()))
+
+
+class _Log(logging.Handler):
+    """Log records as one-line messages on stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Such as `warning: the model is left out`; a traceback follows if the record has one."""
+        try:
+            style = {logging.WARNING: "bold yellow", logging.ERROR: "bold red"}.get(record.levelno, "dim")
+            source = f"{record.name}: " if record.levelno <= logging.DEBUG else ""
+            console.print(Text.assemble((f"{record.levelname.lower()}:", style), f" {source}{self.format(record)}"))
+        except Exception:  # as in every handler of the standard library
+            self.handleError(record)
+
+
+_log = _Log()
+
+
+@contextmanager
+def verbosity(verbose: int = 0, quiet: bool = False) -> Iterator[None]:
+    """Show the log of nst's packages while a command runs; afterwards everything is as it was.
+
+    The log shows warnings; with `verbose` 1 also information, with 2 also details for debugging. With `quiet` it
+    shows errors alone, and neither messages nor progress appear.
+    """
+    global _quiet
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    loggers = [logging.getLogger(name) for name in PACKAGES]
+    before = _quiet, [(logger.level, _log in logger.handlers) for logger in loggers]
+    _quiet = quiet
+    for logger in loggers:
+        logger.setLevel(level)
+        logger.addHandler(_log)  # changes nothing where it is added already
+    try:
+        yield
+    finally:
+        _quiet = before[0]
+        for logger, (old_level, shown) in zip(loggers, before[1], strict=True):
+            logger.setLevel(old_level)
+            if not shown:
+                logger.removeHandler(_log)
 
 
 LINE_SECONDS = 30.0
@@ -87,7 +142,7 @@ def _as_nst_errors(extra: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.errno not in OF_THE_SYSTEM:
+        if error.errno not in SYSTEM_FAULTS:
             raise
         raise InputError(f"{error.filename or 'cannot write the output'}: {error.strerror}") from error
 
@@ -105,7 +160,8 @@ def progress(
 
     `share(done)` is the part of all the work that is behind after `done` steps, for steps that do
     not cost the same. Where stderr is no terminal (a log, CI) a line is written at most every
-    `every` seconds instead, by default `LINE_SECONDS`. The same calls are `progress` events of the command's log.
+    `every` seconds instead, by default `LINE_SECONDS`. Nothing is shown with `--quiet`. The same calls are `progress`
+    events of the command's log.
     """
     behind = share or (lambda done: done / total)
     left = _seconds_left(behind)
@@ -133,6 +189,9 @@ def _shown(
     title: str, total: int, behind: Callable[[int], float], every: float | None
 ) -> Iterator[Callable[[int, str], None]]:
     """A bar, or lines where stderr is no terminal."""
+    if _quiet:
+        yield lambda done, note: None
+        return
     if not console.is_terminal:
         yield _lines(title, total, LINE_SECONDS if every is None else every)
         return

@@ -29,17 +29,17 @@ from nst_core.metadata import Metadata, metadata_of, process_of, saving
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating]
 
-MAX_PIXELS = 64_000_000
+DEFAULT_MAX_PIXELS = 64_000_000
 """Largest picture that is decoded unless the caller says otherwise (pixels)."""
 
-READABLE = frozenset(
+READABLE_SUFFIXES = frozenset(
     ".apng .avif .bmp .gif .heic .heif .hif .jfif .jpe .jpeg .jpg .mpo .png .tif .tiff .webp".split()  # noqa: SIM905
 )
 """Suffixes of the files that are read."""
 
-WRITABLE = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+WRITABLE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
-UNREAD = RAW | frozenset(
+UNREADABLE_SUFFIXES = RAW | frozenset(
     ".ai .cur .dds .dib .eps .exr .fits .hdr .icns .ico .j2k .jbig2 .jls .jp2 .jpf .jph "  # noqa: SIM905
     ".jpx .jxl .jxr .kra .ora .pbm .pcx .pfm .pgm .pnm .ppm .psb .psd .qoi .sgi .svg .svgz .tga .wdp .wmf .xbm "
     ".xcf .xpm".split()
@@ -72,7 +72,9 @@ class ImageData:
         return int(self.pixels.shape[1])
 
 
-def open_image(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, max_side: int | None = None) -> ImageData:
+def open_image(
+    source: Path | BinaryIO, *, max_pixels: int = DEFAULT_MAX_PIXELS, max_side: int | None = None
+) -> ImageData:
     """Decode one picture: upright, in sRGB, 8 bits a channel.
 
     `max_pixels` is checked on the header, before anything is decoded. `max_side` shrinks a
@@ -93,7 +95,7 @@ def open_image(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, max_sid
         return _shrunk(_upright_srgb(image), max_side)
 
 
-def image_of(image: Image.Image) -> ImageData:
+def from_pillow(image: Image.Image) -> ImageData:
     """What `open_image` makes of the file of this image of Pillow's: upright, in sRGB, 8 bits a channel.
 
     The image stays as it is. Raises `ImageError` if it cannot be decoded or converted.
@@ -170,15 +172,15 @@ def process_of_file(path: Path) -> str:
 def image_format(path: Path) -> str:
     """Pillow's name of the format that the suffix asks for; `InputError` if it is not written."""
     try:
-        return WRITABLE[path.suffix.lower()]
+        return WRITABLE_FORMATS[path.suffix.lower()]
     except KeyError:
-        known = ", ".join(sorted(WRITABLE))
+        known = ", ".join(sorted(WRITABLE_FORMATS))
         raise InputError(
             f"{path}: cannot write {path.suffix or 'a file without a suffix'}; use one of {known}"
         ) from None
 
 
-def resized(picture: ImageData, width: int, height: int) -> ImageData:
+def resize(picture: ImageData, width: int, height: int) -> ImageData:
     """The picture at exactly `width` x `height`, by Lanczos resampling with antialiasing."""
     if (picture.width, picture.height) == (width, height):
         return picture
@@ -191,11 +193,11 @@ def resized(picture: ImageData, width: int, height: int) -> ImageData:
     return replace(picture, pixels=scale(picture.pixels), alpha=alpha)
 
 
-def fitted(picture: ImageData, width: int, height: int) -> ImageData:
+def fit(picture: ImageData, width: int, height: int) -> ImageData:
     """Scale to cover `width` x `height` and cut out the middle: no distortion, no border."""
     scale = max(width / picture.width, height / picture.height)
     across, down = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
-    large = resized(picture, across, down)
+    large = resize(picture, across, down)
     left, top = (across - width) // 2, (down - height) // 2
     window = np.s_[top : top + height, left : left + width]
     alpha = None if large.alpha is None else large.alpha[window]
@@ -207,7 +209,7 @@ def with_pixels(picture: ImageData, pixels: Pixels) -> ImageData:
     return replace(picture, pixels=pixels)
 
 
-def blended(photo: Pixels, painted: Pixels, strength: float) -> Pixels:
+def blend(photo: Pixels, painted: Pixels, strength: float) -> Pixels:
     """`strength` (0 to 1) of the painting and the rest of the photograph, both `uint8 [H, W, 3]`."""
     return _in_bands(lambda one, other: one + strength * (other - one), photo, painted)
 
@@ -216,7 +218,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Rec. 601: the Y of YIQ."""
 
 
-def with_colors_of(photo: Pixels, painted: Pixels) -> Pixels:
+def keep_colors(photo: Pixels, painted: Pixels) -> Pixels:
     """The luminance of the painting under the chrominance of the photograph, both `uint8 [H, W, 3]`.
 
     "Luminance-only transfer" of Gatys et al. 2016, *Preserving Color in Neural Artistic Style Transfer*, on sRGB as
@@ -233,20 +235,20 @@ def find_images(folder: Path) -> list[Path]:
     Raises `InputError` for a folder that cannot be listed, too.
     Hidden files are passed over: what another program is just writing, or has for itself.
     """
-    found = _with_suffix(folder, READABLE)
+    found = _with_suffix(folder, READABLE_SUFFIXES)
     if not found:
-        unread = unread_line(unread_images(folder))
-        why = f"; {unread}" if unread else f" (looked for {', '.join(sorted(READABLE))})"
+        unread = unreadable_summary(unreadable_images(folder))
+        why = f"; {unread}" if unread else f" (looked for {', '.join(sorted(READABLE_SUFFIXES))})"
         raise InputError(f"{folder}: no pictures in it{why}")
     return found
 
 
-def unread_images(folder: Path) -> list[Path]:
+def unreadable_images(folder: Path) -> list[Path]:
     """The files that `find_images` leaves out although their suffix is an image's: formats that nst does not read."""
-    return _with_suffix(folder, UNREAD)
+    return _with_suffix(folder, UNREADABLE_SUFFIXES)
 
 
-def unread_line(paths: Iterable[Path]) -> str:
+def unreadable_summary(paths: Iterable[Path]) -> str:
     """A line such as "3 files were not read: 2 .dng, 1 .jxl"; empty for no files."""
     kinds = Counter(path.suffix.lower() for path in paths)
     if not kinds:
@@ -404,7 +406,7 @@ def _shrunk(picture: ImageData, max_side: int | None) -> ImageData:
     if max_side is None or longer <= max_side:
         return picture
     scale = max_side / longer
-    return resized(picture, max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return resize(picture, max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
 
 
 def sample_photographs() -> list[Path]:

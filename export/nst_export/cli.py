@@ -10,10 +10,10 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from nst_core.console import console, fail, one_line_errors, say
+from nst_core.console import console, fail, one_line_errors, say, show
 from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
-from nst_core.options import HELP, ProgressJson
+from nst_core.options import CommandLine, ProgressJson
 
 if TYPE_CHECKING:
     from nst_export.pipeline import Target
@@ -29,7 +29,7 @@ class _CheckpointOrCommand(TyperGroup):
         return super().parse_args(context, arguments)
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=HELP, cls=_CheckpointOrCommand)
+app = CommandLine(cls=_CheckpointOrCommand)
 
 
 @app.callback()
@@ -100,7 +100,6 @@ def publish(
     """
     with one_line_errors("export", command="nst export", progress_json=progress_json) as events:
         from nst_export import pipeline as exporter
-        from nst_export import repository as triton
         from nst_export import tensorrt
 
         found = exporter.find(checkpoints)
@@ -143,9 +142,9 @@ def publish(
                 say(f"published {one.folder}")
                 model = one.verification["model"]
                 events.write("published", model=model, version=one.folder.name, folder=one.folder)
-            for one in published if load else ():
-                triton.load(str(load), one.verification["model"], one.folder.name)
-                say(f"{load} serves version {one.folder.name} of {one.verification['model']}")
+            if load:
+                for one in published:
+                    _load(load, one.verification["model"], one.folder.name)
         if failures:
             say(f"{failures} of {len(found)} failed")
             events.end("failed", message=f"{failures} of {len(found)} failed")
@@ -166,9 +165,9 @@ def inspect(
 
         for position, folder in enumerate(inspection.find(path)):
             if position:
-                say("")
+                show("")
             for line in inspection.describe(folder, size):
-                say(line)
+                show(line)
 
 
 @app.command()
@@ -199,6 +198,19 @@ def _engine(wanted: DeviceChoice, engine: Engine | None, target: Target | None) 
         given = f"--target {target}" if target in ("tensorrt", "tensorrt-rtx") else f"--for {engine}"
         raise InputError(f"--device {wanted} does not go with {given}: leave one of them out")
     return engine
+
+
+def _load(url: str, model: str, version: str) -> None:
+    """Have a running server load what was published; `ExportError` if it does not."""
+    from nst_export.errors import ExportError
+    from nst_server.control import Control
+    from nst_server.errors import ServerError
+
+    try:
+        Control.at(url).load(model, version)
+    except ServerError as error:
+        raise ExportError(f"published, but {url} did not load {model}: {error}") from error
+    say(f"{url} serves version {version} of {model}")
 
 
 def _capabilities(target: Target | None, names: str | None) -> tuple[str, ...]:

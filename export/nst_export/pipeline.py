@@ -23,7 +23,7 @@ from nst_core.engines import plans
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError, NstError
 from nst_core.files import STORAGE_FAULTS, atomic_write
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export import card, precision, repository, tensorrt
 from nst_export import conversion as onnx
 from nst_export import rewrites as rewrite

@@ -9,20 +9,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import ssl
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Literal
 
 import torch
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
-from tritonclient.utils import InferenceServerException
 
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
@@ -30,8 +26,6 @@ from nst_core.files import atomic_write
 from nst_export.errors import ExportError
 from nst_export.modules import STATISTICS, STYLE_WEIGHTS, TensorSpec
 from nst_export.rewrites import Engine
-from nst_server.access import HEADER
-from nst_server.state import key_for
 
 MAX_BATCH = 8
 MAX_PIXELS = 4096 * 2160
@@ -52,12 +46,6 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 Provider = Literal["openvino", "cpu"]
 """ONNX Runtime's execution provider on a CPU: OpenVINO's, or its own."""
-
-DIRECT = [("grpc.enable_http_proxy", 0)]
-"""A server's key goes to the server alone, whatever proxy the environment names."""
-
-PATIENCE = 120.0
-"""Seconds that `load` waits for a server."""
 
 
 @dataclass(frozen=True)
@@ -290,59 +278,3 @@ def _staged(repository: Path) -> Iterator[Path]:
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-
-
-def load(url: str, name: str, version: str) -> None:
-    """Ask the server at `url` (grpc, http, grpcs or https) to load `name`, and wait until it serves `version`.
-
-    The secret that nst-serve guards loading with is found if the server is this user's on this machine, and is else
-    taken from the environment's NST_TOKEN; TLS trusts the system's CAs, or the PEM file that NST_CA names. No proxy is
-    used. Raises `ExportError` if nobody answers, the server refuses, or it does not serve it in `PATIENCE` seconds, and
-    `InputError` for a `url` that is no address.
-    """
-    client, header = _client(url)
-    secret = key_for(url) or os.environ.get("NST_TOKEN")
-    headers = {header: secret} if secret else {}
-    deadline = time.monotonic() + PATIENCE
-    try:
-        client.load_model(name, headers=headers)
-        while not client.is_model_ready(name, version, headers=headers):
-            if time.monotonic() > deadline:
-                raise ExportError(f"{url} does not serve version {version} of {name} after {PATIENCE:.0f} s")
-            time.sleep(0.2)
-    except (InferenceServerException, OSError) as error:
-        reason = error.message() if isinstance(error, InferenceServerException) else error
-        if "restricted" in str(error):
-            reason = "it wants its key: load it on its machine (nst-serve load), or give the key in NST_TOKEN"
-        elif "UNAVAILABLE" in str(error) or isinstance(error, OSError):
-            reason = "no server answers there"
-        raise ExportError(f"published, but {url} did not load {name}: {reason}") from error
-    finally:
-        client.close()
-
-
-def _client(url: str) -> tuple[Any, str]:
-    """NVIDIA's client for a URL, and the name of the header that a secret goes by."""
-    scheme, _, host = url.partition("://")
-    host, tls = host.rstrip("/"), scheme.endswith("s")
-    try:
-        known = urlsplit(url).hostname and scheme in ("grpc", "grpcs", "http", "https") and urlsplit(url).port != 0
-    except ValueError:  # a port that is none
-        known = False
-    if not known:
-        raise InputError(f"--load {url!r} is no address: use grpc(s)://host:8001 or http(s)://host:8000")
-    authorities = os.environ.get("NST_CA")
-    if authorities and not Path(authorities).is_file():
-        raise InputError(f"NST_CA={authorities}: no such file")
-    if scheme in ("grpc", "grpcs"):
-        import tritonclient.grpc as triton
-
-        client = triton.InferenceServerClient(host, ssl=tls, root_certificates=authorities, channel_args=DIRECT)
-        return client, f"triton-grpc-protocol-{HEADER}"
-
-    import tritonclient.http as triton
-
-    def context(**_: Any) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=authorities)
-
-    return triton.InferenceServerClient(host, ssl=tls, ssl_context_factory=context), HEADER

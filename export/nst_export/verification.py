@@ -14,8 +14,8 @@ from torch import nn
 
 from nst_core.engines.plans import Shape
 from nst_core.errors import NstError
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.images import Pixels, fit, open_image, sample_photographs
+from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export.conversion import output, tensors
 from nst_export.errors import ExportError
 from nst_export.modules import INPUT, STATISTICS, STYLE_WEIGHTS, Exportable, TensorSpec
@@ -222,7 +222,7 @@ def photographs(shapes: Iterable[Shape]) -> list[Pixels]:
     batches = []
     for position, (n, height, width) in enumerate(shapes):
         chosen = [pictures[(position + index) % len(pictures)] for index in range(n)]
-        batches.append(np.stack([fitted(picture, width, height).pixels for picture in chosen]))
+        batches.append(np.stack([fit(picture, width, height).pixels for picture in chosen]))
     return batches
 
 

@@ -26,10 +26,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nst_core.contract import TOKEN_HEADER, Variable
 from nst_core.errors import InputError
-
-HEADER = "nst-token"
-"""HTTP's header; gRPC's metadata is the same behind Triton's own prefix."""
 
 CONTROL = ("model-repository", "trace", "logging")
 CALLS = ("metadata", "inference", "model-config", "statistics")
@@ -55,7 +53,7 @@ class Access:
         (by_token if self.token or is_loopback(address) else by_key).append(SHARED_MEMORY)
         closed = [(by_key, self.key)] + ([(by_token, self.token)] if self.token else [])
         return [
-            f"--{option}={','.join(groups)}:{HEADER}={secret}"
+            f"--{option}={','.join(groups)}:{TOKEN_HEADER}={secret}"
             for groups, secret in closed
             for option in ("http-restricted-api", "grpc-restricted-protocol")
         ]
@@ -75,7 +73,7 @@ def read_token(file: Path | None) -> str | None:
     and `._~+/=-`, which is what every client can put into a header.
     """
     if file is None:
-        text, source = os.environ.get("NST_TOKEN", ""), "NST_TOKEN"
+        text, source = os.environ.get(Variable.TOKEN, ""), str(Variable.TOKEN)
         if not text:
             return None
     else:

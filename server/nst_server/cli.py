@@ -14,7 +14,7 @@ from nst_core import devices, files
 from nst_core.console import one_line_errors, say
 from nst_core.devices import DEVICE_HELP, Device, DeviceChoice
 from nst_core.errors import InputError
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 from nst_server import background, plans, state, triton
 from nst_server.access import Access, read_token
 from nst_server.command import Runnable
@@ -26,7 +26,7 @@ from nst_server.installation import Installation
 from nst_server.repository import check_device, find, models
 from nst_server.state import State
 
-app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+app = CommandLine()
 
 HttpPort = Annotated[
     int, typer.Option(help="Port of HTTP; it names the server for stop, status, load and unload.", min=1, max=65535)
@@ -166,7 +166,7 @@ def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None
     """
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
-        control = found.controlled()
+        control = Control.of(found)
         if not control.live():
             raise triton.ServerError(f"{found.http} does not answer (process {found.pid}, its log: {found.log})")
         typer.echo(f"{found.grpc} and {found.http}, metrics {found.metrics}")
@@ -174,7 +174,7 @@ def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None
         typer.echo(f"device {found.device}")
         listed = control.models()
         for model in listed:
-            typer.echo(model.shown())
+            typer.echo(model.describe())
         if not any(model.ready for model in listed) or not all(model.ready or model.idle for model in listed):
             raise typer.Exit(1)
 
@@ -188,7 +188,7 @@ def load(
     """Have a running server load a model, or its newest version, and wait until it is warm."""
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
-        for model in found.controlled().load(name):
+        for model in Control.of(found).load(name):
             say(f"{found.http} serves version {model.version} of {name}")
 
 
@@ -201,7 +201,7 @@ def unload(
     """Have a running server unload a model when it has answered the requests that it has."""
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
-        found.controlled().unload(name)
+        Control.of(found).unload(name)
         say(f"{found.http} no longer serves {name}")
 
 

@@ -178,7 +178,7 @@ class _Stubs:
 def _listed(control: Control) -> list[Model]:
     """Triton's models; none if it does not answer."""
     with suppress(ServerError):
-        return control.models(patience=5.0)
+        return control.models(timeout_seconds=5.0)
     return []
 
 

@@ -13,8 +13,8 @@ from tritonclient.grpc import service_pb2
 
 from nst_client import Rejected, ServiceError
 from nst_client.transports.base import Request, connect
-from nst_client.transports.coroutines import finished
-from nst_client.transports.triton import Triton
+from nst_client.transports.coroutines import run_blocking
+from nst_client.transports.triton.transport import TritonTransport
 
 from .test_triton import HttpServer, answer, http_server
 
@@ -22,7 +22,7 @@ __all__ = ["http_server"]
 
 REQUEST = Request("wave", {"image": np.zeros((1, 4, 5, 3), np.uint8)}, "stylized")
 
-Asked = Callable[[Triton], Awaitable[Any]]
+Asked = Callable[[TritonTransport], Awaitable[Any]]
 CALLS: dict[str, Asked] = {
     "models": lambda transport: transport.models(10.0),
     "config": lambda transport: transport.config("wave", 10.0),
@@ -38,9 +38,9 @@ def asked(url: str, call: str, aio: bool) -> Any:
     transport: Any = connect(url, timeout=10.0, shared_memory=False, aio=aio)
     if not aio:
         try:
-            return finished(CALLS[call](transport))  # type: ignore[arg-type]
+            return run_blocking(CALLS[call](transport))  # type: ignore[arg-type]
         finally:
-            finished(transport.close())
+            run_blocking(transport.close())
 
     async def ask() -> Any:
         try:

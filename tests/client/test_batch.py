@@ -18,11 +18,11 @@ from nst_client.batch import sections
 from nst_client.batch.cli import batch_app
 from nst_client.batch.run import JOB, Batch, heeding_interrupts
 from nst_client.batch.storage import OWN, Folder
-from nst_client.stylize.jobs import Recipe
+from nst_client.stylize.jobs import StylizeOptions
 from nst_client.video.footage import Footage
-from nst_core.distribution import install_command
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import open_image, process_of_file
+from nst_core.packages.distribution import install_command
 
 from .clips import clip, panned
 
@@ -46,7 +46,7 @@ def client() -> StyleClient:
 
 
 def batch_of(source: Path | str, target: Path | str, **recipe: float) -> Batch:
-    return Batch(Folder.at(str(source)), Folder.at(str(target)), Recipe({"style": 1.0}, **recipe))  # type: ignore[arg-type]
+    return Batch(Folder.at(str(source)), Folder.at(str(target)), StylizeOptions({"style": 1.0}, **recipe))  # type: ignore[arg-type]
 
 
 def todo(batch: Batch) -> list[str]:

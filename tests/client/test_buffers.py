@@ -10,8 +10,8 @@ import pytest
 
 from nst_client import MockTransport, StyleClient
 from nst_client.transports import buffers
-from nst_client.transports.buffers import Pool, size_class
-from nst_client.transports.wire import array_of, decoded, encoded, outputs
+from nst_client.transports.buffers import BufferPool, size_class
+from nst_client.transports.triton.grpc_messages import array_of, decoded, encoded, outputs
 
 SHAPE = (1, 512, 512, 3)
 
@@ -21,7 +21,7 @@ def address(array: np.ndarray) -> int:
 
 
 def test_memory_comes_back_when_the_last_view_is_gone() -> None:
-    pool = Pool()
+    pool = BufferPool()
     first = buffers.empty(SHAPE, pool=pool)
     place, view = address(first), first[0, 8:, ::2]
     seen = memoryview(first)
@@ -40,7 +40,7 @@ def test_memory_comes_back_when_the_last_view_is_gone() -> None:
 
 
 def test_memory_of_one_size_class_serves_its_sizes_and_types() -> None:
-    pool = Pool()
+    pool = BufferPool()
     array = buffers.empty((1, 400, 400, 3), pool=pool)
     place = address(array)
     del array
@@ -55,7 +55,7 @@ def test_memory_of_one_size_class_serves_its_sizes_and_types() -> None:
 
 def test_what_waits_is_bounded() -> None:
     size = size_class(int(np.prod(SHAPE)))
-    pool = Pool(limit=3 * size)
+    pool = BufferPool(limit=3 * size)
     arrays = [buffers.empty(SHAPE, pool=pool) for _ in range(10)]
     assert pool.held == 0
     last = address(arrays[-1])
@@ -74,7 +74,7 @@ def test_small_arrays_are_ordinary() -> None:
 
 def test_a_block_that_comes_back_in_the_middle_of_a_call_or_a_fork_is_let_go() -> None:
     """Nobody waits for the pool's lock: its holder may be in this thread, or was in the parent's."""
-    pool = Pool()
+    pool = BufferPool()
     array = buffers.empty(SHAPE, pool=pool)
     with pool._lock:
         del array
@@ -86,7 +86,7 @@ def test_a_block_that_comes_back_in_the_middle_of_a_call_or_a_fork_is_let_go() -
 
 
 def test_threads_never_share_memory() -> None:
-    pool, wrong = Pool(), []
+    pool, wrong = BufferPool(), []
 
     def work(number: int) -> None:
         for step in range(200):

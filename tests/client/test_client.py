@@ -33,9 +33,9 @@ from nst_client import (
 from nst_client.client import _pauses
 from nst_client.stylize.cli import styles_app
 from nst_client.transports.base import ModelConfig, connect
-from nst_client.transports.http import Http
-from nst_client.transports.http_connections import BlockingConnections, HttpAnswer, HttpRequest, Target
-from nst_client.transports.triton import _places
+from nst_client.transports.triton.http import HttpTransport
+from nst_client.transports.triton.http_connections import BlockingConnections, HttpRequest, HttpResponse, Origin
+from nst_client.transports.triton.transport import _places
 from nst_core.errors import InputError
 from nst_core.images import Pixels, open_image
 
@@ -214,7 +214,7 @@ class Failing:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for pauses."""
-    monkeypatch.setattr(nst_client.client, "FIRST_PAUSE", 1e-3)
+    monkeypatch.setattr(nst_client.client, "FIRST_PAUSE_SECONDS", 1e-3)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -636,17 +636,17 @@ def test_a_path_comes_before_triton_s_own() -> None:
     """Behind a reverse proxy."""
     heard: list[str] = []
 
-    class Behind(Http):
+    class Behind(HttpTransport):
         def _make_client(self) -> Any:
             class Recording(BlockingConnections):
-                def exchange(self, request: HttpRequest, seconds: float) -> HttpAnswer:
+                def exchange(self, request: HttpRequest, seconds: float) -> HttpResponse:
                     heard.append(request.path)
-                    return HttpAnswer(200, {}, memoryview(b'{"model_stats":[]}'))
+                    return HttpResponse(200, {}, memoryview(b'{"model_stats":[]}'))
 
-            return Recording(Target("host", 80))
+            return Recording(Origin("host", 80))
 
     transport = connect("http://host/tri ton".replace(" ", "%20"))
-    assert isinstance(transport, Http)
+    assert isinstance(transport, HttpTransport)
     with StyleClient(transport=Behind(transport.settings)) as client:
         assert client.styles() == []
     assert heard == ["/tri%20ton/v2/models/stats"]

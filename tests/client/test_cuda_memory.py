@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from nst_client import AsyncStyleClient, MockTransport, Rejected, StyleClient
-from nst_client.transports import cuda_memory
-from nst_client.transports.cuda_memory import CudaPixels, CudaRegion, pixels_on_gpu
-from nst_client.transports.http import Http
-from nst_client.transports.http_connections import HttpAnswer, HttpRequest
-from nst_client.transports.triton import Settings
+from nst_client.transports.triton import cuda_memory
+from nst_client.transports.triton.cuda_memory import CudaPixels, CudaRegion, pixels_on_gpu
+from nst_client.transports.triton.http import HttpTransport
+from nst_client.transports.triton.http_connections import HttpRequest, HttpResponse
+from nst_client.transports.triton.transport import TritonSettings
 from nst_core.engines import cuda
 from nst_core.errors import InputError, MissingExtra
 
@@ -188,13 +188,13 @@ def test_without_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_http_registers_the_same_handle(runtime: FakeRuntime) -> None:
     asked: list[HttpRequest] = []
 
-    class Recording(Http):
-        async def _exchanged(self, request: HttpRequest, seconds: float) -> HttpAnswer:
+    class Recording(HttpTransport):
+        async def _exchanged(self, request: HttpRequest, seconds: float) -> HttpResponse:
             asked.append(request)
-            return HttpAnswer(200, {}, memoryview(b""))
+            return HttpResponse(200, {}, memoryview(b""))
 
     region = CudaRegion(1000, device=1)
-    asyncio.run(Recording(Settings("127.0.0.1:1"))._region("cuda", "register", region, seconds=1.0))
+    asyncio.run(Recording(TritonSettings("127.0.0.1:1"))._region("cuda", "register", region, seconds=1.0))
     (request,) = asked
     assert request.path == f"/v2/cudasharedmemory/region/{region.name}/register"
     content = json.loads(b"".join(request.body))

@@ -12,7 +12,7 @@ import pytest
 import nst_client.transports.local
 from nst_client import Rejected, ServiceError, StyleClient
 from nst_client.transports.base import Request
-from nst_client.transports.local import Local
+from nst_client.transports.local import LocalTransport
 from nst_core.devices import Gpu
 from nst_core.engines import onnx_cuda, plans, tensorrt
 from nst_core.errors import InputError, MissingExtra
@@ -39,14 +39,14 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nst_client.transports.local, "gpus", lambda: ([H100], ""))
 
 
-def run(local: Local, size: int = 8) -> Pixels:
+def run(local: LocalTransport, size: int = 8) -> Pixels:
     return asyncio.run(local.infer(Request("wave", {"image": np.zeros((1, size, size, 3), np.uint8)}, "stylized"), 1.0))
 
 
 class Engines:
     """What was opened, closed and run, as words."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, local: Local, providers: list[str]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, local: LocalTransport, providers: list[str]) -> None:
         self.said: list[str] = []
         said = self.said
 
@@ -91,7 +91,7 @@ class Engines:
 
 def test_a_model_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: None) -> None:
     """On the CPU also where there is a GPU. A run that failed may spoil OpenVINO's session, so it is opened again."""
-    local = Local(repository(tmp_path, ONNX, "KIND_CPU"))
+    local = LocalTransport(repository(tmp_path, ONNX, "KIND_CPU"))
     engines = Engines(monkeypatch, local, ["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert not local.wants_gpu
     assert (run(local) == 255).all()
@@ -102,7 +102,7 @@ def test_a_model_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_a_model_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: None) -> None:
-    local = Local(repository(tmp_path, ONNX, "KIND_GPU"))
+    local = LocalTransport(repository(tmp_path, ONNX, "KIND_GPU"))
     engines = Engines(monkeypatch, local, ["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert local.wants_gpu
     assert (run(local) == 255).all()
@@ -126,7 +126,7 @@ def test_a_model_for_tensorrt_gets_its_plan_once(
 
     monkeypatch.setattr(plans, "ensure", ensure)
     monkeypatch.setattr(plans, "tensorrt", lambda: object())
-    local = Local(repository(tmp_path, TENSORRT, "KIND_GPU"))
+    local = LocalTransport(repository(tmp_path, TENSORRT, "KIND_GPU"))
     engines = Engines(monkeypatch, local, ["CPUExecutionProvider"])
     with StyleClient(transport=local) as client, caplog.at_level(logging.WARNING):
         (style,) = client.styles()
@@ -144,7 +144,7 @@ def test_a_plan_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise plans.PlanError("TensorRT cannot be used: pip install 'nst[gpu]'")
 
     monkeypatch.setattr(plans, "tensorrt", missing)
-    local = Local(repository(tmp_path, TENSORRT, "KIND_GPU"))
+    local = LocalTransport(repository(tmp_path, TENSORRT, "KIND_GPU"))
     with pytest.raises(
         ServiceError, match=r"wave/1 cannot be opened: TensorRT cannot be used: pip install 'nst\[gpu\]'"
     ):
@@ -152,7 +152,7 @@ def test_a_plan_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_onnx_runtime_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: None) -> None:
-    local = Local(repository(tmp_path, ONNX, "KIND_GPU"))
+    local = LocalTransport(repository(tmp_path, ONNX, "KIND_GPU"))
     Engines(monkeypatch, local, ["CPUExecutionProvider"])
     with pytest.raises(MissingExtra, match=r"onnxruntime-gpu.*\[gpu\]"):
         run(local)
@@ -163,7 +163,7 @@ def test_a_config_that_cannot_be_read_keeps_nobody_from_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: bytes | None
 ) -> None:
     """It is named. (An empty one is a config of nothing.)"""
-    local = Local(repository(tmp_path, ONNX, "KIND_CPU"))
+    local = LocalTransport(repository(tmp_path, ONNX, "KIND_CPU"))
     Engines(monkeypatch, local, ["CPUExecutionProvider"])
     bad = tmp_path / "torn" / "config.pbtxt"
     bad.parent.mkdir()
@@ -191,7 +191,7 @@ def test_a_model_for_a_gpu_keeps_nobody_from_the_others(tmp_path: Path, monkeypa
     monkeypatch.setattr(nst_client.transports.local, "gpus", lambda: ([], "no NVIDIA GPU"))
     folder = repository(tmp_path, ONNX, "KIND_CPU")
     (tmp_path / "wave").rename(tmp_path / "calm")
-    local = Local(repository(folder, ONNX, "KIND_GPU"))
+    local = LocalTransport(repository(folder, ONNX, "KIND_GPU"))
     with StyleClient(transport=local) as client:
         assert [style.name for style in client.styles()] == ["calm"]
         with pytest.raises(InputError, match="wave is for an NVIDIA GPU and cannot run here"):
@@ -203,7 +203,7 @@ def test_a_config_that_lacks_what_tensorrt_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: None, missing: str
 ) -> None:
     monkeypatch.setattr(plans, "tensorrt", lambda: object())
-    local = Local(repository(tmp_path, TENSORRT.replace(f'"{missing}"', '"other"'), "KIND_GPU"))
+    local = LocalTransport(repository(tmp_path, TENSORRT.replace(f'"{missing}"', '"other"'), "KIND_GPU"))
     with pytest.raises(ServiceError, match=f"wave/1 cannot be opened: its config lacks '{missing}'"):
         run(local)
 
@@ -212,7 +212,7 @@ def test_a_config_that_lacks_what_tensorrt_needs(
 def test_a_model_for_a_gpu_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> None:
     """It never runs on the CPU without a word."""
     monkeypatch.setattr(nst_client.transports.local, "gpus", lambda: ([], "no NVIDIA GPU (NVML: none)"))
-    local = Local(repository(tmp_path, config, "KIND_GPU"))
+    local = LocalTransport(repository(tmp_path, config, "KIND_GPU"))
     words = (
         r"wave is for an NVIDIA GPU and cannot run here: no NVIDIA GPU \(NVML: none\); "
         r"export it for the CPU \(nst-export --device cpu\), or call a server that has a GPU"

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 import nst_client.transports.local
-import nst_client.transports.triton
+import nst_client.transports.triton.transport
 from nst_client import AsyncStyleClient, MockTransport, StyleClient
-from nst_client.transports.local import Local
+from nst_client.transports.local import LocalTransport
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
 
@@ -242,7 +242,7 @@ def in_child(work: Callable[[], Any]) -> int:
 
 
 def test_a_forked_child_opens_local_models_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    local = Local(repository(tmp_path, ONNX, "KIND_CPU"))
+    local = LocalTransport(repository(tmp_path, ONNX, "KIND_CPU"))
     engines = Engines(monkeypatch, local, ["CPUExecutionProvider"])
     with StyleClient(transport=local) as client:
         client.stylize(PIXELS, "wave")

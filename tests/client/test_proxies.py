@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nst_client import AsyncStyleClient, ServiceError, StyleClient, Unreachable
-from nst_client.transports.proxies import is_loopback, proxy_for_grpc, proxy_for_http
+from nst_client.transports.triton.proxies import is_loopback, proxy_for_grpc, proxy_for_http
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 

@@ -19,9 +19,10 @@ from typer.testing import CliRunner, Result
 
 import nst_client
 from nst_client import MockTransport, Rejected, Request, StyleClient, TimedOut, Unreachable
-from nst_client.styles import mix_of
-from nst_client.stylize.cli import stylize_app, token_of
-from nst_client.stylize.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted
+from nst_client.options import read_token
+from nst_client.styles import parse_style_weights
+from nst_client.stylize.cli import stylize_app
+from nst_client.stylize.jobs import STDIO, Job, Outcome, StylizeOptions, jobs_of, painted
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels, open_image, process_of_file
 
@@ -63,10 +64,10 @@ def tree(folder: Path) -> list[str]:
 
 
 def test_a_mix_on_the_command_line() -> None:
-    assert mix_of("wave") == {"wave": 1.0}
-    assert mix_of("wave:0.7, gallery/scream:0.3") == {"wave": 0.7, "gallery/scream": 0.3}
+    assert parse_style_weights("wave") == {"wave": 1.0}
+    assert parse_style_weights("wave:0.7, gallery/scream:0.3") == {"wave": 0.7, "gallery/scream": 0.3}
     with pytest.raises(InputError, match="'wave:much' is no style with a weight"):
-        mix_of("wave:much")
+        parse_style_weights("wave:much")
 
 
 def test_where_pictures_go(tmp_path: Path) -> None:
@@ -190,12 +191,12 @@ def test_a_file_of_the_users_is_not_replaced_unless_it_is_named(
 
 
 def test_the_record_is_a_command() -> None:
-    recipe = Recipe({"vague à l'âme": 0.7, "scream": 0.3}, 0.5, True, 512, 80)
+    recipe = StylizeOptions({"vague à l'âme": 0.7, "scream": 0.3}, 0.5, True, 512, 80)
     assert recipe.record == (
         "nst stylize --style 'vague \\xe0 l'\"'\"'\\xe2me:0.7,scream:0.3' --quality 80 "
         "--strength 0.5 --preserve-color --max-side 512"
     )
-    assert Recipe({"a": 1.0}, max_pixels=5).record == Recipe({"a": 1.0}).record
+    assert StylizeOptions({"a": 1.0}, max_pixels=5).record == StylizeOptions({"a": 1.0}).record
 
 
 def test_strength_and_colours(server: MockTransport, photos: Path, tmp_path: Path) -> None:
@@ -375,7 +376,7 @@ def test_standard_streams_that_are_closed(tmp_path: Path, closed: str, said: str
 def test_a_standard_output_that_is_closed(server: MockTransport, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(WriteError, match="standard output: it is closed"):
-        Recipe({"negative": 1.0}).paint(Job(photos / "a.png", STDIO), StyleClient(transport=server))
+        StylizeOptions({"negative": 1.0}).paint(Job(photos / "a.png", STDIO), StyleClient(transport=server))
 
 
 def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
@@ -459,7 +460,7 @@ def answers(*, fail_at: int, error: Exception) -> Callable[[Request], Pixels]:
 def test_a_server_that_is_gone_ends_the_run_and_the_next_goes_on(
     server: MockTransport, photos: Path, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nst_client.stylize.cli, "PATIENCE", 0)
+    monkeypatch.setattr(nst_client.stylize.cli, "RETRIES", 0)
     server.handler = answers(fail_at=3, error=Unreachable("no server answers at mock:"))
     result = stylize(photos, "-o", tmp_path / "out", "--json", "--jobs", jobs)
     assert result.exit_code == 1
@@ -603,17 +604,17 @@ def test_progress_by_tile(server: MockTransport, tmp_path: Path) -> None:
 def test_the_token_is_of_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "token"
     monkeypatch.delenv("NST_TOKEN", raising=False)
-    assert token_of(None) is None
+    assert read_token(None) is None
     monkeypatch.setenv("NST_TOKEN", "of the environment")
-    assert token_of(None) == "of the environment"
+    assert read_token(None) == "of the environment"
     file.write_text("of the file\n")
-    assert token_of(file) == "of the file"
+    assert read_token(file) == "of the file"
     for content, words in ((b" \n", "is empty"), (b"\xff\xfe", "cannot read the token")):
         file.write_bytes(content)
         with pytest.raises(InputError, match=words):
-            token_of(file)
+            read_token(file)
     with pytest.raises(InputError, match="No such file"):
-        token_of(tmp_path / "none")
+        read_token(tmp_path / "none")
 
 
 def test_the_way_to_the_server_is_passed_on(
@@ -634,7 +635,7 @@ def test_the_way_to_the_server_is_passed_on(
 def test_a_recipe_alone(server: MockTransport, photos: Path, tmp_path: Path) -> None:
     """As the web page uses it."""
     with StyleClient(transport=server) as client:
-        outcome = Recipe({"negative": 1.0}).paint(Job(photos / "a.png", tmp_path / "a.webp"), client)
+        outcome = StylizeOptions({"negative": 1.0}).paint(Job(photos / "a.png", tmp_path / "a.webp"), client)
         assert (outcome.width, outcome.height, outcome.error) == (30, 20, None)
         with pytest.raises(ImageError):
-            Recipe({"negative": 1.0}).paint(Job(photos / "notes.txt", tmp_path / "a.webp"), client)
+            StylizeOptions({"negative": 1.0}).paint(Job(photos / "notes.txt", tmp_path / "a.webp"), client)

@@ -22,9 +22,9 @@ from nst_client import (
     Unavailable,
     Unreachable,
 )
-from nst_client.transports.http import Http
 from nst_client.transports.statistics import Statistics, from_triton
-from nst_client.transports.triton import CHANNEL, Grpc, Settings
+from nst_client.transports.triton.http import HttpTransport
+from nst_client.transports.triton.transport import CHANNEL, GrpcTransport, TritonSettings
 
 
 def listed(url: str, aio: bool, **settings: Any) -> list[Style]:
@@ -202,9 +202,9 @@ def test_channels_take_large_pictures_and_come_back_soon() -> None:
     assert options["grpc.keepalive_time_ms"] >= 300_000  # Triton ends connections that are pinged oftener
 
 
-@pytest.mark.parametrize("kind", [Grpc, Http])
-def test_the_token_is_not_shown(kind: type[Grpc] | type[Http]) -> None:
-    transport = kind(Settings("127.0.0.1:1", token="sesame"))
+@pytest.mark.parametrize("kind", [GrpcTransport, HttpTransport])
+def test_the_token_is_not_shown(kind: type[GrpcTransport] | type[HttpTransport]) -> None:
+    transport = kind(TritonSettings("127.0.0.1:1", token="sesame"))
     assert "sesame" not in repr(transport.settings)
     assert "sesame" not in repr(transport)
 

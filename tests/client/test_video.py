@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 
 import nst_client.client
 from nst_client import AsyncStyleClient, MockTransport, Rejected, Request, StyleClient, UnknownStyle
-from nst_client.batch.sections import Film, Section
+from nst_client.batch.sections import Section, SectionedVideo
 from nst_client.batch.storage import OWN, Folder
-from nst_client.stylize.jobs import Recipe
-from nst_client.transports.base import INPUT, STYLE_WEIGHTS, Array
+from nst_client.stylize.jobs import StylizeOptions
+from nst_client.transports.base import Array
 from nst_client.video import footage
 from nst_client.video import stylize as room
 from nst_client.video.cli import video_app
@@ -33,6 +33,7 @@ from nst_client.video.flow import Smoother, motion
 from nst_client.video.footage import Footage
 from nst_client.video.schedule import Schedule
 from nst_client.video.stylize import Plan, Result, paint_video
+from nst_core.contract import IMAGE, STYLE_WEIGHTS
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
 
@@ -51,7 +52,7 @@ MODELS = {
 
 
 def paint(request: Request) -> Array:
-    pixels = request.inputs[INPUT]
+    pixels = request.inputs[IMAGE]
     match request.model:
         case "negative":
             return 255 - pixels
@@ -297,7 +298,7 @@ class Flicker:
         if self.requests == self.until:
             raise Rejected("no more")
         self.requests += 1
-        pixels = request.inputs[INPUT]
+        pixels = request.inputs[IMAGE]
         noise = np.random.default_rng(int(pixels.sum())).normal(0.0, 20.0, pixels.shape)
         return np.clip(pixels + noise, 0, 255).astype(np.uint8)
 
@@ -456,15 +457,15 @@ def test_sections_of_a_video_that_was_replaced_are_not_used(tmp_path: Path) -> N
     """Else the new film would be joined from pictures of both."""
     (tmp_path / "in").mkdir()
     source = clip(tmp_path / "in" / "s.mp4", panned(3, 32, 32))
-    film = Film(Folder.at(str(tmp_path / "in")), Folder.at(str(tmp_path / "out")), "s.mp4")
+    film = SectionedVideo(Folder.at(str(tmp_path / "in")), Folder.at(str(tmp_path / "out")), "s.mp4")
     film.target.prepare()
     client = StyleClient(transport=MockTransport(paint, MODELS))
     section, end = Section("s.mp4", 0, 1), Section("s.mp4", 1, 1)
-    film._paint(section, Recipe({"same": 1.0}), client)
+    film._paint(section, StylizeOptions({"same": 1.0}), client)
     assert film.missing() == [end]
     clip(source, panned(5, 32, 32))
     assert film.missing() == [section]
-    film.paint(section, Recipe({"same": 1.0}), client)
+    film.paint(section, StylizeOptions({"same": 1.0}), client)
     assert len(seen(tmp_path / "out" / "s.mp4").pictures) == 5
     assert not (tmp_path / "out" / OWN / "sections" / "s.mp4").exists()
 

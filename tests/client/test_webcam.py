@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 import nst_client.client
 from nst_client import MockTransport, Request, Unreachable
-from nst_client.transports.base import INPUT, Array
+from nst_client.transports.base import Array
 from nst_client.video import webcam as room
 from nst_client.video.cli import webcam_app
 from nst_client.video.webcam import Newest, Shot, Tally, chosen, live, played
+from nst_core.contract import IMAGE
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 
@@ -29,7 +30,7 @@ MODELS: dict[str, dict[str, str]] = {"black": {}, "negative": {}, "same": {}}
 
 
 def paint(request: Request) -> Array:
-    pixels = request.inputs[INPUT]
+    pixels = request.inputs[IMAGE]
     return {"black": np.zeros_like(pixels), "negative": 255 - pixels}.get(request.model, pixels)
 
 

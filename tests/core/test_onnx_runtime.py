@@ -5,11 +5,12 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from nst_core import devices, onnx_runtime
+from nst_core import devices
 from nst_core.devices import Gpu
-from nst_core.distribution import install_command
 from nst_core.errors import InputError, MissingExtra
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages import onnx_runtime
+from nst_core.packages.distribution import install_command
+from nst_core.packages.onnx_runtime import import_onnxruntime
 
 
 def on_a_card(monkeypatch: pytest.MonkeyPatch, cuda: tuple[int, int]) -> None:

@@ -202,7 +202,7 @@ def test_the_commands_of_a_block(reader: Reader, block: Block, monkeypatch: pyte
 def whole(mention: Mention) -> bool:
     """Whether a sentence shows a command to be typed, with its files, and not only what it is called."""
     read = [parsed(words) for words in nst_commands(mention.text)]
-    return all(one.arguments and not one.missing for one in read)
+    return all(command.arguments and not command.missing for command in read)
 
 
 @pytest.mark.parametrize("page", sorted({mention.page for mention in mentioned_commands()}))

@@ -63,7 +63,7 @@ def test_every_command_of_a_block_is_understood(block: Block) -> None:
 def test_every_command_within_a_sentence_is_understood(page: str) -> None:
     """It may be the name alone, or lack what the sentence is not about."""
     wrong = []
-    for mention in (one for one in mentioned_commands() if one.page == page):
+    for mention in (mention for mention in mentioned_commands() if mention.page == page):
         text = mention.text.removesuffix(" ...").replace("://...", "://server:8001")
         for words in nst_commands(text):
             try:

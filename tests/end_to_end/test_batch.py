@@ -21,7 +21,7 @@ from nst_client import MockTransport, Request, StyleClient
 from nst_client.batch.cli import batch_app
 from nst_client.batch.run import Batch, cluster, paint
 from nst_client.batch.storage import Folder
-from nst_client.stylize.jobs import Recipe
+from nst_client.stylize.jobs import StylizeOptions
 from nst_client.video.footage import Footage
 from nst_core.images import Pixels, open_image
 from nst_server import triton
@@ -173,7 +173,7 @@ class Deadly:
 
 
 def inverted(source: Path, target: Path) -> Batch:
-    return Batch(Folder.at(str(source)), Folder.at(target.as_uri()), Recipe({"style": 1.0}))
+    return Batch(Folder.at(str(source)), Folder.at(target.as_uri()), StylizeOptions({"style": 1.0}))
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ import tritonclient.grpc as triton
 from PIL import Image
 
 import nst_client.tiles
-import nst_client.transports.shared_memory
-import nst_client.transports.triton
+import nst_client.transports.triton.shared_memory
+import nst_client.transports.triton.transport
 from nst_client import (
     AsyncStyleClient,
     Rejected,
@@ -33,9 +33,9 @@ from nst_client import (
     Unavailable,
     Untrusted,
 )
-from nst_client.transports.shared_memory import NoRoom, SystemRegion
+from nst_client.transports.triton.shared_memory import NoRoom, SystemRegion
 from nst_core.errors import InputError
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
+from nst_core.images import Pixels, fit, open_image, sample_photographs
 
 from .serving import BIN, Models, Server, certificate, serve, settled, triton_of
 
@@ -109,7 +109,7 @@ def connected(server: Server, way: tuple[str, bool, bool | None], **settings: An
 
 
 def photograph(width: int, height: int, number: int = 0) -> Pixels:
-    return fitted(open_image(sample_photographs()[number]), width, height).pixels
+    return fit(open_image(sample_photographs()[number]), width, height).pixels
 
 
 def difference(one: Pixels, other: Pixels) -> int:
@@ -192,7 +192,7 @@ def test_the_server_counts(server: Server, scheme: str) -> None:
 def test_a_region_serves_every_request_of_its_size(
     server: Server, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nst_client.transports.shared_memory, "KEPT", 3)
+    monkeypatch.setattr(nst_client.transports.triton.shared_memory, "KEPT", 3)
     with StyleClient(url(server, scheme), shared_memory=True) as client:
         for _ in range(5):
             client.stylize(photograph(90, 60), "one")
@@ -238,7 +238,7 @@ def test_where_no_memory_can_be_shared_it_goes_without_if_it_may(
             super().__init__(size, sparing=sparing)
             self.registered()  # the file is gone before the server has opened it
 
-    monkeypatch.setattr(nst_client.transports.triton, "SystemRegion", Elsewhere)
+    monkeypatch.setattr(nst_client.transports.triton.transport, "SystemRegion", Elsewhere)
     with connected(server, (scheme, aio, None)) as client:
         for _ in range(3):
             assert (client.stylize(photograph(90, 60), "one") == wanted).all()

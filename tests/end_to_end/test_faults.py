@@ -26,7 +26,7 @@ from tritonclient.grpc import service_pb2
 
 from nst_client import StyleClient, TimedOut, Unavailable
 from nst_core.files import state_folder
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
+from nst_core.images import Pixels, fit, open_image, sample_photographs
 from nst_server import state, triton
 from nst_server.triton import Endpoints
 
@@ -101,7 +101,7 @@ def unharmed(shared: Shared) -> Iterator[None]:
 
 def photograph(width: int, height: int, number: int = 0) -> Pixels:
     photos = sample_photographs()
-    pixels = fitted(open_image(photos[number % len(photos)]), width, height).pixels
+    pixels = fit(open_image(photos[number % len(photos)]), width, height).pixels
     return np.roll(pixels, number, axis=0)
 
 

@@ -25,10 +25,9 @@ from tritonclient.utils import InferenceServerException
 
 from nst_core.devices import Device
 from nst_core.files import state_folder
-from nst_export.errors import ExportError
-from nst_export.repository import load
 from nst_server import state, triton
 from nst_server.control import Control
+from nst_server.errors import ServerError
 from nst_server.triton import MEMORY, STACK, Endpoints
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
@@ -305,14 +304,14 @@ def test_a_published_model_is_loaded_over_tls(
     urls = [f"grpcs://localhost:{guarded.endpoints.grpc_port}", f"https://localhost:{guarded.endpoints.http_port}"]
     said = succeeded(run("nst-export", checkpoint, "-r", repository, "--name", "three", "--load", urls[0]))
     assert "serves version 1 of three" in said
-    load(urls[1], "three", "1")
+    Control.at(urls[1]).load("three", "1")
     monkeypatch.setenv("NST_STATE", str(checkpoint.parent))  # as on another machine
     for url in urls:
-        with pytest.raises(ExportError, match="it wants its key"):
-            load(url, "three", "1")
+        with pytest.raises(ServerError, match="wants its key"):
+            Control.at(url).load("three", "1")
     monkeypatch.setenv("NST_TOKEN", guarded.state.key)
     for url in urls:
-        load(url, "three", "1")
+        assert [model.version for model in Control.at(url).load("three", "1")] == ["1"]
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from PIL import Image
 from tritonclient.grpc import InferenceServerClient
 
 from nst_client import Rejected, Request, StyleClient, Unreachable
-from nst_client.transports.coroutines import finished
-from nst_core.images import ImageData, Pixels, fitted, open_image, save_image
+from nst_client.transports.coroutines import run_blocking
+from nst_core.images import ImageData, Pixels, fit, open_image, save_image
 from nst_export.modules import ServedModel
 from nst_server.triton import Endpoints
 from nst_trainer.checkpoint import load
@@ -84,7 +84,7 @@ def expected(checkpoint: Path, photographs: dict[str, Path]) -> list[tuple[Pixel
     model = ServedModel(load(checkpoint).network)
     pairs = []
     for n, height, width in SHAPES:
-        pictures = [fitted(open_image(path), width, height).pixels for path in list(photographs.values())[:n]]
+        pictures = [fit(open_image(path), width, height).pixels for path in list(photographs.values())[:n]]
         batch = np.stack(pictures)
         with torch.no_grad():
             pairs.append((batch, model(torch.from_numpy(batch)).numpy()))
@@ -187,7 +187,7 @@ def test_requests_at_once_run_one_by_one_on_a_cpu(server: Server, expected: list
 
 def unchecked(client: StyleClient, pixels: Pixels) -> Pixels:
     """Past our own client's checks, as another client might send it."""
-    painted: Pixels = finished(client._transport.infer(Request("tiny", {"image": pixels}, "stylized"), 60.0))
+    painted: Pixels = run_blocking(client._transport.infer(Request("tiny", {"image": pixels}, "stylized"), 60.0))
     return painted
 
 

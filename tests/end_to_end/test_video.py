@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nst_bench import tables
-from nst_bench.engines import Served
+from nst_bench.served.server import ModelServer
 from nst_bench.suites import video
 from nst_client.video.stylize import PART
 
@@ -167,7 +167,7 @@ def test_a_server_that_is_not_there(film: Path, tmp_path: Path) -> None:
 
 def test_what_the_bench_measures(server: Server, models: Models) -> None:
     """All ways, every frame of the film that is not dropped, and rates that are those of the whole run."""
-    running = Served("one", models.repository, server.endpoints, server.process, 0.0)
+    running = ModelServer("one", models.repository, server.endpoints, server.process, 0.0)
     document = json.loads(json.dumps(video.measure(running, frames=16, rounds=2)))
     rows = {row["way"]: row for row in document["rows"]}
     assert list(rows) == [video.BARE, video.FILE, video.WINDOW, video.PAGE, f"{video.WINDOW}, latency"]

@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export import precision
 from nst_export import verification as verify
 from nst_export.conversion import write

@@ -193,7 +193,7 @@ def test_every_known_setting_is_taken(server: Server, model: str) -> None:
 def test_a_model_that_cannot_be_served_is_named_with_the_reason(server: Server, model: str) -> None:
     (version,) = [one for one in server.control.models() if one.name == model]
     assert not version.ready
-    assert REASONS[model] in version.shown()
+    assert REASONS[model] in version.describe()
     (line,) = [line for line in server.said if line.startswith(f"{model} ")]
     assert REASONS[model] in line
     assert "\n" not in line and "TritonModelException" not in line and "At:" not in line

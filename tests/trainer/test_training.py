@@ -18,16 +18,17 @@ from typer.testing import CliRunner
 
 from nst_core.errors import InputError, WriteError
 from nst_core.events import EventReader
-from nst_core.images import ImageData, fitted, open_image, save_image
+from nst_core.images import ImageData, fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.cli import app
+from nst_trainer.images import to_image, to_tensor
 from nst_trainer.losses import Losses, PerceptualLoss
 from nst_trainer.networks import Fast, Johnson, Ulyanov
-from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import loop as training
-from nst_trainer.training.data import Photos, to_image, to_tensor
+from nst_trainer.training.data import Photos
 from nst_trainer.training.distributed import Team
 from nst_trainer.training.loop import Progress, Training, TrainingError, unsteadiness
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import Vgg16
 
 SMALL = TrainingSettings(width=0.25, iterations=30, batch=2, crop=64, style_size=128, learning_rate=5e-3)
@@ -497,7 +498,7 @@ def test_ulyanovs_network_learns_to_stylise(
     settings = replace(SMALL, arch="ulyanov", width=1.0, iterations=40)
     result = train(photographs["chelsea"], folder, tmp_path / "u.pth", vgg, settings)
     torch.manual_seed(settings.seed)
-    photo = to_tensor(fitted(open_image(photographs["astronaut"]), 128, 128))
+    photo = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
         losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Ulyanov())
     )
@@ -519,7 +520,7 @@ def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
     assert taught[36:] == [0.0] * 24
     assert all((step.style > 0) == (step.taught == 0) for step in steps)
     torch.manual_seed(settings.seed)
-    photo = to_tensor(fitted(open_image(photographs["astronaut"]), 128, 128))
+    photo = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
         losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Fast(width=0.5))
     )
@@ -562,7 +563,7 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, painti
 
 
 def test_a_steady_network_changes_less(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
-    style, photo = photographs["chelsea"], to_tensor(fitted(open_image(photographs["rocket"]), 128, 96))
+    style, photo = photographs["chelsea"], to_tensor(fit(open_image(photographs["rocket"]), 128, 96))
     values = []
     for steady in (0.0, 1000.0):
         settings = replace(SMALL, steady=steady)
@@ -642,8 +643,8 @@ def test_a_teams_mean_gradient_is_the_whole_batchs(folder: Path, vgg: Vgg16, pho
 
     def gradient(pictures: torch.Tensor) -> torch.Tensor:
         painted = network(pictures)
-        total = loss(painted, loss.content_target(pictures)).total + 1000 * training.lattice(painted)
-        total = total + training.FRAME_WEIGHT * training.frame(painted)
+        total = loss(painted, loss.content_target(pictures)).total + 1000 * training.checkerboard_loss(painted)
+        total = total + training.BORDER_WEIGHT * training.border_loss(painted)
         return torch.cat([one.flatten() for one in torch.autograd.grad(total, list(network.parameters()))])
 
     whole, halves = gradient(batch), (gradient(batch[:2]) + gradient(batch[2:])) / 2

@@ -12,9 +12,10 @@ import typer
 from nst_core.console import one_line_errors, progress, say
 from nst_core.devices import DEVICE_HELP, DeviceChoice
 from nst_core.errors import InputError
-from nst_core.images import find_images, unread_images, unread_line
-from nst_core.options import HELP, ProgressJson, options_of
-from nst_trainer.settings import PRESETS, OptimizationSettings, TrainingSettings, preset
+from nst_core.images import find_images, unreadable_images, unreadable_summary
+from nst_core.options import CommandLine, ProgressJson, options_of
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings, preset
+from nst_trainer.training.settings import TrainingSettings
 
 NETWORKS = (".pth", ".pt", ".model")
 """Suffixes of checkpoints; the last one is that of pytorch/examples' own trainer."""
@@ -117,7 +118,7 @@ def train(
                 training.run()
                 return
             for folder in filter(None, (chosen, photos)):
-                if folder.is_dir() and (unread := unread_line(unread_images(folder))):
+                if folder.is_dir() and (unread := unreadable_summary(unreadable_images(folder))):
                     say(f"{folder}: {unread}")
             _say_plan(training, few=photos is None and not training.settings.texture)
             result = _train_with_progress(training)
@@ -288,8 +289,8 @@ def texture(
 
 
 def _sample(network: Path, output: Path, shape: tuple[int, int], seed: int, wanted: DeviceChoice) -> None:
+    from nst_trainer.devices import choose_device
     from nst_trainer.optimization.command import sample_texture
-    from nst_trainer.training.distributed import choose_device
 
     device, chosen = choose_device(wanted)
     say(f"device {chosen}")
@@ -329,8 +330,8 @@ def _optimize(
 ) -> None:
     """Run with progress; after Ctrl-C say how to go on."""
     from nst_core.memory import keep_freed_memory
+    from nst_trainer.devices import choose_device
     from nst_trainer.optimization.command import paint
-    from nst_trainer.training.distributed import choose_device
     from nst_trainer.weights import vgg16_weights
 
     _stop_on_signals()
@@ -381,9 +382,9 @@ def _own_scale(exemplar: Path, longer: int) -> float:
     return max(picture.width, picture.height) / longer
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+app = CommandLine()
 app.command()(train)
-optimize_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+optimize_app = CommandLine()
 optimize_app.command()(optimize)
-texture_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+texture_app = CommandLine()
 texture_app.command()(texture)

@@ -19,7 +19,7 @@ import numpy as np
 import onnx as onnx_package
 import torch
 
-from nst_bench.machine import header
+from nst_bench.machine.description import document_header
 from nst_bench.measure import interleaved, summarize
 from nst_bench.tables import OURS
 from nst_core import devices
@@ -114,7 +114,7 @@ def measure(
     widths: tuple[float, ...] = WIDTHS,
     sizes: tuple[int, ...] = SIZES,
     rounds: int | None = None,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Every form of the networks on pictures of `sizes`^2 pixels, `rounds` warm runs each in turn.
 
@@ -123,14 +123,16 @@ def measure(
     """
     device = device or devices.choose()
     if device.gpu is None:
-        rows = [row for width in widths for row in _on_cpu(width, sizes, rounds or 9, tick)]
+        rows = [row for width in widths for row in _on_cpu(width, sizes, rounds or 9, on_progress)]
         rows += [_missing(engine, sizes, engine.missing() or device.reason) for engine in GPU_ENGINES]
     else:
-        rows = [row for engine in GPU_ENGINES for row in _on_gpu(engine, device.gpu, sizes, rounds or 60, tick)]
-    return {**header(SCHEMA), "rows": rows}
+        rows = [row for engine in GPU_ENGINES for row in _on_gpu(engine, device.gpu, sizes, rounds or 60, on_progress)]
+    return {**document_header(SCHEMA), "rows": rows}
 
 
-def _on_cpu(width: float, sizes: Sequence[int], rounds: int, tick: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def _on_cpu(
+    width: float, sizes: Sequence[int], rounds: int, on_progress: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     model = _served(Johnson(width=width))
     with tempfile.TemporaryDirectory() as folder:
         files = _files(model, CPU_FORMS, Path(folder))
@@ -148,11 +150,11 @@ def _on_cpu(width: float, sizes: Sequence[int], rounds: int, tick: Callable[[str
                 about = {"engine": engine, "network": Johnson.name, "precision": "fp32", "width": width, "size": size}
                 yield from _rows(about, figures, flop)
                 ratio = figures[ALL]["ratio"]
-                tick(f"width {width:g}, {size} x {size}, {engine}: {ratio:.2f} of the plain export's time")
+                on_progress(f"width {width:g}, {size} x {size}, {engine}: {ratio:.2f} of the plain export's time")
 
 
 def _on_gpu(
-    engine: _Engine, gpu: Gpu, sizes: Sequence[int], rounds: int, tick: Callable[[str], None]
+    engine: _Engine, gpu: Gpu, sizes: Sequence[int], rounds: int, on_progress: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     if reason := engine.missing():
         yield _missing(engine, sizes, reason)
@@ -165,7 +167,7 @@ def _on_gpu(
         for form, file in files.items():
             try:
                 works[form] = stack.enter_context(_checked(engine, model, file, sizes, gpu))
-                tick(f"{engine.name}, {form}: built and checked")
+                on_progress(f"{engine.name}, {form}: built and checked")
             except (NstError, plans.PlanError) as error:
                 yield _missing(engine, sizes, str(error), form)
         for size in sizes if works else ():

@@ -19,9 +19,11 @@ import numpy as np
 import onnx as onnx_package
 import torch
 
-from nst_bench.engines import Bare, photograph, publish
-from nst_bench.machine import header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.description import document_header
 from nst_bench.measure import REST, interleaved, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.export import export_checkpoint
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_export import conversion as onnx
@@ -84,7 +86,7 @@ def measure(
     device: Device,
     *,
     effort: Effort = FULL,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
     keep: Callable[[dict[str, Any]], None] = lambda document: None,
 ) -> dict[str, Any]:
     """The network of `checkpoint` with one style and with ten, alone and served; a document.
@@ -94,11 +96,11 @@ def measure(
     network = checkpoint.network
     arguments = {key: value for key, value in network.arguments.items() if key != "styles"}
     networks = {count: _network(network.name, arguments, count) for count in (1, STYLES)}
-    document = {**header(SCHEMA), "network": network.name, **arguments, "rows": []}
+    document = {**document_header(SCHEMA), "network": network.name, **arguments, "rows": []}
     for rows in _rows(networks, installation, device, effort):
         document["rows"] += rows
         slowest = max(rows, key=lambda row: float(row["ratio"]))
-        tick(f"{slowest['form']}, {slowest['size']} x {slowest['size']}: {slowest['ratio']:.2f} times as long")
+        on_progress(f"{slowest['form']}, {slowest['size']} x {slowest['size']}: {slowest['ratio']:.2f} times as long")
         keep(document)
     return document
 
@@ -117,14 +119,16 @@ def _rows(
     with tempfile.TemporaryDirectory() as scratch:
         repository = Path(scratch) / "model_repository"
         one, several = (
-            publish(Checkpoint(network, tuple(f"style-{number}" for number in _numbers(count))), repository, device)
+            export_checkpoint(
+                Checkpoint(network, tuple(f"style-{number}" for number in _numbers(count))), repository, device
+            )
             for count, network in networks.items()
         )
         if device.gpu:
-            bare = {what: Bare(repository / model) for what, model in ((ONE, one), (OF_TEN, several))}
+            bare = {what: BareModel(repository / model) for what, model in ((ONE, one), (OF_TEN, several))}
             for size in effort.sizes:
-                pixels = photograph(size, size)
-                works = {what: partial(engine.paint, pixels) for what, engine in bare.items()}
+                pixels = sample_photograph(size, size)
+                works = {what: partial(engine.stylize, pixels) for what, engine in bare.items()}
                 yield _race("alone", size, works, effort)
         endpoints = triton.Endpoints.free()
         with triton.running(installation, repository, endpoints, Path(scratch) / "triton.log"):
@@ -172,7 +176,7 @@ def _feeds(model: Exportable, size: int, shares: Mapping[int, float]) -> dict[st
     feeds: dict[str, Any] = {}
     for spec in model.inputs:
         if spec.name == INPUT:
-            feeds[spec.name] = photograph(size, size)[None]
+            feeds[spec.name] = sample_photograph(size, size)[None]
         elif spec.name == STYLE_WEIGHTS:
             weights = np.zeros((1, int(spec.axes[1])), np.float32)
             weights[0, list(shares)] = list(shares.values())
@@ -193,7 +197,7 @@ def _served(endpoints: triton.Endpoints, effort: Effort) -> Iterator[list[dict[s
         with ExitStack() as stack:
             client = stack.enter_context(StyleClient(endpoints.grpc, timeout=300.0, shared_memory=shared))
             for size in effort.sizes:
-                pixels = photograph(size, size)
+                pixels = sample_photograph(size, size)
                 works = {what: partial(client.stylize, pixels, style) for what, style in asked.items()}
                 yield _race(form, size, works, effort)
 

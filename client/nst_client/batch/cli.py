@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_client.errors import ServiceError
-from nst_client.styles import mix_of
-from nst_client.stylize.cli import (
-    PATIENCE,
-    Authorities,
+from nst_client.options import (
+    RETRIES,
+    STYLE_PANEL,
+    CaFile,
     FileFormat,
     MaxPixels,
     MaxSide,
@@ -24,19 +24,20 @@ from nst_client.stylize.cli import (
     Strength,
     Timeout,
     TokenFile,
-    token_of,
+    read_token,
 )
-from nst_client.stylize.jobs import Recipe, to_stdout
+from nst_client.styles import parse_style_weights
+from nst_client.stylize.jobs import StylizeOptions, to_stdout
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError
-from nst_core.images import MAX_PIXELS, unread_line
+from nst_core.images import DEFAULT_MAX_PIXELS, unreadable_summary
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
-    from nst_client.batch.run import Access, Batch, Manifest
+    from nst_client.batch.run import Batch, ConnectionSettings, Manifest
 
-_PAINTING, _WORKERS = "Painting", "Workers"
+_WORKERS_PANEL = "Workers"
 
 
 def batch(
@@ -50,7 +51,7 @@ def batch(
     style: Annotated[
         str,
         typer.Option(
-            "--style", "-s", help="A style, or a mix: great-wave:0.7,the-scream:0.3.", rich_help_panel=_PAINTING
+            "--style", "-s", help="A style, or a mix: great-wave:0.7,the-scream:0.3.", rich_help_panel=STYLE_PANEL
         ),
     ],
     strength: Strength = 1.0,
@@ -58,15 +59,15 @@ def batch(
     max_side: MaxSide = None,
     file_format: FileFormat = None,
     quality: Quality = 92,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", "-w", help="By default one for each CPU.", min=1, rich_help_panel=_WORKERS),
+        typer.Option("--workers", "-w", help="By default one for each CPU.", min=1, rich_help_panel=_WORKERS_PANEL),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="Of a Ray cluster, host:6379; by default Ray runs in this machine.", rich_help_panel=_WORKERS
+            help="Of a Ray cluster, host:6379; by default Ray runs in this machine.", rich_help_panel=_WORKERS_PANEL
         ),
     ] = None,
     url: Annotated[
@@ -76,12 +77,12 @@ def batch(
             "-u",
             help="Where the model is: local:model_repository in the workers, or a server as for nst stylize.",
             envvar="NST_URL",
-            rich_help_panel=_WORKERS,
+            rich_help_panel=_WORKERS_PANEL,
         ),
     ] = "local:model_repository",
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
-    ca: Authorities = None,
+    ca: CaFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as a line of JSON on stdout.")] = False,
 ) -> None:
     """Paint a folder or bucket of pictures and videos on many cores or machines, with Ray.
@@ -90,14 +91,14 @@ def batch(
     painted stands in OUTPUT/nst-batch.jsonl, with the reason.
     """
     with one_line_errors("batch"):
-        from nst_client.batch.run import Access, Batch, Manifest
+        from nst_client.batch.run import Batch, ConnectionSettings, Manifest
         from nst_client.batch.storage import Folder
 
         keep_freed_memory()
         suffix = f".{file_format.value}" if file_format else None
-        recipe = Recipe(mix_of(style), strength, preserve_color, max_side, quality, max_pixels)
+        recipe = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
         job = Batch(Folder.at(source), Folder.at(target), recipe, suffix)
-        access = Access(url, {"timeout": timeout, "token": token_of(token_file), "ca": ca})
+        access = ConnectionSettings(url, {"timeout": timeout, "token": read_token(token_file), "ca": ca})
         begun = job.begin()
         with access() as client:
             recipe.check(client)  # what is wrong for all of them is said once, and soon
@@ -140,7 +141,12 @@ def _listed(job: Batch, begun: bool) -> tuple[list[Any], int]:
 
 
 def _painted(
-    job: Batch, todo: list[Any], access: Access, address: str | None, workers: int | None, manifest: Manifest
+    job: Batch,
+    todo: list[Any],
+    access: ConnectionSettings,
+    address: str | None,
+    workers: int | None,
+    manifest: Manifest,
 ) -> str:
     """Paint with progress; the error that ended the run early, if one did."""
     from dataclasses import replace
@@ -150,7 +156,7 @@ def _painted(
     total, done = sum(map(len, todo)), 0
     with heeding_interrupts() as check, cluster(address, workers) as cpus:
         many = workers or cpus
-        connect = replace(access, threads=max(1, cpus // many), options={**access.options, "retries": PATIENCE})
+        connect = replace(access, threads=max(1, cpus // many), options={**access.options, "retries": RETRIES})
         with (
             progress("pictures", total) as update,
             closing(paint(job, todo, connect, many, gpu=access.wants_gpu)) as blocks,
@@ -172,7 +178,7 @@ def _report(manifest: Manifest, hopeless: str, unread: Sequence[Path]) -> None:
     rate = f", {manifest.rate:.1f} pictures/s" if manifest.painted else ""
     say(f"{manifest.painted} painted{rate}")
     if unread:
-        say(unread_line(unread))
+        say(unreadable_summary(unread))
     if hopeless:
         raise ServiceError(f"{hopeless}; the same command goes on from there")
     for error in manifest.first:
@@ -184,5 +190,5 @@ def _report(manifest: Manifest, hopeless: str, unread: Sequence[Path]) -> None:
         )
 
 
-batch_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+batch_app = CommandLine()
 batch_app.command()(batch)

@@ -31,15 +31,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nst_client.batch.sections import Film, Section
+from nst_client.batch.sections import Section, SectionedVideo
 from nst_client.batch.storage import OWN, Folder
 from nst_client.client import StyleClient
 from nst_client.errors import ServiceError
-from nst_client.stylize.jobs import Recipe, is_hopeless, own_suffix
-from nst_client.transports.local import Local
+from nst_client.stylize.jobs import StylizeOptions, is_hopeless, own_suffix
+from nst_client.transports.local import LocalTransport
 from nst_client.video.footage import CONTAINERS
 from nst_core.errors import InputError, NstError
-from nst_core.images import READABLE, UNREAD, check_size, encode_image, image_format
+from nst_core.images import READABLE_SUFFIXES, UNREADABLE_SUFFIXES, check_size, encode_image, image_format
 from nst_core.memory import keep_freed_memory
 
 JOB = f"{OWN}/job.json"
@@ -73,7 +73,7 @@ Connect = Callable[[], StyleClient]
 
 
 @dataclass(frozen=True)
-class Access:
+class ConnectionSettings:
     """How a worker reaches the model: a URL as `StyleClient` takes it, and for `local:` the threads of each worker."""
 
     url: str
@@ -91,9 +91,9 @@ class Access:
         """Whether the workers themselves run a model that was exported for GPUs. Raises as calling it does."""
         return self.url.startswith("local:") and self._local().wants_gpu
 
-    def _local(self) -> Local:
+    def _local(self) -> LocalTransport:
         # The path must mean the same in a worker, whose working directory may be another.
-        return Local(Path(self.url.removeprefix("local:")).resolve(), threads=self.threads)
+        return LocalTransport(Path(self.url.removeprefix("local:")).resolve(), threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Batch:
 
     source: Folder
     target: Folder
-    recipe: Recipe
+    recipe: StylizeOptions
     suffix: str | None = None
     unread: list[Path] = field(default_factory=list, compare=False)
     """Images that `missing` came upon and that nst does not read."""
@@ -155,8 +155,8 @@ class Batch:
             prefix = f"{folder}/" if folder else ""
             photos: dict[str, str] = {}
             for name in names:
-                if not _is_video(name) and splitext(name)[1].lower() not in READABLE:
-                    if splitext(name)[1].lower() in UNREAD:
+                if not _is_video(name) and splitext(name)[1].lower() not in READABLE_SUFFIXES:
+                    if splitext(name)[1].lower() in UNREADABLE_SUFFIXES:
                         self.unread.append(Path(prefix + name))
                     continue
                 painting = name if _is_video(name) else self.painting_of(name)
@@ -199,12 +199,12 @@ class Batch:
         painting, _ = self.recipe.painting(picture, client)
         self.target.write(target, encode_image(painting, kind, quality=self.recipe.quality))
 
-    def _film(self, video: str) -> Film:
-        return Film(self.source, self.target, video, self.recipe.max_side)
+    def _film(self, video: str) -> SectionedVideo:
+        return SectionedVideo(self.source, self.target, video, self.recipe.max_side)
 
 
 @dataclass(frozen=True)
-class Done:
+class BlockResult:
     """What became of a block: how many pictures are painted, and why the others are not.
 
     `hopeless` is an error that all others would meet as well.
@@ -215,7 +215,7 @@ class Done:
     hopeless: str = ""
 
 
-class Painter:
+class StylizeWorker:
     """What a worker does with a block of names. Ray makes one in each worker."""
 
     def __init__(self, batch: Batch, connect: Connect) -> None:
@@ -250,7 +250,7 @@ class Painter:
 
 def paint(
     batch: Batch, photos: list[pa.Array], connect: Connect, workers: int, *, gpu: bool = False
-) -> Generator[Done, None, None]:
+) -> Generator[BlockResult, None, None]:
     """Paint on so many workers of the cluster that Ray is connected to; blocks come as they are done.
 
     With `gpu` the workers share the GPUs that the cluster has, if any.
@@ -270,10 +270,10 @@ def paint(
             failed = table.filter(pc.not_equal(table["error"], "")).to_pylist()
             tried = [(row["photo"], row["error"]) for row in failed if row["error"] != NOT_TRIED]
             stop = next((row["error"] for row in failed if row["hopeless"]), "")
-            yield Done(len(table) - len(failed), tried, stop)
+            yield BlockResult(len(table) - len(failed), tried, stop)
     lost = names.take(pa.array(np.flatnonzero(left))).to_pylist()
     if lost:
-        yield Done(
+        yield BlockResult(
             0, [(photo, f"{photo}: the worker was lost {RETRIES + 1} times while it painted this") for photo in lost]
         )
 
@@ -281,7 +281,7 @@ def paint(
 def _mapped(
     batch: Batch, connect: Connect, names: pa.Array, rows: Any, step: int, workers: int, gpu: bool
 ) -> Iterator[pa.Table]:
-    """The tables that `Painter` makes of these rows, `step` at a time."""
+    """The tables that `StylizeWorker` makes of these rows, `step` at a time."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -297,7 +297,7 @@ def _mapped(
         # Ray 2.60 calls `max_task_retries` deprecated and has nothing in its place: without it Ray tries for ever.
         warnings.simplefilter("ignore", DeprecationWarning)
         painted = ray.data.from_arrow(blocks).map_batches(
-            Painter,
+            StylizeWorker,
             fn_constructor_args=(batch, connect),
             batch_format="pyarrow",
             batch_size=step if gpu and gpus else None,  # a block in both cases; Ray wants a number where there is a GPU
@@ -458,7 +458,7 @@ class Manifest:
         count, since = (done - self._before, self._since) if done > self._before else (done, self.started)
         return count / max(time.monotonic() - since, 1e-3)
 
-    def add(self, done: Done) -> None:
+    def add(self, done: BlockResult) -> None:
         """Count a block, and write its errors down."""
         self.painted += done.painted
         self.failed += len(done.failed)

@@ -19,7 +19,7 @@ import av
 
 from nst_client.batch.storage import OWN, Folder
 from nst_client.client import StyleClient
-from nst_client.stylize.jobs import Recipe
+from nst_client.stylize.jobs import StylizeOptions
 from nst_client.video import footage
 from nst_client.video.footage import Encoder, Footage, Frame
 from nst_core.errors import ImageError, InputError, NstError
@@ -56,7 +56,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Film:
+class SectionedVideo:
     """A video of `source` and its painting in `target`, both below their folders by the same name."""
 
     source: Folder
@@ -78,7 +78,7 @@ class Film:
         left = [Section(self.video, number, count) for number in range(count) if number not in there]
         return left or [Section(self.video, count, count)]
 
-    def paint(self, section: Section, recipe: Recipe, client: StyleClient) -> None:
+    def paint(self, section: Section, recipe: StylizeOptions, client: StyleClient) -> None:
         """Paint a section, and join all if it was the last one. What is there, of a worker that was lost, is enough.
 
         Raises `ImageError`, `WriteError`, `InputError` for sound that the file cannot hold, and what `stylize`
@@ -97,7 +97,7 @@ class Film:
             if not self._whole():  # else whoever painted another last section was sooner
                 raise
 
-    def _paint(self, section: Section, recipe: Recipe, client: StyleClient) -> None:
+    def _paint(self, section: Section, recipe: StylizeOptions, client: StyleClient) -> None:
         given = self._footage()
         ticks = SECONDS / given.format.time_base
         first = given.start + section.number * ticks if section.number else -math.inf

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -16,89 +14,49 @@ from typing import Annotated, Any
 import typer
 
 from nst_client.client import OnTile, StyleClient
-from nst_client.styles import Style, mix_of
-from nst_client.stylize.contact_sheet import contact_sheet, sample, thumbnails
-from nst_client.stylize.jobs import STDIO, Job, Outcome, Recipe, jobs_of, painted, standing, to_stdout, unread_of
+from nst_client.options import (
+    DEFAULT_URL,
+    FILES_PANEL,
+    RETRIES,
+    STYLE_PANEL,
+    CaFile,
+    FileFormat,
+    MaxPixels,
+    MaxSide,
+    PreserveColor,
+    Quality,
+    Strength,
+    Timeout,
+    TokenFile,
+    Url,
+    read_token,
+)
+from nst_client.styles import Style, parse_style_weights
+from nst_client.stylize.contact_sheet import contact_sheet, sample_photograph, thumbnails
+from nst_client.stylize.jobs import (
+    STDIO,
+    Job,
+    Outcome,
+    StylizeOptions,
+    jobs_of,
+    painted,
+    standing,
+    to_stdout,
+    unread_of,
+)
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
 from nst_core.images import (
-    MAX_PIXELS,
-    WRITABLE,
+    DEFAULT_MAX_PIXELS,
+    WRITABLE_FORMATS,
     ImageData,
     image_format,
     open_image,
     save_image,
-    unread_line,
+    unreadable_summary,
 )
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP
-
-DEFAULT_URL = "grpc://127.0.0.1:8001"
-
-PATIENCE = 20
-"""How often a request of many is sent again, within its timeout: a server that starts again loses none of them."""
-
-_PAINTING, _FILES, _SERVER = "Painting", "Files", "Server"
-
-Url = Annotated[
-    str,
-    typer.Option(
-        "--url",
-        "-u",
-        help="grpc:// or grpcs://host:8001[,host:8001], http:// or https://host:8000, or local:model_repository.",
-        envvar="NST_URL",
-        rich_help_panel=_SERVER,
-    ),
-]
-Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.001, rich_help_panel=_SERVER)]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(help="File with the server's token; or give it in NST_TOKEN.", rich_help_panel=_SERVER),
-]
-Authorities = Annotated[
-    Path | None,
-    typer.Option(
-        "--ca",
-        help="PEM file of the certificates to trust, instead of the system's.",
-        envvar="NST_CA",
-        rich_help_panel=_SERVER,
-    ),
-]
-
-
-class Format(StrEnum):
-    """What is written."""
-
-    jpg = "jpg"
-    png = "png"
-    webp = "webp"
-
-
-Strength = Annotated[
-    float,
-    typer.Option(
-        help="How much of the painting; the rest is the photograph.", min=0.0, max=1.0, rich_help_panel=_PAINTING
-    ),
-]
-PreserveColor = Annotated[
-    bool, typer.Option("--preserve-color", help="Keep the photograph's colours.", rich_help_panel=_PAINTING)
-]
-MaxSide = Annotated[
-    int | None,
-    typer.Option(help="Shrink a larger picture to this longer side, pixels.", min=16, rich_help_panel=_PAINTING),
-]
-FileFormat = Annotated[
-    Format | None,
-    typer.Option(
-        "--format",
-        help="Of the paintings; by default the photograph's, JPEG for HEIC and AVIF.",
-        rich_help_panel=_FILES,
-    ),
-]
-Quality = Annotated[int, typer.Option(help="Of JPEG and WebP.", min=1, max=100, rich_help_panel=_FILES)]
-MaxPixels = Annotated[
-    int, typer.Option(help="Refuse to decode a picture of more pixels.", min=1, rich_help_panel=_FILES)
-]
+from nst_core.options import CommandLine
 
 
 def stylize(
@@ -112,7 +70,7 @@ def stylize(
             "--style",
             "-s",
             help="A style that the server has (nst styles), or a mix: great-wave:0.7,the-scream:0.3.",
-            rich_help_panel=_PAINTING,
+            rich_help_panel=STYLE_PANEL,
         ),
     ],
     output: Annotated[
@@ -121,7 +79,7 @@ def stylize(
             "--output",
             "-o",
             help="A file (.jpg .png .webp), a folder for several pictures, or - for stdout.",
-            rich_help_panel=_FILES,
+            rich_help_panel=FILES_PANEL,
         ),
     ],
     strength: Strength = 1.0,
@@ -134,10 +92,10 @@ def stylize(
         typer.Option(
             "--overwrite",
             help="Paint again what the output folder has, and replace it.",
-            rich_help_panel=_FILES,
+            rich_help_panel=FILES_PANEL,
         ),
     ] = False,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Pictures at a time.", min=1)] = 2,
     as_json: Annotated[
         bool, typer.Option("--json", help="A line of JSON on stdout for each picture, and a summary.")
@@ -145,7 +103,7 @@ def stylize(
     url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
-    ca: Authorities = None,
+    ca: CaFile = None,
 ) -> None:
     """Paint pictures in a style, by a server or in this process.
 
@@ -158,13 +116,13 @@ def stylize(
         if as_json and output == STDIO:
             raise InputError("--json and -o - both write to stdout: choose one")
         suffix = f".{file_format.value}" if file_format else None
-        recipe = Recipe(mix_of(style), strength, preserve_color, max_side, quality, max_pixels)
+        recipe = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
         work = jobs_of(photos, output, suffix)
-        access = {"timeout": timeout, "token": token_of(token_file), "ca": ca}
+        access = {"timeout": timeout, "token": read_token(token_file), "ca": ca}
         known = [] if overwrite else [outcome for job in work if (outcome := standing(job, recipe))]
         settled = {outcome.job for outcome in known}
         todo = [job for job in work if job not in settled]
-        kind = WRITABLE.get(suffix or "")
+        kind = WRITABLE_FORMATS.get(suffix or "")
         with (
             _Report(recipe, len(work), unread_of(photos, output), as_json) as report,
             closing(_painted(todo, recipe, kind, url, access, jobs)) as new,
@@ -179,22 +137,22 @@ def styles(
         typer.Option(
             help="Also paint a photograph in each style, and set them out with their names in this file "
             "(.jpg .png .webp).",
-            rich_help_panel=_PAINTING,
+            rich_help_panel=STYLE_PANEL,
         ),
     ] = None,
     photo: Annotated[
         Path | None,
-        typer.Option(help="The photograph of the sheet; if not given, a cat.", rich_help_panel=_PAINTING),
+        typer.Option(help="The photograph of the sheet; if not given, a cat.", rich_help_panel=STYLE_PANEL),
     ] = None,
     url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
-    ca: Authorities = None,
+    ca: CaFile = None,
 ) -> None:
     """List the styles that a server offers, and show them."""
     with (
         one_line_errors("local"),
-        StyleClient(url, timeout=timeout, retries=0, token=token_of(token_file), ca=ca) as client,
+        StyleClient(url, timeout=timeout, retries=0, token=read_token(token_file), ca=ca) as client,
     ):
         if photo and not sheet:
             raise InputError("--photo is for the sheet, and there is none: give --sheet styles.png")
@@ -206,7 +164,7 @@ def styles(
         if not offered:
             raise InputError(f"{url} offers no style")
         if sheet:
-            _draw(sheet, client, offered, open_image(photo) if photo else sample())
+            _draw(sheet, client, offered, open_image(photo) if photo else sample_photograph())
 
 
 def _draw(target: Path, client: StyleClient, offered: list[Style], photo: ImageData) -> None:
@@ -219,21 +177,8 @@ def _draw(target: Path, client: StyleClient, offered: list[Style], photo: ImageD
     say(f"{target}: a photograph in {len(offered)} style{'s' if len(offered) > 1 else ''}")
 
 
-def token_of(file: Path | None) -> str | None:
-    """The secret of a file or the environment; not of an option, which everybody sees in the list of processes."""
-    if file is None:
-        return os.environ.get("NST_TOKEN") or None
-    try:
-        token = file.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the token in {file}: {getattr(error, 'strerror', None) or error}") from error
-    if not token:
-        raise InputError(f"{file} is empty: it should hold the server's token")
-    return token
-
-
 def _painted(
-    todo: list[Job], recipe: Recipe, kind: str | None, url: str, access: dict[str, Any], jobs: int
+    todo: list[Job], recipe: StylizeOptions, kind: str | None, url: str, access: dict[str, Any], jobs: int
 ) -> Generator[Outcome, None, None]:
     """Paint with progress: of the tiles of one picture, or of the pictures of many."""
     if len(todo) == 1:
@@ -244,7 +189,7 @@ def _painted(
     elif todo:
         with StyleClient(url, **access) as client:
             recipe.check(client)  # what is wrong for all of them is said once, and soon
-        new = painted(todo, recipe.paint, lambda: StyleClient(url, **access, retries=PATIENCE), jobs)
+        new = painted(todo, recipe.paint, lambda: StyleClient(url, **access, retries=RETRIES), jobs)
         with progress("pictures", len(todo)) as update, closing(new) as outcomes:
             for done, outcome in enumerate(outcomes, 1):
                 yield outcome
@@ -268,7 +213,7 @@ def _tiles() -> Iterator[OnTile]:
 class _Report:
     """Says what becomes of each picture, and at the end what failed and why."""
 
-    def __init__(self, recipe: Recipe, total: int, unread: list[Path], as_json: bool) -> None:
+    def __init__(self, recipe: StylizeOptions, total: int, unread: list[Path], as_json: bool) -> None:
         self.recipe, self.total, self.unread, self.as_json = recipe, total, unread, as_json
         self.done: list[Outcome] = []
         self.started = time.perf_counter()
@@ -306,7 +251,7 @@ class _Report:
         if skipped:
             say(f"{skipped} of {self.total} pictures are painted already: skipped")
         if self.unread:
-            say(unread_line(self.unread))
+            say(unreadable_summary(self.unread))
         if isinstance(error, KeyboardInterrupt) and self.total > 1:
             say(f"{fine + skipped} of {self.total} pictures are painted; the same command goes on from there")
         if error or not failed:
@@ -333,7 +278,7 @@ class _Report:
         to_stdout(f"{json.dumps(values)}\n".encode())
 
 
-stylize_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+stylize_app = CommandLine()
 stylize_app.command()(stylize)
-styles_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+styles_app = CommandLine()
 styles_app.command()(styles)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nst_client.client import StyleClient
 from nst_client.styles import Style
-from nst_core.images import ImageData, Pixels, fitted, open_image, resized, sample_photographs
+from nst_core.images import ImageData, Pixels, fit, open_image, resize, sample_photographs
 
 WIDTH, HEIGHT = 320, 240
 """Of a thumbnail, pixels; it is painted at twice that, since strokes have one size in pixels whatever a picture has."""
@@ -18,7 +18,7 @@ COLUMNS, GAP, CAPTION, TEXT = 4, 12, 26, 18
 """Thumbnails in a row; pixels between them, of the line of a name, and of its letters."""
 
 
-def sample() -> ImageData:
+def sample_photograph() -> ImageData:
     """The photograph if nobody gives another: a cat, whose fur and eyes show what a style does."""
     (cat,) = [path for path in sample_photographs() if path.stem == "chelsea"]
     return open_image(cat)
@@ -26,14 +26,14 @@ def sample() -> ImageData:
 
 def thumbnails(client: StyleClient, styles: Iterable[Style], photo: ImageData) -> Iterable[tuple[str, Pixels]]:
     """The photograph and its paintings, each named, `uint8 [HEIGHT, WIDTH, 3]`. Raises what `client.stylize` raises."""
-    large = fitted(photo, 2 * WIDTH, 2 * HEIGHT)
-    yield "photograph", resized(large, WIDTH, HEIGHT).pixels
+    large = fit(photo, 2 * WIDTH, 2 * HEIGHT)
+    yield "photograph", resize(large, WIDTH, HEIGHT).pixels
     for style in styles:
         # A model may take less than that in one pass.
         scale = style.fitting_scale(large.height, large.width)
-        given = resized(large, int(large.width * scale), int(large.height * scale))
+        given = resize(large, int(large.width * scale), int(large.height * scale))
         painted = client.stylize(given.pixels, style.name)
-        yield style.name, resized(ImageData(painted), WIDTH, HEIGHT).pixels
+        yield style.name, resize(ImageData(painted), WIDTH, HEIGHT).pixels
 
 
 def contact_sheet(named: Sequence[tuple[str, Pixels]], columns: int = COLUMNS) -> ImageData:

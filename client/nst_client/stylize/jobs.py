@@ -1,6 +1,6 @@
 """Many pictures in one run: which they are, where each goes, which are painted already, and several at a time.
 
-A painting says in its EXIF data how it was made (`Recipe.record`). So a run that is started again knows what is
+A painting says in its EXIF data how it was made (`StylizeOptions.record`). So a run that is started again knows what is
 finished, and takes no picture of another style for it.
 """
 
@@ -24,31 +24,31 @@ from typing import BinaryIO
 
 from nst_client.client import OnTile, StyleClient
 from nst_client.errors import Unavailable, UnknownStyle, Unreachable, Untrusted
-from nst_client.styles import mixed
+from nst_client.styles import resolve_style_weights
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import (
-    MAX_PIXELS,
-    READABLE,
-    UNREAD,
-    WRITABLE,
+    DEFAULT_MAX_PIXELS,
+    READABLE_SUFFIXES,
+    UNREADABLE_SUFFIXES,
+    WRITABLE_FORMATS,
     ImageData,
     Pixels,
-    blended,
+    blend,
     check_size,
     encode_image,
     find_images,
     image_format,
+    keep_colors,
     open_image,
     process_of_file,
     save_image,
-    unread_images,
-    with_colors_of,
+    unreadable_images,
 )
 
 STDIO = Path("-")
 """The standard input as a photograph, the standard output as a target."""
 
-GRACE = 5.0
+GRACE_SECONDS = 5.0
 """Seconds that pictures have to end when the run is stopped: enough to write a file that is begun."""
 
 NEXT_TOO = (Unreachable, Unavailable, Untrusted, UnknownStyle, WriteError)
@@ -87,7 +87,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StylizeOptions:
     """How every photograph of a run is painted: a mix of styles and what `nst stylize` says of each option."""
 
     style: Mapping[str, float]
@@ -95,7 +95,7 @@ class Recipe:
     preserve_color: bool = False
     max_side: int | None = None
     quality: int = 92
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = DEFAULT_MAX_PIXELS
 
     @property
     def record(self) -> str:
@@ -112,7 +112,7 @@ class Recipe:
         offered = {style.name: style for style in client.styles()}
         if missing := [name for name in self.style if name not in offered]:
             raise UnknownStyle(f"{client.url} has no style {missing[0]!r}; it has: {', '.join(offered) or 'none'}")
-        mixed([offered[name] for name in self.style], list(self.style.values()))
+        resolve_style_weights([offered[name] for name in self.style], list(self.style.values()))
 
     def opened(self, source: Path | BinaryIO) -> ImageData:
         """The photograph as it goes to the model. Raises `ImageError`."""
@@ -125,7 +125,7 @@ class Recipe:
         started = time.perf_counter()
         painted = client.stylize(picture.pixels, self.style, on_tile=on_tile)
         milliseconds = 1000 * (time.perf_counter() - started)
-        painted = finished(picture.pixels, painted, self.strength, self.preserve_color)
+        painted = postprocess(picture.pixels, painted, self.strength, self.preserve_color)
         return replace(picture, pixels=painted, metadata=replace(picture.metadata, process=self.record)), milliseconds
 
     def paint(self, job: Job, client: StyleClient, kind: str | None = None, on_tile: OnTile | None = None) -> Outcome:
@@ -137,7 +137,7 @@ class Recipe:
         source = _stdin(self.max_pixels) if job.photo == STDIO else job.photo
         picture = self.opened(source)
         if job.target == STDIO:
-            kind = kind or (picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG")
+            kind = kind or (picture.metadata.kind if picture.metadata.kind in WRITABLE_FORMATS.values() else "PNG")
         else:
             kind = image_format(job.target)
         check_size(picture.width, picture.height, kind)  # before the server works for nothing
@@ -149,11 +149,11 @@ class Recipe:
         return Outcome(job, picture.width, picture.height, milliseconds)
 
 
-def finished(photo: Pixels, painted: Pixels, strength: float, preserve_color: bool) -> Pixels:
+def postprocess(photo: Pixels, painted: Pixels, strength: float, preserve_color: bool) -> Pixels:
     """What is shown of a photograph and its painting, both `uint8 [H, W, 3]`: its colours or not, and how strong."""
     if preserve_color:
-        painted = with_colors_of(photo, painted)
-    return blended(photo, painted, strength) if strength < 1 else painted
+        painted = keep_colors(photo, painted)
+    return blend(photo, painted, strength) if strength < 1 else painted
 
 
 def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> list[Job]:
@@ -178,7 +178,7 @@ def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> l
             )
     if alone and (output == STDIO or (output.suffix and not _is_folder(output))):
         jobs = [_named(found[0][0], output, suffix)]
-    elif not _is_folder(output) and (_is_there(output) or output.suffix.lower() in WRITABLE):
+    elif not _is_folder(output) and (_is_there(output) or output.suffix.lower() in WRITABLE_FORMATS):
         raise InputError(f"{output} is a file; several pictures need a folder")
     else:
         jobs = [Job(photo, output / below.with_suffix(suffix or own_suffix(below.suffix))) for photo, below in found]
@@ -186,7 +186,7 @@ def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> l
     return jobs
 
 
-def standing(job: Job, recipe: Recipe) -> Outcome | None:
+def standing(job: Job, recipe: StylizeOptions) -> Outcome | None:
     """What there is to say of a job before it is tried; None where it is to be painted.
 
     A file that is painted by this recipe is finished. Another one is not ours to replace, unless the user named it.
@@ -255,7 +255,7 @@ def painted(
             yield from (future.result() for future in futures)
         finally:
             stopped.set()
-            deadline = time.monotonic() + GRACE
+            deadline = time.monotonic() + GRACE_SECONDS
             for thread in threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
             if any(thread.is_alive() for thread in threads):
@@ -274,9 +274,9 @@ def unread_of(photos: Sequence[str], output: Path) -> list[Path]:
     for given in photos:
         path = Path(given)
         if _is_folder(path):
-            found |= dict.fromkeys(_outside(output, path, unread_images(path)))
+            found |= dict.fromkeys(_outside(output, path, unreadable_images(path)))
         elif _is_pattern(given):
-            found |= dict.fromkeys(_matches(given, UNREAD))
+            found |= dict.fromkeys(_matches(given, UNREADABLE_SUFFIXES))
     return list(found)
 
 
@@ -286,7 +286,7 @@ def _found(given: str, output: Path) -> list[tuple[Path, Path]]:
     if _is_folder(path):
         return [(photo, photo.relative_to(path)) for photo in _outside(output, path, find_images(path))]
     if _is_pattern(given):
-        matches = _matches(given, READABLE)
+        matches = _matches(given, READABLE_SUFFIXES)
         if not matches:
             raise InputError(f"no picture matches {given}")
         return [(photo, Path(photo.name)) for photo in matches]
@@ -323,7 +323,7 @@ def _is_there(path: Path | str) -> bool:
 
 def _named(photo: Path, output: Path, suffix: str | None) -> Job:
     kind = None if output == STDIO else image_format(output)
-    if kind and suffix and kind != WRITABLE[suffix]:
+    if kind and suffix and kind != WRITABLE_FORMATS[suffix]:
         raise InputError(f"{output} and --format {suffix[1:]} disagree: give one of them")
     return Job(photo, output, named=True)
 
@@ -348,7 +348,7 @@ def _check_targets(jobs: Sequence[Job]) -> None:
 
 def own_suffix(suffix: str) -> str:
     """Of a painting whose photograph has this one: the same, or JPEG's or PNG's where that cannot be written."""
-    if suffix.lower() in WRITABLE:
+    if suffix.lower() in WRITABLE_FORMATS:
         return suffix
     return ".jpg" if suffix.lower() in LOSSY else ".png"
 

@@ -19,10 +19,6 @@ import numpy.typing as npt
 from nst_client.transports.statistics import Statistics
 from nst_core.errors import InputError
 
-INPUT, STYLE_WEIGHTS, STATISTICS, OUTPUT = "image", "style_weights", "statistics", "stylized"
-"""Contract 1's tensors: `uint8 [N, H, W, 3]`, `float32 [N, S]` of models of several styles, `float32 [N, K]` of a
-tiled pair, `uint8 [N, H, W, 3]`."""
-
 LARGEST_PORT = 65535
 
 Array = npt.NDArray[Any]
@@ -88,9 +84,9 @@ def connect(
     if not isinstance(url, str):
         url = _together(url)
     if url.startswith("local:"):
-        from nst_client.transports.local import Local
+        from nst_client.transports.local import LocalTransport
 
-        return Local(Path(url.removeprefix("local:")), aio=aio)
+        return LocalTransport(Path(url.removeprefix("local:")), aio=aio)
     scheme, separator, rest = url.partition("://")
     # gRPC's own way to say which DNS server knows a name: dns://server/name:port.
     resolver = found[0] if scheme.startswith("grpc") and (found := _RESOLVER.match(rest)) else ""
@@ -111,11 +107,11 @@ def connect(
         raise InputError(f"{_shown(url)}: {error}") from None
     if scheme == "grpc" and not all(server.port for server in servers):
         raise InputError(f"{_shown(url)} has no port: use grpc://host:8001")
-    from nst_client.transports.http import Http
-    from nst_client.transports.triton import Grpc, Settings
+    from nst_client.transports.triton.http import HttpTransport
+    from nst_client.transports.triton.transport import GrpcTransport, TritonSettings
 
-    settings = Settings(host, scheme.endswith("s"), timeout, token, ca, shared_memory, aio, path)
-    return Grpc(settings) if scheme.startswith("grpc") else Http(settings)
+    settings = TritonSettings(host, scheme.endswith("s"), timeout, token, ca, shared_memory, aio, path)
+    return GrpcTransport(settings) if scheme.startswith("grpc") else HttpTransport(settings)
 
 
 @dataclass(frozen=True)

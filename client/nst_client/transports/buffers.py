@@ -30,7 +30,7 @@ class Block:
         self.memory = np.empty(size, np.uint8)
 
 
-class Pool:
+class BufferPool:
     """Blocks of memory, at most `limit` bytes of which wait for their next use.
 
     For any number of threads. A block may come back in the middle of anything, also of a call of this pool, when the
@@ -76,7 +76,7 @@ class Pool:
 class _Owner:
     """What an array's `base` is. NumPy keeps it as long as the array or any view of it lives."""
 
-    def __init__(self, pool: Pool, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
+    def __init__(self, pool: BufferPool, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
         self._pool, self._block = pool, pool.take(prod(shape) * kind.itemsize)
         address = self._block.memory.ctypes.data
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": kind.str, "data": (address, False)}
@@ -86,10 +86,10 @@ class _Owner:
             self._pool.give(block)
 
 
-_pool = Pool()
+_pool = BufferPool()
 
 
-def empty(shape: Sequence[int], kind: npt.DTypeLike = np.uint8, pool: Pool = _pool) -> npt.NDArray[Any]:
+def empty(shape: Sequence[int], kind: npt.DTypeLike = np.uint8, pool: BufferPool = _pool) -> npt.NDArray[Any]:
     """As `numpy.empty`: a writable array of this shape and type, whose content is anything."""
     dtype, shape = np.dtype(kind), tuple(shape)
     if prod(shape) * dtype.itemsize < SMALL:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def finished(coroutine: Coroutine[Any, Any, T]) -> T:
+def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine that never suspends."""
     try:
         coroutine.send(None)
@@ -25,7 +25,7 @@ def finished(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a transport that should block has suspended")
 
 
-async def settled(answer: Any) -> Any:
+async def maybe_await(answer: Any) -> Any:
     """The answer of a call that may be a coroutine's or not."""
     return await answer if inspect.isawaitable(answer) else answer
 
@@ -38,6 +38,6 @@ async def pause(seconds: float, *, aio: bool) -> None:
         time.sleep(seconds)
 
 
-async def worked(work: Callable[..., T], *arguments: Any, aio: bool) -> T:
+async def in_thread(work: Callable[..., T], *arguments: Any, aio: bool) -> T:
     """What `work` returns; it takes long, so with `aio` it runs in a thread and the loop goes on."""
     return await asyncio.to_thread(work, *arguments) if aio else work(*arguments)

@@ -17,12 +17,13 @@ from tritonclient.grpc import model_config_pb2
 
 from nst_client.errors import Rejected, ServiceError
 from nst_client.transports import buffers
-from nst_client.transports.base import INPUT, OUTPUT, Array, ModelConfig, Request
-from nst_client.transports.coroutines import worked
+from nst_client.transports.base import Array, ModelConfig, Request
+from nst_client.transports.coroutines import in_thread
 from nst_client.transports.statistics import Statistics
+from nst_core.contract import IMAGE, STYLIZED
 from nst_core.devices import Gpu, gpus
 from nst_core.errors import InputError, MissingExtra, NstError
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages.onnx_runtime import import_onnxruntime
 
 CUDA = "CUDAExecutionProvider"
 
@@ -36,7 +37,7 @@ OPENVINO_CONFIG = '{"CPU": {"CPU_RUNTIME_CACHE_CAPACITY": "500"}}'
 
 
 @dataclass(frozen=True)
-class Engine:
+class LoadedModel:
     """An opened model. `fragile` if a failed run may spoil the next."""
 
     run: Callable[[Request], Array]
@@ -44,7 +45,7 @@ class Engine:
     fragile: bool = False
 
 
-class Local:
+class LocalTransport:
     """A `Transport` without a server; with `aio` the models run in threads, and the loop goes on.
 
     A run cannot be stopped: the seconds that it may take are not looked at.
@@ -65,7 +66,7 @@ class Local:
         self._begin()
 
     def _begin(self) -> None:
-        self.engines: dict[str, Engine] = {}
+        self.engines: dict[str, LoadedModel] = {}
         self.opening = threading.Lock()
         self._process = os.getpid()
 
@@ -77,7 +78,7 @@ class Local:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, in another process too, opens the models itself."""
-        return partial(Local, self.repository, aio=self.aio, threads=self.threads), ()
+        return partial(LocalTransport, self.repository, aio=self.aio, threads=self.threads), ()
 
     async def models(self, seconds: float) -> list[str]:
         """See `Transport`."""
@@ -98,7 +99,7 @@ class Local:
         A model for a GPU runs there, by TensorRT, whose plan is built once, or ONNX Runtime's CUDA provider; one for
         the CPU by OpenVINO if the config asks for it and it is installed, else by ONNX Runtime's own means.
         """
-        return await worked(self._run, request, aio=self.aio)
+        return await in_thread(self._run, request, aio=self.aio)
 
     async def statistics(self, model: str, seconds: float) -> Statistics:
         """Raises `ServiceError`: nobody counts."""
@@ -151,7 +152,7 @@ class Local:
             )
         return found[0]
 
-    def _opened(self, model: str) -> Engine:
+    def _opened(self, model: str) -> LoadedModel:
         versions = [path for path in (self.repository / model).glob("*") if path.name.isdigit()]
         if not versions:
             raise ServiceError(f"{self.repository / model} holds no version of the model")
@@ -170,7 +171,7 @@ class Local:
             reason = f"its config lacks {error}" if isinstance(error, KeyError) else _line(error)
             raise ServiceError(f"{version} cannot be opened: {reason}") from error
 
-    def _on_cpu(self, version: Path, config: model_config_pb2.ModelConfig) -> Engine:
+    def _on_cpu(self, version: Path, config: model_config_pb2.ModelConfig) -> LoadedModel:
         threads = self._threads(config)
         provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
         wanted = [
@@ -189,15 +190,16 @@ class Local:
             answer: Array = session.run([request.output], dict(request.inputs))[0]
             return answer
 
-        return Engine(run, lambda: None, fragile=True)  # OpenVINO's would fail the next request with this one's shape
+        # OpenVINO fails the next request of a shape as well, once it has failed with it.
+        return LoadedModel(run, lambda: None, fragile=True)
 
-    def _by_cuda(self, version: Path, config: model_config_pb2.ModelConfig) -> Engine:
+    def _by_cuda(self, version: Path, config: model_config_pb2.ModelConfig) -> LoadedModel:
         from nst_core.engines.onnx_cuda import CudaSessions
 
         if CUDA not in self.onnxruntime.get_available_providers():
             raise MissingExtra("gpu", "onnxruntime-gpu")
         sessions = CudaSessions(version / "model.onnx", session_options=self._options(self._threads(config)))
-        return Engine(lambda request: sessions.run(request.inputs, [request.output])[0], sessions.close)
+        return LoadedModel(lambda request: sessions.run(request.inputs, [request.output])[0], sessions.close)
 
     def _options(self, threads: int) -> Any:
         options = self.onnxruntime.SessionOptions()
@@ -209,7 +211,7 @@ class Local:
         return int(self.threads or config.parameters["intra_op_thread_count"].string_value or os.cpu_count() or 1)
 
 
-def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) -> Engine:
+def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) -> LoadedModel:
     """With the plan that is there, else with one that is built now, which takes seconds to minutes and is kept."""
     from nst_core.engines import plans
     from nst_core.engines.tensorrt import TensorRTEngine
@@ -235,10 +237,10 @@ def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) 
     engine = TensorRTEngine(plan)
 
     def run(request: Request) -> Array:
-        out = buffers.empty(request.inputs[INPUT].shape) if request.output == OUTPUT else None
+        out = buffers.empty(request.inputs[IMAGE].shape) if request.output == STYLIZED else None
         return engine.run(request.inputs, out)
 
-    return Engine(run, engine.close)
+    return LoadedModel(run, engine.close)
 
 
 def _line(error: object) -> str:

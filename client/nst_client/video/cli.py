@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_client.client import AsyncStyleClient, StyleClient
-from nst_client.stylize.cli import DEFAULT_URL, PATIENCE, Authorities, Timeout, TokenFile, Url, token_of
-from nst_client.stylize.jobs import finished
+from nst_client.options import DEFAULT_URL, RETRIES, CaFile, Timeout, TokenFile, Url, read_token
+from nst_client.stylize.jobs import postprocess
 from nst_client.video.schedule import Schedule
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError, WriteError
 from nst_core.images import Pixels
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP, ProgressJson
+from nst_core.options import CommandLine, ProgressJson
 
 if TYPE_CHECKING:
     from nst_client.video.stylize import Result
@@ -97,7 +97,7 @@ def video(
     url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
-    ca: Authorities = None,
+    ca: CaFile = None,
     progress_json: ProgressJson = None,
 ) -> None:
     """Paint a video in a style: its sound, time stamps and frame rate are kept.
@@ -110,7 +110,7 @@ def video(
 
         keep_freed_memory()
         plan = Plan(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
-        access: dict[str, Any] = {"timeout": timeout, "token": token_of(token_file), "ca": ca, "retries": PATIENCE}
+        access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca, "retries": RETRIES}
         with _frames() as on_frame:
             result = paint_video(
                 source,
@@ -151,7 +151,7 @@ def webcam(
     url: Url = DEFAULT_URL,
     timeout: Timeout = 10.0,
     token_file: TokenFile = None,
-    ca: Authorities = None,
+    ca: CaFile = None,
 ) -> None:
     """Paint what the camera sees, live.
 
@@ -162,7 +162,7 @@ def webcam(
         from nst_client.video import webcam as room
 
         keep_freed_memory()
-        access: dict[str, Any] = {"timeout": timeout, "token": token_of(token_file), "ca": ca}
+        access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca}
         with StyleClient(url, **access) as client:
             names = [one.name for one in client.styles()]
         if not names or (style is not None and style not in names):
@@ -177,7 +177,7 @@ def webcam(
 
             def paint(pixels: Pixels) -> Pixels:
                 painted = painter.stylize(pixels, now)
-                return finished(pixels, painted, strength, preserve_color)
+                return postprocess(pixels, painted, strength, preserve_color)
 
             def show(shot: room.Shot | None, tally: room.Tally) -> bool:
                 nonlocal now
@@ -272,7 +272,7 @@ def _report_live(tally: Tally, record: Path | None, as_json: bool) -> None:
     )
 
 
-video_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+video_app = CommandLine()
 video_app.command()(video)
-webcam_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+webcam_app = CommandLine()
 webcam_app.command()(webcam)

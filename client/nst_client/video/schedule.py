@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from nst_client.styles import mix_of
+from nst_client.styles import parse_style_weights
 from nst_core.errors import InputError
 
 FADE = 1.0
@@ -56,7 +56,7 @@ class Schedule:
             raise InputError(
                 f"styles over time are {text!r}: the first begins at 0, and each later than the one before"
             )
-        return cls(times, tuple(mix_of(",".join(parts)) for _, parts in entries))
+        return cls(times, tuple(parse_style_weights(",".join(parts)) for _, parts in entries))
 
     def __str__(self) -> str:
         """What `of` reads: `0:starry-night:1, 5:wave:0.7,scream:0.3`."""

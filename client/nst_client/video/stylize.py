@@ -26,15 +26,15 @@ import numpy as np
 
 from nst_client.client import AsyncStyleClient
 from nst_client.errors import UnknownStyle
-from nst_client.styles import mixed
-from nst_client.stylize.jobs import finished
+from nst_client.styles import resolve_style_weights
+from nst_client.stylize.jobs import postprocess
 from nst_client.video import footage
 from nst_client.video.flow import Motion, Smoother, motion
 from nst_client.video.footage import Encoder, Footage, Frame
 from nst_client.video.schedule import Moment, Schedule
 from nst_core.errors import InputError, WriteError
 from nst_core.files import atomic_write
-from nst_core.images import Pixels, blended
+from nst_core.images import Pixels, blend
 
 PART = 48
 """Frames of a part: what a crash costs at most, and the distance of the frames to which a player can jump."""
@@ -223,7 +223,7 @@ class Painter:
         for mix in plan.schedule.mixes:
             if missing := [name for name in mix if name not in offered]:
                 raise UnknownStyle(f"{client.url} has no style {missing[0]!r}; it has: {', '.join(offered) or 'none'}")
-            mixed([offered[name] for name in mix], list(mix.values()))
+            resolve_style_weights([offered[name] for name in mix], list(mix.values()))
         return cls(client, plan, {name: style.model for name, style in offered.items()})
 
     async def paint(self, frame: Frame, before: Frame | None, seconds: float) -> tuple[Frame, Motion | None]:
@@ -234,7 +234,7 @@ class Painter:
         try:
             pixels = await self._mixed(frame.pixels, plan.schedule.at(seconds))
             if plan.preserve_color or plan.strength < 1:
-                pixels = await asyncio.to_thread(finished, frame.pixels, pixels, plan.strength, plan.preserve_color)
+                pixels = await asyncio.to_thread(postprocess, frame.pixels, pixels, plan.strength, plan.preserve_color)
             return replace(frame, pixels=pixels), await moving if moving else None
         finally:
             if moving:
@@ -248,7 +248,7 @@ class Painter:
         first, second = await asyncio.gather(
             *(self.client.stylize(pixels, one) for one in (moment.before, moment.after))
         )
-        return await asyncio.to_thread(blended, first, second, moment.share)
+        return await asyncio.to_thread(blend, first, second, moment.share)
 
 
 class Parts:

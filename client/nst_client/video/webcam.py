@@ -22,12 +22,12 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
-from nst_client.stylize.jobs import GRACE
+from nst_client.stylize.jobs import GRACE_SECONDS
 from nst_client.video import footage
 from nst_client.video.footage import Encoder, Footage, Format, Frame
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
-from nst_core.images import ImageData, Pixels, resized
+from nst_core.images import ImageData, Pixels, resize
 
 T = TypeVar("T")
 
@@ -158,7 +158,7 @@ def live(
         return tally
     finally:
         fresh.close()
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + GRACE_SECONDS
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -247,7 +247,7 @@ def _shrunk(pixels: Pixels, max_side: int | None) -> Pixels:
     longer = max(height, width)
     if max_side is None or longer <= max_side:
         return pixels
-    return resized(ImageData(pixels), max(1, width * max_side // longer), max(1, height * max_side // longer)).pixels
+    return resize(ImageData(pixels), max(1, width * max_side // longer), max(1, height * max_side // longer)).pixels
 
 
 class Window:

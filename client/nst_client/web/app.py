@@ -20,7 +20,7 @@ from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Middleware
 
 from nst_client.errors import Unavailable, Unreachable
-from nst_client.stylize.jobs import Recipe, finished
+from nst_client.stylize.jobs import StylizeOptions, postprocess
 from nst_client.web.making import Maker, Making
 from nst_client.web.server import key
 from nst_client.web.studio import Painting, Photo, Studio, Visitor
@@ -170,7 +170,7 @@ class Site:
         if painting.status != "done":
             raise web.HTTPConflict(text="this painting is not finished")
         strength, preserve = _strength(request.query.get("strength", "1")), request.query.get("preserve") == "1"
-        recipe = Recipe(painting.style, strength, preserve, painting.max_side)
+        recipe = StylizeOptions(painting.style, strength, preserve, painting.max_side)
         if request.match_info["what"] == "shown":
             shown = await self.studio.shown(painting, recipe)
             return web.Response(body=shown, content_type="image/jpeg", headers=PRIVATE)
@@ -224,7 +224,7 @@ class Site:
         return socket
 
     async def _converse(self, socket: web.WebSocketResponse) -> None:
-        recipe: Recipe | None = None
+        recipe: StylizeOptions | None = None
         async for message in socket:
             try:
                 if message.type is WSMsgType.TEXT:
@@ -235,13 +235,13 @@ class Site:
                 with suppress(ConnectionError):
                     await socket.send_json({"error": str(error)})
 
-    def _recipe(self, text: str) -> Recipe:
+    def _recipe(self, text: str) -> StylizeOptions:
         asked = _document(text)
         style = _mix(asked.get("style"))
         self.studio.check(style)
-        return Recipe(style, _strength(asked.get("strength", 1)), bool(asked.get("preserve")))
+        return StylizeOptions(style, _strength(asked.get("strength", 1)), bool(asked.get("preserve")))
 
-    async def _frame(self, data: bytes, recipe: Recipe) -> bytes:
+    async def _frame(self, data: bytes, recipe: StylizeOptions) -> bytes:
         if not self.server.up.is_set():
             raise InputError("the painter does not answer: trying again")
         frame = (await asyncio.to_thread(open_image, io.BytesIO(data), max_pixels=FRAME_PIXELS)).pixels
@@ -254,7 +254,7 @@ class Site:
             raise InputError("the painter cannot paint in this style just now: trying again") from error
 
         def encoded() -> bytes:
-            result = finished(frame, painted, recipe.strength, recipe.preserve_color)
+            result = postprocess(frame, painted, recipe.strength, recipe.preserve_color)
             return encode_image(ImageData(result), "JPEG", quality=85)
 
         return await asyncio.to_thread(encoded)

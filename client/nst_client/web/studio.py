@@ -24,11 +24,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nst_client.errors import Unavailable, UnknownStyle, Unreachable
-from nst_client.styles import mixed
-from nst_client.stylize.jobs import Recipe, finished
+from nst_client.styles import resolve_style_weights
+from nst_client.stylize.jobs import StylizeOptions, postprocess
 from nst_client.web.server import Server
 from nst_core.errors import InputError, NstError
-from nst_core.images import WRITABLE, ImageData, encode_image, open_image, resized
+from nst_core.images import WRITABLE_FORMATS, ImageData, encode_image, open_image, resize
 
 SHOWN = 1600
 """Longer side of what the page shows, pixels; what is downloaded has the painting's own size."""
@@ -179,7 +179,7 @@ class Studio:
         offered = {known.name: known for known in self.server.styles}
         if missing := [name for name in style if name not in offered]:
             raise UnknownStyle(f"there is no style {missing[0]!r} here now")
-        first, _ = mixed([offered[name] for name in style], list(style.values()))
+        first, _ = resolve_style_weights([offered[name] for name in style], list(style.values()))
         if photo and first.tiles is None:
             longer = max(photo.width, photo.height)
             scale = min(1.0, (max_side or longer) / longer)
@@ -204,11 +204,11 @@ class Studio:
         """JPEG of a photograph, at most `SHOWN` pixels a side."""
         return await self.worked(lambda: encode_image(ImageData(np.load(_small(photo.file))), "JPEG", quality=88))
 
-    async def shown(self, painting: Painting, recipe: Recipe) -> bytes:
+    async def shown(self, painting: Painting, recipe: StylizeOptions) -> bytes:
         """JPEG of a finished painting, at most `SHOWN` pixels a side, with the recipe's strength and colours."""
         return await self.worked(_shown, painting, recipe)
 
-    async def whole(self, painting: Painting, recipe: Recipe) -> tuple[bytes, str]:
+    async def whole(self, painting: Painting, recipe: StylizeOptions) -> tuple[bytes, str]:
         """The file of a finished painting at its own size, and Pillow's name of its format: the photograph's own."""
         return await self.worked(_whole, painting, recipe, self.limits.pixels)
 
@@ -344,24 +344,24 @@ def _keep_painting(painting: Painting, pixels: Any) -> None:
     np.save(_small(painting.file), _fit(ImageData(pixels)).pixels)
 
 
-def _shown(painting: Painting, recipe: Recipe) -> bytes:
+def _shown(painting: Painting, recipe: StylizeOptions) -> bytes:
     painted = np.load(_small(painting.file))
-    photo = resized(ImageData(np.load(_small(painting.photo.file))), painted.shape[1], painted.shape[0]).pixels
-    result = finished(photo, painted, recipe.strength, recipe.preserve_color)
+    photo = resize(ImageData(np.load(_small(painting.photo.file))), painted.shape[1], painted.shape[0]).pixels
+    result = postprocess(photo, painted, recipe.strength, recipe.preserve_color)
     return encode_image(ImageData(result), "JPEG", quality=88)
 
 
-def _whole(painting: Painting, recipe: Recipe, max_pixels: int) -> tuple[bytes, str]:
+def _whole(painting: Painting, recipe: StylizeOptions, max_pixels: int) -> tuple[bytes, str]:
     picture = open_image(painting.photo.file, max_pixels=max_pixels, max_side=painting.max_side)
-    pixels = finished(picture.pixels, np.load(painting.file), recipe.strength, recipe.preserve_color)
-    kind = picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG"
+    pixels = postprocess(picture.pixels, np.load(painting.file), recipe.strength, recipe.preserve_color)
+    kind = picture.metadata.kind if picture.metadata.kind in WRITABLE_FORMATS.values() else "PNG"
     result = replace(picture, pixels=pixels, metadata=replace(picture.metadata, process=recipe.record))
     return encode_image(result, kind, quality=recipe.quality), kind
 
 
 def _fit(picture: ImageData) -> ImageData:
     scale = min(1.0, SHOWN / max(picture.width, picture.height))
-    return resized(picture, max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return resize(picture, max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
 
 
 def _small(file: Path) -> Path:

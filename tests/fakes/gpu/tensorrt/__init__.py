@@ -109,7 +109,7 @@ def _session(graph: bytes) -> onnxruntime.InferenceSession:
 
 
 def _tensors(arguments: list[Any]) -> list[_Tensor]:
-    return [_Tensor(one.name, _TYPES[one.type], tuple(one.shape)) for one in arguments]
+    return [_Tensor(argument.name, _TYPES[argument.type], tuple(argument.shape)) for argument in arguments]
 
 
 class _Network:
@@ -239,9 +239,9 @@ class _Engine:
     def __init__(self, graph: bytes, shapes: dict[str, list[list[int]]], logger: ILogger) -> None:
         self.session, self.shapes, self.logger = _session(graph), shapes, logger
         inputs, outputs = _tensors(self.session.get_inputs()), _tensors(self.session.get_outputs())
-        self.modes = dict.fromkeys((one.name for one in inputs), TensorIOMode.INPUT)
-        self.modes |= dict.fromkeys((one.name for one in outputs), TensorIOMode.OUTPUT)
-        self.tensors = {one.name: one for one in (*inputs, *outputs)}
+        self.modes = dict.fromkeys((tensor.name for tensor in inputs), TensorIOMode.INPUT)
+        self.modes |= dict.fromkeys((tensor.name for tensor in outputs), TensorIOMode.OUTPUT)
+        self.tensors = {tensor.name: tensor for tensor in (*inputs, *outputs)}
 
     @property
     def num_io_tensors(self) -> int:

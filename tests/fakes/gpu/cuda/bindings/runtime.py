@@ -1,9 +1,9 @@
-"""The CUDA runtime on main memory, as far as the engines use it: what a test can see of a GPU without one.
+"""The CUDA runtime on main memory, as far as the engines use it: what a test can see of a GPU where there is none.
 
 Work that is given to a stream is done when somebody waits for it and not before, so a missing wait shows as wrong
 values. Memory that is not allocated, or no longer, is an error of the work that touches it, and a copy from memory
-that is not pinned is one too. `counts` says how often each thing happened, `fail` lets a call fail, `in_use` is the
-number of bytes that are allocated.
+that is not pinned is an error too. `counts` says how often each thing happened, `fail` lets a call fail, `in_use` is
+the number of bytes that are allocated.
 """
 # ruff: noqa: N801, N802, N815, N816
 
@@ -119,13 +119,13 @@ def alive() -> int:
 
 def enqueue(stream: int, operation: Operation) -> None:
     """Give work to a stream, or to the graph that it records."""
-    one = _streams[int(stream)]
-    with one.lock:
-        if one.recording is not None:
-            one.recording.append(operation)
+    own = _streams[int(stream)]
+    with own.lock:
+        if own.recording is not None:
+            own.recording.append(operation)
         else:
-            one.waiting.append(operation)
-            one.given += 1
+            own.waiting.append(operation)
+            own.given += 1
 
 
 def check_span(address: int, size: int, *, pinned: bool = False) -> None:
@@ -258,8 +258,8 @@ def cudaStreamBeginCapture(stream: int, mode: cudaStreamCaptureMode) -> None:
 
 @_call
 def cudaStreamEndCapture(stream: int) -> int:
-    one = _streams[int(stream)]
-    recorded, one.recording = one.recording, None
+    own = _streams[int(stream)]
+    recorded, own.recording = own.recording, None
     if recorded is None:
         raise Fault(cudaError_t.cudaErrorInvalidValue)
     handle = next(_handles)
@@ -304,8 +304,8 @@ def cudaEventDestroy(event: int) -> None:
 
 @_call
 def cudaEventRecord(event: int, stream: int) -> None:
-    one = _streams[int(stream)]
-    _events[event] = (one, one.given)
+    own = _streams[int(stream)]
+    _events[event] = (own, own.given)
 
 
 @_call
