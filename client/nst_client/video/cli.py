@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_client.client import AsyncStyleClient, StyleClient
-from nst_client.options import DEFAULT_URL, RETRIES, CaFile, Timeout, TokenFile, Url, read_token
+from nst_client.options import DEFAULT_URL, RETRIES, CaFile, Timeout, TokenFile, Url, read_token, silence_grpc
 from nst_client.stylize.jobs import postprocess
 from nst_client.video.schedule import Schedule
 from nst_core.console import one_line_errors, progress, say
@@ -109,6 +109,7 @@ def video(
         from nst_client.video.stylize import Plan, paint_video
 
         keep_freed_memory()
+        silence_grpc()
         plan = Plan(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
         access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca, "retries": RETRIES}
         with _frames() as on_frame:
@@ -162,6 +163,7 @@ def webcam(
         from nst_client.video import webcam as room
 
         keep_freed_memory()
+        silence_grpc()
         access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca}
         with StyleClient(url, **access) as client:
             names = [one.name for one in client.styles()]
