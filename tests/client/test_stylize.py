@@ -33,7 +33,7 @@ MODELS = {"negative": {"min_side": "16", "max_pixels": "10000"}, "gallery": {"st
 def server(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
     """Its models invert colours, and every `StyleClient` connects to it."""
     transport = MockTransport(lambda request: 255 - request.inputs["image"], MODELS)
-    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: transport)
+    monkeypatch.setattr(nst_client.base_client, "connect", lambda url, **settings: transport)
     return transport
 
 
@@ -433,7 +433,10 @@ def test_stdin_that_is_no_picture(server: MockTransport) -> None:
 
 
 def test_a_wrong_style_is_said_once(server: MockTransport, photos: Path, tmp_path: Path) -> None:
-    for style, words in (("mosaic", "no style 'mosaic'; it has: negative"), ("wave:1,negative:1", "can be mixed")):
+    for style, words in (
+        ("mosaic", "no style 'mosaic'; it has: negative"),
+        ("wave:1,negative:1", "can be interpolated"),
+    ):
         result = stylize(photos, "-o", tmp_path / "out", style=style)
         assert result.exit_code == 1
         assert words in result.stderr
@@ -621,7 +624,9 @@ def test_the_way_to_the_server_is_passed_on(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: MockTransport
 ) -> None:
     given: list[tuple[str, dict[str, object]]] = []
-    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: given.append((url, settings)) or server)
+    monkeypatch.setattr(
+        nst_client.base_client, "connect", lambda url, **settings: given.append((url, settings)) or server
+    )
     monkeypatch.setenv("NST_TOKEN", "secret")
     monkeypatch.setenv("NST_CA", str(tmp_path / "ca.pem"))
     result = stylize(photos / "a.png", "-o", tmp_path / "a.png", "-u", "grpcs://there:1", "--timeout", 5)

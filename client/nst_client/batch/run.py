@@ -35,6 +35,7 @@ from nst_client.batch.sections import Section, SectionedVideo
 from nst_client.batch.storage import OWN, Folder
 from nst_client.client import StyleClient
 from nst_client.errors import ServiceError
+from nst_client.options import silence_grpc
 from nst_client.stylize.jobs import StylizeOptions, is_hopeless, own_suffix
 from nst_client.transports.local import LocalTransport
 from nst_client.video.footage import CONTAINERS
@@ -220,6 +221,7 @@ class StylizeWorker:
 
     def __init__(self, batch: Batch, connect: Connect) -> None:
         keep_freed_memory()
+        silence_grpc()
         self.batch, self.connect = batch, connect
         self.client: StyleClient | None = None
 
