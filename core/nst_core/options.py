@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import Field, field, fields
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
@@ -22,6 +23,12 @@ from nst_core.process import settings_of_a_command
 
 HELP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 100 else None
 """How a command shows its help: its tables need 100 columns; plain text is complete on a terminal of 80."""
+
+ProgressJson = Annotated[
+    Path | None,
+    typer.Option(help="Append what the command does to this file or pipe as lines of JSON, for other programs."),
+]
+"""`--progress-json`; the command gives it to `one_line_errors`."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

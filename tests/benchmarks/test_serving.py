@@ -229,7 +229,7 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
     client = StyleClient(transport=MockTransport(paint))
-    calls = send_in_turn(sample_photograph(16, 16), 10, 101.0, client, "style")
+    calls = send_in_turn(10 * [sample_photograph(16, 16)], 101.0, client, "style")
     assert calls[0].due == 101.0
     assert [call.seconds for call in calls] == pytest.approx([0.05] * 10)
     turn = serving.Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))

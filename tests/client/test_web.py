@@ -579,7 +579,7 @@ class Commands:
         self.gallery, self.faults, self.ran = gallery, list(faults), list[str]()
 
     async def __call__(self, making: Making, lock: object, module: str, *arguments: Any) -> None:
-        self.ran.append(module.removesuffix(".cli") + (" again" if "--resume" in arguments else ""))
+        self.ran.append(module + (" again" if "--resume" in arguments else ""))
         if module.startswith("nst_trainer"):
             new = Path(arguments[arguments.index("--output") + 1])
             new.with_name(f"{new.name}.resume").write_text("begun")
@@ -709,7 +709,7 @@ asyncio.run(run())
 def test_a_trainer_ends_with_a_page_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "sea").mkdir()
     (tmp_path / "sleeper.py").write_text(
-        "import sys, time, pathlib\ndef app():\n    pathlib.Path(sys.argv[1]).touch()\n    time.sleep(600)\n"
+        "import sys, time, pathlib\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(600)\n"
     )
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     page = subprocess.Popen([sys.executable, "-c", PAGE, str(tmp_path)], env=os.environ | {"PYTHONPATH": paths})

@@ -20,7 +20,7 @@ from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError, WriteError
 from nst_core.images import Pixels
 from nst_core.memory import keep_freed_memory
-from nst_core.options import CommandLine
+from nst_core.options import CommandLine, ProgressJson
 
 if TYPE_CHECKING:
     from nst_client.video.stylize import Result
@@ -98,13 +98,14 @@ def video(
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
+    progress_json: ProgressJson = None,
 ) -> None:
     """Paint a video in a style: its sound, time stamps and frame rate are kept.
 
     A run that was stopped, or crashed, goes on where it was: what is finished lies in a folder beside the output. If
     the video, the style or an option is another one, --restart begins again.
     """
-    with one_line_errors("video"):
+    with one_line_errors("video", command="nst video", progress_json=progress_json) as events:
         from nst_client.video.stylize import Plan, paint_video
 
         keep_freed_memory()
@@ -122,6 +123,7 @@ def video(
                 on_frame=on_frame,
             )
         _report(source, output, result, as_json)
+        events.end("finished", output=output)
 
 
 def webcam(
