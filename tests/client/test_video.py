@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import nst_client.client
+import nst_client.base_client
 from nst_client import AsyncStyleClient, MockTransport, Rejected, Request, StyleClient, UnknownStyle
 from nst_client.batch.sections import Section, SectionedVideo
 from nst_client.batch.storage import OWN, Folder
@@ -563,7 +563,7 @@ def test_a_picture_of_a_song_is_no_video(tmp_path: Path) -> None:
 def served(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
     """Every client connects to it."""
     transport = MockTransport(paint, MODELS)
-    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: transport)
+    monkeypatch.setattr(nst_client.base_client, "connect", lambda url, **settings: transport)
     return transport
 
 

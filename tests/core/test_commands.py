@@ -132,12 +132,6 @@ def test_options_that_were_not_given_are_left_to_the_preset() -> None:
     assert seen == [{"strokes": 0}, {}]
 
 
-def test_progress_is_asked_for_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NST_PROGRESS_SECONDS", "often")
-    with pytest.raises(InputError, match="'often': give seconds"), progress("working", 1):
-        pass
-
-
 @pytest.mark.parametrize(
     "command",
     [

@@ -149,7 +149,7 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     assert after.keys() == expected | {"nst-batch.jsonl", ".nst-batch/job.json"}
     assert {name: after[name] for name in before} == before  # nothing is painted again
     *errors, summary = [json.loads(line) for line in (output / "nst-batch.jsonl").read_text().splitlines()]
-    assert {line["input"]: "not a picture" in line["error"] for line in errors} == dict.fromkeys(BROKEN, True)
+    assert {line["input"]: "not an image" in line["error"] for line in errors} == dict.fromkeys(BROKEN, True)
     assert (summary["painted"], summary["skipped"]) == (COUNT - len(before), len(before))
     assert (summary["failed"], summary["missing"]) == (2, 0)
     assert json.loads((tmp_path / "stdout").read_text()) == summary

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from nst_core import console
 from nst_core import engines as engines_folder
 from nst_core.devices import Device, Gpu, choose
 from nst_core.engines import plans as engines
@@ -76,7 +77,7 @@ def key(version: Path, tensorrt: str = "10.15.1.29") -> engines.PlanKey:
 def test_a_plan_is_built_with_progress(
     installation: Installation, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NST_PROGRESS_SECONDS", "0")
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     version = tensorrt(tmp_path / "models" / "starry-night", PROFILE)
     said: list[str] = []
     plans.prepare(installation, tmp_path / "models", H100, said.append)

@@ -25,6 +25,7 @@ from nst_client.options import (
     Timeout,
     TokenFile,
     read_token,
+    silence_grpc,
 )
 from nst_client.styles import parse_style_weights
 from nst_client.stylize.jobs import StylizeOptions, to_stdout
@@ -95,6 +96,7 @@ def batch(
         from nst_client.batch.storage import Folder
 
         keep_freed_memory()
+        silence_grpc()
         suffix = f".{file_format.value}" if file_format else None
         recipe = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
         job = Batch(Folder.at(source), Folder.at(target), recipe, suffix)

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nst_client.client import OnTile, StyleClient
+from nst_client.base_client import OnTile
+from nst_client.client import StyleClient
 from nst_client.options import (
     DEFAULT_URL,
     FILES_PANEL,
@@ -30,6 +31,7 @@ from nst_client.options import (
     TokenFile,
     Url,
     read_token,
+    silence_grpc,
 )
 from nst_client.styles import Style, parse_style_weights
 from nst_client.stylize.contact_sheet import contact_sheet, sample_photograph, thumbnails
@@ -113,6 +115,7 @@ def stylize(
     """
     with one_line_errors("local"):
         keep_freed_memory()
+        silence_grpc()
         if as_json and output == STDIO:
             raise InputError("--json and -o - both write to stdout: choose one")
         suffix = f".{file_format.value}" if file_format else None
@@ -150,6 +153,7 @@ def styles(
     ca: CaFile = None,
 ) -> None:
     """List the styles that a server offers, and show them."""
+    silence_grpc()
     with (
         one_line_errors("local"),
         StyleClient(url, timeout=timeout, retries=0, token=read_token(token_file), ca=ca) as client,

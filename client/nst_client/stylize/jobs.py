@@ -22,7 +22,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import BinaryIO
 
-from nst_client.client import OnTile, StyleClient
+from nst_client.base_client import OnTile
+from nst_client.client import StyleClient
 from nst_client.errors import Unavailable, UnknownStyle, Unreachable, Untrusted
 from nst_client.styles import resolve_style_weights
 from nst_core.errors import ImageError, InputError, NstError, WriteError
