@@ -27,7 +27,7 @@ import numpy as np
 from nst_client.client import AsyncStyleClient
 from nst_client.errors import UnknownStyle
 from nst_client.styles import resolve_style_weights
-from nst_client.stylize.jobs import postprocess
+from nst_client.stylize.processing import postprocess
 from nst_client.video import footage
 from nst_client.video.flow import Motion, Smoother, motion
 from nst_client.video.footage import Encoder, Footage, Frame

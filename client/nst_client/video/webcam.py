@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
-from nst_client.stylize.jobs import GRACE_SECONDS
+from nst_client.stylize.runner import GRACE_SECONDS
 from nst_client.video import footage
 from nst_client.video.footage import Encoder, Footage, Format, Frame
 from nst_core.errors import InputError
