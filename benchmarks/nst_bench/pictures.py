@@ -25,9 +25,12 @@ from PIL import Image
 from nst_bench.commands import CHECKPOINT, GALLERY
 from nst_client import AsyncStyleClient, StyleClient
 from nst_client.stylize.contact_sheet import contact_sheet
-from nst_client.video.footage import Encoder, Footage, Format, Frame
+from nst_client.video.codec.decoder import VideoSource
+from nst_client.video.codec.encoder import Encoder
+from nst_client.video.codec.formats import Frame, VideoFormat
 from nst_client.video.schedule import Schedule
-from nst_client.video.stylize import Plan, paint_video
+from nst_client.video.settings import VideoSettings
+from nst_client.video.stylize import stylize_video
 from nst_core.console import one_line_errors, progress, say
 from nst_core.files import atomic_write
 from nst_core.images import (
@@ -149,18 +152,18 @@ def _large(client: StyleClient) -> None:
 def _film(url: str, scratch: Path) -> None:
     """A film of a camera that moves, beside the film that is made of it."""
     given, painted = scratch / "given.mp4", scratch / "painted.mp4"
-    form = Format(*FILM_SIDES, Fraction(1, FILM_RATE), Fraction(FILM_RATE))
+    form = VideoFormat(*FILM_SIDES, Fraction(1, FILM_RATE), Fraction(FILM_RATE))
     with Encoder(given, form, "h264", crf=10, container="mp4") as encoder:
         for number, pixels in enumerate(_moving(_photograph(FILM_PHOTOGRAPH))):
             encoder.add(Frame(pixels, number))
-    plan = Plan(Schedule.of(FILM_STYLES), smooth=True, crf=10)
+    plan = VideoSettings(Schedule.of(FILM_STYLES), smooth=True, crf=10)
     with progress("frames", FILM_RATE * FILM_SECONDS) as update:
-        result = paint_video(
+        result = stylize_video(
             given, painted, plan, partial(AsyncStyleClient, url), on_frame=lambda done, total: update(done, "")
         )
     assert result.warping_error
     say("warping error {:.2f} before smoothing, {:.2f} after".format(*result.warping_error))
-    both = zip(Footage(given).frames(), Footage(painted).frames(), strict=True)
+    both = zip(VideoSource(given).frames(), VideoSource(painted).frames(), strict=True)
     shown = [
         Image.fromarray(side_by_side([resize(ImageData(frame.pixels), *FILM_SHOWN).pixels for frame in pair], gap=6))
         for pair in both
