@@ -42,6 +42,7 @@ from nst_client.video.codec.formats import CONTAINERS
 from nst_core.errors import InputError, NstError
 from nst_core.images import READABLE_SUFFIXES, UNREADABLE_SUFFIXES, check_size, encode_image, image_format
 from nst_core.memory import keep_freed_memory
+from nst_core.process import settings_of_a_command
 
 JOB = f"{OWN}/job.json"
 """Where an output says how its pictures are painted: "nst-batch/1"."""
@@ -225,6 +226,7 @@ class StylizeWorker:
         self.batch, self.connect = batch, connect
         self.client: StyleClient | None = None
 
+    @settings_of_a_command()
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block's rows with an `error` each, empty where it is painted, and whether it is `hopeless`.
 
