@@ -1,6 +1,6 @@
 """Write `nst_trainer/mean_activations.npz`: `python dev/mean_activations.py FOLDER` of photographs.
 
-The mean of each filter over photographs and places, which Gatys et al. 2015 (section 2) scale to one.
+The mean of each filter over photographs and places, which Gatys et al. 2015 (section 2) scale to 1.
 """
 
 import sys

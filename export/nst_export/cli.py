@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from nst_core.console import console, fail, one_line_errors, say, show
 from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
-from nst_core.options import CommandLine
+from nst_core.options import CommandLine, ProgressJson
 
 if TYPE_CHECKING:
     from nst_export.pipeline import Target
@@ -91,13 +91,14 @@ def publish(
     load: Annotated[
         str | None, typer.Option(help="A running server to load it, grpc://host:8001 or http://host:8000.")
     ] = None,
+    progress_json: ProgressJson = None,
 ) -> None:
     """Export checkpoints, compare each with PyTorch, and publish it for Triton.
 
     Beside it: nst-export inspect FOLDER says what was published; nst-export verify FOLDER runs an
     engine that could not run where it was exported.
     """
-    with one_line_errors("export"):
+    with one_line_errors("export", command="nst export", progress_json=progress_json) as events:
         from nst_export import pipeline as exporter
         from nst_export import tensorrt
 
@@ -125,24 +126,30 @@ def publish(
         if load and target == "tensorrt-rtx":
             raise InputError("--load is for what Triton serves, and it has no backend for tensorrt-rtx")
         failures = 0
-        for path in found:
+        for position, path in enumerate(found):
+            events.progress("exporting", position, len(found), unit="checkpoints", checkpoint=path)
             try:
                 published = exporter.export(path, name or path.stem, folder, plan, say=say)
             except NstError as error:
                 if len(found) == 1:
                     raise
                 fail(type(error)(f"{path}: {error}"))
+                events.write("refused", checkpoint=path, message=" ".join(str(error).split()))
                 failures += 1
                 continue
             for one in published:
                 _show(one.verification, figures=one.verification["purpose"] != "statistics")  # one gate for both parts
                 say(f"published {one.folder}")
+                model = one.verification["model"]
+                events.write("published", model=model, version=one.folder.name, folder=one.folder)
             if load:
                 for one in published:
                     _load(load, one.verification["model"], one.folder.name)
         if failures:
             say(f"{failures} of {len(found)} failed")
+            events.end("failed", message=f"{failures} of {len(found)} failed")
             raise typer.Exit(1)
+        events.end("finished", output=folder)
         if target != "tensorrt-rtx" and not load:
             say(f"serve it: nst-serve --repository {folder}")
 

@@ -20,7 +20,7 @@ from nst_client.batch.cluster import keyboard_interrupts
 from nst_client.batch.job import JOB_FILE, BatchJob
 from nst_client.batch.storage import OWN_FOLDER, Folder
 from nst_client.stylize.processing import StylizeOptions
-from nst_client.video.footage import Footage
+from nst_client.video.codec.decoder import VideoSource
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import open_image, process_of_file
 from nst_core.packages.distribution import install_command
@@ -123,11 +123,11 @@ def test_a_video_is_painted_in_sections_by_anyone_in_any_order(film: Path, tmp_p
     batch.stylize(names[0], client)  # as Ray does after a worker was lost
     assert files(tmp_path / "out") == {"film.mp4", JOB_FILE}
 
-    given, painted = list(Footage(film).frames()), list(Footage(tmp_path / "out" / "film.mp4").frames())
+    given, painted = list(VideoSource(film).frames()), list(VideoSource(tmp_path / "out" / "film.mp4").frames())
     assert [frame.pts for frame in painted] == [frame.pts for frame in given]
     for frame, stylized in zip(given, painted, strict=True):
         assert np.abs(255.0 - frame.pixels - stylized.pixels).mean() < 4
-    assert Footage(tmp_path / "out" / "film.mp4").sound == ["aac"]
+    assert VideoSource(tmp_path / "out" / "film.mp4").sound == ["aac"]
 
 
 def test_sections_that_only_have_to_be_joined(film: Path, tmp_path: Path, client: StyleClient) -> None:
@@ -144,7 +144,7 @@ def test_sections_that_only_have_to_be_joined(film: Path, tmp_path: Path, client
         path.write_bytes(data)
     assert [name for name in todo(batch) if name.startswith("film")] == names[-1:]
     batch.stylize(names[-1], client)
-    assert len(list(Footage(tmp_path / "out" / "film.mp4").frames())) == 90
+    assert len(list(VideoSource(tmp_path / "out" / "film.mp4").frames())) == 90
 
 
 def test_a_video_in_object_storage(film: Path, client: StyleClient) -> None:
@@ -155,7 +155,7 @@ def test_a_video_in_object_storage(film: Path, client: StyleClient) -> None:
         batch.stylize(name, client)
     storage = batch.target.file_system
     assert sorted(storage.find("/films/out")) == [f"/films/out/{JOB_FILE}", "/films/out/film.mp4"]
-    frames = Footage(Path("film.mp4"), opened=lambda: storage.open("/films/out/film.mp4")).frames()
+    frames = VideoSource(Path("film.mp4"), opened=lambda: storage.open("/films/out/film.mp4")).frames()
     assert len(list(frames)) == 90
 
 

@@ -90,7 +90,7 @@ def test_where_pictures_go(tmp_path: Path) -> None:
         ([a, tmp_path / "deep" / "a.jpg"], out, "give them different names"),
         ([a], Path("out.xyz"), r"cannot write \.xyz"),
         ([a, b], Path("out.png"), "out.png is a file"),
-        ([tmp_path], out, "no pictures in it"),
+        ([tmp_path], out, "no images in it"),
         ([tmp_path / "*.gif"], out, "no image matches"),
         (["-", a], out, "give it alone"),
         (["-"], out, "no name for the folder"),
@@ -224,7 +224,7 @@ def test_one_bad_picture_does_not_stop_the_others(server: MockTransport, photos:
     assert result.exit_code == 1
     assert "Traceback" not in result.stderr
     *_, bad, small, count = result.stderr.splitlines()
-    assert bad.startswith(f"error: {photos / 'b.png'}: not a picture")
+    assert bad.startswith(f"error: {photos / 'b.png'}: not an image")
     assert small.startswith(f"error: {photos / 'deep' / 'a.png'}: 8x8 is too small for negative")
     assert count == "error: 2 of 5 images failed; the same command tries them again"
     assert tree(tmp_path / "out") == ["a.png", "d.png", "deep/er/c.PNG"]
@@ -395,7 +395,7 @@ def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
     assert all(one.keys() == fine.keys() for one in pictures)
     assert skipped["skipped"]
     assert skipped["error"] is None
-    assert failed["error"].startswith(f"{photos / 'b.png'}: not a picture")
+    assert failed["error"].startswith(f"{photos / 'b.png'}: not an image")
     assert (failed["width"], failed["milliseconds"]) == (None, None)
     assert fine.pop("milliseconds") > 0
     assert fine == {
@@ -426,7 +426,7 @@ def test_stdin_to_stdout(server: MockTransport, kind: str, written: str) -> None
 
 
 def test_stdin_that_is_no_picture(server: MockTransport) -> None:
-    for stdin, words in ((b"", "is empty"), (b"text", "not a picture"), (bytes(70_000_000), "longer than 67 MB")):
+    for stdin, words in ((b"", "is empty"), (b"text", "not an image"), (bytes(70_000_000), "longer than 67 MB")):
         result = stylize("-", "-o", "-", "--max-pixels", 100, stdin=stdin)
         assert result.exit_code == 1
         assert words in result.stderr

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from nst_core import devices
 from nst_core.devices import Device, Gpu
+from nst_core.events import EventReader
 from nst_core.packages import onnx_runtime
 from nst_core.packages.distribution import install_command
 from nst_export import card
@@ -74,11 +75,18 @@ def test_several_checkpoints_and_folders(tmp_path: Path, small_checkpoint: Check
         save(small_checkpoint, tmp_path / "folder" / f"{name}.pth")
     save(small_checkpoint, tmp_path / "c.pth")
     (tmp_path / "folder" / "broken.pth").write_text("no checkpoint")
-    result = run(tmp_path / "folder", tmp_path / "c.pth", "-r", tmp_path / "repo")
+    result = run(tmp_path / "folder", tmp_path / "c.pth", "-r", tmp_path / "repo", "--progress-json", tmp_path / "log")
     assert result.exit_code == 1
     assert "broken.pth: not a PyTorch checkpoint" in result.stderr.replace("\n", " ")
     assert "1 of 4 failed" in result.stderr
     assert sorted(path.name for path in (tmp_path / "repo").iterdir()) == ["a", "b", "c"]
+    events = EventReader(tmp_path / "log").read()
+    assert events[0]["command"] == "nst export" and events[-1]["message"] == "1 of 4 failed"
+    assert [event["folder"] for event in events if event["event"] == "published"] == [
+        str(tmp_path / "repo" / name / "1") for name in "abc"
+    ]
+    (refused,) = [event for event in events if event["event"] == "refused"]
+    assert refused["checkpoint"].endswith("broken.pth") and "not a PyTorch checkpoint" in refused["message"]
     assert "--name is for one" in failed(tmp_path / "folder", "--name", "x")
     save(small_checkpoint, tmp_path / "a.pth")
     assert "two checkpoints would be served as 'a'" in failed(tmp_path / "folder", tmp_path / "a.pth")

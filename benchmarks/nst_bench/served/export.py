@@ -16,7 +16,7 @@ from nst_trainer.networks import Johnson
 
 
 def untrained_checkpoint(width: float) -> Checkpoint:
-    """Johnson's network of `width` with random weights: it takes exactly the time of a trained one."""
+    """Johnson's network of `width` with random weights: it is exactly as fast as after training."""
     torch.manual_seed(0)
     return Checkpoint(frozen(Johnson(width=width)), (f"untrained-{width:g}",))
 

@@ -24,6 +24,7 @@ from nst_client.stylize.runner import is_fatal
 from nst_client.transports.local import LocalTransport
 from nst_core.errors import NstError
 from nst_core.memory import keep_freed_memory
+from nst_core.process import settings_of_a_command
 
 MAX_BLOCKS = 10_000
 """Ray's driver tracks every block, so a job has no more, unless blocks would have more than `MAX_BLOCK_IMAGES`."""
@@ -85,6 +86,7 @@ class StylizeWorker:
         self.job, self.connect = job, connect
         self.client: StyleClient | None = None
 
+    @settings_of_a_command()
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block's rows with an `error` each, empty if the image is stylized, and whether it is `fatal`.
 

@@ -1,7 +1,7 @@
-"""What a picture's file says beside its pixels, carried from the photograph to the painting.
+"""What an image file says beside its pixels, carried from the content image to the stylized one.
 
 EXIF (GPS and the maker's notes with it), XMP, resolution and ICC profile. Left behind is what would be wrong of the new
-file: the orientation, since the pixels are upright; thumbnails, since they show the old picture; how the old
+file: the orientation, since the pixels are upright; thumbnails, since they show the old image; how the old
 file stored its pixels. IPTC records and PNG's text chunks are not carried.
 """
 
@@ -14,11 +14,14 @@ from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
-MAX_SEGMENT = 65_533
-"""What a segment of a JPEG can hold, bytes."""
+MAX_SEGMENT_BYTES = 65_533
+"""What a segment of a JPEG can hold."""
 
-_LONGEST_XMP = {"JPEG": MAX_SEGMENT - len(b"http://ns.adobe.com/xap/1.0/\0"), "PNG": PngImagePlugin.MAX_TEXT_CHUNK}
-"""Bytes of XMP that a file holds: Pillow takes a PNG with a longer text as damaged."""
+_MAX_XMP_BYTES = {
+    "JPEG": MAX_SEGMENT_BYTES - len(b"http://ns.adobe.com/xap/1.0/\0"),
+    "PNG": PngImagePlugin.MAX_TEXT_CHUNK,
+}
+"""What a file can hold of XMP: Pillow takes a PNG with a longer text as damaged."""
 
 _XMP_THUMBNAILS = re.compile(rb"<(xmp|xap):Thumbnails>.*?</\1:Thumbnails>", re.DOTALL)
 
@@ -39,7 +42,7 @@ class Metadata:
     """`exif` with its header as in a JPEG, an `xmp` packet, an ICC `profile`; each is empty if the file has none.
 
     `dpi` is the resolution across and down, pixels an inch. `kind` is Pillow's name of the file's format (`JPEG`).
-    `process` is what was done to the picture, in one line of ASCII: EXIF's ProcessingSoftware.
+    `process` is what was done to the image, in one line of ASCII: EXIF's ProcessingSoftware.
     """
 
     exif: bytes = b""
@@ -50,8 +53,8 @@ class Metadata:
     process: str = ""
 
 
-def metadata_of(image: Image.Image) -> Metadata:
-    """What the file of a decoded, upright picture says; a part that is damaged counts as missing."""
+def read_metadata(image: Image.Image) -> Metadata:
+    """What the file of a decoded, upright image says; a part that is damaged counts as missing."""
     info = image.info
     return Metadata(
         exif=_exif(image),
@@ -59,32 +62,32 @@ def metadata_of(image: Image.Image) -> Metadata:
         profile=_bytes(info.get("icc_profile")),
         dpi=_dpi(info.get("dpi")),
         kind="JPEG" if image.format == "MPO" else image.format or "",
-        process=process_of(image),
+        process=read_process(image),
     )
 
 
-def process_of(image: Image.Image) -> str:
-    """EXIF's ProcessingSoftware of an opened picture."""
+def read_process(image: Image.Image) -> str:
+    """EXIF's ProcessingSoftware of an opened image."""
     try:
-        said = image.getexif().get(ExifTags.Base.ProcessingSoftware, "")
+        process = image.getexif().get(ExifTags.Base.ProcessingSoftware, "")
     except Exception:  # see _exif
         return ""
-    return said if isinstance(said, str) else ""
+    return process if isinstance(process, str) else ""
 
 
-def saving(metadata: Metadata, kind: str, width: int, height: int) -> dict[str, Any]:
+def save_options(metadata: Metadata, kind: str, width: int, height: int) -> dict[str, Any]:
     """The arguments of Pillow's `save` that write what a file of this format can hold.
 
     A JPEG holds 64 KiB of EXIF and as much XMP, a PNG 1 MiB of XMP: more is left out. WebP has no resolution.
     """
     exif = _rewritten(metadata.exif, metadata.process, width, height)
-    if kind == "JPEG" and len(exif) > MAX_SEGMENT:
+    if kind == "JPEG" and len(exif) > MAX_SEGMENT_BYTES:
         exif = _rewritten(b"", metadata.process, width, height)
     options: dict[str, Any] = {"exif": exif} if exif else {}
     if metadata.dpi and kind != "WEBP":
         options["dpi"] = metadata.dpi
     xmp = metadata.xmp.decode("utf-8", "replace").encode() if kind == "PNG" else metadata.xmp
-    if xmp and len(xmp) <= _LONGEST_XMP.get(kind, len(xmp)):
+    if xmp and len(xmp) <= _MAX_XMP_BYTES.get(kind, len(xmp)):
         if kind == "PNG":
             options["pnginfo"] = PngImagePlugin.PngInfo()
             options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
@@ -102,7 +105,7 @@ def _exif(image: Image.Image) -> bytes:
         if ExifTags.Base.Orientation in exif:
             exif[ExifTags.Base.Orientation] = 1
         return exif.tobytes() if len(exif) else b""
-    except Exception:  # what is damaged in a directory surfaces as any error at all, and the picture is still one
+    except Exception:  # what is damaged in a directory surfaces as any error at all, and the image is still whole
         return b""
 
 
@@ -124,10 +127,10 @@ def _rewritten(data: bytes, process: str, width: int, height: int) -> bytes:
 
 def _dpi(value: Any) -> tuple[float, float] | None:
     try:
-        across, down = (float(one) for one in value)
+        across, down = (float(number) for number in value)
     except (TypeError, ValueError, ArithmeticError):
         return None
-    sound = all(math.isfinite(one) and 1 <= one < 65_536 for one in (across, down))
+    sound = all(math.isfinite(number) and 1 <= number < 65_536 for number in (across, down))
     return (across, down) if sound else None
 
 
