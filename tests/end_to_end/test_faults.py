@@ -74,7 +74,7 @@ class Shared:
         """A good request gets its right answer, over both protocols."""
         for url in self.urls:
             with StyleClient(url) as client:
-                assert alike(client.stylize(PICTURE, "one"), self.models.painted(PICTURE[None])[0])
+                assert alike(client.stylize(PICTURE, "one"), self.models.stylized(PICTURE[None])[0])
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_64_callers_at_once_each_get_their_own(shared: Shared) -> None:
     """Each a client of its own, half of them over HTTP, with pictures of four sizes that are all different."""
     photos = [photograph(40 + 8 * (number % 4), 50, number) for number in range(64)]
     assert len({photo.tobytes() for photo in photos}) == 64
-    wanted = [shared.models.painted(photo[None])[0] for photo in photos]
+    wanted = [shared.models.stylized(photo[None])[0] for photo in photos]
     together = threading.Barrier(64)
     failures: list[object] = []
 
@@ -152,7 +152,7 @@ def test_an_answer_that_takes_too_long(shared: Shared, scheme: str) -> None:
         hasty._styles = {style.name: style for style in patient.styles()}  # the time is for the picture alone
         with pytest.raises(TimedOut, match=r"within 0\.1 s; allow more with --timeout"):
             hasty.stylize(large, "one")
-        assert alike(patient.stylize(PICTURE, "one"), shared.models.painted(PICTURE[None])[0])
+        assert alike(patient.stylize(PICTURE, "one"), shared.models.stylized(PICTURE[None])[0])
 
 
 class Caller(threading.Thread):
@@ -188,7 +188,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
 def test_a_model_unloaded_and_replaced_under_load(shared: Shared) -> None:
     """Callers who never pause and never retry: a right answer or `Unavailable`, and then the new version's answers."""
     folder = shared.repository / "one"
-    paintings = {"old": shared.models.painted(PICTURE[None])[0]}
+    paintings = {"old": shared.models.stylized(PICTURE[None])[0]}
     ended = threading.Event()
     callers = [Caller(url, paintings, ended) for url in shared.urls * 2]
 
@@ -290,7 +290,7 @@ def test_hostile_http(shared: Shared, unharmed: None) -> None:
     rng = random.Random(SEED)
     mutations = hostile.HTTP_MUTATIONS * (HTTP_REQUESTS // len(hostile.HTTP_MUTATIONS))
     rng.shuffle(mutations)
-    painting = shared.models.painted(PICTURE[None])[0]
+    painting = shared.models.stylized(PICTURE[None])[0]
     kinds: Counter[str] = Counter()
 
     async def one(mutation: Callable[[random.Random], Hostile], gate: asyncio.Semaphore) -> None:
@@ -326,7 +326,7 @@ def test_hostile_grpc(shared: Shared, unharmed: None) -> None:
     rng = random.Random(SEED)
     mutations = hostile.GRPC_MUTATIONS * (GRPC_REQUESTS // len(hostile.GRPC_MUTATIONS))
     rng.shuffle(mutations)
-    painting = shared.models.painted(PICTURE[None])[0]
+    painting = shared.models.stylized(PICTURE[None])[0]
     kinds: Counter[str] = Counter()
     with grpc.insecure_channel(shared.server.endpoints.grpc.removeprefix("grpc://")) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
@@ -425,7 +425,7 @@ def test_shapes_that_triton_does_not_check(
     send(fragile, *arguments)  # and wait for its answer, or for the end of what should have made it
     for url in (fragile.endpoints.grpc, fragile.endpoints.http):
         with StyleClient(url, retries=10) as client:
-            assert alike(client.stylize(PICTURE, "one"), models.painted(PICTURE[None])[0])
+            assert alike(client.stylize(PICTURE, "one"), models.stylized(PICTURE[None])[0])
     assert [line for line in fragile.said if "starting it again" in line] == [
         f"{reason} (its log: {fragile_log(fragile)}); starting it again in 0.5 s"
     ]
@@ -467,7 +467,7 @@ def test_a_process_that_dies_while_its_model_is_loaded(fragile: Server, models: 
         ended = "the process of large ended while it was loaded, and that load does not end;"
         wait_for(lambda: fragile.said[-1].startswith(ended))
         with StyleClient(fragile.endpoints.grpc) as client:
-            assert alike(client.stylize(PICTURE, "one"), models.painted(PICTURE[None])[0])
+            assert alike(client.stylize(PICTURE, "one"), models.stylized(PICTURE[None])[0])
         os.kill(first.pop(), signal.SIGKILL)
         fragile.started(2)
         assert f"{DEAD_STUB} (its log: " in fragile.said[-2]
