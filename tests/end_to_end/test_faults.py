@@ -112,9 +112,9 @@ def photograph(width: int, height: int, number: int = 0) -> Pixels:
 PICTURE = np.array(list(hostile.PIXELS), np.uint8).reshape(hostile.SHAPE[1:])
 
 
-def alike(one: Pixels, other: Pixels) -> bool:
+def alike(left: Pixels, right: Pixels) -> bool:
     """The same picture; batches and threads may round a level the other way."""
-    return one.shape == other.shape and bool(np.abs(one.astype(int) - other).max() <= 1)
+    return left.shape == right.shape and bool(np.abs(left.astype(int) - right).max() <= 1)
 
 
 def test_64_callers_at_once_each_get_their_own(shared: Shared) -> None:
@@ -238,12 +238,12 @@ def repainted(source: Path, target: Path) -> None:
     onnx.save(model, target)
 
 
-async def answer_to(request: Hostile, port: int, patience: float = 0.2) -> bytes | None:
+async def answer_to(request: Hostile, port: int, timeout_seconds: float = 0.2) -> bytes | None:
     """The whole answer; None where the server closes the connection, or rightly waits for more, until we do."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request.raw)
-        async with asyncio.timeout(60 if request.whole else patience):
+        async with asyncio.timeout(60 if request.whole else timeout_seconds):
             head = await reader.readuntil(b"\r\n\r\n")
             return head + await reader.readexactly(int(field(head, "content-length") or 0))
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -293,7 +293,7 @@ def test_hostile_http(shared: Shared, unharmed: None) -> None:
     painting = shared.models.stylized(PICTURE[None])[0]
     kinds: Counter[str] = Counter()
 
-    async def one(mutation: Callable[[random.Random], Hostile], gate: asyncio.Semaphore) -> None:
+    async def send(mutation: Callable[[random.Random], Hostile], gate: asyncio.Semaphore) -> None:
         async with gate:
             request = mutation(rng)
             try:
@@ -307,7 +307,7 @@ def test_hostile_http(shared: Shared, unharmed: None) -> None:
         gate = asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as group:
             for mutation in mutations:
-                group.create_task(one(mutation, gate))
+                group.create_task(send(mutation, gate))
 
     asyncio.run(storm())
     assert kinds["error"] > HTTP_REQUESTS / 3
@@ -377,7 +377,7 @@ def by_http(server: Server, shape: list[int], data: list[int] | None = None) -> 
         document["inputs"][0]["data"] = data
         del document["inputs"][0]["parameters"]
     raw = http_request(json.dumps(document).encode(), b"" if data else hostile.PIXELS)
-    asyncio.run(answer_to(Hostile(raw, whole=False), server.endpoints.http_port, patience=15))
+    asyncio.run(answer_to(Hostile(raw, whole=False), server.endpoints.http_port, timeout_seconds=15))
 
 
 def by_grpc(server: Server, shape: list[int]) -> None:
@@ -434,7 +434,7 @@ def test_shapes_that_triton_does_not_check(
 
 
 def test_a_process_that_died_before_it_was_looked_at(models: Models, tmp_path: Path) -> None:
-    """It is named as the model that is served without one."""
+    """It is named as the model that is served without a process."""
     for name in ("one", "large"):
         shutil.copytree(models.repository / name, tmp_path / "repository" / name)
     launch = Launch(tmp_path / "repository", Endpoints.free())

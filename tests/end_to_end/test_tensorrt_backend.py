@@ -205,8 +205,8 @@ def test_a_config_is_completed_from_the_plan(server: Server) -> None:
     config = server.client.get_model_config("bare").config
     assert (config.backend, config.max_batch_size) == ("tensorrt", 4)
     assert config.HasField("dynamic_batching")
-    assert [(one.name, list(one.dims)) for one in config.input] == [("image", [-1, -1, 3])]
-    assert [(one.name, list(one.dims)) for one in config.output] == [("stylized", [-1, -1, 3])]
+    assert [(tensor.name, list(tensor.dims)) for tensor in config.input] == [("image", [-1, -1, 3])]
+    assert [(tensor.name, list(tensor.dims)) for tensor in config.output] == [("stylized", [-1, -1, 3])]
     assert np.array_equal(server.infer("bare", image=pictures(count=4)), 255 - pictures(count=4))
 
 
