@@ -51,7 +51,7 @@ def folder(tmp_path: Path, photographs: dict[str, Path]) -> Path:
 
 HOW: dict[str, dict[str, Any]] = {
     "plain": {},
-    "steady": {"steady": 100.0},
+    "temporal": {"temporal_weight": 100.0},
     "style alone": {"content_weight": 0.0, "tv_weight": 0.0},
     "much": {"content_weight": 1e-2, "style_weight": 1e4},
 }

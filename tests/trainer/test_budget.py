@@ -31,8 +31,8 @@ class Clock:
         dots = np.arange(128 * 128 * 3, dtype=np.uint8).reshape(128, 128, 3)
         monkeypatch.setattr(reading, "_crop", lambda path, size, choice: dots[:size, :size])
         monkeypatch.setattr(budgets, "monotonic", lambda: self.now)
-        monkeypatch.setattr(Training, "_cost", lambda training, side, taught: STEP[side])
-        monkeypatch.setattr(Training, "_learn", lambda training, pictures, taught: self.step(training, pictures))
+        monkeypatch.setattr(Training, "_cost", lambda training, side, distillation: STEP[side])
+        monkeypatch.setattr(Training, "_learn", lambda training, pictures, distillation: self.step(training, pictures))
         monkeypatch.setattr(Training, "_write", lambda training: setattr(training, "written", training.state.iteration))
 
     def step(self, training: Training, pictures: torch.Tensor) -> None:
@@ -129,7 +129,7 @@ def test_a_resumed_training_has_the_time_that_is_left(
 def test_little_time_means_small_crops(
     tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Training, "_cost", lambda training, side, taught: 1e-5 * side**2)
+    monkeypatch.setattr(Training, "_cost", lambda training, side, distillation: 1e-5 * side**2)
     how: dict[str, Any] = {"vgg": vgg, "settings": replace(GROWING, crop=256), "photos": None}
     sides = [
         Training([photographs["coffee"]], output=tmp_path / "a.pth", minutes=minutes, **how).settings.crop

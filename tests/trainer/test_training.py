@@ -26,7 +26,7 @@ from nst_trainer.networks import Fast, Johnson, Ulyanov
 from nst_trainer.training import loop as training
 from nst_trainer.training.data import Photos
 from nst_trainer.training.distributed import Team
-from nst_trainer.training.loop import Progress, Training, TrainingError, unsteadiness
+from nst_trainer.training.loop import Progress, Training, TrainingError, temporal_consistency_loss
 from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import Vgg16
 
@@ -445,7 +445,7 @@ def test_one_more_style_leaves_the_others_as_they_are(
     how = {"add_to": gallery, "on_iteration": lambda step: None}
     result = train(paintings["green"], None, output, vgg, replace(SMALL, iterations=40), **how)
     assert result.styles == ("red", "blue", "green")
-    assert result.training["before"]["style_pictures"] == ["red.png", "blue.png"]
+    assert result.training["before"]["style_images"] == ["red.png", "blue.png"]
     after = load(output)
     photo = to_tensor(open_image(photographs["astronaut"], max_side=128))
     with torch.no_grad():
@@ -507,10 +507,10 @@ def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
     steps: list[Progress] = []
     how = {"teacher": tmp_path / "teacher.pth", "on_iteration": steps.append}
     result = train(photographs["chelsea"], folder, tmp_path / "pupil.pth", vgg, settings, **how)
-    taught = [step.taught for step in steps]
-    assert taught[35] < taught[0] / 2
-    assert taught[36:] == [0.0] * 24
-    assert all((step.style > 0) == (step.taught == 0) for step in steps)
+    distillation = [step.distillation for step in steps]
+    assert distillation[35] < distillation[0] / 2
+    assert distillation[36:] == [0.0] * 24
+    assert all((step.style > 0) == (step.distillation == 0) for step in steps)
     torch.manual_seed(settings.seed)
     photo = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
@@ -554,17 +554,19 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, painti
     assert seam < 3 * inside
 
 
-def test_a_steady_network_changes_less(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
+def test_a_temporally_consistent_network_changes_less(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
     style, photo = photographs["chelsea"], to_tensor(fit(open_image(photographs["rocket"]), 128, 96))
     values = []
-    for steady in (0.0, 1000.0):
-        settings = replace(SMALL, steady=steady)
-        network = train(style, folder, tmp_path / f"{steady}.pth", vgg, settings).network
+    for temporal_weight in (0.0, 1000.0):
+        settings = replace(SMALL, temporal_weight=temporal_weight)
+        network = train(style, folder, tmp_path / f"{temporal_weight}.pth", vgg, settings).network
         with torch.no_grad():
             painted = network(photo)
             values.append(
                 sum(
-                    unsteadiness(network, photo, painted, None, torch.Generator().manual_seed(seed)).item()
+                    temporal_consistency_loss(network, photo, painted, None, torch.Generator().manual_seed(seed)).item()
                     for seed in range(4)
                 )
             )

@@ -156,9 +156,13 @@ def _train_with_progress(training: Training) -> Checkpoint:
                 say(f"{path}: {why}; left out")
                 left_out.add(path)
             skipped = f"  {now.skipped} files skipped" if now.skipped else ""
-            steady = f"  steady {now.steady:.2f}" if settings.steady else ""
+            temporal = f"  temporal {now.temporal:.2f}" if settings.temporal_weight else ""
             content = "" if settings.texture else f"  content {now.content:.2f}"
-            losses = f"difference {now.taught:.2f}" if now.taught else f"style {now.style:.2f}{content}{steady}"
+            losses = (
+                f"difference {now.distillation:.2f}"
+                if now.distillation
+                else f"style {now.style:.2f}{content}{temporal}"
+            )
             done = min(round(budget.used()), total - (now.done < 1.0)) if budget else now.iteration
             iteration = f"iteration {now.iteration}  " if budget else ""
             update(done, f"{iteration}{now.images_per_second:.1f} images/s  {losses}{skipped}")

@@ -256,7 +256,7 @@ def _equal_loss(
     The loss is that of the optimisation's picture as it is, which falls sooner than that of values cut to [0, 1].
     """
     if style is None:
-        learned = ", ".join(map(str, checkpoint.training.get("style_pictures", ()))) or "the painting"
+        learned = ", ".join(map(str, checkpoint.training.get("style_images", ()))) or "the painting"
         return [{"size": size, "missing": f"{learned} is not at hand to compare losses: --style"}]
     if size not in effort.equal_loss:
         return [{"size": size, "missing": "the optimisation was not run at this size"}]

@@ -32,6 +32,7 @@ from nst_core.images import (
     side_by_side,
 )
 from nst_trainer import checkpoint
+from nst_trainer.checkpoint_patches import rename_loss_terms, rename_settings
 from nst_trainer.images import open_style, to_image, to_tensor
 from nst_trainer.losses import PerceptualLoss, border_loss, checkerboard_loss
 from nst_trainer.networks import ARCHITECTURES, Johnson, StyledNetwork
@@ -78,8 +79,8 @@ class Progress:
     content: float
     style: float
     total_variation: float
-    steady: float
-    taught: float  # the difference from the teacher, while there is no other loss
+    temporal: float
+    distillation: float  # the difference from the teacher, while there is no other loss
     skipped: int
 
 
@@ -287,7 +288,7 @@ class Training:
         for side in [side for side in (self.settings.crop, 192, 128) if side <= self.settings.crop]:
             planned = replace(self.settings, crop=side)
             budget.costs = [
-                self._cost(crop, taught=bool(self.teacher) and number == 0)
+                self._cost(crop, distillation=bool(self.teacher) and number == 0)
                 for number, (_, crop) in enumerate(planned.phases())
             ]
             count = budget.iterations(planned)
@@ -295,7 +296,7 @@ class Training:
                 break
         return replace(planned, iterations=count), budget
 
-    def _cost(self, side: int, *, taught: bool) -> float:
+    def _cost(self, side: int, *, distillation: bool) -> float:
         """Seconds of an iteration on crops of `side` pixels, without touching what is learned."""
         pictures = torch.rand(len(self.part), 3, side, side)
         kept, taken = self.state, []
@@ -304,14 +305,14 @@ class Training:
         try:
             for _ in range(3):
                 started = time.perf_counter()
-                self._learn(pictures, taught)
+                self._learn(pictures, distillation)
                 taken.append(time.perf_counter() - started)
         finally:
             self.state = kept
         return self.team.slowest(min(taken[1:]))
 
-    def _losses(self, pictures: Tensor, taught: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised, and its weighted parts by name; style also by layer. `taught`: by the teacher alone."""
+    def _losses(self, pictures: Tensor, distillation: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, and its weighted parts by name; style also by layer. `distillation`: the teacher alone."""
         settings, network = self.settings, self.state.network
         pictures = pictures.to(self.team.device, memory_format=torch.channels_last)
         numbers = self._styles_of_batch()
@@ -320,19 +321,21 @@ class Training:
         network.train()
         with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             painted = network(pictures, mix, network.draw_noise(pictures, generator)).float()
-            if taught and self.teacher:
+            if distillation and self.teacher:
                 with torch.no_grad():
                     shown = self.teacher(pictures, mix).float()
                 difference = DISTILLATION_WEIGHT * F.mse_loss(painted, shown)
-                return difference, {"taught": difference}
+                return difference, {"distillation": difference}
             target = {} if settings.texture else self.loss.content_target(pictures)
             losses = self.loss(painted, target, numbers)
         terms = {"content": losses.content, "style": losses.style, "total_variation": losses.total_variation}
-        terms["lattice"] = CHECKERBOARD_WEIGHT * checkerboard_loss(painted)
+        terms["checkerboard"] = CHECKERBOARD_WEIGHT * checkerboard_loss(painted)
         if not settings.texture:  # its rows may differ anywhere, and a few grains in a row would count
-            terms["frame"] = BORDER_WEIGHT * border_loss(painted)
-        if settings.steady:
-            terms["steady"] = settings.steady * unsteadiness(network, pictures, painted, mix, generator)
+            terms["border"] = BORDER_WEIGHT * border_loss(painted)
+        if settings.temporal_weight:
+            terms["temporal"] = settings.temporal_weight * temporal_consistency_loss(
+                network, pictures, painted, mix, generator
+            )
         total = sum(terms.values(), painted.new_zeros(()))
         return total, terms | {f"style {layer}": value for layer, value in losses.style_by_layer.items()}
 
@@ -346,15 +349,15 @@ class Training:
         """One iteration; raises `TrainingError` for a loss or gradient that is not finite: nothing of it is learned."""
         started = time.perf_counter()
         state, settings = self.state, self.settings
-        taught = bool(self.teacher) and self.done < PHASES[0][0]
-        if self.teacher and not taught and state.begun is None:
+        distillation = bool(self.teacher) and self.done < PHASES[0][0]
+        if self.teacher and not distillation and state.begun is None:
             # The teacher's gradients were a hundredth of those to come: by their memory the first steps would be giant.
             state.begun, state.length = state.iteration, None
             state.optimizer = soap(state.network, settings.learning_rate)
         for group in state.optimizer.param_groups:
             rate = settings.learning_rate_at(state.iteration, state.begun or 0, self.done)
             group["lr"] = group["factor"] * rate
-        self._learn(pictures, taught)
+        self._learn(pictures, distillation)
         if self.curves and state.iteration % 10 == 0:
             self.curves.scalars("training", state.averages, state.iteration)
         self.done = self._share_done()
@@ -366,16 +369,16 @@ class Training:
             content=state.averages.get("content", 0.0),
             style=state.averages.get("style", 0.0),
             total_variation=state.averages.get("total_variation", 0.0),
-            taught=state.averages.get("taught", 0.0) if "content" not in state.averages else 0.0,
-            steady=state.averages.get("steady", 0.0),
+            distillation=state.averages.get("distillation", 0.0) if "content" not in state.averages else 0.0,
+            temporal=state.averages.get("temporal", 0.0),
             skipped=len(self.reader.broken),
         )
 
-    def _learn(self, pictures: Tensor, taught: bool) -> None:
+    def _learn(self, pictures: Tensor, distillation: bool) -> None:
         """Losses, gradients and a step of the optimiser, which Ctrl-C does not cut in two."""
         started = time.perf_counter()
         state = self.state
-        total, terms = self._losses(pictures, taught)
+        total, terms = self._losses(pictures, distillation)
         state.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         self.team.average(state.network.parameters())
@@ -482,6 +485,8 @@ class Training:
         if not self.state_file.is_file():
             raise InputError(f"{self.state_file}: nothing to resume")
         document: dict[str, Any] = checkpoint.read_plain_data(self.state_file)
+        document["settings"] = rename_settings(document["settings"])
+        document["averages"] = rename_loss_terms(document["averages"])
         own = {"styles": list(self.names), "teacher": self.teacher_name, "stepped by": "SOAP", "minutes": self.minutes}
         now = asdict(self.settings) | own
         before = document["settings"] | {key: document.get(key) for key in own}
@@ -514,7 +519,7 @@ class Training:
         photos = 0 if self.settings.texture else len(self.found)
         if self.minutes is not None:
             more["minutes"] = self.minutes
-        own = {"style_pictures": pictures, "photos": photos, "commit": _commit(), "device": self.team.device_name()}
+        own = {"style_images": pictures, "photos": photos, "commit": _commit(), "device": self.team.device_name()}
         return own | asdict(self.settings) | more
 
     @torch.no_grad()
@@ -532,12 +537,12 @@ class Training:
         save_image(ImageData(side_by_side(shown)), self.output.with_name(f"{self.output.stem}-preview.png"))
 
 
-def unsteadiness(
+def temporal_consistency_loss(
     network: StyledNetwork, pictures: Tensor, painted: Tensor, mix: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """How much `painted` `[N, 3, H, W]` changes when `pictures` move by some pixels and get noise; a scalar.
 
-    Stability training (Zheng et al. 2016, equation 3) with the perturbation of a steady hand's
+    Stability training (Zheng et al. 2016, equation 3) with the perturbation of a
     video, a shift of up to four pixels and noise of two levels, as Rainy and de Berker 2018 (*Stabilizing
     Neural Style-Transfer for Video*) have it. The mean squared difference in [0, 1] after undoing the shift.
     """
