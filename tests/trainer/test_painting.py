@@ -30,7 +30,7 @@ def test_optimize_writes_a_picture_a_trace_and_a_plot(tmp_path: Path, photograph
     output, trace = tmp_path / "a.png", tmp_path / "trace.json"
     command = [str(photographs["coffee"]), str(photographs["chelsea"]), str(photographs["rocket"])]
     result = CliRunner().invoke(
-        optimize_app, [*command, "-o", str(output), *SMALL, "--shares", "2,1", "--trace", str(trace)]
+        optimize_app, [*command, "-o", str(output), *SMALL, "--style-blend-weights", "2,1", "--trace", str(trace)]
     )
     assert result.exit_code == 0, result.output
     assert (open_image(output).width, open_image(output).height) == (64, 43)
@@ -139,8 +139,8 @@ def test_a_size_beyond_memory_is_refused_with_one_that_fits(monkeypatch: pytest.
     ("options", "words"),
     [
         (["--preset", "worst"], "no preset 'worst'"),
-        (["--shares", "1,2,3"], "one weight each"),
-        (["--shares", "a"], "'a' are no weights"),
+        (["--style-blend-weights", "1,2,3"], "one weight each"),
+        (["--style-blend-weights", "a"], "'a' are no weights"),
         (["--content-mask", "m.png"], "one --style-mask for each style"),
         (["--init", "nowhere.png"], "nowhere.png: no such file"),
         (["--style-layers", "relu9_9"], "no layer relu9_9"),
@@ -172,7 +172,11 @@ def test_wrong_options_are_one_line(
         (optimize_app, ["a.png", "b.png", "--optimizer", "adam", "--step", "1"], "--step has no effect with --optim"),
         (optimize_app, ["a.png", "b.png", "--coarse-iterations", "9"], "--coarse-iterations has no effect with --sca"),
         (optimize_app, ["a.png", "b.png", "--seed", "9"], "--seed has no effect with --init recolored"),
-        (optimize_app, ["a.png", "b.png", "--shares", "1"], "--shares has no effect with one style"),
+        (
+            optimize_app,
+            ["a.png", "b.png", "--style-blend-weights", "1"],
+            "--style-blend-weights has no effect with one style",
+        ),
     ],
 )
 def test_an_option_without_effect_is_refused(app: typer.Typer, options: list[str], words: str) -> None:

@@ -394,10 +394,10 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
         assert torch.equal(tensor, two.network.state_dict()[name]), name
 
 
-def losses_of(network: Any, photo: torch.Tensor, style: Path, vgg: Vgg16, mix: torch.Tensor | None) -> float:
+def losses_of(network: Any, photo: torch.Tensor, style: Path, vgg: Vgg16, style_weights: torch.Tensor | None) -> float:
     loss = PerceptualLoss(vgg, to_tensor(open_image(style, max_side=128)), SMALL.loss_weights)
     with torch.no_grad():
-        return loss(network(photo, mix), loss.content_target(photo)).style.item()
+        return loss(network(photo, style_weights), loss.content_target(photo)).style.item()
 
 
 @pytest.fixture(scope="module")
@@ -433,7 +433,9 @@ def test_two_styles_do_not_leak_into_each_other(
     photo = to_tensor(open_image(photographs["astronaut"], max_side=128))
     own, other = torch.eye(2)[:1], torch.eye(2)[1:]
     for style, right, wrong in (("red", own, other), ("blue", other, own)):
-        values = [losses_of(result.network, photo, paintings[style], vgg, mix) for mix in (right, wrong)]
+        values = [
+            losses_of(result.network, photo, paintings[style], vgg, style_weights) for style_weights in (right, wrong)
+        ]
         assert values[0] < 0.7 * values[1], (style, values)
 
 
@@ -459,7 +461,10 @@ def test_one_more_style_leaves_the_others_as_they_are(
     }
     assert not changed
     mean = torch.tensor([[0.5, 0.5, 0.0]])  # what the new style began as
-    new, began = (losses_of(after.network, photo, paintings["green"], vgg, mix) for mix in (torch.eye(3)[2:], mean))
+    new, began = (
+        losses_of(after.network, photo, paintings["green"], vgg, style_weights)
+        for style_weights in (torch.eye(3)[2:], mean)
+    )
     assert new < 0.75 * began
     with pytest.raises(InputError, match="two styles would be called green"):
         train(paintings["green"], None, tmp_path / "again.pth", vgg, SMALL, add_to=output)

@@ -188,10 +188,12 @@ def optimize(
     context: typer.Context,
     settings: dict[str, Any],
     content: Annotated[Path, typer.Argument(help="The photograph.")],
-    styles: Annotated[list[Path], typer.Argument(help="Pictures whose styles are mixed.", metavar="STYLE...")],
+    styles: Annotated[list[Path], typer.Argument(help="Style images; several are interpolated.", metavar="STYLE...")],
     output: Output,
     preset_name: PresetName = "best",
-    shares: Annotated[str, typer.Option(help="Weights of the styles, such as 2,1; equal if not given.")] = "",
+    style_blend_weights: Annotated[
+        str, typer.Option(help="Weights of the styles, such as 2,1; equal if not given.")
+    ] = "",
     content_mask: Annotated[
         Path | None,
         typer.Option(help="Flat colours: a region takes the style of the region of its colour."),
@@ -214,7 +216,7 @@ def optimize(
             _refuse(context, "with one style", "shares")
         _optimize(
             *(chosen, content, styles, output, vgg, device),
-            shares=_numbers(shares),
+            style_weights=_numbers(style_blend_weights),
             masks=masks,
             save_every=save_every,
             trace=trace,

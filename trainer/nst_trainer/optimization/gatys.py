@@ -73,7 +73,7 @@ class Iteration:
 class Extras(TypedDict, total=False):
     """What a run may have besides its pictures and settings."""
 
-    shares: Sequence[float] | None
+    style_weights: Sequence[float] | None
     """Weights of the styles; equal if not given."""
     guides: tuple[Tensor, Sequence[Tensor]] | None
     """Regions `[K, 1, h, w]` of the content and of each style."""
@@ -127,7 +127,7 @@ class ImageOptimization:
     ) -> None:
         """See `optimize`."""
         shape, self.start = extras.get("shape"), extras.get("start")
-        self.shares, guides = extras.get("shares"), extras.get("guides")
+        self.style_weights, guides = extras.get("style_weights"), extras.get("guides")
         self.device = extras.get("device", torch.device("cpu"))
         self.precision: Precision = extras.get("precision", "tf32" if self.device.type == "cuda" else "fp32")
         if self.precision not in get_args(Precision) or (self.precision == "tf32" and self.device.type != "cuda"):
@@ -234,7 +234,7 @@ class ImageOptimization:
                 self.vgg,
                 styles,
                 settings.loss_weights,
-                shares=self.shares,
+                style_weights=self.style_weights,
                 content_layers=settings.layers("content") if self.content is not None else {},
                 style_layers=settings.layers("style"),
                 relative=settings.relative,

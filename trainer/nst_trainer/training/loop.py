@@ -316,14 +316,14 @@ class Training:
         settings, network = self.settings, self.state.network
         pictures = pictures.to(self.team.device, memory_format=torch.channels_last)
         numbers = self._styles_of_batch()
-        mix = one_hot(numbers + self.first_new, network.styles)
+        style_weights = one_hot(numbers + self.first_new, network.styles)
         generator = noise(settings.seed * 1_000_003 + self.state.iteration * self.team.size + self.team.rank)
         network.train()
         with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            painted = network(pictures, mix, network.draw_noise(pictures, generator)).float()
+            painted = network(pictures, style_weights, network.draw_noise(pictures, generator)).float()
             if distillation and self.teacher:
                 with torch.no_grad():
-                    shown = self.teacher(pictures, mix).float()
+                    shown = self.teacher(pictures, style_weights).float()
                 difference = DISTILLATION_WEIGHT * F.mse_loss(painted, shown)
                 return difference, {"distillation": difference}
             target = {} if settings.texture else self.loss.content_target(pictures)
@@ -334,7 +334,7 @@ class Training:
             terms["border"] = BORDER_WEIGHT * border_loss(painted)
         if settings.temporal_weight:
             terms["temporal"] = settings.temporal_weight * temporal_consistency_loss(
-                network, pictures, painted, mix, generator
+                network, pictures, painted, style_weights, generator
             )
         total = sum(terms.values(), painted.new_zeros(()))
         return total, terms | {f"style {layer}": value for layer, value in losses.style_by_layer.items()}
@@ -532,13 +532,13 @@ class Training:
             shown = [self.shown.pixels]
             photo = to_tensor(self.shown).to(self.team.device)
             for style in self._new_styles()[:4]:
-                mix = one_hot(torch.tensor([style], device=photo.device), network.styles)
-                shown.append(to_image(network(photo, mix)).pixels)
+                style_weights = one_hot(torch.tensor([style], device=photo.device), network.styles)
+                shown.append(to_image(network(photo, style_weights)).pixels)
         save_image(ImageData(side_by_side(shown)), self.output.with_name(f"{self.output.stem}-preview.png"))
 
 
 def temporal_consistency_loss(
-    network: StyledNetwork, pictures: Tensor, painted: Tensor, mix: Tensor | None, generator: torch.Generator
+    network: StyledNetwork, pictures: Tensor, painted: Tensor, style_weights: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """How much `painted` `[N, 3, H, W]` changes when `pictures` move by some pixels and get noise; a scalar.
 
@@ -549,7 +549,7 @@ def temporal_consistency_loss(
     down, right = (int(torch.randint(-4, 5, (), generator=generator)) for _ in range(2))
     grain = torch.randn(pictures.shape, generator=generator).to(pictures) * (2.0 / 255.0)
     moved = torch.roll(pictures, (down, right), (2, 3)) + grain
-    again = torch.roll(network(moved, mix).float(), (-down, -right), (2, 3))
+    again = torch.roll(network(moved, style_weights).float(), (-down, -right), (2, 3))
     inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # what came round the border does not count
     return (again[inside] - painted[inside]).square().mean()
 
