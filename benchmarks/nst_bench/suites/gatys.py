@@ -23,8 +23,7 @@ from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import WARM_UP, ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
-from nst_trainer.vgg import BLOCKS, LAYERS
-from nst_trainer.weights import CONVOLUTIONS, Weights
+from nst_trainer.vgg import BLOCKS, CONVOLUTIONS, LAYERS, Weights
 
 SCHEMA = "nst-bench-gatys/1"
 SIZES = (128, 256, 512, 1024)

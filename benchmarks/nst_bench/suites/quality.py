@@ -27,7 +27,7 @@ from nst_trainer.networks import StyledNetwork
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.training.settings import TrainingSettings
-from nst_trainer.weights import Weights
+from nst_trainer.vgg import Weights
 
 SCHEMA = "nst-bench-quality/1"
 CURVE = 120

@@ -38,7 +38,8 @@ from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration, optimize
 from nst_trainer.optimization.settings import OptimizationSettings
-from nst_trainer.weights import Weights, vgg16_weights
+from nst_trainer.vgg import Weights
+from nst_trainer.weights import vgg16_weights
 
 SCHEMA = "nst-bench-speedup/1"
 ITERATIONS = (100, 300, 500)

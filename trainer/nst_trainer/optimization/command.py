@@ -22,7 +22,7 @@ from nst_trainer.images import open_style, to_image, to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration, OptimizationError
 from nst_trainer.optimization.settings import INITS, OptimizationSettings
 from nst_trainer.signals import AtOnce
-from nst_trainer.weights import Weights
+from nst_trainer.vgg import Weights
 
 CPU = torch.device("cpu")
 

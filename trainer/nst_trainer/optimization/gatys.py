@@ -24,8 +24,8 @@ from nst_trainer.optimization import color
 from nst_trainer.optimization.lbfgs import Lbfgs
 from nst_trainer.optimization.settings import INITS, OptimizationSettings
 from nst_trainer.signals import uninterrupted
-from nst_trainer.vgg import Vgg16
-from nst_trainer.weights import Weights, normalized
+from nst_trainer.vgg import Vgg16, Weights
+from nst_trainer.weights import normalized
 
 Precision = Literal["fp32", "tf32", "bf16"]
 """What the loss network's convolutions, and with TF32 its matrix products, round their inputs to."""
