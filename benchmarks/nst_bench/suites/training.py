@@ -30,7 +30,7 @@ from nst_trainer.images import to_tensor
 from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
 from nst_trainer.networks import Johnson
 from nst_trainer.training.data import Photos
-from nst_trainer.training.distributed import Team
+from nst_trainer.training.distributed.team import Team
 from nst_trainer.training.loop import Training
 from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import CONVOLUTIONS, MEAN, Vgg16, Weights
