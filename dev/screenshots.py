@@ -16,7 +16,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from nst_core.images import ImageData, open_image, sample_photographs, save_image
-from nst_export import pipeline as exporter
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_checkpoint
 from nst_server import triton
 
 GALLERY = Path("models/gallery.pth")
@@ -31,7 +32,7 @@ def site(folder: Path) -> Iterator[str]:
     """The address of a page on which styles can be made, too."""
     gallery, repository = folder / GALLERY.name, folder / "model_repository"
     shutil.copy(GALLERY, gallery)
-    exporter.export(gallery, gallery.stem, repository, exporter.Plan(cores=os.cpu_count() or 1), say=print)
+    export_checkpoint(gallery, gallery.stem, repository, ExportPlan(cores=os.cpu_count() or 1), on_progress=print)
     endpoints = triton.Endpoints.free()
     with triton.running(triton.find(Path(".triton"), print), repository, endpoints, folder / "triton.log"):
         nst = str(Path(sys.executable).parent / "nst")

@@ -31,13 +31,15 @@ from nst_bench.gpu import (
     without_cuda,
 )
 from nst_bench.measure import timed
+from nst_core.contract import IMAGE, STYLE_WEIGHTS
 from nst_core.devices import Device
 from nst_core.distribution import install_command
 from nst_core.errors import InputError
 from nst_core.images import Pixels, fitted, open_image, sample_photographs
 from nst_core.onnx_runtime import import_onnxruntime
-from nst_export import pipeline as exporter
-from nst_export.modules import INPUT, STYLE_WEIGHTS, ServedModel
+from nst_export.export_plan import ExportPlan, runtime_for
+from nst_export.modules import ServedModel
+from nst_export.pipeline import export_checkpoint
 from nst_server import triton
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson, StyledNetwork
@@ -117,14 +119,14 @@ def publish(
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"{name}.pth"
         save(checkpoint, file)
-        exporter.export(file, name, folder, plan_for(device), say=say)
+        export_checkpoint(file, name, folder, plan_for(device), on_progress=say)
     return name
 
 
-def plan_for(device: Device | None) -> exporter.Plan:
+def plan_for(device: Device | None) -> ExportPlan:
     """What `nst-export` makes for the device by default."""
     cores = os.cpu_count() or 1
-    return exporter.Plan(engine=exporter.engine_for(device), cores=cores) if device else exporter.Plan(cores=cores)
+    return ExportPlan(runtime=runtime_for(device), cores=cores) if device else ExportPlan(cores=cores)
 
 
 def in_process(
@@ -244,7 +246,7 @@ def _running(session: Any) -> Paint:
     weights = {STYLE_WEIGHTS: np.eye(1, shapes[STYLE_WEIGHTS][1], dtype=np.float32)} if several else {}
 
     def paint(pixels: Pixels) -> Pixels:
-        painted: Pixels = session.run([STYLIZED], {INPUT: pixels[None], **weights})[0][0]
+        painted: Pixels = session.run([STYLIZED], {IMAGE: pixels[None], **weights})[0][0]
         return painted
 
     return paint

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from nst_bench.exported import Exported
 from nst_core import devices
+from nst_core.contract import IMAGE, STYLE_WEIGHTS, STYLIZED
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
 from nst_core.onnx_runtime import import_onnxruntime
-from nst_export.modules import INPUT, OUTPUT, STYLE_WEIGHTS
 
 GRAPHS = 8
 """CUDA graphs of PyTorch that are kept; the one that has waited longest for its shape ends."""
@@ -130,7 +130,7 @@ def by_cuda_sessions(file: Path, exported: Exported) -> Paint:
     weights = _weights(exported)
 
     def paint(pixels: Pixels) -> Pixels:
-        painted: Pixels = sessions.run({INPUT: pixels[None], **weights}, [OUTPUT])[0][0]
+        painted: Pixels = sessions.run({IMAGE: pixels[None], **weights}, [STYLIZED])[0][0]
         return painted
 
     return paint
@@ -160,7 +160,7 @@ def by_tensorrt(exported: Exported, *, tick: Callable[[str], None] = lambda note
     weights = _weights(exported)
 
     def paint(pixels: Pixels) -> Pixels:
-        painted: Pixels = engine.run({INPUT: pixels[None], **weights})[0]
+        painted: Pixels = engine.run({IMAGE: pixels[None], **weights})[0]
         return painted
 
     return paint

@@ -41,7 +41,8 @@ from nst_core.images import (
     save_image,
     side_by_side,
 )
-from nst_export import pipeline as exporter
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_checkpoint
 
 FOLDER = Path("docs/pictures")
 
@@ -79,7 +80,9 @@ def main() -> None:
         given = [Path(argument) for argument in sys.argv[1:]]
         own = [GALLERY.with_name(f"{name}.pth") for name in OWN]
         for checkpoint in (GALLERY, *own, CHECKPOINT) if given else (GALLERY, *own):
-            exporter.export(checkpoint, checkpoint.stem, repository, exporter.Plan(cores=os.cpu_count() or 1), say=say)
+            export_checkpoint(
+                checkpoint, checkpoint.stem, repository, ExportPlan(cores=os.cpu_count() or 1), on_progress=say
+            )
         url = f"local:{repository}"
         with StyleClient(url) as client:
             if given:

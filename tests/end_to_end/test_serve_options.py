@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException
 from nst_core.devices import Device
 from nst_core.files import state_folder
 from nst_export.errors import ExportError
-from nst_export.repository import load
+from nst_export.repository.loading import load
 from nst_server import state, triton
 from nst_server.control import Control
 from nst_server.triton import MEMORY, STACK, Endpoints

@@ -15,26 +15,27 @@ from tritonclient.grpc import model_config_pb2
 
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
-from nst_export import repository
 from nst_export.errors import ExportError
 from nst_export.modules import Exportable
-from nst_export.repository import Serving
+from nst_export.repository.loading import load
+from nst_export.repository.model_config import ServingOptions, model_config
+from nst_export.repository.publishing import check_names, publish_version, versions
 
 from .conftest import MODELS
 
-SERVING = Serving(("seven",), cores=4)
+SERVING = ServingOptions(("seven",), cores=4)
 
 PROFILE = Profile.parse("32x16/64x64/4x300x400")
 
 
-def config(serving: Serving = SERVING, model: Exportable | None = None) -> model_config_pb2.ModelConfig:
+def config(serving: ServingOptions = SERVING, model: Exportable | None = None) -> model_config_pb2.ModelConfig:
     served = model or MODELS["johnson"]()
-    return repository.config("seven", served.inputs, served.output, serving)
+    return model_config("seven", served.inputs, served.output, serving)
 
 
 def publish(tmp_path: Path, **how: Any) -> Path:
     (tmp_path / "file").write_bytes(b"a model")
-    return repository.publish({"model.onnx": tmp_path / "file"}, "seven", tmp_path / "in" / "repo", config(), **how)
+    return publish_version({"model.onnx": tmp_path / "file"}, "seven", tmp_path / "in" / "repo", config(), **how)
 
 
 def test_the_config_is_read_back_by_tritons_own_message(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_the_config_is_read_back_by_tritons_own_message(tmp_path: Path) -> None:
 
 def test_what_a_model_does_not_take_is_not_warmed_up() -> None:
     """A backend refuses what is beyond the limits, and a model whose warm-up fails is not served."""
-    small = config(replace(SERVING, max_pixels=300 * 300))
+    small = config(replace(SERVING, maximum_pixels=300 * 300))
     assert [list(one.inputs["image"].dims) for one in small.model_warmup] == [[256, 256, 3]]
 
 
@@ -70,16 +71,18 @@ def test_the_config_of_every_kind_of_model_has_its_tensors() -> None:
     texture = MODELS["texture"]()
     noise = {
         name: tensor.dims
-        for name, tensor in config(Serving((), 1, multiple=16), texture).model_warmup[0].inputs.items()
+        for name, tensor in config(ServingOptions((), 1, multiple=16), texture).model_warmup[0].inputs.items()
     }
     assert noise["noise_1"] == [256, 256, 3]
     assert noise["noise_16"] == [16, 16, 3]
 
 
 def test_the_config_says_what_runs_it() -> None:
-    cpu, gpu = config(), config(Serving(("seven",), 4, 2, engine="gpu"))
-    tensorrt = config(Serving(("seven",), 4, engine="tensorrt", precision="fp16"))
-    plan = config(Serving(("seven",), 4, engine="tensorrt", precision="fp16", file="model.plan", profile=PROFILE))
+    cpu, gpu = config(), config(ServingOptions(("seven",), 4, 2, runtime="gpu"))
+    tensorrt = config(ServingOptions(("seven",), 4, runtime="tensorrt", precision="fp16"))
+    plan = config(
+        ServingOptions(("seven",), 4, runtime="tensorrt", precision="fp16", file="model.plan", profile=PROFILE)
+    )
     accelerators = [one.optimization.execution_accelerators for one in (cpu, gpu, tensorrt, plan)]
     assert [one.name for one in accelerators[0].cpu_execution_accelerator] == ["openvino"]
     assert [one.name for one in accelerators[1].gpu_execution_accelerator] == ["cuda"]
@@ -110,7 +113,9 @@ def test_a_model_for_a_cpu_takes_images_from_one_pixel_up() -> None:
 
 def test_a_plan_says_what_it_takes() -> None:
     """To clients and to both servers: the limits of its profile, and the profile itself."""
-    message = config(Serving(("seven",), 4, engine="tensorrt", precision="fp16", file="model.plan", profile=PROFILE))
+    message = config(
+        ServingOptions(("seven",), 4, runtime="tensorrt", precision="fp16", file="model.plan", profile=PROFILE)
+    )
     said = {key: value.string_value for key, value in message.parameters.items()}
     assert said == {
         "styles": "seven",
@@ -125,7 +130,7 @@ def test_a_plan_says_what_it_takes() -> None:
 
 def test_onnx_runtimes_tensorrt_provider_gets_the_shapes_of_every_input() -> None:
     """Or it builds an engine for every new size, in the server."""
-    serving = Serving(("a", "b", "c"), 4, engine="tensorrt", profile=PROFILE)
+    serving = ServingOptions(("a", "b", "c"), 4, runtime="tensorrt", profile=PROFILE)
     message = config(serving, MODELS["several"]())
     (accelerator,) = message.optimization.execution_accelerators.gpu_execution_accelerator
     assert dict(accelerator.parameters) == {
@@ -140,7 +145,7 @@ def test_onnx_runtimes_tensorrt_provider_gets_the_shapes_of_every_input() -> Non
 
 @pytest.mark.parametrize(("cores", "instances", "threads"), [(8, 1, 8), (8, 2, 4), (1, 3, 1)])
 def test_instances_times_threads_are_the_cores(cores: int, instances: int, threads: int) -> None:
-    assert Serving((), cores, instances).threads == threads
+    assert ServingOptions((), cores, instances).threads == threads
 
 
 def test_versions_go_up_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -157,7 +162,7 @@ def test_so_many_older_versions_are_kept(tmp_path: Path, keep: int | None, left:
     for _ in range(4):
         publish(tmp_path)
     folder = publish(tmp_path, keep=keep)
-    assert repository.versions(folder.parent) == left
+    assert versions(folder.parent) == left
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["repo"]
 
 
@@ -193,31 +198,31 @@ def test_a_file_in_the_repositorys_place(tmp_path: Path) -> None:
 )
 def test_names_that_triton_would_not_take(name: str) -> None:
     with pytest.raises(ExportError, match="no name for a served model") as error:
-        repository.check_names(name, ())
+        check_names(name, ())
     assert "--name" in str(error.value) and str(error.value).isascii() and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["a", "_a", "7", "starry-night.fast_2", "A" * 100])
 def test_names_that_triton_takes(name: str) -> None:
-    repository.check_names(name, ())
+    check_names(name, ())
 
 
 def test_names_of_styles_that_a_client_could_not_write() -> None:
     with pytest.raises(ExportError, match="no name for a style"):
-        repository.check_names("many", ("a", "b:c"))
+        check_names("many", ("a", "b:c"))
     for style in ("", " ", "a\nb", "a\x1bb"):
         with pytest.raises(ExportError, match="no name for a style"):
-            repository.check_names("many", ("a", style))
-    repository.check_names("many", ("die große Welle", "a-b_c"))
+            check_names("many", ("a", style))
+    check_names("many", ("die große Welle", "a-b_c"))
 
 
 def test_a_server_that_is_not_there_cannot_load() -> None:
     for scheme in ("grpc", "http"):
         with pytest.raises(ExportError, match="no server answers there"):
-            repository.load(f"{scheme}://127.0.0.1:9", "seven", "1")
+            load(f"{scheme}://127.0.0.1:9", "seven", "1")
     for url in ("127.0.0.1", "grpc://", "http://h:99999", "grpc://h:-1", "http://h:port", "ftp://h:21", "grpc://:8001"):
         with pytest.raises(InputError, match="is no address"):
-            repository.load(url, "seven", "1")
+            load(url, "seven", "1")
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
@@ -262,7 +267,7 @@ def test_a_repository_that_is_a_file_system_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"a model")
     try:
         for version in ("1", "2"):
-            folder = repository.publish({"model.onnx": tmp_path / "file"}, name, volume, config())
+            folder = publish_version({"model.onnx": tmp_path / "file"}, name, volume, config())
             assert folder == volume / name / version
             assert (folder / "model.onnx").read_bytes() == b"a model"
         assert not list(volume.glob(".shm-*"))

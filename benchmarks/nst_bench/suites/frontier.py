@@ -25,7 +25,7 @@ from nst_bench.suites.quality import baseline, iterations_worth, network_losses,
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import fitted, open_image
-from nst_export import pipeline as exporter
+from nst_export.pipeline import export_checkpoint
 from nst_trainer.checkpoint import Checkpoint, load, parameters
 from nst_trainer.optimization.gatys import Iteration, Run
 from nst_trainer.training.data import to_tensor
@@ -129,7 +129,7 @@ def _latencies(files: Sequence[Path], side: int, device: Device, tick: Callable[
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for file in files:
-            exporter.export(file, file.stem, folder, plan, say=tick)
+            export_checkpoint(file, file.stem, folder, plan, on_progress=tick)
         pixels = photograph(side, side)
         works = {file.stem: partial(Bare(folder / file.stem).paint, pixels) for file in files}
         for work in works.values():

@@ -24,9 +24,9 @@ from nst_bench.callers import Callers, started
 from nst_bench.engines import Served, photograph
 from nst_bench.machine import header
 from nst_bench.measure import UNSTABLE
+from nst_core.contract import IMAGE
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_export.modules import INPUT
 
 SCHEMA = "nst-bench-perf-analyzer/1"
 
@@ -66,7 +66,7 @@ class Tool:
             table = Path(scratch) / "figures.csv"
             command = [
                 *(str(self.folder / "perf_analyzer"), "-m", model, "-u", host, "-i", protocol, "-b", "1"),
-                *("--shape", f"{INPUT}:{size},{size},3", "--concurrency-range", str(callers)),
+                *("--shape", f"{IMAGE}:{size},{size},3", "--concurrency-range", str(callers)),
                 *("--measurement-mode", "count_windows", "--measurement-request-count", str(requests)),
                 *("-s", str(ANY), "-f", str(table)),
             ]
