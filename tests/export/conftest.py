@@ -20,7 +20,7 @@ from nst_trainer.networks import Fast, Johnson, StyledNetwork, Ulyanov
 class Exported:
     """A module with random weights, and its plain ONNX file."""
 
-    model: Exportable
+    module: Exportable
     path: Path
 
 
@@ -63,9 +63,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
 
     @cache
     def export(name: str) -> Exported:
-        model = MODELS[name]().eval()
-        export_onnx(model, folder / f"{name}.onnx", {"styles": "seven", "multiple": str(model.network.multiple)})
-        return Exported(model, folder / f"{name}.onnx")
+        module = MODELS[name]().eval()
+        export_onnx(module, folder / f"{name}.onnx", {"styles": "seven", "multiple": str(module.network.multiple)})
+        return Exported(module, folder / f"{name}.onnx")
 
     return export
 

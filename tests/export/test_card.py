@@ -1,4 +1,4 @@
-"""The gate on the GPU and plans at export: on a fake card, whose plans hold the ONNX graph, and on a real one.
+"""The gate on the GPU and plans at export: on a fake card, whose plans hold the ONNX graph, and on a real card.
 
 The fake runs everything of the exporter and of the engines; only CUDA, TensorRT and the driver are put in their place.
 """
@@ -54,9 +54,9 @@ def two(tmp_path: Path) -> Path:
     return tmp_path / "two.pth"
 
 
-def graph_for_tensorrt(one: Exported, path: Path, *, half: bool = False, names: tuple[str, ...] = ()) -> Path:
+def graph_for_tensorrt(model: Exported, path: Path, *, half: bool = False, names: tuple[str, ...] = ()) -> Path:
     """The file of a model as TensorRT gets it."""
-    proto = onnx.load(one.path)
+    proto = onnx.load(model.path)
     apply_rewrites(proto, (*DEFAULT_REWRITES["tensorrt"], *names))
     if half:
         to_half(proto)
@@ -76,7 +76,9 @@ def test_a_card_gets_a_plan_that_was_run_on_it(gpu: Gpu, tmp_path: Path, two: Pa
     document = json.loads((folder / "verification.json").read_text())
     assert (document["target"], document["precision"]) == ("tensorrt", "fp16")
     assert document["engine"]["status"] == "verified with tensorrt on NVIDIA Fake GPU"
-    on_card = {tuple(one["shape"]) for one in document["checks"] if one["engine"] == "tensorrt on NVIDIA Fake GPU"}
+    on_card = {
+        tuple(check["shape"]) for check in document["checks"] if check["engine"] == "tensorrt on NVIDIA Fake GPU"
+    }
     assert on_card == {(1, 16, 16), (1, 16, 64), (1, 128, 128), (2, 192, 192), (1, 192, 192), (2, 128, 128)}
 
 
@@ -104,7 +106,7 @@ def test_an_engine_that_moves_the_picture_is_refused(
 
 
 def test_a_plan_that_is_left_to_the_server_can_be_verified_later(tmp_path: Path, two: Path) -> None:
-    """Exported without a card; then, in another process's place, with one."""
+    """Exported without a card; then, in another process's place, with a card."""
     result = run(two, "-r", tmp_path / "repo", "--for", "tensorrt", "--shapes", str(PROFILE))
     assert result.exit_code == 0, result.output
     if not devices.gpus()[0]:
@@ -175,14 +177,14 @@ def test_a_profile_of_one_shape_is_compared_at_it() -> None:
 
 def test_every_style_and_a_mix_are_painted_on_the_card(exported: Exports) -> None:
     seen: list[np.ndarray] = []
-    one = exported("several")
-    session = open_session(one.path, "CPUExecutionProvider")
+    model = exported("several")
+    session = open_session(model.path, "CPUExecutionProvider")
 
     def paint(feeds: Feeds) -> tuple[np.ndarray, None]:
         seen.extend(feeds["style_weights"])
         return session.run(None, feeds)[0], None
 
-    verify_on_gpu(Engine("e", paint), one.path, PROFILE, 4, Tolerance(0), styles=3)
+    verify_on_gpu(Engine("e", paint), model.path, PROFILE, 4, Tolerance(0), styles=3)
     assert np.array_equal(np.stack(seen[:3]), np.eye(3, dtype=np.float32))
     assert any((row > 0).sum() == 3 for row in seen[3:])
 
@@ -206,12 +208,12 @@ def test_one_shape_gives_the_right_picture(
     exported: Exports, tmp_path: Path, name: str, shape: tuple[int, int, int]
 ) -> None:
     """Minimum = optimum = maximum, where an engine knows every side and fuses most."""
-    one = exported(name)
-    fixed = static(graph_for_tensorrt(one, tmp_path / "m.onnx"), shape, tmp_path / "fixed.onnx")
+    model = exported(name)
+    fixed = static(graph_for_tensorrt(model, tmp_path / "m.onnx"), shape, tmp_path / "fixed.onnx")
     assert all(axis.dim_value for axis in onnx.load(fixed).graph.output[0].type.tensor_type.shape.dim)
     engines = onnx_engines(fixed)
-    feeds = example_feeds(one.model.inputs, [shape])
-    require_agreement(feeds, lambda feed: run_pytorch(one.model, feed), engines, TOLERANCES["fp32"])
+    feeds = example_feeds(model.module.inputs, [shape])
+    require_agreement(feeds, lambda feed: run_pytorch(model.module, feed), engines, TOLERANCES["fp32"])
 
 
 @pytest.mark.gpu
@@ -223,13 +225,15 @@ def test_an_engine_of_one_shape_does_not_move_the_picture(
     """TensorRT 10.15 forgot the start of a slice behind a pixel shuffle when every side was fixed."""
     _need_tensorrt()
     monkeypatch.setenv("NST_CACHE", str(tmp_path))
-    one, profile = exported(name), Profile.parse("256x256/256x256/256x256")
-    graph_for_tensorrt(one, tmp_path / "model.onnx", half=half)
-    (tmp_path / "reference.onnx").write_bytes(one.path.read_bytes())
-    plan = build_plan(tmp_path, profile, one.model.network.multiple, name)
+    model, profile = exported(name), Profile.parse("256x256/256x256/256x256")
+    graph_for_tensorrt(model, tmp_path / "model.onnx", half=half)
+    (tmp_path / "reference.onnx").write_bytes(model.path.read_bytes())
+    plan = build_plan(tmp_path, profile, model.module.network.multiple, name)
     limits = GPU_TOLERANCES["fp16" if half else "fp32"]
     with tensorrt_engine(plan, "tensorrt", require_gpu()) as engine:
-        verify_on_gpu(engine, one.path, profile, one.model.network.multiple, limits, styles=one.model.network.styles)
+        verify_on_gpu(
+            engine, model.path, profile, model.module.network.multiple, limits, styles=model.module.network.styles
+        )
 
 
 @pytest.mark.gpu
@@ -239,11 +243,11 @@ def test_every_form_of_the_normalisation_is_right_on_the_card(
 ) -> None:
     _need_tensorrt()
     monkeypatch.setenv("NST_CACHE", str(tmp_path))
-    one = exported("several")
-    graph_for_tensorrt(one, tmp_path / "model.onnx", half=True, names=(norm,))
+    model = exported("several")
+    graph_for_tensorrt(model, tmp_path / "model.onnx", half=True, names=(norm,))
     plan = build_plan(tmp_path, PROFILE, 4, norm)
     with tensorrt_engine(plan, "tensorrt", require_gpu()) as engine:
-        verify_on_gpu(engine, one.path, PROFILE, 4, GPU_TOLERANCES["fp16"], styles=3)
+        verify_on_gpu(engine, model.path, PROFILE, 4, GPU_TOLERANCES["fp16"], styles=3)
 
 
 @pytest.mark.gpu

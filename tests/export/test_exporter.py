@@ -59,10 +59,10 @@ def test_a_checkpoint_is_published_with_its_figures(tmp_path: Path, seven: Path)
     assert document["passed"] is True
     assert document["rewrites"] == {"upsample": 2, "last-convolution": 1, "wrap": 0, "channel-factors": 0}
     assert (document["target"], document["precision"], document["engine"]) == ("onnx", "fp32", None)
-    assert len({tuple(one["shape"]) for one in document["checks"]}) >= 5
-    for one in document["checks"]:
-        assert one["max_difference"] <= 1
-        assert one["finite"] is not False
+    assert len({tuple(check["shape"]) for check in document["checks"]}) >= 5
+    for check in document["checks"]:
+        assert check["max_difference"] <= 1
+        assert check["finite"] is not False
     assert str(tmp_path) not in json.dumps(document)
     shown = run("inspect", tmp_path / "repo", "--size", 128).stdout + run("inspect", tmp_path / "repo").stderr
     for words in ("image uint8 [N,H,W,3]", "GFLOP for 512 x 512", "verified on ONNX Runtime", "upsample 2x", "16 Conv"):
@@ -92,7 +92,7 @@ def test_files_are_called_as_people_call_them(tmp_path: Path, small_checkpoint: 
     folder = tmp_path / "My Projects" / "mödel 'x' \"$HOME\""
     for called in ("epoch_2.model", "b.pt", "my copy.pth"):
         save(small_checkpoint, folder / called)
-    assert [one.name for one in find_checkpoints([folder])] == ["b.pt", "epoch_2.model", "my copy.pth"]
+    assert [path.name for path in find_checkpoints([folder])] == ["b.pt", "epoch_2.model", "my copy.pth"]
     message = failed(folder / "my copy.pth", "-r", folder / "repo")
     assert "'my copy' is no name for a served model: give another with --name" in message
     assert not (folder / "repo").exists()
@@ -119,7 +119,7 @@ def test_a_model_for_servers_without_openvino(tmp_path: Path, seven: Path) -> No
         assert "KIND_CPU" in config and "openvino" not in config and "optimization" not in config
         document = json.loads((tmp_path / "repo" / name / "1" / "verification.json").read_text())
         assert document["execution_provider"] == "cpu"
-        assert {one["engine"].removesuffix(", in two parts") for one in document["checks"]} == {"ONNX Runtime"}
+        assert {check["engine"].removesuffix(", in two parts") for check in document["checks"]} == {"ONNX Runtime"}
     assert "is for a CPU, and this is for gpu" in failed(seven, "--for", "gpu", "--execution-provider", "openvino")
 
 
@@ -176,14 +176,14 @@ def test_half_precision_and_tiles(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "repo").iterdir()) == ["two", "two_statistics", "two_tiled"]
     text = (tmp_path / "repo" / "two_tiled" / "config.pbtxt").read_text()
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
-    assert {one.name for one in config.input} == {"image", "statistics", "style_weights"}
+    assert {tensor.name for tensor in config.input} == {"image", "statistics", "style_weights"}
     assert config.parameters["overlap"].string_value == "56"
     assert config.parameters["purpose"].string_value == "tiled"
     document = json.loads((tmp_path / "repo" / "two_tiled" / "1" / "verification.json").read_text())
     assert document["tolerance"] == {"max_difference": 4, "psnr": 45.0}
-    judged = [one for one in document["checks"] if one["judged"]]
-    assert all("in two parts" in one["engine"] for one in document["checks"])
-    assert judged and all(one["psnr"] > 45 for one in judged)
+    judged = [check for check in document["checks"] if check["judged"]]
+    assert all("in two parts" in check["engine"] for check in document["checks"])
+    assert judged and all(check["psnr"] > 45 for check in judged)
 
 
 def test_a_texture_network_makes_pictures_from_noise(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_texture_network_makes_pictures_from_noise(tmp_path: Path) -> None:
     result = run(tmp_path / "t.pth", "-r", tmp_path / "repo")
     assert result.exit_code == 0, result.output
     config = text_format.Parse((tmp_path / "repo" / "t" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-    assert [one.name for one in config.input] == [f"noise_{2**k}" for k in range(5)]
+    assert [tensor.name for tensor in config.input] == [f"noise_{2**k}" for k in range(5)]
     assert "leave --tiled out" in failed(tmp_path / "t.pth", "--tiled")
 
 

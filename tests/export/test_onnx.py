@@ -40,9 +40,9 @@ def test_pixels_are_rounded_not_cut() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_file_is_what_the_contract_says(exported: Exports, name: str) -> None:
-    one = exported(name)
-    proto = onnx.load(one.path)
-    check_contract(proto, one.model)
+    model = exported(name)
+    proto = onnx.load(model.path)
+    check_contract(proto, model.module)
     assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 18)]
     assert proto.ir_version == 9
     assert {entry.key for entry in proto.metadata_props} == {"styles", "multiple"}
@@ -58,11 +58,11 @@ def test_pictures_are_bytes_of_any_size_and_styles_are_weights(exported: Exports
 
 
 def test_another_name_or_axis_is_refused(exported: Exports) -> None:
-    one = exported("johnson")
-    proto = onnx.load(one.path)
+    model = exported("johnson")
+    proto = onnx.load(model.path)
     proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 256
     with pytest.raises(ExportError, match=r"stylized uint8 \[N,256,W,3\] where the contract has"):
-        check_contract(proto, one.model)
+        check_contract(proto, model.module)
 
 
 def test_the_file_tells_nothing_of_the_machine(exported: Exports) -> None:
@@ -74,5 +74,7 @@ def test_the_file_tells_nothing_of_the_machine(exported: Exports) -> None:
 def test_weights_are_normalised_and_cut_at_zero(exported: Exports) -> None:
     (photo,) = photograph_batches([(1, 32, 32)])
     image = torch.from_numpy(photo)
-    one, same = (exported("several").model(image, torch.tensor([row])) for row in ([0.2, 0.6, 0.0], [1.0, 3.0, -5.0]))
-    assert torch.equal(one, same)
+    scaled, same = (
+        exported("several").module(image, torch.tensor([row])) for row in ([0.2, 0.6, 0.0], [1.0, 3.0, -5.0])
+    )
+    assert torch.equal(same, scaled)

@@ -56,14 +56,14 @@ def test_the_config_is_read_back_by_tritons_own_message(tmp_path: Path) -> None:
 def test_what_a_model_does_not_take_is_not_warmed_up() -> None:
     """A backend refuses what is beyond the limits, and a model whose warm-up fails is not served."""
     small = config(replace(SERVING, maximum_pixels=300 * 300))
-    assert [list(one.inputs["image"].dims) for one in small.model_warmup] == [[256, 256, 3]]
+    assert [list(warmup.inputs["image"].dims) for warmup in small.model_warmup] == [[256, 256, 3]]
 
 
 def test_the_config_of_every_kind_of_model_has_its_tensors() -> None:
     for name, make in MODELS.items():
         model = make()
         message = config(model=model)
-        assert [one.name for one in message.input] == [spec.name for spec in model.inputs]
+        assert [tensor.name for tensor in message.input] == [spec.name for spec in model.inputs]
         assert message.output[0].name == model.output.name
         for warmup in message.model_warmup:
             assert set(warmup.inputs) == {spec.name for spec in model.inputs}, name
@@ -83,17 +83,22 @@ def test_the_config_says_what_runs_it() -> None:
     plan = config(
         ServingOptions(("seven",), 4, runtime="tensorrt", precision="fp16", file="model.plan", profile=PROFILE)
     )
-    accelerators = [one.optimization.execution_accelerators for one in (cpu, gpu, tensorrt, plan)]
-    assert [one.name for one in accelerators[0].cpu_execution_accelerator] == ["openvino"]
-    assert [one.name for one in accelerators[1].gpu_execution_accelerator] == ["cuda"]
+    accelerators = [message.optimization.execution_accelerators for message in (cpu, gpu, tensorrt, plan)]
+    assert [accelerator.name for accelerator in accelerators[0].cpu_execution_accelerator] == ["openvino"]
+    assert [accelerator.name for accelerator in accelerators[1].gpu_execution_accelerator] == ["cuda"]
     assert accelerators[2].gpu_execution_accelerator[0].parameters["precision_mode"] == "FP16"
     assert not accelerators[3].gpu_execution_accelerator
     assert (plan.backend, plan.max_batch_size) == ("tensorrt", 4)
     kinds = model_config_pb2.ModelInstanceGroup
-    assert [one.instance_group[0].kind for one in (cpu, gpu)] == [kinds.KIND_CPU, kinds.KIND_GPU]
+    assert [message.instance_group[0].kind for message in (cpu, gpu)] == [kinds.KIND_CPU, kinds.KIND_GPU]
     assert gpu.instance_group[0].count == 2
-    assert [one.HasField("dynamic_batching") for one in (cpu, gpu, tensorrt, plan)] == [False, False, True, True]
-    searches = [one.parameters["cudnn_conv_algo_search"].string_value for one in (gpu, tensorrt)]
+    assert [message.HasField("dynamic_batching") for message in (cpu, gpu, tensorrt, plan)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    searches = [message.parameters["cudnn_conv_algo_search"].string_value for message in (gpu, tensorrt)]
     assert searches == ["1", "1"]  # heuristic, as the stock backend counts
     assert "cudnn_conv_algo_search" not in (*cpu.parameters, *plan.parameters)
 
@@ -125,7 +130,7 @@ def test_a_plan_says_what_it_takes() -> None:
         "precision": "fp16",
         "profile": "32x16/64x64/4x300x400",
     }
-    assert [list(one.inputs["image"].dims) for one in message.model_warmup] == [[256, 256, 3]]
+    assert [list(warmup.inputs["image"].dims) for warmup in message.model_warmup] == [[256, 256, 3]]
 
 
 def test_onnx_runtimes_tensorrt_provider_gets_the_shapes_of_every_input() -> None:
@@ -232,7 +237,7 @@ def test_a_key_never_goes_through_a_proxy(scheme: str, monkeypatch: pytest.Monke
         url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         environment = {name: url for way in ("http", "https", "grpc", "all") for name in (f"{way}_proxy",)}
         environment |= {name.upper(): url for name in environment} | {"NST_TOKEN": "the key"}
-        code = "import sys; from nst_export.repository import load; load(sys.argv[1], 'seven', '1')"
+        code = "import sys; from nst_export.repository.loading import load; load(sys.argv[1], 'seven', '1')"
         tried = subprocess.run(
             [sys.executable, "-c", code, f"{scheme}://127.0.0.1:9"],
             env={key: value for key, value in os.environ.items() if "proxy" not in key.lower()} | environment,

@@ -27,8 +27,8 @@ SIZES = [
 ]
 
 
-def session(one: Exported, provider: str, tmp_path: Path, *, half: bool = False) -> Any:
-    proto = onnx.load(one.path)
+def session(model: Exported, provider: str, tmp_path: Path, *, half: bool = False) -> Any:
+    proto = onnx.load(model.path)
     apply_rewrites(proto, DEFAULT_REWRITES["cpu"])
     if half:
         to_half(proto)
@@ -39,10 +39,10 @@ def session(one: Exported, provider: str, tmp_path: Path, *, half: bool = False)
 def feeds(running: Any, height: int, width: int) -> Feeds:
     random = np.random.default_rng(height * width)
     return {
-        one.name: random.integers(0, 256, (1, height, width, 3), np.uint8)
-        if one.name == "image"
-        else random.random((1, one.shape[1]), np.float32)
-        for one in running.get_inputs()
+        tensor.name: random.integers(0, 256, (1, height, width, 3), np.uint8)
+        if tensor.name == "image"
+        else random.random((1, tensor.shape[1]), np.float32)
+        for tensor in running.get_inputs()
     }
 
 
@@ -124,7 +124,7 @@ def test_a_small_image_gives_its_own_colours(exported: Exports) -> None:
 
 @pytest.mark.parametrize("name", ["johnson", "several", "statistics", "tiled"])
 def test_it_costs_one_copy_of_the_image(exported: Exports, name: str) -> None:
-    """Of nodes that touch the image: two pads where there was one. The rest is arithmetic on sides."""
+    """Of nodes that touch the image: two pads instead of one, and the rest is arithmetic on sides."""
     operators = [node.op_type for node in onnx.load(exported(name).path).graph.node]
     assert "If" not in operators and "Loop" not in operators and "Mod" not in operators
     modes = [

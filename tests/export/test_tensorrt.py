@@ -40,13 +40,13 @@ FROM_ONE_PIXEL = Profile.parse("1x1/256x256/2x512x512")
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_is_built_in_both_precisions(exported: Exports, tmp_path: Path, name: str, kind: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-    one = exported(name)
-    proto = onnx.load(one.path)
+    model = exported(name)
+    proto = onnx.load(model.path)
     apply_rewrites(proto, DEFAULT_REWRITES["tensorrt"])
     if kind == "fp16":
         to_half(proto)
     onnx.save(proto, tmp_path / "model.onnx")
-    engine = build_rtx_engine(tmp_path / "model.onnx", PROFILE, one.model.network.multiple, ["SM89", "SM120"])
+    engine = build_rtx_engine(tmp_path / "model.onnx", PROFILE, model.module.network.multiple, ["SM89", "SM120"])
     assert len(engine) > 100_000
 
 
@@ -54,11 +54,11 @@ def test_every_network_is_built_in_both_precisions(exported: Exports, tmp_path: 
 def test_an_engine_may_take_smaller_images_than_the_network(exported: Exports, tmp_path: Path, name: str) -> None:
     """The graph enlarges them."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-    one = exported(name)
-    proto = onnx.load(one.path)
+    model = exported(name)
+    proto = onnx.load(model.path)
     apply_rewrites(proto, DEFAULT_REWRITES["tensorrt"])
     onnx.save(proto, tmp_path / "model.onnx")
-    assert build_rtx_engine(tmp_path / "model.onnx", FROM_ONE_PIXEL, one.model.network.multiple, ["SM89"])
+    assert build_rtx_engine(tmp_path / "model.onnx", FROM_ONE_PIXEL, model.module.network.multiple, ["SM89"])
 
 
 @pytest.mark.parametrize("norm", ["group-norm", "decomposed-norm"])
@@ -139,13 +139,13 @@ def test_an_engine_of_tensorrt_rtx_runs_and_agrees(exported: Exports, tmp_path: 
     own = compute_capability_name(gpu)
     if own not in compute_capabilities(None):
         pytest.skip(f"TensorRT for RTX does not run on {gpu.name} ({own})")
-    one = exported(name)
-    proto = onnx.load(one.path)
+    model = exported(name)
+    proto = onnx.load(model.path)
     apply_rewrites(proto, DEFAULT_REWRITES["tensorrt"])
     if kind == "fp16":
         to_half(proto)
     onnx.save(proto, tmp_path / "model.onnx")
-    network = one.model.network
+    network = model.module.network
     built = build_rtx_engine(tmp_path / "model.onnx", PROFILE, network.multiple, [own])
     with tensorrt_engine(built, "tensorrt-rtx", gpu) as engine:
-        verify_on_gpu(engine, one.path, PROFILE, network.multiple, GPU_TOLERANCES[kind], styles=network.styles)
+        verify_on_gpu(engine, model.path, PROFILE, network.multiple, GPU_TOLERANCES[kind], styles=network.styles)

@@ -45,7 +45,7 @@ def test_joined_tiles_are_the_picture_painted_in_one_pass(exported: Exports) -> 
         return second.run(None, feeds)[0]
 
     whole = paint(photo)
-    overlap = exported("tiled").model.overlap
+    overlap = exported("tiled").module.overlap
     for core in (96, 128, 200):
         tiles = joined(paint, photo, core, overlap)
         assert np.abs(tiles.astype(int) - whole).max() <= 1

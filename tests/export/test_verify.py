@@ -27,9 +27,9 @@ Exports = Callable[[str], Exported]
 
 @pytest.mark.parametrize("name", ["johnson", "foreign", "several", "ulyanov"])
 def test_it_agrees_with_pytorch_on_every_shape(exported: Exports, name: str) -> None:
-    one = exported(name)
-    agreements = verify(one.model, onnx_engines(one.path), TOLERANCES["fp32"])
-    shapes = shapes_for(one.model)
+    model = exported(name)
+    agreements = verify(model.module, onnx_engines(model.path), TOLERANCES["fp32"])
+    shapes = shapes_for(model.module)
     assert {agreement.shape for agreement in agreements} == set(shapes)
     assert len(shapes) >= 5
     assert len({agreement.engine for agreement in agreements}) >= 1
@@ -48,8 +48,8 @@ def test_small_images_are_among_the_shapes_and_others_between_them() -> None:
 
 def test_the_gate_refuses_an_engine_that_fails_at_a_size(exported: Exports) -> None:
     """As ONNX Runtime with OpenVINO did with 3x3 images, and after them with others."""
-    one = exported("johnson")
-    session = open_session(one.path, "CPUExecutionProvider")
+    model = exported("johnson")
+    session = open_session(model.path, "CPUExecutionProvider")
 
     def run(feeds: Feeds) -> tuple[np.ndarray, None]:
         if min(feeds["image"].shape[1:3]) < 16:
@@ -57,7 +57,7 @@ def test_the_gate_refuses_an_engine_that_fails_at_a_size(exported: Exports) -> N
         return session.run(None, feeds)[0], None
 
     with pytest.raises(ExportError, match=r"^an engine fails at \(1, 1, 1\): .* FAIL : reflection of 4 .*published$"):
-        verify(one.model, [Engine("an engine", run)], TOLERANCES["fp32"])
+        verify(model.module, [Engine("an engine", run)], TOLERANCES["fp32"])
 
 
 def test_images_of_one_colour_and_half_precision_of_few_pixels_are_run_and_not_judged() -> None:
@@ -69,7 +69,7 @@ def test_images_of_one_colour_and_half_precision_of_few_pixels_are_run_and_not_j
         found = require_agreement(
             given, lambda feed: feed["image"], [engine], Tolerance(limits.max_difference, limits.psnr and 1.0)
         )
-        return [one.judged for one in found]
+        return [agreement.judged for agreement in found]
 
     assert judged(TOLERANCES["fp32"], *feeds) == [False, True, True]
     assert judged(TOLERANCES["fp16"], *feeds) == [False, False, True]
@@ -115,14 +115,14 @@ def test_overflow_inside_the_exported_graph_is_seen(exported: Exports) -> None:
     """A constant in the file is infinite; the levels after it are whatever a cast makes of it."""
     import onnx
 
-    one = exported("johnson")
-    proto = onnx.load(one.path)
+    model = exported("johnson")
+    proto = onnx.load(model.path)
     bias = next(value for value in proto.graph.initializer if value.name.endswith("last.bias"))
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(3, np.inf, np.float32), bias.name))
-    broken = one.path.with_name("broken.onnx")
+    broken = model.path.with_name("broken.onnx")
     onnx.save(proto, broken)
     (engine, *_) = onnx_engines(broken)
-    feed = example_feeds(one.model.inputs, [(1, 32, 32)])[0]
+    feed = example_feeds(model.module.inputs, [(1, 32, 32)])[0]
     assert engine.run(feed)[1] is True  # tanh of infinity is 1: finite again
     tanh = next(node for node in proto.graph.node if node.op_type == "Tanh")
     tanh.op_type = "Identity"
@@ -133,10 +133,10 @@ def test_overflow_inside_the_exported_graph_is_seen(exported: Exports) -> None:
 
 def test_half_precision_may_differ_more_but_not_in_the_whole_picture() -> None:
     wanted = np.full((1, 64, 64, 3), 100, np.uint8)
-    one = wanted.copy()
-    one[0, 0, 0] = 104
-    assert compare("e", one, True, wanted, TOLERANCES["fp16"]).passed
-    assert not compare("e", one, True, wanted, TOLERANCES["fp32"]).passed
+    changed = wanted.copy()
+    changed[0, 0, 0] = 104
+    assert compare("e", changed, True, wanted, TOLERANCES["fp16"]).passed
+    assert not compare("e", changed, True, wanted, TOLERANCES["fp32"]).passed
     assert not compare("e", wanted + 2, True, wanted, Tolerance(4, 45.0)).passed  # 42 dB
 
 
@@ -155,10 +155,10 @@ def test_all_checks_run_before_any_failure_is_said(exported: Exports) -> None:
 
         return Engine(name, run)
 
-    one = exported("johnson")
+    model = exported("johnson")
     with pytest.raises(ExportError) as error:
-        verify(one.model, [engine("first"), engine("second")], TOLERANCES["fp32"])
-    assert calls.count("first") == calls.count("second") == len(shapes_for(one.model))
+        verify(model.module, [engine("first"), engine("second")], TOLERANCES["fp32"])
+    assert calls.count("first") == calls.count("second") == len(shapes_for(model.module))
     assert "first at" in str(error.value) and "second at" in str(error.value)
 
 
@@ -170,7 +170,7 @@ def test_photographs_are_photographs() -> None:
 
 
 def test_every_style_and_mixes_are_compared(exported: Exports) -> None:
-    model = exported("several").model
+    model = exported("several").module
     feeds = example_feeds(model.inputs, shapes_for(model))
     rows = np.concatenate([feed["style_weights"] for feed in feeds])
     assert np.array_equal(rows[:3], np.eye(3, dtype=np.float32))
@@ -180,10 +180,10 @@ def test_every_style_and_mixes_are_compared(exported: Exports) -> None:
 @pytest.mark.gpu
 def test_it_agrees_on_the_gpu(exported: Exports) -> None:
     """PyTorch on the GPU against the exported file on the CPU: within two levels (TF32 is off)."""
-    one = exported("johnson")
-    engine = onnx_engines(one.path)[0]
+    model = exported("johnson")
+    engine = onnx_engines(model.path)[0]
     torch.backends.cudnn.allow_tf32 = False
-    for feed in example_feeds(one.model.inputs, shapes_for(one.model)):
-        wanted = one.model.cuda()(torch.from_numpy(feed["image"]).cuda()).cpu().numpy()
+    for feed in example_feeds(model.module.inputs, shapes_for(model.module)):
+        wanted = model.module.cuda()(torch.from_numpy(feed["image"]).cuda()).cpu().numpy()
         assert np.abs(engine.run(feed)[0].astype(int) - wanted).max() <= 2
-    one.model.cpu()
+    model.module.cpu()
