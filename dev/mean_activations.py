@@ -1,6 +1,6 @@
 """Write `nst_trainer/mean_activations.npz`: `python dev/mean_activations.py FOLDER` of photographs.
 
-The mean of each filter over photographs and places, which Gatys et al. 2015 (section 2) scale to one.
+The mean of each filter over photographs and places, which Gatys et al. 2015 (section 2) scale to 1.
 """
 
 import sys
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from nst_core.files import atomic_write
-from nst_core.images import fitted, open_image
-from nst_trainer.training.data import to_tensor
+from nst_core.images import fit, open_image
+from nst_trainer.images import to_tensor
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import CONVOLUTIONS, MEAN_ACTIVATIONS, vgg16_weights
 
@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     sums = dict.fromkeys(CONVOLUTIONS, 0.0)
     with torch.inference_mode():
         for file in files:
-            features = vgg(to_tensor(fitted(open_image(file), 256, 256)), rectified)
+            features = vgg(to_tensor(fit(open_image(file), 256, 256)), rectified)
             for name, layer in zip(CONVOLUTIONS, rectified, strict=True):
                 sums[name] = sums[name] + features[layer].double().mean(dim=(0, 2, 3))
     means = {name: (sums[name] / len(files)).float().numpy() for name in CONVOLUTIONS}

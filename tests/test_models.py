@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from nst_bench.suites.quality import border_levels, lattice_levels, painter
-from nst_core.images import fitted, open_image
+from nst_core.images import fit, open_image
 from nst_trainer.checkpoint import load
-from nst_trainer.losses import frame
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
+from nst_trainer.losses import border_loss
 
 MODELS = sorted((Path(__file__).parents[1] / "models").glob("*.pth"))
 
@@ -24,10 +24,10 @@ def test_no_lattice_and_no_frame(path: Path, photographs: dict[str, Path]) -> No
     """On photographs that it never saw, in levels of 255: at most 1 of lattice in each, 12 of border on the whole.
 
     A border is what a style adds to the photographs' own; a painted frame that a network had learned along with its
-    painting added several times as much. `frame` sees a single line: one of 45 levels along a side counts 0.002.
+    painting added several times as much. `border_loss` sees a single line: one of 45 levels along a side counts 0.002.
     """
     checkpoint = load(path)
-    pictures = {name: to_tensor(fitted(open_image(photograph), 384, 288)) for name, photograph in photographs.items()}
+    pictures = {name: to_tensor(fit(open_image(photograph), 384, 288)) for name, photograph in photographs.items()}
     for style in checkpoint.styles:
         paint = painter(checkpoint, style)
         painted = {name: paint(picture) for name, picture in pictures.items()}
@@ -35,7 +35,7 @@ def test_no_lattice_and_no_frame(path: Path, photographs: dict[str, Path]) -> No
             assert lattice_levels(painting) <= 1.0, (style, name)
         added = [border_levels(painted[name]) - border_levels(pictures[name]) for name in pictures]
         assert abs(fmean(added)) <= 12.0, (style, added)
-        assert fmean(frame(painted[name]).item() for name in pictures) <= 0.002, style
+        assert fmean(border_loss(painted[name]).item() for name in pictures) <= 0.002, style
 
 
 @pytest.mark.parametrize("path", [model for model in MODELS if model.stem in TEXTURES], ids=lambda path: path.stem)

@@ -21,10 +21,11 @@ from nst_bench.commands import (
     chosen,
     suites,
 )
-from nst_core.console import duration, fail, one_line_errors, progress, say
+from nst_core.console import duration, fail, one_line_errors, progress, say, show
 from nst_core.errors import InputError, NstError
+from nst_core.options import CommandLine
 
-app = typer.Typer(add_completion=False)
+app = CommandLine(rich_markup_mode="rich")
 app.add_typer(suites)
 
 
@@ -185,6 +186,6 @@ def compare(
             fail(error)
             raise typer.Exit(2) from error
         terminal.show(comparing.markdown(comparison))
-        say(comparing.verdict(comparison))
+        show(comparing.verdict(comparison))
         typer.echo(json.dumps(comparing.document(comparison)))
         raise typer.Exit(comparison.exit_code)

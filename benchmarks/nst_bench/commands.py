@@ -18,12 +18,13 @@ from nst_core.devices import DEVICE_HELP, Device, DeviceChoice
 from nst_core.errors import InputError, NstError
 from nst_core.files import atomic_write
 from nst_core.images import find_images, sample_photographs
+from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
-    from nst_bench.engines import Served
+    from nst_bench.served.server import ModelServer
     from nst_trainer.checkpoint import Checkpoint as Style
 
-suites = typer.Typer()
+suites = CommandLine()
 
 Repository = Annotated[Path, typer.Option("--repository", "-r", help="Where nst-export put it.")]
 Model = Annotated[str, typer.Option(help="The model that is served.")]
@@ -67,7 +68,7 @@ def gatys(
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench.gpu import torch_device
+        from nst_bench.machine.cuda import torch_device
         from nst_bench.suites import gatys as suite
         from nst_core.memory import keep_freed_memory
         from nst_trainer.weights import vgg16_weights
@@ -81,7 +82,7 @@ def gatys(
             result_iterations=iterations,
             style=style,
             device=torch_device(chosen(device)),
-            tick=say,
+            on_progress=say,
         )
         _finish(document, output)
 
@@ -103,7 +104,7 @@ def quality(
     The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench.gpu import torch_device
+        from nst_bench.machine.cuda import torch_device
         from nst_bench.suites import quality as suite
         from nst_core.memory import keep_freed_memory
         from nst_trainer.checkpoint import load
@@ -115,7 +116,7 @@ def quality(
             *(load(checkpoint), checkpoint.stem, style, pictures, vgg16_weights(vgg)),
             size=512 if full else 256,
             device=torch_device(chosen(device)),
-            tick=say,
+            on_progress=say,
         )
         _finish(document, output, plotted=True)
 
@@ -142,7 +143,7 @@ def frontier(
 
         keep_freed_memory()
         pictures = find_images(photos) if photos else sample_photographs()
-        document = suite.measure(checkpoints, style, pictures, vgg16_weights(vgg), chosen(device), tick=say)
+        document = suite.measure(checkpoints, style, pictures, vgg16_weights(vgg), chosen(device), on_progress=say)
         _finish(document, output, plotted=True)
 
 
@@ -163,7 +164,7 @@ def training(
     with one_line_errors("bench"):
         from nst_bench.suites import training as suite
 
-        document = suite.measure(vgg, chosen(device), width=width, batch=batch, tick=say)
+        document = suite.measure(vgg, chosen(device), width=width, batch=batch, on_progress=say)
         _finish(document, output)
 
 
@@ -181,7 +182,7 @@ def export(
     with one_line_errors("bench"):
         from nst_bench.suites import export as suite
 
-        _finish(suite.measure(device=chosen(device), tick=say), output)
+        _finish(suite.measure(device=chosen(device), on_progress=say), output)
 
 
 @suites.command()
@@ -210,7 +211,7 @@ def serving(
 
         on = chosen(device)
         with _served(model, repository, width, environment, on) as server:
-            document = suite.measure(server, limit=limit, effort=suite.CARD if on.gpu else suite.FULL, tick=say)
+            document = suite.measure(server, limit=limit, effort=suite.CARD if on.gpu else suite.FULL, on_progress=say)
         _finish(document, output)
 
 
@@ -236,7 +237,7 @@ def latency(
         on = chosen(device)
         with _exported(checkpoint, repository, width, environment, on) as (style, server):
             effort = suite.CARD if on.gpu else suite.FULL if full else suite.SHORT
-            document = suite.measure(style, server, on, effort=effort, tick=say)
+            document = suite.measure(style, server, on, effort=effort, on_progress=say)
         _finish(document, output)
 
 
@@ -256,13 +257,13 @@ def cold(
     Takes half a minute, --full two. The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench.exported import Exported
+        from nst_bench.served.exported import ExportedModel
         from nst_bench.suites import cold as suite
 
         on = chosen(device)
-        Exported(repository / model).check_device(on)
+        ExportedModel(repository / model).check_device(on)
         effort = suite.FULL if full else suite.SHORT
-        _finish(suite.measure(environment, repository, model, on, effort=effort, tick=say), output)
+        _finish(suite.measure(environment, repository, model, on, effort=effort, on_progress=say), output)
 
 
 @suites.command()
@@ -281,13 +282,13 @@ def styles(
     """
     with one_line_errors("bench"):
         from nst_bench.suites import styles as suite
-        from nst_server import triton
+        from nst_server.installation.triton import find_triton
         from nst_trainer.checkpoint import load
 
         on = chosen(device)
         effort = suite.CARD if on.gpu else suite.FULL if full else suite.SHORT
-        installation = triton.find(environment, say, device=on)
-        _finish(suite.measure(load(checkpoint), installation, on, effort=effort, tick=say), output)
+        installation = find_triton(environment, say, device=on)
+        _finish(suite.measure(load(checkpoint), installation, on, effort=effort, on_progress=say), output)
 
 
 @suites.command()
@@ -315,7 +316,7 @@ def energy(
             raise InputError(f"energy is measured on a GPU alone: {on.reason}")
         keep_freed_memory()
         with _exported(checkpoint, repository, width, environment, on) as (style, server):
-            document = suite.measure(style, server, on, vgg=vgg, tick=say)
+            document = suite.measure(style, server, on, vgg=vgg, on_progress=say)
         _finish(document, output)
 
 
@@ -339,25 +340,25 @@ def speedup(
     Takes four minutes, --full fifteen. The last line on stdout is the results as one JSON document.
     """
     with one_line_errors("bench"):
-        from nst_bench.exported import Exported
+        from nst_bench.served.exported import ExportedModel
         from nst_bench.suites import speedup as suite
         from nst_core.memory import keep_freed_memory
-        from nst_server import triton
+        from nst_server.installation.triton import find_triton
         from nst_trainer.checkpoint import load
 
         keep_freed_memory()
         trained, on = load(checkpoint), chosen(device)
-        Exported(repository / checkpoint.stem).check_source(checkpoint)
+        ExportedModel(repository / checkpoint.stem).check_source(checkpoint)
         sizes, done = (256, 512, 1024), count(1)
         effort = suite.CARD if on.gpu else suite.FULL if full else suite.SHORT
         with progress("measuring", effort.ticks(len(sizes), engines=5), every=15.0) as update:
             document = suite.measure(
-                *(trained, checkpoint.stem, repository, triton.find(environment, say, device=on), on),
+                *(trained, checkpoint.stem, repository, find_triton(environment, say, device=on), on),
                 sizes=sizes,
                 effort=effort,
                 vgg=vgg,
                 style=style,
-                tick=lambda: update(next(done), ""),
+                on_progress=lambda: update(next(done), ""),
             )
         _finish(document, output)
 
@@ -383,7 +384,7 @@ def methods(
 
         trained = checkpoints or sorted(CHECKPOINT.parent.glob("*.pth"))
         effort = suite.FULL if full else suite.SHORT
-        _finish(suite.measure(trained, chosen(device), vgg=vgg, effort=effort, tick=say), output)
+        _finish(suite.measure(trained, chosen(device), vgg=vgg, effort=effort, on_progress=say), output)
 
 
 @suites.command()
@@ -411,7 +412,9 @@ def peers(
         on = chosen(device)
         suite.check(environment, on)
         with _exported(checkpoint, repository, width, triton, on) as (style, server):
-            document = suite.measure(style, server, environment, effort=suite.FULL if full else suite.SHORT, tick=say)
+            document = suite.measure(
+                style, server, environment, effort=suite.FULL if full else suite.SHORT, on_progress=say
+            )
         _finish(document, output)
 
 
@@ -436,7 +439,7 @@ def soak(
         from nst_bench.suites import soak as suite
 
         with _served(model, repository, width, environment, chosen(device)) as server:
-            document = suite.measure(server, minutes=minutes, callers=callers, tick=say)
+            document = suite.measure(server, minutes=minutes, callers=callers, on_progress=say)
         _finish(document, output)
         if not document["passed"]:
             grown = [name for name, trend in document["trends"].items() if trend["grew"]]
@@ -465,7 +468,7 @@ def perf_analyzer(
 
         fetched = suite.fetch(tool, say)
         with _served(model, repository, width, environment, chosen(device)) as server:
-            document = suite.measure(server, fetched, tick=say)
+            document = suite.measure(server, fetched, on_progress=say)
         _finish(document, output)
 
 
@@ -489,7 +492,7 @@ def video(
         from nst_bench.suites import video as suite
 
         with _served(model, repository, width, environment, chosen(device)) as server:
-            document = suite.measure(server, frames=frames, tick=say)
+            document = suite.measure(server, frames=frames, on_progress=say)
         _finish(document, output)
 
 
@@ -501,33 +504,37 @@ def chosen(wanted: DeviceChoice) -> Device:
 
 
 @contextmanager
-def _served(model: str, repository: Path, width: float | None, environment: Path, device: Device) -> Iterator[Served]:
+def _served(
+    model: str, repository: Path, width: float | None, environment: Path, device: Device
+) -> Iterator[ModelServer]:
     """A Triton with the model of the repository, or with an untrained network of `width`."""
-    from nst_bench import engines
-    from nst_bench.exported import Exported
-    from nst_server import triton
+    from nst_bench.served.exported import ExportedModel
+    from nst_bench.served.server import serve_model
+    from nst_server.installation.triton import find_triton
 
     with tempfile.TemporaryDirectory() as scratch:
         if width is not None:
             repository = Path(scratch) / "model_repository"
-            model = engines.publish(engines.untrained(width), repository, device, say=say)
-        Exported(repository / model).check_device(device)
-        with engines.served(triton.find(environment, say, device=device), repository, model) as server:
+            from nst_bench.served.export import export_checkpoint, untrained_checkpoint
+
+            model = export_checkpoint(untrained_checkpoint(width), repository, device, say=say)
+        ExportedModel(repository / model).check_device(device)
+        with serve_model(find_triton(environment, say, device=device), repository, model) as server:
             yield server
 
 
 @contextmanager
 def _exported(
     checkpoint: Path, repository: Path, width: float | None, environment: Path, device: Device
-) -> Iterator[tuple[Style, Served]]:
+) -> Iterator[tuple[Style, ModelServer]]:
     """A checkpoint, and a Triton with what the repository has of it; or both of an untrained network of `width`."""
-    from nst_bench import engines
-    from nst_bench.exported import Exported
+    from nst_bench.served.export import untrained_checkpoint
+    from nst_bench.served.exported import ExportedModel
     from nst_trainer.checkpoint import load
 
     if width is None:
-        Exported(repository / checkpoint.stem).check_source(checkpoint)
-    style = load(checkpoint) if width is None else engines.untrained(width)
+        ExportedModel(repository / checkpoint.stem).check_source(checkpoint)
+    style = load(checkpoint) if width is None else untrained_checkpoint(width)
     with _served(checkpoint.stem, repository, width, environment, device) as server:
         yield style, server
 

@@ -83,17 +83,17 @@ def interleaved(
     rounds: int,
     *,
     rest: float = 0.0,
-    tick: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each work in `rounds` rounds, taking turns, so that a drift of the machine hits all alike.
 
     The works must be warm. Each waits `rest` seconds, in which idle threads of the one before stop looking for
-    more to do. `tick` is called after each.
+    more to do. `on_progress` is called after each.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             time.sleep(rest)
             seconds[name].append(timed(work))
-            tick()
+            on_progress()
     return seconds

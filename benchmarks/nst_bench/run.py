@@ -30,7 +30,7 @@ from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.images import find_images, sample_photographs
 
 if TYPE_CHECKING:
-    from nst_bench.engines import Served
+    from nst_bench.served.server import ModelServer
 
 PATIENCE = 60.0
 """Seconds that a suite has to end its server after Ctrl-C."""
@@ -69,8 +69,8 @@ class Subject:
 
         The export must be for the device, and PyTorch able to use it.
         """
-        from nst_bench.exported import Exported
-        from nst_bench.gpu import torch_device
+        from nst_bench.machine.cuda import torch_device
+        from nst_bench.served.exported import ExportedModel
 
         options = [(self.checkpoint, "--checkpoint"), (self.style, "--style")]
         for path, option in [*options, *((path, "--also") for path in self.also)]:
@@ -79,18 +79,18 @@ class Subject:
         if self.photos:
             find_images(self.photos)
         for path in (self.checkpoint, *self.also):
-            Exported(self.repository / path.stem).check_device(self.device)
+            ExportedModel(self.repository / path.stem).check_device(self.device)
         torch_device(self.device)
 
 
 @dataclass(frozen=True)
 class Context:
-    """A suite's run: `tick` takes notes of what is done, `keep` a document that is not whole yet.
+    """A suite's run: `on_progress` takes notes of what is done, `keep` a document that is not whole yet.
 
     `share` is how much of its estimated time there is, at most 1.
     """
 
-    tick: Callable[[str], None]
+    on_progress: Callable[[str], None]
     keep: Callable[[Document], None]
     share: float = 1.0
 
@@ -209,7 +209,7 @@ def _machine(done: dict[str, Any]) -> dict[str, Any]:
         if "machine" in document:
             machine: dict[str, Any] = document["machine"]
             return machine
-    from nst_bench.machine import describe
+    from nst_bench.machine.description import describe
 
     return describe()
 
@@ -298,14 +298,14 @@ def _child(work: Work, subject: Subject, share: float, parent: Connection) -> No
 
 
 @contextmanager
-def _served(subject: Subject, context: Context) -> Iterator[Served]:
-    from nst_bench.engines import served
-    from nst_bench.exported import Exported
-    from nst_server import triton
+def _served(subject: Subject, context: Context) -> Iterator[ModelServer]:
+    from nst_bench.served.exported import ExportedModel
+    from nst_bench.served.server import serve_model
+    from nst_server.installation.triton import find_triton
 
-    Exported(subject.repository / subject.model).check_source(subject.checkpoint)
-    installation = triton.find(subject.triton, context.tick, device=subject.device)
-    with served(installation, subject.repository, subject.model) as server:
+    ExportedModel(subject.repository / subject.model).check_source(subject.checkpoint)
+    installation = find_triton(subject.triton, context.on_progress, device=subject.device)
+    with serve_model(installation, subject.repository, subject.model) as server:
         yield server
 
 
@@ -333,7 +333,10 @@ def _of_engines(subject: Subject, context: Context, style: Any, effort: Any) -> 
 
     with _served(subject, context) as server:
         return latency.measure(
-            *(style, server, subject.device), effort=effort.scaled(context.share), tick=context.tick, keep=context.keep
+            *(style, server, subject.device),
+            effort=effort.scaled(context.share),
+            on_progress=context.on_progress,
+            keep=context.keep,
         )
 
 
@@ -356,20 +359,22 @@ def _of_callers(subject: Subject, context: Context, effort: Any) -> Document:
     from nst_bench.suites import serving
 
     with _served(subject, context) as server:
-        return serving.measure(server, effort=effort.scaled(context.share), tick=context.tick, keep=context.keep)
+        return serving.measure(
+            server, effort=effort.scaled(context.share), on_progress=context.on_progress, keep=context.keep
+        )
 
 
 def _styles(subject: Subject, context: Context, *, full: bool = False) -> Document:
     from nst_bench.suites import styles
-    from nst_server import triton
+    from nst_server.installation.triton import find_triton
     from nst_trainer.checkpoint import load
 
     effort = styles.CARD if subject.device.gpu else styles.FULL if full else styles.SHORT
-    installation = triton.find(subject.triton, context.tick, device=subject.device)
+    installation = find_triton(subject.triton, context.on_progress, device=subject.device)
     return styles.measure(
         *(load(subject.checkpoint), installation, subject.device),
         effort=effort.scaled(context.share),
-        tick=context.tick,
+        on_progress=context.on_progress,
         keep=context.keep,
     )
 
@@ -381,40 +386,42 @@ def _energy(subject: Subject, context: Context) -> Document:
     style = load(subject.checkpoint)
     with _served(subject, context) as server:
         effort = energy.FULL.scaled(context.share)
-        return energy.measure(style, server, subject.device, vgg=subject.vgg, effort=effort, tick=context.tick)
+        return energy.measure(
+            style, server, subject.device, vgg=subject.vgg, effort=effort, on_progress=context.on_progress
+        )
 
 
 def _soak(subject: Subject, context: Context, *, minutes: float) -> Document:
     from nst_bench.suites import soak
 
     with _served(subject, context) as server:
-        return soak.measure(server, minutes=context.share * minutes, tick=context.tick)
+        return soak.measure(server, minutes=context.share * minutes, on_progress=context.on_progress)
 
 
 def _gatys(subject: Subject, context: Context, **settings: Any) -> Document:
-    from nst_bench.gpu import torch_device
+    from nst_bench.machine.cuda import torch_device
     from nst_bench.suites import gatys
     from nst_trainer.weights import vgg16_weights
 
     if subject.device.gpu:
         settings = {"sizes": (256, 512, 1024), "iterations": 50, "result_size": 256}
     weights, device = vgg16_weights(subject.vgg), torch_device(subject.device)
-    return gatys.measure(weights, style=subject.style, device=device, tick=context.tick, **settings)
+    return gatys.measure(weights, style=subject.style, device=device, on_progress=context.on_progress, **settings)
 
 
 def _speedup(subject: Subject, context: Context, *, sizes: tuple[int, ...], **effort: Any) -> Document:
-    from nst_bench.exported import Exported
+    from nst_bench.served.exported import ExportedModel
     from nst_bench.suites import speedup
-    from nst_server import triton
+    from nst_server.installation.triton import find_triton
     from nst_trainer.checkpoint import load
 
-    Exported(subject.repository / subject.model).check_source(subject.checkpoint)
+    ExportedModel(subject.repository / subject.model).check_source(subject.checkpoint)
     chosen = replace(speedup.SHORT, **effort)
     if subject.device.gpu:
         sizes, chosen = (256, 512, 1024), speedup.CARD
     return speedup.measure(
         *(load(subject.checkpoint), subject.model, subject.repository),
-        *(triton.find(subject.triton, context.tick, device=subject.device), subject.device),
+        *(find_triton(subject.triton, context.on_progress, device=subject.device), subject.device),
         sizes=sizes,
         effort=chosen.scaled(context.share),
         style=subject.style,
@@ -428,11 +435,11 @@ def _cold(subject: Subject, context: Context, *, full: bool = False) -> Document
 
     effort = (cold.FULL if full else cold.SHORT).scaled(context.share)
     place = subject.triton, subject.repository, subject.model
-    return cold.measure(*place, subject.device, effort=effort, tick=context.tick)
+    return cold.measure(*place, subject.device, effort=effort, on_progress=context.on_progress)
 
 
 def _quality(subject: Subject, context: Context) -> Document:
-    from nst_bench.gpu import torch_device
+    from nst_bench.machine.cuda import torch_device
     from nst_bench.suites import quality
     from nst_trainer.checkpoint import load
     from nst_trainer.weights import vgg16_weights
@@ -442,14 +449,18 @@ def _quality(subject: Subject, context: Context) -> Document:
     style = load(subject.checkpoint)
     photos = find_images(subject.photos) if subject.photos else sample_photographs()
     weights, device = vgg16_weights(subject.vgg), torch_device(subject.device)
-    return quality.measure(style, subject.model, subject.style, photos, weights, device=device, tick=context.tick)
+    return quality.measure(
+        style, subject.model, subject.style, photos, weights, device=device, on_progress=context.on_progress
+    )
 
 
 def _methods(subject: Subject, context: Context) -> Document:
     from nst_bench.suites import methods
 
     others = sorted(subject.checkpoint.parent.glob("*.pth"))
-    return methods.measure([subject.checkpoint, *others], subject.device, vgg=subject.vgg, tick=context.tick)
+    return methods.measure(
+        [subject.checkpoint, *others], subject.device, vgg=subject.vgg, on_progress=context.on_progress
+    )
 
 
 def _peers(subject: Subject, context: Context) -> Document:
@@ -459,19 +470,19 @@ def _peers(subject: Subject, context: Context) -> Document:
     environment = Path(".peers")
     peers.check(environment, subject.device)
     with _served(subject, context) as server:
-        return peers.measure(load(subject.checkpoint), server, environment, tick=context.tick)
+        return peers.measure(load(subject.checkpoint), server, environment, on_progress=context.on_progress)
 
 
 def _training(subject: Subject, context: Context) -> Document:
     from nst_bench.suites import training
 
-    return training.measure(subject.vgg, subject.device, width=1.0, batch=4, tick=context.tick)
+    return training.measure(subject.vgg, subject.device, width=1.0, batch=4, on_progress=context.on_progress)
 
 
 def _export(subject: Subject, context: Context) -> Document:
     from nst_bench.suites import export
 
-    return export.measure(device=subject.device, tick=context.tick)
+    return export.measure(device=subject.device, on_progress=context.on_progress)
 
 
 SHORT = (Step("speedup", 40, partial(_speedup, sizes=(256, 512), equal_loss=()), card=60),)

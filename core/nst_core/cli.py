@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import entry_points, version
+from typing import Any
 
 import typer
+
+from nst_core.options import CommandLine
 
 
 def _version(asked: bool) -> None:
@@ -31,14 +34,19 @@ def _open_standard_streams() -> None:
     os.close(opened)
 
 
-def main() -> None:
-    """Run `nst`."""
-    _open_standard_streams()
-    root = typer.Typer(add_completion=False, no_args_is_help=True)
+def umbrella() -> Any:
+    """The command `nst` with those of every installed package below it."""
+    root = CommandLine(no_args_is_help=True, rich_markup_mode="rich")
     root.callback()(_root)
     group = typer.main.get_group(root)
     for entry in sorted(entry_points(group="nst.commands"), key=lambda entry: entry.name):
         command = typer.main.get_command(entry.load())
         command.name = entry.name
         group.commands[entry.name] = command
-    group(prog_name="nst")
+    return group
+
+
+def main() -> None:
+    """Run `nst`."""
+    _open_standard_streams()
+    umbrella()(prog_name="nst")

@@ -1,7 +1,9 @@
-"""Command lines made of settings, so that the two cannot drift.
+"""Command lines: what every program has in common, and options that are made of settings.
 
-A settings dataclass is the one place where an option's name, type, default and help stand. The
-fields' `metadata["help"]` is what `--help` shows.
+`CommandLine` is Typer with our defaults and `-v` and `-q` on every command.
+
+A settings dataclass is the one place where an option's name, type, default and help stand, so that command line and
+API cannot drift. The fields' `metadata["help"]` is what `--help` shows.
 """
 
 from __future__ import annotations
@@ -11,14 +13,92 @@ import shutil
 from collections.abc import Callable
 from dataclasses import Field, field, fields
 from functools import wraps
-from typing import Annotated, Any, Literal, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
-from nst_core.console import one_line_errors
+from nst_core.console import one_line_errors, verbosity
+from nst_core.process import settings_of_a_command
 
 HELP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 100 else None
 """How a command shows its help: its tables need 100 columns; plain text is complete on a terminal of 80."""
+
+ProgressJson = Annotated[
+    Path | None,
+    typer.Option(help="Append what the command does to this file or pipe as lines of JSON, for other programs."),
+]
+"""`--progress-json`; the command gives it to `one_line_errors`."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class CommandLine(typer.Typer):
+    """A program: every command of it has `--verbose` and `--quiet`, also before the name of a subcommand."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"add_completion": False, "rich_markup_mode": HELP, **settings})
+
+    def command(self, *names: Any, **settings: Any) -> Callable[[Function], Function]:
+        """Register a command, as Typer's method does."""
+        return _registered(super().command(*names, **settings))
+
+    def callback(self, **settings: Any) -> Callable[[Function], Function]:
+        """Register what runs before the subcommands, as Typer's method does."""
+        return _registered(super().callback(**settings))
+
+
+def _registered(register: Callable[[Callable[..., Any]], Any]) -> Callable[[Function], Function]:
+    def decorate(function: Function) -> Function:
+        register(_with_verbosity(function))
+        return function
+
+    return decorate
+
+
+_VERBOSE = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, show_default=False, help="Show more of what happens; -vv for debugging."
+    ),
+]
+_QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors and results only.")]
+
+
+def _with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with two more options, which hold until it and its subcommand have ended, as do Pillow's settings."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())
+    taken = next((parameter.name for parameter in own if parameter.annotation is typer.Context), None)
+
+    @wraps(command)
+    def run(**given: Any) -> Any:
+        context = given[taken] if taken else given.pop("_context")
+        verbose, quiet = given.pop("verbose"), given.pop("quiet")
+        if verbose and quiet:
+            raise typer.BadParameter("give --verbose or --quiet, not both")
+        if verbose or quiet or context.parent is None:
+            context.with_resource(verbosity(verbose, quiet))
+        if context.parent is None:
+            context.with_resource(settings_of_a_command())
+        return command(**given)
+
+    added = [_keyword("verbose", _VERBOSE, 0), _keyword("quiet", _QUIET, False)]
+    if not taken:
+        added.append(_keyword("_context", typer.Context))
+    _declare(run, [*own, *added])
+    return run
+
+
+def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _declare(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> None:
+    """Give a wrapper the parameters that Typer makes options and arguments of."""
+    named = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    function.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in named}
+    del function.__wrapped__  # type: ignore[attr-defined]  # Typer would read the old signature through it
 
 
 def option(default: Any, help: str) -> Any:
@@ -35,10 +115,11 @@ def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[...
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [one for name, one in inspect.signature(command, eval_str=True).parameters.items() if name != "settings"]
+        parameters = inspect.signature(command, eval_str=True).parameters
+        own = [parameter for name, parameter in parameters.items() if name != "settings"]
         hints = get_type_hints(settings)
-        made = [_parameter(one, hints[one.name], unset) for one in fields(settings)]
-        names = [one.name for one in made]
+        made = [_parameter(setting, hints[setting.name], unset) for setting in fields(settings)]
+        names = [parameter.name for parameter in made]
 
         @wraps(command)
         def run(**given: Any) -> None:
@@ -50,17 +131,14 @@ def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[...
                     given["settings"] = settings(**chosen)
             command(**given)
 
-        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in [*own, *made]]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        del run.__wrapped__  # Typer would read the old signature through it
+        _declare(run, [*own, *made])
         return run
 
     return decorate
 
 
-def _parameter(one: Field[Any], hint: Any, unset: bool) -> inspect.Parameter:
-    shown: Any = typer.Option(help=one.metadata["help"])
-    annotation = Annotated[hint | None, shown] if unset else Annotated[hint, shown]
-    default = None if unset else one.default
-    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+def _parameter(setting: Field[Any], hint: Any, unset: bool) -> inspect.Parameter:
+    option: Any = typer.Option(help=setting.metadata["help"])
+    if unset:
+        return _keyword(setting.name, Annotated[hint | None, option], None)
+    return _keyword(setting.name, Annotated[hint, option], setting.default)

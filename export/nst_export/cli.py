@@ -10,14 +10,15 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from nst_core.console import console, fail, one_line_errors, say
+from nst_core.console import console, fail, one_line_errors, say, show
 from nst_core.contract import Purpose
 from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
-from nst_core.options import HELP
+from nst_core.options import CommandLine, ProgressJson
 from nst_export.tensorrt import DEFAULT_SHAPES
 
 if TYPE_CHECKING:
+    from nst_core.events import EventLog
     from nst_export.export_plan import ExportPlan, Target
     from nst_export.graph.rewrites import Runtime
 
@@ -31,7 +32,7 @@ class _CheckpointOrCommand(TyperGroup):
         return super().parse_args(context, arguments)
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=HELP, cls=_CheckpointOrCommand)
+app = CommandLine(cls=_CheckpointOrCommand)
 
 
 @app.callback()
@@ -93,13 +94,14 @@ def publish(
     load: Annotated[
         str | None, typer.Option(help="A running server to load it, grpc://host:8001 or http://host:8000.")
     ] = None,
+    progress_json: ProgressJson = None,
 ) -> None:
     """Export checkpoints, compare each with PyTorch, and publish it for Triton.
 
     `nst-export inspect FOLDER` shows what was published. `nst-export verify FOLDER` runs an engine that could not run
     on the machine that exported it.
     """
-    with one_line_errors("export"):
+    with one_line_errors("export", command="nst export", progress_json=progress_json) as events:
         from nst_export.checkpoints import find_checkpoints
         from nst_export.export_plan import ExportPlan, default_provider
         from nst_export.tensorrt import parse_shapes
@@ -127,42 +129,57 @@ def publish(
         folder = repository or Path("engines" if target == "tensorrt-rtx" else "model_repository")
         if load and target == "tensorrt-rtx":
             raise InputError("--load is for what Triton serves, and it has no backend for tensorrt-rtx")
-        failures = _export_all(found, name, folder, plan, load)
+        failures = _export_all(found, name, folder, plan, load, events)
         if failures:
             say(f"{failures} of {len(found)} failed")
+            events.end("failed", message=f"{failures} of {len(found)} failed")
             raise typer.Exit(1)
+        events.end("finished", output=folder)
         if target != "tensorrt-rtx" and not load:
             say(f"serve it: nst-serve --repository {folder}")
 
 
-def _export_all(paths: list[Path], name: str | None, repository: Path, plan: ExportPlan, server: str | None) -> int:
+def _export_all(
+    paths: list[Path], name: str | None, repository: Path, plan: ExportPlan, server: str | None, events: EventLog
+) -> int:
     """Export each checkpoint, and have `server` load it; return how many failed. A single failure is raised."""
+    from nst_export.pipeline import export_and_publish
+
     failures = 0
-    for path in paths:
+    for position, path in enumerate(paths):
+        events.progress("exporting", position, len(paths), unit="checkpoints", checkpoint=path)
         try:
-            _export(path, name or path.stem, repository, plan, server)
+            published = export_and_publish(path, name or path.stem, repository, plan, on_progress=say)
         except NstError as error:
             if len(paths) == 1:
                 raise
             fail(type(error)(f"{path}: {error}"))
+            events.write("refused", checkpoint=path, message=" ".join(str(error).split()))
             failures += 1
+            continue
+        for model in published:
+            # Both parts of a tiled model have the same checks.
+            _show(model.verification, figures=model.verification["purpose"] != Purpose.STATISTICS)
+            say(f"published {model.folder}")
+            events.write(
+                "published", model=model.verification["model"], version=model.folder.name, folder=model.folder
+            )
+        for model in published if server else ():
+            _load(str(server), model.verification["model"], model.folder.name)
     return failures
 
 
-def _export(path: Path, name: str, repository: Path, plan: ExportPlan, server: str | None) -> None:
-    from nst_export.pipeline import export_checkpoint
-    from nst_export.repository.loading import load
+def _load(url: str, model: str, version: str) -> None:
+    """Have a running server load what was published; `ExportError` if it does not."""
+    from nst_export.errors import ExportError
+    from nst_server.control import Control
+    from nst_server.errors import ServerError
 
-    published = export_checkpoint(path, name, repository, plan, on_progress=say)
-    for model in published:
-        # Both parts of a tiled model have the same checks.
-        _show(model.verification, figures=model.verification["purpose"] != Purpose.STATISTICS)
-        say(f"published {model.folder}")
-    if server:
-        for model in published:
-            name, version = model.verification["model"], model.folder.name
-            load(server, name, version)
-            say(f"{server} serves version {version} of {name}")
+    try:
+        Control.at(url).load(model, version)
+    except ServerError as error:
+        raise ExportError(f"published, but {url} did not load {model}: {error}") from error
+    say(f"{url} serves version {version} of {model}")
 
 
 @app.command()
@@ -176,9 +193,9 @@ def inspect(
 
         for position, version in enumerate(find_versions(path)):
             if position:
-                say("")
+                show("")
             for line in describe(version, size):
-                say(line)
+                show(line)
 
 
 @app.command()

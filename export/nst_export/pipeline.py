@@ -19,7 +19,7 @@ from nst_core.contract import Parameter, Purpose
 from nst_core.engines import plans
 from nst_core.errors import NstError
 from nst_core.files import STORAGE_FAULTS
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export.checkpoints import served_modules
 from nst_export.errors import ExportError
 from nst_export.export_plan import FILES, ExportPlan
@@ -46,7 +46,7 @@ class Published:
     verification: dict[str, Any]
 
 
-def export_checkpoint(
+def export_and_publish(
     path: Path,
     name: str,
     repository: Path,

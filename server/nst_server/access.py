@@ -26,10 +26,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nst_core.contract import TOKEN_HEADER, Variable
 from nst_core.errors import InputError
-
-HEADER = "nst-token"
-"""HTTP's header; gRPC's metadata is the same behind Triton's own prefix."""
 
 CONTROL = ("model-repository", "trace", "logging")
 CALLS = ("metadata", "inference", "model-config", "statistics")
@@ -51,14 +49,24 @@ class Access:
 
     def options(self, address: str) -> list[str]:
         """Triton's options that close its groups, for a server that is reached at `address`."""
-        by_key, by_token = [*CONTROL], [*CALLS]
-        (by_token if self.token or is_loopback(address) else by_key).append(SHARED_MEMORY)
-        closed = [(by_key, self.key)] + ([(by_token, self.token)] if self.token else [])
+        by_key, by_token = list(CONTROL), list(CALLS)
+        if self.token or is_loopback(address):
+            by_token.append(SHARED_MEMORY)
+        else:
+            by_key.append(SHARED_MEMORY)
+        closed = [(by_key, self.key)]
+        if self.token:
+            closed.append((by_token, self.token))
         return [
-            f"--{option}={','.join(groups)}:{HEADER}={secret}"
+            f"--{option}={','.join(groups)}:{TOKEN_HEADER}={secret}"
             for groups, secret in closed
             for option in ("http-restricted-api", "grpc-restricted-protocol")
         ]
+
+    @property
+    def secrets(self) -> list[str]:
+        """Those that there are."""
+        return [secret for secret in (self.key, self.token) if secret]
 
 
 def is_loopback(address: str) -> bool:
@@ -75,7 +83,7 @@ def read_token(file: Path | None) -> str | None:
     and `._~+/=-`, which is what every client can put into a header.
     """
     if file is None:
-        text, source = os.environ.get("NST_TOKEN", ""), "NST_TOKEN"
+        text, source = os.environ.get(Variable.TOKEN, ""), str(Variable.TOKEN)
         if not text:
             return None
     else:

@@ -1,36 +1,38 @@
-"""Asking a running Triton about its models, and to load and unload them, over its plain HTTP on this machine."""
+"""What a running Triton has loaded, and loading and unloading its models, by HTTP or gRPC."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
-from http.client import HTTPException
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
+from nst_core.contract import Variable
 from nst_core.errors import InputError
-from nst_server import links
-from nst_server.access import HEADER
+from nst_server import triton_api
 from nst_server.errors import ServerError
-from nst_server.repository import NAME
+from nst_server.launch import Launch
+from nst_server.repository import links
+from nst_server.repository.models import NAME
+from nst_server.state import State, key_for
+from nst_server.triton_api import NoAnswer, NotTriton, Refusal, TritonApi
 
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks this machine's server itself, whatever `http_proxy` says: the key is no proxy's business."""
+LOAD_TIMEOUT_SECONDS = 300.0
+"""How long a model may take to load; loading warms it up."""
 
-PATIENCE = 300.0
-"""Seconds that a model may take to load; loading warms it up."""
-
-UNLOAD_SECONDS = 60.0
-"""Seconds that a model may take to unload: it answers the requests that it has."""
+UNLOAD_TIMEOUT_SECONDS = 60.0
+"""How long a model may take to unload: it answers the requests that it has."""
 
 LAYERS = re.compile(
     r"^(load failed for model '[^']*': |version \d+ is at UNAVAILABLE state: |Internal: |Invalid argument: "
     r"|TritonModelException: )+"
 )
+"""What Triton's layers put before the reason of a failure."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,97 +54,126 @@ class Model:
         """Whether nobody wants it served: it was never loaded, or it was unloaded."""
         return not self.state or (self.state == "UNAVAILABLE" and self.reason == "unloaded")
 
-    def shown(self) -> str:
+    def describe(self) -> str:
         """For a person: `mosaic version 3: ready`."""
-        said = "ready" if self.ready else "not loaded" if self.idle else cause(self.reason) or self.state.lower()
-        return f"{self.name} version {self.version}: {said}" if self.version else f"{self.name}: {said}"
+        state = "ready" if self.ready else "not loaded" if self.idle else cause(self.reason) or self.state.lower()
+        return f"{self.name} version {self.version}: {state}" if self.version else f"{self.name}: {state}"
 
 
 @dataclass(frozen=True)
 class Control:
-    """The calls of one server: its plain HTTP URL, the key if it has one, and its repository as it is to be named."""
+    """The models of the server at `url` (http, https, grpc or grpcs).
+
+    `key` opens the calls that a server guards. `authorities` is the PEM file of the certificates to trust, if not the
+    system's. `repository` is what messages call the server's model repository.
+    """
 
     url: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     repository: str = "model_repository"
+    authorities: Path | None = None
+
+    @classmethod
+    def of(cls, state: State) -> Control:
+        """For this user's server on this machine."""
+        return cls(state.control, state.key, state.repository)
+
+    @classmethod
+    def of_launch(cls, launch: Launch) -> Control:
+        """For a Triton that this process starts."""
+        key = launch.access.key if launch.access else None
+        return cls(launch.endpoints.control, key, str(launch.repository))
+
+    @classmethod
+    def at(cls, url: str) -> Control:
+        """For any server.
+
+        The key is the one that nst-serve keeps if it is this user's server on this machine, else the value of
+        NST_TOKEN. TLS trusts the system's authorities, or the PEM file that NST_CA names. Raises `InputError` for a
+        `url` that is no address, and for an NST_CA that is no file.
+        """
+        triton_api.check_url(url)
+        authorities = os.environ.get(Variable.CA)
+        if authorities and not Path(authorities).is_file():
+            raise InputError(f"{Variable.CA}={authorities}: no such file")
+        key = key_for(url) or os.environ.get(Variable.TOKEN)
+        return cls(url, key, authorities=Path(authorities) if authorities else None)
 
     def live(self) -> bool:
         """Whether Triton answers."""
-        try:
-            with DIRECT.open(f"{self.url}/v2/health/live", timeout=5.0):
-                return True
-        except (OSError, HTTPException):
-            return False
+        return self._api.live()
 
-    def models(self, patience: float = PATIENCE) -> list[Model]:
+    def models(self, timeout_seconds: float = LOAD_TIMEOUT_SECONDS) -> list[Model]:
         """Every version that Triton knows of, and what became of it; `ServerError` without an answer in time."""
-        listed = self._post("index", patience=patience)
-        if not isinstance(listed, list) or not all(isinstance(model, dict) and "name" in model for model in listed):
-            raise ServerError(f"what answers at {self.url} is no Triton: {str(listed)[:60]!r}")
         return [
             Model(
-                name=model["name"],
-                version=model.get("version", ""),
-                state=model.get("state", ""),
-                reason=links.outward(model.get("reason", ""), self.repository),
+                name=entry["name"],
+                version=entry.get("version", ""),
+                state=entry.get("state", ""),
+                reason=links.outward(entry.get("reason", ""), self.repository),
             )
-            for model in listed
-            if NAME.fullmatch(model["name"])  # of the others nothing is ever loaded
+            for entry in self._call(lambda: self._api.index(timeout_seconds))
+            if NAME.fullmatch(entry["name"])  # Triton loads nothing by another name
         ]
 
-    def load(self, name: str) -> list[Model]:
-        """Load a model's newest version, warm it up, and return what is ready; `ServerError` with the reason if not.
+    def load(self, name: str, version: str | None = None) -> list[Model]:
+        """Load a model's newest version, warm it up, and return the versions that are ready.
 
-        Raises `InputError` for what cannot be a model's name.
+        With `version`, wait until that version is ready. Raises `ServerError` with the reason if the model does not
+        load, and `InputError` for what cannot be a model's name.
         """
         if not NAME.fullmatch(name):
             raise InputError(f"{name!r} is no model's name: it has letters, digits, _, - and . only")
         if not any(model.name == name for model in self.models()):
             raise ServerError(f"no model {name!r} in the repository; nst-serve status lists them")
-        self._post(f"models/{quote(name, safe='')}/load", name)
-        return [model for model in self.models() if model.name == name and model.ready]
+        deadline = time.monotonic() + LOAD_TIMEOUT_SECONDS
+        self._call(lambda: self._api.load(name, LOAD_TIMEOUT_SECONDS), name)
+        while True:
+            ready = [model for model in self.models() if model.name == name and model.ready]
+            if version is None or any(model.version == version for model in ready):
+                return ready
+            if time.monotonic() > deadline:
+                raise ServerError(f"version {version} of {name} is not served after {LOAD_TIMEOUT_SECONDS:.0f} s")
+            time.sleep(0.2)
 
     def unload(self, name: str) -> None:
         """Unload a model and wait until its last request is answered; `ServerError` if that takes too long."""
-        deadline = time.monotonic() + UNLOAD_SECONDS
-        if not any(one.name == name and one.ready for one in self.models(UNLOAD_SECONDS)):
+        deadline = time.monotonic() + UNLOAD_TIMEOUT_SECONDS
+        if not any(model.name == name and model.ready for model in self.models(UNLOAD_TIMEOUT_SECONDS)):
             raise ServerError(f"no model {name!r} is loaded; nst-serve status lists them")
-        self._post(f"models/{quote(name, safe='')}/unload", name, patience=UNLOAD_SECONDS)
-        while any(one.name == name and not one.idle for one in self.models(UNLOAD_SECONDS)):
+        self._call(lambda: self._api.unload(name, UNLOAD_TIMEOUT_SECONDS), name)
+        while any(model.name == name and not model.idle for model in self.models(UNLOAD_TIMEOUT_SECONDS)):
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"{name} is not unloaded after {UNLOAD_SECONDS:.0f} s: it has requests, or its process hangs; "
-                    "nst-serve status tells what becomes of it, nst-serve stop ends the server"
+                    f"{name} is not unloaded after {UNLOAD_TIMEOUT_SECONDS:.0f} s: it has requests, or its process "
+                    "hangs; nst-serve status tells what becomes of it, nst-serve stop ends the server"
                 )
             time.sleep(0.1)
 
     def forget(self, name: str) -> None:
         """Unload a model whose folder is gone, which Triton lists no more, and do not wait; `ServerError` if not."""
-        self._post(f"models/{quote(name, safe='')}/unload", name)
+        self._call(lambda: self._api.unload(name, LOAD_TIMEOUT_SECONDS), name)
 
-    def _post(self, call: str, name: str = "", patience: float = PATIENCE) -> Any:
-        request = urllib.request.Request(f"{self.url}/v2/repository/{call}", b"{}", {HEADER: self.key or ""})
+    @property
+    def _api(self) -> TritonApi:
+        return triton_api.connect(self.url, self.key, self.authorities)
+
+    def _call(self, call: Callable[[], T], name: str = "") -> T:
+        """What `call` returns; its failure as a `ServerError`, about the model `name` if there is one."""
         try:
-            with DIRECT.open(request, timeout=patience) as answer:
-                said = answer.read()
-                return json.loads(said) if said else None
-        except urllib.error.HTTPError as error:
-            reason = links.outward(cause(_message(error.read().decode(errors="replace"))), self.repository)
-            raise ServerError(f"{name}: {reason}" if name else reason) from error
-        except (OSError, HTTPException) as error:
+            return call()
+        except Refusal as refusal:
+            reason = links.outward(cause(str(refusal)), self.repository)
+            if "restricted" in reason:
+                reason = f"{self.url} wants its key: use nst-serve on its machine, or give the key in {Variable.TOKEN}"
+            raise ServerError(f"{name}: {reason}" if name else reason) from refusal
+        except NoAnswer as error:
             raise ServerError(f"no answer from Triton at {self.url}: {error}") from error
-        except ValueError as error:
-            raise ServerError(f"what answers at {self.url} is no Triton: {said[:60]!r}") from error
+        except NotTriton as error:
+            raise ServerError(f"what answers at {self.url} is no Triton: {str(error)!r}") from error
 
 
 def cause(reason: str) -> str:
     """Triton's reason without the names of its layers and the place in the backend where it was raised."""
-    said = reason.replace("\\n", "\n").split("\n\nAt:")[0]
-    return " ".join(LAYERS.sub("", said).split()).rstrip(";")
-
-
-def _message(said: str) -> str:
-    try:
-        return str(json.loads(said)["error"])
-    except (ValueError, KeyError, TypeError):
-        return said
+    text = reason.replace("\\n", "\n").split("\n\nAt:")[0]
+    return " ".join(LAYERS.sub("", text).split()).rstrip(";")

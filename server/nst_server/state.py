@@ -19,7 +19,6 @@ from nst_core.devices import Device
 from nst_core.errors import InputError, WriteError
 from nst_core.files import atomic_write, state_folder
 from nst_server.access import Access, is_loopback
-from nst_server.control import Control
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
 
@@ -59,10 +58,6 @@ class State:
             key=access.key,
             device=str(device),
         )
-
-    def controlled(self) -> Control:
-        """What steers it."""
-        return Control(self.control, self.key, self.repository)
 
     def running(self) -> bool:
         """Whether the process is still there."""

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nst_bench import nvml, tables
+from nst_bench import tables
 from nst_bench.cli import app
+from nst_bench.machine import nvml
 from nst_bench.suites import energy
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -75,7 +76,9 @@ def test_joules_an_image_of_the_network_and_of_the_optimisation(
         yield f"{energy.GATYS}, 500 iterations", 1.0 / energy.ITERATIONS, drawing(0.005, 400.0)
 
     monkeypatch.setattr(energy, "_works", works)
-    monkeypatch.setattr(energy, "header", lambda schema: {"schema": schema, "date": "today", "machine": MACHINE})
+    monkeypatch.setattr(
+        energy, "document_header", lambda schema: {"schema": schema, "date": "today", "machine": MACHINE}
+    )
     served: Any = SimpleNamespace(model="seven", exported=SimpleNamespace(precision="fp16"))
     document = energy.measure(small_checkpoint, served, card)
     network, gatys = document["rows"]

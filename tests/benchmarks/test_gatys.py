@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from nst_bench.cli import app
 from nst_bench.suites.gatys import gflop
-from nst_trainer.settings import PRESETS
+from nst_trainer.optimization.settings import PRESETS
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import vgg16_weights
 

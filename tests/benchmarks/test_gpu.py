@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from nst_bench import gpu
-from nst_bench.engines import OTHER, Bare, in_process, photograph, plan_for
-from nst_bench.exported import Exported
-from nst_bench.gpu import MissingEngine, by_cuda_sessions, by_tensorrt
+from nst_bench.engines.bare import BareModel
+from nst_bench.engines.base import MissingEngine, Stylize
+from nst_bench.engines.contestants import OTHER_DEVICE, contestants
+from nst_bench.engines.runtimes import TENSORRT_CONTEXTS, onnx_runtime_cuda, tensorrt_plan
+from nst_bench.machine.cuda import why_no_cuda
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.export import default_export_plan
+from nst_bench.served.exported import ExportedModel
 from nst_bench.suites import latency
 from nst_core import devices
 from nst_core.devices import Device, Gpu
 from nst_export.export_plan import ExportPlan
-from nst_export.pipeline import export_checkpoint
+from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
@@ -31,14 +35,14 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     """A model of two styles for TensorRT, whose plan nobody has built."""
     folder = tmp_path_factory.mktemp("gpu")
     save(checkpoint, folder / "two.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
-        export_checkpoint(folder / "two.pth", "two", folder, ExportPlan(runtime="tensorrt", precision="fp32", cores=2))
-    return Exported(folder / "two")
+        export_and_publish(folder / "two.pth", "two", folder, ExportPlan(runtime="tensorrt", precision="fp32", cores=2))
+    return ExportedModel(folder / "two")
 
 
 @pytest.fixture
@@ -52,65 +56,67 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
 
 
 def test_a_bare_engine_of_tensorrt_paints_what_the_network_paints(
-    fake: FakeGpu, exported: Exported, checkpoint: Checkpoint
+    fake: FakeGpu, exported: ExportedModel, checkpoint: Checkpoint
 ) -> None:
     assert exported.device == "GPU" and exported.styles == ("a", "b")
-    bare = Bare(exported.folder)
-    assert (bare.provider, bare.threads, len(bare.sessions)) == ("TensorRT", None, gpu.CONTEXTS)
+    bare = BareModel(exported.folder)
+    assert (bare.provider, bare.threads, len(bare.sessions)) == ("TensorRT", None, TENSORRT_CONTEXTS)
     reference = gpu_free(checkpoint, exported)
     for size in ((64, 64), (61, 83)):
-        pixels = photograph(*size)
-        assert np.abs(bare.paint(pixels).astype(int) - reference(pixels).astype(int)).max() <= 1
-    assert bare.together(photograph(64, 64), 5) > 0
+        pixels = sample_photograph(*size)
+        assert np.abs(bare.stylize(pixels).astype(int) - reference(pixels).astype(int)).max() <= 1
+    assert bare.seconds_for(sample_photograph(64, 64), 5) > 0
     assert fake.tensorrt.counts["builds"] == 1, "the plan is built once, and then in the cache"
-    by_tensorrt(exported)
+    tensorrt_plan(exported)
     assert fake.tensorrt.counts["builds"] == 1
 
 
-def test_a_model_for_a_gpu_says_why_it_does_not_run_here(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_for_a_gpu_says_why_it_does_not_run_here(
+    exported: ExportedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
-    for paint in (lambda: Bare(exported.folder), lambda: by_cuda_sessions(Path("none.onnx"), exported)):
+    for paint in (lambda: BareModel(exported.folder), lambda: onnx_runtime_cuda(Path("none.onnx"), 2)):
         with pytest.raises(MissingEngine, match=r"^no NVIDIA GPU \(for this test\)$"):
             paint()
 
 
 def test_a_model_that_is_not_for_tensorrt_has_no_plan(
-    fake: FakeGpu, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeGpu, exported: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = (exported.folder / "config.pbtxt").read_text()
     (tmp_path / "two" / "1").mkdir(parents=True)
     (tmp_path / "two" / "1" / "model.onnx").write_bytes((exported.version / "model.onnx").read_bytes())
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace('backend: "tensorrt"', 'backend: "onnxruntime"'))
     with pytest.raises(MissingEngine, match="two was not exported for TensorRT: nst-export --for tensorrt"):
-        by_tensorrt(Exported(tmp_path / "two"))
+        tensorrt_plan(ExportedModel(tmp_path / "two"))
     with pytest.raises(MissingEngine, match="has no CUDAExecutionProvider"):
-        Bare(tmp_path / "two")
+        BareModel(tmp_path / "two")
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace("16x16/", "16/"))
     with pytest.raises(MissingEngine, match="16/"):
-        by_tensorrt(Exported(tmp_path / "two"))
+        tensorrt_plan(ExportedModel(tmp_path / "two"))
 
 
 def test_a_run_has_the_engines_of_its_device_and_the_others_say_why(
-    exported: Exported, checkpoint: Checkpoint, card: Device, cpu: Device
+    exported: ExportedModel, checkpoint: Checkpoint, card: Device, cpu: Device
 ) -> None:
-    for device, kind, reason in ((card, "CPU", OTHER), (cpu, "GPU", cpu.reason)):
-        others = [one for one in in_process(checkpoint.network, exported, device) if one.device == kind]
+    for device, kind, reason in ((card, "CPU", OTHER_DEVICE), (cpu, "GPU", cpu.reason)):
+        others = [one for one in contestants(checkpoint.network, exported, device) if one.device == kind]
         assert len(others) >= 4
         for one in others:
             with pytest.raises(MissingEngine) as found:
                 one.load()
             assert str(found.value) == reason
-    names = {one.name for one in in_process(checkpoint.network, exported, card) if one.device == "GPU"}
+    names = {one.name for one in contestants(checkpoint.network, exported, card) if one.device == "GPU"}
     assert {"PyTorch, CUDA graph, FP16", "ONNX Runtime, CUDA, FP32", "TensorRT, FP32"} <= names
 
 
 def test_a_run_on_a_gpu_has_its_rows_or_reasons(
-    fake: FakeGpu, exported: Exported, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    fake: FakeGpu, exported: ExportedModel, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the server, on the fake GPU, which PyTorch and ONNX Runtime cannot use."""
     device = devices.choose("gpu")
     machine = {"matrix_product_gflops": 1.0, "memory_gbs": 1.0, "cuda": {"unmeasured": "it is a fake"}}
-    monkeypatch.setattr(latency, "header", lambda schema: {"schema": schema, "machine": machine})
+    monkeypatch.setattr(latency, "document_header", lambda schema: {"schema": schema, "machine": machine})
     monkeypatch.setattr(latency, "ways", lambda *_: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     served: Any = SimpleNamespace(exported=exported, model="two", style="a")
@@ -119,27 +125,27 @@ def test_a_run_on_a_gpu_has_its_rows_or_reasons(
     row = steady["TensorRT, FP32", "GPU"]
     assert row["n"] >= latency.FEWEST and row["levels"] <= 1 and row["gflop"] > 0 and "share_of_matrix_rate" not in row
     reasons = {engine: row["missing"] for (engine, kind), row in steady.items() if kind == "GPU" and "missing" in row}
-    assert reasons["PyTorch eager"] == reasons["PyTorch, CUDA graph, FP16"] == gpu.without_cuda()
+    assert reasons["PyTorch eager"] == reasons["PyTorch, CUDA graph, FP16"] == why_no_cuda()
     assert "has no CUDAExecutionProvider" in reasons["ONNX Runtime, CUDA, FP32"]
     assert "torch.compile takes half a minute" in reasons["PyTorch compiled"]
     assert "install PyTorch for CUDA" in reasons[latency.CUDA_SHARED_MEMORY]
-    assert {row["missing"] for (_, kind), row in steady.items() if kind == "CPU"} == {OTHER}
+    assert {row["missing"] for (_, kind), row in steady.items() if kind == "CPU"} == {OTHER_DEVICE}
 
 
 def test_an_untrained_network_is_exported_for_the_device(card: Device, cpu: Device) -> None:
-    assert [plan_for(device).engine for device in (card, cpu, None)] == ["tensorrt", "cpu", "cpu"]
+    assert [default_export_plan(device).engine for device in (card, cpu, None)] == ["tensorrt", "cpu", "cpu"]
 
 
 @pytest.mark.gpu
 def test_every_engine_of_the_card_paints_the_picture(
-    exported: Exported, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: ExportedModel, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice each size, in turn: graphs and sessions are used again. What is not installed says so."""
     monkeypatch.setenv("NST_CACHE", str(tmp_path / "cache"))
     device = devices.choose("gpu")
     reference = gpu_free(checkpoint, exported)
     painted = 0
-    for engine in in_process(checkpoint.network, exported, device):
+    for engine in contestants(checkpoint.network, exported, device):
         if engine.device == "CPU" or engine.compiles:
             continue
         try:
@@ -148,13 +154,13 @@ def test_every_engine_of_the_card_paints_the_picture(
             print(f"{engine.name}: {error}")
             continue
         for size in ((64, 64), (61, 83), (64, 64), (61, 83)):
-            pixels = photograph(*size)
+            pixels = sample_photograph(*size)
             difference = np.abs(paint(pixels).astype(int) - reference(pixels).astype(int))
             assert difference.mean() < 1.0, (engine.name, size)
         painted += 1
     assert painted >= 2
 
 
-def gpu_free(checkpoint: Checkpoint, exported: Exported) -> gpu.Paint:
+def gpu_free(checkpoint: Checkpoint, exported: ExportedModel) -> Stylize:
     """PyTorch on the processor."""
-    return in_process(checkpoint.network, exported, Device("cpu", "for this test"))[0].load()
+    return contestants(checkpoint.network, exported, Device("cpu", "for this test"))[0].load()

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from nst_bench.engines import Engine, Served, publish, served, untrained
-from nst_bench.exported import Exported
-from nst_bench.gpu import Paint
+from nst_bench.engines.base import Stylize
+from nst_bench.engines.contestants import Contestant
 from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
+from nst_bench.peers import process
+from nst_bench.served.export import export_checkpoint, untrained_checkpoint
+from nst_bench.served.exported import ExportedModel
+from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suites import cold, latency, peers
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import Pixels
-from nst_server import triton
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, save
 
 ROOT = Path(__file__).parents[2]
@@ -26,19 +29,19 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def tiny() -> Checkpoint:
-    return untrained(0.125)
+    return untrained_checkpoint(0.125)
 
 
 @pytest.fixture(scope="module")
 def repository(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("latency") / "models"
-    publish(tiny, folder)
+    export_checkpoint(tiny, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[Served]:
-    with served(triton.find(ROOT / ".triton", print), repository, "untrained-0.125") as running:
+def server(repository: Path) -> Iterator[ModelServer]:
+    with serve_model(find_triton(ROOT / ".triton", print), repository, "untrained-0.125") as running:
         yield running
 
 
@@ -63,7 +66,7 @@ def test_an_engine_that_takes_a_known_time_is_measured_within_two_per_cent() -> 
 
 
 def test_every_engine_has_rows_or_a_reason(
-    tiny: Checkpoint, server: Served, monkeypatch: pytest.MonkeyPatch, cpu: Device
+    tiny: Checkpoint, server: ModelServer, monkeypatch: pytest.MonkeyPatch, cpu: Device
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     parts: list[int] = []
@@ -98,13 +101,17 @@ def test_every_engine_has_rows_or_a_reason(
 
 
 def test_a_model_of_another_checkpoint_is_refused(tiny: Checkpoint, repository: Path, tmp_path: Path) -> None:
-    save(untrained(0.25), tmp_path / "other.pth")
+    save(untrained_checkpoint(0.25), tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"was not exported from .*other\.pth"):
-        Exported(repository / "untrained-0.125").check_source(tmp_path / "other.pth")
+        ExportedModel(repository / "untrained-0.125").check_source(tmp_path / "other.pth")
 
 
 def test_an_engine_that_breaks_is_a_reason_and_the_others_go_on(
-    tiny: Checkpoint, server: Served, monkeypatch: pytest.MonkeyPatch, cpu: Device, capfd: pytest.CaptureFixture[str]
+    tiny: Checkpoint,
+    server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+    cpu: Device,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """One that does not load, and one that fails at its second size."""
 
@@ -113,11 +120,11 @@ def test_an_engine_that_breaks_is_a_reason_and_the_others_go_on(
             raise RuntimeError("out of\nmemory")
         return pixels
 
-    def load() -> Paint:
+    def load() -> Stylize:
         raise ValueError("seven")
 
-    engines = [Engine("fine", "CPU", lambda: lambda pixels: pixels), Engine("late", "CPU", lambda: breaks)]
-    monkeypatch.setattr(latency, "in_process", lambda *_, **__: [*engines, Engine("never", "CPU", load)])
+    engines = [Contestant("fine", "CPU", lambda: lambda pixels: pixels), Contestant("late", "CPU", lambda: breaks)]
+    monkeypatch.setattr(latency, "contestants", lambda *_, **__: [*engines, Contestant("never", "CPU", load)])
     document = latency.measure(tiny, server, cpu, effort=latency.Effort((96, 112), 0.05))
     steady = {(row["engine"], row["size"]): row for row in document["rows"] if row["phase"] == "steady"}
     assert steady["late", 112]["missing"] == "RuntimeError: out of memory" and "median" in steady["late", 96]
@@ -154,7 +161,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, cpu: Device) -> N
 WORKER = """
 import http.server, sys
 sys.path.insert(0, {real!r})
-import worker
+import main
 
 class Echo(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -170,24 +177,24 @@ if sys.argv[1] == "fastapi":
     http.server.HTTPServer(("127.0.0.1", int(sys.argv[4])), Echo).serve_forever()
 if sys.argv[1] == "litserve":
     sys.exit("it has no wings")
-worker.versions = lambda found=worker.versions: {{**found(), "fastapi": "1", "litserve": "2"}}
-worker.main(sys.argv[1:])
+main.versions = lambda found=main.versions: {{**found(), "fastapi": "1", "litserve": "2"}}
+main.main(sys.argv[1:])
 """
 """The real worker, with a peer that answers what it gets and one that ends in the places of two of its servers."""
 
 
 def test_peers_take_turns_with_ours(
-    tiny: Checkpoint, server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Checkpoint, server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "script.py"
-    script.write_text(WORKER.format(real=str(peers.WORKER.parent)))
+    script.write_text(WORKER.format(real=str(process.WORKER.parent)))
     shown = (
         peers.Peer("ONNX Runtime", "onnxruntime-openvino", peers.PROCESS, "ONNX Runtime", key="onnxruntime"),
         peers.Peer("Echo", "fastapi", peers.HTTP, "none", "nothing"),
         peers.Peer("Broken", "litserve", peers.HTTP, "none"),
         peers.Peer("Absent", "no-such-package", peers.PROCESS, "none"),
     )
-    monkeypatch.setattr(peers, "WORKER", script)
+    monkeypatch.setattr(process, "WORKER", script)
     monkeypatch.setattr(peers, "PEERS", shown)
     document = peers.measure(tiny, server, Path(sys.prefix), effort=peers.Effort((96,), 2))
     assert json.loads(json.dumps(document)) == document | {"rows": json.loads(json.dumps(document["rows"]))}

@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from nst_bench import machine
-from nst_bench.ceiling import Ceiling, Work, of_network
-from nst_bench.exported import Exported
-from nst_bench.gpu import torch_device, without_cuda
+from nst_bench.machine import description
+from nst_bench.machine.cuda import torch_device, why_no_cuda
+from nst_bench.machine.roofline import Roofline, Workload, network_workload
+from nst_bench.served.exported import ExportedModel
 from nst_bench.suites import methods, quality, speedup
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_core.images import fitted, open_image, sample_photographs
+from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.checkpoint import Checkpoint, frozen, save
+from nst_trainer.images import to_tensor
 from nst_trainer.networks import Johnson, Ulyanov
-from nst_trainer.optimization.gatys import Run
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.weights import vgg16_weights
 
 CPU = torch.device("cpu")
@@ -31,15 +31,15 @@ def test_arithmetic_and_memory_are_those_of_the_layers() -> None:
     gflop = sum(2 * k**2 * before * after * side**2 for k, before, after, side in layers) / 1e9
     maps = sum(after * side**2 for _, _, after, side in layers)
     weights = sum(parameter.numel() for parameter in network.parameters())
-    work = of_network(network, size)
+    work = network_workload(network, size)
     assert work.gflop == pytest.approx(gflop)
     assert work.gigabytes == pytest.approx((8 * maps + 4 * weights + 6 * size**2) / 1e9)
     assert next(network.parameters()).device.type == "cpu"
 
 
 def test_several_styles_and_other_networks_are_counted() -> None:
-    assert of_network(frozen(Johnson(width=0.125, styles=3)), 64).gflop > 0
-    assert of_network(frozen(Ulyanov()), 64).gflop > 0
+    assert network_workload(frozen(Johnson(width=0.125, styles=3)), 64).gflop > 0
+    assert network_workload(frozen(Ulyanov()), 64).gflop > 0
 
 
 def test_shares_are_of_the_device_that_ran() -> None:
@@ -48,14 +48,14 @@ def test_shares_are_of_the_device_that_ran() -> None:
         "memory_gbs": 10.0,
         "cuda": {"matrix_product_gflops": 1e3, "memory_gbs": 1e2},
     }
-    shares = Ceiling.of(found).shares(Work(50.0, 1.0), 1000.0)
+    shares = Roofline.of(found).shares(Workload(50.0, 1.0), 1000.0)
     assert shares == {"gflop": 50.0, "share_of_matrix_rate": 0.5, "share_of_bandwidth": 0.1}
-    assert Ceiling.of(found, "GPU").shares(Work(50.0, 1.0), 1000.0)["share_of_bandwidth"] == pytest.approx(0.01)
+    assert Roofline.of(found, "GPU").shares(Workload(50.0, 1.0), 1000.0)["share_of_bandwidth"] == pytest.approx(0.01)
 
 
 def test_the_machine_says_its_rates_and_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
-    found = machine.describe()
+    monkeypatch.setattr(description, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
+    found = description.describe()
     assert found["matrix_product_gflops"] > 0 and found["memory_gbs"] > 0
     assert found["gpu"] is None and found["cuda"] == {"missing": "no NVIDIA GPU (for this test)"}
 
@@ -63,22 +63,22 @@ def test_the_machine_says_its_rates_and_what_it_lacks(monkeypatch: pytest.Monkey
 def test_a_gpu_that_pytorch_cannot_use_is_described_all_the_same(
     monkeypatch: pytest.MonkeyPatch, driver: Any, card: Device
 ) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: ([card.gpu], ""))
+    monkeypatch.setattr(description, "gpus", lambda: ([card.gpu], ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     driver.refuses.add("nvmlDeviceGetClockInfo")
-    found = machine.describe()
+    found = description.describe()
     assert found["gpu"] == "NVIDIA H100 80GB HBM3"
     assert found["cuda"] == {
         **{"compute_capability": "9.0", "memory_gib": 80.0, "driver": "580.159.04", "driver_cuda": "13.0"},
-        **{"highest_sm_clock_mhz": 1980, "power_limit_w": 700, "temperature_c": 41, "unmeasured": without_cuda()},
+        **{"highest_sm_clock_mhz": 1980, "power_limit_w": 700, "temperature_c": 41, "unmeasured": why_no_cuda()},
     }
-    assert Ceiling.of(found, "GPU").shares(Work(50.0, 1.0), 1000.0) == {"gflop": 50.0}
+    assert Roofline.of(found, "GPU").shares(Workload(50.0, 1.0), 1000.0) == {"gflop": 50.0}
     assert driver.opened == 0
 
 
 @pytest.mark.gpu
 def test_the_gpu_says_its_rates() -> None:
-    found = machine.describe()
+    found = description.describe()
     assert found["cuda"]["tf32_gflops"] > 0 and found["cuda"]["precision"]["matrix_products"]
     assert found["cuda"]["sm_clock_mhz"] > 0 and found["cuda"]["driver"]
 
@@ -128,15 +128,15 @@ def test_the_optimisation_runs_where_the_model_is_served(
     (tmp_path / "a").mkdir()
     config = tmp_path / "a" / "config.pbtxt"
     with pytest.raises(InputError, match="has no model 'a'"):
-        Exported(tmp_path / "a")
+        ExportedModel(tmp_path / "a")
     config.write_text("instance_group { kind: KIND_CPU }")
-    Exported(tmp_path / "a").check_device(cpu)
+    ExportedModel(tmp_path / "a").check_device(cpu)
     with pytest.raises(InputError, match=r"exported for the CPU, .*nst-export --device gpu .* or .* --device cpu"):
-        Exported(tmp_path / "a").check_device(card)
+        ExportedModel(tmp_path / "a").check_device(card)
     config.write_text("instance_group { kind: KIND_GPU }")
-    Exported(tmp_path / "a").check_device(card)
+    ExportedModel(tmp_path / "a").check_device(card)
     with pytest.raises(InputError, match=r"exported for the GPU, .* the CPU \(no NVIDIA GPU \(for this test\)\)"):
-        Exported(tmp_path / "a").check_device(cpu)
+        ExportedModel(tmp_path / "a").check_device(cpu)
     assert torch_device(cpu) == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"torch .* cannot use a GPU, which the driver has \(NVIDIA H100.*: install"):
@@ -155,8 +155,8 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     checkpoint = Checkpoint(frozen(Johnson(width=0.125)), ("coffee",), {"style_size": 64})
     effort = speedup.Effort(1, 1, 1, equal_loss=(64,))
     style, weights = photographs["coffee"], vgg16_weights()
-    content = to_tensor(fitted(open_image(sample_photographs()[0]), 64, 64))
-    run = Run(content, [to_tensor(open_image(style))], quality.baseline(checkpoint, 64, 6), weights)
+    content = to_tensor(fit(open_image(sample_photographs()[0]), 64, 64))
+    run = ImageOptimization(content, [to_tensor(open_image(style))], quality.baseline(checkpoint, 64, 6), weights)
     curve: list[float] = []
     while run.step(lambda iteration: curve.append(iteration.total)):
         pass

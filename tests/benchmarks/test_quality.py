@@ -11,13 +11,13 @@ from nst_bench.cli import app
 from nst_bench.suites import quality
 from nst_bench.suites.quality import border_levels, iterations_worth, lattice_levels, warping_error
 from nst_core.errors import InputError
-from nst_core.images import fitted, open_image, save_image
+from nst_core.images import fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, save
+from nst_trainer.images import to_tensor
+from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import Johnson, Ulyanov
-from nst_trainer.optimization.gatys import Run
-from nst_trainer.settings import LossWeights
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import vgg16_weights
 
@@ -96,12 +96,12 @@ def test_the_style_is_what_the_training_had(
 ) -> None:
     """A style picture of 48 pixels is not enlarged to the 64 of the training's settings, one of 96 is made smaller."""
     style = tmp_path / "coffee.png"
-    save_image(fitted(open_image(photographs["coffee"]), side, side), style)
+    save_image(fit(open_image(photographs["coffee"]), side, side), style)
     checkpoint = Checkpoint(Johnson(width=0.125), ("coffee",), {"style_size": 64})
     learned = PerceptualLoss(vgg, to_tensor(open_image(style, max_side=64)), LossWeights())
     painting = quality.painting_of(checkpoint, style)
-    content = to_tensor(fitted(open_image(photographs["rocket"]), 32, 32))
-    run = Run(content, [painting], quality.baseline(checkpoint, 32, 1, painting), vgg16_weights())
+    content = to_tensor(fit(open_image(photographs["rocket"]), 32, 32))
+    run = ImageOptimization(content, [painting], quality.baseline(checkpoint, 32, 1, painting), vgg16_weights())
     for layer, target in learned.style_targets.items():
         assert torch.allclose(run.loss.style_targets[layer], target, rtol=1e-3, atol=1e-5 * float(target.max())), layer
 

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from nst_bench import capacity, plots, report, results, tables
-from nst_bench.callers import Call
 from nst_bench.cli import app
 from nst_bench.measure import summarize
+from nst_bench.served.callers import Call
 from nst_bench.suites import energy, serving, speedup
 from nst_client import Statistics
 from nst_core.errors import InputError

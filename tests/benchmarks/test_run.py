@@ -14,8 +14,8 @@ from nst_bench import results, run
 from nst_bench.cli import app
 from nst_bench.run import Step, Subject
 from nst_core.devices import Device
-from nst_core.distribution import install_command
 from nst_core.errors import InputError
+from nst_core.packages.distribution import install_command
 
 WORKS = """
 import os
@@ -29,7 +29,7 @@ MACHINE["matrix_product_gflops"] = 100.0
 
 
 def good(subject, context):
-    context.tick("half")
+    context.on_progress("half")
     return {"schema": "nst-bench-cold/1", "date": "2026-01-02 03:04 UTC", "machine": MACHINE, "rows": [{"what": "a",
         "n": 1, "median": 2.0, "p95": 2.0, "p99": 2.0, "spread": 0.0, "unstable": False, "samples": [2.0]}]}
 
@@ -52,7 +52,7 @@ def dies_late(subject, context):
 def waits(subject, context):
     try:
         context.keep(good(subject, context))
-        context.tick("waiting")
+        context.on_progress("waiting")
         time.sleep(600)
     finally:
         (subject.repository / "ended").touch()

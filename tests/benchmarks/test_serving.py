@@ -14,9 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from nst_bench import report
-from nst_bench.callers import Request, one_after_the_other, started
 from nst_bench.cli import app
-from nst_bench.engines import Bare, Served, photograph, served
+from nst_bench.engines.bare import BareModel
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.callers import SizedCall, send_in_turn, start_callers
+from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
 from nst_client import MockTransport, Statistics, StyleClient
 from nst_client.transports import base as transports
@@ -24,8 +26,8 @@ from nst_core.contract import IMAGE
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_export.export_plan import ExportPlan
-from nst_export.pipeline import export_checkpoint
-from nst_server import triton
+from nst_export.pipeline import export_and_publish
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
 
@@ -36,17 +38,17 @@ ROOT = Path(__file__).parents[2]
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serving")
     save(Checkpoint(frozen(Johnson(width=0.125)), ("tiny",)), folder / "tiny.pth")
-    export_checkpoint(folder / "tiny.pth", "tiny", folder / "models", ExportPlan(cores=2))
+    export_and_publish(folder / "tiny.pth", "tiny", folder / "models", ExportPlan(cores=2))
     return folder / "models"
 
 
 @pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[Served]:
-    with served(triton.find(ROOT / ".triton", print), repository, "tiny") as running:
+def server(repository: Path) -> Iterator[ModelServer]:
+    with serve_model(find_triton(ROOT / ".triton", print), repository, "tiny") as running:
         yield running
 
 
-def test_the_whole_suite_with_a_real_triton(server: Served, tmp_path: Path) -> None:
+def test_the_whole_suite_with_a_real_triton(server: ModelServer, tmp_path: Path) -> None:
     effort = serving.Effort(0.1, 2, 0.2, 0.5, 2, sizes=(32, 64), loaded=(32, 64), callers=(1, 4), mixed=(3,))
     effort = replace(effort, mixed_turn=0.2, sides=(32, 64))
     parts: list[set[str]] = []
@@ -111,33 +113,33 @@ def test_less_time_is_less_of_everything() -> None:
     assert speedup.FULL.scaled(0.5).rounds == 6 and speedup.FULL.scaled(0.5).photos == 1
 
 
-def test_the_batch_that_is_reported_is_the_one_that_was_sent(server: Served) -> None:
+def test_the_batch_that_is_reported_is_the_one_that_was_sent(server: ModelServer) -> None:
     """Requests of three and of five pictures, one at a time; nobody else is there to be put with them."""
     with StyleClient(server.endpoints.grpc) as client:
         before = client.statistics("tiny")
         for size in (3, 5, 5):
-            client.stylize(np.repeat(photograph(48, 48)[None], size, axis=0), "tiny")
+            client.stylize(np.repeat(sample_photograph(48, 48)[None], size, axis=0), "tiny")
         deadline = time.monotonic() + 10
         while (after := client.statistics("tiny")).requests < before.requests + 3 and time.monotonic() < deadline:
             time.sleep(0.01)
     counted = serving.between(before, after)
-    assert (counted.requests, counted.pictures, counted.executions) == (3, 13, 3)
+    assert (counted.requests, counted.images, counted.executions) == (3, 13, 3)
     assert counted.batches == {3: 1, 5: 2}
     assert counted.compute_seconds > 0
 
 
-def test_callers_at_once_are_counted_one_by_one_on_a_cpu(server: Served) -> None:
+def test_callers_at_once_are_counted_one_by_one_on_a_cpu(server: ModelServer) -> None:
     """A model for a CPU asks Triton for no batches, which gain nothing there."""
-    pixels = photograph(256, 256)
-    with started(4, server.endpoints.grpc, "tiny") as callers, StyleClient(server.endpoints.grpc) as client:
+    pixels = sample_photograph(256, 256)
+    with start_callers(4, server.endpoints.grpc, "tiny") as callers, StyleClient(server.endpoints.grpc) as client:
         before = client.statistics("tiny")
-        calls = callers.together(4, 40, pixels)
+        calls = callers.closed_loop(4, 40, pixels)
         deadline = time.monotonic() + 10
         while (after := client.statistics("tiny")).requests < before.requests + 40 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert len(calls) == 40
     counted = serving.between(before, after)
-    assert counted.pictures == 40
+    assert counted.images == 40
     assert counted.batches == {1: 40} and counted.executions == 40
 
 
@@ -145,7 +147,7 @@ def test_the_speed_up_with_a_real_triton(
     repository: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu: Device
 ) -> None:
     monkeypatch.setattr(speedup, "LONGEST", 3)
-    checkpoint, installation = load(repository.parent / "tiny.pth"), triton.find(ROOT / ".triton", print)
+    checkpoint, installation = load(repository.parent / "tiny.pth"), find_triton(ROOT / ".triton", print)
     effort = speedup.Effort(blocks=1, rounds=2, iterations=2, equal_loss=(64,))
     parts: list[list[str]] = []
     document = speedup.measure(
@@ -172,11 +174,11 @@ def test_the_speed_up_with_a_real_triton(
     assert "At equal loss" in report.markdown(document)
 
 
-def test_the_bare_session_paints_what_the_server_paints(server: Served) -> None:
-    pixels = photograph(61, 83)
+def test_the_bare_session_paints_what_the_server_paints(server: ModelServer) -> None:
+    pixels = sample_photograph(61, 83)
     with StyleClient(server.endpoints.grpc) as client:
         answer = client.stylize(pixels, "tiny")
-    painted = Bare(server.exported.folder).paint(pixels)
+    painted = BareModel(server.exported.folder).stylize(pixels)
     assert np.abs(answer.astype(int) - painted.astype(int)).max() <= 1
 
 
@@ -186,28 +188,28 @@ def test_as_many_bare_sessions_as_instances(repository: Path, tmp_path: Path) ->
     version.mkdir(parents=True)
     (version / "model.onnx").symlink_to(repository / "tiny" / "1" / "model.onnx")
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace("count: 1", "count: 2"))
-    bare = Bare(tmp_path / "two")
+    bare = BareModel(tmp_path / "two")
     assert len(bare.sessions) == 2
-    assert bare.together(photograph(32, 32), 5) > 0
+    assert bare.seconds_for(sample_photograph(32, 32), 5) > 0
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace('"onnxruntime"', '"python"'))
     with pytest.raises(InputError, match="two is served by python: nothing here to compare it with"):
-        Bare(tmp_path / "two")
+        BareModel(tmp_path / "two")
 
 
 def test_what_a_server_counted_between_two_moments() -> None:
     before = Statistics(4, 1, 6, 3, {1: 2, 4: 1}, queue_seconds=0.5, compute_seconds=1.0)
     after = Statistics(8, 1, 14, 5, {1: 2, 4: 3}, queue_seconds=1.0, compute_seconds=2.0)
     counted = serving.between(before, after)
-    assert (counted.requests, counted.failures, counted.pictures, counted.executions) == (4, 0, 8, 2)
+    assert (counted.requests, counted.failures, counted.images, counted.executions) == (4, 0, 8, 2)
     assert counted.batches == {4: 2}
     assert (counted.queue_seconds, counted.compute_seconds) == (pytest.approx(1.5), pytest.approx(3.0))
 
 
-def test_an_arrival_waits_from_the_moment_when_it_was_due(server: Served) -> None:
+def test_an_arrival_waits_from_the_moment_when_it_was_due(server: ModelServer) -> None:
     """Ten that are due at once, of which a single connection sends one after the other, and one later."""
-    with started(1, server.endpoints.grpc, "tiny") as callers:
+    with start_callers(1, server.endpoints.grpc, "tiny") as callers:
         offsets = [0.0] * 10 + [0.5]
-        calls = callers.arriving(offsets, photograph(128, 128))
+        calls = callers.open_loop(offsets, sample_photograph(128, 128))
     dues = [call.due for call in calls]
     assert [due - dues[0] for due in dues] == pytest.approx(offsets)
     assert all(call.seconds > 0 for call in calls)
@@ -228,7 +230,7 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
     client = StyleClient(transport=MockTransport(paint))
-    calls = one_after_the_other(photograph(16, 16), 10, 101.0, client, "style")
+    calls = send_in_turn(10 * [sample_photograph(16, 16)], 101.0, client, "style")
     assert calls[0].due == 101.0
     assert [call.seconds for call in calls] == pytest.approx([0.05] * 10)
     turn = serving.Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))
@@ -238,16 +240,16 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert (row["batch"], row["batches"]) == (1.0, {"1": 10})
 
 
-def test_a_caller_that_fails_says_why_and_goes_on(server: Served) -> None:
-    with started(2, server.endpoints.grpc, "tiny") as callers:
+def test_a_caller_that_fails_says_why_and_goes_on(server: ModelServer) -> None:
+    with start_callers(2, server.endpoints.grpc, "tiny") as callers:
         with pytest.raises(InputError, match="expected uint8"):
-            callers.together(2, 4, np.zeros((8, 8), np.uint8))
-        assert len(callers.together(2, 4, photograph(32, 32))) == 4
+            callers.closed_loop(2, 4, np.zeros((8, 8), np.uint8))
+        assert len(callers.closed_loop(2, 4, sample_photograph(32, 32))) == 4
         pids = callers.pids
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_the_soak_with_a_real_triton(server: Served) -> None:
+def test_the_soak_with_a_real_triton(server: ModelServer) -> None:
     document = soak.measure(server, minutes=0.1, callers=2, every=0.25)
     assert document["errors"] == {}
     assert document["requests"] >= document["shapes"] > 0
@@ -292,7 +294,7 @@ def test_the_rise_and_its_error() -> None:
 def test_latency_that_drifts_is_seen_in_the_sizes_that_come_again() -> None:
     """Twice as long in the last third; a size that is painted once and pictures that failed say nothing."""
     slow = [
-        Request(*soak.SIZES[number % 3], float(number), 2.0 if number >= 200 else 1.0, None) for number in range(300)
+        SizedCall(*soak.SIZES[number % 3], float(number), 2.0 if number >= 200 else 1.0, None) for number in range(300)
     ]
     slow[5] = slow[5]._replace(seconds=900.0, error="TimedOut: late")
     assert soak.latency_drift(slow) == pytest.approx(2.0)

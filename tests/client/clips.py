@@ -9,7 +9,7 @@ import av
 import cv2
 import numpy as np
 
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
+from nst_core.images import Pixels, fit, open_image, sample_photographs
 
 TICKS = Fraction(1, 12_800)
 """A time base that mp4 keeps as it is."""
@@ -19,7 +19,7 @@ SIXTIETH = Fraction(1, 60)
 
 def panned(count: int, width: int, height: int, step: int = 2) -> list[Pixels]:
     """A window that moves over a photograph, `step` pixels a frame."""
-    whole = fitted(open_image(sample_photographs()[0]), width + step * count, height).pixels
+    whole = fit(open_image(sample_photographs()[0]), width + step * count, height).pixels
     return [np.ascontiguousarray(whole[:, step * n : step * n + width]) for n in range(count)]
 
 

@@ -33,7 +33,7 @@ MODELS = {"negative": {"min_side": "16", "max_pixels": "10000"}, "gallery": {"st
 def server(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
     """Its models invert colours, and every `StyleClient` connects to it."""
     transport = MockTransport(lambda request: 255 - request.inputs["image"], MODELS)
-    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: transport)
+    monkeypatch.setattr(nst_client.base_client, "connect", lambda url, **settings: transport)
     return transport
 
 
@@ -87,7 +87,7 @@ def test_where_pictures_go(tmp_path: Path) -> None:
         ([a, tmp_path / "deep" / "a.jpg"], out, "several pictures would become one"),
         ([a], Path("out.xyz"), r"cannot write \.xyz"),
         ([a, b], Path("out.png"), "out.png is a file"),
-        ([tmp_path], out, "no pictures in it"),
+        ([tmp_path], out, "no images in it"),
         ([tmp_path / "*.gif"], out, "no picture matches"),
         (["-", a], out, "give it alone"),
         (["-"], out, "no name for the folder"),
@@ -221,7 +221,7 @@ def test_one_bad_picture_does_not_stop_the_others(server: MockTransport, photos:
     assert result.exit_code == 1
     assert "Traceback" not in result.stderr
     *_, bad, small, count = result.stderr.splitlines()
-    assert bad.startswith(f"error: {photos / 'b.png'}: not a picture")
+    assert bad.startswith(f"error: {photos / 'b.png'}: not an image")
     assert small.startswith(f"error: {photos / 'deep' / 'a.png'}: 8x8 is too small for negative")
     assert count == "error: 2 of 5 pictures failed; the same command tries them again"
     assert tree(tmp_path / "out") == ["a.png", "d.png", "deep/er/c.PNG"]
@@ -392,7 +392,7 @@ def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
     assert all(one.keys() == fine.keys() for one in pictures)
     assert skipped["skipped"]
     assert skipped["error"] is None
-    assert failed["error"].startswith(f"{photos / 'b.png'}: not a picture")
+    assert failed["error"].startswith(f"{photos / 'b.png'}: not an image")
     assert (failed["width"], failed["milliseconds"]) == (None, None)
     assert fine.pop("milliseconds") > 0
     assert fine == {
@@ -423,7 +423,7 @@ def test_stdin_to_stdout(server: MockTransport, kind: str, written: str) -> None
 
 
 def test_stdin_that_is_no_picture(server: MockTransport) -> None:
-    for stdin, words in ((b"", "is empty"), (b"text", "not a picture"), (bytes(70_000_000), "longer than 67 MB")):
+    for stdin, words in ((b"", "is empty"), (b"text", "not an image"), (bytes(70_000_000), "longer than 67 MB")):
         result = stylize("-", "-o", "-", "--max-pixels", 100, stdin=stdin)
         assert result.exit_code == 1
         assert words in result.stderr
@@ -433,7 +433,10 @@ def test_stdin_that_is_no_picture(server: MockTransport) -> None:
 
 
 def test_a_wrong_style_is_said_once(server: MockTransport, photos: Path, tmp_path: Path) -> None:
-    for style, words in (("mosaic", "no style 'mosaic'; it has: negative"), ("wave:1,negative:1", "can be mixed")):
+    for style, words in (
+        ("mosaic", "no style 'mosaic'; it has: negative"),
+        ("wave:1,negative:1", "can be interpolated"),
+    ):
         result = stylize(photos, "-o", tmp_path / "out", style=style)
         assert result.exit_code == 1
         assert words in result.stderr
@@ -621,7 +624,9 @@ def test_the_way_to_the_server_is_passed_on(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: MockTransport
 ) -> None:
     given: list[tuple[str, dict[str, object]]] = []
-    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: given.append((url, settings)) or server)
+    monkeypatch.setattr(
+        nst_client.base_client, "connect", lambda url, **settings: given.append((url, settings)) or server
+    )
     monkeypatch.setenv("NST_TOKEN", "secret")
     monkeypatch.setenv("NST_CA", str(tmp_path / "ca.pem"))
     result = stylize(photos / "a.png", "-o", tmp_path / "a.png", "-u", "grpcs://there:1", "--timeout", 5)

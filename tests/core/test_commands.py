@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 import tomllib
@@ -8,10 +9,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from nst_core.console import duration, one_line_errors, progress
-from nst_core.distribution import install_command
+from nst_core.console import PACKAGES, duration, one_line_errors, progress, say, show
 from nst_core.errors import InputError
-from nst_core.options import option, options_of
+from nst_core.options import CommandLine, option, options_of
+from nst_core.packages.distribution import install_command
 
 BIN = Path(sys.executable).parent
 
@@ -49,7 +50,7 @@ def test_commands_have_their_own_names_and_start_without_torch(command: str) -> 
 
 
 def test_the_client_needs_nothing_of_torch() -> None:
-    code = "import sys, nst_client, nst_server.triton; assert 'torch' not in sys.modules"
+    code = "import sys, nst_client, nst_server.cli; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -131,12 +132,6 @@ def test_options_that_were_not_given_are_left_to_the_preset() -> None:
     assert seen == [{"strokes": 0}, {}]
 
 
-def test_progress_is_asked_for_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NST_PROGRESS_SECONDS", "often")
-    with pytest.raises(InputError, match="'often': give seconds"), progress("working", 1):
-        pass
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -152,3 +147,102 @@ def test_a_name_that_no_file_can_have_is_one_line(command: list[str], tmp_path: 
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.fixture
+def noisy() -> CommandLine:
+    """A program with a subcommand; both say, log and show something."""
+    app = CommandLine()
+
+    def speak(name: str) -> None:
+        log = logging.getLogger("nst_client.transports")
+        say(f"message of {name}")
+        with progress("working", 1) as update:
+            update(1, "")
+        log.debug("details of %s", name)
+        log.info("information of %s", name)
+        log.warning("warning [of] %s", name)
+        log.error("error of %s", name)
+        show(f"result of {name}")
+
+    @app.callback(invoke_without_command=True)
+    def group(context: typer.Context) -> None:
+        if not context.invoked_subcommand:
+            speak("group")
+
+    @app.command()
+    def below() -> None:
+        speak("below")
+
+    return app
+
+
+def heard(app: CommandLine, *arguments: str) -> list[str]:
+    result = CliRunner().invoke(app, [*arguments])
+    assert result.exit_code == 0, result.output
+    return result.stderr.splitlines()
+
+
+ERRORS = ["error: error of below", "result of below"]
+MESSAGES = ["message of below", "working 1/1  ? left"]
+WARNING = "warning: warning [of] below"
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ([], [*MESSAGES, WARNING, *ERRORS]),
+        (["-v"], [*MESSAGES, "info: information of below", WARNING, *ERRORS]),
+        (
+            ["-vv"],
+            [
+                *MESSAGES,
+                "debug: nst_client.transports: details of below",
+                "info: information of below",
+                WARNING,
+                *ERRORS,
+            ],
+        ),
+        (["--quiet"], ERRORS),
+    ],
+)
+def test_every_command_is_as_verbose_as_told(
+    noisy: CommandLine, options: list[str], lines: list[str], place: str
+) -> None:
+    assert heard(noisy, *([*options, "below"] if place == "before" else ["below", *options])) == lines
+
+
+def test_a_group_without_a_command_is_quiet_too(noisy: CommandLine) -> None:
+    assert heard(noisy, "-q") == ["error: error of group", "result of group"]
+
+
+def test_verbosity_ends_with_the_command(noisy: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    heard(noisy, "-vv", "below", "-q")
+    for name in PACKAGES:
+        assert logging.getLogger(name).level == logging.NOTSET and not logging.getLogger(name).handlers
+    say("heard")
+    assert capsys.readouterr().err == "heard\n"
+
+
+def test_verbose_and_quiet_exclude_each_other(noisy: CommandLine) -> None:
+    result = CliRunner().invoke(noisy, ["below", "-v", "-q"])
+    assert result.exit_code == 2 and "--verbose or --quiet" in result.stderr
+
+
+def test_a_traceback_in_the_log_is_whole(noisy: CommandLine) -> None:
+    @noisy.command()
+    def broken() -> None:
+        try:
+            raise RuntimeError("[deep] inside")
+        except RuntimeError:
+            logging.getLogger("nst_client").exception("it has failed")
+
+    lines = heard(noisy, "broken")
+    assert lines[0] == "error: it has failed" and lines[-1] == "RuntimeError: [deep] inside"
+
+
+def test_every_package_with_commands_has_a_log() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    folders = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {Path(folder).name for folder in folders} == set(PACKAGES)

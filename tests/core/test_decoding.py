@@ -13,9 +13,9 @@ from PIL import ExifTags, Image, ImageCms, ImageDraw, TiffImagePlugin
 
 from nst_core.errors import ImageError
 from nst_core.images import (
-    READABLE,
+    READABLE_SUFFIXES,
     Pixels,
-    image_of,
+    from_pillow,
     open_image,
     process_of_file,
     sample_photographs,
@@ -103,7 +103,7 @@ def test_a_heic_called_jpg_is_read_and_a_painting_keeps_what_it_says(photo: Imag
 
 def test_limits_of_heic_and_avif_are_checked_on_the_header(photo: Image.Image) -> None:
     for kind in ("HEIF", "AVIF"):
-        with pytest.raises(ImageError, match=r"^the picture: 96x64 is 0 megapixels, over the limit of 0"):
+        with pytest.raises(ImageError, match=r"^the image: 96x64 is 0 megapixels, over the limit of 0"):
             open_image(io.BytesIO(encoded(photo, kind)), max_pixels=96 * 64 - 1)
 
 
@@ -119,7 +119,7 @@ def test_pillow_is_not_taught_heic_for_others(photo: Image.Image, tmp_path: Path
 
 @pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".mpo", ".heic", ".heif", ".hif", ".avif", ".apng"])
 def test_suffixes_of_formats_that_are_read(suffix: str) -> None:
-    assert suffix in READABLE
+    assert suffix in READABLE_SUFFIXES
 
 
 def test_the_first_image_of_an_mpo(photo: Image.Image) -> None:
@@ -178,7 +178,7 @@ def test_a_dng_is_refused_by_its_content(photo: Image.Image, tmp_path: Path) -> 
     with Image.open(io.BytesIO(data)) as image:
         assert image.size == SIZE
         with pytest.raises(ImageError, match=r"the image: a camera's raw file \(DNG\): nst"):
-            image_of(image)
+            from_pillow(image)
     for name in ("a.dng", "a.tif"):
         assert refused(data, name, tmp_path) == f"a camera's raw file (DNG): {WORDS}"
 
@@ -208,7 +208,7 @@ def test_raw_files_that_begin_in_their_own_way(head: bytes, kind: str, tmp_path:
 
 def test_an_unknown_file_with_the_name_of_a_raw_file(tmp_path: Path) -> None:
     assert refused(b"what no one knows", "a.IIQ", tmp_path) == f"a camera's raw file (IIQ): {WORDS}"
-    assert "not a picture in a format" in refused(b"what no one knows", "a.jpg", tmp_path)
+    assert "not an image in a format" in refused(b"what no one knows", "a.jpg", tmp_path)
 
 
 def test_ordinary_tiffs_are_read(photo: Image.Image, tmp_path: Path) -> None:
@@ -275,15 +275,15 @@ def test_the_white_of_32_bits_is_told_by_the_values(white: int, depth: type, tmp
 
 def test_an_overshoot_of_floating_point_is_clipped() -> None:
     levels = np.array([[0, 0.5, 1, 1.4]], np.float32)
-    assert image_of(Image.fromarray(levels)).pixels[0, :, 0].tolist() == [0, 128, 255, 255]
-    assert image_of(Image.fromarray(levels * 255)).pixels[0, :, 0].tolist() == [0, 128, 255, 255]
-    assert image_of(Image.fromarray(levels * np.nan)).pixels.max() == 0
+    assert from_pillow(Image.fromarray(levels)).pixels[0, :, 0].tolist() == [0, 128, 255, 255]
+    assert from_pillow(Image.fromarray(levels * 255)).pixels[0, :, 0].tolist() == [0, 128, 255, 255]
+    assert from_pillow(Image.fromarray(levels * np.nan)).pixels.max() == 0
 
 
 @pytest.mark.parametrize("depth", [np.float32, np.int32])
 def test_values_without_a_known_white_are_refused(depth: type) -> None:
     with pytest.raises(ImageError, match=r"^the image: its values go up to 1e\+06, so white is unknown"):
-        image_of(Image.fromarray(np.array([[0, 1_000_000]], depth)))
+        from_pillow(Image.fromarray(np.array([[0, 1_000_000]], depth)))
 
 
 # Images of Pillow's
@@ -319,7 +319,7 @@ def test_lab_is_read_by_its_colours(photo: Image.Image) -> None:
     convert = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
     lab = ImageCms.applyTransform(photo, convert)
     assert lab is not None
-    assert difference(image_of(lab).pixels, photo) < 2
+    assert difference(from_pillow(lab).pixels, photo) < 2
     assert difference(open_image(io.BytesIO(encoded(lab, "TIFF"))).pixels, photo) < 2
 
 
@@ -331,9 +331,9 @@ def test_picture_of_is_what_open_picture_reads(photo: Image.Image, loaded: bool)
         with Image.open(io.BytesIO(data)) as image:
             if loaded:
                 image.load()
-            picture = image_of(image)
+            picture = from_pillow(image)
             size, mode = image.size, image.mode
-            again = image_of(image)
+            again = from_pillow(image)
             assert (image.size, image.mode) == (size, mode), f"{name}: the image was changed"
         for result in (picture, again):
             assert np.array_equal(result.pixels, expected.pixels), name
@@ -348,4 +348,4 @@ def test_picture_of_an_image_that_cannot_be_decoded(photo: Image.Image) -> None:
         Image.open(io.BytesIO(data[: len(data) // 2])) as image,
         pytest.raises(ImageError, match=r"^the image: damaged or unreadable"),
     ):
-        image_of(image)
+        from_pillow(image)

@@ -12,21 +12,21 @@ from PIL import Image, ImageCms
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import (
     ImageData,
-    blended,
+    blend,
     check_size,
     encode_image,
     find_images,
-    fitted,
+    fit,
+    keep_colors,
     open_image,
     sample_photographs,
     save_image,
     side_by_side,
-    unread_images,
-    unread_line,
-    with_colors_of,
+    unreadable_images,
+    unreadable_summary,
 )
+from nst_trainer.images import to_image, to_tensor
 from nst_trainer.optimization import color
-from nst_trainer.training.data import to_image, to_tensor
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 
@@ -152,7 +152,7 @@ def test_what_is_no_picture_says_so(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("this is no photograph")
     for path, words in (
-        (text, "not a picture"),
+        (text, "not an image"),
         (tmp_path / "none.jpg", "no such file"),
         (tmp_path, "is a folder"),
     ):
@@ -209,17 +209,17 @@ def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
 
 def test_blended_goes_from_the_photograph_to_the_painting() -> None:
     photo, painting = RAMP, 255 - RAMP[::-1]
-    assert np.array_equal(blended(photo, painting, 0.0), photo)
-    assert np.array_equal(blended(photo, painting, 1.0), painting)
+    assert np.array_equal(blend(photo, painting, 0.0), photo)
+    assert np.array_equal(blend(photo, painting, 1.0), painting)
     exact = 0.75 * photo.astype(float) + 0.25 * painting
-    assert np.abs(blended(photo, painting, 0.25) - exact).max() <= 0.5
+    assert np.abs(blend(photo, painting, 0.25) - exact).max() <= 0.5
 
 
 def test_the_colours_of_the_photograph_are_those_of_the_optimisation(photographs: dict[str, Path]) -> None:
     """Level by level what `nst optimize --preserve-color` computes; larger than a band of rows."""
-    photo = fitted(open_image(photographs["coffee"]), 400, 600).pixels
-    painting = fitted(open_image(photographs["chelsea"]), 400, 600).pixels
-    result = with_colors_of(photo, painting)
+    photo = fit(open_image(photographs["coffee"]), 400, 600).pixels
+    painting = fit(open_image(photographs["chelsea"]), 400, 600).pixels
+    result = keep_colors(photo, painting)
     tensors = [to_tensor(ImageData(pixels)) for pixels in (photo, painting)]
     assert np.abs(result.astype(int) - to_image(color.with_colors_of(*tensors)).pixels).max() <= 1
     # Luma is the painting's and chroma the photograph's, where nothing was clipped.
@@ -227,12 +227,12 @@ def test_the_colours_of_the_photograph_are_those_of_the_optimisation(photographs
     luma = [pixels.astype(float) @ [0.299, 0.587, 0.114] for pixels in (result, painting)]
     assert np.abs(luma[0] - luma[1])[inside].max() <= 0.6
     assert inside.mean() > 0.3
-    assert np.array_equal(with_colors_of(photo, photo), photo)
+    assert np.array_equal(keep_colors(photo, photo), photo)
 
 
 def test_fitted_covers_without_distortion() -> None:
     picture = ImageData(np.repeat(np.arange(100, dtype=np.uint8)[None, :, None], 50, 0).repeat(3, 2))
-    middle = fitted(picture, 50, 50).pixels
+    middle = fit(picture, 50, 50).pixels
     assert middle.shape == (50, 50, 3)
     assert np.array_equal(middle[0, :, 0], np.arange(25, 75))
 
@@ -251,7 +251,7 @@ def test_find_pictures_goes_into_subfolders(tmp_path: Path) -> None:
     assert [path.name for path in find_images(tmp_path)] == ["b.PNG"]
     with pytest.raises(InputError, match="no such folder"):
         find_images(tmp_path / "none")
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         (tmp_path / "empty").mkdir()
         find_images(tmp_path / "empty")
 
@@ -295,12 +295,12 @@ def test_images_that_are_not_read_are_found_and_counted(tmp_path: Path) -> None:
     for name in ("a.DNG", "deep/b.dng", "c.jxl", "notes.txt", ".hidden.psd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    unread = unread_images(tmp_path)
+    unread = unreadable_images(tmp_path)
     assert [path.name for path in unread] == ["a.DNG", "c.jxl", "b.dng"]
-    assert unread_line(unread) == "3 files were not read: 2 .dng, 1 .jxl"
-    assert unread_line(unread[:1]) == "1 file was not read: 1 .dng"
-    assert unread_line([]) == ""
-    with pytest.raises(InputError, match=r"no pictures in it; 3 files were not read: 2 \.dng, 1 \.jxl$"):
+    assert unreadable_summary(unread) == "3 files were not read: 2 .dng, 1 .jxl"
+    assert unreadable_summary(unread[:1]) == "1 file was not read: 1 .dng"
+    assert unreadable_summary([]) == ""
+    with pytest.raises(InputError, match=r"no images in it; 3 files were not read: 2 \.dng, 1 \.jxl$"):
         find_images(tmp_path)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from nst_client.video.schedule import Schedule
+from nst_core.cli import umbrella
 from nst_trainer.checkpoint import read_plain_data
 
 ROOT = Path(__file__).parents[2]
@@ -251,11 +252,7 @@ def options() -> set[str]:
 def command(name: str) -> Any:
     """The command that a user starts by this name. Raises `Misread`."""
     if name == "nst":
-        root = typer.Typer()
-        root.callback()(lambda: None)
-        group: Any = typer.main.get_group(root)
-        group.commands = {entry.name: _command(entry) for entry in entry_points(group="nst.commands")}
-        return group
+        return umbrella()
     if name not in _scripts():
         raise Misread(f"there is no command {name}")
     return _command(_scripts()[name])

@@ -38,6 +38,12 @@ def test_nothing_is_cut_off_at_80_columns(name: str, monkeypatch: pytest.MonkeyP
     assert not cut, "\n".join(cut)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_be_verbose_and_quiet(name: str) -> None:
+    offered = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+    assert {"--verbose", "-v", "--quiet", "-q"} <= offered
+
+
 def test_the_styles_of_an_example_ship() -> None:
     """A mix in the help of `--style`, as `name:0.7,other:0.3`."""
     known = {style for styles in shipped_styles().values() for style in styles}

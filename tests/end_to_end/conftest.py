@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from nst_export.checkpoints import served_modules
 from nst_export.graph.conversion import export_onnx
-from nst_export.modules import ServedModel, TiledModel
-from nst_export.repository.model_config import MAXIMUM_PIXELS, ServingOptions, model_config
+from nst_export.repository.model_config import MAXIMUM_PIXELS, model_config
 from nst_export.repository.publishing import publish_version
+from nst_export.modules import ServedModel, TiledModel
+from nst_export.checkpoints import served_modules
+from nst_export.repository.model_config import ServingOptions
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import Johnson
 
@@ -34,7 +35,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
             parameters["overlap"] = str(model.overlap)
         styles = ("one",) if name == "one" else ("a", "b")
         limit = MAXIMUM_PIXELS if name in ("one", "large_statistics") else LIMIT
-        serving = ServingOptions(styles, cores=2, max_pixels=limit, parameters=parameters)
+        serving = ServingOptions(styles, cores=2, maximum_pixels=limit, parameters=parameters)
         message = model_config(name, model.inputs, model.output, serving)
         del message.model_warmup[:]  # its pictures are over the limit
         publish_version({"model.onnx": folder / f"{name}.onnx"}, name, folder / "repository", message)

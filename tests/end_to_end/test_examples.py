@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from nst_client import StyleClient
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
+from nst_core.images import Pixels, fit, open_image, sample_photographs
 
 from .serving import ROOT, Models, certificate, serve
 
@@ -114,7 +114,7 @@ def command(name: str, request: pytest.FixtureRequest) -> list[object]:
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     """A photograph of odd sides, as PPM and PNG; without the suffix."""
-    image = Image.fromarray(fitted(open_image(sample_photographs()[0]), 121, 85).pixels)
+    image = Image.fromarray(fit(open_image(sample_photographs()[0]), 121, 85).pixels)
     for kind in ("ppm", "png"):
         image.save(tmp_path / f"photo.{kind}")
     return tmp_path / "photo"

@@ -11,7 +11,7 @@ import torch
 import tritonclient.grpc as triton
 
 from nst_client import StyleClient
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
+from nst_core.images import Pixels, fit, open_image, sample_photographs
 from nst_export.modules import TextureModel
 from nst_export.verification.examples import example_feeds
 from nst_trainer.checkpoint import Checkpoint, frozen, save
@@ -85,7 +85,7 @@ def alike(one: bytes, other: bytes) -> bool:
 
 @pytest.fixture
 def picture() -> Pixels:
-    return fitted(open_image(sample_photographs()[0]), 64, 48).pixels
+    return fit(open_image(sample_photographs()[0]), 64, 48).pixels
 
 
 def local(repository: Path, picture: Pixels) -> bytes:
@@ -155,7 +155,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serve
 
 def test_both_parts_are_served_and_make_the_whole_picture(everything: tuple[Server, TextureModel]) -> None:
     server, _ = everything
-    photo = fitted(open_image(sample_photographs()[1]), 200, 152).pixels[None]
+    photo = fit(open_image(sample_photographs()[1]), 200, 152).pixels[None]
     weights = np.array([[0.25, 0.75]], np.float32)
     statistics = infer(server, "large_statistics", "statistics", image=photo, style_weights=weights)
     tiled = infer(server, "large_tiled", "stylized", image=photo, statistics=statistics, style_weights=weights)

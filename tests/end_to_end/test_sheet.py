@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from nst_client import StyleClient
 from nst_client.stylize.cli import styles_app
 from nst_client.stylize.contact_sheet import CAPTION, COLUMNS, GAP, HEIGHT, WIDTH, contact_sheet
-from nst_core.images import ImageData, Pixels, fitted, open_image, resized, sample_photographs
+from nst_core.images import ImageData, Pixels, fit, open_image, resize, sample_photographs
 
 from .conftest import LIMIT
 from .serving import Models
@@ -36,19 +36,19 @@ def test_a_photograph_in_every_style(url: str, tmp_path: Path) -> None:
     assert result.stdout.split() == ["a", "b", "one"]
     assert result.stderr.endswith(f"{target}: a photograph in 3 styles\n")
     drawn = open_image(target).pixels
-    large = fitted(open_image(photo), 2 * WIDTH, 2 * HEIGHT)
-    assert np.array_equal(thumbnail(drawn, 0), resized(large, WIDTH, HEIGHT).pixels)
-    small = resized(large, 282, 212)  # the most that the model of a and b takes in one pass
+    large = fit(open_image(photo), 2 * WIDTH, 2 * HEIGHT)
+    assert np.array_equal(thumbnail(drawn, 0), resize(large, WIDTH, HEIGHT).pixels)
+    small = resize(large, 282, 212)  # the most that the model of a and b takes in one pass
     assert 282 * 212 <= LIMIT < 284 * 213
     with StyleClient(url) as client:
         for number, (style, given) in enumerate((("a", small), ("b", small), ("one", large)), 1):
-            painted = resized(ImageData(client.stylize(given.pixels, style)), WIDTH, HEIGHT).pixels
+            painted = resize(ImageData(client.stylize(given.pixels, style)), WIDTH, HEIGHT).pixels
             assert int(np.abs(thumbnail(drawn, number).astype(int) - painted).max()) <= 2
 
 
 def test_the_photograph_that_nobody_gives_ships(url: str, tmp_path: Path) -> None:
     assert styles("--url", url, "--sheet", tmp_path / "styles.jpg").exit_code == 0
-    given = fitted(open_image(sample_photographs()[1]), WIDTH, HEIGHT).pixels.astype(int)
+    given = fit(open_image(sample_photographs()[1]), WIDTH, HEIGHT).pixels.astype(int)
     assert np.abs(thumbnail(open_image(tmp_path / "styles.jpg").pixels, 0) - given).mean() < 5
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageCms
 
 from nst_client import StyleClient
-from nst_core.images import fitted, open_image, sample_photographs
+from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
@@ -45,7 +45,7 @@ def server(repository: Path) -> Iterator[Server]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 pictures in a tree, no two alike."""
     root = tmp_path_factory.mktemp("photos")
-    photos = [fitted(open_image(path), 96, 64).pixels for path in sample_photographs()]
+    photos = [fit(open_image(path), 96, 64).pixels for path in sample_photographs()]
     for number in range(COUNT):
         path = root / f"{number % 10}" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
@@ -162,7 +162,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(server: Server, folder: P
 
 def test_a_pipe(server: Server, tmp_path: Path, photographs: dict[str, Path]) -> None:
     """`cat photo.jpg | nst stylize - -o - | cat > painting.jpg`, and back into the command again."""
-    small = fitted(open_image(photographs["coffee"]), 96, 64)
+    small = fit(open_image(photographs["coffee"]), 96, 64)
     Image.fromarray(small.pixels).save(tmp_path / "photo.jpg", quality=95)
     nst = f"{BIN / 'nst'} stylize - -s tiny -u {server.endpoints.grpc} -o -"
     shell = f"cat photo.jpg | {nst} | {nst} --format png | cat > painting.png"
@@ -205,7 +205,7 @@ def test_every_way_to_see_what_is_kept(server: Server, tmp_path: Path, photograp
     data = Image.Exif()
     data[0x0112] = 6
     data.get_ifd(0x8825)[1] = "N"
-    small = fitted(open_image(photographs["chelsea"]), 96, 64)
+    small = fit(open_image(photographs["chelsea"]), 96, 64)
     Image.fromarray(small.pixels).save(tmp_path / "photo.png", exif=data, icc_profile=profile, dpi=(300, 300))
     command = ("nst", "stylize", tmp_path / "photo.png", "-s", "tiny", "-u", server.endpoints.http)
     options = ("--preserve-color", "--strength", 0.5)

@@ -25,8 +25,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from nst_client import StyleClient
-from nst_core.images import blended, fitted, open_image, sample_photographs, with_colors_of
-from nst_server.triton import Endpoints
+from nst_core.images import blend, fit, keep_colors, open_image, sample_photographs
+from nst_server.endpoints import Endpoints
 from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
 from nst_trainer.vgg import Vgg16
@@ -147,7 +147,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As PNG, so that a download can be compared; over the models' limit, so that it goes by tiles."""
     path = tmp_path_factory.mktemp("photo") / "cat.png"
-    Image.fromarray(fitted(open_image(sample_photographs()[1]), 840, 112).pixels).save(path)
+    Image.fromarray(fit(open_image(sample_photographs()[1]), 840, 112).pixels).save(path)
     return path
 
 
@@ -206,12 +206,12 @@ def test_a_picture_is_painted_with_every_control(
 
     slide(page, "#strength", 40)
     expect(page.locator("#after")).to_have_attribute("src", re.compile(r"strength=0.4&preserve=0"))
-    assert alike(downloaded(page), blended(pixels, whole, 0.4))
+    assert alike(downloaded(page), blend(pixels, whole, 0.4))
     page.focus("#strength")
     page.keyboard.press("End")
     page.check("#preserve")
     expect(page.locator("#after")).to_have_attribute("src", re.compile(r"strength=1&preserve=1"))
-    assert alike(downloaded(page), with_colors_of(pixels, whole))
+    assert alike(downloaded(page), keep_colors(pixels, whole))
     page.uncheck("#preserve")
 
     slide(page, "#compare", 30)
@@ -276,7 +276,7 @@ def test_what_cannot_be_painted_is_said_in_one_line(
     large.write_bytes(os.urandom(600_000))
     Image.new("RGB", (1000, 500)).save(wide)
     Image.new("RGB", (8, 8)).save(tiny)
-    for file, words in ((text, "not a picture"), (large, "0.5 MB"), (wide, "megapixels")):
+    for file, words in ((text, "not an image"), (large, "0.5 MB"), (wide, "megapixels")):
         page.set_input_files("#file", file)
         expect(page.locator("#error")).to_contain_text(words)
         assert "\n" not in page.locator("#error").inner_text()

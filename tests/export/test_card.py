@@ -14,7 +14,7 @@ import torch
 
 from nst_core import devices
 from nst_core.devices import Gpu
-from nst_core.distribution import install_command
+from nst_core.packages.distribution import install_command
 from nst_core.engines import plans
 from nst_core.engines.plans import Profile
 from nst_export.errors import ExportError
@@ -22,7 +22,7 @@ from nst_export.export_plan import ExportPlan
 from nst_export.graph.conversion import write_onnx
 from nst_export.graph.half_precision import to_half
 from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
-from nst_export.pipeline import export_checkpoint
+from nst_export.pipeline import export_and_publish
 from nst_export.tensorrt import build_plan, require_gpu
 from nst_export.verification.agreement import TOLERANCES, Engine, Feeds, Tolerance, require_agreement
 from nst_export.verification.cpu import onnx_engines, open_session
@@ -254,7 +254,7 @@ def test_every_form_of_the_normalisation_is_right_on_the_card(
 def test_an_export_on_the_card_is_verified_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two: Path) -> None:
     _need_tensorrt()
     monkeypatch.setenv("NST_CACHE", str(tmp_path / "cache"))
-    (published,) = export_checkpoint(two, "two", tmp_path / "repo", ExportPlan(runtime="tensorrt", profile=PROFILE))
+    (published,) = export_and_publish(two, "two", tmp_path / "repo", ExportPlan(runtime="tensorrt", profile=PROFILE))
     assert published.verification["engine"]["status"].startswith("verified with tensorrt")
 
 
@@ -262,7 +262,7 @@ def test_an_export_on_the_card_is_verified_there(tmp_path: Path, monkeypatch: py
 def test_onnx_runtime_cuda_is_verified_on_the_card(tmp_path: Path, two: Path) -> None:
     if reason := missing_packages("onnx"):
         pytest.skip(reason)
-    (published,) = export_checkpoint(two, "two", tmp_path / "repo", ExportPlan(runtime="gpu"))
+    (published,) = export_and_publish(two, "two", tmp_path / "repo", ExportPlan(runtime="gpu"))
     assert published.verification["engine"]["status"].startswith("verified with ONNX Runtime CUDA")
 
 

@@ -14,14 +14,16 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner, Result
 
-from nst_core import devices, onnx_runtime
+from nst_core import devices
+from nst_core.packages import onnx_runtime
 from nst_core.devices import Device, Gpu
-from nst_core.distribution import install_command
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.events import EventReader
+from nst_core.packages.distribution import install_command
+from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export.checkpoints import find_checkpoints
 from nst_export.cli import app
 from nst_export.export_plan import ExportPlan, runtime_for
-from nst_export.pipeline import export_checkpoint
+from nst_export.pipeline import export_and_publish
 from nst_export.verification.agreement import TOLERANCES, Tolerance
 from nst_export.verification.gpu import GPU_TOLERANCES
 from nst_trainer.checkpoint import Checkpoint, save
@@ -74,11 +76,18 @@ def test_several_checkpoints_and_folders(tmp_path: Path, small_checkpoint: Check
         save(small_checkpoint, tmp_path / "folder" / f"{name}.pth")
     save(small_checkpoint, tmp_path / "c.pth")
     (tmp_path / "folder" / "broken.pth").write_text("no checkpoint")
-    result = run(tmp_path / "folder", tmp_path / "c.pth", "-r", tmp_path / "repo")
+    result = run(tmp_path / "folder", tmp_path / "c.pth", "-r", tmp_path / "repo", "--progress-json", tmp_path / "log")
     assert result.exit_code == 1
     assert "broken.pth: not a PyTorch checkpoint" in result.stderr.replace("\n", " ")
     assert "1 of 4 failed" in result.stderr
     assert sorted(path.name for path in (tmp_path / "repo").iterdir()) == ["a", "b", "c"]
+    events = EventReader(tmp_path / "log").read()
+    assert events[0]["command"] == "nst export" and events[-1]["message"] == "1 of 4 failed"
+    assert [event["folder"] for event in events if event["event"] == "published"] == [
+        str(tmp_path / "repo" / name / "1") for name in "abc"
+    ]
+    (refused,) = [event for event in events if event["event"] == "refused"]
+    assert refused["checkpoint"].endswith("broken.pth") and "not a PyTorch checkpoint" in refused["message"]
     assert "--name is for one" in failed(tmp_path / "folder", "--name", "x")
     save(small_checkpoint, tmp_path / "a.pth")
     assert "two checkpoints would be served as 'a'" in failed(tmp_path / "folder", tmp_path / "a.pth")
@@ -106,7 +115,7 @@ def test_a_path_that_is_not_utf8(tmp_path: Path, small_checkpoint: Checkpoint) -
     save(small_checkpoint, tmp_path / "seven.pth")
     (tmp_path / "seven.pth").rename(named)
     assert r"'caf\udce9' is no name" in failed(named, "-r", tmp_path / "repo")
-    (published,) = export_checkpoint(named, "cafe", tmp_path / "repo", ExportPlan())
+    (published,) = export_and_publish(named, "cafe", tmp_path / "repo", ExportPlan())
     assert published.verification["checkpoint"]["file"] == "caf?.pth"
 
 
@@ -144,7 +153,7 @@ def test_the_execution_provider_is_the_machines(
 def test_an_engine_that_is_not_here_is_said(tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     said: list[str] = []
-    export_checkpoint(seven, "seven", tmp_path / "repo", ExportPlan(provider="openvino"), on_progress=said.append)
+    export_and_publish(seven, "seven", tmp_path / "repo", ExportPlan(provider="openvino"), on_progress=said.append)
     assert any("seven is not run on OpenVINO, which will serve it" in line for line in said)
 
 

@@ -221,36 +221,6 @@ def test_names_of_styles_that_a_client_could_not_write() -> None:
     check_names("many", ("die große Welle", "a-b_c"))
 
 
-def test_a_server_that_is_not_there_cannot_load() -> None:
-    for scheme in ("grpc", "http"):
-        with pytest.raises(ExportError, match="no server answers there"):
-            load(f"{scheme}://127.0.0.1:9", "seven", "1")
-    for url in ("127.0.0.1", "grpc://", "http://h:99999", "grpc://h:-1", "http://h:port", "ftp://h:21", "grpc://:8001"):
-        with pytest.raises(InputError, match="is no address"):
-            load(url, "seven", "1")
-
-
-@pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_a_key_never_goes_through_a_proxy(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own: gRPC keeps channels, and reads the environment as it likes."""
-    with socket.create_server(("127.0.0.1", 0)) as proxy:
-        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
-        environment = {name: url for way in ("http", "https", "grpc", "all") for name in (f"{way}_proxy",)}
-        environment |= {name.upper(): url for name in environment} | {"NST_TOKEN": "the key"}
-        code = "import sys; from nst_export.repository.loading import load; load(sys.argv[1], 'seven', '1')"
-        tried = subprocess.run(
-            [sys.executable, "-c", code, f"{scheme}://127.0.0.1:9"],
-            env={key: value for key, value in os.environ.items() if "proxy" not in key.lower()} | environment,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert "no server answers there" in tried.stderr
-        proxy.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            proxy.accept()
-
-
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(tmp_path)
 

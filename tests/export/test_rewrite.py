@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export.graph.conversion import write_onnx
 from nst_export.graph.half_precision import to_half
 from nst_export.graph.rewrites import DEFAULT_REWRITES, REWRITES, apply_rewrites

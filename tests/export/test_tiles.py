@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nst_core.images import fitted, open_image, sample_photographs
+from nst_core.images import fit, open_image, sample_photographs
 from nst_export.graph.conversion import export_onnx
 from nst_export.modules import ServedModel, StatisticsModel, TiledModel
 from nst_export.verification.agreement import TOLERANCES
@@ -34,8 +34,8 @@ def joined(paint: Callable[[np.ndarray], np.ndarray], photo: np.ndarray, core: i
 
 def test_joined_tiles_are_the_picture_painted_in_one_pass(exported: Exports) -> None:
     """The exported pair: statistics from a thumbnail, tiles of several sizes, a picture of odd sides."""
-    photo = fitted(open_image(sample_photographs()[0]), 410, 301).pixels[None]
-    thumbnail = fitted(open_image(sample_photographs()[0]), 205, 151).pixels[None]
+    photo = fit(open_image(sample_photographs()[0]), 410, 301).pixels[None]
+    thumbnail = fit(open_image(sample_photographs()[0]), 205, 151).pixels[None]
     first, second = (open_session(exported(name).path, "CPUExecutionProvider") for name in ("statistics", "tiled"))
     weights = np.array([[0.2, 0.8, 0.0]], np.float32)
     (statistics,) = first.run(None, {"image": thumbnail, "style_weights": weights})

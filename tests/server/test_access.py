@@ -1,11 +1,6 @@
 import dataclasses
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,10 +9,9 @@ from nst_core.errors import InputError, WriteError
 from nst_server import access, state
 from nst_server.access import Access, read_token
 from nst_server.cli import app
-from nst_server.control import Control, cause
+from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
 from nst_server.state import State
-from nst_server.triton import Endpoints
 
 from .machines import CPU
 
@@ -121,54 +115,6 @@ def test_a_key_is_found_for_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert state.key_for(url) == "secret"
 
 
-@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
-@pytest.mark.parametrize("answer", [b"[]", b"<html>", b'{"a": 1}', b'["a"]', b""])
-def test_the_key_never_goes_to_a_proxy(monkeypatch: pytest.MonkeyPatch, variable: str, answer: bytes) -> None:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with listening(b"[]") as (proxy, heard), listening(answer) as (server, asked):
-        monkeypatch.setenv(variable, proxy)
-        control = Control(server, "secret")
-        assert control.live()
-        if answer == b"[]":
-            assert control.models() == []
-        else:
-            with pytest.raises(ServerError, match="is no Triton"):
-                control.models()
-    assert asked[-1]["nst-token"] == "secret" and not heard
-
-
-@contextmanager
-def listening(answer: bytes) -> Iterator[tuple[str, list[Any]]]:
-    """A server that answers the same to everybody: its URL, and the headers that it has got."""
-    heard: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            heard.append(self.headers)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", heard
-        server.shutdown()
-
-
-@pytest.mark.parametrize("name", ["x$(touch pwned)", "my copy", "-a", "../a", ""])
-def test_what_is_no_models_name_is_never_sent(name: str) -> None:
-    with listening(b"[]") as (url, heard), pytest.raises(InputError, match="is no model's name"):
-        Control(url).load(name)
-    assert not heard
-
-
 def test_a_state_of_a_process_that_is_gone_is_none(tmp_path: Path) -> None:
     here = State.here(Endpoints(), tmp_path, tmp_path / "log", Access("secret"), CPU)
     later = dataclasses.replace(here, started=here.started + 1)  # another process got the number
@@ -184,16 +130,3 @@ def test_a_state_of_a_process_that_is_gone_is_none(tmp_path: Path) -> None:
 
 def test_hiding_arguments_of_a_process_that_is_gone_is_no_error() -> None:
     access.hide(2**22 + 1, ["secret"])
-
-
-@pytest.mark.parametrize(
-    ("reason", "wanted"),
-    [
-        ("Internal: TritonModelException: bad file\n\nAt:\n  /a/model.py(3): f\n", "bad file"),
-        (r"Internal: TritonModelException: bad file\n\nAt:\n  /a/model.py(3): f\n", "bad file"),
-        ("load failed for model 'a': version 1 is at UNAVAILABLE state: Invalid argument: no GPU;\n", "no GPU"),
-        ("unloaded", "unloaded"),
-    ],
-)
-def test_tritons_reasons_are_told_without_its_layers(reason: str, wanted: str) -> None:
-    assert cause(reason) == wanted

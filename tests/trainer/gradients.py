@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from nst_trainer.settings import TrainingSettings
 from nst_trainer.training.distributed import Team, team
 from nst_trainer.training.loop import Training
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import vgg16_weights
 

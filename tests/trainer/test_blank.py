@@ -12,14 +12,14 @@ import torch
 from typer.testing import CliRunner
 
 from nst_core.errors import InputError
-from nst_core.images import ImageData, fitted, open_image, save_image
+from nst_core.images import ImageData, fit, open_image, save_image
 from nst_trainer.checkpoint import load
 from nst_trainer.cli import app, optimize_app, texture_app
 from nst_trainer.networks import ARCHITECTURES
-from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import data as reading
 from nst_trainer.training.data import Photos
 from nst_trainer.training.loop import CLIP, Training, TrainingError
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.training.soap import Soap, soap
 from nst_trainer.vgg import Vgg16
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, photographs: dict[str, Path]) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, path in photographs.items():
-        save(fitted(open_image(path), 96, 96).pixels, folder / f"{name}.png")
+        save(fit(open_image(path), 96, 96).pixels, folder / f"{name}.png")
     for name, color in BLANK.items():
         save(np.full((96, 96, 3), color), folder / f"{name}.png")
     for name, levels in NEARLY.items():

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from nst_core.errors import InputError
-from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import budget as budgets
 from nst_trainer.training import data as reading
 from nst_trainer.training.budget import Budget
 from nst_trainer.training.loop import Progress, Training
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import Vgg16
 
 GROWING = TrainingSettings(width=0.25, iterations=1, batch=1, crop=128, style_size=96)

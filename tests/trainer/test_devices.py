@@ -5,8 +5,9 @@ import torch
 
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
-from nst_trainer.training import distributed as parallel
-from nst_trainer.training.distributed import choose_device, team
+from nst_trainer import devices
+from nst_trainer.devices import choose_device
+from nst_trainer.training.distributed import team
 
 H100 = Gpu(0, "NVIDIA H100", "GPU-0", "9.0", 80 << 30, "535.54.03", (12, 2))
 
@@ -14,7 +15,7 @@ H100 = Gpu(0, "NVIDIA H100", "GPU-0", "9.0", 80 << 30, "535.54.03", (12, 2))
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver has a GPU, and PyTorch cannot use it."""
-    monkeypatch.setattr(parallel, "choose", lambda wanted: Device("gpu", H100.name, H100))
+    monkeypatch.setattr(devices, "choose", lambda wanted: Device("gpu", H100.name, H100))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 

@@ -3,8 +3,16 @@ import pytest
 import torch
 
 from nst_core.errors import InputError
-from nst_trainer.losses import PerceptualLoss, content_loss, frame, gram_matrix, lattice, style_loss, total_variation
-from nst_trainer.settings import LossWeights
+from nst_trainer.loss_settings import LossWeights
+from nst_trainer.losses import (
+    PerceptualLoss,
+    border_loss,
+    checkerboard_loss,
+    content_loss,
+    gram_matrix,
+    style_loss,
+    total_variation,
+)
 from nst_trainer.vgg import Vgg16
 
 
@@ -83,25 +91,25 @@ def test_total_variation_by_hand() -> None:
     assert total_variation(picture).item() == pytest.approx((0.25 + 0.25) / 2 + (1.0 + 0.0) / 2)
 
 
-def test_lattice_by_hand() -> None:
+def test_checkerboard_loss_by_hand() -> None:
     """Every fourth column 0.4 brighter: phases of 0, 0, 0 and 0.4 in each row."""
     picture = torch.full((2, 3, 16, 24), 0.5)
     picture[..., 3::4] += 0.4
-    assert lattice(picture).item() == pytest.approx(np.var([0, 0, 0, 0.4]))
-    assert lattice(picture.roll(1, 3)).item() == pytest.approx(np.var([0, 0, 0, 0.4]))
-    assert lattice(torch.full((1, 3, 16, 16), 0.3)).item() == pytest.approx(0.0)
+    assert checkerboard_loss(picture).item() == pytest.approx(np.var([0, 0, 0, 0.4]))
+    assert checkerboard_loss(picture.roll(1, 3)).item() == pytest.approx(np.var([0, 0, 0, 0.4]))
+    assert checkerboard_loss(torch.full((1, 3, 16, 16), 0.3)).item() == pytest.approx(0.0)
     stripes = (torch.arange(24) % 3).expand(1, 3, 24, 24) / 2.0  # another period: no phase of 4 sees it
-    assert lattice(stripes).item() == pytest.approx(0.0)
+    assert checkerboard_loss(stripes).item() == pytest.approx(0.0)
 
 
-def test_frame_by_hand() -> None:
+def test_border_loss_by_hand() -> None:
     """The last row 0.4 brighter: one of four rows at one of four sides; at another side just the same."""
     picture = torch.full((2, 3, 16, 24), 0.5)
     picture[..., -1, :] += 0.4
-    assert frame(picture).item() == pytest.approx(0.4**2 / 16)
-    assert frame(picture.flip(2)).item() == pytest.approx(0.4**2 / 16)
-    assert frame(picture.transpose(2, 3)).item() == pytest.approx(0.4**2 / 16)
-    assert frame(torch.full((1, 3, 16, 16), 0.3)).item() == pytest.approx(0.0)
+    assert border_loss(picture).item() == pytest.approx(0.4**2 / 16)
+    assert border_loss(picture.flip(2)).item() == pytest.approx(0.4**2 / 16)
+    assert border_loss(picture.transpose(2, 3)).item() == pytest.approx(0.4**2 / 16)
+    assert border_loss(torch.full((1, 3, 16, 16), 0.3)).item() == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("loss", ["content", "style", "variation"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nst_trainer.checkpoint import parameters
-from nst_trainer.losses import lattice
+from nst_trainer.losses import checkerboard_loss
 from nst_trainer.networks import Fast, Johnson, StyledNetwork, Ulyanov
 from nst_trainer.networks.styled import ConditionalInstanceNorm
 
@@ -29,9 +29,9 @@ def test_the_fast_network_begins_without_a_checkerboard() -> None:
     torch.manual_seed(0)
     network, photo, mix = Fast(styles=2).eval(), torch.rand(1, 3, 64, 64), torch.tensor([[0.5, 0.5]])
     with torch.no_grad():
-        assert lattice(network(photo, mix), 2) < 1e-12
+        assert checkerboard_loss(network(photo, mix), 2) < 1e-12
         network.last.weight[0] += 0.1  # one of a block's four pixels parts from the others
-        assert lattice(network(photo, mix), 2) > 1e-6
+        assert checkerboard_loss(network(photo, mix), 2) > 1e-6
     assert parameters(Fast()) == 206_540
 
 

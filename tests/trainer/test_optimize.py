@@ -11,11 +11,20 @@ import torch
 
 from nst_core.errors import InputError
 from nst_core.images import open_image
+from nst_trainer.images import to_tensor
+from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.optimization import color
-from nst_trainer.optimization.gatys import WARM_UP, Iteration, OptimizationError, Precision, Repeated, Run, optimize
-from nst_trainer.settings import PRESETS, LossWeights, OptimizationSettings, preset
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.gatys import (
+    WARM_UP,
+    ImageOptimization,
+    Iteration,
+    OptimizationError,
+    Precision,
+    Repeated,
+    optimize,
+)
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings, preset
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import Weights, vgg16_weights
 
@@ -63,7 +72,7 @@ def test_presets_lower_their_loss(name: str, content: torch.Tensor, style: torch
 def test_the_steps_are_those_of_pytorchs_lbfgs(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
     """The same losses for as long as rounding allows, then the same loss in the end."""
     settings = preset("johnson2016-baseline", {"size": 48, "iterations": 40})
-    reference = Run(content, [style], settings, weights)
+    reference = ImageOptimization(content, [style], settings, weights)
     values = reference.parameters.values
     optimizer = torch.optim.LBFGS(
         *([values], settings.step), max_iter=1, max_eval=2, history_size=20, tolerance_grad=0.0, tolerance_change=0.0
@@ -101,7 +110,7 @@ def test_an_iteration_can_be_repeated_as_a_whole(
     """As one function of tensors that stay where they are, captured once after the first calls."""
     settings = replace(TINY, optimizer=optimizer, average=0.5)
     picture, seen = run(content, style, settings, weights)
-    repeated = Run(content, [style], settings, weights)
+    repeated = ImageOptimization(content, [style], settings, weights)
     repeated.graph = graph = Replayed(repeated.descent.iterate, torch.device("cpu"))
     places = [one.data_ptr() for one in (repeated.parameters.values, repeated.descent.best, repeated.descent.losses)]
     losses: list[float] = []
@@ -116,7 +125,7 @@ def test_an_iteration_can_be_repeated_as_a_whole(
 def test_ctrl_c_waits_for_the_end_of_a_step(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
     """Else a picture could have moved and its step not be counted, and what is resumed would be another run."""
     whole, _ = run(content, style, TINY, weights)
-    stopped = Run(content, [style], TINY, weights)
+    stopped = ImageOptimization(content, [style], TINY, weights)
     told: list[int] = []
     genuine = stopped.descent.optimizer.step
 
@@ -142,7 +151,7 @@ def test_bfloat16_rounds_the_loss_network_alone(content: torch.Tensor, style: to
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.03)
     with pytest.raises(InputError, match="precision is 'tf32': fp32 or bf16, or on a GPU tf32"):
-        Run(content, [style], TINY, weights, precision="tf32")
+        ImageOptimization(content, [style], TINY, weights, precision="tf32")
 
 
 @pytest.mark.gpu
@@ -153,7 +162,7 @@ def test_the_graph_computes_what_its_operations_do(
     settings = preset("johnson2016-baseline", {"size": 128, "iterations": 30} | changes)
     losses: list[list[float]] = []
     for graph in (True, False):
-        one = Run(content, [style], settings, weights, device=torch.device("cuda"), precision="fp32")
+        one = ImageOptimization(content, [style], settings, weights, device=torch.device("cuda"), precision="fp32")
         assert one.graph is not None
         one.graph = one.graph if graph else None
         losses.append([])
@@ -168,7 +177,7 @@ def test_every_precision_reaches_the_same_loss(content: torch.Tensor, style: tor
     """Judged in FP32, at a size at which a GPU is busy; the figures are printed (pytest -s)."""
     device = torch.device("cuda")
     settings = preset("johnson2016-baseline", {"size": 512, "iterations": 100})
-    judge = Run(content, [style], settings, weights, device=device, precision="fp32")
+    judge = ImageOptimization(content, [style], settings, weights, device=device, precision="fp32")
     reached: dict[str, float] = {}
     for precision in get_args(Precision):
         picture, seen = run(content, style, settings, weights, device=device, precision=precision)
@@ -333,6 +342,6 @@ def test_settings_that_cannot_be(content: torch.Tensor, style: torch.Tensor, wei
     with pytest.raises(InputError, match="no preset 'worst'"):
         preset("worst", {})
     with pytest.raises(InputError, match="without a content picture"):
-        Run(None, [style], TINY, weights)
+        ImageOptimization(None, [style], TINY, weights)
     with pytest.raises(InputError, match=r"init is 'nowhere\.png'"):
-        Run(content, [style], replace(TINY, init="nowhere.png"), weights)
+        ImageOptimization(content, [style], replace(TINY, init="nowhere.png"), weights)

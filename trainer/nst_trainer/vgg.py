@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nst_core.errors import InputError
-from nst_trainer.settings import Pooling
+from nst_trainer.loss_settings import Pooling
 from nst_trainer.weights import CONVOLUTIONS, Weights
 
 MEAN = (123.68, 116.779, 103.939)

@@ -1,10 +1,10 @@
 """What is measured, one file a question.
 
 A suite's `measure` returns one document, plain data: `schema` (`nst-bench-<suite>/1`), `date`, `machine`
-(`nst_bench.machine.describe`), `model` where there is one, and rows. A row says what it is of, and then either has the
+(`nst_bench.machine`), `model` where there is one, and rows. A row says what it is of, and then either has the
 fields of `nst_bench.measure.Summary` (milliseconds), or `missing`, the reason in words why there are none. Where the
 arithmetic is known, a row of the steady state also has `gflop` (of what that engine runs for one picture),
-`share_of_matrix_rate` and `share_of_bandwidth` (`nst_bench.ceiling`). `SHORT`, `FULL` and, on a GPU, `CARD` of a suite
+`share_of_matrix_rate` and `share_of_bandwidth` (`machine.roofline`). `SHORT`, `FULL` and, on a GPU, `CARD` of a suite
 are its efforts. A document that was cut short has the reason under `stopped`, and what was measured until then.
 
 `latency`

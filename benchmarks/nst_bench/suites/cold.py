@@ -20,14 +20,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nst_bench.engines import Bare, Served, photograph
-from nst_bench.machine import header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.server import ModelServer
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError
-from nst_server import state, triton
+from nst_server import state
 from nst_server.control import Control
+from nst_server.endpoints import Endpoints
 
 SCHEMA = "nst-bench-cold/1"
 
@@ -68,28 +71,28 @@ def measure(
     device: Device,
     *,
     effort: Effort = FULL,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Start `nst-serve` on a copy of `model` alone, with the Triton of the folder `environment`; a document.
 
     The model is unloaded and loaded again after each start. On a GPU the plan is in the cache when the first start is
     timed. Raises `ColdError`.
     """
-    document = header(SCHEMA)
+    document = document_header(SCHEMA)
     seconds: dict[tuple[str, int | None, int | None], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "models"
         shutil.copytree(repository / model, copy / model)
         if device.gpu:
-            Bare(copy / model)
+            BareModel(copy / model)
         for number in range(effort.starts):
             with _nst_serve(environment, copy, model, device) as (server, control):
                 seconds[START, None, None].append(server.seconds)
                 _pictures(server, effort, seconds)
                 control.unload(model)
                 seconds[LOAD, None, None].append(timed(partial(control.load, model)))
-            seconds[SESSION, None, None].append(timed(partial(Bare, copy / model)))
-            tick(f"start {number + 1} of {effort.starts}: ready after {server.seconds:.1f} s")
+            seconds[SESSION, None, None].append(timed(partial(BareModel, copy / model)))
+            on_progress(f"start {number + 1} of {effort.starts}: ready after {server.seconds:.1f} s")
         warm = _warmed_up(server)
     rows = [
         {
@@ -102,33 +105,37 @@ def measure(
     return {**document, "model": {"name": model}, "rows": rows}
 
 
-def _pictures(server: Served, effort: Effort, seconds: dict[tuple[str, int | None, int | None], list[float]]) -> None:
+def _pictures(
+    server: ModelServer, effort: Effort, seconds: dict[tuple[str, int | None, int | None], list[float]]
+) -> None:
     """A new client's first request, then each shape for the first time and again."""
     with StyleClient(server.endpoints.grpc, timeout=300.0, shared_memory=False) as client:
 
         def first() -> None:
             style = next(one.name for one in client.styles() if one.model == server.model)
-            client.stylize(photograph(*effort.shapes[0]), style)
+            client.stylize(sample_photograph(*effort.shapes[0]), style)
 
         seconds[FIRST, *effort.shapes[0]].append(timed(first))
         style = server.style
         for height, width in effort.shapes:
-            again = partial(client.stylize, photograph(height, width), style)
+            again = partial(client.stylize, sample_photograph(height, width), style)
             if (height, width) != effort.shapes[0]:
                 seconds[SHAPE, height, width].append(timed(again))
             seconds[STEADY, height, width] += [timed(again) for _ in range(effort.again)]
 
 
-def _warmed_up(server: Served) -> set[tuple[int, int]]:
+def _warmed_up(server: ModelServer) -> set[tuple[int, int]]:
     """Shapes that the model's config has the server paint before it is ready."""
     dims = [tuple(one.dims) for warm in server.exported.config.model_warmup for one in warm.inputs.values()]
     return {(one[0], one[1]) for one in dims if len(one) == 3}
 
 
 @contextmanager
-def _nst_serve(environment: Path, repository: Path, model: str, device: Device) -> Iterator[tuple[Served, Control]]:
+def _nst_serve(
+    environment: Path, repository: Path, model: str, device: Device
+) -> Iterator[tuple[ModelServer, Control]]:
     """The command in a process of its own, ready, and how to steer it; ended with the block."""
-    endpoints = triton.Endpoints.free()
+    endpoints = Endpoints.free()
     with tempfile.TemporaryDirectory() as scratch:
         command = [
             *(str(Path(sys.executable).with_name("nst-serve")), "--repository", str(repository)),
@@ -145,7 +152,7 @@ def _nst_serve(environment: Path, repository: Path, model: str, device: Device) 
                 seconds = time.perf_counter() - started
                 kept = state.read(Path(scratch) / "state", endpoints.http_port)
                 control = Control(endpoints.control, kept.key if kept else None)
-                yield Served(model, repository, endpoints, process, seconds), control
+                yield ModelServer(model, repository, endpoints, process, seconds), control
             finally:
                 process.terminate()  # not Ctrl-C, to which what a shell started in the background is deaf
                 process.communicate(timeout=60.0)

@@ -17,19 +17,21 @@ from typing import Any
 
 import torch
 
-from nst_bench.callers import started
-from nst_bench.engines import Bare, Served, photograph
-from nst_bench.gpu import torch_device
-from nst_bench.machine import header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
+from nst_bench.machine.nvml import joules
 from nst_bench.measure import timed
-from nst_bench.nvml import joules
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.callers import start_callers
+from nst_bench.served.server import ModelServer
 from nst_bench.suites.quality import baseline
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
-from nst_core.images import fitted, open_image, sample_photographs
+from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.checkpoint import Checkpoint
-from nst_trainer.optimization.gatys import Run
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.weights import vgg16_weights
 
 SCHEMA = "nst-bench-energy/1"
@@ -86,12 +88,12 @@ class Meter:
 
 def measure(
     checkpoint: Checkpoint,
-    served: Served,
+    served: ModelServer,
     device: Device,
     *,
     vgg: Path | None = None,
     effort: Effort = FULL,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Energy an image of the network, of `served`, and of the optimisation with the settings of its training.
 
@@ -100,7 +102,7 @@ def measure(
     """
     if device.gpu is None:
         raise InputError(device.reason)
-    document = header(SCHEMA)
+    document = document_header(SCHEMA)
     meter = Meter(device.gpu, effort.seconds / 2)
     rows = []
     for size in effort.sizes:
@@ -108,7 +110,7 @@ def measure(
             with work as run:
                 row = _row(what, size, images, meter.block(run, effort.seconds))
             rows.append(row)
-            tick(f"{size} x {size}, {what}: {row['joules']:.3g} J an image, {row['watts']:.0f} W")
+            on_progress(f"{size} x {size}, {what}: {row['joules']:.3g} J an image, {row['watts']:.0f} W")
     for row in rows:
         network = next(one for one in rows if (one["what"], one["size"]) == (NETWORK, row["size"]))
         row["ratio"] = row["joules"] / network["joules"]
@@ -123,7 +125,7 @@ def measure(
 
 
 def _works(
-    checkpoint: Checkpoint, served: Served, device: Device, size: int, vgg: Path | None, callers: int
+    checkpoint: Checkpoint, served: ModelServer, device: Device, size: int, vgg: Path | None, callers: int
 ) -> Iterator[tuple[str, float, Any]]:
     """What is measured at a size: its name, the images that a piece of it makes, and a context with the work."""
     yield NETWORK, 1.0, _network(served, size)
@@ -133,23 +135,23 @@ def _works(
 
 
 @contextmanager
-def _network(served: Served, size: int) -> Iterator[Callable[[int], int]]:
+def _network(served: ModelServer, size: int) -> Iterator[Callable[[int], int]]:
     """The bare sessions, images in main memory."""
-    bare, pixels = Bare(served.exported.folder), photograph(size, size)
+    bare, pixels = BareModel(served.exported.folder), sample_photograph(size, size)
 
     def work(pieces: int) -> int:
-        bare.together(pixels, pieces)
+        bare.seconds_for(pixels, pieces)
         return pieces
 
     yield work
 
 
 @contextmanager
-def _called(served: Served, size: int, count: int) -> Iterator[Callable[[int], int]]:
+def _called(served: ModelServer, size: int, count: int) -> Iterator[Callable[[int], int]]:
     """Callers by shared memory, as they are on one host; a block begins with the fifth of a second that they wait."""
-    pixels = photograph(size, size)
-    with started(count, served.endpoints.grpc, served.style, shared_memory=True) as callers:
-        yield lambda pieces: len(callers.together(count, max(pieces, count), pixels))
+    pixels = sample_photograph(size, size)
+    with start_callers(count, served.endpoints.grpc, served.style, shared_memory=True) as callers:
+        yield lambda pieces: len(callers.closed_loop(count, max(pieces, count), pixels))
 
 
 @contextmanager
@@ -158,10 +160,10 @@ def _optimisation(
 ) -> Iterator[Callable[[int], int]]:
     """Iterations of one run that never ends; a photograph stands in the painting's place, as it costs the same."""
     style = to_tensor(open_image(sample_photographs()[0]))
-    content = to_tensor(fitted(open_image(sample_photographs()[-1]), size, size))
+    content = to_tensor(fit(open_image(sample_photographs()[-1]), size, size))
     where = torch_device(device)
     settings = baseline(checkpoint, size, 10**9)
-    run = Run(content, [style], settings, vgg16_weights(vgg), device=where)
+    run = ImageOptimization(content, [style], settings, vgg16_weights(vgg), device=where)
 
     def work(pieces: int) -> int:
         for _ in range(pieces):

@@ -19,26 +19,26 @@ import numpy as np
 import onnx
 import torch
 
-from nst_bench.machine import header
+from nst_bench.machine.description import document_header
 from nst_bench.measure import interleaved, summarize
 from nst_bench.tables import OURS
 from nst_core import devices
-from nst_core.contract import IMAGE
 from nst_core.devices import Device, Gpu
 from nst_core.engines import plans
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_export.graph.conversion import export_onnx, write_onnx
 from nst_export.graph.half_precision import to_half
-from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
-from nst_export.inspection import arithmetic
-from nst_export.modules import ServedModel
 from nst_export.tensorrt import import_tensorrt, require_gpu
-from nst_export.verification.agreement import TOLERANCES, Engine, require_agreement
+from nst_export.verification.gpu import GPU_TOLERANCES, cuda_engine, missing_packages, tensorrt_engine
+from nst_export.graph.conversion import export_onnx, write_onnx
+from nst_export.verification.agreement import Engine, TOLERANCES, require_agreement
 from nst_export.verification.cpu import installed_providers, onnx_engines, open_session
 from nst_export.verification.examples import example_feeds, photograph_batches
-from nst_export.verification.gpu import GPU_TOLERANCES, cuda_engine, missing_packages, tensorrt_engine
 from nst_export.verification.pytorch import run_pytorch, verify
+from nst_export.inspection import arithmetic
+from nst_export.modules import ServedModel
+from nst_core.contract import IMAGE
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
 from nst_trainer.checkpoint import frozen
 from nst_trainer.networks import Fast, Johnson
 
@@ -63,10 +63,7 @@ CUDA_FORMS = {PLAIN: (), "upsample": ("upsample",), **{name: (name,) for name in
 
 TENSORRT_FORMS: dict[str, tuple[str, ...]] = {
     OURS: DEFAULT_REWRITES["tensorrt"],
-    "upsample-windows": (
-        "upsample-windows",
-        *(name for name in DEFAULT_REWRITES["tensorrt"] if name != "upsample-3x3"),
-    ),
+    "upsample-windows": ("upsample-windows", *(name for name in DEFAULT_REWRITES["tensorrt"] if name != "upsample-3x3")),
     **{name: (*DEFAULT_REWRITES["tensorrt"], name) for name in NORMS},
 }
 
@@ -123,7 +120,7 @@ def measure(
     widths: tuple[float, ...] = WIDTHS,
     sizes: tuple[int, ...] = SIZES,
     rounds: int | None = None,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Every form of the networks on pictures of `sizes`^2 pixels, `rounds` warm runs each in turn.
 
@@ -132,14 +129,16 @@ def measure(
     """
     device = device or devices.choose()
     if device.gpu is None:
-        rows = [row for width in widths for row in _on_cpu(width, sizes, rounds or 9, tick)]
+        rows = [row for width in widths for row in _on_cpu(width, sizes, rounds or 9, on_progress)]
         rows += [_missing(engine, sizes, engine.missing() or device.reason) for engine in GPU_ENGINES]
     else:
-        rows = [row for engine in GPU_ENGINES for row in _on_gpu(engine, device.gpu, sizes, rounds or 60, tick)]
-    return {**header(SCHEMA), "rows": rows}
+        rows = [row for engine in GPU_ENGINES for row in _on_gpu(engine, device.gpu, sizes, rounds or 60, on_progress)]
+    return {**document_header(SCHEMA), "rows": rows}
 
 
-def _on_cpu(width: float, sizes: Sequence[int], rounds: int, tick: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def _on_cpu(
+    width: float, sizes: Sequence[int], rounds: int, on_progress: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     model = _served(Johnson(width=width))
     with tempfile.TemporaryDirectory() as folder:
         files = _files(model, CPU_FORMS, Path(folder))
@@ -157,11 +156,11 @@ def _on_cpu(width: float, sizes: Sequence[int], rounds: int, tick: Callable[[str
                 about = {"engine": engine, "network": Johnson.name, "precision": "fp32", "width": width, "size": size}
                 yield from _rows(about, figures, flop)
                 ratio = figures[ALL]["ratio"]
-                tick(f"width {width:g}, {size} x {size}, {engine}: {ratio:.2f} of the plain export's time")
+                on_progress(f"width {width:g}, {size} x {size}, {engine}: {ratio:.2f} of the plain export's time")
 
 
 def _on_gpu(
-    engine: _Engine, gpu: Gpu, sizes: Sequence[int], rounds: int, tick: Callable[[str], None]
+    engine: _Engine, gpu: Gpu, sizes: Sequence[int], rounds: int, on_progress: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     if reason := engine.missing():
         yield _missing(engine, sizes, reason)
@@ -174,7 +173,7 @@ def _on_gpu(
         for form, file in files.items():
             try:
                 works[form] = stack.enter_context(_checked(engine, model, file, sizes, gpu))
-                tick(f"{engine.name}, {form}: built and checked")
+                on_progress(f"{engine.name}, {form}: built and checked")
             except (NstError, plans.PlanError) as error:
                 yield _missing(engine, sizes, str(error), form)
         for size in sizes if works else ():

@@ -17,18 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from nst_bench.engines import Bare, photograph, plan_for
-from nst_bench.gpu import torch_device
-from nst_bench.machine import header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
 from nst_bench.measure import REST, interleaved, summarize
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.export import default_export_plan
 from nst_bench.suites.quality import baseline, iterations_worth, network_losses, painter, painting_of
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_core.images import fitted, open_image
-from nst_export.pipeline import export_checkpoint
+from nst_core.images import fit, open_image
+from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, load, parameters
-from nst_trainer.optimization.gatys import Iteration, Run
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.weights import Weights
 
 SCHEMA = "nst-bench-frontier/1"
@@ -49,7 +51,7 @@ def measure(
     *,
     size: int = 256,
     side: int = 512,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """The checkpoints `files` of the painting `style`: losses on `photos` at `size`^2, milliseconds at `side`^2.
 
@@ -59,9 +61,9 @@ def measure(
     networks = {path.stem: load(path) for path in files}
     if len(networks) < len(files):
         raise InputError("two checkpoints have the same name: rename one")
-    document = header(SCHEMA)
-    figures = _quality(networks, style, photos, weights, size, torch_device(device), tick)
-    taken = _latencies(files, side, device, tick)
+    document = document_header(SCHEMA)
+    figures = _quality(networks, style, photos, weights, size, torch_device(device), on_progress)
+    taken = _latencies(files, side, device, on_progress)
     rows = [
         {
             "name": name,
@@ -89,7 +91,7 @@ def _quality(
     weights: Weights,
     size: int,
     device: torch.device,
-    tick: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """Of each network the mean losses and the median worth."""
     paints = {name: painter(one, style.stem) for name, one in networks.items()}
@@ -98,13 +100,15 @@ def _quality(
     settings = baseline(first, size, LONGEST, painting)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     for photo in photos:
-        run = Run(to_tensor(fitted(open_image(photo), size, size)), [painting], settings, weights, device=device)
+        run = ImageOptimization(
+            to_tensor(fit(open_image(photo), size, size)), [painting], settings, weights, device=device
+        )
         losses = {name: network_losses(run, paint) for name, paint in paints.items()}
         curve = _curve(run, min(one["loss"] for one in losses.values()))
         for name, one in losses.items():
             worth = iterations_worth(curve, one["loss"]) or LONGEST
             found[name].append({"worth": worth, **{term: one[term] for term in ("loss", "content", "style")}})
-        tick(f"{photo.name}: " + ", ".join(f"{name} {rows[-1]['worth']}" for name, rows in found.items()))
+        on_progress(f"{photo.name}: " + ", ".join(f"{name} {rows[-1]['worth']}" for name, rows in found.items()))
     return {
         name: {
             **{term: float(np.mean([row[term] for row in rows])) for term in ("loss", "content", "style")},
@@ -114,7 +118,7 @@ def _quality(
     }
 
 
-def _curve(run: Run, goal: float) -> list[float]:
+def _curve(run: ImageOptimization, goal: float) -> list[float]:
     """The optimisation's loss by iteration, until it is at `goal`."""
     seen: list[Iteration] = []
     while len(seen) < LONGEST and (not seen or min(one.total for one in seen) > goal):
@@ -123,15 +127,17 @@ def _curve(run: Run, goal: float) -> list[float]:
     return [one.total for one in seen]
 
 
-def _latencies(files: Sequence[Path], side: int, device: Device, tick: Callable[[str], None]) -> dict[str, list[float]]:
+def _latencies(
+    files: Sequence[Path], side: int, device: Device, on_progress: Callable[[str], None]
+) -> dict[str, list[float]]:
     """Seconds of a picture of `side`^2 through each, as `nst-export` leaves it for the device."""
-    plan = plan_for(device)
+    plan = default_export_plan(device)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for file in files:
-            export_checkpoint(file, file.stem, folder, plan, on_progress=tick)
-        pixels = photograph(side, side)
-        works = {file.stem: partial(Bare(folder / file.stem).paint, pixels) for file in files}
+            export_and_publish(file, file.stem, folder, plan, on_progress=on_progress)
+        pixels = sample_photograph(side, side)
+        works = {file.stem: partial(BareModel(folder / file.stem).stylize, pixels) for file in files}
         for work in works.values():
             work()
         return interleaved(works, ROUNDS, rest=REST)

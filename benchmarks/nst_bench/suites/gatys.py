@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from nst_bench.machine import header, matrix_product_rate
+from nst_bench.machine.description import document_header, matrix_product_rate
 from nst_bench.measure import summarize
-from nst_core.images import fitted, open_image, sample_photographs
-from nst_trainer.optimization.gatys import WARM_UP, Iteration, Run
-from nst_trainer.settings import PRESETS, OptimizationSettings
-from nst_trainer.training.data import to_tensor
+from nst_core.images import fit, open_image, sample_photographs
+from nst_trainer.images import to_tensor
+from nst_trainer.optimization.gatys import WARM_UP, ImageOptimization, Iteration
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.vgg import BLOCKS, LAYERS
 from nst_trainer.weights import CONVOLUTIONS, Weights
 
@@ -56,7 +56,7 @@ def measure(
     result_iterations: int = 300,
     style: Path | None = None,
     device: torch.device = CPU,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Iterations on `device` at each of `sizes`, ascending, then the time to a result at `result_size`; a document.
 
@@ -69,16 +69,16 @@ def measure(
     rows = []
     for size in sizes:
         rows.append(_iterations(weights, size, 10 * iterations if on_gpu else iterations, device))
-        tick(f"{size} x {size}: {rows[-1]['median']:.{1 if on_gpu else 0}f} ms")
+        on_progress(f"{size} x {size}: {rows[-1]['median']:.{1 if on_gpu else 0}f} ms")
         if on_gpu:
             whole.append(_whole(weights, size, device))
-            tick(f"{size} x {size}: {WHOLE} iterations in {whole[-1]['seconds']:.2f} s")
+            on_progress(f"{size} x {size}: {WHOLE} iterations in {whole[-1]['seconds']:.2f} s")
     return {
-        **header(SCHEMA),
+        **document_header(SCHEMA),
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "iterations": rows,
         "whole": whole,
-        "result": _result(weights, result_size, result_iterations, style, device, tick),
+        "result": _result(weights, result_size, result_iterations, style, device, on_progress),
     }
 
 
@@ -91,7 +91,7 @@ def _iterations(weights: Weights, size: int, iterations: int, device: torch.devi
     content, style = _pictures(size, None)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    run = Run(content, [style], settings, weights, device=device)
+    run = ImageOptimization(content, [style], settings, weights, device=device)
     stamps: list[float] = []
     while run.step(lambda iteration: stamps.append(iteration.seconds)):
         pass
@@ -125,7 +125,7 @@ def _whole(weights: Weights, size: int, device: torch.device) -> dict[str, Any]:
     content, style = _pictures(size, None)
     torch.cuda.synchronize(device)
     started = time.perf_counter()
-    run = Run(content, [style], settings, weights, device=device)
+    run = ImageOptimization(content, [style], settings, weights, device=device)
     losses: list[float] = []
     while run.step(lambda iteration: losses.append(iteration.total)):
         pass
@@ -142,7 +142,7 @@ def _whole(weights: Weights, size: int, device: torch.device) -> dict[str, Any]:
 
 def _pictures(size: int, style: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     photographs = sample_photographs()
-    content = to_tensor(fitted(open_image(photographs[-1]), size, size))
+    content = to_tensor(fit(open_image(photographs[-1]), size, size))
     return content, to_tensor(open_image(style or photographs[2]))
 
 
@@ -152,7 +152,7 @@ def _result(
     iterations: int,
     style: Path | None,
     device: torch.device,
-    tick: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Seconds of the baseline for its loss after `iterations`, and of `best` to the same loss.
 
@@ -160,17 +160,17 @@ def _result(
     """
     content, painting = _pictures(size, style)
     settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations)
-    baseline = Run(content, [painting], settings, weights, device=device)
+    baseline = ImageOptimization(content, [painting], settings, weights, device=device)
 
     @torch.no_grad()
-    def judged(run: Run) -> float:
+    def judged(run: ImageOptimization) -> float:
         return baseline.loss(run.picture(), baseline.target).total.item()
 
     while baseline.step(lambda iteration: None):
         pass
     goal, needed = judged(baseline), baseline.seconds
-    tick(f"{iterations} iterations of the baseline: loss {goal:.4g} after {needed:.1f} s")
-    run = Run(content, [painting], replace(PRESETS["best"], size=size), weights, device=device)
+    on_progress(f"{iterations} iterations of the baseline: loss {goal:.4g} after {needed:.1f} s")
+    run = ImageOptimization(content, [painting], replace(PRESETS["best"], size=size), weights, device=device)
     reached: float | None = None
     lowest = float("inf")
     latest: list[Iteration] = []
@@ -178,7 +178,7 @@ def _result(
         if latest[-1].size == (size, size) and latest[-1].number % 5 == 0:
             lowest = min(lowest, judged(run))
             reached = run.seconds if lowest <= goal else None
-    tick(f"best: loss {lowest:.4g} after {run.seconds:.1f} s")
+    on_progress(f"best: loss {lowest:.4g} after {run.seconds:.1f} s")
     return {
         "size": size,
         "iterations": iterations,

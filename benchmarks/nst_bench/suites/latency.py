@@ -17,11 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.ceiling import Ceiling, Work, of_graph, of_network
-from nst_bench.engines import Engine, Served, by_pytorch, in_process, photograph
-from nst_bench.gpu import MissingEngine, OnCard, Paint, torch_device
-from nst_bench.machine import header
+from nst_bench.engines.base import MissingEngine, Stylize
+from nst_bench.engines.contestants import Contestant, contestants
+from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
+from nst_bench.machine.roofline import Roofline, Workload, graph_workload, network_workload
 from nst_bench.measure import REST, interleaved, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.server import ModelServer
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError
@@ -75,23 +79,23 @@ CARD_SHORT = Effort((256, 512, 1024), 3.0, compiled=())
 class _Loaded:
     """An engine at work, and what its arithmetic at a size is counted from."""
 
-    engine: Engine
-    paint: Paint
-    work: Callable[[int], Work]
+    engine: Contestant
+    paint: Stylize
+    work: Callable[[int], Workload]
     first_of_shape: dict[int, list[float]] = field(default_factory=dict)
 
     def painting(self, pixels: Pixels) -> Callable[[], object]:
         """What is timed: a picture from where its caller has it."""
-        return self.paint.work(pixels) if isinstance(self.paint, OnCard) else partial(self.paint, pixels)
+        return self.paint.work(pixels) if isinstance(self.paint, CudaTensorStylizer) else partial(self.paint, pixels)
 
 
 def measure(
     checkpoint: Checkpoint,
-    served: Served,
+    served: ModelServer,
     device: Device,
     *,
     effort: Effort = FULL,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
     keep: Callable[[dict[str, Any]], None] = lambda document: None,
 ) -> dict[str, Any]:
     """Every engine with the network of `checkpoint`, and `served`, which was exported from it; a document.
@@ -99,14 +103,14 @@ def measure(
     Its rows are described in `nst_bench.suites`; those of the steady state also have `levels`, the largest difference
     from the picture of PyTorch on the processor, of 255. `keep` gets the document after every size.
     """
-    document = {**header(SCHEMA), "model": about(checkpoint, served.model)}
+    document = {**document_header(SCHEMA), "model": about(checkpoint, served.model)}
     rows: list[dict[str, Any]] = []
-    reference = by_pytorch(checkpoint.network, "CPU")
+    reference = pytorch_eager(checkpoint.network, "CPU")
     with ExitStack() as stack:
-        loaded = _load(stack, checkpoint, served, device, effort, rows, tick)
+        loaded = _load(stack, checkpoint, served, device, effort, rows, on_progress)
         for size in effort.sizes:
             rows += _at_size(loaded, reference, size, effort, document["machine"])
-            tick(_note(rows, size))
+            on_progress(_note(rows, size))
             keep({**document, "rows": rows})
     return {**document, "rows": rows}
 
@@ -120,46 +124,46 @@ def about(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def _load(
     stack: ExitStack,
     checkpoint: Checkpoint,
-    served: Served,
+    served: ModelServer,
     device: Device,
     effort: Effort,
     rows: list[dict[str, Any]],
-    tick: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> list[_Loaded]:
     """The engines that paint here; rows of the cold start, and of those that do not."""
     network, exported = checkpoint.network, served.exported
     file = exported.graph
 
-    def of_file(size: int) -> Work:
-        return of_graph(file, network, size) if file else of_network(network, size)
+    def of_file(size: int) -> Workload:
+        return graph_workload(file, network, size) if file else network_workload(network, size)
 
-    def of_module(size: int) -> Work:
-        return of_network(network, size)
+    def of_module(size: int) -> Workload:
+        return network_workload(network, size)
 
     loaded = []
-    small = photograph(SMALL, SMALL)
-    for engine in in_process(network, exported, device, tick=tick):
+    small = sample_photograph(SMALL, SMALL)
+    for engine in contestants(network, exported, device, on_progress=on_progress):
         about = {"engine": engine.name, "device": engine.device}
         if engine.compiles and effort.compiled == () and engine.device == exported.device:
             rows += [{**about, "size": size, "phase": "steady", "missing": _COMPILES} for size in effort.sizes]
             continue
         try:
-            paints: list[Paint] = []
+            paints: list[Stylize] = []
             seconds = timed(lambda engine=engine, paints=paints: paints.append(engine.load()))  # type: ignore[misc]
             sparing = engine.compiles and effort.compiled is not None  # the small picture would be compiled for, too
             seconds += 0.0 if sparing else timed(partial(paints[0], small))
         except Exception as error:
             rows += [{**about, "size": size, "phase": "steady", "missing": _reason(error)} for size in effort.sizes]
-            tick(f"{engine.name} ({engine.device}): {_reason(error)}")
+            on_progress(f"{engine.name} ({engine.device}): {_reason(error)}")
             continue
         if not sparing:
             rows.append({**about, "size": None, "phase": "cold", **asdict(summarize([seconds]))})
-            tick(f"{engine.name} ({engine.device}): loaded, with a first picture, in {seconds:.1f} s")
+            on_progress(f"{engine.name} ({engine.device}): loaded, with a first picture, in {seconds:.1f} s")
         work = of_module if engine.name.startswith("PyTorch") else of_file
         loaded.append(_Loaded(engine, paints[0], work))
     for way, paint in ways(stack, served, served.style).items():
-        loaded.append(_Loaded(Engine(way, exported.device, lambda paint=paint: paint), paint, of_file))  # type: ignore[misc]
-    on_card = Engine(CUDA_SHARED_MEMORY, "GPU", partial(_on_card, stack, served, device, small))
+        loaded.append(_Loaded(Contestant(way, exported.device, lambda paint=paint: paint), paint, of_file))  # type: ignore[misc]
+    on_card = Contestant(CUDA_SHARED_MEMORY, "GPU", partial(_on_card, stack, served, device, small))
     try:
         loaded.append(_Loaded(on_card, on_card.load(), of_file))
     except Exception as error:
@@ -179,7 +183,7 @@ def _reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def ways(stack: ExitStack, served: Served, style: str) -> dict[str, Paint]:
+def ways(stack: ExitStack, served: ModelServer, style: str) -> dict[str, Stylize]:
     """The served model by every protocol, and by `local:` without the server; clients are closed with the stack."""
     ends = served.endpoints
     clients = {
@@ -194,27 +198,27 @@ def ways(stack: ExitStack, served: Served, style: str) -> dict[str, Paint]:
     }
 
 
-def _on_card(stack: ExitStack, served: Served, device: Device, small: Pixels) -> OnCard:
+def _on_card(stack: ExitStack, served: ModelServer, device: Device, small: Pixels) -> CudaTensorStylizer:
     """The served model by CUDA shared memory, which has painted once. Raises `MissingEngine`."""
     if device.gpu is None:
         raise MissingEngine(device.reason)
     torch_device(device)
     client = stack.enter_context(StyleClient(served.endpoints.grpc, timeout=300.0))
-    paint = OnCard(partial(client.stylize, style=served.style))
+    paint = CudaTensorStylizer(partial(client.stylize, style=served.style))
     paint(small)
     return paint
 
 
 def _at_size(
-    loaded: list[_Loaded], reference: Paint, size: int, effort: Effort, machine: dict[str, Any]
+    loaded: list[_Loaded], reference: Stylize, size: int, effort: Effort, machine: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    picture = photograph(size, size)
+    picture = sample_photograph(size, size)
     wanted = reference(picture).astype(int)
     rows: list[dict[str, Any]] = []
     levels: list[int] = []
     painting: list[_Loaded] = []
     for position, one in enumerate(loaded):
-        shapes = [photograph(size, size - narrower - position) for narrower in NARROWER]
+        shapes = [sample_photograph(size, size - narrower - position) for narrower in NARROWER]
         try:
             if one.engine.compiles and effort.compiled is not None and size not in effort.compiled:
                 raise MissingEngine("not compiled for this size, which takes half a minute")
@@ -233,7 +237,7 @@ def _at_size(
     samples = interleaved(works, min(MOST, max(FEWEST, round(effort.seconds / turn))), rest=REST)
     for one, level, seconds in zip(painting, levels, samples.values(), strict=True):
         row = _row(one, size, "steady", seconds)
-        ceiling = Ceiling.of(machine, one.engine.device)
+        ceiling = Roofline.of(machine, one.engine.device)
         rows.append({**row, "levels": level, **ceiling.shares(one.work(size), row["median"])})
     return rows
 

@@ -19,21 +19,22 @@ from typing import Any
 
 import torch
 
-from nst_bench.ceiling import Ceiling, of_network
-from nst_bench.engines import by_pytorch, photograph
-from nst_bench.gpu import torch_device
-from nst_bench.machine import header
+from nst_bench.engines.pytorch import pytorch_eager
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
+from nst_bench.machine.roofline import Roofline, network_workload
 from nst_bench.measure import summarize, timed
+from nst_bench.photographs import sample_photograph
 from nst_bench.suites import gatys
 from nst_core.devices import Device
 from nst_core.errors import NstError
 from nst_core.images import ImageData, open_image, sample_photographs
 from nst_core.memory import keep_freed_memory
 from nst_trainer.checkpoint import Checkpoint, frozen, load, parameters
+from nst_trainer.images import to_tensor
 from nst_trainer.networks import ARCHITECTURES
-from nst_trainer.optimization.gatys import Run
-from nst_trainer.settings import PRESETS, OptimizationSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.weights import vgg16_weights
 
 SCHEMA = "nst-bench-methods/1"
@@ -87,20 +88,20 @@ def measure(
     *,
     vgg: Path | None = None,
     effort: Effort = FULL,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Every method on `device`, those of `checkpoints` with their networks; a document.
 
     Raises `CheckpointError`, or `InputError` if PyTorch cannot use the GPU.
     """
     torch_device(device)
-    document = header(SCHEMA)
+    document = document_header(SCHEMA)
     found = methods(checkpoints)
-    ceiling = Ceiling.of(document["machine"], device.kind.upper())
+    ceiling = Roofline.of(document["machine"], device.kind.upper())
     rows: list[dict[str, Any]] = []
     for size in effort.sizes:
         rows += _at_size(found, size, vgg, effort, ceiling, device)
-        tick(
+        on_progress(
             f"{size} x {size}: "
             + ", ".join(f"{row['method']} {row['picture_seconds']:.3g} s" for row in rows[-len(found) :])
         )
@@ -168,7 +169,7 @@ def _new_style(method: Method) -> dict[str, Any]:
 
 
 def _at_size(
-    found: Sequence[Method], size: int, vgg: Path | None, effort: Effort, ceiling: Ceiling, device: Device
+    found: Sequence[Method], size: int, vgg: Path | None, effort: Effort, ceiling: Roofline, device: Device
 ) -> list[dict[str, Any]]:
     """Each method in a process of its own, in turns."""
     with ExitStack() as stack:
@@ -191,14 +192,14 @@ def _at_size(
     return rows
 
 
-def _shares(method: Method, size: int, vgg: Path | None, ceiling: Ceiling, median: float) -> dict[str, float]:
+def _shares(method: Method, size: int, vgg: Path | None, ceiling: Roofline, median: float) -> dict[str, float]:
     """Of the machine's rates; of the optimisation only the arithmetic is counted."""
     if method.architecture is None:
         gflop = gatys.gflop(_settings(size), vgg16_weights(vgg), size)
         assert ceiling.gflops is not None  # PyTorch uses the device, and so its rates are known
         return {"gflop": gflop, "share_of_matrix_rate": gflop / (median / 1000.0) / ceiling.gflops}
     network = ARCHITECTURES[method.architecture["name"]](**method.architecture["arguments"])
-    return ceiling.shares(of_network(frozen(network), size), median)
+    return ceiling.shares(network_workload(frozen(network), size), median)
 
 
 def _settings(size: int) -> OptimizationSettings:
@@ -242,15 +243,15 @@ def _serve(
 
 def _network(architecture: dict[str, Any], size: int, where: torch.device) -> Callable[[], object]:
     network = frozen(ARCHITECTURES[architecture["name"]](**architecture["arguments"]))
-    return partial(by_pytorch(network, "GPU" if where.type == "cuda" else "CPU"), photograph(size, size))
+    return partial(pytorch_eager(network, "GPU" if where.type == "cuda" else "CPU"), sample_photograph(size, size))
 
 
 def _optimisation(size: int, vgg: Path | None, where: torch.device) -> Callable[[], object]:
     """An iteration, with the memory settings of the commands; a photograph stands in for the painting."""
     keep_freed_memory()
-    content = to_tensor(ImageData(photograph(size, size)))
+    content = to_tensor(ImageData(sample_photograph(size, size)))
     style = to_tensor(open_image(sample_photographs()[0]))
-    run = Run(content, [style], _settings(size), vgg16_weights(vgg), device=where)
+    run = ImageOptimization(content, [style], _settings(size), vgg16_weights(vgg), device=where)
 
     def iterate() -> None:
         run.step(lambda iteration: None)

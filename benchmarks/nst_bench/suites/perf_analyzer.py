@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.callers import Callers, started
-from nst_bench.engines import Served, photograph
-from nst_bench.machine import header
+from nst_bench.machine.description import document_header
 from nst_bench.measure import UNSTABLE
-from nst_core.contract import IMAGE
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.callers import Callers, start_callers
+from nst_bench.served.server import ModelServer
 from nst_core.errors import NstError
 from nst_core.images import Pixels
+from nst_core.contract import IMAGE
 
 SCHEMA = "nst-bench-perf-analyzer/1"
 
@@ -144,38 +145,38 @@ def _run(*command: str, cwd: Path | None = None) -> None:
 
 
 def measure(
-    served: Served,
+    served: ModelServer,
     tool: Tool,
     *,
     size: int = 512,
     callers: Sequence[int] = CALLERS,
     blocks: int = 3,
     seconds: float = 7.5,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Both in turns of about `seconds`, `blocks` each, over gRPC and HTTP at `size`^2; a document."""
-    document = header(SCHEMA)
-    pixels = photograph(size, size)
+    document = document_header(SCHEMA)
+    pixels = sample_photograph(size, size)
     rows: list[dict[str, Any]] = []
     for protocol, url in (("gRPC", served.endpoints.grpc), ("HTTP", served.endpoints.http)):
-        with started(max(callers), url, served.style) as ready:
-            alone = ready.together(1, 5, pixels)
+        with start_callers(max(callers), url, served.style) as ready:
+            alone = ready.closed_loop(1, 5, pixels)
             window = max(5, round(seconds / WINDOWS * 5 / (alone[-1].done - alone[0].due)))
             for count in callers:
-                ready.together(count, 2 * count, pixels)  # the first run of a size of batch is slower
+                ready.closed_loop(count, 2 * count, pixels)  # the first run of a size of batch is slower
                 turns = [
                     (_ours(ready, count, WINDOWS * window, pixels), tool.run(served.model, url, size, count, window))
                     for _ in range(blocks)
                 ]
                 row = {"protocol": protocol, "callers": count, **_compared(turns)}
                 rows.append(row)
-                tick(f"{protocol}, {count} callers: {row['rate_ratio']:.3f} of their rate")
+                on_progress(f"{protocol}, {count} callers: {row['rate_ratio']:.3f} of their rate")
     apart = max(abs(1.0 - row[name]) for row in rows for name in ("rate_ratio", "median_ratio"))
     return {**document, "model": {"name": served.model}, "size": size, "rows": rows, "largest_difference": apart}
 
 
 def _ours(ready: Callers, count: int, requests: int, pixels: Pixels) -> Figures:
-    calls = ready.together(count, requests, pixels)
+    calls = ready.closed_loop(count, requests, pixels)
     seconds = max(call.done for call in calls) - calls[0].due
     return Figures(len(calls) / seconds, 1000.0 * float(np.median([call.seconds for call in calls])))
 

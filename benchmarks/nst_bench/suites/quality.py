@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nst_bench.machine import header
+from nst_bench.machine.description import document_header
 from nst_core.errors import InputError
-from nst_core.images import ImageData, fitted, open_image
+from nst_core.images import ImageData, fit, open_image
 from nst_trainer.checkpoint import Checkpoint, parameters
-from nst_trainer.losses import lattice
+from nst_trainer.images import to_tensor
+from nst_trainer.loss_settings import LossWeights
+from nst_trainer.losses import checkerboard_loss
 from nst_trainer.networks import StyledNetwork
-from nst_trainer.optimization.gatys import Iteration, Run
-from nst_trainer.settings import PRESETS, LossWeights, OptimizationSettings, TrainingSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration
+from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.weights import Weights
 
 SCHEMA = "nst-bench-quality/1"
@@ -47,7 +49,7 @@ def measure(
     *,
     size: int = 256,
     device: torch.device | None = None,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Measure the style called as the picture `style`, or the only one, on `photos` cut to `size`^2; a document.
 
@@ -60,8 +62,8 @@ def measure(
     settings = baseline(checkpoint, size, LONGEST, painting)
     rows = []
     for photo in photos:
-        picture = fitted(open_image(photo), size, size)
-        run = Run(to_tensor(picture), [painting], settings, weights, device=device or torch.device("cpu"))
+        picture = fit(open_image(photo), size, size)
+        run = ImageOptimization(to_tensor(picture), [painting], settings, weights, device=device or torch.device("cpu"))
         row = {"photo": photo.name, **network_losses(run, paint), **appearance(paint, picture)}
         curve, in_range = _curves(run, row["loss"])
         row |= {
@@ -69,10 +71,10 @@ def measure(
             "worth_in_range": iterations_worth(in_range, row["loss"]),
         }
         rows.append(row | {"curve": curve[:CURVE], "curve_in_range": in_range[:CURVE], "iterations": len(curve)})
-        tick(f"{photo.name}: loss {row['loss']:.3f}, worth {row['worth'] or f'more than {LONGEST}'}")
+        on_progress(f"{photo.name}: loss {row['loss']:.3f}, worth {row['worth'] or f'more than {LONGEST}'}")
     worths = [row["worth"] or LONGEST for row in rows]
     return {
-        **header(SCHEMA),
+        **document_header(SCHEMA),
         "model": {
             "name": name,
             "style": style.name,
@@ -145,7 +147,7 @@ def _padded(network: StyledNetwork, pictures: Tensor, mix: Tensor | None) -> Ten
 
 
 @torch.no_grad()
-def network_losses(run: Run, paint: Paint) -> dict[str, Any]:
+def network_losses(run: ImageOptimization, paint: Paint) -> dict[str, Any]:
     """The network's losses by the optimisation's own measure, weighted; style also by layer."""
     assert run.content is not None
     losses = run.loss(paint(run.content.cpu()).to(run.device), run.target)
@@ -158,7 +160,7 @@ def network_losses(run: Run, paint: Paint) -> dict[str, Any]:
     }
 
 
-def _curves(run: Run, goal: float) -> tuple[list[float], list[float]]:
+def _curves(run: ImageOptimization, goal: float) -> tuple[list[float], list[float]]:
     """The optimisation's loss by iteration, until it is at `goal` and long enough to be drawn.
 
     First of the picture as it is, second of the picture with its values cut to [0, 1], as a file would hold it
@@ -223,9 +225,9 @@ def warping_error(paint: Paint, picture: Tensor, frames: int = 4) -> float:
 
 
 def lattice_levels(pictures: Tensor) -> float:
-    """How much the network's grid of 4 pixels shows, rms in levels of 255 (`nst_trainer.losses.lattice`)."""
+    """How much the network's grid of 4 pixels shows, rms in levels of 255 (`nst_trainer.losses.checkerboard_loss`)."""
     height, width = (side // 4 * 4 for side in pictures.shape[2:])
-    return 255.0 * float(lattice(pictures[:, :, :height, :width]).sqrt())
+    return 255.0 * float(checkerboard_loss(pictures[:, :, :height, :width]).sqrt())
 
 
 def border_levels(pictures: Tensor) -> float:

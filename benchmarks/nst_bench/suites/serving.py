@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.callers import Call, Callers, started
-from nst_bench.engines import Bare, Served, photograph
-from nst_bench.machine import header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.description import document_header
 from nst_bench.measure import REST, UNSTABLE, interleaved, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.callers import Call, Callers, start_callers
+from nst_bench.served.server import ModelServer
 from nst_client import ServiceError, Statistics, StyleClient
 from nst_core.images import Pixels
 
@@ -85,20 +87,20 @@ FEWEST, MOST = 20, 200
 class _Measured:
     """What is measured, and with what."""
 
-    served: Served
+    served: ModelServer
     style: str
-    bare: Bare
+    bare: BareModel
     callers: Callers
     effort: Effort
-    tick: Callable[[str], None]
+    on_progress: Callable[[str], None]
 
 
 def measure(
-    served: Served,
+    served: ModelServer,
     *,
     limit: float | None = None,
     effort: Effort = FULL,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
     keep: Callable[[dict[str, Any]], None] = lambda document: None,
 ) -> dict[str, Any]:
     """Latency of single requests, throughput by callers, mixed sizes, arrivals; a document.
@@ -106,11 +108,11 @@ def measure(
     `limit` is for the arrivals, in milliseconds: the rate is searched at which the 95th percentile stays below;
     if not given, twice the median of a single request over gRPC. `keep` gets the document after each part.
     """
-    document = header(SCHEMA)
-    bare = Bare(served.exported.folder)
+    document = document_header(SCHEMA)
+    bare = BareModel(served.exported.folder)
     document["model"] = _model(served, bare)
-    with started(max((*effort.callers, *effort.mixed)), served.endpoints.grpc, served.style) as ready:
-        on = _Measured(served, served.style, bare, ready, effort, tick)
+    with start_callers(max((*effort.callers, *effort.mixed)), served.endpoints.grpc, served.style) as ready:
+        on = _Measured(served, served.style, bare, ready, effort, on_progress)
         for name, part in _parts(on, limit):
             document[name] = part
             keep(document)
@@ -124,7 +126,7 @@ def _parts(on: _Measured, limit: float | None) -> Iterator[tuple[str, Any]]:
     yield "latency", latency
     loads = []
     for size in reversed(effort.loaded):
-        pixels = photograph(size, size)
+        pixels = sample_photograph(size, size)
         _warm_batches(on, pixels, max(effort.callers))
         loads.append(_throughput(on, pixels, _alone(on, pixels)))
     yield "throughput", loads[0]
@@ -136,12 +138,12 @@ def _parts(on: _Measured, limit: float | None) -> Iterator[tuple[str, Any]]:
     if effort.probes:
         size = effort.loaded[-1]
         single = next((row["median"] for row in latency if (row["size"], row["way"]) == (size, WAYS[0])), None)
-        single = single or 1000.0 * _alone(on, photograph(size, size))
+        single = single or 1000.0 * _alone(on, sample_photograph(size, size))
         most = loads[0]["bare"]["rate"] if on.bare.threads else max(row["rate"] for row in loads[0]["rows"])
-        yield "arrivals", _arrivals(on, photograph(size, size), most, limit or 2.0 * single)
+        yield "arrivals", _arrivals(on, sample_photograph(size, size), most, limit or 2.0 * single)
 
 
-def _model(served: Served, bare: Bare) -> dict[str, Any]:
+def _model(served: ModelServer, bare: BareModel) -> dict[str, Any]:
     """What is served and how, as its own folder says."""
     exported = served.exported
     verification = exported.version / "verification.json"
@@ -161,7 +163,7 @@ def _model(served: Served, bare: Bare) -> dict[str, Any]:
 
 def _latency(on: _Measured, size: int) -> list[dict[str, Any]]:
     """Single requests, every way in turn; each with its ratio to the bare session's median."""
-    pixels = photograph(size, size)
+    pixels = sample_photograph(size, size)
     endpoints = on.served.endpoints
     with ExitStack() as stack:
         clients = {
@@ -169,7 +171,7 @@ def _latency(on: _Measured, size: int) -> list[dict[str, Any]]:
             "HTTP": StyleClient(endpoints.http, shared_memory=False),
             "shared memory": StyleClient(endpoints.grpc, shared_memory=True),
         }
-        works: dict[str, Callable[[], object]] = {BARE: partial(on.bare.paint, pixels)}
+        works: dict[str, Callable[[], object]] = {BARE: partial(on.bare.stylize, pixels)}
         for way, client in clients.items():
             works[way] = partial(stack.enter_context(client).stylize, pixels, on.style)
         for work in works.values():
@@ -182,7 +184,7 @@ def _latency(on: _Measured, size: int) -> list[dict[str, Any]]:
     for row in rows:
         row["ratio"] = row["median"] / rows[0]["median"]
     served = ", ".join(f"{row['way']} {row['ratio']:.3f}" for row in rows[1:])
-    on.tick(f"{size} x {size}: {rows[0]['median']:.1f} ms bare; times as long: {served}")
+    on.on_progress(f"{size} x {size}: {rows[0]['median']:.1f} ms bare; times as long: {served}")
     return rows
 
 
@@ -215,18 +217,20 @@ def _throughput(on: _Measured, pixels: Pixels, alone: float) -> dict[str, Any]:
     requests = most * max(2, math.ceil(wanted / most))
     rates: list[float] = []
     turns: dict[int, list[Turn]] = {count: [] for count in callers}
-    on.callers.together(most, 2 * most, pixels)
+    on.callers.closed_loop(most, 2 * most, pixels)
     for _ in range(on.effort.blocks):
-        rates.append(requests / on.bare.together(pixels, requests))
+        rates.append(requests / on.bare.seconds_for(pixels, requests))
         for count in callers:
-            turns[count].append(_turn(on, partial(on.callers.together, count, requests, pixels)))
+            turns[count].append(_turn(on, partial(on.callers.closed_loop, count, requests, pixels)))
     one = [turn.rate for turn in turns.get(1, [])]
     rows = []
     for count, own in turns.items():
         row = {"callers": count, **_rate([turn.rate for turn in own]), "ratio": _over(own, rates)}
         against = {"against_one": _over(own, one)} if one else {}
         rows.append(row | against | summary(own))
-        on.tick(f"{count} callers: {row['rate']:.2f} pictures a second, {row['ratio']:.3f} of the bare sessions'")
+        on.on_progress(
+            f"{count} callers: {row['rate']:.2f} pictures a second, {row['ratio']:.3f} of the bare sessions'"
+        )
     return {"size": len(pixels), "requests": requests, "bare": _rate(rates), "rows": rows}
 
 
@@ -237,9 +241,9 @@ def _mixed(on: _Measured, count: int) -> list[dict[str, Any]]:
     their own each, or take all in turn, each beginning with another.
     """
     sizes = mixture(count, *on.effort.sides)
-    photo = photograph(*(max(side) for side in zip(*sizes, strict=True)))
-    on.callers.mixed(photo, [sizes])
-    warm = on.callers.mixed(photo, [sizes])
+    photo = sample_photograph(*(max(side) for side in zip(*sizes, strict=True)))
+    on.callers.mixed_sizes(photo, [sizes])
+    warm = on.callers.mixed_sizes(photo, [sizes])
     each = max(2, math.ceil(on.effort.mixed_turn / sum(call.seconds for call in warm)))
     orders = {
         None: [each * sizes],
@@ -247,17 +251,19 @@ def _mixed(on: _Measured, count: int) -> list[dict[str, Any]]:
         CHANGING: [[sizes[(caller + turn) % count] for turn in range(each)] for caller in range(count)],
     }
     for order in orders.values():
-        on.callers.mixed(photo, order)  # batches of sizes that have not met are first ones
+        on.callers.mixed_sizes(photo, order)  # batches of sizes that have not met are first ones
     turns: dict[str | None, list[Turn]] = {mixture: [] for mixture in orders}
     for _ in range(on.effort.blocks):
         for name, order in orders.items():
-            turns[name].append(_turn(on, partial(on.callers.mixed, photo, order)))
+            turns[name].append(_turn(on, partial(on.callers.mixed_sizes, photo, order)))
     one = [turn.rate for turn in turns.pop(None)]
     rows = []
     for name, own in turns.items():
         row = {"mixture": name, "callers": count, **_rate([turn.rate for turn in own])}
         rows.append(row | {"one_caller": float(np.median(one)), "against_one": _over(own, one)} | summary(own))
-        on.tick(f"{count} callers, {name}: {row['rate']:.2f} pictures a second; one caller: {np.median(one):.2f}")
+        on.on_progress(
+            f"{count} callers, {name}: {row['rate']:.2f} pictures a second; one caller: {np.median(one):.2f}"
+        )
     return rows
 
 
@@ -302,12 +308,12 @@ def _arrivals(on: _Measured, pixels: Pixels, capacity: float, limit: float) -> d
         rate = (low + high) / 2.0
         count = max(FEWEST, round(rate * on.effort.arrivals))
         offsets = np.cumsum(np.random.default_rng(number).exponential(1.0 / rate, count)).tolist()
-        turn = _turn(on, partial(on.callers.arriving, offsets, pixels))
+        turn = _turn(on, partial(on.callers.open_loop, offsets, pixels))
         row = {"rate": rate, **summary([turn])}
         row["within"] = row[f"p{PERCENTILE}"] <= limit
         low, high = (rate, high) if row["within"] else (low, rate)
         rows.append(row)
-        on.tick(f"{rate:.2f} arrivals a second: {PERCENTILE} % within {row[f'p{PERCENTILE}']:.0f} ms")
+        on.on_progress(f"{rate:.2f} arrivals a second: {PERCENTILE} % within {row[f'p{PERCENTILE}']:.0f} ms")
     rows.sort(key=lambda row: row["rate"])
     return {"size": len(pixels), "limit": limit, "percentile": PERCENTILE, "rate": low or None, "rows": rows}
 
@@ -353,7 +359,7 @@ def between(before: Statistics, after: Statistics) -> Statistics:
     return Statistics(
         requests,
         after.failures - before.failures,
-        after.pictures - before.pictures,
+        after.images - before.images,
         after.executions - before.executions,
         {size: count for size, count in sorted(batches.items()) if count},
         mean("queue_seconds"),
@@ -385,7 +391,7 @@ def summary(turns: Sequence[Turn]) -> dict[str, Any]:
     mean = float(np.mean([call.seconds for call in calls]))
     return {
         **asdict(summarize([call.seconds for call in calls])),
-        "batch": sum(one.pictures for one in counted) / sum(one.executions for one in counted),
+        "batch": sum(one.images for one in counted) / sum(one.executions for one in counted),
         "batches": {str(size): count for size, count in sorted(batches.items())},
         "mean": 1000.0 * mean,
         "queue": 1000.0 * queue,

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from nst_bench.callers import Request, changing_sizes, started
-from nst_bench.engines import Served, photograph
-from nst_bench.machine import header
+from nst_bench.machine.description import document_header
 from nst_bench.measure import UNSTABLE
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.callers import SizedCall, send_changing_sizes, start_callers
+from nst_bench.served.server import ModelServer
 
 SCHEMA = "nst-bench-soak/1"
 
@@ -52,23 +53,23 @@ class Trend:
 
 
 def measure(
-    served: Served,
+    served: ModelServer,
     *,
     minutes: float = 10.0,
     callers: int = 4,
     every: float = 2.0,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Paint for `minutes` with so many callers, looking at the memory `every` seconds; a document."""
-    document = header(SCHEMA)
+    document = document_header(SCHEMA)
     seconds = 60.0 * minutes
     style = served.style
-    with started(callers, served.endpoints.grpc, style) as ready:
-        photo = photograph(*SIZES[-1])
-        answers = ready.obey(
-            [partial(changing_sizes, photo, SIZES, SMALLEST, seconds, seed) for seed in range(callers)]
+    with start_callers(callers, served.endpoints.grpc, style) as ready:
+        photo = sample_photograph(*SIZES[-1])
+        answers = ready.assign(
+            [partial(send_changing_sizes, photo, SIZES, SMALLEST, seconds, seed) for seed in range(callers)]
         )
-        memory = _watch(served.process.pid, ready.pids, seconds, every, tick)
+        memory = _watch(served.process.pid, ready.pids, seconds, every, on_progress)
         requests = sorted((one for answer in answers() for one in answer), key=lambda one: one.sent)
     errors = Counter(one.error for one in requests if one.error)
     times = [one["seconds"] for one in memory]
@@ -91,7 +92,7 @@ def measure(
 
 
 def _watch(
-    server: int, callers: Sequence[int], seconds: float, every: float, tick: Callable[[str], None]
+    server: int, callers: Sequence[int], seconds: float, every: float, on_progress: Callable[[str], None]
 ) -> list[dict[str, float]]:
     """Samples of the memory in MiB, with the seconds since the beginning."""
     begin = time.monotonic()
@@ -104,7 +105,7 @@ def _watch(
         samples.append({"seconds": now, **{name: sum(map(resident_mib, pids)) for name, pids in parts.items()}})
         if now - said >= 30.0:
             said = now
-            tick(f"{now:.0f} s: " + ", ".join(f"{name} {samples[-1][name]:.0f} MiB" for name in parts))
+            on_progress(f"{now:.0f} s: " + ", ".join(f"{name} {samples[-1][name]:.0f} MiB" for name in parts))
         time.sleep(every)
     return samples
 
@@ -126,7 +127,7 @@ def trend(seconds: Sequence[float], mib: Sequence[float]) -> Trend:
     return Trend(level, growth, error, growth - 2.0 * error > TOLERANCE * level)
 
 
-def latency_drift(requests: Sequence[Request]) -> float | None:
+def latency_drift(requests: Sequence[SizedCall]) -> float | None:
     """How long a picture takes in the last third against the middle one, for the sizes that come again.
 
     The median over the sizes of the ratio of medians; None if no size was painted in both. The first third is

@@ -21,21 +21,23 @@ from typing import Any
 
 import torch
 
-from nst_bench.engines import Served, by_pytorch, photograph, served
-from nst_bench.exported import Exported
-from nst_bench.gpu import torch_device
-from nst_bench.machine import header
+from nst_bench.engines.pytorch import pytorch_eager
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
 from nst_bench.measure import interleaved, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.exported import ExportedModel
+from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suites.latency import about
 from nst_bench.suites.quality import baseline, network_losses, painter, painting_of
 from nst_client import StyleClient
 from nst_core.devices import Device
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
-from nst_server import triton
+from nst_core.images import Pixels, fit, open_image, sample_photographs
+from nst_server.installation.triton import Installation
 from nst_trainer.checkpoint import Checkpoint
-from nst_trainer.optimization.gatys import Iteration, Run, optimize
-from nst_trainer.settings import OptimizationSettings
-from nst_trainer.training.data import to_tensor
+from nst_trainer.images import to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration, optimize
+from nst_trainer.optimization.settings import OptimizationSettings
 from nst_trainer.weights import Weights, vgg16_weights
 
 SCHEMA = "nst-bench-speedup/1"
@@ -94,14 +96,14 @@ def measure(
     checkpoint: Checkpoint,
     name: str,
     repository: Path,
-    installation: triton.Installation,
+    installation: Installation,
     device: Device,
     *,
     sizes: tuple[int, ...] = (256, 512),
     effort: Effort = FULL,
     vgg: Path | None = None,
     style: Path | None = None,
-    tick: Callable[[], None] = lambda: None,
+    on_progress: Callable[[], None] = lambda: None,
     keep: Callable[[dict[str, Any]], None] = lambda document: None,
 ) -> dict[str, Any]:
     """Measure model `name` of `repository`, which `nst-export` made of `checkpoint`; a document.
@@ -111,9 +113,9 @@ def measure(
     after every size, first without the comparison at equal loss. Raises `InputError` when the repository lacks the
     model, or has it for another device, or PyTorch cannot use the GPU.
     """
-    Exported(repository / name).check_device(device)
+    ExportedModel(repository / name).check_device(device)
     where = torch_device(device)
-    document = {**header(SCHEMA), "model": about(checkpoint, name), "device": device.kind.upper()}
+    document = {**document_header(SCHEMA), "model": about(checkpoint, name), "device": device.kind.upper()}
     figures: list[dict[str, Any]] = []
     equal_loss: list[dict[str, Any]] = []
 
@@ -121,7 +123,7 @@ def measure(
         return {**document, "rows": figures, "speedup": _speedups(figures, done), "equal_loss": equal_loss}
 
     with ExitStack() as stack:
-        server = stack.enter_context(served(installation, repository, name))
+        server = stack.enter_context(serve_model(installation, repository, name))
         figures.append(_figure("Triton, from start to ready", None, "cold", [server.seconds]))
         engines = _engines(stack, checkpoint, server, figures)
         loaded: list[Weights] = []
@@ -129,7 +131,9 @@ def measure(
         figures.append(_figure("Gatys, load the loss network's weights", None, "cold", [seconds]))
         for number, size in enumerate(sizes, 1):
             settings = baseline(checkpoint, size, effort.iterations + 1)
-            samples = _at_size(size, engines, partial(_iterations, settings, loaded[0], where, tick), effort, tick)
+            samples = _at_size(
+                size, engines, partial(_iterations, settings, loaded[0], where, on_progress), effort, on_progress
+            )
             for engine, taken in samples.items():
                 figures.append(_figure(engine, size, "steady", taken.steady))
                 if taken.first_of_shape:
@@ -147,7 +151,7 @@ Engine = Callable[[Pixels], object]
 def _engines(
     stack: ExitStack,
     checkpoint: Checkpoint,
-    server: Served,
+    server: ModelServer,
     figures: list[dict[str, Any]],
 ) -> dict[str, Engine]:
     """What paints `uint8 [H, W, 3]`, by name; the cold start of the one in this process is measured."""
@@ -157,13 +161,13 @@ def _engines(
         engine: stack.enter_context(StyleClient(url, timeout=300.0, shared_memory=engine == SERVED[2]))
         for engine, url in zip((*SERVED, "in the process"), urls, strict=True)
     }
-    small = photograph(256, 256)
+    small = sample_photograph(256, 256)
     style = server.model if checkpoint.network.styles == 1 else checkpoint.styles[0]
     seconds = timed(lambda: clients["in the process"].stylize(small, style))
     figures.append(_figure("in the process, load and first picture", None, "cold", [seconds]))
     return {
         **{engine: partial(client.stylize, style=style) for engine, client in clients.items()},
-        "PyTorch": by_pytorch(checkpoint.network, server.exported.device),
+        "PyTorch": pytorch_eager(checkpoint.network, server.exported.device),
     }
 
 
@@ -172,20 +176,20 @@ def _at_size(
     engines: dict[str, Engine],
     iterations: Callable[[torch.Tensor], tuple[float, list[float]]],
     effort: Effort,
-    tick: Callable[[], None],
+    on_progress: Callable[[], None],
 ) -> dict[str, _Samples]:
     """Steady state at `size`^2, blocks of requests and of iterations in turn; first pictures of other shapes."""
     samples = {engine: _Samples() for engine in (*engines, GATYS)}
-    picture = photograph(size, size)
+    picture = sample_photograph(size, size)
     for position, (engine, paint) in enumerate(engines.items()):
         for narrower in (12, 20, 28):  # one more for each engine, since one server is two of them
-            shape = photograph(size, size - narrower - position)
+            shape = sample_photograph(size, size - narrower - position)
             samples[engine].first_of_shape.append(timed(partial(paint, shape)))
         paint(picture)
     content = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous() / 255.0
     for _ in range(effort.blocks):
         works = {engine: partial(paint, picture) for engine, paint in engines.items()}
-        for engine, seconds in interleaved(works, effort.rounds, tick=tick).items():
+        for engine, seconds in interleaved(works, effort.rounds, on_progress=on_progress).items():
             samples[engine].steady += seconds
         first, steady = iterations(content)
         samples[GATYS].first_of_shape.append(first)
@@ -197,7 +201,7 @@ def _iterations(
     settings: OptimizationSettings,
     weights: Weights,
     device: torch.device,
-    tick: Callable[[], None],
+    on_progress: Callable[[], None],
     content: torch.Tensor,
 ) -> tuple[float, list[float]]:
     """Seconds of the first iteration, and of each later one.
@@ -209,7 +213,7 @@ def _iterations(
 
     def stamp(iteration: Iteration) -> None:
         stamps.append(iteration.seconds)
-        tick()
+        on_progress()
 
     style = to_tensor(open_image(sample_photographs()[0]))
     optimize(content, [style], settings, weights=weights, on_iteration=stamp, device=device)
@@ -261,8 +265,10 @@ def _equal_loss(
     painting = painting_of(checkpoint, style)
     rows: list[dict[str, Any]] = []
     for photo in sample_photographs()[: effort.photos]:
-        content = to_tensor(fitted(open_image(photo), size, size))
-        run = Run(content, [painting], baseline(checkpoint, size, LONGEST, painting), weights, device=device)
+        content = to_tensor(fit(open_image(photo), size, size))
+        run = ImageOptimization(
+            content, [painting], baseline(checkpoint, size, LONGEST, painting), weights, device=device
+        )
         loss = network_losses(run, paint)["loss"]
         seen: list[Iteration] = []
         while run.step(seen.append) and seen[-1].total > loss:

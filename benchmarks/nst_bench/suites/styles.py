@@ -19,18 +19,22 @@ import numpy as np
 import onnx
 import torch
 
-from nst_bench.engines import Bare, photograph, publish
-from nst_bench.machine import header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.description import document_header
 from nst_bench.measure import REST, interleaved, summarize, timed
+from nst_bench.photographs import sample_photograph
+from nst_bench.served.export import export_checkpoint
 from nst_client import StyleClient
-from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
 from nst_core.devices import Device
 from nst_export.graph.conversion import export_onnx, write_onnx
 from nst_export.graph.half_precision import to_half
-from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
-from nst_export.modules import Exportable, ServedModel, StatisticsModel, TiledModel
 from nst_export.verification.cpu import installed_providers, open_session
-from nst_server import triton
+from nst_export.modules import (Exportable, ServedModel, StatisticsModel, TiledModel)
+from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import Installation
+from nst_server.process.supervisor import run_triton
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork
 
@@ -73,11 +77,11 @@ CARD = Effort((256, 512, 1024), 2.0, 1.0)
 
 def measure(
     checkpoint: Checkpoint,
-    installation: triton.Installation,
+    installation: Installation,
     device: Device,
     *,
     effort: Effort = FULL,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
     keep: Callable[[dict[str, Any]], None] = lambda document: None,
 ) -> dict[str, Any]:
     """The network of `checkpoint` with one style and with ten, alone and served; a document.
@@ -87,11 +91,11 @@ def measure(
     network = checkpoint.network
     arguments = {key: value for key, value in network.arguments.items() if key != "styles"}
     networks = {count: _network(network.name, arguments, count) for count in (1, STYLES)}
-    document = {**header(SCHEMA), "network": network.name, **arguments, "rows": []}
+    document = {**document_header(SCHEMA), "network": network.name, **arguments, "rows": []}
     for rows in _rows(networks, installation, device, effort):
         document["rows"] += rows
         slowest = max(rows, key=lambda row: float(row["ratio"]))
-        tick(f"{slowest['form']}, {slowest['size']} x {slowest['size']}: {slowest['ratio']:.2f} times as long")
+        on_progress(f"{slowest['form']}, {slowest['size']} x {slowest['size']}: {slowest['ratio']:.2f} times as long")
         keep(document)
     return document
 
@@ -102,7 +106,7 @@ def _network(name: str, arguments: Mapping[str, Any], styles: int) -> StyledNetw
 
 
 def _rows(
-    networks: Mapping[int, StyledNetwork], installation: triton.Installation, device: Device, effort: Effort
+    networks: Mapping[int, StyledNetwork], installation: Installation, device: Device, effort: Effort
 ) -> Iterator[list[dict[str, Any]]]:
     if device.gpu is None:
         for form in FORMS:
@@ -110,17 +114,19 @@ def _rows(
     with tempfile.TemporaryDirectory() as scratch:
         repository = Path(scratch) / "model_repository"
         one, several = (
-            publish(Checkpoint(network, tuple(f"style-{number}" for number in _numbers(count))), repository, device)
+            export_checkpoint(
+                Checkpoint(network, tuple(f"style-{number}" for number in _numbers(count))), repository, device
+            )
             for count, network in networks.items()
         )
         if device.gpu:
-            bare = {what: Bare(repository / model) for what, model in ((ONE, one), (OF_TEN, several))}
+            bare = {what: BareModel(repository / model) for what, model in ((ONE, one), (OF_TEN, several))}
             for size in effort.sizes:
-                pixels = photograph(size, size)
-                works = {what: partial(engine.paint, pixels) for what, engine in bare.items()}
+                pixels = sample_photograph(size, size)
+                works = {what: partial(engine.stylize, pixels) for what, engine in bare.items()}
                 yield _race("alone", size, works, effort)
-        endpoints = triton.Endpoints.free()
-        with triton.running(installation, repository, endpoints, Path(scratch) / "triton.log"):
+        endpoints = Endpoints.free()
+        with run_triton(installation, repository, endpoints, Path(scratch) / "triton.log"):
             yield from _served(endpoints, effort)
 
 
@@ -165,7 +171,7 @@ def _feeds(model: Exportable, size: int, shares: Mapping[int, float]) -> dict[st
     feeds: dict[str, Any] = {}
     for spec in model.inputs:
         if spec.name == IMAGE:
-            feeds[spec.name] = photograph(size, size)[None]
+            feeds[spec.name] = sample_photograph(size, size)[None]
         elif spec.name == STYLE_WEIGHTS:
             weights = np.zeros((1, int(spec.axes[1])), np.float32)
             weights[0, list(shares)] = list(shares.values())
@@ -175,7 +181,7 @@ def _feeds(model: Exportable, size: int, shares: Mapping[int, float]) -> dict[st
     return feeds
 
 
-def _served(endpoints: triton.Endpoints, effort: Effort) -> Iterator[list[dict[str, Any]]]:
+def _served(endpoints: Endpoints, effort: Effort) -> Iterator[list[dict[str, Any]]]:
     """Both models in one Triton, over gRPC and by shared memory."""
     asked: dict[str, str | dict[str, float]] = {
         ONE: "style-0",
@@ -186,7 +192,7 @@ def _served(endpoints: triton.Endpoints, effort: Effort) -> Iterator[list[dict[s
         with ExitStack() as stack:
             client = stack.enter_context(StyleClient(endpoints.grpc, timeout=300.0, shared_memory=shared))
             for size in effort.sizes:
-                pixels = photograph(size, size)
+                pixels = sample_photograph(size, size)
                 works = {what: partial(client.stylize, pixels, style) for what, style in asked.items()}
                 yield _race(form, size, works, effort)
 

@@ -20,18 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst_bench.gpu import torch_device
-from nst_bench.machine import header
+from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
 from nst_core.devices import Device
 from nst_core.images import open_image, sample_photographs
 from nst_core.memory import keep_freed_memory
+from nst_trainer.images import to_tensor
 from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
 from nst_trainer.networks import Johnson
-from nst_trainer.settings import TrainingSettings
-from nst_trainer.training.data import Photos, to_tensor
+from nst_trainer.training.data import Photos
 from nst_trainer.training.distributed import Team
 from nst_trainer.training.loop import Training
+from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import MEAN, Vgg16
 from nst_trainer.weights import CONVOLUTIONS, Weights, vgg16_weights
 
@@ -49,7 +50,7 @@ def measure(
     batch: int = 4,
     steps: int = 8,
     crops: tuple[int, ...] = CROPS,
-    tick: Callable[[str], None] = lambda note: None,
+    on_progress: Callable[[str], None] = lambda note: None,
 ) -> dict[str, Any]:
     """Both loops on `device` in turn, `steps` warm steps each at each of `crops` (pixels); a document.
 
@@ -69,10 +70,10 @@ def measure(
         rate = {name: 1000.0 * batch / one.median for name, one in figures.items()}
         row = {"crop": crop, **{name: asdict(one) | {"images_per_second": rate[name]} for name, one in figures.items()}}
         rows.append(row | {"ratio": rate["nst"] / rate["plain"]})
-        tick(f"{crop} x {crop}: {rate['nst']:.2f} against {rate['plain']:.2f} images a second")
+        on_progress(f"{crop} x {crop}: {rate['nst']:.2f} against {rate['plain']:.2f} images a second")
     precision, why = Team(device=where).precision()
     return {
-        **header(SCHEMA),
+        **document_header(SCHEMA),
         "precision": {"nst": str(precision).removeprefix("torch."), "why": why, "plain": "float32"},
         "width": width,
         "batch": batch,

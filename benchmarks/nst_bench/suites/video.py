@@ -26,17 +26,21 @@ from typing import Any
 import numpy as np
 from av import VideoFrame
 
-from nst_bench.engines import Bare, Served
-from nst_bench.machine import header
+from nst_bench.engines.bare import BareModel
+from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
+from nst_bench.served.server import ModelServer
 from nst_client import AsyncStyleClient, StyleClient
-from nst_client.video.footage import Encoder, Footage, Format, Frame
+from nst_client.video.codec.decoder import VideoSource
+from nst_client.video.codec.encoder import Encoder
+from nst_client.video.codec.formats import Frame, VideoFormat
 from nst_client.video.schedule import Schedule
-from nst_client.video.stylize import Plan, paint_video
+from nst_client.video.settings import VideoSettings
+from nst_client.video.stylize import stylize_video
 from nst_client.video.webcam import Shot, Tally, Window, live, played
-from nst_core.distribution import install_command
 from nst_core.errors import NstError
-from nst_core.images import fitted, open_image, sample_photographs
+from nst_core.images import fit, open_image, sample_photographs
+from nst_core.packages.distribution import install_command
 
 SCHEMA = "nst-bench-video/1"
 WIDTH, HEIGHT = 512, 384
@@ -69,14 +73,14 @@ THUMBNAILED = """() => {
 
 
 def measure(
-    served: Served, *, frames: int = 240, rounds: int = 5, tick: Callable[[str], None] = lambda note: None
+    served: ModelServer, *, frames: int = 240, rounds: int = 5, on_progress: Callable[[str], None] = lambda note: None
 ) -> dict[str, Any]:
     """`rounds` of `frames` frames by each way, in turn; a document. The window is one without a screen.
 
     The page has as many seconds a round as the frames last. Where there is no browser it is missing. The share of the
     bare rate is the median of the rounds' own shares: a machine may change its speed from one round to the next.
     """
-    document, bare, style = header(SCHEMA), Bare(served.exported.folder), served.style
+    document, bare, style = document_header(SCHEMA), BareModel(served.exported.folder), served.style
     missing = _without_browser()
     seconds: dict[str, list[float]] = {way: [] for way in (BARE, FILE, WINDOW, *([] if missing else [PAGE]))}
     whole: dict[str, list[float]] = {way: [] for way in seconds}
@@ -84,10 +88,10 @@ def measure(
     taken = 0
     with tempfile.TemporaryDirectory() as scratch:
         film = filmed(Path(scratch) / "film.mp4", frames)
-        pictures = [frame.pixels for frame in Footage(film).frames()]
+        pictures = [frame.pixels for frame in VideoSource(film).frames()]
         _warm(served, bare, style, film)
         for turn in range(1, rounds + 1):
-            own = [timed(partial(bare.paint, pixels)) for pixels in pictures]
+            own = [timed(partial(bare.stylize, pixels)) for pixels in pictures]
             seconds[BARE] += own
             whole[BARE].append(len(own) / sum(own))
             own, rate = _painted(served, style, film)
@@ -103,7 +107,7 @@ def measure(
                 seconds[PAGE] += own
                 whole[PAGE].append(len(own) / sum(own))
             now = ", ".join(f"{way} {own[-1]:.1f}" for way, own in whole.items())
-            tick(f"round {turn} of {rounds}, frames a second: {now}")
+            on_progress(f"round {turn} of {rounds}, frames a second: {now}")
     rates = {way: np.array(own) for way, own in whole.items()}
     rows = [
         {
@@ -129,35 +133,35 @@ def measure(
 
 def filmed(path: Path, frames: int) -> Path:
     """A film of the photographs that ship, each passing by as far as its share of the frames."""
-    form = Format(WIDTH, HEIGHT, Fraction(1, 15_360), Fraction(RATE))
+    form = VideoFormat(WIDTH, HEIGHT, Fraction(1, 15_360), Fraction(RATE))
     photographs = sample_photographs()
     share = -(-frames // len(photographs))
     with Encoder(path, form, "h264", container="mp4") as encoder:
         for number in range(frames):
             if number % share == 0:
-                wide = fitted(open_image(photographs[number // share]), WIDTH + 2 * share, HEIGHT).pixels
+                wide = fit(open_image(photographs[number // share]), WIDTH + 2 * share, HEIGHT).pixels
             left = 2 * (number % share)
             pixels = np.ascontiguousarray(wide[:, left : left + WIDTH])
             encoder.add(Frame(pixels, number * 15_360 // RATE))
     return path
 
 
-def _warm(served: Served, bare: Bare, style: str, film: Path) -> None:
+def _warm(served: ModelServer, bare: BareModel, style: str, film: Path) -> None:
     """The first pictures of a shape are another figure."""
-    first = next(Footage(film).frames()).pixels
+    first = next(VideoSource(film).frames()).pixels
     with StyleClient(served.endpoints.grpc) as client:
         for _ in range(3):
             client.stylize(first, style)
-            bare.paint(first)
+            bare.stylize(first)
 
 
-def _painted(served: Served, style: str, film: Path) -> tuple[list[float], float]:
+def _painted(served: ModelServer, style: str, film: Path) -> tuple[list[float], float]:
     """Seconds from each frame to the next, and frames a second from the start to the file that is whole."""
     moments: list[float] = []
     target = film.with_name("painted.mp4")
     started = time.perf_counter()
-    result = paint_video(
-        *(film, target, Plan(Schedule.of(style))),
+    result = stylize_video(
+        *(film, target, VideoSettings(Schedule.of(style))),
         lambda: AsyncStyleClient(served.endpoints.grpc, shared_memory=None),
         on_frame=lambda done, total: moments.append(time.perf_counter()),
     )
@@ -166,7 +170,7 @@ def _painted(served: Served, style: str, film: Path) -> tuple[list[float], float
     return np.diff(moments).tolist(), rate
 
 
-def _shown(served: Served, style: str, film: Path) -> tuple[Tally, list[float]]:
+def _shown(served: ModelServer, style: str, film: Path) -> tuple[Tally, list[float]]:
     """The film in its own time in a window, and the seconds from each frame that is shown to the next."""
     moments: list[float] = []
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -190,7 +194,7 @@ def _without_browser() -> str | None:
     return None if shutil.which("chromium") else "no chromium here: apt-get install chromium"
 
 
-def _paged(served: Served, style: str, film: Path, duration: float) -> list[float]:
+def _paged(served: ModelServer, style: str, film: Path, duration: float) -> list[float]:
     """The film as the camera of the page, and the seconds from each painted frame that it shows to the next."""
     from playwright.sync_api import sync_playwright
 
@@ -242,7 +246,7 @@ def _raw(film: Path) -> Path:
     if not target.exists():
         with target.open("wb") as file:
             file.write(f"YUV4MPEG2 W{WIDTH} H{HEIGHT} F{RATE}:1 Ip A1:1 C420jpeg\n".encode())
-            for frame in Footage(film).frames():
+            for frame in VideoSource(film).frames():
                 planes = VideoFrame.from_ndarray(frame.pixels, "rgb24").reformat(format="yuv420p")
                 file.write(b"FRAME\n" + planes.to_ndarray().tobytes())
     return target

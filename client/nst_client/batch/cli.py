@@ -25,14 +25,15 @@ from nst_client.options import (
     Timeout,
     TokenFile,
     read_token,
+    silence_grpc,
 )
 from nst_client.styles import parse_style_weights
 from nst_client.stylize.jobs import StylizeOptions, to_stdout
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError
-from nst_core.images import MAX_PIXELS, unread_line
+from nst_core.images import DEFAULT_MAX_PIXELS, unreadable_summary
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
     from nst_client.batch.run import Batch, ConnectionSettings, Manifest
@@ -59,7 +60,7 @@ def batch(
     max_side: MaxSide = None,
     file_format: FileFormat = None,
     quality: Quality = 92,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     workers: Annotated[
         int | None,
         typer.Option("--workers", "-w", help="By default one for each CPU.", min=1, rich_help_panel=_WORKERS_PANEL),
@@ -95,6 +96,7 @@ def batch(
         from nst_client.batch.storage import Folder
 
         keep_freed_memory()
+        silence_grpc()
         suffix = f".{file_format.value}" if file_format else None
         recipe = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
         job = Batch(Folder.at(source), Folder.at(target), recipe, suffix)
@@ -178,7 +180,7 @@ def _report(manifest: Manifest, hopeless: str, unread: Sequence[Path]) -> None:
     rate = f", {manifest.rate:.1f} pictures/s" if manifest.painted else ""
     say(f"{manifest.painted} painted{rate}")
     if unread:
-        say(unread_line(unread))
+        say(unreadable_summary(unread))
     if hopeless:
         raise ServiceError(f"{hopeless}; the same command goes on from there")
     for error in manifest.first:
@@ -190,5 +192,5 @@ def _report(manifest: Manifest, hopeless: str, unread: Sequence[Path]) -> None:
         )
 
 
-batch_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+batch_app = CommandLine()
 batch_app.command()(batch)

@@ -35,12 +35,14 @@ from nst_client.batch.sections import Section, SectionedVideo
 from nst_client.batch.storage import OWN, Folder
 from nst_client.client import StyleClient
 from nst_client.errors import ServiceError
+from nst_client.options import silence_grpc
 from nst_client.stylize.jobs import StylizeOptions, is_hopeless, own_suffix
 from nst_client.transports.local import LocalTransport
-from nst_client.video.footage import CONTAINERS
+from nst_client.video.codec.formats import CONTAINERS
 from nst_core.errors import InputError, NstError
-from nst_core.images import READABLE, UNREAD, check_size, encode_image, image_format
+from nst_core.images import READABLE_SUFFIXES, UNREADABLE_SUFFIXES, check_size, encode_image, image_format
 from nst_core.memory import keep_freed_memory
+from nst_core.process import settings_of_a_command
 
 JOB = f"{OWN}/job.json"
 """Where an output says how its pictures are painted: "nst-batch/1"."""
@@ -155,8 +157,8 @@ class Batch:
             prefix = f"{folder}/" if folder else ""
             photos: dict[str, str] = {}
             for name in names:
-                if not _is_video(name) and splitext(name)[1].lower() not in READABLE:
-                    if splitext(name)[1].lower() in UNREAD:
+                if not _is_video(name) and splitext(name)[1].lower() not in READABLE_SUFFIXES:
+                    if splitext(name)[1].lower() in UNREADABLE_SUFFIXES:
                         self.unread.append(Path(prefix + name))
                     continue
                 painting = name if _is_video(name) else self.painting_of(name)
@@ -220,9 +222,11 @@ class StylizeWorker:
 
     def __init__(self, batch: Batch, connect: Connect) -> None:
         keep_freed_memory()
+        silence_grpc()
         self.batch, self.connect = batch, connect
         self.client: StyleClient | None = None
 
+    @settings_of_a_command()
     def __call__(self, block: pa.Table) -> pa.Table:
         """The block's rows with an `error` each, empty where it is painted, and whether it is `hopeless`.
 

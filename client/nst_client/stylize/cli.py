@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nst_client.client import OnTile, StyleClient
+from nst_client.base_client import OnTile
+from nst_client.client import StyleClient
 from nst_client.options import (
     DEFAULT_URL,
     FILES_PANEL,
@@ -30,6 +31,7 @@ from nst_client.options import (
     TokenFile,
     Url,
     read_token,
+    silence_grpc,
 )
 from nst_client.styles import Style, parse_style_weights
 from nst_client.stylize.contact_sheet import contact_sheet, sample_photograph, thumbnails
@@ -47,16 +49,16 @@ from nst_client.stylize.jobs import (
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError, NstError
 from nst_core.images import (
-    MAX_PIXELS,
-    WRITABLE,
+    DEFAULT_MAX_PIXELS,
+    WRITABLE_FORMATS,
     ImageData,
     image_format,
     open_image,
     save_image,
-    unread_line,
+    unreadable_summary,
 )
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 
 def stylize(
@@ -95,7 +97,7 @@ def stylize(
             rich_help_panel=FILES_PANEL,
         ),
     ] = False,
-    max_pixels: MaxPixels = MAX_PIXELS,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Pictures at a time.", min=1)] = 2,
     as_json: Annotated[
         bool, typer.Option("--json", help="A line of JSON on stdout for each picture, and a summary.")
@@ -113,6 +115,7 @@ def stylize(
     """
     with one_line_errors("local"):
         keep_freed_memory()
+        silence_grpc()
         if as_json and output == STDIO:
             raise InputError("--json and -o - both write to stdout: choose one")
         suffix = f".{file_format.value}" if file_format else None
@@ -122,7 +125,7 @@ def stylize(
         known = [] if overwrite else [outcome for job in work if (outcome := standing(job, recipe))]
         settled = {outcome.job for outcome in known}
         todo = [job for job in work if job not in settled]
-        kind = WRITABLE.get(suffix or "")
+        kind = WRITABLE_FORMATS.get(suffix or "")
         with (
             _Report(recipe, len(work), unread_of(photos, output), as_json) as report,
             closing(_painted(todo, recipe, kind, url, access, jobs)) as new,
@@ -150,6 +153,7 @@ def styles(
     ca: CaFile = None,
 ) -> None:
     """List the styles that a server offers, and show them."""
+    silence_grpc()
     with (
         one_line_errors("local"),
         StyleClient(url, timeout=timeout, retries=0, token=read_token(token_file), ca=ca) as client,
@@ -251,7 +255,7 @@ class _Report:
         if skipped:
             say(f"{skipped} of {self.total} pictures are painted already: skipped")
         if self.unread:
-            say(unread_line(self.unread))
+            say(unreadable_summary(self.unread))
         if isinstance(error, KeyboardInterrupt) and self.total > 1:
             say(f"{fine + skipped} of {self.total} pictures are painted; the same command goes on from there")
         if error or not failed:
@@ -278,7 +282,7 @@ class _Report:
         to_stdout(f"{json.dumps(values)}\n".encode())
 
 
-stylize_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+stylize_app = CommandLine()
 stylize_app.command()(stylize)
-styles_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+styles_app = CommandLine()
 styles_app.command()(styles)

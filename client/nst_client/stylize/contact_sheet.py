@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nst_client.client import StyleClient
 from nst_client.styles import Style
-from nst_core.images import ImageData, Pixels, fitted, open_image, resized, sample_photographs
+from nst_core.images import ImageData, Pixels, fit, open_image, resize, sample_photographs
 
 WIDTH, HEIGHT = 320, 240
 """Of a thumbnail, pixels; it is painted at twice that, since strokes have one size in pixels whatever a picture has."""
@@ -26,14 +26,14 @@ def sample_photograph() -> ImageData:
 
 def thumbnails(client: StyleClient, styles: Iterable[Style], photo: ImageData) -> Iterable[tuple[str, Pixels]]:
     """The photograph and its paintings, each named, `uint8 [HEIGHT, WIDTH, 3]`. Raises what `client.stylize` raises."""
-    large = fitted(photo, 2 * WIDTH, 2 * HEIGHT)
-    yield "photograph", resized(large, WIDTH, HEIGHT).pixels
+    large = fit(photo, 2 * WIDTH, 2 * HEIGHT)
+    yield "photograph", resize(large, WIDTH, HEIGHT).pixels
     for style in styles:
         # A model may take less than that in one pass.
         scale = style.fitting_scale(large.height, large.width)
-        given = resized(large, int(large.width * scale), int(large.height * scale))
+        given = resize(large, int(large.width * scale), int(large.height * scale))
         painted = client.stylize(given.pixels, style.name)
-        yield style.name, resized(ImageData(painted), WIDTH, HEIGHT).pixels
+        yield style.name, resize(ImageData(painted), WIDTH, HEIGHT).pixels
 
 
 def contact_sheet(named: Sequence[tuple[str, Pixels]], columns: int = COLUMNS) -> ImageData:

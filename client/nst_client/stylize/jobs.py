@@ -22,27 +22,28 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import BinaryIO
 
-from nst_client.client import OnTile, StyleClient
+from nst_client.base_client import OnTile
+from nst_client.client import StyleClient
 from nst_client.errors import Unavailable, UnknownStyle, Unreachable, Untrusted
 from nst_client.styles import resolve_style_weights
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import (
-    MAX_PIXELS,
-    READABLE,
-    UNREAD,
-    WRITABLE,
+    DEFAULT_MAX_PIXELS,
+    READABLE_SUFFIXES,
+    UNREADABLE_SUFFIXES,
+    WRITABLE_FORMATS,
     ImageData,
     Pixels,
-    blended,
+    blend,
     check_size,
     encode_image,
     find_images,
     image_format,
+    keep_colors,
     open_image,
     process_of_file,
     save_image,
-    unread_images,
-    with_colors_of,
+    unreadable_images,
 )
 
 STDIO = Path("-")
@@ -95,7 +96,7 @@ class StylizeOptions:
     preserve_color: bool = False
     max_side: int | None = None
     quality: int = 92
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = DEFAULT_MAX_PIXELS
 
     @property
     def record(self) -> str:
@@ -137,7 +138,7 @@ class StylizeOptions:
         source = _stdin(self.max_pixels) if job.photo == STDIO else job.photo
         picture = self.opened(source)
         if job.target == STDIO:
-            kind = kind or (picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG")
+            kind = kind or (picture.metadata.kind if picture.metadata.kind in WRITABLE_FORMATS.values() else "PNG")
         else:
             kind = image_format(job.target)
         check_size(picture.width, picture.height, kind)  # before the server works for nothing
@@ -152,8 +153,8 @@ class StylizeOptions:
 def postprocess(photo: Pixels, painted: Pixels, strength: float, preserve_color: bool) -> Pixels:
     """What is shown of a photograph and its painting, both `uint8 [H, W, 3]`: its colours or not, and how strong."""
     if preserve_color:
-        painted = with_colors_of(photo, painted)
-    return blended(photo, painted, strength) if strength < 1 else painted
+        painted = keep_colors(photo, painted)
+    return blend(photo, painted, strength) if strength < 1 else painted
 
 
 def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> list[Job]:
@@ -178,7 +179,7 @@ def jobs_of(photos: Sequence[str], output: Path, suffix: str | None = None) -> l
             )
     if alone and (output == STDIO or (output.suffix and not _is_folder(output))):
         jobs = [_named(found[0][0], output, suffix)]
-    elif not _is_folder(output) and (_is_there(output) or output.suffix.lower() in WRITABLE):
+    elif not _is_folder(output) and (_is_there(output) or output.suffix.lower() in WRITABLE_FORMATS):
         raise InputError(f"{output} is a file; several pictures need a folder")
     else:
         jobs = [Job(photo, output / below.with_suffix(suffix or own_suffix(below.suffix))) for photo, below in found]
@@ -274,9 +275,9 @@ def unread_of(photos: Sequence[str], output: Path) -> list[Path]:
     for given in photos:
         path = Path(given)
         if _is_folder(path):
-            found |= dict.fromkeys(_outside(output, path, unread_images(path)))
+            found |= dict.fromkeys(_outside(output, path, unreadable_images(path)))
         elif _is_pattern(given):
-            found |= dict.fromkeys(_matches(given, UNREAD))
+            found |= dict.fromkeys(_matches(given, UNREADABLE_SUFFIXES))
     return list(found)
 
 
@@ -286,7 +287,7 @@ def _found(given: str, output: Path) -> list[tuple[Path, Path]]:
     if _is_folder(path):
         return [(photo, photo.relative_to(path)) for photo in _outside(output, path, find_images(path))]
     if _is_pattern(given):
-        matches = _matches(given, READABLE)
+        matches = _matches(given, READABLE_SUFFIXES)
         if not matches:
             raise InputError(f"no picture matches {given}")
         return [(photo, Path(photo.name)) for photo in matches]
@@ -323,7 +324,7 @@ def _is_there(path: Path | str) -> bool:
 
 def _named(photo: Path, output: Path, suffix: str | None) -> Job:
     kind = None if output == STDIO else image_format(output)
-    if kind and suffix and kind != WRITABLE[suffix]:
+    if kind and suffix and kind != WRITABLE_FORMATS[suffix]:
         raise InputError(f"{output} and --format {suffix[1:]} disagree: give one of them")
     return Job(photo, output, named=True)
 
@@ -348,7 +349,7 @@ def _check_targets(jobs: Sequence[Job]) -> None:
 
 def own_suffix(suffix: str) -> str:
     """Of a painting whose photograph has this one: the same, or JPEG's or PNG's where that cannot be written."""
-    if suffix.lower() in WRITABLE:
+    if suffix.lower() in WRITABLE_FORMATS:
         return suffix
     return ".jpg" if suffix.lower() in LOSSY else ".png"
 

@@ -314,6 +314,7 @@ class Site:
                 "status": one.status,
                 "done": one.learned[0],
                 "total": one.learned[1],
+                "unit": one.unit,
                 "left": one.left,
                 "error": one.error,
                 "before": pending.index(one) if one.pending else 0,

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nst_client.client import AsyncStyleClient
-from nst_client.options import DEFAULT_URL, CaFile, Timeout, TokenFile, Url, read_token
+from nst_client.options import DEFAULT_URL, CaFile, Timeout, TokenFile, Url, read_token, silence_grpc
 from nst_core.console import one_line_errors, say
 from nst_core.errors import InputError
 from nst_core.memory import keep_freed_memory
-from nst_core.options import HELP
+from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
     from aiohttp.web import Application
@@ -87,6 +87,7 @@ def web(
         from nst_client.web.studio import Limits, Studio
 
         keep_freed_memory()
+        silence_grpc()
         token = read_token(token_file)
 
         async def run() -> None:
@@ -171,5 +172,5 @@ def _no_misshapen_request(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
-web_app = typer.Typer(add_completion=False, rich_markup_mode=HELP)
+web_app = CommandLine()
 web_app.command()(web)

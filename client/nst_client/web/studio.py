@@ -28,7 +28,7 @@ from nst_client.styles import resolve_style_weights
 from nst_client.stylize.jobs import StylizeOptions, postprocess
 from nst_client.web.server import Server
 from nst_core.errors import InputError, NstError
-from nst_core.images import WRITABLE, ImageData, encode_image, open_image, resized
+from nst_core.images import WRITABLE_FORMATS, ImageData, encode_image, open_image, resize
 
 SHOWN = 1600
 """Longer side of what the page shows, pixels; what is downloaded has the painting's own size."""
@@ -346,7 +346,7 @@ def _keep_painting(painting: Painting, pixels: Any) -> None:
 
 def _shown(painting: Painting, recipe: StylizeOptions) -> bytes:
     painted = np.load(_small(painting.file))
-    photo = resized(ImageData(np.load(_small(painting.photo.file))), painted.shape[1], painted.shape[0]).pixels
+    photo = resize(ImageData(np.load(_small(painting.photo.file))), painted.shape[1], painted.shape[0]).pixels
     result = postprocess(photo, painted, recipe.strength, recipe.preserve_color)
     return encode_image(ImageData(result), "JPEG", quality=88)
 
@@ -354,14 +354,14 @@ def _shown(painting: Painting, recipe: StylizeOptions) -> bytes:
 def _whole(painting: Painting, recipe: StylizeOptions, max_pixels: int) -> tuple[bytes, str]:
     picture = open_image(painting.photo.file, max_pixels=max_pixels, max_side=painting.max_side)
     pixels = postprocess(picture.pixels, np.load(painting.file), recipe.strength, recipe.preserve_color)
-    kind = picture.metadata.kind if picture.metadata.kind in WRITABLE.values() else "PNG"
+    kind = picture.metadata.kind if picture.metadata.kind in WRITABLE_FORMATS.values() else "PNG"
     result = replace(picture, pixels=pixels, metadata=replace(picture.metadata, process=recipe.record))
     return encode_image(result, kind, quality=recipe.quality), kind
 
 
 def _fit(picture: ImageData) -> ImageData:
     scale = min(1.0, SHOWN / max(picture.width, picture.height))
-    return resized(picture, max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return resize(picture, max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
 
 
 def _small(file: Path) -> Path:

@@ -11,7 +11,7 @@ import onnx
 
 from nst_core.contract import STATISTICS
 from nst_core.images import Pixels
-from nst_core.onnx_runtime import import_onnxruntime
+from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export.verification.agreement import Engine, Feeds
 
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"

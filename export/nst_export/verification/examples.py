@@ -8,7 +8,7 @@ import numpy as np
 
 from nst_core.contract import IMAGE, STYLE_WEIGHTS, Purpose
 from nst_core.engines.plans import Shape
-from nst_core.images import Pixels, fitted, open_image, sample_photographs
+from nst_core.images import Pixels, fit, open_image, sample_photographs
 from nst_export.modules import Exportable, TensorSpec, round_up
 from nst_export.verification.agreement import Feeds
 
@@ -82,5 +82,5 @@ def photograph_batches(shapes: Iterable[Shape]) -> list[Pixels]:
     batches = []
     for position, (n, height, width) in enumerate(shapes):
         chosen = [photographs[(position + index) % len(photographs)] for index in range(n)]
-        batches.append(np.stack([fitted(photograph, width, height).pixels for photograph in chosen]))
+        batches.append(np.stack([fit(photograph, width, height).pixels for photograph in chosen]))
     return batches

@@ -18,10 +18,10 @@ from nst_core.errors import InputError
 from nst_core.files import atomic_write
 from nst_core.images import image_format, open_image, save_image
 from nst_trainer.checkpoint import load, read_plain_data, save_plain_data
-from nst_trainer.interrupts import AtOnce
-from nst_trainer.optimization.gatys import Iteration, OptimizationError, Run
-from nst_trainer.settings import INITS, OptimizationSettings
-from nst_trainer.training.data import open_style, to_image, to_tensor
+from nst_trainer.images import open_style, to_image, to_tensor
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration, OptimizationError
+from nst_trainer.optimization.settings import INITS, OptimizationSettings
+from nst_trainer.signals import AtOnce
 from nst_trainer.weights import Weights
 
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def paint(
     proportions = (shape or (1, 1)) if pictures is None else (pictures.shape[2], pictures.shape[3])
     check_memory(settings, proportions, device)
     own_start = settings.init not in INITS
-    run = Run(
+    run = ImageOptimization(
         pictures,
         [to_tensor(open_style(style)) for style in styles],
         settings,
@@ -163,7 +163,7 @@ def _free_memory() -> int | None:
         return None
 
 
-def _continue(run: Run, file: Path, settings: OptimizationSettings) -> list[dict[str, Any]]:
+def _continue(run: ImageOptimization, file: Path, settings: OptimizationSettings) -> list[dict[str, Any]]:
     if not file.is_file():
         raise InputError(f"{file}: nothing to resume")
     document = read_plain_data(file)

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nst_core.errors import InputError, NstError
-from nst_trainer.interrupts import uninterrupted
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.optimization import color
 from nst_trainer.optimization.lbfgs import Lbfgs
-from nst_trainer.settings import INITS, OptimizationSettings
+from nst_trainer.optimization.settings import INITS, OptimizationSettings
+from nst_trainer.signals import uninterrupted
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import Weights, normalized
 
@@ -62,7 +62,7 @@ class Iteration:
     style: float
     total_variation: float
     seconds: float
-    run: Run
+    run: ImageOptimization
 
     @property
     def total(self) -> float:
@@ -103,10 +103,10 @@ def optimize(
 
     `content` and `styles` are `[1, 3, H, W]` in [0, 1] of any size; the result has the content's
     proportions and `settings.size` pixels on the longer side. `weights` are the loss network's.
-    `resume` is what `Run.state` gave. Raises `OptimizationError` when the loss is not finite,
+    `resume` is what `ImageOptimization.state` gave. Raises `OptimizationError` when the loss is not finite,
     `InputError` for settings that do not go together.
     """
-    run = Run(content, styles, settings, weights, **extras)
+    run = ImageOptimization(content, styles, settings, weights, **extras)
     if resume:
         run.restore(resume)
     while run.step(on_iteration):
@@ -114,7 +114,7 @@ def optimize(
     return run.picture()
 
 
-class Run:
+class ImageOptimization:
     """An optimisation that can be looked at, stopped and continued."""
 
     def __init__(

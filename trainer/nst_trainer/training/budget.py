@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
-from nst_trainer.settings import TrainingSettings
+from nst_trainer.training.settings import TrainingSettings
 
 
 @dataclass

@@ -21,8 +21,9 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from nst_core.devices import Device, DeviceChoice, choose
+from nst_core.devices import Device, DeviceChoice
 from nst_core.errors import InputError, NstError
+from nst_trainer.devices import choose_device
 from nst_trainer.training.liveness import FOLLOWS, INTERRUPTED, Watch
 
 CONNECT = timedelta(seconds=120)
@@ -152,35 +153,6 @@ class Team:
             yield
         except RuntimeError as error:  # of gloo or nccl: a connection ended
             raise TeamError(f"{links.watch.reason()}. {GO_ON}") from error
-
-
-def choose_device(wanted: DeviceChoice = "auto") -> tuple[torch.device, Device]:
-    """PyTorch's device for `wanted`, and the choice with its reason.
-
-    A GPU must be one that this environment's PyTorch can use: else `auto` is the CPU, and `gpu` raises `InputError`.
-    """
-    chosen = choose(wanted)
-    if chosen.gpu is None:
-        return torch.device("cpu"), chosen
-    if torch.cuda.is_available():
-        return torch.device("cuda"), chosen
-    if torch.version.cuda is None:
-        missing = "is built without CUDA; pip install --force-reinstall torch takes PyPI's, which is built with it"
-    else:
-        newest = ".".join(map(str, chosen.gpu.cuda))
-        missing = (
-            f"is built for CUDA {torch.version.cuda}, and the driver {chosen.gpu.driver} runs CUDA up to {newest}; "
-            "take a newer driver, or PyTorch for an older CUDA (https://pytorch.org/get-started)"
-        )
-    reason = f"{chosen.gpu.name} is there, but PyTorch {torch.__version__} {missing}"
-    if wanted == "gpu":
-        raise InputError(f"--device gpu: {reason}")
-    return torch.device("cpu"), Device("cpu", reason)
-
-
-def best_device(wanted: DeviceChoice = "auto") -> torch.device:
-    """PyTorch's device for `wanted`, where nobody is told why; see `choose_device`."""
-    return choose_device(wanted)[0]
 
 
 @contextmanager

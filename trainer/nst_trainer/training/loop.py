@@ -25,29 +25,30 @@ from nst_core.errors import ImageError, InputError, NstError
 from nst_core.images import (
     ImageData,
     find_images,
-    fitted,
+    fit,
     open_image,
     sample_photographs,
     save_image,
     side_by_side,
 )
 from nst_trainer import checkpoint
-from nst_trainer.interrupts import AtOnce, uninterrupted
-from nst_trainer.losses import PerceptualLoss, frame, lattice
+from nst_trainer.images import open_style, to_image, to_tensor
+from nst_trainer.losses import PerceptualLoss, border_loss, checkerboard_loss
 from nst_trainer.networks import ARCHITECTURES, Johnson, StyledNetwork
-from nst_trainer.settings import PHASES, TrainingSettings
+from nst_trainer.signals import AtOnce, uninterrupted
 from nst_trainer.training.budget import Budget
-from nst_trainer.training.data import Photos, open_style, to_image, to_tensor
+from nst_trainer.training.data import Photos
 from nst_trainer.training.distributed import Team
+from nst_trainer.training.settings import PHASES, TrainingSettings
 from nst_trainer.training.soap import Soap, soap
 from nst_trainer.training.validation import Curves, Validation, noise, one_hot
 from nst_trainer.vgg import Vgg16
 
-LATTICE_WEIGHT = 1000.0
-"""At this weight a lattice of 3.6 levels of 255, as training without it gave, counts 0.2 (dev/LOG.md)."""
+CHECKERBOARD_WEIGHT = 1000.0
+"""At this weight a checkerboard of 3.6 levels of 255, as training without this term gave, counts 0.2 (dev/LOG.md)."""
 
-FRAME_WEIGHT = 30.0
-"""At this weight a line of 70 levels of 255 along one side, as a painting's pale margin gave, counts 0.14."""
+BORDER_WEIGHT = 30.0
+"""At this weight a line of 70 levels of 255 along one side, as a style image with a pale margin gave, counts 0.14."""
 
 DISTILLATION_WEIGHT = 100.0
 """Of the mean squared difference from a teacher's picture: about the size of the losses that come after."""
@@ -327,9 +328,9 @@ class Training:
             target = {} if settings.texture else self.loss.content_target(pictures)
             losses = self.loss(painted, target, numbers)
         terms = {"content": losses.content, "style": losses.style, "total_variation": losses.total_variation}
-        terms["lattice"] = LATTICE_WEIGHT * lattice(painted)
+        terms["lattice"] = CHECKERBOARD_WEIGHT * checkerboard_loss(painted)
         if not settings.texture:  # its rows may differ anywhere, and a few grains in a row would count
-            terms["frame"] = FRAME_WEIGHT * frame(painted)
+            terms["frame"] = BORDER_WEIGHT * border_loss(painted)
         if settings.steady:
             terms["steady"] = settings.steady * unsteadiness(network, pictures, painted, mix, generator)
         total = sum(terms.values(), painted.new_zeros(()))
@@ -616,5 +617,5 @@ def _preview_photo(candidates: list[Path], multiple: int) -> ImageData:
                 raise
             continue
         width, height = (max(2, side // multiple) * multiple for side in (picture.width, picture.height))
-        return fitted(picture, width, height)
+        return fit(picture, width, height)
     raise InputError("no photograph for the preview")

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst_core.images import fitted, open_image, sample_photographs
+from nst_core.images import fit, open_image, sample_photographs
+from nst_trainer.images import to_tensor
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import StyledNetwork
-from nst_trainer.training.data import to_tensor
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -29,7 +29,7 @@ class Validation:
         Each is checked on at least one photograph of `side`^2 pixels, and each photograph at least once.
         """
         self.first = styles.start
-        photographs = [to_tensor(fitted(open_image(path), side, side)).to(device) for path in sample_photographs()]
+        photographs = [to_tensor(fit(open_image(path), side, side)).to(device) for path in sample_photographs()]
         self.loss = loss
         self.checks = [
             (photographs[turn % len(photographs)], styles[turn % len(styles)])

@@ -1,0 +1,133 @@
+"""PyTorch in this process: eager, through `torch.compile`, and recorded as CUDA graphs."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nst_bench.engines.base import MissingEngine, Stylize
+from nst_bench.machine.cuda import why_no_cuda
+from nst_core.images import Pixels
+from nst_export.modules import ServedModel
+from nst_trainer.networks import StyledNetwork
+
+CUDA_GRAPHS = 8
+"""How many shapes keep their CUDA graph; the least recently used one goes first."""
+
+
+def pytorch_eager(network: StyledNetwork, device: str) -> Stylize:
+    """The network as it is trained, channels last, in the served module; `device` is `CPU` or `GPU`."""
+    return _through(_served_module(network, device), network, device)
+
+
+def pytorch_compiled(network: StyledNetwork, device: str) -> Stylize:
+    """The same through `torch.compile`, each shape by itself: its symbolic shapes do not take this padding."""
+    module = _served_module(network, device)
+    if device == "CPU" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise MissingEngine("torch.compile needs a C++ compiler (g++, or what CXX names), and none is here")
+    compiled = _through(torch.compile(module, dynamic=False), network, device)
+
+    def stylize(pixels: Pixels) -> Pixels:
+        try:
+            return compiled(pixels)
+        except Exception as error:  # its parts, and the compilers behind them, have no exception in common
+            raise MissingEngine(f"torch.compile failed: {str(error).splitlines()[0]}") from error
+
+    return stylize
+
+
+def pytorch_cuda_graph(network: StyledNetwork) -> Stylize:
+    """The same in FP16 by autocast, a CUDA graph a shape: the fastest that PyTorch offers without another engine."""
+    return CudaGraphs(_served_module(network, "GPU"), _first_style(network, "GPU"))
+
+
+class CudaGraphs:
+    """A module in FP16 (autocast) and channels last, recorded once a shape and replayed by one call."""
+
+    def __init__(self, module: Callable[..., Tensor], style_weights: Tensor | None) -> None:
+        """`module` stylizes `uint8 [1, H, W, 3]` on the GPU; `style_weights` `[1, S]` if it has several styles."""
+        self._module, self._style_weights = module, style_weights
+        self._recorded: OrderedDict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """See `Stylize`."""
+        recorded = self._recorded.pop(pixels.shape, None) or self._record(pixels)
+        self._recorded[pixels.shape] = recorded
+        if len(self._recorded) > CUDA_GRAPHS:
+            self._recorded.popitem(last=False)
+        graph, image, stylized = recorded
+        image.copy_(torch.from_numpy(pixels[None]))
+        graph.replay()
+        result: Pixels = stylized[0].cpu().numpy()
+        return result
+
+    def _record(self, pixels: Pixels) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        image = torch.from_numpy(pixels[None]).cuda()
+        graph, side_stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # The cache of cast weights is of one block: a graph must cast them itself, or it would read freed memory.
+        with torch.inference_mode(), torch.autocast("cuda", torch.float16, cache_enabled=False):
+            side_stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side_stream):
+                for _ in range(3):  # libraries choose their kernels in the first runs
+                    self._module(image, self._style_weights)
+            torch.cuda.current_stream().wait_stream(side_stream)
+            with torch.cuda.graph(graph):
+                stylized = self._module(image, self._style_weights)
+        return graph, image, stylized
+
+
+class CudaTensorStylizer:
+    """Stylizes for callers whose pixels are on the GPU: by CUDA shared memory nothing goes through main memory."""
+
+    def __init__(self, stylize: Callable[[Any], Any]) -> None:
+        """`stylize` takes and returns a CUDA tensor `uint8 [H, W, 3]`."""
+        self._stylize = stylize
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """See `Stylize`."""
+        result: Pixels = self._stylize(torch.from_numpy(pixels).cuda()).cpu().numpy()
+        return result
+
+    def work(self, pixels: Pixels) -> Callable[[], object]:
+        """A function that stylizes one image from the GPU to the GPU, and returns when it is done."""
+        image = torch.from_numpy(pixels).cuda()
+
+        def stylize() -> None:
+            self._stylize(image)
+            torch.cuda.synchronize()
+
+        return stylize
+
+
+def _served_module(network: StyledNetwork, device: str) -> ServedModel:
+    if device == "GPU" and not torch.cuda.is_available():
+        raise MissingEngine(why_no_cuda())
+    placed = copy.deepcopy(network).to(_torch_name(device))
+    return ServedModel(placed.to(memory_format=torch.channels_last)).eval()  # type: ignore[call-overload]
+
+
+def _through(module: Callable[..., Tensor], network: StyledNetwork, device: str) -> Stylize:
+    where, style_weights = _torch_name(device), _first_style(network, device)
+
+    def stylize(pixels: Pixels) -> Pixels:
+        with torch.inference_mode():
+            result: Pixels = module(torch.from_numpy(pixels[None]).to(where), style_weights)[0].cpu().numpy()
+            return result
+
+    return stylize
+
+
+def _first_style(network: StyledNetwork, device: str) -> Tensor | None:
+    """`style_weights` `[1, S]` of a network of several styles."""
+    return None if network.styles == 1 else torch.eye(network.styles, device=_torch_name(device))[:1]
+
+
+def _torch_name(device: str) -> str:
+    return "cuda" if device == "GPU" else "cpu"

@@ -1,0 +1,109 @@
+"""ONNX Runtime and TensorRT in this process.
+
+The two for a GPU are the engines that the server's backends run (`nst_core.engines`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nst_bench.engines.base import MissingEngine, Stylize, first_style
+from nst_bench.served.exported import ExportedModel
+from nst_core import devices
+from nst_core.contract import IMAGE, STYLIZED, Parameter
+from nst_core.devices import Gpu
+from nst_core.images import Pixels
+from nst_core.packages.distribution import install_command
+from nst_core.packages.onnx_runtime import import_onnxruntime, machine_extra
+
+TENSORRT_CONTEXTS = 2
+"""Images that TensorRT stylizes at the same time."""
+
+
+def onnx_runtime(
+    file: Path, provider: str, styles: int, threads: int, settings: dict[str, str] | None = None
+) -> Stylize:
+    """A session of `file` on the execution provider alone. Raises `MissingEngine`."""
+    onnxruntime = _onnxruntime_with(provider)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if provider == "OpenVINOExecutionProvider":
+        settings = {"device_type": "CPU", "num_of_threads": str(threads)}
+    session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings or {})])
+    if session.get_providers()[0] != provider:
+        raise MissingEngine(f"ONNX Runtime could not start {provider}: is its device here?")
+    style_weights = first_style(styles)
+
+    def stylize(pixels: Pixels) -> Pixels:
+        result: Pixels = session.run([STYLIZED], {IMAGE: pixels[None], **style_weights})[0][0]
+        return result
+
+    return stylize
+
+
+def onnx_runtime_cuda(file: Path, styles: int) -> Stylize:
+    """`file` on ONNX Runtime's CUDA provider, a session a shape, as the server's backend runs it."""
+    first_gpu()
+    from nst_core.engines.onnx_cuda import CudaSessions
+
+    _onnxruntime_with("CUDAExecutionProvider")
+    sessions, style_weights = CudaSessions(file), first_style(styles)
+
+    def stylize(pixels: Pixels) -> Pixels:
+        result: Pixels = sessions.run({IMAGE: pixels[None], **style_weights}, [STYLIZED])[0][0]
+        return result
+
+    return stylize
+
+
+def tensorrt_plan(exported: ExportedModel, *, on_progress: Callable[[str], None] = lambda note: None) -> Stylize:
+    """The plan of a model that was exported for TensorRT, found or built as `nst-serve` does it."""
+    gpu = first_gpu()
+    if exported.config.backend != "tensorrt":
+        raise MissingEngine(f"{exported.folder.name} was not exported for TensorRT: nst-export --for tensorrt")
+    from nst_core.engines import plans
+    from nst_core.engines.tensorrt import TensorRTEngine
+
+    try:
+        plan = plans.ensure(
+            exported.version,
+            plans.Profile.parse(exported.parameter(Parameter.PROFILE)),
+            int(exported.parameter(Parameter.MULTIPLE)),
+            library=plans.tensorrt(),
+            gpu=gpu.name,
+            compute_capability=gpu.compute_capability,
+            on_progress=lambda done, note: on_progress(f"building the TensorRT plan, {done:.0%}: {note}"),
+        )
+        engine = TensorRTEngine(plan, contexts=TENSORRT_CONTEXTS)
+    except (ValueError, RuntimeError) as error:  # a profile, a plan or CUDA
+        raise MissingEngine(" ".join(str(error).split())) from error
+    style_weights = first_style(len(exported.styles))
+
+    def stylize(pixels: Pixels) -> Pixels:
+        result: Pixels = engine.run({IMAGE: pixels[None], **style_weights})[0]
+        return result
+
+    return stylize
+
+
+def first_gpu() -> Gpu:
+    """The GPU that engines run on, the first that this process may use. Raises `MissingEngine`."""
+    found, reason = devices.gpus()
+    if not found:
+        raise MissingEngine(reason)
+    return found[0]
+
+
+def _onnxruntime_with(provider: str) -> Any:
+    """The module `onnxruntime`, which must have this execution provider. Raises `MissingEngine`."""
+    onnxruntime = import_onnxruntime("bench")
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise MissingEngine(
+            f"ONNX Runtime {onnxruntime.__version__} here has no {provider} (it has {', '.join(available)}): "
+            f"{install_command(machine_extra('bench'))}"
+        )
+    return onnxruntime

@@ -1,0 +1,58 @@
+"""What the driver says of a GPU while it works: its clocks, its power limit, and the energy that it has used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nst_core.devices import Gpu
+from nst_core.errors import NstError
+
+
+class EnergyError(NstError):
+    """The driver does not count this GPU's energy; the message is its reason."""
+
+
+def clocks(gpu: Gpu) -> dict[str, int]:
+    """Current and highest clocks (MHz), power limit (W) and temperature (degrees Celsius), as far as it tells them."""
+    with _opened(gpu) as (nvml, handle):
+        queries: dict[str, Callable[[], Any]] = {
+            "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "highest_sm_clock_mhz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "power_limit_w": lambda: round(nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
+            "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        }
+        found = {}
+        for name, query in queries.items():
+            try:
+                found[name] = int(query())
+            except nvml.NVMLError:  # a virtual GPU hides some
+                continue
+        return found
+
+
+def joules(gpu: Gpu) -> float:
+    """Energy of the whole card since its driver was loaded. Raises `EnergyError` where the driver does not count it.
+
+    The counter moves some ten times a second, so a measured block must take seconds.
+    """
+    with _opened(gpu) as (nvml, handle):
+        try:
+            return int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000.0
+        except nvml.NVMLError as error:
+            raise EnergyError(f"{gpu.name}: the driver does not count its energy (NVML: {error})") from error
+
+
+@contextmanager
+def _opened(gpu: Gpu) -> Iterator[tuple[Any, Any]]:
+    """NVML and its handle of the GPU."""
+    import pynvml
+
+    nvml: Any = pynvml
+    nvml.nvmlInit()
+    try:
+        yield nvml, nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+    finally:
+        nvml.nvmlShutdown()

@@ -1,0 +1,87 @@
+"""What a device could do at best, and what share of it an engine reaches: the roofline model.
+
+Two bounds: the device's measured rate of matrix products, and its measured rate of copying memory
+(`machine.description`). No engine can pass them that does the arithmetic that is counted and whose feature maps lie in
+memory. A share above 1 means that one of these does not hold: Winograd's convolutions multiply less often than is
+counted, and small feature maps stay in a cache.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nst_export.inspection import arithmetic
+from nst_trainer.networks import StyledNetwork
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What an image costs: arithmetic (GFLOP, a multiplication and an addition are two), memory traffic (GB)."""
+
+    gflop: float
+    gigabytes: float
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """A device's measured rates, GFLOP/s and GB/s; None where they could not be measured."""
+
+    gflops: float | None
+    gbs: float | None
+
+    @classmethod
+    def of(cls, machine: dict[str, Any], device: str = "CPU") -> Roofline:
+        """The rates in `machine.description.describe`; `device` is `CPU` or `GPU`."""
+        rates = machine if device == "CPU" else machine["cuda"]
+        return cls(rates.get("matrix_product_gflops"), rates.get("memory_gbs"))
+
+    def shares(self, work: Workload, milliseconds: float) -> dict[str, float]:
+        """The columns of a row for an image that took so long."""
+        seconds = milliseconds / 1000.0
+        if self.gflops is None or self.gbs is None:
+            return {"gflop": work.gflop}
+        return {
+            "gflop": work.gflop,
+            "share_of_matrix_rate": work.gflop / seconds / self.gflops,
+            "share_of_bandwidth": work.gigabytes / seconds / self.gbs,
+        }
+
+
+def network_workload(network: StyledNetwork, size: int) -> Workload:
+    """The convolutions for an image of `size`^2 pixels, and a lower bound of their memory traffic.
+
+    The bound: the image as it comes and goes (3 bytes a pixel each way), every weight once, and every convolution's
+    FP32 result written once and read once. Less is impossible for maps in memory: a normalisation needs the
+    statistics of the whole map before its first value can go on. PyTorch counts, on tensors without values.
+    """
+    side = math.ceil(size / network.multiple) * network.multiple
+    counted = copy.deepcopy(network).to("meta")
+    map_sizes: list[int] = []
+
+    def note_size(module: nn.Module, inputs: Any, result: Tensor) -> None:
+        map_sizes.append(result.numel())
+
+    for module in counted.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note_size)
+    styles = network.styles
+    style_weights = torch.ones(1, styles, device="meta") / styles if styles > 1 else None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        counted(torch.zeros(1, 3, side, side, device="meta"), style_weights)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    moved = 2 * 3 * size**2 + 4 * weights + 2 * 4 * sum(map_sizes)
+    return Workload(counter.get_total_flops() / 1e9, moved / 1e9)
+
+
+def graph_workload(file: Path, network: StyledNetwork, size: int) -> Workload:
+    """The same of an exported file, whose rewrites save arithmetic; its feature maps are those of the network."""
+    return Workload(arithmetic(onnx.load(file), size) / 1e9, network_workload(network, size).gigabytes)

@@ -1,0 +1,55 @@
+"""A Triton of the benchmarks' own, with one model."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nst_bench.served.exported import ExportedModel
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import Installation
+from nst_server.process.supervisor import run_triton
+
+
+@dataclass(frozen=True)
+class ModelServer:
+    """A running Triton with one model, and how many seconds it took to be ready."""
+
+    model: str
+    repository: Path
+    endpoints: Endpoints
+    process: subprocess.Popen[str]
+    seconds: float
+
+    @property
+    def exported(self) -> ExportedModel:
+        """The model's files."""
+        return ExportedModel(self.repository / self.model)
+
+    @property
+    def style(self) -> str:
+        """The client's name for the model's first style."""
+        styles = self.exported.styles
+        return styles[0] if len(styles) > 1 else self.model
+
+
+@contextmanager
+def serve_model(installation: Installation, repository: Path, model: str) -> Iterator[ModelServer]:
+    """Serve a copy of `model` alone on free ports of this machine; the server ends with the block.
+
+    Raises `InputError` when the repository lacks the model.
+    """
+    exported = ExportedModel(repository / model)
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "models"
+        shutil.copytree(exported.folder, copy / model)
+        endpoints = Endpoints.free()
+        started = time.perf_counter()
+        with run_triton(installation, copy, endpoints, Path(scratch) / "triton.log") as process:
+            yield ModelServer(model, copy, endpoints, process, time.perf_counter() - started)

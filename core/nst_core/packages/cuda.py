@@ -1,0 +1,55 @@
+"""Whether the packages for NVIDIA GPUs in this environment fit the driver of the machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib import metadata
+
+from nst_core.devices import Gpu
+from nst_core.errors import InputError
+from nst_core.packages.distribution import install_command
+
+OLDEST_CUDA = 12
+"""The oldest major version of CUDA that `nst[gpu-cu12]` needs."""
+
+CUDA_RUNTIME = re.compile(r"nvidia-cuda-runtime(?:-cu\d+)?\W*(\d+)")
+"""In what `onnxruntime-gpu` requires: the CUDA that it is built for, `nvidia-cuda-runtime~=13.0; extra == "cuda"`."""
+
+
+def check_driver(gpu: Gpu) -> None:
+    """Raise `InputError` if a package of this environment is built for a newer CUDA than the driver of `gpu` runs.
+
+    It looks at ONNX Runtime, TensorRT and cuda-bindings by their metadata and imports none of them. An older CUDA is
+    no error: drivers run the programs of every CUDA before theirs.
+    """
+    for package, version, cuda in _built_for():
+        if cuda > gpu.cuda[0]:
+            driver = f"the driver {gpu.driver} runs CUDA {gpu.cuda[0]}.{gpu.cuda[1]}"
+            raise InputError(f"{driver}, and {package} {version} is built for CUDA {cuda}: {_way_out(gpu)}")
+
+
+def _way_out(gpu: Gpu) -> str:
+    if gpu.cuda[0] < OLDEST_CUDA:
+        return f"update the driver to one of CUDA {OLDEST_CUDA} or later, or use --device cpu"
+    return install_command("gpu-cu12")
+
+
+def _built_for() -> Iterator[tuple[str, str, int]]:
+    """The packages that are there: name, version, and the major version of CUDA that they need."""
+    if version := _version("onnxruntime-gpu"):
+        found = map(CUDA_RUNTIME.match, metadata.requires("onnxruntime-gpu") or ())
+        for match in filter(None, found):
+            yield "onnxruntime-gpu", version, int(match[1])
+    for cuda in (13, 12):
+        if version := _version(f"tensorrt-cu{cuda}"):
+            yield f"tensorrt-cu{cuda}", version, cuda
+    if version := _version("cuda-bindings"):
+        yield "cuda-bindings", version, int(version.partition(".")[0])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

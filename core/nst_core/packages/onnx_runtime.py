@@ -1,0 +1,76 @@
+"""The module `onnxruntime`, which several packages hold; two in one environment overwrite each other's files."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from contextlib import redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from nst_core import devices
+from nst_core.errors import InputError, MissingExtra
+from nst_core.packages.distribution import install_command
+from nst_core.process import default_variable
+
+log = logging.getLogger(__name__)
+
+DISTRIBUTIONS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-directml",
+    "onnxruntime-qnn",
+    "onnxruntime-training",
+    "onnxruntime-rocm",
+    "onnxruntime-migraphx",
+)
+"""Packages on PyPI that hold the module."""
+
+
+def import_onnxruntime(extra: str = "export") -> Any:
+    """The module `onnxruntime`, which sends no telemetry then.
+
+    Raises `MissingExtra` where no package holds it, with the extra for this machine's GPU in place of `extra` where
+    there is a GPU, and `InputError` where two packages do: the files of the one are then partly the other's, and what
+    runs is neither.
+    """
+    found = installed()
+    if len(found) > 1:
+        names = " and ".join(f"{name} {number}" for name, number in found.items())
+        raise InputError(
+            f"{names} are installed together, and each holds the module onnxruntime: "
+            f"pip uninstall -y {' '.join(found)}, then {install_command(machine_extra(extra))}"
+        )
+    try:
+        with default_variable("ORT_DISABLE_TELEMETRY", "1"):
+            module = importlib.import_module("onnxruntime")
+            module.disable_telemetry_events()  # also creates ONNX Runtime's environment, which reads the variable once
+    except ModuleNotFoundError as error:
+        raise MissingExtra(machine_extra(extra), error.name or "onnxruntime") from error
+    log.info("ONNX Runtime %s with %s", module.__version__, ", ".join(module.get_available_providers()))
+    if "CUDAExecutionProvider" in module.get_available_providers() and devices.gpus()[0]:
+        # CUDA and cuDNN are packages of their own, which ONNX Runtime finds only if it is told to look.
+        with redirect_stdout(sys.stderr):  # what it does not find must not stand among results
+            module.preload_dlls()
+    return module
+
+
+def installed() -> dict[str, str]:
+    """The installed packages that hold `onnxruntime`, with their versions."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine_extra(otherwise: str) -> str:
+    """The extra that brings ONNX Runtime for this machine: `gpu` or `gpu-cu12` by its driver, else `otherwise`."""
+    found, _ = devices.gpus()
+    if not found:
+        return otherwise
+    return "gpu" if found[0].cuda >= (13, 0) else "gpu-cu12"

@@ -1,0 +1,44 @@
+"""Images as tensors and back, and images that nothing can be learned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nst_core.errors import InputError
+from nst_core.images import ImageData, Pixels, open_image
+
+BLANK = 2
+"""Levels of 255 that a channel of a blank image spans at most: one colour, with the noise of JPEG's compression."""
+
+
+def is_blank(pixels: Pixels) -> bool:
+    """Whether `uint8 [H, W, 3]` is one colour all over.
+
+    Instance normalisation divides by a deviation of 0 there: rounding errors are multiplied by 316 in each layer, and
+    the gradient has a norm of 1e18 or is infinite. An image of two colours has an ordinary gradient (dev/LOG.md).
+    """
+    flat = pixels.reshape(-1, pixels.shape[-1])
+    return bool((flat.max(axis=0) - flat.min(axis=0) <= BLANK).all())
+
+
+def open_style(path: Path, *, max_side: int | None = None) -> ImageData:
+    """A style image, as `open_image` reads it; `InputError` for a blank one, which has no style to learn."""
+    picture = open_image(path, max_side=max_side)
+    if is_blank(picture.pixels):
+        raise InputError(f"{path}: one colour all over, so it has no style; give an image with strokes or forms")
+    return picture
+
+
+def to_tensor(picture: ImageData) -> Tensor:
+    """The picture's pixels as `[1, 3, H, W]`, FP32 in [0, 1]."""
+    return torch.from_numpy(picture.pixels.transpose(2, 0, 1)[None].astype(np.float32)) / 255.0
+
+
+def to_image(tensor: Tensor) -> ImageData:
+    """One picture `[1, 3, H, W]` in [0, 1] as pixels, rounded to the nearest level."""
+    levels = tensor.detach()[0].cpu().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    return ImageData(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))
