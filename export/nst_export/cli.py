@@ -161,9 +161,7 @@ def _export_all(
             # Both parts of a tiled model have the same checks.
             _show(model.verification, figures=model.verification["purpose"] != Purpose.STATISTICS)
             say(f"published {model.folder}")
-            events.write(
-                "published", model=model.verification["model"], version=model.folder.name, folder=model.folder
-            )
+            events.write("published", model=model.verification["model"], version=model.folder.name, folder=model.folder)
         for model in published if server else ():
             _load(str(server), model.verification["model"], model.folder.name)
     return failures

@@ -19,8 +19,8 @@ from nst_core.engines import plans
 from nst_core.engines.plans import PlanError, PlanKey, Profile
 from nst_core.files import cache_folder
 from nst_export.graph.conversion import export_onnx
-from nst_export.modules import ServedModel
 from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_export.modules import ServedModel
 from nst_trainer.checkpoint import Checkpoint
 
 from ..fakes import GPU, FakeGpu, fake_gpu

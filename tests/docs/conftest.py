@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 
 from nst_core.images import open_image, sample_photographs
-from nst_export.graph.conversion import export_onnx
-from nst_export.repository.model_config import model_config
-from nst_export.repository.publishing import publish_version
 from nst_export.checkpoints import served_modules
-from nst_export.repository.model_config import ServingOptions
+from nst_export.graph.conversion import export_onnx
+from nst_export.repository.model_config import ServingOptions, model_config
+from nst_export.repository.publishing import publish_version
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Fast, StyledNetwork, Ulyanov
 

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from nst_export.graph.conversion import export_onnx
-from nst_export.repository.model_config import MAXIMUM_PIXELS, model_config
-from nst_export.repository.publishing import publish_version
-from nst_export.modules import ServedModel, TiledModel
 from nst_export.checkpoints import served_modules
-from nst_export.repository.model_config import ServingOptions
+from nst_export.graph.conversion import export_onnx
+from nst_export.modules import ServedModel, TiledModel
+from nst_export.repository.model_config import MAXIMUM_PIXELS, ServingOptions, model_config
+from nst_export.repository.publishing import publish_version
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import Johnson
 

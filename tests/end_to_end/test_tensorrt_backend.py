@@ -25,8 +25,8 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException, shared_memory
 
 from nst_export.graph.conversion import export_onnx
-from nst_export.modules import ServedModel
 from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_export.modules import ServedModel
 from nst_server.control import Control
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation, find_triton

@@ -2,9 +2,6 @@ import errno
 import os
 import secrets
 import shutil
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +11,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from nst_core.engines.plans import Profile
-from nst_core.errors import InputError
 from nst_export.errors import ExportError
 from nst_export.modules import Exportable
-from nst_export.repository.loading import load
 from nst_export.repository.model_config import ServingOptions, model_config
 from nst_export.repository.publishing import check_names, publish_version, versions
 

@@ -23,22 +23,22 @@ from nst_bench.machine.description import document_header
 from nst_bench.measure import interleaved, summarize
 from nst_bench.tables import OURS
 from nst_core import devices
+from nst_core.contract import IMAGE
 from nst_core.devices import Device, Gpu
 from nst_core.engines import plans
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_export.graph.half_precision import to_half
-from nst_export.tensorrt import import_tensorrt, require_gpu
-from nst_export.verification.gpu import GPU_TOLERANCES, cuda_engine, missing_packages, tensorrt_engine
 from nst_export.graph.conversion import export_onnx, write_onnx
-from nst_export.verification.agreement import Engine, TOLERANCES, require_agreement
-from nst_export.verification.cpu import installed_providers, onnx_engines, open_session
-from nst_export.verification.examples import example_feeds, photograph_batches
-from nst_export.verification.pytorch import run_pytorch, verify
+from nst_export.graph.half_precision import to_half
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
 from nst_export.inspection import arithmetic
 from nst_export.modules import ServedModel
-from nst_core.contract import IMAGE
-from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_export.tensorrt import import_tensorrt, require_gpu
+from nst_export.verification.agreement import TOLERANCES, Engine, require_agreement
+from nst_export.verification.cpu import installed_providers, onnx_engines, open_session
+from nst_export.verification.examples import example_feeds, photograph_batches
+from nst_export.verification.gpu import GPU_TOLERANCES, cuda_engine, missing_packages, tensorrt_engine
+from nst_export.verification.pytorch import run_pytorch, verify
 from nst_trainer.checkpoint import frozen
 from nst_trainer.networks import Fast, Johnson
 
@@ -63,7 +63,10 @@ CUDA_FORMS = {PLAIN: (), "upsample": ("upsample",), **{name: (name,) for name in
 
 TENSORRT_FORMS: dict[str, tuple[str, ...]] = {
     OURS: DEFAULT_REWRITES["tensorrt"],
-    "upsample-windows": ("upsample-windows", *(name for name in DEFAULT_REWRITES["tensorrt"] if name != "upsample-3x3")),
+    "upsample-windows": (
+        "upsample-windows",
+        *(name for name in DEFAULT_REWRITES["tensorrt"] if name != "upsample-3x3"),
+    ),
     **{name: (*DEFAULT_REWRITES["tensorrt"], name) for name in NORMS},
 }
 

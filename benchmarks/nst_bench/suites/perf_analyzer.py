@@ -25,9 +25,9 @@ from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.callers import Callers, start_callers
 from nst_bench.served.server import ModelServer
+from nst_core.contract import IMAGE
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_core.contract import IMAGE
 
 SCHEMA = "nst-bench-perf-analyzer/1"
 

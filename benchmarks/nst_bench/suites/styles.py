@@ -25,13 +25,13 @@ from nst_bench.measure import REST, interleaved, summarize, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.export import export_checkpoint
 from nst_client import StyleClient
+from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
 from nst_core.devices import Device
 from nst_export.graph.conversion import export_onnx, write_onnx
 from nst_export.graph.half_precision import to_half
-from nst_export.verification.cpu import installed_providers, open_session
-from nst_export.modules import (Exportable, ServedModel, StatisticsModel, TiledModel)
-from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
 from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_export.modules import Exportable, ServedModel, StatisticsModel, TiledModel
+from nst_export.verification.cpu import installed_providers, open_session
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation
 from nst_server.process.supervisor import run_triton
