@@ -25,8 +25,9 @@ from nst_client.transports import base as transports
 from nst_core.contract import IMAGE
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_export import pipeline as exporter
-from nst_server import triton
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_and_publish
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
 
@@ -37,13 +38,13 @@ ROOT = Path(__file__).parents[2]
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serving")
     save(Checkpoint(frozen(Johnson(width=0.125)), ("tiny",)), folder / "tiny.pth")
-    exporter.export(folder / "tiny.pth", "tiny", folder / "models", exporter.Plan(cores=2))
+    export_and_publish(folder / "tiny.pth", "tiny", folder / "models", ExportPlan(cores=2))
     return folder / "models"
 
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[ModelServer]:
-    with serve_model(triton.find(ROOT / ".triton", print), repository, "tiny") as running:
+    with serve_model(find_triton(ROOT / ".triton", print), repository, "tiny") as running:
         yield running
 
 
@@ -146,7 +147,7 @@ def test_the_speed_up_with_a_real_triton(
     repository: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu: Device
 ) -> None:
     monkeypatch.setattr(speedup, "LONGEST", 3)
-    checkpoint, installation = load(repository.parent / "tiny.pth"), triton.find(ROOT / ".triton", print)
+    checkpoint, installation = load(repository.parent / "tiny.pth"), find_triton(ROOT / ".triton", print)
     effort = speedup.Effort(blocks=1, rounds=2, iterations=2, equal_loss=(64,))
     parts: list[list[str]] = []
     document = speedup.measure(

@@ -168,7 +168,7 @@ def test_what_is_too_much_is_refused_in_one_line(tmp_path: Path) -> None:
             answer = await said(session, "POST", f"{url}/photos", 400, data=data)
             assert answer["error"] == "the file is over the limit of 0.1 MB"
         assert "pixels" in (await said(session, "POST", f"{url}/photos", 400, data=png(201, 100)))["error"]
-        assert "not a picture" in (await said(session, "POST", f"{url}/photos", 400, data=b"GIF"))["error"]
+        assert "not an image" in (await said(session, "POST", f"{url}/photos", 400, data=b"GIF"))["error"]
         for _ in range(2):
             one = await painting(session, url, {"negative": 1})
         order = {"photo": one["photo"]["name"], "style": {"negative": 1}}
@@ -322,7 +322,7 @@ def test_frames_of_a_camera_come_back_painted(tmp_path: Path) -> None:
             assert "no style 'moon'" in (await live.receive_json())["error"]
             await live.send_str(json.dumps({"style": {"negative": 1}}))
             await live.send_bytes(b"no frame")
-            assert "not a picture" in (await live.receive_json())["error"]
+            assert "not an image" in (await live.receive_json())["error"]
             buffer = io.BytesIO()
             Image.new("RGB", (64, 48), (10, 20, 250)).save(buffer, "JPEG")
             await live.send_bytes(png(8, 8))
