@@ -14,8 +14,8 @@ from typing import Literal
 import onnx as onnx_package
 
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.engines.plans import PlanError, Profile, Shape
-from nst_core.packages.distribution import install_command
 from nst_core.packages.onnx_runtime import import_onnxruntime, machine_extra
 from nst_export import conversion as onnx
 from nst_export import tensorrt

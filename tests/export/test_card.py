@@ -14,9 +14,9 @@ import torch
 
 from nst_core import devices
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.engines import plans
 from nst_core.engines.plans import Profile
-from nst_core.packages.distribution import install_command
 from nst_export import card, precision, tensorrt
 from nst_export import conversion as exporting
 from nst_export import pipeline as exporter
