@@ -8,18 +8,18 @@ TRITON := .triton/cpu/installed.txt
 .PHONY: help demo test lint venv readme pictures gallery models clean
 
 help:
-	@echo "make demo      export the shipped styles, serve them, paint with them, measure (into demo/)"
+	@echo "make demo      export the shipped styles, serve them, stylize with them, measure (into demo/)"
 	@echo "make test      every test that needs no GPU; a GPU of this machine is hidden from them"
 	@echo "make lint      ruff and mypy"
 	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings TEXTURES=folder PHOTOS=folder"
-	@echo "make pictures  paint the README's pictures; with PHOTOS='a.jpg b.jpg c.jpg d.jpg' starry-night-fast.jpg too"
+	@echo "make pictures  make the README's pictures; with PHOTOS='a.jpg b.jpg c.jpg d.jpg' starry-night-fast.jpg too"
 	@echo "make gallery   run the commands of docs/optimization.md: make gallery PAINTINGS=folder TEXTURES=folder"
 	@echo "make readme    draw the tables and plots of README and docs from docs/benchmark/*.json"
 	@echo "make clean     remove what the above made"
 
 # With a GPU it takes that, and another environment for the server, which it sets up by itself.
 demo: $(VENV)
-	$(BIN)/python -m nst_bench.demo
+	$(BIN)/python dev/demo.py
 
 test: $(VENV) $(TRITON)
 	CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
@@ -29,6 +29,7 @@ lint: $(VENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 TRAIN = $(BIN)/nst-train --photos "$(PHOTOS)"
 OWN := composition-vii contrast-of-forms great-wave water-lilies
@@ -52,7 +53,7 @@ models: $(VENV)
 		$(TRAIN) --style "$(TEXTURES)/$$name.jpg" -o runs/$$name.pth --arch ulyanov --texture --iterations 700 --crop 192 || exit; done
 
 pictures: $(VENV)
-	$(BIN)/python -m nst_bench.pictures $(PHOTOS)
+	$(BIN)/python dev/pictures.py $(PHOTOS)
 
 gallery: $(VENV)
 	$(BIN)/python dev/gallery.py "$(PAINTINGS)" "$(TEXTURES)" $(NAMES)
@@ -84,7 +85,7 @@ $(VENV): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-$(TRITON): server/nst_server/installation.py server/nst_server/interpreter.py | $(VENV)
+$(TRITON): server/nst_server/installation/environment.py server/nst_server/installation/interpreter.py | $(VENV)
 	$(BIN)/nst-serve --install-only --device cpu
 	touch $@
 

@@ -1,6 +1,6 @@
 """Write `nst_trainer/mean_activations.npz`: `python dev/mean_activations.py FOLDER` of photographs.
 
-The mean of each filter over photographs and places, which Gatys et al. 2015 (section 2) scale to one.
+The mean of each filter over photographs and places, which Gatys et al. 2015 (section 2) scale to 1.
 """
 
 import sys
@@ -17,7 +17,7 @@ from nst_trainer.weights import MEAN_ACTIVATIONS, vgg16_weights
 
 
 def main(folder: Path) -> None:
-    """Each picture counts alike; average pooling, as in the paper."""
+    """Each image has the same weight; average pooling, as in the paper."""
     vgg = Vgg16(vgg16_weights(), pooling="average")
     rectified = [name.replace("conv", "relu") for name in CONVOLUTIONS]
     files = sorted(folder.glob("*.jpg"))

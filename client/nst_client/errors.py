@@ -1,15 +1,15 @@
-"""What can go wrong between an application and a served style.
+"""The errors of a client of served styles.
 
 NstError
 └── ServiceError
-    ├── Unreachable     nobody answers at the address, or the connection was cut
-    ├── Unavailable     the server is there, and cannot answer now: a model is being replaced, the queue is full
-    ├── TimedOut        the server is there, and its answer took longer than allowed
-    ├── UnknownStyle    the server lacks the style; the ones that it has are named
-    ├── Untrusted       the server's certificate is not signed by anybody whom we trust
+    ├── Unreachable     no server answers at the address, or the connection broke
+    ├── Unavailable     the server cannot answer now: a model is being replaced, or the queue is full
+    ├── TimedOut        the server did not answer within the timeout
+    ├── UnknownStyle    the server does not have the style; the message lists those that it has
+    ├── Untrusted       no trusted CA has signed the server's certificate, or it is another host's
     └── Rejected        the server answered with an error
 
-The first two pass by themselves: a client asks again (see `StyleClient`).
+The first two pass by themselves: a client retries (see `StyleClient`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class ServiceError(NstError):
 
 
 class Unreachable(ServiceError):
-    """Nobody answers at the address, or the connection was cut."""
+    """No server answers at the address, or the connection broke."""
 
 
 class Unavailable(ServiceError):
-    """The server is there, and cannot answer now."""
+    """The server cannot answer now."""
 
 
 class TimedOut(ServiceError):
-    """The server is there, and its answer took longer than allowed."""
+    """The server did not answer within the timeout."""
 
 
 class UnknownStyle(ServiceError):
@@ -38,7 +38,7 @@ class UnknownStyle(ServiceError):
 
 
 class Untrusted(ServiceError):
-    """The server's certificate is not signed by anybody whom we trust, or is another host's."""
+    """No trusted CA has signed the server's certificate, or it is for another host."""
 
 
 class Rejected(ServiceError):

@@ -1,4 +1,4 @@
-"""For tests of applications: a server that is a function."""
+"""For tests of applications: a function in place of a server."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from types import MappingProxyType
 from nst_client.errors import Rejected
 from nst_client.transports.base import Array, ModelConfig, Request
 from nst_client.transports.statistics import Statistics
-from nst_core.contract import IMAGE
+from nst_core.contract import IMAGE, Parameter
 
-ONE_STYLE: Mapping[str, Mapping[str, str]] = MappingProxyType({"style": {}})
+DEFAULT_MODELS: Mapping[str, Mapping[str, str]] = MappingProxyType({"style": {}})
 
 
 class MockTransport:
     """`StyleClient(transport=MockTransport(handler))`, or `AsyncStyleClient`: no server, no network.
 
-    `handler` gets each `Request` and returns its output, or raises a `ServiceError` for the client to meet. `models`
-    are those that it plays, by name, each with the `parameters` of its config: `styles` (its own name if not
-    given), `min_side`, `max_pixels` and so on. `requests` are those that came.
+    `handler` gets each `Request` and returns its output, or raises a `ServiceError`. `models` are the models of the
+    mocked server, by name, each with the `parameters` of its config: `styles` (by default the model's name),
+    `min_side`, `max_pixels` and so on. `requests` are all requests so far.
     """
 
     address = "mock:"
 
     def __init__(
-        self, handler: Callable[[Request], Array], models: Mapping[str, Mapping[str, str]] = ONE_STYLE
+        self, handler: Callable[[Request], Array], models: Mapping[str, Mapping[str, str]] = DEFAULT_MODELS
     ) -> None:
         self.handler = handler
-        self.configs = {name: ModelConfig({"styles": name, **parameters}) for name, parameters in models.items()}
+        self.configs = {
+            name: ModelConfig({Parameter.STYLES: name, **parameters}) for name, parameters in models.items()
+        }
         self.requests: list[Request] = []
 
     async def models(self, seconds: float) -> list[str]:
@@ -47,7 +49,7 @@ class MockTransport:
         return self.handler(request)
 
     async def statistics(self, model: str, seconds: float) -> Statistics:
-        """See `Transport`; every request counts, each as an execution of its own."""
+        """See `Transport`; every request counts as an execution."""
         batches = Counter(len(request.inputs[IMAGE]) for request in self.requests if request.model == model)
         return Statistics(batches.total(), 0, sum(size * n for size, n in batches.items()), batches.total(), batches)
 

@@ -1,7 +1,7 @@
-"""A picture in tiles that join without a seam.
+"""Splits an image into tiles that join without a seam.
 
-Every tile sees `overlap` pixels around the part that is kept of it, as far as a pixel of the network
-reaches, and all share the statistics of a small copy of the whole picture (Chen et al. 2022,
+Every tile includes `overlap` pixels around the part that is kept of it, which covers the network's receptive
+field, and all tiles share the statistics of a small copy of the whole image (Chen et al. 2022,
 *Towards Ultra-Resolution Neural Style Transfer via Thumbnail Instance Normalization*).
 """
 
@@ -9,26 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isqrt
+from math import ceil, isqrt
 
 import numpy as np
 
 from nst_core.images import ImageData, Pixels, resize
 
-SIDE = 640
-"""Largest side of the part that is kept of a tile, pixels."""
+MAX_KEPT_SIDE_PIXELS = 640
+"""Maximum side of the part that is kept of a tile."""
 
-THUMBNAIL, FEWEST = 512, 16
-"""Longer side of the small copy, pixels.
+THUMBNAIL_PIXELS = 512
+"""Longer side of the small copy.
 
-With both a server of Johnson's network at width 1 stays below 1.5 GB on a CPU: its idle model, a pass for the
-statistics of 512x512 and one for a tile of 752x752, which hold 0.3, 0.6 and 0.5 GB.
+With both sizes a server of Johnson's network at width 1 stays below 1.5 GB on a CPU: its idle model takes 0.3 GB,
+a pass for the statistics of 512x512 0.6 GB, and a pass for a tile of 752x752 0.5 GB.
 """
+
+MIN_THUMBNAIL_PIXELS = 16
+"""Minimum side of the small copy, so that its variance has a meaning."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Along one axis, pixels: a tile sees [`start`, `stop`), and [`first`, `last`) of the picture is kept of it."""
+    """A tile along one axis, pixels: it covers [`start`, `stop`) of the image, of which [`first`, `last`) is kept."""
 
     start: int
     stop: int
@@ -38,7 +41,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile; `height` and `width` are what the network sees, with the picture's reflection beyond its borders."""
+    """A tile of `height` x `width` pixels for the network, reflected beyond the image's borders."""
 
     row: Span
     column: Span
@@ -46,26 +49,26 @@ class Tile:
     width: int
 
     def cut(self, pixels: Pixels) -> Pixels:
-        """What the tile sees of `uint8 [H, W, 3]`, as `[1, height, width, 3]`."""
+        """The tile's pixels of `uint8 [H, W, 3]`, as `[1, height, width, 3]`."""
         row, column = self.row, self.column
-        seen = pixels[row.start : row.stop, column.start : column.stop]
-        below, right = self.height - seen.shape[0], self.width - seen.shape[1]
-        return np.ascontiguousarray(np.pad(seen, ((0, below), (0, right), (0, 0)), "reflect")[None])
+        covered = pixels[row.start : row.stop, column.start : column.stop]
+        below, right = self.height - covered.shape[0], self.width - covered.shape[1]
+        return np.ascontiguousarray(np.pad(covered, ((0, below), (0, right), (0, 0)), "reflect")[None])
 
-    def place(self, painted: Pixels, whole: Pixels) -> None:
-        """Copy what is kept of the painted tile `[1, height, width, 3]` into `whole` `[H, W, 3]`."""
+    def place(self, stylized: Pixels, whole: Pixels) -> None:
+        """Copy the part to keep of the stylized tile `[1, height, width, 3]` into `whole` `[H, W, 3]`."""
         row, column = self.row, self.column
-        whole[row.first : row.last, column.first : column.last] = painted[
+        whole[row.first : row.last, column.first : column.last] = stylized[
             0, row.first - row.start : row.last - row.start, column.first - column.start : column.last - column.start
         ]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How pictures are cut for a network: tiles begin at multiples of `multiple`, its grid.
+    """Tiles for a network. They begin at multiples of `multiple`, and include `overlap` pixels around the kept part.
 
-    They see `overlap` pixels around the at most `side` pixels that are kept of them; all three are multiples of
-    `multiple`. All tiles along an axis see equally much, so that a server meets one size a picture.
+    At most `side` pixels a side are kept. `overlap` and `side` are multiples of `multiple`. All tiles along an axis
+    have the same length, so that a server gets a single size for each image.
     """
 
     multiple: int
@@ -74,52 +77,52 @@ class Grid:
 
     @classmethod
     def fitting(cls, multiple: int, overlap: int, max_pixels: int, max_side: int | None = None) -> Grid | None:
-        """The grid whose tiles have `max_pixels` pixels and `max_side` a side at most; None if not even the smallest.
+        """The grid whose tiles have at most `max_pixels` pixels and `max_side` a side; None if no tile is that small.
 
-        `max_side` None is any.
+        `max_side` None allows any side.
         """
-        overlap = -(-overlap // multiple) * multiple
+        overlap = ceil(overlap / multiple) * multiple
         largest = isqrt(max_pixels)
-        side = min(SIDE, min(largest, max_side or largest) - 2 * overlap) // multiple * multiple
+        side = min(MAX_KEPT_SIDE_PIXELS, min(largest, max_side or largest) - 2 * overlap) // multiple * multiple
         return cls(multiple, overlap, side) if side > 0 else None
 
     def spans(self, length: int) -> list[Span]:
         """Tiles along an axis of `length` pixels."""
-        seen = self.side + 2 * self.overlap
-        if length <= seen:
+        covered = self.side + 2 * self.overlap
+        if length <= covered:
             return [Span(0, length, 0, length)]
-        latest = self._up(length - seen)
+        latest = self._rounded_up(length - covered)
         found, first = list[Span](), 0
         while first < length:
             start = min(max(0, first - self.overlap), latest)
-            stop = min(start + seen, length)
+            stop = min(start + covered, length)
             last = length if stop == length else stop - self.overlap
             found.append(Span(start, stop, first, last))
             first = last
         return found
 
     def tiles(self, height: int, width: int) -> Iterator[Tile]:
-        """All tiles of a picture, row by row."""
+        """All tiles of an image, row by row."""
         rows, columns = self.spans(height), self.spans(width)
-        down, across = (self._up(max(one.stop - one.start for one in spans)) for spans in (rows, columns))
+        tile_height, tile_width = self._longest(rows), self._longest(columns)
         for row in rows:
             for column in columns:
-                yield Tile(row, column, down, across)
+                yield Tile(row, column, tile_height, tile_width)
 
     def count(self, height: int, width: int) -> int:
-        """How many tiles a picture takes."""
+        """How many tiles an image takes."""
         return len(self.spans(height)) * len(self.spans(width))
 
-    def _up(self, length: int) -> int:
-        return -(-length // self.multiple) * self.multiple
+    def _longest(self, spans: list[Span]) -> int:
+        return self._rounded_up(max(span.stop - span.start for span in spans))
+
+    def _rounded_up(self, length: int) -> int:
+        return ceil(length / self.multiple) * self.multiple
 
 
 def thumbnail(pixels: Pixels, min_side: int) -> Pixels:
-    """The small copy of `uint8 [H, W, 3]` whose statistics the tiles share, `min_side` and more pixels a side.
-
-    And at least `FEWEST`, of which a variance can be said.
-    """
-    min_side = max(FEWEST, min_side)
+    """The small copy of `uint8 [H, W, 3]` whose statistics the tiles share, at least `min_side` pixels a side."""
+    min_side = max(MIN_THUMBNAIL_PIXELS, min_side)
     height, width = pixels.shape[:2]
-    scale = min(1.0, max(THUMBNAIL / max(height, width), min_side / min(height, width)))
+    scale = min(1.0, max(THUMBNAIL_PIXELS / max(height, width), min_side / min(height, width)))
     return resize(ImageData(pixels), max(min_side, round(width * scale)), max(min_side, round(height * scale))).pixels

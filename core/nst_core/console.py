@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
 
 import typer
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from nst_core.errors import InputError, MissingExtra, NstError
+from nst_core.events import EventLog, current_events, recording
 from nst_core.files import STORAGE_FAULTS
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -95,23 +97,30 @@ def verbosity(verbose: int = 0, quiet: bool = False) -> Iterator[None]:
                 logger.removeHandler(_log)
 
 
+LINE_SECONDS = 30.0
+"""Least time between two lines of progress where stderr is no terminal."""
+
+
+class Update(Protocol):
+    """Shows how far a task is; `figures`, such as losses, are for `--progress-json`."""
+
+    def __call__(self, done: int, note: str, **figures: float) -> None:
+        """Show that `done` steps are behind."""
+
+
 @contextmanager
-def one_line_errors(extra: str) -> Iterator[None]:
+def one_line_errors(extra: str, *, command: str = "", progress_json: Path | None = None) -> Iterator[EventLog]:
     """Turn our exceptions into one line and exit status 1, Ctrl-C into 130.
 
     A third-party module that is not installed is reported with the `pip install` of `extra`.
     A name that no file can have, and a full disk behind the standard output, are one line, too. Anything else is a
-    defect of ours and keeps its traceback.
+    defect of ours and keeps its traceback. What the `command` does is appended to `progress_json` as events.
     """
     try:
-        yield
+        with recording(command, progress_json) as events, _as_nst_errors(extra):
+            yield events
     except NstError as error:
         fail(error)
-        raise typer.Exit(1) from error
-    except ModuleNotFoundError as error:
-        if not error.name or error.name.startswith("nst_"):
-            raise
-        fail(MissingExtra(extra, error.name))
         raise typer.Exit(1) from error
     except KeyboardInterrupt as interrupt:
         say("stopped")
@@ -119,79 +128,110 @@ def one_line_errors(extra: str) -> Iterator[None]:
     except BrokenPipeError as error:
         sys.stderr.close()  # the reader of our output is gone; there is nobody to tell
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def _as_nst_errors(extra: str) -> Iterator[None]:
+    """Raise `MissingExtra` and `InputError` for other libraries' errors that are not our defects."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("nst_"):
+            raise
+        raise MissingExtra(extra, error.name) from error
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if error.errno not in SYSTEM_FAULTS:
             raise
-        fail(InputError(f"{error.filename or 'cannot write the output'}: {error.strerror}"))
-        raise typer.Exit(1) from error
-
-
-def _seconds_asked_for(otherwise: float) -> float:
-    text = os.environ.get("NST_PROGRESS_SECONDS", str(otherwise))
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"NST_PROGRESS_SECONDS is {text!r}: give seconds, such as 0.5, or leave it out") from None
+        raise InputError(f"{error.filename or 'cannot write the output'}: {error.strerror}") from error
 
 
 @contextmanager
 def progress(
-    title: str, total: int, *, share: Callable[[int], float] | None = None, every: float = 30.0
-) -> Iterator[Callable[[int, str], None]]:
-    """Give `update(done, note)` for a task of `total` steps: a bar with the time left.
+    title: str,
+    total: int,
+    *,
+    unit: str = "",
+    share: Callable[[int], float] | None = None,
+    every: float | None = None,
+) -> Iterator[Update]:
+    """Give `update(done, note)` for a task of `total` steps, or another `unit`: a bar with the time left.
 
     `share(done)` is the part of all the work that is behind after `done` steps, for steps that do
     not cost the same. Where stderr is no terminal (a log, CI) a line is written at most every
-    `every` seconds instead; a program that reads the lines may ask for them more often by `NST_PROGRESS_SECONDS`
-    in the environment. Raises `InputError` if that is no number. Nothing is shown with `--quiet`.
+    `every` seconds instead, by default `LINE_SECONDS`. Nothing is shown with `--quiet`. The same calls are `progress`
+    events of the command's log.
     """
-    every = _seconds_asked_for(every)
+    behind = share or (lambda done: done / total)
+    left = _seconds_left(behind)
+    events = current_events()
+    with _shown(f"{title}, {unit}" if unit else title, total, behind, every) as show:
+
+        def update(done: int, note: str, **figures: float) -> None:
+            remaining = left(done)
+            show(done, f"{'?' if remaining is None else duration(remaining)} left  {note}")
+            events.progress(
+                title,
+                done,
+                total,
+                unit=unit or "steps",
+                fraction=round(behind(done), 4),
+                seconds_left=None if remaining is None else round(remaining, 1),
+                **figures,
+            )
+
+        yield update
+
+
+@contextmanager
+def _shown(
+    title: str, total: int, behind: Callable[[int], float], every: float | None
+) -> Iterator[Callable[[int, str], None]]:
+    """A bar, or lines where stderr is no terminal."""
     if _quiet:
         yield lambda done, note: None
         return
-    behind = share or (lambda done: done / total)
-    left = _time_left(behind)
     if not console.is_terminal:
-        yield _lines(title, total, left, every)
+        yield _lines(title, total, LINE_SECONDS if every is None else every)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
     with RichProgress(*columns, console=console) as bar:
         task = bar.add_task(title, total=1.0, note="")
 
         def show(done: int, note: str) -> None:
-            bar.update(task, completed=behind(done), note=f"{done}/{total}  {left(done)} left  {note}")
+            bar.update(task, completed=behind(done), note=f"{done}/{total}  {note}")
 
         yield show
 
 
-def _time_left(behind: Callable[[int], float]) -> Callable[[int], str]:
+def _seconds_left(behind: Callable[[int], float]) -> Callable[[int], float | None]:
     """Estimates from the pace since the first call, so that a resumed task is not taken for a fast one."""
     started = time.monotonic()
     first: float | None = None
 
-    def left(done: int) -> str:
+    def left(done: int) -> float | None:
         nonlocal first
         share = behind(done)
         if first is None:
             first = share
         if share <= first:
-            return "?"
-        return duration((time.monotonic() - started) * (1.0 - share) / (share - first))
+            return None
+        return (time.monotonic() - started) * (1.0 - share) / (share - first)
 
     return left
 
 
-def _lines(title: str, total: int, left: Callable[[int], str], every: float) -> Callable[[int, str], None]:
-    said = time.monotonic()
+def _lines(title: str, total: int, every: float) -> Callable[[int, str], None]:
+    written = time.monotonic()
 
-    def update(done: int, note: str) -> None:
-        nonlocal said
-        estimate = left(done)
-        if time.monotonic() - said >= every or done >= total:
-            said = time.monotonic()
-            say(f"{title} {done}/{total}  {estimate} left  {note}".rstrip())
+    def show(done: int, note: str) -> None:
+        nonlocal written
+        if time.monotonic() - written >= every or done >= total:
+            written = time.monotonic()
+            say(f"{title} {done}/{total}  {note}".rstrip())
 
-    return update
+    return show
 
 
 def duration(seconds: float) -> str:

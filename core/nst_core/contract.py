@@ -65,7 +65,5 @@ class Variable(StrEnum):
     CACHE = "NST_CACHE"
     STATE = "NST_STATE"
     """Folders in place of the user's."""
-    PROGRESS_SECONDS = "NST_PROGRESS_SECONDS"
-    """Between two lines of progress where there is no terminal."""
     PUBLIC_NAME = "NST_PUBLIC_NAME"
     """Host name at which `nst web` is visited behind a proxy."""

@@ -13,14 +13,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import Field, field, fields
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
 from nst_core.console import one_line_errors, verbosity
+from nst_core.process import settings_of_a_command
 
 HELP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 100 else None
 """How a command shows its help: its tables need 100 columns; plain text is complete on a terminal of 80."""
+
+ProgressJson = Annotated[
+    Path | None,
+    typer.Option(help="Append what the command does to this file or pipe as lines of JSON, for other programs."),
+]
+"""`--progress-json`; the command gives it to `one_line_errors`."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -58,7 +66,7 @@ _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors and res
 
 
 def _with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with two more options, which hold until it and its subcommand have ended."""
+    """The command with two more options, which hold until it and its subcommand have ended, as do Pillow's settings."""
     own = list(inspect.signature(command, eval_str=True).parameters.values())
     taken = next((parameter.name for parameter in own if parameter.annotation is typer.Context), None)
 
@@ -70,6 +78,8 @@ def _with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.BadParameter("give --verbose or --quiet, not both")
         if verbose or quiet or context.parent is None:
             context.with_resource(verbosity(verbose, quiet))
+        if context.parent is None:
+            context.with_resource(settings_of_a_command())
         return command(**given)
 
     added = [_keyword("verbose", _VERBOSE, 0), _keyword("quiet", _QUIET, False)]

@@ -13,6 +13,7 @@ import torch
 from nst_bench.engines.base import Stylize
 from nst_bench.engines.contestants import Contestant
 from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
+from nst_bench.peers import process
 from nst_bench.served.export import export_checkpoint, untrained_checkpoint
 from nst_bench.served.exported import ExportedModel
 from nst_bench.served.server import ModelServer, serve_model
@@ -20,7 +21,7 @@ from nst_bench.suites import cold, latency, peers
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import Pixels
-from nst_server import triton
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, save
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def repository(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[ModelServer]:
-    with serve_model(triton.find(ROOT / ".triton", print), repository, "untrained-0.125") as running:
+    with serve_model(find_triton(ROOT / ".triton", print), repository, "untrained-0.125") as running:
         yield running
 
 
@@ -160,7 +161,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, cpu: Device) -> N
 WORKER = """
 import http.server, sys
 sys.path.insert(0, {real!r})
-import worker
+import main
 
 class Echo(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -176,8 +177,8 @@ if sys.argv[1] == "fastapi":
     http.server.HTTPServer(("127.0.0.1", int(sys.argv[4])), Echo).serve_forever()
 if sys.argv[1] == "litserve":
     sys.exit("it has no wings")
-worker.versions = lambda found=worker.versions: {{**found(), "fastapi": "1", "litserve": "2"}}
-worker.main(sys.argv[1:])
+main.versions = lambda found=main.versions: {{**found(), "fastapi": "1", "litserve": "2"}}
+main.main(sys.argv[1:])
 """
 """The real worker, with a peer that answers what it gets and one that ends in the places of two of its servers."""
 
@@ -186,14 +187,14 @@ def test_peers_take_turns_with_ours(
     tiny: Checkpoint, server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "script.py"
-    script.write_text(WORKER.format(real=str(peers.WORKER.parent)))
+    script.write_text(WORKER.format(real=str(process.WORKER.parent)))
     shown = (
         peers.Peer("ONNX Runtime", "onnxruntime-openvino", peers.PROCESS, "ONNX Runtime", key="onnxruntime"),
         peers.Peer("Echo", "fastapi", peers.HTTP, "none", "nothing"),
         peers.Peer("Broken", "litserve", peers.HTTP, "none"),
         peers.Peer("Absent", "no-such-package", peers.PROCESS, "none"),
     )
-    monkeypatch.setattr(peers, "WORKER", script)
+    monkeypatch.setattr(process, "WORKER", script)
     monkeypatch.setattr(peers, "PEERS", shown)
     document = peers.measure(tiny, server, Path(sys.prefix), effort=peers.Effort((96,), 2))
     assert json.loads(json.dumps(document)) == document | {"rows": json.loads(json.dumps(document["rows"]))}

@@ -25,8 +25,9 @@ from nst_client.transports import base as transports
 from nst_core.contract import IMAGE
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_export import pipeline as exporter
-from nst_server import triton
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_and_publish
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
 
@@ -37,13 +38,13 @@ ROOT = Path(__file__).parents[2]
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serving")
     save(Checkpoint(frozen(Johnson(width=0.125)), ("tiny",)), folder / "tiny.pth")
-    exporter.export(folder / "tiny.pth", "tiny", folder / "models", exporter.Plan(cores=2))
+    export_and_publish(folder / "tiny.pth", "tiny", folder / "models", ExportPlan(cores=2))
     return folder / "models"
 
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[ModelServer]:
-    with serve_model(triton.find(ROOT / ".triton", print), repository, "tiny") as running:
+    with serve_model(find_triton(ROOT / ".triton", print), repository, "tiny") as running:
         yield running
 
 
@@ -122,7 +123,7 @@ def test_the_batch_that_is_reported_is_the_one_that_was_sent(server: ModelServer
         while (after := client.statistics("tiny")).requests < before.requests + 3 and time.monotonic() < deadline:
             time.sleep(0.01)
     counted = serving.between(before, after)
-    assert (counted.requests, counted.pictures, counted.executions) == (3, 13, 3)
+    assert (counted.requests, counted.images, counted.executions) == (3, 13, 3)
     assert counted.batches == {3: 1, 5: 2}
     assert counted.compute_seconds > 0
 
@@ -138,7 +139,7 @@ def test_callers_at_once_are_counted_one_by_one_on_a_cpu(server: ModelServer) ->
             time.sleep(0.01)
     assert len(calls) == 40
     counted = serving.between(before, after)
-    assert counted.pictures == 40
+    assert counted.images == 40
     assert counted.batches == {1: 40} and counted.executions == 40
 
 
@@ -146,7 +147,7 @@ def test_the_speed_up_with_a_real_triton(
     repository: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu: Device
 ) -> None:
     monkeypatch.setattr(speedup, "LONGEST", 3)
-    checkpoint, installation = load(repository.parent / "tiny.pth"), triton.find(ROOT / ".triton", print)
+    checkpoint, installation = load(repository.parent / "tiny.pth"), find_triton(ROOT / ".triton", print)
     effort = speedup.Effort(blocks=1, rounds=2, iterations=2, equal_loss=(64,))
     parts: list[list[str]] = []
     document = speedup.measure(
@@ -199,7 +200,7 @@ def test_what_a_server_counted_between_two_moments() -> None:
     before = Statistics(4, 1, 6, 3, {1: 2, 4: 1}, queue_seconds=0.5, compute_seconds=1.0)
     after = Statistics(8, 1, 14, 5, {1: 2, 4: 3}, queue_seconds=1.0, compute_seconds=2.0)
     counted = serving.between(before, after)
-    assert (counted.requests, counted.failures, counted.pictures, counted.executions) == (4, 0, 8, 2)
+    assert (counted.requests, counted.failures, counted.images, counted.executions) == (4, 0, 8, 2)
     assert counted.batches == {4: 2}
     assert (counted.queue_seconds, counted.compute_seconds) == (pytest.approx(1.5), pytest.approx(3.0))
 
@@ -229,7 +230,7 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
     client = StyleClient(transport=MockTransport(paint))
-    calls = send_in_turn(sample_photograph(16, 16), 10, 101.0, client, "style")
+    calls = send_in_turn(10 * [sample_photograph(16, 16)], 101.0, client, "style")
     assert calls[0].due == 101.0
     assert [call.seconds for call in calls] == pytest.approx([0.05] * 10)
     turn = serving.Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))

@@ -12,9 +12,10 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from nst_client import Rejected, ServiceError
-from nst_client.transports.base import Request, connect
+from nst_client.transports.base import Request
+from nst_client.transports.connect import connect
 from nst_client.transports.coroutines import run_blocking
-from nst_client.transports.triton.transport import TritonTransport
+from nst_client.transports.triton.transport import RegionRegistry, TritonTransport
 
 from .test_triton import HttpServer, answer, http_server
 
@@ -27,7 +28,7 @@ CALLS: dict[str, Asked] = {
     "models": lambda transport: transport.models(10.0),
     "config": lambda transport: transport.config("wave", 10.0),
     "statistics": lambda transport: transport.statistics("wave", 10.0),
-    "regions": lambda transport: transport._region("system", "listed", seconds=10.0),
+    "regions": lambda transport: RegionRegistry(transport, "system").names(10.0),
     "infer": lambda transport: transport.infer(REQUEST, 10.0),
 }
 

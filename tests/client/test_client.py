@@ -30,12 +30,13 @@ from nst_client import (
     Unreachable,
     Untrusted,
 )
-from nst_client.client import _pauses
+from nst_client.base_client import pause_seconds
 from nst_client.stylize.cli import styles_app
-from nst_client.transports.base import ModelConfig, connect
+from nst_client.transports.base import ModelConfig
+from nst_client.transports.connect import connect
+from nst_client.transports.triton.addresses import resolved
 from nst_client.transports.triton.http import HttpTransport
 from nst_client.transports.triton.http_connections import BlockingConnections, HttpRequest, HttpResponse, Origin
-from nst_client.transports.triton.transport import _places
 from nst_core.errors import InputError
 from nst_core.images import Pixels, open_image
 
@@ -214,7 +215,7 @@ class Failing:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for pauses."""
-    monkeypatch.setattr(nst_client.client, "FIRST_PAUSE_SECONDS", 1e-3)
+    monkeypatch.setattr(nst_client.base_client, "FIRST_PAUSE_SECONDS", 1e-3)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -387,12 +388,10 @@ def test_no_pause_goes_beyond_the_deadline() -> None:
 
 
 def test_pauses_double_up_to_a_longest_and_half_of_each_is_chance() -> None:
-    longest = [0.5, 1, 2, 4, 8, 8]
-    drawn = [list(_pauses(6)) for _ in range(50)]
-    for one in drawn:
-        assert all(limit / 2 <= pause <= limit for pause, limit in zip(one[:-1], longest, strict=True))
-        assert one[-1] == float("inf")
-    assert len({one[0] for one in drawn}) > 40
+    for attempt, longest in enumerate([0.5, 1, 2, 4, 8, 8]):
+        drawn = [pause_seconds(attempt) for _ in range(50)]
+        assert all(longest / 2 <= pause <= longest for pause in drawn)
+        assert len(set(drawn)) > 40
 
 
 def test_every_attempt_has_the_time_that_is_left() -> None:
@@ -425,7 +424,7 @@ def test_an_answer_that_is_no_picture_of_the_size(answer: np.ndarray) -> None:
         ({"token": "sesam\N{LATIN SMALL LETTER U WITH DIAERESIS}"}, "printable ASCII"),
         ({"ca": Path("none.pem")}, "none.pem: No such file"),
         ({"ca": Path(__file__)}, "no certificates in PEM form"),
-        ({"transport": MockTransport(Failing())}, "one of them"),
+        ({"transport": MockTransport(Failing())}, "either the URL of a server or a transport"),
     ],
 )
 @pytest.mark.parametrize("kind", [StyleClient, AsyncStyleClient])
@@ -435,7 +434,7 @@ def test_settings_that_cannot_be(kind: type[StyleClient], settings: dict[str, An
 
 
 def test_a_client_of_nothing() -> None:
-    with pytest.raises(InputError, match="one of them"):
+    with pytest.raises(InputError, match="either the URL of a server or a transport"):
         StyleClient()
 
 
@@ -473,8 +472,8 @@ def test_several_servers_are_for_grpc(urls: str | list[str]) -> None:
 
 def test_an_unknown_name_of_a_list() -> None:
     """The others answer; if there are none, the error is that nobody does."""
-    assert _places(["none.invalid:1", "127.0.0.1:2", "127.0.0.2:3"]) == ["127.0.0.1:2", "127.0.0.2:3"]
-    assert _places(["[::1]:1", "[::1]:2"]) == ["[::1]:1", "[::1]:2"]
+    assert resolved(["none.invalid:1", "127.0.0.1:2", "127.0.0.2:3"]) == ["127.0.0.1:2", "127.0.0.2:3"]
+    assert resolved(["[::1]:1", "[::1]:2"]) == ["[::1]:1", "[::1]:2"]
     urls = "grpc://none.invalid:1,nobody.invalid:1"
     with StyleClient(urls, retries=0) as client, pytest.raises(Unreachable, match=f"no server answers at {urls}"):
         client.styles()
@@ -557,7 +556,7 @@ def test_styles_of_one_model_are_mixed(client: StyleClient, server: MockTranspor
 @pytest.mark.parametrize(
     ("mix", "words"),
     [
-        ({"wave": 1.0, "negative": 1.0}, "only styles of one model can be mixed"),
+        ({"wave": 1.0, "negative": 1.0}, "only styles of one model can be interpolated"),
         ({"wave": -1.0, "scream": 2.0}, "at least one above 0 and none below"),
         ({"wave": 0.0}, "at least one above 0"),
         ({"wave": float("nan")}, "at least one above 0"),

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from nst_client import AsyncStyleClient, MockTransport, Rejected, StyleClient
-from nst_client.transports.triton import cuda_memory
-from nst_client.transports.triton.cuda_memory import CudaPixels, CudaRegion, pixels_on_gpu
+from nst_client.transports import cuda_pixels
+from nst_client.transports.cuda_pixels import CudaPixels, pixels_on_gpu
+from nst_client.transports.triton.cuda_memory import CudaRegion
 from nst_client.transports.triton.http import HttpTransport
 from nst_client.transports.triton.http_connections import HttpRequest, HttpResponse
-from nst_client.transports.triton.transport import TritonSettings
+from nst_client.transports.triton.settings import TritonSettings
+from nst_client.transports.triton.transport import RegionRegistry
 from nst_core.engines import cuda
 from nst_core.errors import InputError, MissingExtra
 
@@ -29,9 +31,9 @@ from .fake_triton import DlpackArray, FakeRuntime, FakeTriton, GpuArray, read, s
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
     fake = FakeRuntime()
     monkeypatch.setattr(cuda, "runtime", lambda: fake)
-    cuda_memory._stream.cache_clear()
+    cuda_pixels._stream.cache_clear()
     yield fake
-    cuda_memory._stream.cache_clear()
+    cuda_pixels._stream.cache_clear()
 
 
 @pytest.fixture
@@ -189,12 +191,12 @@ def test_http_registers_the_same_handle(runtime: FakeRuntime) -> None:
     asked: list[HttpRequest] = []
 
     class Recording(HttpTransport):
-        async def _exchanged(self, request: HttpRequest, seconds: float) -> HttpResponse:
+        async def _exchange(self, request: HttpRequest, seconds: float) -> HttpResponse:
             asked.append(request)
             return HttpResponse(200, {}, memoryview(b""))
 
     region = CudaRegion(1000, device=1)
-    asyncio.run(Recording(TritonSettings("127.0.0.1:1"))._region("cuda", "register", region, seconds=1.0))
+    asyncio.run(RegionRegistry(Recording(TritonSettings("127.0.0.1:1")), "cuda").register(region, 1.0))
     (request,) = asked
     assert request.path == f"/v2/cudasharedmemory/region/{region.name}/register"
     content = json.loads(b"".join(request.body))

@@ -250,12 +250,12 @@ def test_a_forked_child_opens_local_models_itself(tmp_path: Path, monkeypatch: p
         def work() -> None:
             client.stylize(PIXELS, "wave")
             assert engines.said == ["session CPUExecutionProvider"] * 2
-            assert nst_client.transports.local._parents
+            assert nst_client.transports.local._kept_after_fork
 
         assert in_child(work) == 0
         client.stylize(PIXELS, "wave")
         other = pickle.loads(pickle.dumps(local))
-        assert (other.repository, other.aio, other.engines) == (local.repository, False, {})
+        assert (other.repository, other.aio, other.loaded) == (local.repository, False, {})
     assert engines.said == ["session CPUExecutionProvider"]
 
 

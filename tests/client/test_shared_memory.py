@@ -16,7 +16,8 @@ from tritonclient.grpc import service_pb2
 import nst_client.transports.triton.shared_memory
 import nst_client.transports.triton.transport
 from nst_client import AsyncStyleClient, Rejected, StyleClient, Unreachable
-from nst_client.transports.triton.shared_memory import KEPT, NoRoom, SystemRegion, new_name, orphans
+from nst_client.transports.triton.errors import NoRoom
+from nst_client.transports.triton.shared_memory import MAX_IDLE_REGIONS, SystemRegion, new_name, orphans
 from nst_core.images import Pixels
 
 from .fake_triton import FakeTriton, serving
@@ -138,7 +139,7 @@ def test_a_server_that_was_started_again(triton: FakeTriton) -> None:
 
 def test_a_server_that_is_away_for_a_while(triton: FakeTriton, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is shared again when it is back."""
-    monkeypatch.setattr(nst_client.client, "FIRST_PAUSE_SECONDS", 1e-3)
+    monkeypatch.setattr(nst_client.base_client, "FIRST_PAUSE_SECONDS", 1e-3)
     with StyleClient(triton.url, retries=3) as client:
         paint(client, 2)
         away = (grpc.StatusCode.UNAVAILABLE, "Socket closed")
@@ -156,7 +157,7 @@ def test_a_system_without_room(triton: FakeTriton, monkeypatch: pytest.MonkeyPat
     if why == "no folder":
         monkeypatch.setattr(nst_client.transports.triton.shared_memory, "FOLDER", tmp_path / "none")
     else:
-        monkeypatch.setattr(nst_client.transports.triton.shared_memory, "SHARE", 2**60)
+        monkeypatch.setattr(nst_client.transports.triton.shared_memory, "FREE_FRACTION", 2**60)
     with StyleClient(triton.url) as client:
         paint(client, 3)
     assert triton.sent == [SIZE] * 3
@@ -172,12 +173,12 @@ def test_many_tasks_share_no_more_regions_than_are_kept(triton: FakeTriton) -> N
         async with AsyncStyleClient(triton.url) as client:
             await client.stylize(picture(99), "negative")
             painted = await asyncio.gather(*(client.stylize(one, "negative") for one in pictures))
-            assert len(triton.regions) <= KEPT
+            assert len(triton.regions) <= MAX_IDLE_REGIONS
             return painted
 
     for painted, given in zip(asyncio.run(stylize()), pictures, strict=True):
         assert np.array_equal(painted, 255 - given)
-    assert triton.calls.count("SystemSharedMemoryRegister") <= KEPT
+    assert triton.calls.count("SystemSharedMemoryRegister") <= MAX_IDLE_REGIONS
     assert not triton.regions
 
 
@@ -212,7 +213,7 @@ def test_a_forked_child_leaves_its_parents_regions_alone(triton: FakeTriton, sha
                 assert os.getpid() != owner
                 del client, transport, parents
                 gc.collect()
-                nst_client.transports.triton.transport._parents.clear()
+                nst_client.transports.triton.transport._kept_after_fork.clear()
                 gc.collect()
             except BaseException:
                 os._exit(1)
@@ -238,23 +239,23 @@ def test_a_client_that_nobody_closes_needs_no_garbage_collector(triton: FakeTrit
 
 
 def test_a_client_of_another_host_looks_up_nothing_before_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nst_client.transports.triton.transport, "_is_this_host", lambda host: pytest.fail("looked up"))
+    monkeypatch.setattr(nst_client.transports.triton.transport, "is_this_host", lambda host: pytest.fail("looked up"))
     StyleClient("grpc://far.invalid:8001").close()
     StyleClient("http://far.invalid:8000").close()
 
 
 def test_this_host() -> None:
-    assert nst_client.transports.triton.transport._is_this_host("localhost:8001")
-    assert nst_client.transports.triton.transport._is_this_host("127.0.0.9:8001")
-    assert nst_client.transports.triton.transport._is_this_host("[::1]:8001")
-    assert not nst_client.transports.triton.transport._is_this_host("192.0.2.1:8001")
-    assert not nst_client.transports.triton.transport._is_this_host("nobody.invalid:8001")
+    assert nst_client.transports.triton.addresses.is_this_host("localhost:8001")
+    assert nst_client.transports.triton.addresses.is_this_host("127.0.0.9:8001")
+    assert nst_client.transports.triton.addresses.is_this_host("[::1]:8001")
+    assert not nst_client.transports.triton.addresses.is_this_host("192.0.2.1:8001")
+    assert not nst_client.transports.triton.addresses.is_this_host("nobody.invalid:8001")
 
 
 def test_a_name_of_several_hosts_is_not_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(2, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.1")]
-    monkeypatch.setattr(nst_client.transports.triton.transport.socket, "getaddrinfo", lambda *_, **__: found)
-    assert not nst_client.transports.triton.transport._is_this_host("tritons:8001")
+    monkeypatch.setattr(nst_client.transports.triton.addresses.socket, "getaddrinfo", lambda *_, **__: found)
+    assert not nst_client.transports.triton.addresses.is_this_host("tritons:8001")
 
 
 def test_a_region_is_memory_without_a_file_once_it_is_registered() -> None:
@@ -286,7 +287,7 @@ def test_pixels_are_copied_once_each_way(triton: FakeTriton, shared: bool, most:
             """The fake server's own memory is not the question; in the region lies what it painted last."""
             return reply
 
-        client._transport._in_turn = instead  # type: ignore[attr-defined]
+        client._transport._send = instead  # type: ignore[attr-defined]
         tracemalloc.start()
         try:
             painted = client.stylize(pixels, "negative")

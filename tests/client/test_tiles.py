@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nst_client import AsyncStyleClient, MockTransport, Request, ServiceError, StyleClient
-from nst_client.tiles import SIDE, Grid, thumbnail
+from nst_client.tiles import MAX_KEPT_SIDE_PIXELS, Grid, thumbnail
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 
@@ -74,7 +74,7 @@ def test_a_reach_over_the_overlap_would_show() -> None:
 
 
 def test_tiles_keep_to_the_models_limit() -> None:
-    assert Grid.fitting(4, 56, 4096 * 2160) == Grid(4, 56, SIDE)
+    assert Grid.fitting(4, 56, 4096 * 2160) == Grid(4, 56, MAX_KEPT_SIDE_PIXELS)
     assert Grid.fitting(32, 120, 500 * 500) == Grid(32, 128, 224)
     assert Grid.fitting(4, 56, 100 * 100) is None
 

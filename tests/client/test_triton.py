@@ -23,8 +23,9 @@ from nst_client import (
     Unreachable,
 )
 from nst_client.transports.statistics import Statistics, from_triton
+from nst_client.transports.triton.grpc import CHANNEL_OPTIONS, GrpcTransport
 from nst_client.transports.triton.http import HttpTransport
-from nst_client.transports.triton.transport import CHANNEL, GrpcTransport, TritonSettings
+from nst_client.transports.triton.settings import TritonSettings
 
 
 def listed(url: str, aio: bool, **settings: Any) -> list[Style]:
@@ -196,7 +197,7 @@ def test_errors_of_grpc(
 
 def test_channels_take_large_pictures_and_come_back_soon() -> None:
     """Whoever gives gRPC options must give the sizes too, or answers over 4 MiB are refused."""
-    options = dict(CHANNEL)
+    options = dict(CHANNEL_OPTIONS)
     assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"] == 2**31 - 1
     assert options["grpc.max_reconnect_backoff_ms"] <= 1000
     assert options["grpc.keepalive_time_ms"] >= 300_000  # Triton ends connections that are pinged oftener

@@ -168,7 +168,7 @@ def test_what_is_too_much_is_refused_in_one_line(tmp_path: Path) -> None:
             answer = await said(session, "POST", f"{url}/photos", 400, data=data)
             assert answer["error"] == "the file is over the limit of 0.1 MB"
         assert "pixels" in (await said(session, "POST", f"{url}/photos", 400, data=png(201, 100)))["error"]
-        assert "not a picture" in (await said(session, "POST", f"{url}/photos", 400, data=b"GIF"))["error"]
+        assert "not an image" in (await said(session, "POST", f"{url}/photos", 400, data=b"GIF"))["error"]
         for _ in range(2):
             one = await painting(session, url, {"negative": 1})
         order = {"photo": one["photo"]["name"], "style": {"negative": 1}}
@@ -322,7 +322,7 @@ def test_frames_of_a_camera_come_back_painted(tmp_path: Path) -> None:
             assert "no style 'moon'" in (await live.receive_json())["error"]
             await live.send_str(json.dumps({"style": {"negative": 1}}))
             await live.send_bytes(b"no frame")
-            assert "not a picture" in (await live.receive_json())["error"]
+            assert "not an image" in (await live.receive_json())["error"]
             buffer = io.BytesIO()
             Image.new("RGB", (64, 48), (10, 20, 250)).save(buffer, "JPEG")
             await live.send_bytes(png(8, 8))
@@ -579,7 +579,7 @@ class Commands:
         self.gallery, self.faults, self.ran = gallery, list(faults), list[str]()
 
     async def __call__(self, making: Making, lock: object, module: str, *arguments: Any) -> None:
-        self.ran.append(module.removesuffix(".cli") + (" again" if "--resume" in arguments else ""))
+        self.ran.append(module + (" again" if "--resume" in arguments else ""))
         if module.startswith("nst_trainer"):
             new = Path(arguments[arguments.index("--output") + 1])
             new.with_name(f"{new.name}.resume").write_text("begun")
@@ -709,7 +709,7 @@ asyncio.run(run())
 def test_a_trainer_ends_with_a_page_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "sea").mkdir()
     (tmp_path / "sleeper.py").write_text(
-        "import sys, time, pathlib\ndef app():\n    pathlib.Path(sys.argv[1]).touch()\n    time.sleep(600)\n"
+        "import sys, time, pathlib\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(600)\n"
     )
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     page = subprocess.Popen([sys.executable, "-c", PAGE, str(tmp_path)], env=os.environ | {"PYTHONPATH": paths})

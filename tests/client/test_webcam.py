@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import nst_client.client
+import nst_client.base_client
 from nst_client import MockTransport, Request, Unreachable
 from nst_client.transports.base import Array
 from nst_client.video import webcam as room
@@ -38,7 +38,7 @@ def paint(request: Request) -> Array:
 def server(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
     """Every client connects to it."""
     transport = MockTransport(paint, MODELS)
-    monkeypatch.setattr(nst_client.client, "connect", lambda url, **settings: transport)
+    monkeypatch.setattr(nst_client.base_client, "connect", lambda url, **settings: transport)
     return transport
 
 
@@ -320,8 +320,8 @@ def test_json_is_all_on_stdout_beside_a_window(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from nst_client import MockTransport, StyleClient\n"
-        "from nst_client import client\n"
-        "client.connect = lambda *arguments, **options: MockTransport(lambda request: request.inputs['image'])\n"
+        "from nst_client import base_client\n"
+        "base_client.connect = lambda *arguments, **options: MockTransport(lambda request: request.inputs['image'])\n"
         "from nst_client.video.cli import webcam_app\n"
         "webcam_app()\n"
     )

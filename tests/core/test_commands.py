@@ -10,9 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from nst_core.console import PACKAGES, duration, one_line_errors, progress, say, show
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
 from nst_core.options import CommandLine, option, options_of
-from nst_core.packages.distribution import install_command
 
 BIN = Path(sys.executable).parent
 
@@ -50,7 +50,7 @@ def test_commands_have_their_own_names_and_start_without_torch(command: str) -> 
 
 
 def test_the_client_needs_nothing_of_torch() -> None:
-    code = "import sys, nst_client, nst_server.triton; assert 'torch' not in sys.modules"
+    code = "import sys, nst_client, nst_server.cli; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -130,12 +130,6 @@ def test_options_that_were_not_given_are_left_to_the_preset() -> None:
     CliRunner().invoke(app, ["--strokes", "0"])
     CliRunner().invoke(app, [])
     assert seen == [{"strokes": 0}, {}]
-
-
-def test_progress_is_asked_for_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NST_PROGRESS_SECONDS", "often")
-    with pytest.raises(InputError, match="'often': give seconds"), progress("working", 1):
-        pass
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_heic_called_jpg_is_read_and_a_painting_keeps_what_it_says(photo: Imag
 
 def test_limits_of_heic_and_avif_are_checked_on_the_header(photo: Image.Image) -> None:
     for kind in ("HEIF", "AVIF"):
-        with pytest.raises(ImageError, match=r"^the picture: 96x64 is 0 megapixels, over the limit of 0"):
+        with pytest.raises(ImageError, match=r"^the image: 96x64 is 0 megapixels, over the limit of 0"):
             open_image(io.BytesIO(encoded(photo, kind)), max_pixels=96 * 64 - 1)
 
 
@@ -208,7 +208,7 @@ def test_raw_files_that_begin_in_their_own_way(head: bytes, kind: str, tmp_path:
 
 def test_an_unknown_file_with_the_name_of_a_raw_file(tmp_path: Path) -> None:
     assert refused(b"what no one knows", "a.IIQ", tmp_path) == f"a camera's raw file (IIQ): {WORDS}"
-    assert "not a picture in a format" in refused(b"what no one knows", "a.jpg", tmp_path)
+    assert "not an image in a format" in refused(b"what no one knows", "a.jpg", tmp_path)
 
 
 def test_ordinary_tiffs_are_read(photo: Image.Image, tmp_path: Path) -> None:

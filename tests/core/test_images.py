@@ -152,7 +152,7 @@ def test_what_is_no_picture_says_so(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("this is no photograph")
     for path, words in (
-        (text, "not a picture"),
+        (text, "not an image"),
         (tmp_path / "none.jpg", "no such file"),
         (tmp_path, "is a folder"),
     ):
@@ -251,7 +251,7 @@ def test_find_pictures_goes_into_subfolders(tmp_path: Path) -> None:
     assert [path.name for path in find_images(tmp_path)] == ["b.PNG"]
     with pytest.raises(InputError, match="no such folder"):
         find_images(tmp_path / "none")
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         (tmp_path / "empty").mkdir()
         find_images(tmp_path / "empty")
 
@@ -300,7 +300,7 @@ def test_images_that_are_not_read_are_found_and_counted(tmp_path: Path) -> None:
     assert unreadable_summary(unread) == "3 files were not read: 2 .dng, 1 .jxl"
     assert unreadable_summary(unread[:1]) == "1 file was not read: 1 .dng"
     assert unreadable_summary([]) == ""
-    with pytest.raises(InputError, match=r"no pictures in it; 3 files were not read: 2 \.dng, 1 \.jxl$"):
+    with pytest.raises(InputError, match=r"no images in it; 3 files were not read: 2 \.dng, 1 \.jxl$"):
         find_images(tmp_path)
 
 

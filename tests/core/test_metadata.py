@@ -13,7 +13,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from nst_core.images import ImageData, open_image, process_of_file, save_image, with_pixels
-from nst_core.metadata import Metadata
+from nst_core.images.metadata import Metadata
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 DEEP = RAMP.astype(np.uint16) * 257
@@ -134,6 +134,7 @@ def test_files_without_a_process(tmp_path: Path) -> None:
     assert process_of_file(tmp_path / "none.jpg") == ""
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize(
     "damaged", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", exif()[:60], exif()[:20] + b"\xff" * 60]
 )
@@ -146,11 +147,11 @@ def test_damaged_metadata_is_no_damaged_picture(tmp_path: Path, damaged: bytes) 
 
 @pytest.mark.parametrize("dpi", [(0, 0), (-1, 72), (float("inf"), 72), (float("nan"), 72), (1e9, 72), ("a", 72), 72])
 def test_resolutions_that_cannot_be(dpi: object) -> None:
-    from nst_core.metadata import metadata_of
+    from nst_core.images.metadata import read_metadata
 
     image = Image.fromarray(RAMP)
     image.info["dpi"] = dpi
-    assert metadata_of(image).dpi is None
+    assert read_metadata(image).dpi is None
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])

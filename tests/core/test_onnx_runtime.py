@@ -1,15 +1,16 @@
 """The packages that hold the module `onnxruntime`: one is used, none and two are said with the way out."""
 
 import importlib
+import os
 from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 from nst_core import devices
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.errors import InputError, MissingExtra
 from nst_core.packages import onnx_runtime
-from nst_core.packages.distribution import install_command
 from nst_core.packages.onnx_runtime import import_onnxruntime
 
 
@@ -48,6 +49,17 @@ def test_cuda_and_cudnn_are_found_where_a_gpu_will_use_them(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("libcudnn") == told
+
+
+def test_onnx_runtime_starts_without_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    at_start: list[str] = []
+    module = importlib.import_module("onnxruntime")
+    monkeypatch.setattr(
+        module, "disable_telemetry_events", lambda: at_start.append(os.environ["ORT_DISABLE_TELEMETRY"])
+    )
+    import_onnxruntime()
+    assert at_start == ["1"] and "ORT_DISABLE_TELEMETRY" not in os.environ
 
 
 def test_two_packages_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,8 @@ from nst_client import (
     Unavailable,
     Untrusted,
 )
-from nst_client.transports.triton.shared_memory import NoRoom, SystemRegion
+from nst_client.transports.triton.errors import NoRoom
+from nst_client.transports.triton.shared_memory import SystemRegion
 from nst_core.errors import InputError
 from nst_core.images import Pixels, fit, open_image, sample_photographs
 
@@ -137,7 +138,7 @@ def test_tiles_are_one_pass_with_the_same_statistics(
     server: Server, models: Models, way: tuple[str, bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The small copy is smaller than the picture, and the joins are where tiles of 128 pixels meet."""
-    monkeypatch.setattr(nst_client.tiles, "THUMBNAIL", 256)
+    monkeypatch.setattr(nst_client.tiles, "THUMBNAIL_PIXELS", 256)
     photo = photograph(521, 391)
     small = nst_client.tiles.thumbnail(photo, 16)
     assert small.shape == (192, 256, 3)
@@ -180,7 +181,7 @@ def test_the_server_counts(server: Server, scheme: str) -> None:
             client.stylize(np.stack([photograph(40, 30)] * n), "a")
         after = settled(lambda: client.statistics("b"))
     assert after.requests - before.requests == 3
-    assert after.pictures - before.pictures == 7
+    assert after.images - before.images == 7
     assert after.executions - before.executions == 3
     grown = {size: n - before.batches.get(size, 0) for size, n in after.batches.items()}
     assert {size: n for size, n in grown.items() if n} == {1: 1, 3: 2}
@@ -192,7 +193,7 @@ def test_the_server_counts(server: Server, scheme: str) -> None:
 def test_a_region_serves_every_request_of_its_size(
     server: Server, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nst_client.transports.triton.shared_memory, "KEPT", 3)
+    monkeypatch.setattr(nst_client.transports.triton.shared_memory, "MAX_IDLE_REGIONS", 3)
     with StyleClient(url(server, scheme), shared_memory=True) as client:
         for _ in range(5):
             client.stylize(photograph(90, 60), "one")

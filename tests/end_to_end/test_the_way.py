@@ -22,7 +22,7 @@ from nst_client import Rejected, Request, StyleClient, Unreachable
 from nst_client.transports.coroutines import run_blocking
 from nst_core.images import ImageData, Pixels, fit, open_image, save_image
 from nst_export.modules import ServedModel
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
 from nst_trainer.checkpoint import load
 
 from .serving import ROOT, TRITON, Server, alive, command_line, descendants, run, serve, settled, succeeded
@@ -293,7 +293,7 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> No
     ("photo", "words"),
     [
         ("none.jpg", ["none.jpg", "no such file"]),
-        ("text.jpg", ["text.jpg", "not a picture"]),
+        ("text.jpg", ["text.jpg", "not an image"]),
         ("truncated.jpg", ["truncated.jpg", "damaged"]),
         ("bomb.png", ["100 megapixels", "limit of 64", "--max-pixels"]),
     ],
@@ -329,7 +329,7 @@ def test_wrong_training_input(wrong: Path, photographs: dict[str, Path], tmp_pat
     output = tmp_path / "a.pth"
     photos = photographs["coffee"].parent
     for style, folder, words in (
-        (wrong / "text.jpg", photos, "not a picture"),
+        (wrong / "text.jpg", photos, "not an image"),
         (photographs["coffee"], wrong / "none", "no such folder"),
         (photographs["coffee"], wrong / "empty", "no pictures"),
     ):

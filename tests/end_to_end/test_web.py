@@ -26,7 +26,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from nst_client import StyleClient
 from nst_core.images import blend, fit, keep_colors, open_image, sample_photographs
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
 from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
 from nst_trainer.vgg import Vgg16
@@ -276,7 +276,7 @@ def test_what_cannot_be_painted_is_said_in_one_line(
     large.write_bytes(os.urandom(600_000))
     Image.new("RGB", (1000, 500)).save(wide)
     Image.new("RGB", (8, 8)).save(tiny)
-    for file, words in ((text, "not a picture"), (large, "0.5 MB"), (wide, "megapixels")):
+    for file, words in ((text, "not an image"), (large, "0.5 MB"), (wide, "megapixels")):
         page.set_input_files("#file", file)
         expect(page.locator("#error")).to_contain_text(words)
         assert "\n" not in page.locator("#error").inner_text()

@@ -13,12 +13,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from nst_core import console
 from nst_core import engines as engines_folder
 from nst_core.devices import Device, Gpu, choose
 from nst_core.engines import plans as engines
 from nst_core.engines.plans import GRAPH
-from nst_server import plans
-from nst_server.installation import Installation, site_packages
+from nst_server.installation.environment import site_packages
+from nst_server.installation.triton import Installation
+from nst_server.repository import plans
 
 from .machines import CPU, H100, program, tensorrt
 
@@ -76,7 +78,7 @@ def key(version: Path, tensorrt: str = "10.15.1.29") -> engines.PlanKey:
 def test_a_plan_is_built_with_progress(
     installation: Installation, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NST_PROGRESS_SECONDS", "0")
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     version = tensorrt(tmp_path / "models" / "starry-night", PROFILE)
     said: list[str] = []
     plans.prepare(installation, tmp_path / "models", H100, said.append)
@@ -195,10 +197,10 @@ import sys
 from pathlib import Path
 from nst_core import devices
 from nst_core.devices import Gpu
-from nst_server import cli, triton
-from nst_server.installation import Installation
+from nst_server import cli, service
+from nst_server.installation.triton import Installation
 devices.gpus = lambda: ([Gpu(0, "NVIDIA L4", "GPU-0", "8.9", 24 << 30, "580.65.06", (13, 0))], "")
-triton.find = lambda environment, say, device: Installation(("tritonserver",), {}, environment / device.kind)
+service.find_triton = lambda environment, say, device: Installation(("tritonserver",), {}, environment / device.kind)
 cli.app()
 """
 

@@ -37,6 +37,10 @@ class Machine:
     def errors(self) -> str:
         return (self.disk / "stderr").read_text() if (self.disk / "stderr").exists() else ""
 
+    @property
+    def events(self) -> str:
+        return (self.disk / "events").read_text() if (self.disk / "events").exists() else ""
+
     def message(self) -> str:
         """The one line of the training's own error."""
         lines = [line for line in self.errors.splitlines() if line.startswith("error: ")]
@@ -135,12 +139,14 @@ def _start(
             *(*machine.prefix, sys.executable),
             *((*launcher, "--master-addr", address, "--master-port", port, *own) if torchrun else ()),
             *("-m", "nst_trainer", "--style", str(style), "--photos", str(photos), "--output", "style.pth"),
+            *("--progress-json", "events"),
             *(part for name, value in options.items() for part in (f"--{name}", value)),
             *more,
         ]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "NST_PROGRESS_SECONDS": "0.01"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         if not torchrun:
             environment |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": port}
+        (machine.disk / "events").unlink(missing_ok=True)
         with (machine.disk / "stderr").open("wb") as errors:
             machine.process = subprocess.Popen(command, cwd=machine.disk, env=environment, stderr=errors)
         machine.worker = 0
@@ -155,7 +161,7 @@ def _until(true: Callable[[], bool], what: str, *machines: Machine) -> None:
 
 def _under_way(a: Machine, b: Machine) -> None:
     """Wait for the first iteration, and find the processes that train."""
-    _until(lambda: "training " in a.errors or _ended(a), "the first iteration", a, b)
+    _until(lambda: "progress" in a.events or _ended(a), "the first iteration", a, b)
     for machine in (a, b):
         assert machine.process, machine.name
         pid = machine.process.pid
@@ -224,7 +230,7 @@ def test_a_lost_machine_stops_the_other_and_resume_goes_on_exactly(
         if not term.startswith("held out"):  # a disturbed one is checked at other iterations, too
             assert result.metrics[term] == value, term
     assert result.training["iterations_done"] == ITERATIONS
-    assert {path.name for path in a.disk.iterdir()} == {"style.pth", "style-preview.png", "stderr"}
+    assert {path.name for path in a.disk.iterdir()} == {"style.pth", "style-preview.png", "stderr", "events"}
     assert {path.name for path in b.disk.iterdir()} == {"stderr"}, "rank 0 alone writes"
 
 

@@ -17,6 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from nst_core.errors import InputError, WriteError
+from nst_core.events import EventReader
 from nst_core.images import ImageData, fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.cli import app
@@ -376,7 +377,7 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
         return [
             *(str(Path(sys.executable).parent / "nst-train"), "--style", str(photographs["chelsea"])),
             *("--photos", str(folder), "-o", str(output), "--width", "0.125", "--crop", "64", "--batch", "1"),
-            *("--iterations", "40", "--every", "5"),
+            *("--iterations", "40", "--every", "5", "--progress-json", str(output.with_suffix(".events"))),
         ]
 
     killed, whole = tmp_path / "a.pth", tmp_path / "b.pth"
@@ -390,6 +391,13 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
     for words in ([*command(killed), "--resume"], command(whole)):
         result = subprocess.run(words, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
+    of_killed, of_whole = (EventReader(output.with_suffix(".events")).read() for output in (killed, whole))
+    assert [event["event"] for event in of_killed if event["event"] != "progress"] == ["started", "started", "finished"]
+    started, *steps, finished = of_whole
+    assert (started["command"], finished["output"], finished["styles"]) == ("nst train", str(whole), ["b"])
+    assert {(step["task"], step["total"], step["unit"]) for step in steps} == {("training", 40, "steps")}
+    assert (steps[-1]["done"], steps[-1]["fraction"]) == (40, 1.0)
+    assert {"iteration", "images_per_second", "style_loss", "content_loss"} <= steps[-1].keys()
     one, two = load(killed), load(whole)
     assert one.metrics == two.metrics
     for name, tensor in one.network.state_dict().items():

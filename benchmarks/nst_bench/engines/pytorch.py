@@ -87,7 +87,7 @@ class CudaTensorStylizer:
     """Stylizes for callers whose pixels are on the GPU: by CUDA shared memory nothing goes through main memory."""
 
     def __init__(self, stylize: Callable[[Any], Any]) -> None:
-        """`stylize` takes a CUDA tensor `uint8 [H, W, 3]` and returns one."""
+        """`stylize` takes and returns a CUDA tensor `uint8 [H, W, 3]`."""
         self._stylize = stylize
 
     def __call__(self, pixels: Pixels) -> Pixels:

@@ -1,4 +1,4 @@
-"""What machine the figures were taken on, and how fast its arithmetic and its memory are."""
+"""The machine that figures were taken on, and how fast its arithmetic and its memory are."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PACKAGES = (
 
 
 def document_header(schema: str) -> dict[str, Any]:
-    """What every results document begins with: its schema, when, and on what machine."""
+    """The head of every results document: its schema, the date and the machine."""
     return {"schema": schema, "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": describe()}
 
 
@@ -45,9 +45,9 @@ def describe() -> dict[str, Any]:
     """Processor, cores, memory (GiB), GPU, system, versions, and the rates that bound all figures.
 
     `matrix_product_gflops` and `memory_gbs` (GB/s) are the processor's; `cuda` has those of the GPU, its driver,
-    clocks and precision, or says under `missing` why there is none.
+    clocks and precision, or the reason under `missing`.
     """
-    found, missing = gpus()
+    found, reason = gpus()
     gpu = found[0] if found else None
     return {
         "processor": _processor(),
@@ -55,28 +55,28 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": gpu.name if gpu else None,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: _version(name) for name in PACKAGES if _version(name)},
+        "versions": {name: installed for name in PACKAGES if (installed := _version(name))},
         "matrix_product_gflops": round(matrix_product_rate(), 1),
         "memory_gbs": round(memory_rate(), 1),
-        "cuda": _cuda(gpu) if gpu else {"missing": missing},
+        "cuda": _cuda(gpu) if gpu else {"missing": reason},
     }
 
 
 def matrix_product_rate(size: int = 2048, repeats: int = 5, device: str = "cpu") -> float:
-    """The best of some FP32 products of `size`^2 matrices, in GFLOP/s: the device's ceiling."""
+    """The best of some FP32 products of `size`^2 matrices, in GFLOP/s."""
     a, b = torch.rand(size, size, device=device), torch.rand(size, size, device=device)
     return 2.0 * size**3 / _best(lambda: a @ b, repeats, device) / 1e9
 
 
 def memory_rate(mib: int = 256, repeats: int = 5, device: str = "cpu") -> float:
-    """The best of some copies of `mib` MiB, more than any cache holds, in GB/s; what is read and written counts."""
+    """The best of some copies of `mib` MiB, more than any cache holds, in GB/s; reading and writing both count."""
     a = torch.ones(mib << 18, device=device)
     b = torch.empty_like(a)
     return 2.0 * a.nbytes / _best(lambda: b.copy_(a), repeats, device) / 1e9
 
 
 def _best(work: Callable[[], object], repeats: int, device: str) -> float:
-    """Seconds of the fastest of `repeats`, after one that warms up."""
+    """Seconds of the fastest of `repeats` runs, after a warm-up."""
     work()
     return min((timed if device == "cpu" else timed_on_gpu)(work) for _ in range(repeats))
 
@@ -84,9 +84,9 @@ def _best(work: Callable[[], object], repeats: int, device: str) -> float:
 def _cuda(gpu: Gpu) -> dict[str, Any]:
     """What figures of a GPU depend on: driver, CUDA, clocks while it works, precision of FP32 arithmetic, its rates.
 
-    PyTorch's default lets convolutions round their FP32 inputs to TF32 and matrix products not; that is left as it
-    is, and stated. The rate of a product is of FP32 for `matrix_product_gflops`, of TF32 for `tf32_gflops`; where
-    PyTorch cannot use the GPU, `unmeasured` says why there is no rate.
+    By default PyTorch rounds the FP32 inputs of convolutions to TF32, but not those of matrix products; the document
+    states it. `matrix_product_gflops` is the rate in FP32, `tf32_gflops` in TF32; where PyTorch cannot use the GPU,
+    `unmeasured` has the reason.
     """
     known = {
         "compute_capability": gpu.compute_capability,
@@ -96,21 +96,21 @@ def _cuda(gpu: Gpu) -> dict[str, Any]:
     }
     if not torch.cuda.is_available():
         return {**known, **clocks(gpu), "unmeasured": why_no_cuda()}
-    kept = torch.get_float32_matmul_precision()
+    default = torch.get_float32_matmul_precision()
     rates = {}
     try:
         for name, precision in (("matrix_product_gflops", "highest"), ("tf32_gflops", "high")):
             torch.set_float32_matmul_precision(precision)
             rates[name] = round(matrix_product_rate(8192, device="cuda"), 1)
-        working = clocks(gpu)  # right behind the work, before they fall again
+        working_clocks = clocks(gpu)  # right after the work, before they fall again
     finally:
-        torch.set_float32_matmul_precision(kept)
+        torch.set_float32_matmul_precision(default)
     return {
         **known,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-        **working,
-        "precision": {"matrix_products": kept, "convolutions": torch.backends.cudnn.conv.fp32_precision},  # type: ignore[attr-defined]
+        **working_clocks,
+        "precision": {"matrix_products": default, "convolutions": torch.backends.cudnn.conv.fp32_precision},  # type: ignore[attr-defined]
         **rates,
         "memory_gbs": round(memory_rate(1024, device="cuda"), 1),
     }

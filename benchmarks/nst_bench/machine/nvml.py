@@ -1,4 +1,4 @@
-"""What the driver says of a GPU while it works: its clocks, its limit of power, and the energy that it has used."""
+"""What the driver says of a GPU while it works: its clocks, its power limit, and the energy that it has used."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class EnergyError(NstError):
 
 
 def clocks(gpu: Gpu) -> dict[str, int]:
-    """Clocks of now and the highest ones (MHz), the limit of power (W), degrees Celsius; without what it refuses."""
+    """Current and highest clocks (MHz), power limit (W) and temperature (degrees Celsius), as far as it tells them."""
     with _opened(gpu) as (nvml, handle):
-        asked: dict[str, Callable[[], Any]] = {
+        queries: dict[str, Callable[[], Any]] = {
             "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "highest_sm_clock_mhz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
             "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
@@ -25,18 +25,18 @@ def clocks(gpu: Gpu) -> dict[str, int]:
             "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
         }
         found = {}
-        for name, ask in asked.items():
+        for name, query in queries.items():
             try:
-                found[name] = int(ask())
+                found[name] = int(query())
             except nvml.NVMLError:  # a virtual GPU hides some
                 continue
         return found
 
 
 def joules(gpu: Gpu) -> float:
-    """Energy that the whole card has used since its driver was loaded. Raises `EnergyError` where nobody counts it.
+    """Energy of the whole card since its driver was loaded. Raises `EnergyError` where the driver does not count it.
 
-    The counter moves some ten times a second, so a block that is measured takes seconds.
+    The counter moves some ten times a second, so a measured block must take seconds.
     """
     with _opened(gpu) as (nvml, handle):
         try:

@@ -36,7 +36,7 @@ class ExportedModel:
 
     @property
     def version(self) -> Path:
-        """The folder of the newest version, which is the one that is served. Raises `InputError` without one."""
+        """The folder of the newest version, which is served. Raises `InputError` where there is none."""
         versions = [path for path in self.folder.iterdir() if path.name.isdigit()]
         if not versions:
             raise InputError(f"{self.folder} holds no version of the model: export it again")
@@ -82,7 +82,7 @@ class ExportedModel:
 
     @property
     def fp32_graph(self) -> Path | None:
-        """The graph that is served, or the FP32 reference of one in half precision; None where none is kept."""
+        """The graph that is served, or the reference of a half-precision model; None where none is kept."""
         return self.graph if self.precision == "fp32" else self._first_file("reference.onnx")
 
     def _first_file(self, *names: str) -> Path | None:

@@ -1,7 +1,7 @@
 """What else could paint or serve here, in one run and in turns with nst, so that a drift of the machine hits all.
 
 Peers are installed in an environment of their own, since two packages that both contain the module `onnxruntime` must
-not share one; there they run as processes (`nst_bench/peers/worker.py`). Those in a process are timed by that
+not share one; there they run as processes (`nst_bench/peers/worker`). Those in a process are timed by that
 process's own clock, from a picture in memory to a picture in memory; those behind HTTP by ours, from the request to
 the last byte of the answer, one request at a time over a connection that is open. Behind HTTP each runs OpenVINO in
 FP32 on the very file that Triton serves: what differs is the server. A peer that is not there is a row with the reason.
@@ -9,18 +9,11 @@ FP32 on the very file that Triton serves: what differs is the server. A peer tha
 
 from __future__ import annotations
 
-import http.client
-import io
-import json
-import os
 import shlex
-import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,26 +25,19 @@ from nst_bench.engines.bare import BareModel
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.machine.description import document_header
 from nst_bench.measure import REST, summarize, timed
+from nst_bench.peers.process import installed_packages, start_peer
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.server import ModelServer
 from nst_bench.suites.latency import NARROWER, about, ways
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import Pixels
-from nst_server.triton import Endpoints
 from nst_trainer.checkpoint import Checkpoint
 
 SCHEMA = "nst-bench-peers/1"
-WORKER = Path(__file__).parents[1] / "peers" / "worker.py"
 
 PROCESS, HTTP = "in a process", "HTTP"
 SAME = "the same file"
-
-PATIENCE = 120.0
-"""Seconds that a peer's server may take to answer for the first time."""
-
-IDLE = 2.0
-"""Seconds after which a connection is not trusted to be open still."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +79,12 @@ FULL = Effort((256, 512, 1024), 40)
 
 @dataclass(frozen=True)
 class _Running:
-    """A peer at work: `seconds` paints a picture and says how long it took, `paint` gives the result."""
+    """A peer at work: `seconds` says how long it takes for an image, `stylize` returns the result."""
 
     peer: Peer
     version: str
     seconds: Callable[[Pixels], float]
-    paint: Stylize
+    stylize: Stylize
 
 
 def measure(
@@ -115,7 +101,7 @@ def measure(
     the same network. Raises `InputError` if there is no Python in `environment`.
     """
     python = check(environment)
-    versions: dict[str, str] = json.loads(subprocess.run([python, WORKER, "versions"], capture_output=True).stdout)
+    versions = installed_packages(python)
     document = document_header(SCHEMA)
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -193,7 +179,7 @@ def _ours(stack: ExitStack, served: ModelServer) -> list[_Running]:
 def _at_size(running: list[_Running], size: int, rounds: int) -> list[dict[str, Any]]:
     """First pictures of new shapes, then `rounds` warm ones of each in turn."""
     picture = sample_photograph(size, size)
-    ours = running[0].paint(picture).astype(int)
+    ours = running[0].stylize(picture).astype(int)
     rows, levels = [], []
     for position, one in enumerate(running):
         shapes = [sample_photograph(size, size - narrower - position) for narrower in NARROWER]
@@ -201,7 +187,7 @@ def _at_size(running: list[_Running], size: int, rounds: int) -> list[dict[str, 
         said = _about(one.peer, one.version)
         rows.append({**said, "size": size, "phase": "first of a shape", **asdict(summarize(firsts))})
         same = one.peer.runs.startswith(SAME)
-        levels.append(int(np.abs(one.paint(picture).astype(int) - ours).max()) if same else None)
+        levels.append(int(np.abs(one.stylize(picture).astype(int) - ours).max()) if same else None)
         one.seconds(picture)
     taken: list[list[float]] = [[] for _ in running]
     for _ in range(rounds):
@@ -219,122 +205,12 @@ def _at_size(running: list[_Running], size: int, rounds: int) -> list[dict[str, 
 
 @contextmanager
 def _started(peer: Peer, python: Path, served: ModelServer, versions: dict[str, str]) -> Iterator[_Running]:
-    """A peer's process, painting; ended with the block. Raises `MissingEngine`."""
+    """A peer at work on the served model's file; ended with the block. Raises `MissingEngine`."""
     installed = versions.get(peer.package)
     if installed is None:
         raise MissingEngine(f"not installed: {python.with_name('pip')} install {peer.package}")
-    file = served.exported.version / "model.onnx"
+    file = served.exported.model_file
     if not file.is_file():
         raise MissingEngine(f"{served.model} is served as an engine: there is no ONNX file to give it")
-    command = [str(python), str(WORKER), peer.key or peer.package, str(file.resolve()), str(os.cpu_count() or 1)]
-    with tempfile.TemporaryDirectory() as scratch:
-        log = Path(scratch) / "log.txt"
-        with log.open("w") as said, ExitStack() as stack:
-            started = _pipe if peer.way == PROCESS else _http
-            paint = stack.enter_context(started(command, said, log, Path(scratch)))
-            yield replace(paint, peer=peer, version=installed)
-
-
-@contextmanager
-def _pipe(command: list[str], said: Any, log: Path, scratch: Path) -> Iterator[_Running]:
-    """A peer in a process of its own, which times itself."""
-    with _process(command, said, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin and process.stdout
-        file = scratch / "picture.npy"
-
-        def seconds(pixels: Pixels) -> float:
-            assert process.stdin and process.stdout
-            np.save(file, pixels)
-            with suppress(BrokenPipeError):
-                process.stdin.write(f"{file}\n")
-                process.stdin.flush()
-            if not (answer := process.stdout.readline()):
-                raise MissingEngine(_last_words(log))
-            taken: float = json.loads(answer)["seconds"]
-            return taken
-
-        def paint(pixels: Pixels) -> Pixels:
-            seconds(pixels)
-            painted: Pixels = np.load(file.with_suffix(".painted.npy"))
-            return painted
-
-        paint(sample_photograph(64, 64))
-        yield _Running(PEERS[0], "", seconds, paint)
-
-
-@contextmanager
-def _http(command: list[str], said: Any, log: Path, scratch: Path) -> Iterator[_Running]:
-    """A peer that serves, and a client with one connection."""
-    port = Endpoints.free().http_port
-    with _process([*command, str(port)], said, stdout=said) as process:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300.0)
-        used = -IDLE
-
-        def connect() -> None:
-            """Servers close connections that are idle; a new one is not what a request costs."""
-            if time.monotonic() - used > IDLE:
-                connection.close()
-                connection.connect()
-
-        def paint(pixels: Pixels) -> Pixels:
-            nonlocal used
-            body = io.BytesIO()
-            np.save(body, pixels)
-            connect()
-            connection.request("POST", "/paint", body.getvalue(), {"Content-Type": "application/octet-stream"})
-            answer = connection.getresponse()
-            painted = answer.read()
-            used = time.monotonic()
-            if answer.status != 200:
-                raise MissingEngine(f"answers {answer.status} {painted[:200].decode(errors='replace')}")
-            return np.asarray(np.load(io.BytesIO(painted)), dtype=np.uint8)
-
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                paint(sample_photograph(64, 64))
-                break
-            except (OSError, http.client.HTTPException, MissingEngine) as error:
-                connection.close()
-                used = -IDLE
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise MissingEngine(f"does not serve: {_last_words(log)} ({error})") from error
-                time.sleep(0.2)
-
-        def seconds(pixels: Pixels) -> float:
-            connect()
-            return timed(partial(paint, pixels))
-
-        try:
-            yield _Running(PEERS[0], "", seconds, paint)
-        finally:
-            connection.close()
-
-
-@contextmanager
-def _process(command: list[str], said: Any, **pipes: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process and all that it starts, ended with the block; what it says goes to the file `said`."""
-    quiet = {"PATH": f"{Path(command[0]).parent}:{os.environ.get('PATH', '')}", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment = {**os.environ, **quiet}
-    environment.pop("VIRTUAL_ENV", None)
-    process = subprocess.Popen(command, text=True, stderr=said, start_new_session=True, env=environment, **pipes)
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(20.0)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what a server's master has left
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                with suppress(BrokenPipeError):
-                    pipe.close()
-
-
-def _last_words(log: Path) -> str:
-    """The last line that a peer said."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it ended without a word"
+    with start_peer(python, peer.key or peer.package, file, over_http=peer.way == HTTP) as process:
+        yield _Running(peer, installed, process.seconds, process.stylize)

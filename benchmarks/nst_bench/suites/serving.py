@@ -359,7 +359,7 @@ def between(before: Statistics, after: Statistics) -> Statistics:
     return Statistics(
         requests,
         after.failures - before.failures,
-        after.pictures - before.pictures,
+        after.images - before.images,
         after.executions - before.executions,
         {size: count for size, count in sorted(batches.items()) if count},
         mean("queue_seconds"),
@@ -391,7 +391,7 @@ def summary(turns: Sequence[Turn]) -> dict[str, Any]:
     mean = float(np.mean([call.seconds for call in calls]))
     return {
         **asdict(summarize([call.seconds for call in calls])),
-        "batch": sum(one.pictures for one in counted) / sum(one.executions for one in counted),
+        "batch": sum(one.images for one in counted) / sum(one.executions for one in counted),
         "batches": {str(size): count for size, count in sorted(batches.items())},
         "mean": 1000.0 * mean,
         "queue": 1000.0 * queue,

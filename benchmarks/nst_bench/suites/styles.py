@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx as onnx_package
+import onnx
 import torch
 
 from nst_bench.engines.bare import BareModel
@@ -25,21 +25,16 @@ from nst_bench.measure import REST, interleaved, summarize, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.export import export_checkpoint
 from nst_client import StyleClient
+from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
 from nst_core.devices import Device
-from nst_export import conversion as onnx
-from nst_export import precision
-from nst_export import verification as verify
-from nst_export.modules import (
-    INPUT,
-    STATISTICS,
-    STYLE_WEIGHTS,
-    Exportable,
-    ServedModel,
-    StatisticsModel,
-    TiledModel,
-)
-from nst_export.rewrites import FOR, rewrite
-from nst_server import triton
+from nst_export.graph.conversion import export_onnx, write_onnx
+from nst_export.graph.half_precision import to_half
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_export.modules import Exportable, ServedModel, StatisticsModel, TiledModel
+from nst_export.verification.cpu import installed_providers, open_session
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import Installation
+from nst_server.process.supervisor import run_triton
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork
 
@@ -82,7 +77,7 @@ CARD = Effort((256, 512, 1024), 2.0, 1.0)
 
 def measure(
     checkpoint: Checkpoint,
-    installation: triton.Installation,
+    installation: Installation,
     device: Device,
     *,
     effort: Effort = FULL,
@@ -111,7 +106,7 @@ def _network(name: str, arguments: Mapping[str, Any], styles: int) -> StyledNetw
 
 
 def _rows(
-    networks: Mapping[int, StyledNetwork], installation: triton.Installation, device: Device, effort: Effort
+    networks: Mapping[int, StyledNetwork], installation: Installation, device: Device, effort: Effort
 ) -> Iterator[list[dict[str, Any]]]:
     if device.gpu is None:
         for form in FORMS:
@@ -130,8 +125,8 @@ def _rows(
                 pixels = sample_photograph(size, size)
                 works = {what: partial(engine.stylize, pixels) for what, engine in bare.items()}
                 yield _race("alone", size, works, effort)
-        endpoints = triton.Endpoints.free()
-        with triton.running(installation, repository, endpoints, Path(scratch) / "triton.log"):
+        endpoints = Endpoints.free()
+        with run_triton(installation, repository, endpoints, Path(scratch) / "triton.log"):
             yield from _served(endpoints, effort)
 
 
@@ -143,11 +138,11 @@ def _numbers(count: int) -> range:
 def _alone(form: str, networks: Mapping[int, StyledNetwork], effort: Effort) -> Iterator[list[dict[str, Any]]]:
     """A form of the graph on the engine that serves it."""
     made, half = FORMS[form]
-    *_, provider = verify.installed().values()
+    *_, provider = installed_providers().values()
     with tempfile.TemporaryDirectory() as folder:
         models = {count: made(network).eval() for count, network in networks.items()}
         sessions = {
-            count: verify.session(_exported(model, Path(folder) / f"{count}.onnx", half), provider)
+            count: open_session(_exported(model, Path(folder) / f"{count}.onnx", half), provider)
             for count, model in models.items()
         }
     for size in effort.sizes:
@@ -162,12 +157,12 @@ def _turns() -> dict[str, tuple[int, Mapping[int, float]]]:
 
 
 def _exported(model: Exportable, file: Path, half: bool) -> Path:
-    onnx.export(model, file, {"multiple": str(model.network.multiple)})
-    proto = onnx_package.load(file)
-    rewrite(proto, FOR["cpu"])
+    export_onnx(model, file, {"multiple": str(model.network.multiple)})
+    proto = onnx.load(file)
+    apply_rewrites(proto, DEFAULT_REWRITES["cpu"])
     if half:
-        precision.to_half(proto)
-    onnx.write(proto, file, {})
+        to_half(proto)
+    write_onnx(proto, file, {})
     return file
 
 
@@ -175,7 +170,7 @@ def _feeds(model: Exportable, size: int, shares: Mapping[int, float]) -> dict[st
     """Its inputs for one image; the statistics are those of a normalisation that changes nothing."""
     feeds: dict[str, Any] = {}
     for spec in model.inputs:
-        if spec.name == INPUT:
+        if spec.name == IMAGE:
             feeds[spec.name] = sample_photograph(size, size)[None]
         elif spec.name == STYLE_WEIGHTS:
             weights = np.zeros((1, int(spec.axes[1])), np.float32)
@@ -186,7 +181,7 @@ def _feeds(model: Exportable, size: int, shares: Mapping[int, float]) -> dict[st
     return feeds
 
 
-def _served(endpoints: triton.Endpoints, effort: Effort) -> Iterator[list[dict[str, Any]]]:
+def _served(endpoints: Endpoints, effort: Effort) -> Iterator[list[dict[str, Any]]]:
     """Both models in one Triton, over gRPC and by shared memory."""
     asked: dict[str, str | dict[str, float]] = {
         ONE: "style-0",

@@ -1,25 +1,25 @@
-"""Arrays for results, of memory that results before them have left.
+"""Arrays for results, in the memory of earlier results.
 
-A fresh megabyte costs more than the copy into it: the system clears its pages one by one on first touch. The
-allocator of the caller's process is none of a library's business, so results have a pool of their own: a block goes
-back to it when the array, and everything that looks into it, is gone.
+A fresh megabyte costs more than the copy into it: the system clears each page on first touch. A library must leave the
+process's allocator alone, so results have a pool of their own: a block returns to it when the array, and every view of
+it, is gone.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-LIMIT = 128 * 2**20
-"""Bytes of blocks that wait for the next result, at most; what the caller still holds does not count."""
+MAX_IDLE_BYTES = 128 * 2**20
+"""Maximum of blocks that wait for the next result; arrays that the caller still holds do not count."""
 
-SMALL = 128 * 2**10
-"""Bytes; below that the allocator of every system uses memory again by itself."""
+MIN_BYTES = 128 * 2**10
+"""Smaller arrays come from the allocator, which reuses their memory by itself."""
 
 
 class Block:
@@ -31,34 +31,34 @@ class Block:
 
 
 class BufferPool:
-    """Blocks of memory, at most `limit` bytes of which wait for their next use.
+    """Blocks of memory for any number of threads, of which at most `limit` bytes are idle.
 
-    For any number of threads. A block may come back in the middle of anything, also of a call of this pool, when the
-    garbage collector finds it, and a fork may happen while another thread is here. So nobody ever waits for the pool:
-    a block that comes while it is busy is freed, and whoever asks then gets a new one.
+    The garbage collector may return a block at any time, also during a call of this pool, and a fork may happen while
+    another thread is here. So nothing ever waits for the pool's lock: while it is taken, a block that returns is
+    freed, and a caller gets a new block.
     """
 
-    def __init__(self, limit: int = LIMIT) -> None:
+    def __init__(self, limit: int = MAX_IDLE_BYTES) -> None:
         self._limit = limit
         self._free: list[Block] = []
-        """The one that has waited longest comes first."""
+        """The longest idle first."""
         self._lock = threading.Lock()
 
     def take(self, size: int) -> Block:
-        """A block of `size` bytes, rounded up to a size class; its content is anything."""
+        """A block of `size` bytes, rounded up to a size class, with arbitrary content."""
         size = size_class(size)
         if self._lock.acquire(blocking=False):
             try:
-                for place in reversed(range(len(self._free))):
-                    if self._free[place].size == size:
-                        return self._free.pop(place)
+                for index in reversed(range(len(self._free))):
+                    if self._free[index].size == size:
+                        return self._free.pop(index)
             finally:
                 self._lock.release()
         return Block(size)
 
     def give(self, block: Block) -> None:
-        """Keep a block for the next one who asks; those that have waited longest are freed beyond the limit."""
-        dropped = []  # freed after the lock
+        """Return a block. Beyond the limit, the longest idle blocks are freed."""
+        dropped = []  # freed after the lock is released
         if self._lock.acquire(blocking=False):
             try:
                 self._free.append(block)
@@ -69,12 +69,12 @@ class BufferPool:
 
     @property
     def held(self) -> int:
-        """Bytes that wait for their next use."""
+        """Idle bytes."""
         return sum(block.size for block in self._free)
 
 
 class _Owner:
-    """What an array's `base` is. NumPy keeps it as long as the array or any view of it lives."""
+    """The `base` of an array. NumPy keeps it as long as the array or any view of it exists."""
 
     def __init__(self, pool: BufferPool, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
         self._pool, self._block = pool, pool.take(prod(shape) * kind.itemsize)
@@ -90,21 +90,21 @@ _pool = BufferPool()
 
 
 def empty(shape: Sequence[int], kind: npt.DTypeLike = np.uint8, pool: BufferPool = _pool) -> npt.NDArray[Any]:
-    """As `numpy.empty`: a writable array of this shape and type, whose content is anything."""
+    """As `numpy.empty`: a writable array of this shape and type with arbitrary content."""
     dtype, shape = np.dtype(kind), tuple(shape)
-    if prod(shape) * dtype.itemsize < SMALL:
+    if prod(shape) * dtype.itemsize < MIN_BYTES:
         return np.empty(shape, dtype)
     return np.asarray(_Owner(pool, shape, dtype))
 
 
 def copied(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy that is the caller's own."""
+    """A copy that the caller owns."""
     copy = empty(values.shape, values.dtype)
     np.copyto(copy, values)
     return copy
 
 
 def size_class(size: int) -> int:
-    """`size` bytes rounded up by an eighth at most, in whole pages, so that few classes hold all sizes."""
+    """`size` bytes rounded up by at most an eighth, to whole pages, so that there are few classes."""
     step = max(4096, 1 << max(0, size.bit_length() - 4))
-    return -(-size // step) * step
+    return ceil(size / step) * step

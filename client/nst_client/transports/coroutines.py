@@ -1,6 +1,6 @@
-"""Coroutines that may run without a loop: what a client does is written once, for callers with asyncio and without.
+"""Coroutines that run with or without an event loop: a client's code is written once, for asyncio and without it.
 
-Where everything that is awaited blocks, a coroutine never suspends, and its first step is its last.
+A blocking transport's coroutines never suspend, so such a coroutine is finished after its first step.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine that never suspends."""
     try:
         coroutine.send(None)
-    except StopIteration as end:
-        result: T = end.value
+    except StopIteration as stop:
+        result: T = stop.value
         return result
     coroutine.close()
-    raise RuntimeError("a transport that should block has suspended")
+    raise RuntimeError("a blocking transport has suspended")
 
 
-async def maybe_await(answer: Any) -> Any:
-    """The answer of a call that may be a coroutine's or not."""
-    return await answer if inspect.isawaitable(answer) else answer
+async def maybe_await(value: Any) -> Any:
+    """A value, or the result of an awaitable."""
+    return await value if inspect.isawaitable(value) else value
 
 
-async def pause(seconds: float, *, aio: bool) -> None:
-    """Let time pass."""
+async def sleep(seconds: float, *, aio: bool) -> None:
+    """As `asyncio.sleep`, or as `time.sleep` without `aio`."""
     if aio:
         await asyncio.sleep(seconds)
     else:
@@ -39,5 +39,5 @@ async def pause(seconds: float, *, aio: bool) -> None:
 
 
 async def in_thread(work: Callable[..., T], *arguments: Any, aio: bool) -> T:
-    """What `work` returns; it takes long, so with `aio` it runs in a thread and the loop goes on."""
+    """What `work` returns. It takes long, so with `aio` it runs in a thread and does not block the loop."""
     return await asyncio.to_thread(work, *arguments) if aio else work(*arguments)

@@ -1,4 +1,4 @@
-"""ONNX Runtime or TensorRT in this process, on the models of a repository: no server at all."""
+"""ONNX Runtime or TensorRT in this process, for the models of a repository, without a server."""
 
 from __future__ import annotations
 
@@ -20,25 +20,29 @@ from nst_client.transports import buffers
 from nst_client.transports.base import Array, ModelConfig, Request
 from nst_client.transports.coroutines import in_thread
 from nst_client.transports.statistics import Statistics
-from nst_core.contract import IMAGE, STYLIZED
+from nst_core.contract import IMAGE, STYLIZED, Parameter
 from nst_core.devices import Gpu, gpus
 from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.packages.onnx_runtime import import_onnxruntime
 
-CUDA = "CUDAExecutionProvider"
-
-log = logging.getLogger("nst_client")
-
-_parents: list[Any] = []
-"""Engines that a forked process has from its parent."""
+CPU_PROVIDER, OPENVINO_PROVIDER, CUDA_PROVIDER = (
+    "CPUExecutionProvider",
+    "OpenVINOExecutionProvider",
+    "CUDAExecutionProvider",
+)
 
 OPENVINO_CONFIG = '{"CPU": {"CPU_RUNTIME_CACHE_CAPACITY": "500"}}'
-"""As the server's backend has it: memory for so many shapes of each layer, not for OpenVINO's own 5000."""
+"""As in the server's backend: OpenVINO's default, 5000 cached shapes of each layer, takes too much memory."""
+
+log = logging.getLogger(__name__)
+
+_kept_after_fork: list[Any] = []
+"""The parent's models in a forked process, which must not close them."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An opened model. `fragile` if a failed run may spoil the next."""
+    """A model in memory. `fragile`: after a failed run it must be loaded again."""
 
     run: Callable[[Request], Array]
     close: Callable[[], None]
@@ -46,15 +50,15 @@ class LoadedModel:
 
 
 class LocalTransport:
-    """A `Transport` without a server; with `aio` the models run in threads, and the loop goes on.
+    """A `Transport` without a server; with `aio` the models run in threads, and do not block the loop.
 
-    A run cannot be stopped: the seconds that it may take are not looked at.
+    A run cannot be stopped, so the timeout has no effect.
     """
 
     def __init__(self, repository: Path, *, aio: bool = False, threads: int | None = None) -> None:
-        """`threads` is how many a model computes with, in place of what its config says.
+        """`threads` is the number of threads of each model; the default is its config's.
 
-        Raises `MissingExtra`, or `InputError` where there is no such folder or two packages hold ONNX Runtime.
+        Raises `MissingExtra`, or `InputError` if the folder is missing or two packages contain ONNX Runtime.
         """
         onnxruntime = import_onnxruntime("local")
         if not repository.is_dir():
@@ -63,21 +67,21 @@ class LocalTransport:
             )
         self.address = f"local:{repository}"
         self.repository, self.onnxruntime, self.aio, self.threads = repository, onnxruntime, aio, threads
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
-        self.engines: dict[str, LoadedModel] = {}
-        self.opening = threading.Lock()
+    def _reset(self) -> None:
+        self.loaded: dict[str, LoadedModel] = {}
+        self.loading = threading.Lock()
         self._process = os.getpid()
 
-    def _leave_parents(self) -> None:
-        """In a process that was forked from this one's own, open models anew: an engine's threads are the parent's."""
+    def _reset_after_fork(self) -> None:
+        """In a forked process, load models anew: their threads are the parent's."""
         if self._process != os.getpid():
-            _parents.append(self.engines)  # whose end might wait for those threads
-            self._begin()
+            _kept_after_fork.append(self.loaded)  # closing them might wait for those threads
+            self._reset()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, in another process too, opens the models itself."""
+        """A copy, in another process too, loads the models itself."""
         return partial(LocalTransport, self.repository, aio=self.aio, threads=self.threads), ()
 
     async def models(self, seconds: float) -> list[str]:
@@ -85,7 +89,7 @@ class LocalTransport:
         return sorted(path.parent.name for path in self.repository.glob("*/config.pbtxt"))
 
     async def config(self, model: str, seconds: float) -> ModelConfig:
-        """See `Transport`. Raises `InputError` for a model that is for a GPU where there is none."""
+        """See `Transport`. Raises `InputError` for a model for GPUs on a machine without one."""
         config = self._config(model)
         if _for_gpu(config):
             self._gpu(model)
@@ -96,20 +100,20 @@ class LocalTransport:
     async def infer(self, request: Request, seconds: float) -> Array:
         """See `Transport`.
 
-        A model for a GPU runs there, by TensorRT, whose plan is built once, or ONNX Runtime's CUDA provider; one for
-        the CPU by OpenVINO if the config asks for it and it is installed, else by ONNX Runtime's own means.
+        A model for GPUs runs there, by TensorRT, whose plan is built once, or ONNX Runtime's CUDA provider. A model
+        for the CPU runs by OpenVINO if the config asks for it and it is installed, else by ONNX Runtime's CPU provider.
         """
         return await in_thread(self._run, request, aio=self.aio)
 
     async def statistics(self, model: str, seconds: float) -> Statistics:
-        """Raises `ServiceError`: nobody counts."""
+        """Raises `ServiceError`: only servers count."""
         raise ServiceError(f"{self.address} is no server, and keeps no statistics: ask one at grpc:// or http://")
 
     async def close(self) -> None:
         """See `Transport`."""
-        self._leave_parents()
-        while self.engines:
-            self.engines.popitem()[1].close()
+        self._reset_after_fork()
+        while self.loaded:
+            self.loaded.popitem()[1].close()
 
     @property
     def wants_gpu(self) -> bool:
@@ -122,17 +126,17 @@ class LocalTransport:
                 yield self._config(path.parent.name)
 
     def _run(self, request: Request) -> Array:
-        self._leave_parents()
-        with self.opening:
-            if request.model not in self.engines:
-                self.engines[request.model] = self._opened(request.model)
-            engine = self.engines[request.model]
+        self._reset_after_fork()
+        with self.loading:
+            if request.model not in self.loaded:
+                self.loaded[request.model] = self._load(request.model)
+            model = self.loaded[request.model]
         try:
-            return engine.run(request)
+            return model.run(request)
         except Exception as error:  # ONNX Runtime's exceptions have no common root
-            if engine.fragile:
-                self.engines.pop(request.model, None)
-            raise Rejected(f"{request.model} failed: {_line(error)}") from error
+            if model.fragile:
+                self.loaded.pop(request.model, None)
+            raise Rejected(f"{request.model} failed: {_one_line(error)}") from error
 
     def _config(self, model: str) -> model_config_pb2.ModelConfig:
         file = self.repository / model / "config.pbtxt"
@@ -140,10 +144,10 @@ class LocalTransport:
             return text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
         except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ServiceError(f"{file}: no model's config ({_line(reason)}); export the model again") from error
+            raise ServiceError(f"{file}: no model's config ({_one_line(reason)}); export the model again") from error
 
     def _gpu(self, model: str) -> Gpu:
-        """The GPU to run a model on. Raises `InputError` where there is none."""
+        """The GPU to run a model on. Raises `InputError` without a GPU."""
         found, missing = gpus()
         if not found:
             raise InputError(
@@ -152,7 +156,7 @@ class LocalTransport:
             )
         return found[0]
 
-    def _opened(self, model: str) -> LoadedModel:
+    def _load(self, model: str) -> LoadedModel:
         versions = [path for path in (self.repository / model).glob("*") if path.name.isdigit()]
         if not versions:
             raise ServiceError(f"{self.repository / model} holds no version of the model")
@@ -167,19 +171,18 @@ class LocalTransport:
             return self._by_cuda(version, config)
         except NstError:
             raise
-        except Exception as error:  # theirs have no common root either
-            reason = f"its config lacks {error}" if isinstance(error, KeyError) else _line(error)
+        except Exception as error:  # the libraries' have no common root
+            reason = f"its config lacks {str(error.args[0])!r}" if isinstance(error, KeyError) else _one_line(error)
             raise ServiceError(f"{version} cannot be opened: {reason}") from error
 
     def _on_cpu(self, version: Path, config: model_config_pb2.ModelConfig) -> LoadedModel:
         threads = self._threads(config)
-        provider: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
-        wanted = [
-            accelerator.name for accelerator in config.optimization.execution_accelerators.cpu_execution_accelerator
-        ]
-        if "openvino" in wanted and "OpenVINOExecutionProvider" in self.onnxruntime.get_available_providers():
+        provider: tuple[str, dict[str, str]] = (CPU_PROVIDER, {})
+        accelerators = config.optimization.execution_accelerators.cpu_execution_accelerator
+        wants_openvino = any(accelerator.name == "openvino" for accelerator in accelerators)
+        if wants_openvino and OPENVINO_PROVIDER in self.onnxruntime.get_available_providers():
             provider = (
-                "OpenVINOExecutionProvider",
+                OPENVINO_PROVIDER,
                 {"device_type": "CPU", "num_of_threads": str(threads), "load_config": OPENVINO_CONFIG},
             )
         session = self.onnxruntime.InferenceSession(
@@ -187,8 +190,8 @@ class LocalTransport:
         )
 
         def run(request: Request) -> Array:
-            answer: Array = session.run([request.output], dict(request.inputs))[0]
-            return answer
+            output: Array = session.run([request.output], dict(request.inputs))[0]
+            return output
 
         # OpenVINO fails the next request of a shape as well, once it has failed with it.
         return LoadedModel(run, lambda: None, fragile=True)
@@ -196,7 +199,7 @@ class LocalTransport:
     def _by_cuda(self, version: Path, config: model_config_pb2.ModelConfig) -> LoadedModel:
         from nst_core.engines.onnx_cuda import CudaSessions
 
-        if CUDA not in self.onnxruntime.get_available_providers():
+        if CUDA_PROVIDER not in self.onnxruntime.get_available_providers():
             raise MissingExtra("gpu", "onnxruntime-gpu")
         sessions = CudaSessions(version / "model.onnx", session_options=self._options(self._threads(config)))
         return LoadedModel(lambda request: sessions.run(request.inputs, [request.output])[0], sessions.close)
@@ -212,23 +215,23 @@ class LocalTransport:
 
 
 def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) -> LoadedModel:
-    """With the plan that is there, else with one that is built now, which takes seconds to minutes and is kept."""
+    """Loads the plan in the cache, or builds it, which takes seconds to minutes, and keeps it there."""
     from nst_core.engines import plans
     from nst_core.engines.tensorrt import TensorRTEngine
 
-    building = False
+    announced = False
 
     def on_progress(done: float, note: str) -> None:
-        nonlocal building
-        if not building:
+        nonlocal announced
+        if not announced:
             log.warning("%s: building the TensorRT plan for %s, once (%s)", config.name, gpu.name, plans.cache_folder())
-        building = True
+        announced = True
 
     parameters = {name: entry.string_value for name, entry in config.parameters.items()}
     plan = plans.ensure(
         version,
-        plans.Profile.parse(parameters["profile"]),
-        int(parameters["multiple"]),
+        plans.Profile.parse(parameters[Parameter.PROFILE]),
+        int(parameters[Parameter.MULTIPLE]),
         library=plans.tensorrt(),
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
@@ -243,8 +246,8 @@ def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) 
     return LoadedModel(run, engine.close)
 
 
-def _line(error: object) -> str:
-    """A library's words in one line."""
+def _one_line(error: object) -> str:
+    """A library's message in a single line."""
     return " ".join(str(error).split())
 
 

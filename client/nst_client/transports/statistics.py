@@ -1,4 +1,4 @@
-"""What a server has counted for a model."""
+"""A server's counters of a model."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counters of the model that paints a style, all its versions together, since the server loaded them.
+    """Counters of a style's model, all its versions together, since the server loaded them.
 
     Times are means of the answered requests, in seconds.
     """
 
     requests: int = 0
-    """Answered."""
+    """Answered requests."""
     failures: int = 0
     """Requests that ended with an error."""
-    pictures: int = 0
-    """Painted; a request may hold several."""
+    images: int = 0
+    """Stylized images; a request may hold several."""
     executions: int = 0
-    """Runs of the model; one run may take the pictures of several requests."""
+    """Runs of the model; a run may take the images of several requests."""
     batches: Mapping[int, int] = field(default_factory=dict)
-    """How many runs had so many pictures."""
+    """How many runs had this number of images."""
     queue_seconds: float = 0.0
     """From a request's arrival to its run."""
     compute_seconds: float = 0.0
-    """Of the run, the copying of pixels in and out of it included."""
+    """Of the run, including the copying of pixels in and out."""
 
 
 def from_triton(models: Iterable[Mapping[str, Any]]) -> Statistics:
@@ -35,25 +35,31 @@ def from_triton(models: Iterable[Mapping[str, Any]]) -> Statistics:
 
     Raises `LookupError`, `TypeError`, `ValueError` or `AttributeError` for entries of another shape.
     """
-    requests = failures = pictures = executions = queued = computed = 0
+    requests = failures = images = executions = queue_ns = compute_ns = 0
     batches: dict[int, int] = {}
     for entry in models:
         times = entry["inference_stats"]
         requests += _number(times["success"], "count")
         failures += _number(times["fail"], "count")
-        pictures += _number(entry, "inference_count")
+        images += _number(entry, "inference_count")
         executions += _number(entry, "execution_count")
-        queued += _number(times["queue"], "ns")
-        computed += sum(_number(times[part], "ns") for part in ("compute_input", "compute_infer", "compute_output"))
+        queue_ns += _number(times["queue"], "ns")
+        compute_ns += sum(_number(times[part], "ns") for part in ("compute_input", "compute_infer", "compute_output"))
         for batch in entry.get("batch_stats", ()):
             size = _number(batch, "batch_size")
             batches[size] = batches.get(size, 0) + _number(batch["compute_infer"], "count")
-    answered = max(1, requests) * 1e9
+    nanoseconds = max(1, requests) * 1e9
     return Statistics(
-        requests, failures, pictures, executions, dict(sorted(batches.items())), queued / answered, computed / answered
+        requests,
+        failures,
+        images,
+        executions,
+        dict(sorted(batches.items())),
+        queue_ns / nanoseconds,
+        compute_ns / nanoseconds,
     )
 
 
 def _number(entry: Mapping[str, Any], name: str) -> int:
-    """A counter; protobuf's JSON writes one as text, and leaves it out where it is 0."""
+    """A counter; protobuf's JSON writes it as text, and leaves it out where it is 0."""
     return int(entry.get(name, 0))

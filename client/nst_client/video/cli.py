@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_client.client import AsyncStyleClient, StyleClient
-from nst_client.options import DEFAULT_URL, RETRIES, CaFile, Timeout, TokenFile, Url, read_token
-from nst_client.stylize.jobs import postprocess
+from nst_client.options import DEFAULT_URL, RETRIES, CaFile, Timeout, TokenFile, Url, read_token, silence_grpc
+from nst_client.stylize.processing import postprocess
 from nst_client.video.schedule import Schedule
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError, WriteError
 from nst_core.images import Pixels
 from nst_core.memory import keep_freed_memory
-from nst_core.options import CommandLine
+from nst_core.options import CommandLine, ProgressJson
 
 if TYPE_CHECKING:
-    from nst_client.video.stylize import Result
+    from nst_client.video.stylize import VideoResult
     from nst_client.video.webcam import Tally
 
 _PAINTING, _FILES = "Painting", "Files"
@@ -98,20 +98,23 @@ def video(
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
+    progress_json: ProgressJson = None,
 ) -> None:
     """Paint a video in a style: its sound, time stamps and frame rate are kept.
 
     A run that was stopped, or crashed, goes on where it was: what is finished lies in a folder beside the output. If
     the video, the style or an option is another one, --restart begins again.
     """
-    with one_line_errors("video"):
-        from nst_client.video.stylize import Plan, paint_video
+    with one_line_errors("video", command="nst video", progress_json=progress_json) as events:
+        from nst_client.video.settings import VideoSettings
+        from nst_client.video.stylize import stylize_video
 
         keep_freed_memory()
-        plan = Plan(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
+        silence_grpc()
+        plan = VideoSettings(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
         access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca, "retries": RETRIES}
         with _frames() as on_frame:
-            result = paint_video(
+            result = stylize_video(
                 source,
                 output,
                 plan,
@@ -121,6 +124,7 @@ def video(
                 on_frame=on_frame,
             )
         _report(source, output, result, as_json)
+        events.end("finished", output=output)
 
 
 def webcam(
@@ -160,6 +164,7 @@ def webcam(
         from nst_client.video import webcam as room
 
         keep_freed_memory()
+        silence_grpc()
         access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca}
         with StyleClient(url, **access) as client:
             names = [one.name for one in client.styles()]
@@ -222,7 +227,7 @@ def _frames() -> Iterator[Callable[[int, int], None]]:
             raise
 
 
-def _report(source: Path, output: Path, result: Result, as_json: bool) -> None:
+def _report(source: Path, output: Path, result: VideoResult, as_json: bool) -> None:
     width, height = result.sides
     rate = result.painted / result.seconds
     if as_json:

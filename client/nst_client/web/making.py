@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nst_client.web.server import Server
-from nst_core.console import say
+from nst_core.console import duration, say
 from nst_core.errors import InputError, MissingExtra, NstError
+from nst_core.events import EventReader
 from nst_core.files import atomic_write
 from nst_core.images import ImageData, open_image, save_image
 
@@ -45,24 +46,12 @@ GRACE = 60.0
 """Seconds in which a command that is told to stop must end; the trainer writes how far it is."""
 
 FOLLOWED = 0.2
-"""Seconds between two looks at what a command says."""
+"""Seconds between two looks at a command's progress."""
 
-CHILD = """
-import os, signal, sys
-page = int(sys.argv.pop(1))
-if sys.platform == "linux":
-    import ctypes
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: to stop when the parent is killed
-    if os.getppid() != page:
-        sys.exit("the page is gone")
-from {module} import app
-app()
-"""
-"""What a command runs; its first argument is the process of the page."""
+EVENTS = "events.jsonl"
+"""The file in a style's folder that its command appends its progress to."""
 
 log = logging.getLogger("nst_client")
-
-_PROGRESS = re.compile(r"training (\d+)/(\d+)  (\S+) left")
 
 
 class Failed(NstError):
@@ -71,10 +60,11 @@ class Failed(NstError):
 
 @dataclass
 class Making:
-    """A style to be made: the visitor's key, its name, and how far it is. `learned` are iterations, those done and all.
+    """A style to be made: the visitor's key, its name, and how far it is. `learned` are steps, those done and all.
 
-    `left` is the trainer's estimate of the time that is left, "1:20". `base` is the gallery that the style is added
-    to, and `learned_whole` that the gallery has it now, so that what is left is to publish it.
+    With `--minutes` their `unit` is "seconds". `left` is the trainer's estimate of the time that is left, "1:20".
+    `base` is the gallery that the style is added to, and `learned_whole` that the gallery has it now, so that what is
+    left is to publish it.
     """
 
     name: str
@@ -83,6 +73,7 @@ class Making:
     status: str = "waiting"
     error: str = ""
     learned: tuple[int, int] = (0, 0)
+    unit: str = "steps"
     left: str = ""
     base: str = ""
     learned_whole: bool = False
@@ -200,7 +191,7 @@ class Maker:
             tiled = any(style.model == self.gallery.stem and style.tiles for style in self.server.styles)
             more = ["--tiled"] if tiled else []
             more += [] if self.url.startswith("local:") else ["--load", self.url]
-            await self._run(making, lock, "nst_export.cli", self.gallery, "--repository", self.repository, *more)
+            await self._run(making, lock, "nst_export", self.gallery, "--repository", self.repository, *more)
         await self.server.look()
         making.status = "done"
 
@@ -218,7 +209,7 @@ class Maker:
             if not new.exists():
                 more = [*self.train, *(["--resume"] if begun.exists() else [])]
                 command = ["--add", own / f"{making.name}.png", "--to", self.gallery, "--output", new, *more]
-                await self._run(making, lock, "nst_trainer.cli", *command)
+                await self._run(making, lock, "nst_trainer", *command)
             if _version(self.gallery) != base:
                 raise Failed(f"{self.gallery.name} was changed while this was learned: try again")
             with atomic_write(self.gallery) as beside:
@@ -228,18 +219,18 @@ class Maker:
         new.unlink()
 
     async def _run(self, making: Making, lock: BinaryIO, module: str, *arguments: object) -> None:
-        """Run a command to its end. Raises `Failed` with its own words."""
-        words = self._own(making) / "log"
-        code = CHILD.format(module=module)
-        with words.open("wb") as said:
+        """Run a command to its end. Raises `Failed` with its own message."""
+        output, events = self._own(making) / "log", self._own(making) / EVENTS
+        events.unlink(missing_ok=True)
+        command = (module, *map(str, arguments), "--progress-json", str(events))
+        with output.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", code, str(os.getpid()), *map(str, arguments)),
-                stdout=said,
-                stderr=said,
+                *(sys.executable, "-m", "nst_client.web.child", str(os.getpid()), *command),
+                stdout=file,
+                stderr=file,
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(lock.fileno(),),
                 start_new_session=True,
-                env=os.environ | {"NST_PROGRESS_SECONDS": "0.5"},
             )
         try:
             status = await process.wait()
@@ -247,10 +238,10 @@ class Maker:
             await _ended(process)
             raise
         if status:
-            raise Failed(_last_words(words))
+            raise Failed(_why_it_failed(events, output))
 
     async def _followed(self, making: Making, work: Awaitable[None]) -> None:
-        """Do the work, and read what the trainer says meanwhile, also one that another program has started."""
+        """Do the work, and read the trainer's progress meanwhile, also of one that another program has started."""
         following = asyncio.create_task(self._follow(making))
         try:
             await work
@@ -258,12 +249,13 @@ class Maker:
             following.cancel()
 
     async def _follow(self, making: Making) -> None:
-        words = self._own(making) / "log"
+        reader = EventReader(self._own(making) / EVENTS)
         while True:
-            with suppress(OSError):
-                if found := _PROGRESS.findall(words.read_text(errors="replace")):
-                    done, total, making.left = found[-1]
-                    making.learned = int(done), int(total)
+            for event in reader.read():
+                if event["event"] == "progress" and event["task"] == "training":
+                    making.learned = event["done"], event["total"]
+                    making.unit, left = event["unit"], event["seconds_left"]
+                    making.left = "" if left is None else duration(left)
             await asyncio.sleep(FOLLOWED)
 
     def _keep_picture(self, making: Making, data: bytes) -> None:
@@ -329,7 +321,10 @@ def _version(file: Path) -> str:
     return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
 
 
-def _last_words(words: Path) -> str:
-    lines = [line.strip() for line in words.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["it ended without a word"])[-1]
+def _why_it_failed(events: Path, output: Path) -> str:
+    """The message of the `failed` event; without one, of a command that was killed for instance, its last line."""
+    messages = [event.get("message") for event in EventReader(events).read() if event["event"] == "failed"]
+    if messages and messages[-1]:
+        return str(messages[-1])
+    lines = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else "it ended without a message"

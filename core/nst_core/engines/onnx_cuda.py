@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -22,8 +21,6 @@ from typing import Any
 import numpy as np
 
 from . import cuda as _cuda
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it once, when it is imported
 
 CUDA = "CUDAExecutionProvider"
 

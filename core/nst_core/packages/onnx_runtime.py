@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import os
+import logging
 import sys
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from nst_core import devices
+from nst_core.distribution import install_command
 from nst_core.errors import InputError, MissingExtra
-from nst_core.packages.distribution import install_command
+from nst_core.process import default_variable
+
+log = logging.getLogger(__name__)
 
 DISTRIBUTIONS = (
     "onnxruntime",
@@ -27,7 +30,7 @@ DISTRIBUTIONS = (
 
 
 def import_onnxruntime(extra: str = "export") -> Any:
-    """The module `onnxruntime`.
+    """The module `onnxruntime`, which sends no telemetry then.
 
     Raises `MissingExtra` where no package holds it, with the extra for this machine's GPU in place of `extra` where
     there is a GPU, and `InputError` where two packages do: the files of the one are then partly the other's, and what
@@ -40,14 +43,16 @@ def import_onnxruntime(extra: str = "export") -> Any:
             f"{names} are installed together, and each holds the module onnxruntime: "
             f"pip uninstall -y {' '.join(found)}, then {install_command(machine_extra(extra))}"
         )
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, by the import
     try:
-        module = importlib.import_module("onnxruntime")
+        with default_variable("ORT_DISABLE_TELEMETRY", "1"):
+            module = importlib.import_module("onnxruntime")
+            module.disable_telemetry_events()  # also creates ONNX Runtime's environment, which reads the variable once
     except ModuleNotFoundError as error:
         raise MissingExtra(machine_extra(extra), error.name or "onnxruntime") from error
+    log.info("ONNX Runtime %s with %s", module.__version__, ", ".join(module.get_available_providers()))
     if "CUDAExecutionProvider" in module.get_available_providers() and devices.gpus()[0]:
         # CUDA and cuDNN are packages of their own, which ONNX Runtime finds only if it is told to look.
-        with redirect_stdout(sys.stderr):  # what it misses must not stand among results
+        with redirect_stdout(sys.stderr):  # what it does not find must not stand among results
             module.preload_dlls()
     return module
 

@@ -12,7 +12,7 @@ import typer
 from nst_core.console import one_line_errors, progress, say
 from nst_core.devices import DeviceChoice
 from nst_core.errors import InputError
-from nst_core.options import options_of
+from nst_core.options import ProgressJson, options_of
 from nst_trainer.commands.options import (
     DeviceName,
     Output,
@@ -51,9 +51,10 @@ def optimize(
     resume: Resume = False,
     device: DeviceName = "auto",
     vgg: VggPath = None,
+    progress_json: ProgressJson = None,
 ) -> None:
     """Stylize an image by optimisation (Gatys et al.): minutes, and no training."""
-    with one_line_errors("train"):
+    with one_line_errors("train", command="nst optimize", progress_json=progress_json) as events:
         if bool(content_mask) != bool(style_mask) or (style_mask and len(style_mask) != len(styles)):
             raise InputError("masks: give --content-mask and a --style-mask for each style")
         masks = (content_mask, style_mask) if content_mask and style_mask else None
@@ -77,6 +78,7 @@ def optimize(
             resume=resume,
         )
         optimize_with_progress(work, chosen, output, vgg, device)
+        events.end("finished", output=output)
 
 
 def optimize_with_progress(
@@ -97,7 +99,8 @@ def optimize_with_progress(
 
         def show(now: Iteration) -> None:
             size = f"{now.size[1]}x{now.size[0]}"
-            update(now.number, f"{size}  loss {now.total:.4g}  style {now.style:.4g}  content {now.content:.4g}")
+            note = f"{size}  loss {now.total:.4g}  style {now.style:.4g}  content {now.content:.4g}"
+            update(now.number, note, loss=now.total, style_loss=now.style, content_loss=now.content)
 
         try:
             work(weights=vgg16_weights(vgg, on_source=say), device=device, on_iteration=show)

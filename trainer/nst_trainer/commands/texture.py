@@ -11,7 +11,7 @@ import typer
 from nst_core.console import one_line_errors, say
 from nst_core.devices import DeviceChoice
 from nst_core.errors import InputError
-from nst_core.options import options_of
+from nst_core.options import ProgressJson, options_of
 from nst_trainer.commands.optimize import optimize_with_progress
 from nst_trainer.commands.options import (
     DeviceName,
@@ -44,9 +44,10 @@ def texture(
     resume: Resume = False,
     device: DeviceName = "auto",
     vgg: VggPath = None,
+    progress_json: ProgressJson = None,
 ) -> None:
     """Make more of a texture by optimisation (Gatys et al. 2015) or by a trained network, of any size."""
-    with one_line_errors("train"):
+    with one_line_errors("train", command="nst texture", progress_json=progress_json) as events:
         width, height = _shape(shape)
         if exemplar.suffix.lower() in CHECKPOINT_SUFFIXES:
             others = (
@@ -60,6 +61,7 @@ def texture(
             )
             refuse(context, f"for a trained network such as {exemplar.name}: --shape and --seed apply", *others)
             _sample(exemplar, output, (height, width), settings.get("seed", 0), device)
+            events.end("finished", output=output)
             return
         refuse(context, "on a texture: --shape gives its width and height", "size")
         refuse(context, "on a texture, which has no content", "content_layers", "content_weight", "colors")
@@ -82,6 +84,7 @@ def texture(
             resume=resume,
         )
         optimize_with_progress(work, chosen, output, vgg, device)
+        events.end("finished", output=output)
 
 
 def _sample(network: Path, output: Path, shape: tuple[int, int], seed: int, wanted: DeviceChoice) -> None:

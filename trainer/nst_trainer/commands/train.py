@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError
 from nst_core.images import find_images, unreadable_images, unreadable_summary
-from nst_core.options import options_of
+from nst_core.options import ProgressJson, options_of
 from nst_trainer.commands.options import DeviceName, Resume, VggPath, refuse
 from nst_trainer.training.settings import TrainingSettings
 
@@ -60,9 +61,11 @@ def train(
     workers: Annotated[int, typer.Option(help="Threads that read photographs.", min=1)] = 2,
     device: DeviceName = "auto",
     vgg: VggPath = None,
+    progress_json: ProgressJson = None,
 ) -> None:
     """Train a network that stylizes photographs in the style of an image, or of many."""
-    with one_line_errors("train"):
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    with one_line_errors("train", command="nst train", progress_json=progress_json if leads else None) as events:
         if (add is None) == (style is None) or (add is None) != (to is None):
             raise InputError("give --style IMAGE (or a folder of them), or --add IMAGE --to CHECKPOINT")
         if minutes is not None:
@@ -112,6 +115,7 @@ def train(
             _report_plan(training, few=photos is None and not training.settings.texture)
             result = _train_with_progress(training)
         _report_result(result, output, texture=training.settings.texture)
+        events.end("finished", output=output, styles=list(result.styles))
 
 
 def _report_unreadable(*folders: Path | None) -> None:
@@ -147,14 +151,15 @@ def _train_with_progress(training: Training) -> Checkpoint:
     """Train with a progress bar, name the files that are left out, and say after Ctrl-C how to continue."""
     settings, budget = training.settings, training.budget
     share = None if budget else settings.work_shares().__getitem__
-    title, total = ("training, seconds", round(budget.seconds)) if budget else ("training", settings.iterations)
+    unit, total = ("seconds", round(budget.seconds)) if budget else ("", settings.iterations)
     named: set[Path] = set()
-    with progress(title, total, share=share) as update:
+    with progress("training", total, unit=unit, share=share) as update:
 
         def show(now: Progress) -> None:
             _name_left_out(training, named)
             done = min(round(budget.used()), total - (now.done < 1.0)) if budget else now.iteration
-            update(done, _note(training, now))
+            speed = {"iteration": now.iteration, "images_per_second": now.images_per_second}
+            update(done, _note(training, now), **speed, **_losses(now))
 
         try:
             return training.run(show)
@@ -171,6 +176,19 @@ def _name_left_out(training: Training, named: set[Path]) -> None:
         reason = "cannot be read" if path in reader.broken else "a crop of one colour"
         say(f"{path}: {reason}; left out")
         named.add(path)
+
+
+def _losses(now: Progress) -> dict[str, float]:
+    """The losses that this part of the training has, by their names in `--progress-json`."""
+    if now.distillation:
+        return {"distillation_loss": now.distillation}
+    losses = {
+        "style_loss": now.style,
+        "content_loss": now.content,
+        "total_variation_loss": now.total_variation,
+        "temporal_loss": now.temporal,
+    }
+    return {name: loss for name, loss in losses.items() if loss}
 
 
 def _note(training: Training, now: Progress) -> str:

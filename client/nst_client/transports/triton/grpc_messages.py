@@ -1,7 +1,7 @@
-"""gRPC messages of an inference whose tensors are copied once on their way out and not at all on their way in.
+"""gRPC messages of an inference, whose tensors are copied once when they are sent and not at all when received.
 
-Protobuf copies bytes into a message, out of it, and into what is sent. Tensors are fields of their own at the end of
-a message, so here they are joined to the encoded rest, and cut off before the rest is decoded.
+Protobuf copies bytes into a message, out of it, and into what is sent. The tensors are separate fields at the end of
+a message, so here they are appended to the encoded rest, and cut off before the rest is decoded.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-_BYTES = 2
+_LENGTH_DELIMITED = 2
 """Protobuf's wire type of fields that have a length."""
 
-_TENSORS_OUT = service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | _BYTES
-_TENSORS_IN = service_pb2.ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number << 3 | _BYTES
+
+def _tag(message_type: Any, field: str) -> int:
+    """The tag before a field that has a length."""
+    number: int = message_type.DESCRIPTOR.fields_by_name[field].number
+    return number << 3 | _LENGTH_DELIMITED
+
+
+_INPUT_TAG = _tag(service_pb2.ModelInferRequest, "raw_input_contents")
+_OUTPUT_TAG = _tag(service_pb2.ModelInferResponse, "raw_output_contents")
 
 
 def encoded(message: Any, tensors: Sequence[npt.NDArray[Any]]) -> bytes:
     """A `ModelInferRequest` with its tensors, which must be contiguous, as its `raw_input_contents`."""
     parts: list[Any] = [message.SerializeToString()]
     for tensor in tensors:
-        parts += [bytes([_TENSORS_OUT]), _varint(tensor.nbytes), bytes_of(tensor)]
+        parts += [bytes([_INPUT_TAG]), _varint(tensor.nbytes), bytes_of(tensor)]
     return b"".join(parts)
 
 
@@ -41,7 +48,7 @@ def decoded(data: bytes) -> tuple[Any, list[memoryview]]:
     """A `ModelInferResponse` without its `raw_output_contents`, and these. Raises `ValueError` for other bytes."""
     rest, tensors = [], []
     for tag, field, content in _fields(memoryview(data)):
-        if tag == _TENSORS_IN:
+        if tag == _OUTPUT_TAG:
             tensors.append(content)
         else:
             rest.append(field)
@@ -49,7 +56,7 @@ def decoded(data: bytes) -> tuple[Any, list[memoryview]]:
 
 
 def message_of(kind: Any, data: bytes) -> Any:
-    """The message of a type that `data` encodes. Raises `ValueError` for other bytes."""
+    """The message of a type that `data` encodes. Raises `ValueError` for anything else."""
     try:
         return kind.FromString(data)
     except Exception as error:  # protobuf's own, of no common root
@@ -62,7 +69,7 @@ def outputs(message: Any, tensors: Sequence[memoryview]) -> Iterator[tuple[Any, 
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
-    """NumPy's type for one of Triton's. Raises `ValueError` for one that pixels and numbers do not have."""
+    """NumPy's type for Triton's. Raises `ValueError` for a type that is not numeric."""
     found = triton_to_np_dtype(datatype)
     kind: np.dtype[Any] = np.dtype(found)
     if found is None or kind.hasobject:
@@ -71,7 +78,7 @@ def dtype_of(datatype: str) -> np.dtype[Any]:
 
 
 def array_of(content: memoryview, datatype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
-    """A tensor, read-only, in the memory of `content`. Raises `ValueError` for a shape that has another size."""
+    """A tensor, read-only, in the memory of `content`. Raises `ValueError` for a shape of another size."""
     kind = dtype_of(datatype)
     if min(shape, default=0) < 0 or prod(shape) * kind.itemsize != len(content):
         raise ValueError(f"{datatype} {list(shape)} in {len(content)} bytes")
@@ -79,38 +86,38 @@ def array_of(content: memoryview, datatype: str, shape: Sequence[int]) -> npt.ND
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """The fields of a message: tag, the whole field, and the content of those that have a length."""
+    """The fields of a message: tag, the whole field, and its content if the field has a length."""
     start = 0
     while start < len(data):
-        tag, at = _number(data, start)
-        if tag & 7 == _BYTES:
-            length, at = _number(data, at)
-            stop = at + length
+        tag, position = _varint_at(data, start)
+        if tag & 7 == _LENGTH_DELIMITED:
+            length, position = _varint_at(data, position)
+            stop = position + length
         elif tag & 7 == 0:
-            _, stop = _number(data, at)
+            _, stop = _varint_at(data, position)
         else:
-            stop = at + {1: 8, 5: 4}.get(tag & 7, len(data))
+            stop = position + {1: 8, 5: 4}.get(tag & 7, len(data))
         if stop > len(data):
             raise ValueError(f"a protobuf message ends within its field {tag >> 3}")
-        yield tag, data[start:stop], data[at:stop]
+        yield tag, data[start:stop], data[position:stop]
         start = stop
 
 
-def _number(data: memoryview, at: int) -> tuple[int, int]:
-    """A varint, and where it ends."""
+def _varint_at(data: memoryview, position: int) -> tuple[int, int]:
+    """A varint, and the position behind it."""
     value = shift = 0
-    while at < len(data):
-        byte = data[at]
+    while position < len(data):
+        byte = data[position]
         value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        position, shift = position + 1, shift + 7
         if byte < 0x80:
-            return value, at
+            return value, position
     raise ValueError("a protobuf message ends within a number")
 
 
 def _varint(value: int) -> bytes:
-    out = bytearray()
+    encoded_value = bytearray()
     while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
+        encoded_value.append(value & 0x7F | 0x80)
         value >>= 7
-    return bytes([*out, value])
+    return bytes([*encoded_value, value])

@@ -21,7 +21,7 @@ from tritonclient.utils import np_to_triton_dtype
 from nst_client.errors import ServiceError, Unavailable
 from nst_client.transports.base import Array, Request
 from nst_client.transports.coroutines import maybe_await
-from nst_client.transports.triton import grpc_messages as wire
+from nst_client.transports.triton import grpc_messages
 from nst_client.transports.triton.http_connections import (
     AsyncConnections,
     BlockingConnections,
@@ -31,20 +31,22 @@ from nst_client.transports.triton.http_connections import (
     Origin,
 )
 from nst_client.transports.triton.proxies import Proxy, proxy_for_http
+from nst_client.transports.triton.settings import TritonSettings, system_ca
 from nst_client.transports.triton.transport import (
     InferenceOutput,
     SharedTensor,
-    TritonSettings,
     TritonTransport,
-    system_ca,
 )
 from nst_core.contract import TOKEN_HEADER
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""How many bytes of a body are its JSON; the tensors come behind."""
+"""How many bytes of a body are its JSON; the tensors follow."""
 
-GATEWAY = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
-"""Statuses of a proxy whose server is away."""
+GATEWAY_STATUSES = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+"""Statuses of a proxy whose server does not answer."""
+
+MAX_ERROR_BYTES = 2**16
+"""How much of an answer is read as an error message."""
 
 
 class HttpTransport(TritonTransport):
@@ -56,113 +58,119 @@ class HttpTransport(TritonTransport):
         super().__init__(settings)
         self._base = quote(settings.path.rstrip("/"), safe="/%")
 
-    def _proxy(self) -> Proxy | None:
-        return proxy_for_http("https" if self.settings.tls else "http", *self._place())
+    def _find_proxy(self) -> Proxy | None:
+        return proxy_for_http("https" if self.settings.tls else "http", *self._host_and_port())
 
-    def _place(self) -> tuple[str, int]:
+    def _host_and_port(self) -> tuple[str, int]:
         (server,) = self.settings.servers
         return server.host, server.port or (443 if self.settings.tls else 80)
 
     def _make_client(self) -> Connections:
         settings = self.settings
         context = ssl.create_default_context(cafile=settings.ca or system_ca()) if settings.tls else None
-        target = Origin(*self._place(), context, self.proxy)
-        return AsyncConnections(target) if settings.aio else BlockingConnections(target)
+        origin = Origin(*self._host_and_port(), context, self.errors.proxy)
+        return AsyncConnections(origin) if settings.aio else BlockingConnections(origin)
 
     def _abandon_client(self, client: AsyncConnections) -> None:
         client.abandon()
 
-    async def _infer(self, request: Request, places: Mapping[str, SharedTensor], seconds: float) -> InferenceOutput:
-        tensors = [values for name, values in request.inputs.items() if name not in places]
+    async def _infer(self, request: Request, shared: Mapping[str, SharedTensor], seconds: float) -> InferenceOutput:
+        tensors = [values for name, values in request.inputs.items() if name not in shared]
         header = json.dumps(
             {
-                "inputs": [_described(name, values, places.get(name)) for name, values in request.inputs.items()],
-                "outputs": [{"name": request.output, "parameters": _placed(places.get(request.output))}],
+                "inputs": [_input_entry(name, values, shared.get(name)) for name, values in request.inputs.items()],
+                "outputs": [{"name": request.output, "parameters": _tensor_parameters(shared.get(request.output))}],
             }
         ).encode()
-        body: list[bytes | memoryview] = [header, *(wire.bytes_of(values) for values in tensors)]
+        body: list[bytes | memoryview] = [header, *(grpc_messages.bytes_of(values) for values in tensors)]
         headers = {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"}
         path = f"/v2/models/{quote(request.model, safe='')}/infer"
-        answer = await self._exchanged(HttpRequest("POST", path, headers, body), seconds)
-        with self._understood(f"to the inference of {request.model}"):
+        answer = await self._exchange(HttpRequest("POST", path, headers, body), seconds)
+        with self.errors.unexpected_answer(f"to the inference of {request.model}"):
             length = int(answer.headers.get(HEADER_LENGTH.lower(), len(answer.body)))
             if not 0 <= length <= len(answer.body):
                 raise ValueError(f"its header has {length} bytes, and all of it {len(answer.body)}")
-            told = self._json(answer.body[:length])
-            return _inferred(told, answer.body[length:], request.output, in_message=request.output not in places)
+            content = self._json(answer.body[:length])
+            return _output_of(content, answer.body[length:], request.output, in_message=request.output not in shared)
 
     async def _call(self, method: str, *arguments: Any, seconds: float) -> Any:
-        answer = await self._exchanged(METHODS[method](*arguments), seconds)
+        answer = await self._exchange(METHODS[method](*arguments), seconds)
         if not method.startswith("get_"):
             return None
-        with self._understood("to a question about it"):
-            said = self._json(answer.body)
-            return said["model_stats"] if method == "get_inference_statistics" else said
+        with self.errors.unexpected_answer("to a question about it"):
+            content = self._json(answer.body)
+            return content["model_stats"] if method == "get_inference_statistics" else content
 
-    async def _exchanged(self, request: HttpRequest, seconds: float) -> HttpResponse:
-        """The answer to a request, which is a good one. Raises children of `ServiceError`."""
+    async def _exchange(self, request: HttpRequest, seconds: float) -> HttpResponse:
+        """The answer to a request, of status 200. Raises `ServiceError`."""
         headers = {"Accept-Encoding": "identity", **request.headers}
         if self.settings.token:
             headers[TOKEN_HEADER] = self.settings.token
         connections = self.client
-        with self._errors():
+        with self._translated_errors():
             path = self._base + request.path
             sent = HttpRequest(request.method, path, headers, request.body)
             answer: HttpResponse = await maybe_await(connections.exchange(sent, seconds))
         if answer.status != HTTPStatus.OK:
-            raise self._refused(_reason(answer), str(answer.status))
+            message = _error_message(answer)
+            raise self.errors.of_message(message) or self._of_status(message, answer.status)
         return answer
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
+        """Raises the libraries' errors in the block as `ServiceError`."""
         try:
             yield
         except TimeoutError as error:
-            raise self._too_slow() from error
+            raise self.errors.timed_out() from error
         except _connection_errors(self.settings.aio) as error:
-            raise self._failed(error) from error
+            raise self._of_connection(error) from error
 
-    def _failed(self, error: Exception) -> ServiceError:
-        """What went wrong with the connection; aiohttp's errors have the socket's inside."""
+    def _of_connection(self, error: Exception) -> ServiceError:
+        """The error of a connection that failed; aiohttp's errors contain the socket's."""
         error = getattr(error, "certificate_error", getattr(error, "os_error", error))
         if isinstance(error, ssl.SSLCertVerificationError):
-            return self._untrusted(error.verify_message)
+            return self.errors.untrusted(error.verify_message)
         if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
-            return self._no_tls()
+            return self.errors.no_tls()
         if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
-            return self._too_slow()
+            return self.errors.timed_out()
         if isinstance(error, RemoteDisconnected):
-            return self._nobody()
+            return self.errors.unreachable()
         if status := _proxy_status(error, aio=self.settings.aio):
-            return self._by_status("", status)
-        # Bytes that are no HTTP; an answer that ends too early is a connection that was cut.
-        is_odd = isinstance(error, (BadStatusLine, LineTooLong, UnknownProtocol, ValueError))
-        if is_odd or any(sign in str(error) for sign in ("Expected HTTP/", "Bad status line")):
-            return self._speaks_otherwise()
-        return self._nobody()
+            return self._of_status("", status)
+        # Bytes that are not HTTP. An answer that ends too early is a broken connection, below.
+        not_http = isinstance(error, (BadStatusLine, LineTooLong, UnknownProtocol, ValueError))
+        if not_http or any(part in str(error) for part in ("Expected HTTP/", "Bad status line")):
+            return self._not_triton()
+        return self.errors.unreachable()
 
     def _json(self, body: memoryview) -> Any:
         try:
             return json.loads(bytes(body))
         except ValueError as error:  # such as a proxy's page
-            raise self._speaks_otherwise() from error
+            raise self._not_triton() from error
 
-    def _speaks_otherwise(self) -> ServiceError:
-        return ServiceError(f"{self.address} does not speak Triton's HTTP{self.way}: is it the gRPC port?")
+    def _not_triton(self) -> ServiceError:
+        return ServiceError(
+            f"{self.address} does not speak Triton's HTTP{self.errors.through_proxy}: is it the gRPC port?"
+        )
 
-    def _by_status(self, said: str, status: str) -> ServiceError:
-        if status == str(int(HTTPStatus.PROXY_AUTHENTICATION_REQUIRED)):
+    def _of_status(self, message: str, status: int) -> ServiceError:
+        """The error of an HTTP status."""
+        if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             return ServiceError(
-                f"{self.address} cannot be reached{self.way}: the proxy wants a user and a password (status 407)"
+                f"{self.address} cannot be reached{self.errors.through_proxy}: "
+                "the proxy wants a user and a password (status 407)"
             )
-        if int(status) in GATEWAY:
-            return Unavailable(f"{self.address} cannot answer now{self.way}: HTTP's status {status}")
-        return self._rejected(said or f"HTTP's status {status}{self.way} and no reason")
+        if status in GATEWAY_STATUSES:
+            return Unavailable(f"{self.address} cannot answer now{self.errors.through_proxy}: HTTP's status {status}")
+        return self.errors.rejected(message or f"HTTP's status {status}{self.errors.through_proxy} and no reason")
 
 
-def _described(name: str, values: Array, place: SharedTensor | None) -> dict[str, Any]:
-    """An input, as the JSON header has it."""
-    parameters = _placed(place) if place else {"binary_data_size": values.nbytes}
+def _input_entry(name: str, values: Array, shared: SharedTensor | None) -> dict[str, Any]:
+    """An input in the JSON header."""
+    parameters = _tensor_parameters(shared) if shared else {"binary_data_size": values.nbytes}
     return {
         "name": name,
         "shape": list(values.shape),
@@ -171,21 +179,21 @@ def _described(name: str, values: Array, place: SharedTensor | None) -> dict[str
     }
 
 
-def _placed(place: SharedTensor | None) -> dict[str, Any]:
-    """Where an output lies: in the body, or in shared memory."""
-    if place is None:
+def _tensor_parameters(shared: SharedTensor | None) -> dict[str, Any]:
+    """Where a tensor lies: in the body, or in shared memory."""
+    if shared is None:
         return {"binary_data": True}
     return {
-        "shared_memory_region": place.region,
-        "shared_memory_byte_size": place.size,
-        "shared_memory_offset": place.offset,
+        "shared_memory_region": shared.region,
+        "shared_memory_byte_size": shared.size,
+        "shared_memory_offset": shared.offset,
     }
 
 
-def _inferred(told: Any, tensors: memoryview, output: str, *, in_message: bool) -> InferenceOutput:
-    """An output of an inference, of the JSON and what comes behind it. Raises what a JSON of another shape leads to."""
+def _output_of(content: Any, tensors: memoryview, output: str, *, in_message: bool) -> InferenceOutput:
+    """An output of the JSON and the tensors behind it. Raises various errors for a JSON of another shape."""
     start = 0
-    for tensor in told["outputs"]:
+    for tensor in content["outputs"]:
         size = tensor.get("parameters", {}).get("binary_data_size")
         if tensor["name"] != output:
             start += size or 0
@@ -194,38 +202,34 @@ def _inferred(told: Any, tensors: memoryview, output: str, *, in_message: bool) 
         if not in_message:
             return InferenceOutput(shape, tensor["datatype"], None)
         if size is None:
-            values = np.array(tensor["data"], wire.dtype_of(tensor["datatype"])).reshape(shape)
+            values = np.array(tensor["data"], grpc_messages.dtype_of(tensor["datatype"])).reshape(shape)
         else:
-            values = wire.array_of(tensors[start : start + size], tensor["datatype"], shape)
+            values = grpc_messages.array_of(tensors[start : start + size], tensor["datatype"], shape)
         return InferenceOutput(shape, tensor["datatype"], values)
     return InferenceOutput([], "", None)
 
 
-def _reason(answer: HttpResponse) -> str:
-    """The server's words for an error, or nothing if they are not Triton's."""
+def _error_message(answer: HttpResponse) -> str:
+    """The server's error message; empty if the answer is not Triton's."""
     try:
-        said = json.loads(bytes(answer.body[:LONGEST_REASON]))["error"]
+        message = json.loads(bytes(answer.body[:MAX_ERROR_BYTES]))["error"]
     except (ValueError, LookupError, TypeError):
         return ""
-    return said if isinstance(said, str) else ""
+    return message if isinstance(message, str) else ""
 
 
-LONGEST_REASON = 2**16
-"""Bytes."""
-
-
-def _proxy_status(error: Exception, *, aio: bool) -> str:
-    """The status with which a proxy refuses a tunnel; empty for any other error."""
+def _proxy_status(error: Exception, *, aio: bool) -> int | None:
+    """The status with which a proxy refuses a tunnel; None for any other error."""
     if aio:
         import aiohttp
 
-        return str(error.status) if isinstance(error, aiohttp.ClientHttpProxyError) else ""
-    refused = re.match(r"Tunnel connection failed: (\d+)", str(error))  # http.client has no more than these words
-    return refused[1] if refused else ""
+        return error.status if isinstance(error, aiohttp.ClientHttpProxyError) else None
+    refused = re.match(r"Tunnel connection failed: (\d+)", str(error))  # http.client gives only this message
+    return int(refused[1]) if refused else None
 
 
 def _connection_errors(aio: bool) -> tuple[type[Exception], ...]:
-    """What the libraries let through of a connection that fails, or of an answer that is none."""
+    """The libraries' errors for a connection that fails, or an answer that is not HTTP."""
     common = (OSError, ValueError, HTTPException)
     if not aio:
         return common
@@ -270,4 +274,4 @@ METHODS: Mapping[str, Callable[..., HttpRequest]] = {
     "register_cuda_shared_memory": _register_cuda,
     "unregister_cuda_shared_memory": partial(_unregister, "cuda"),
 }
-"""The requests, by the names of what `TritonTransport` asks."""
+"""The requests of the protocol, by the names of NVIDIA's client."""

@@ -1,7 +1,6 @@
-"""HTTP connections that are kept and used again, blocking and for asyncio; each exchange ends within its time.
+"""HTTP connections that are reused, blocking and for asyncio, directly or through a proxy; each exchange has a timeout.
 
-They speak to a server itself or through a proxy. Errors are the libraries' own: `OSError`, `HTTPException`, and
-aiohttp's `ClientError`.
+Errors are the libraries' own: `OSError`, `HTTPException`, and aiohttp's `ClientError`.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from nst_client.transports import buffers
 from nst_client.transports.coroutines import run_blocking
 from nst_client.transports.triton.proxies import Proxy
 
-LARGEST_BODY = 2**32
-"""Bytes; what says it is longer is not an answer of Triton."""
+MAX_BODY_BYTES = 2**32
+"""No answer of Triton is longer."""
 
-PART = 2**20
-"""Bytes that are sent at a time: between two parts there is a look at the clock."""
+CHUNK_BYTES = 2**20
+"""Bytes that are sent between two checks of the deadline."""
 
-KEPT = 8
-"""Connections that wait for the next request, of as many threads as use a client at once."""
+MAX_IDLE_CONNECTIONS = 8
+"""Connections that are kept for the next request; more threads than that connect anew."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a server is, and the way to it. `host` is a name or an address, without brackets."""
+    """Where a server is, and how it is reached. `host` is a name or an address, without brackets."""
 
     host: str
     port: int
@@ -45,7 +44,7 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        """Host and port as a URL has them."""
+        """Host and port as in a URL."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -55,13 +54,13 @@ class Origin:
 
     @property
     def proxy_headers(self) -> Mapping[str, str]:
-        """What a proxy wants of each request; of a tunnel it wants it once."""
+        """Headers for the proxy in each request; a tunnel gets them once, as it is opened."""
         return {} if self.proxy is None or self.tls else self.proxy.headers
 
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """`path` begins with a slash. The parts of `body` are sent one after the other."""
+    """`path` begins with a slash. The parts of `body` are sent in order."""
 
     method: str
     path: str
@@ -79,31 +78,31 @@ class HttpResponse:
 
 
 class Connections(Protocol):
-    """Connections to one target. `exchange` is awaited if it must be; so is `close`."""
+    """Connections to an origin. The results of `exchange` and `close` are awaitable for asyncio."""
 
     def exchange(self, request: HttpRequest, seconds: float) -> Any:
-        """The `HttpResponse` to a request. Raises `TimeoutError` after so many seconds."""
+        """The `HttpResponse` to a request. Raises `TimeoutError` after `seconds`."""
 
     def close(self) -> Any:
-        """End all connections."""
+        """Close all connections."""
 
 
 class BlockingConnections:
-    """`Connections` for any number of threads: each takes one that waits, or makes its own."""
+    """`Connections` for any number of threads: each takes an idle connection, or opens another."""
 
-    def __init__(self, target: Origin) -> None:
+    def __init__(self, origin: Origin) -> None:
         """Nothing is connected yet."""
-        self._target = target
+        self._origin = origin
         self._idle: list[HTTPConnection] = []
 
     def exchange(self, request: HttpRequest, seconds: float) -> HttpResponse:
         """See `Connections`."""
         deadline = time.monotonic() + seconds
-        if (connection := self._waiting()) is not None:
-            # The server may just have ended what it kept. Nothing that is asked changes anything, so it is asked again.
+        if (connection := self._idle_connection()) is not None:
+            # The server may just have closed it. No request changes anything there, so it is safe to send it again.
             with suppress(ConnectionError, HTTPException):
-                return self._exchanged(connection, request, deadline)
-        return self._exchanged(self._connection(), request, deadline)
+                return self._exchange_on(connection, request, deadline)
+        return self._exchange_on(self._new_connection(), request, deadline)
 
     def close(self) -> None:
         """See `Connections`."""
@@ -111,8 +110,8 @@ class BlockingConnections:
             with suppress(IndexError):  # another thread was faster
                 self._idle.pop().close()
 
-    def _waiting(self) -> HTTPConnection | None:
-        """A connection that is still open."""
+    def _idle_connection(self) -> HTTPConnection | None:
+        """An idle connection that is still open."""
         while self._idle:
             with suppress(IndexError):
                 connection = self._idle.pop()
@@ -121,48 +120,50 @@ class BlockingConnections:
                 connection.close()
         return None
 
-    def _exchanged(self, connection: HTTPConnection, request: HttpRequest, deadline: float) -> HttpResponse:
-        target = self._target
-        # A proxy is asked for the whole URL, unless it makes a tunnel.
-        path = request.path if target.proxy is None or target.tls else target.url + request.path
+    def _exchange_on(self, connection: HTTPConnection, request: HttpRequest, deadline: float) -> HttpResponse:
+        origin = self._origin
+        # A proxy gets the whole URL, unless it opens a tunnel.
+        path = request.path if origin.proxy is None or origin.tls else origin.url + request.path
         length = str(sum(len(part) for part in request.body))
-        headers = {**request.headers, **target.proxy_headers, "Content-Length": length}
+        headers = {**request.headers, **origin.proxy_headers, "Content-Length": length}
         try:
             _set_deadline(connection, deadline)
-            with suppress(BrokenPipeError):  # a server may refuse a large body before it has read it, and say why
+            with suppress(
+                BrokenPipeError
+            ):  # a server may refuse a large body before it has read it; its answer says why
                 connection.request(request.method, path, request.body, headers)
             response = connection.getresponse()
-            told = {name.lower(): value for name, value in response.headers.items()}
-            answer = HttpResponse(response.status, told, _body(response))
+            headers_of_answer = {name.lower(): value for name, value in response.headers.items()}
+            answer = HttpResponse(response.status, headers_of_answer, _body(response))
         except BaseException:
             connection.close()
             raise
-        if response.will_close or len(self._idle) >= KEPT:
+        if response.will_close or len(self._idle) >= MAX_IDLE_CONNECTIONS:
             connection.close()
         else:
             self._idle.append(connection)
         return answer
 
-    def _connection(self) -> HTTPConnection:
-        target, proxy = self._target, self._target.proxy
-        host, port = (proxy.host, proxy.port) if proxy else (target.host, target.port)
-        if target.tls is None:
-            return _Plain(host, port)
-        connection = _Tls(host, port, context=target.tls)
+    def _new_connection(self) -> HTTPConnection:
+        origin, proxy = self._origin, self._origin.proxy
+        host, port = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
+        if origin.tls is None:
+            return _PlainConnection(host, port)
+        connection = _TlsConnection(host, port, context=origin.tls)
         if proxy:
-            connection.set_tunnel(target.host, target.port, proxy.headers)
+            connection.set_tunnel(origin.host, origin.port, proxy.headers)
         return connection
 
 
 class AsyncConnections:
-    """`Connections` for asyncio. They belong to the loop that runs."""
+    """`Connections` for asyncio, of the running loop."""
 
-    def __init__(self, target: Origin) -> None:
+    def __init__(self, origin: Origin) -> None:
         """Nothing is connected yet."""
         import aiohttp
 
-        self._target = target
-        connector = aiohttp.TCPConnector(ssl=target.tls or True)
+        self._origin = origin
+        connector = aiohttp.TCPConnector(ssl=origin.tls or True)
         self._session = aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
         )
@@ -171,12 +172,12 @@ class AsyncConnections:
         """See `Connections`."""
         from yarl import URL
 
-        proxy = self._target.proxy
+        proxy = self._origin.proxy
         async with asyncio.timeout(max(seconds, 0.001)):
             response = await self._session.request(
                 request.method,
-                URL(self._target.url + request.path, encoded=True),
-                headers={**request.headers, **self._target.proxy_headers},
+                URL(self._origin.url + request.path, encoded=True),
+                headers={**request.headers, **self._origin.proxy_headers},
                 # aiohttp warns that bytes of more than 1 MiB may hold up the loop.
                 data=io.BytesIO(b"".join(request.body)) if request.body else None,
                 allow_redirects=False,  # another host must not get the token
@@ -192,20 +193,20 @@ class AsyncConnections:
         await self._session.close()
 
     def abandon(self) -> None:
-        """End where the loop is closed."""
+        """Close the connections of a closed loop."""
         with suppress(Exception):
             run_blocking(self._session.close())
 
 
 class _TimedSocket:
-    """A socket for http.client whose steps end at `deadline`, all together and not each for itself."""
+    """A socket for http.client whose operations share one `deadline`, in place of a timeout for each."""
 
     def __init__(self, plain: socket.socket) -> None:
         self.plain, self.deadline = plain, 0.0
         self.readers, self.closing = 0, False
 
-    def wait(self) -> None:
-        """Give the next step the time that is left. Raises `TimeoutError`."""
+    def limit_time(self) -> None:
+        """Limit the next operation to the time that is left. Raises `TimeoutError`."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
@@ -214,16 +215,16 @@ class _TimedSocket:
     def sendall(self, data: Any) -> None:
         rest = memoryview(data).cast("B")
         while rest:
-            self.wait()
-            rest = rest[self.plain.send(rest[:PART]) :]
+            self.limit_time()
+            rest = rest[self.plain.send(rest[:CHUNK_BYTES]) :]
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """What http.client reads answers from. It closes its socket while an answer is still read, as sockets allow."""
+        """The file from which http.client reads answers. It may outlive the socket's `close`, as sockets' files do."""
         self.readers += 1
         return io.BufferedReader(_Reader(self), 64 * 1024)
 
     def released(self) -> None:
-        """A reader has ended."""
+        """A reader is closed."""
         self.readers -= 1
         if self.closing and not self.readers:
             self.plain.close()
@@ -237,12 +238,12 @@ class _TimedSocket:
             self.plain.close()
 
     def __del__(self) -> None:
-        """Of a client that nobody closes the connections end as it does, without a warning."""
+        """Close the connection of a client that nobody closes, without a warning."""
         self.plain.close()
 
 
 class _Reader(io.RawIOBase):
-    """What a socket receives."""
+    """The bytes that a socket receives."""
 
     def __init__(self, timed: _TimedSocket) -> None:
         super().__init__()
@@ -252,7 +253,7 @@ class _Reader(io.RawIOBase):
         return True
 
     def readinto(self, target: Any) -> int:
-        self._timed.wait()
+        self._timed.limit_time()
         return self._timed.plain.recv_into(target)
 
     def close(self) -> None:
@@ -261,13 +262,13 @@ class _Reader(io.RawIOBase):
             self._timed.released()
 
 
-class _Plain(HTTPConnection):
+class _PlainConnection(HTTPConnection):
     def connect(self) -> None:
         super().connect()
         self.sock: Any = _TimedSocket(self.sock)
 
 
-class _Tls(HTTPSConnection):
+class _TlsConnection(HTTPSConnection):
     def connect(self) -> None:
         super().connect()
         self.sock: Any = _TimedSocket(self.sock)
@@ -284,21 +285,21 @@ def _set_deadline(connection: HTTPConnection, deadline: float) -> None:
 
 
 def _is_quiet(connection: HTTPConnection) -> bool:
-    """Whether an idle connection is open: one that has something to say has been ended, or says what nobody asked."""
+    """Whether an idle connection is open: data without a request means that the server has closed it."""
     with selectors.DefaultSelector() as selector:
         selector.register(connection.sock, selectors.EVENT_READ)
         return not selector.select(0)
 
 
 def _body(response: HTTPResponse) -> memoryview:
-    """All of it, in memory that results before it have left. Raises `IncompleteRead` where the connection was cut."""
+    """The whole body, in reused memory. Raises `IncompleteRead` where the connection broke."""
     length = response.length
-    if length is None:  # in chunks, or as long as the connection lasts
+    if length is None:  # in chunks, or until the connection ends
         data = response.read()
         if not data and not response.chunked:
             raise IncompleteRead(data)
         return memoryview(data)
-    if length > LARGEST_BODY:
+    if length > MAX_BODY_BYTES:
         raise HTTPException(f"a body of {length} bytes")
     body = memoryview(cast(Any, buffers.empty((length,), np.uint8)))
     filled = 0
@@ -307,5 +308,5 @@ def _body(response: HTTPResponse) -> memoryview:
         if not got:
             raise IncompleteRead(b"", length - filled)
         filled += got
-    response.read()  # nothing is left, which ends the response and frees the connection
+    response.read()  # reads nothing, but ends the response and frees the connection
     return body

@@ -1,4 +1,4 @@
-"""Which proxy the environment puts between this process and a server: never one before this machine's own addresses."""
+"""The proxy that the environment selects for a server; none for this machine's own addresses."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nst_core.errors import InputError
 
 @dataclass(frozen=True)
 class Proxy:
-    """An HTTP proxy at `host`:`port`, which the environment variable `variable` names.
+    """An HTTP proxy at `host`:`port`, from the environment variable `variable`.
 
-    `credentials` is `user:password`. Its text is for messages, and has none.
+    `credentials` is `user:password`; `str` leaves it out, for messages.
     """
 
     variable: str
@@ -30,19 +30,19 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """Its URL, without credentials."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @property
     def headers(self) -> dict[str, str]:
-        """What it wants of each connection or request."""
+        """The headers that it needs in each connection or request."""
         if self.credentials is None:
             return {}
         return {"Proxy-Authorization": f"Basic {base64.b64encode(self.credentials.encode()).decode()}"}
 
 
 def proxy_for_http(scheme: str, host: str, port: int) -> Proxy | None:
-    """The proxy for `http` or `https` to a host, as curl and Python read the environment; None to go without.
+    """The proxy for `http` or `https` to a host, as curl and Python read the environment; None without a proxy.
 
     Raises `InputError` for a proxy that is not an HTTP proxy.
     """
@@ -54,7 +54,7 @@ def proxy_for_http(scheme: str, host: str, port: int) -> Proxy | None:
 
 
 def proxy_for_grpc(host: str, port: int) -> Proxy | None:
-    """The proxy that gRPC takes to a host, by the variables that gRPC reads. Raises `InputError` as above."""
+    """The proxy that gRPC uses for a host, by the variables that gRPC reads. Raises `InputError` as above."""
     return _proxy(("grpc_proxy", "https_proxy", "http_proxy"), ("no_grpc_proxy", "no_proxy"), host, port)
 
 
@@ -72,7 +72,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _proxy(variables: Sequence[str], exceptions: Sequence[str], host: str, port: int) -> Proxy | None:
-    # The first variable that is set decides, also with an empty value: no proxy.
+    # The first variable that is set decides; an empty value means no proxy.
     variable = next((name for name in variables if name in os.environ), None)
     value = os.environ[variable].strip() if variable else ""
     if variable is None or not value or is_loopback(host):
@@ -84,7 +84,7 @@ def _proxy(variables: Sequence[str], exceptions: Sequence[str], host: str, port:
 
 
 def _is_listed(host: str, port: int, listed: str) -> bool:
-    """Whether `no_proxy` has a host: by its name or its end, by its address, or by a network such as 10.0.0.0/8."""
+    """Whether `no_proxy` lists a host: by its name or the end of it, its address, or a network such as 10.0.0.0/8."""
     if proxy_bypass_environment(f"{host}:{port}", {"no": listed}) or proxy_bypass_environment(host, {"no": listed}):
         return True
     try:
@@ -108,7 +108,7 @@ def _parsed(variable: str, value: str) -> Proxy:
     except ValueError:
         parts, host, port = urlsplit(""), None, 0
     if parts.scheme != "http" or not host:
-        # The value may have a password in it.
+        # The value may contain a password.
         raise InputError(
             f"{variable} does not name an HTTP proxy: give it as http://host:port, or name the server in no_proxy"
         )

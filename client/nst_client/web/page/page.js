@@ -315,7 +315,7 @@ function wordsOf(one) {
   if (one.status === "waiting") return one.before ? `${one.before} to be made before it` : "it begins in a moment";
   if (one.status === "training") {
     if (!one.total) return "the painting is looked at";
-    return `learning, ${one.done} of ${one.total} steps${one.left && one.left !== "?" ? `, ${one.left} left` : ""}`;
+    return `learning, ${one.done} of ${one.total} ${one.unit}${one.left ? `, ${one.left} left` : ""}`;
   }
   if (one.status === "publishing") return "learned; it is handed to the painter";
   return one.status === "done" ? "done. Choose it above." : `not made: ${one.error}`;

@@ -1,0 +1,217 @@
+"""`make pictures`: the images of the README, from the shipped models and the photographs that ship with nst.
+
+The gallery's styles on two photographs, the styles that have a network of their own, an interpolation of two styles, a
+large image and a video; with photographs given also those above their stylized images in Starry Night. They are made
+as users make theirs: exported, and stylized by `StyleClient` or in the way of `nst video`. What is shown small is
+stylized at twice its sides.
+
+Usage: python dev/pictures.py [PHOTO...]
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nst_client import AsyncStyleClient, StyleClient
+from nst_client.stylize.contact_sheet import contact_sheet
+from nst_client.video.codec.decoder import VideoSource
+from nst_client.video.codec.encoder import Encoder
+from nst_client.video.codec.formats import Frame, VideoFormat
+from nst_client.video.schedule import Schedule
+from nst_client.video.settings import VideoSettings
+from nst_client.video.stylize import stylize_video
+from nst_core.console import one_line_errors, progress, say
+from nst_core.files import atomic_write
+from nst_core.images import (
+    ImageData,
+    Pixels,
+    encode_image,
+    fit,
+    open_image,
+    resize,
+    sample_photographs,
+    save_image,
+    side_by_side,
+)
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_and_publish
+
+FOLDER = Path("docs/pictures")
+MODELS = Path("models")
+STARRY_NIGHT, GALLERY = "starry-night-fast", "gallery"
+OWN_NETWORKS = (
+    "starry-night",
+    "udnie-johnson",
+    "composition-vii-fast",
+    "contrast-of-forms-fast",
+    "great-wave-fast",
+    "water-lilies-fast",
+)
+LARGE_WIDTH_PIXELS = 1800
+FRAME_RATE, VIDEO_SECONDS, VIDEO_SIDES, SHOWN_SIDES = 12, 6, (480, 320), (360, 240)
+
+
+def main() -> None:
+    """Export the models, and write each image."""
+    with one_line_errors("all"), tempfile.TemporaryDirectory() as scratch:
+        repository = Path(scratch) / "model_repository"
+        given = [Path(argument) for argument in sys.argv[1:]]
+        for name in (GALLERY, *OWN_NETWORKS, *([STARRY_NIGHT] if given else [])):
+            plan = ExportPlan(cores=os.cpu_count() or 1)
+            export_and_publish(MODELS / f"{name}.pth", name, repository, plan, on_progress=say)
+        url = f"local:{repository}"
+        with StyleClient(url) as client:
+            if given:
+                starry_night(client, given)
+            gallery(client)
+            own_networks(client)
+            interpolation(client)
+            large(client)
+        video(url, Path(scratch))
+
+
+def starry_night(client: StyleClient, photographs: list[Path], side: int = 300, columns: int = 4) -> None:
+    """Rows of photographs, each above its stylized images."""
+    images = [open_image(path) for path in photographs]
+    rows = []
+    for first in range(0, len(images), columns):
+        pairs = [pair(client, image, STARRY_NIGHT, side, side) for image in images[first : first + columns]]
+        rows += [side_by_side(row, gap=6) for row in zip(*pairs, strict=True)]
+    width = rows[0].shape[1]
+    rows = [np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    save(ImageData(np.concatenate(rows)[:-6]), STARRY_NIGHT)
+
+
+def gallery(client: StyleClient, side: int = 200, columns: int = 5) -> None:
+    """A photograph in every style of the gallery, then another."""
+    styles = [style.name for style in client.styles() if style.model == GALLERY]
+    sheets = []
+    for photograph in (sample("chelsea"), sample("astronaut")):
+        named = [(style, pair(client, photograph, style, side, side)[1]) for style in styles]
+        sheets.append(contact_sheet(named, columns).pixels)
+    save(ImageData(np.concatenate(sheets)), GALLERY)
+
+
+def own_networks(client: StyleClient, width: int = 300, height: int = 225, columns: int = 3) -> None:
+    """The styles that have a network of their own, on a photograph, then on another."""
+    photographs = sample("astronaut"), sample("rocket")
+    named = [
+        (style, pair(client, photograph, style, width, height)[1])
+        for photograph in photographs
+        for style in OWN_NETWORKS
+    ]
+    save(contact_sheet(named, columns), "own")
+
+
+def interpolation(client: StyleClient, width: int = 300, height: int = 225, steps: int = 5) -> None:
+    """From one style to another, each step with its style weights."""
+    photograph = sample("coffee")
+    named = []
+    for step in range(steps):
+        weight = step / (steps - 1)
+        style_weights = {"the-scream": 1 - weight, "great-wave": weight}
+        parts = [f"{style} {part:.0%}" if part < 1 else style for style, part in style_weights.items() if part]
+        named.append((" + ".join(parts), pair(client, photograph, style_weights, width, height)[1]))
+    save(contact_sheet(named, steps), "interpolation")
+
+
+def large(client: StyleClient) -> None:
+    """An image in one pass, as large as a screen."""
+    photograph = sample("rocket")
+    height = round(photograph.height * LARGE_WIDTH_PIXELS / photograph.width)
+    pixels = resize(photograph, LARGE_WIDTH_PIXELS, height).pixels
+    stylized = ImageData(client.stylize(pixels, "udnie"))
+    write_below("large.jpg", 600_000, lambda quality: encode_image(stylized, "JPEG", quality=quality))
+
+
+def video(url: str, scratch: Path) -> None:
+    """A video of a moving camera, beside its stylized video."""
+    source, target = scratch / "source.mp4", scratch / "stylized.mp4"
+    form = VideoFormat(*VIDEO_SIDES, Fraction(1, FRAME_RATE), Fraction(FRAME_RATE))
+    with Encoder(source, form, "h264", crf=10, container="mp4") as encoder:
+        for number, pixels in enumerate(camera_movement(sample("rocket"))):
+            encoder.add(Frame(pixels, number))
+    plan = VideoSettings(Schedule.of("0:the-starry-night, 1.5s:great-wave, 4s:the-starry-night"), smooth=True, crf=10)
+    with progress("frames", FRAME_RATE * VIDEO_SECONDS) as update:
+        result = stylize_video(
+            source, target, plan, partial(AsyncStyleClient, url), on_frame=lambda done, total: update(done, "")
+        )
+    assert result.warping_error
+    say("warping error {:.2f} before smoothing, {:.2f} after".format(*result.warping_error))
+    pairs = zip(VideoSource(source).frames(), VideoSource(target).frames(), strict=True)
+    frames = [
+        Image.fromarray(side_by_side([resize(ImageData(frame.pixels), *SHOWN_SIDES).pixels for frame in both], gap=6))
+        for both in pairs
+    ]
+    write_below("video.webp", 1_500_000, partial(endless_webp, frames))
+
+
+def camera_movement(photograph: ImageData) -> Iterator[Pixels]:
+    """What a camera sees that comes nearer, goes aside, and returns: the last frame meets the first."""
+    image = Image.fromarray(photograph.pixels)
+    width, height = VIDEO_SIDES
+    largest = min(photograph.width / width, photograph.height / height)
+    frames = FRAME_RATE * VIDEO_SECONDS
+    for number in range(frames):
+        turn = 2 * math.pi * number / frames
+        scale = largest * (0.8 + 0.18 * math.cos(turn))
+        seen_width, seen_height = scale * width, scale * height
+        left = (photograph.width - seen_width) * (0.5 + 0.45 * math.sin(turn))
+        top = (photograph.height - seen_height) * (0.5 - 0.45 * math.sin(turn))
+        box = (left, top, left + seen_width, top + seen_height)
+        yield np.array(image.resize(VIDEO_SIDES, Image.Resampling.LANCZOS, box))
+
+
+def endless_webp(frames: list[Image.Image], quality: int) -> bytes:
+    """An animation that repeats."""
+    buffer = io.BytesIO()
+    durations = [1000 // FRAME_RATE] * len(frames)
+    options = {"duration": durations, "loop": 0, "quality": quality, "method": 4}
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], **options)
+    return buffer.getvalue()
+
+
+def sample(name: str) -> ImageData:
+    """A photograph that ships with nst."""
+    (path,) = [path for path in sample_photographs() if path.stem == name]
+    return open_image(path)
+
+
+def pair(
+    client: StyleClient, photograph: ImageData, style: str | dict[str, float], width: int, height: int
+) -> tuple[Pixels, Pixels]:
+    """A photograph and its stylized image, both of these sides in pixels."""
+    content = fit(photograph, 2 * width, 2 * height)
+    stylized = ImageData(client.stylize(content.pixels, style))
+    return resize(content, width, height).pixels, resize(stylized, width, height).pixels
+
+
+def write_below(name: str, max_bytes: int, encode: Callable[[int], bytes]) -> None:
+    """The file in the best quality that keeps it below `max_bytes`."""
+    for quality in range(90, 0, -10):
+        if len(data := encode(quality)) <= max_bytes:
+            break
+    with atomic_write(FOLDER / name) as beside:
+        beside.write_bytes(data)
+    say(f"wrote {FOLDER / name}: {len(data) / 1000:.0f} kB, quality {quality}")
+
+
+def save(image: ImageData, name: str) -> None:
+    """As JPEG."""
+    save_image(image, FOLDER / f"{name}.jpg", quality=88)
+    say(f"wrote {FOLDER / name}.jpg: {image.width}x{image.height}")
+
+
+if __name__ == "__main__":
+    main()

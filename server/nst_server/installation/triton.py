@@ -1,0 +1,95 @@
+"""Triton on this machine: from PATH, or from PyPI in an environment for each device."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nst_core import devices
+from nst_core.contract import Variable
+from nst_core.devices import Device
+from nst_core.files import cache_folder
+from nst_server.installation.backends import assemble_backends
+from nst_server.installation.environment import install_packages, packages, site_packages
+from nst_server.launch import Launch
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A Triton on this machine: its binary with the arguments that it always gets, and its environment variables.
+
+    `folder` is its environment, with our backends in it; None for a Triton from PATH, which has its own.
+    """
+
+    binary: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def command(self, launch: Launch) -> list[str]:
+        """See `Runnable`."""
+        pair = launch.certificate
+        certificate = (str(pair.chain.resolve()), str(pair.key.resolve())) if pair else None
+        options = launch.options(
+            str(launch.repository.resolve()), launch.endpoints.listening, certificate, launch.access
+        )
+        return [*self.binary, *options]
+
+
+def find_triton(environment: Path, on_message: Callable[[str], None], device: Device | None = None) -> Installation:
+    """`tritonserver` from PATH, else from `environment` for `device`, installed there first if need be.
+
+    Without `device` choose as `--device auto` does. `on_message` says so before an installation, which takes minutes.
+    Raises `ServerError` with the reason when there is no Triton to be had.
+    """
+    device = device or devices.choose()
+    if binary := shutil.which("tritonserver"):
+        return Installation((str(Path(binary).absolute()),), _visible(device))
+    return install_triton(environment, on_message, device)
+
+
+def install_triton(
+    environment: Path, on_message: Callable[[str], None] = lambda line: None, device: Device | None = None
+) -> Installation:
+    """Triton from PyPI for `device`, in the folder `cpu` or `gpu` of `environment`.
+
+    Nothing is installed if the same packages are there already; other packages are removed first. The environment is
+    of the Python that `interpreter.choose` finds. Raises `ServerError` if there is none, if pip fails, or on a system
+    that Triton from PyPI does not run on; `InputError` for a driver that is too old, or for a GPU's user without a
+    home folder.
+    """
+    device = device or devices.choose()
+    folder = environment / device.kind
+    embedded = install_packages(folder, packages(device), on_message)
+    installed = site_packages(folder.resolve(), embedded.version)
+    triton = installed / "pytriton" / "tritonserver"
+    backends = assemble_backends(folder, triton, embedded.version)
+    libraries = [installed / "nvidia_pytriton.libs", embedded.library.parent]
+    if device.kind == "gpu":
+        libraries += [*sorted(installed.glob("nvidia/*/lib")), installed / "tensorrt_libs"]
+    paths = [*map(str, libraries), os.environ.get("LD_LIBRARY_PATH", "")]
+    return Installation(
+        (str(triton / "bin" / "tritonserver"), "--backend-directory", str(backends)),
+        {
+            "LD_LIBRARY_PATH": ":".join(filter(None, paths)),
+            "PATH": f"{(folder / 'bin').resolve()}:{os.environ['PATH']}",
+            **_device_variables(device),
+        },
+        folder,
+    )
+
+
+def _device_variables(device: Device) -> dict[str, str]:
+    if device.kind == "cpu":
+        return _visible(device)
+    return {
+        Variable.CACHE: str(cache_folder().resolve()),  # where nst-serve builds plans, backends look
+        "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),  # NVML's, so GPU 0 is the same
+    }
+
+
+def _visible(device: Device) -> dict[str, str]:
+    """A server for the CPU sees no GPU: Triton would place models there that name no device."""
+    return {"CUDA_VISIBLE_DEVICES": ""} if device.kind == "cpu" else {}

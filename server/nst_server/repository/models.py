@@ -1,0 +1,214 @@
+"""What is in a model repository: its models, the device that they are for, the plans that they need."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from nst_core.contract import Parameter
+from nst_core.devices import Device
+from nst_core.engines.plans import GRAPH, PLAN
+from nst_core.errors import InputError
+from nst_server.errors import ServerError
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""A model's name. It stands in file names and URLs, and Triton 2.51 puts it into a command line for bash."""
+
+MODEL_DIRECTORY = "$$TRITON_MODEL_DIRECTORY"
+"""What Triton replaces in `EXECUTION_ENV_PATH`."""
+
+CPU, GPU = model_config_pb2.ModelInstanceGroup.KIND_CPU, model_config_pb2.ModelInstanceGroup.KIND_GPU
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """The newest version of a model of the backend `tensorrt`, and the shapes that its plan is built for.
+
+    `profile` is as `nst_core.engines.plans.Profile.parse` reads it, and empty where the config gives none.
+    """
+
+    model: str
+    version: Path
+    profile: str
+    multiple: int
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether a plan can be built."""
+        return bool(self.profile) and (self.version / GRAPH).is_file()
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether the version has a plan of its own."""
+        return (self.version / PLAN).is_file()
+
+
+@dataclass(frozen=True)
+class RepositoryContents:
+    """The config of each model that can be served, and what is wrong with each of the other models.
+
+    A config is None where the model has none and Triton completes it from the graph.
+    """
+
+    configs: dict[str, Any] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+
+
+def read_repository(repository: Path) -> RepositoryContents:
+    """Read the config of every model of a repository; `ServerError` if it is missing or cannot be read.
+
+    Folders whose names begin with a dot, and those without a config and a version, are no models.
+    """
+    try:
+        folders = sorted(entry for entry in repository.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        if repository.is_dir():
+            raise ServerError(f"cannot read the model repository {repository}: {error.strerror}") from error
+        raise ServerError(
+            f"{repository}: no such model repository; make one with nst-export style.pth -r {repository}"
+        ) from error
+    contents = RepositoryContents()
+    for folder in folders:
+        try:
+            if _is_model(folder):
+                contents.configs[folder.name] = _config(folder)
+        except InputError as error:
+            contents.faults[folder.name] = str(error)
+        except OSError as error:
+            contents.faults[folder.name] = f"{_shown(folder)} is not served: it cannot be read ({error.strerror})"
+    return contents
+
+
+def model_names(repository: Path) -> list[str]:
+    """Names of the models that can be served; `ServerError` if there is none, with the reason."""
+    found = read_repository(repository)
+    if found.configs:
+        return list(found.configs)
+    if found.faults:
+        raise ServerError(f"{repository}: no model can be served: {'; '.join(found.faults.values())}")
+    raise ServerError(f"{repository}: no model in it; export one with nst-export style.pth -r {repository}")
+
+
+def check_device(repository: Path, device: Device, on_message: Callable[[str], None]) -> None:
+    """Compare the device that the models are exported for with the server's.
+
+    Raises `InputError` with both ways out if none of them is for `device`. If some are, `on_message` gets the same line
+    about the rest, and those that fit are served.
+    """
+    configs = read_repository(repository).configs
+    others = [name for name, config in configs.items() if config and _exported_for(config) not in (None, device.kind)]
+    if not others:
+        return
+    line = _mismatch([repository / name for name in others], device)
+    if len(others) == len(configs):
+        raise InputError(line)
+    on_message(line)
+
+
+def tensorrt_engines(repository: Path) -> list[EngineFile]:
+    """The models that run on TensorRT plans, by their configs."""
+    found = []
+    for name, config in read_repository(repository).configs.items():
+        versions = [folder for folder in (repository / name).iterdir() if folder.name.isdecimal()]
+        if config and config.backend == "tensorrt" and versions:
+            parameters = {key: parameter.string_value for key, parameter in config.parameters.items()}
+            multiple = parameters.get(Parameter.MULTIPLE, "")
+            newest = max(versions, key=lambda folder: int(folder.name))
+            found.append(
+                EngineFile(
+                    name, newest, parameters.get(Parameter.PROFILE, ""), int(multiple) if multiple.isdigit() else 1
+                )
+            )
+    return found
+
+
+def _is_model(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    entries = list(folder.iterdir())
+    return any(
+        entry.name == "config.pbtxt" or (entry.name.isdecimal() and any(entry.glob("model.*"))) for entry in entries
+    )
+
+
+def _config(folder: Path) -> Any:
+    """A model's config, None if it has none; `InputError` for a model that must not be served.
+
+    Triton 2.51 starts the process of a model in its Python backend by an unquoted command line of bash, in which its
+    name and some values of its config stand. A config that is no file ends it.
+    """
+    if not NAME.fullmatch(folder.name):
+        raise InputError(
+            f"{_shown(folder)} is not served: rename the folder; a model's name has letters, digits, _, - and . only, "
+            "and neither - nor . first"
+        )
+    file = folder / "config.pbtxt"
+    if not file.exists() and not file.is_symlink():
+        return None
+    if file.exists() and not file.is_file():
+        raise InputError(f"{folder.name} is not served: {file} is no file")
+    try:
+        # A newer Triton than the client's has fields that the client does not know.
+        config = text_format.Parse(file.read_text("utf-8"), model_config_pb2.ModelConfig(), allow_unknown_field=True)
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"{folder.name} is not served: cannot read {file}: {reason}") from error
+    for what, value in _shell_words(config):
+        if not re.fullmatch(r"[A-Za-z0-9_./-]*", value):
+            raise InputError(
+                f"{folder.name} is not served: {what} in {file} is {value!r}, and may have "
+                "letters, digits, _, -, . and / only"
+            )
+    return config
+
+
+def _shell_words(config: Any) -> list[tuple[str, str]]:
+    environment = (
+        config.parameters["EXECUTION_ENV_PATH"].string_value if "EXECUTION_ENV_PATH" in config.parameters else ""
+    )
+    return [
+        ("name", config.name),
+        ("backend", config.backend),
+        ("platform", config.platform),
+        ("runtime", config.runtime),
+        ("default_model_filename", config.default_model_filename),
+        ("EXECUTION_ENV_PATH", environment.removeprefix(MODEL_DIRECTORY)),
+    ] + [("the name of an instance group", group.name) for group in config.instance_group]
+
+
+def _shown(folder: Path) -> str:
+    """A path in a message; a name may have line breaks and codes of a terminal in it."""
+    return str(folder) if str(folder).isprintable() else ascii(str(folder))
+
+
+def _exported_for(config: Any) -> Literal["cpu", "gpu"] | None:
+    """The device of a config's instances; None for a model that goes with either.
+
+    A model for the CPU beside others on a GPU is right unless it is ours: those run on ONNX Runtime with OpenVINO,
+    which the GPU's environment has not.
+    """
+    kinds = {group.kind for group in config.instance_group}
+    if GPU in kinds:
+        return "gpu"
+    backend = config.backend or config.platform.partition("_")[0]
+    return "cpu" if kinds == {CPU} and backend == "onnxruntime" else None
+
+
+def _mismatch(folders: list[Path], device: Device) -> str:
+    names = ", ".join(map(str, folders))
+    was, them = ("was", "it") if len(folders) == 1 else ("were", "them")
+    if device.kind == "cpu":
+        return (
+            f"{names} {was} exported for the GPU, and this server uses the CPU ({device.reason}): export {them} again "
+            f"with nst-export --device cpu, or serve {them} on a machine with a GPU (--device gpu)"
+        )
+    return (
+        f"{names} {was} exported for the CPU, and this server uses the GPU ({device.reason}): export {them} again "
+        f"with nst-export --device gpu, or serve {them} with --device cpu"
+    )

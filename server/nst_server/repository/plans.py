@@ -1,0 +1,117 @@
+"""TensorRT plans before a server's first start: built for the GPU at hand and kept in the user's cache.
+
+Building needs TensorRT, which is in the server's environment, so a process of that environment does it
+(`nst_core.engines.plans`, copied there with the backends).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from nst_core.console import progress
+from nst_core.devices import Device, Gpu
+from nst_core.engines import plans
+from nst_server.errors import ServerError
+from nst_server.installation.environment import python, tensorrt_version
+from nst_server.installation.triton import Installation
+from nst_server.launch import START_SCRIPT
+from nst_server.repository.links import linked
+from nst_server.repository.models import EngineFile, tensorrt_engines
+
+PROGRESS_STEPS = 100
+"""The builder's progress is shown in percent."""
+
+
+def prepare(installation: Installation, repository: Path, device: Device, on_message: Callable[[str], None]) -> None:
+    """Build the plans that the newest versions of a repository's TensorRT models lack, in turn.
+
+    `on_message` gets where each plan is kept, or the reason why it cannot be built: Triton serves the other models.
+    Nothing is done on a CPU, or for a Triton from PATH, which has backends of its own.
+    """
+    if installation.folder is None or device.gpu is None:
+        return
+    for engine in tensorrt_engines(repository):
+        if not engine.has_graph or _is_built(engine, device.gpu, installation.folder):
+            continue
+        try:
+            plan, seconds = _build(engine, installation, installation.folder)
+        except ServerError as error:
+            on_message(str(error))
+        else:
+            on_message(f"the TensorRT plan of {engine.model} is in {plan.parent} ({seconds:.0f} s)")
+
+
+def missing(repository: Path) -> list[str]:
+    """A line for each TensorRT model without a plan in its version, which NVIDIA's own backend cannot serve."""
+    return [
+        f"{engine.version} has no {plans.PLAN}, which NVIDIA's tensorrt backend needs: export it again with "
+        "nst-export --device gpu on a machine with this GPU"
+        for engine in tensorrt_engines(repository)
+        if not engine.has_plan
+    ]
+
+
+def _is_built(engine: EngineFile, gpu: Gpu, folder: Path) -> bool:
+    """Whether there is a plan, as far as is known without starting TensorRT, which takes seconds."""
+    version = tensorrt_version(folder)
+    if version is None:
+        return False
+    try:
+        profile = plans.Profile.parse(engine.profile)
+        key = plans.key_of(engine.version / plans.GRAPH, profile, gpu.name, gpu.compute_capability, version)
+        return plans.find(engine.version, key) is not None
+    except (ValueError, OSError):
+        return False  # the builder says what is wrong
+
+
+def _build(engine: EngineFile, installation: Installation, folder: Path) -> tuple[Path, float]:
+    """The plan's file and the seconds that it took; `ServerError` with the reason if it cannot be built."""
+    script = folder / "backends" / "tensorrt" / "engines" / "plans.py"
+    command = [str(python(folder)), str(script), str(engine.version), engine.profile, str(engine.multiple)]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        linked(engine.version.parents[1], folder) as links,
+        subprocess.Popen(
+            [sys.executable, "-c", START_SCRIPT, *command],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+            env={**os.environ, **links.variables(installation.environment)},
+            start_new_session=True,  # Ctrl-C reaches us alone, and we end it
+        ) as process,
+    ):
+        try:
+            answer = _followed(process, f"building the TensorRT plan of {engine.model}")
+        except BaseException:
+            process.kill()
+            raise
+        status = process.wait()
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or [f"exit status {status}"])[-1]
+    if "plan" in answer:
+        return Path(str(answer["plan"])), float(str(answer.get("seconds", 0)))
+    raise ServerError(f"no TensorRT plan could be built for {engine.model}: {answer.get('error', last)}")
+
+
+def _followed(process: subprocess.Popen[str], title: str) -> dict[str, object]:
+    """Show the builder's progress until it ends, and return its last line, with `plan` or `error`."""
+    assert process.stdout is not None
+    answer: dict[str, object] = {}
+    with progress(title, PROGRESS_STEPS) as update:
+        for line in process.stdout:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue  # TensorRT's own output
+            if isinstance(message, dict) and "progress" in message:
+                update(round(PROGRESS_STEPS * float(message["progress"])), str(message.get("note", "")))
+            elif isinstance(message, dict):
+                answer = message
+    return answer
