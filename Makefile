@@ -29,6 +29,7 @@ lint: $(VENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 TRAIN = $(BIN)/nst-train --photos "$(PHOTOS)"
 OWN := composition-vii contrast-of-forms great-wave water-lilies
@@ -84,7 +85,7 @@ $(VENV): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-$(TRITON): server/nst_server/installation/triton.py server/nst_server/installation/interpreter.py | $(VENV)
+$(TRITON): server/nst_server/installation/environment.py server/nst_server/installation/interpreter.py | $(VENV)
 	$(BIN)/nst-serve --install-only --device cpu
 	touch $@
 
