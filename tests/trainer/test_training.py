@@ -65,6 +65,15 @@ def history(steps: list[Progress]) -> list[tuple[int, float, float]]:
     return [(step.iteration, step.content, step.style) for step in steps]
 
 
+def write_former_names(state_file: Path) -> None:
+    """Rename settings and loss terms of a saved training as versions before their present names had them."""
+    state = torch.load(state_file, weights_only=True)
+    state["settings"]["steady"] = state["settings"].pop("temporal_weight")
+    state["averages"]["lattice"] = state["averages"].pop("checkerboard")
+    state["averages"]["frame"] = state["averages"].pop("border")
+    torch.save(state, state_file)
+
+
 def test_crops_depend_on_their_number_alone(folder: Path) -> None:
     paths = sorted(folder.rglob("*.jpg"))
     readers = [Photos(paths, batch=2, crop_of=lambda i: 64, seed=3, workers=workers) for workers in (1, 3)]
@@ -150,8 +159,10 @@ def test_resuming_gives_the_uninterrupted_run(
     with pytest.raises(InputError, match=r"begun with other settings: stepped by was None, is SOAP"):
         train(style, folder, output, vgg, SMALL, resume=True)
     state_file.write_bytes(kept)
+    write_former_names(state_file)
     second = train(style, folder, output, vgg, SMALL, resume=True, on_progress=parts.append)
     assert history(parts) == history(whole)
+    assert second.metrics == first.metrics
     weights, again = first.network.state_dict(), second.network.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert not (tmp_path / "parts.pth.resume").exists()
