@@ -62,7 +62,7 @@ def test_an_engine_may_take_smaller_images_than_the_network(exported: Exports, t
 
 
 @pytest.mark.parametrize("norm", ["group-norm", "decomposed-norm"])
-def test_every_form_of_the_normalisation_is_built(exported: Exports, tmp_path: Path, norm: str) -> None:
+def test_every_form_of_the_normalization_is_built(exported: Exports, tmp_path: Path, norm: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     proto = onnx.load(exported("several").path)
     apply_rewrites(proto, (*DEFAULT_REWRITES["tensorrt"], norm))
