@@ -40,7 +40,7 @@ from nst_trainer.checkpoint import Checkpoint, save
 from nst_trainer.networks import Fast
 
 from .conftest import MODELS, Exported
-from .test_exporter import failed, run
+from .test_commands import failed, run
 
 Exports = Callable[[str], Exported]
 
