@@ -1,7 +1,7 @@
 // Stylize an image, JPEG or PNG to PNG, with Go's standard library.
 //
 //	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 starry-night-fast
-//	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3    # the model's two styles, interpolated
+//	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3    # interpolates its two styles
 package main
 
 import (

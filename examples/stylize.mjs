@@ -1,7 +1,7 @@
 // Stylize an image with fetch: Node 18 or newer without packages, and `stylize` as it is in a browser.
 //
 //     node stylize.mjs photo.ppm stylized.ppm http://127.0.0.1:8000 starry-night-fast
-//     node stylize.mjs photo.ppm stylized.ppm http://127.0.0.1:8000 gallery 0.7 0.3    # the model's two styles, interpolated
+//     node stylize.mjs photo.ppm stylized.ppm http://127.0.0.1:8000 gallery 0.7 0.3    # interpolates its two styles
 import { readFileSync, writeFileSync } from "node:fs";
 
 /** The RGB bytes of the stylized image. `image` has width, height and its RGB bytes as `pixels`, rows from the top. */

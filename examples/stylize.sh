@@ -3,7 +3,7 @@
 # tool for images reads and writes it: ffmpeg -i photo.jpg photo.ppm.
 #
 #     stylize.sh photo.ppm stylized.ppm http://127.0.0.1:8000 starry-night-fast
-#     stylize.sh photo.ppm stylized.ppm http://127.0.0.1:8000 gallery 0.7 0.3     # the model's two styles, interpolated
+#     stylize.sh photo.ppm stylized.ppm http://127.0.0.1:8000 gallery 0.7 0.3     # interpolates its two styles
 #
 # The token, if the server wants one, is in NST_TOKEN; curl gets it in a file, since everybody's ps shows arguments.
 set -euo pipefail
