@@ -98,7 +98,8 @@ def _within_pixels(shape: Shape) -> Shape:
 def tensorrt_engine(plan: bytes | Path, target: tensorrt.Target, gpu: Gpu) -> Iterator[Engine]:
     """A plan on this machine's GPU, until the block ends. Raises `ExportError` if TensorRT does not take or run it."""
     from nst_core.engines.cuda import CudaError
-    from nst_core.engines.tensorrt import EngineError, TensorRTEngine
+    from nst_core.engines.deserialized import EngineError
+    from nst_core.engines.tensorrt import TensorRTEngine
 
     with (
         _failures(target, PlanError, EngineError, CudaError, ValueError),

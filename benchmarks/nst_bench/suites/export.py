@@ -24,7 +24,7 @@ from nst_bench.measure import interleaved, summarize
 from nst_bench.tables import OURS
 from nst_core import devices
 from nst_core.devices import Device, Gpu
-from nst_core.engines import plans
+from nst_core.engines import building, plans
 from nst_core.errors import NstError
 from nst_core.images import Pixels
 from nst_export import card, precision, tensorrt
@@ -97,7 +97,7 @@ class _Engine:
                 yield engine
             return
         profile = plans.Profile.parse(f"64x64/{largest}x{largest}/{largest}x{largest}")
-        plan = plans.build(graph.read_bytes(), profile, Fast.multiple, library=tensorrt.library("tensorrt"))
+        plan = building.build(graph.read_bytes(), profile, Fast.multiple, library=tensorrt.library("tensorrt"))
         with card.tensorrt_engine(plan, "tensorrt", gpu) as engine:
             yield engine
 

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from backend_common import Limits, Metrics, Refused, failure, number, parameters_of, received, response, shown
-from engines import cuda, plans
+from engines import building, cuda, plans
 from engines.tensorrt import TensorRTEngine
 
 CONTEXTS = 3
@@ -270,11 +270,11 @@ def _plan(folder, config, device):
             raise plans.PlanError(f"{folder / plans.PLAN}: no such file, and no parameter profile to build it with")
         return folder / plans.PLAN
     gpu, capability = cuda.card(device)
-    return plans.ensure(
+    return building.ensure(
         folder,
         plans.Profile.parse(parameters["profile"]),
         number(parameters, "multiple", 1),
-        library=plans.tensorrt(),
+        library=plans.import_tensorrt(),
         gpu=gpu,
         compute_capability=capability,
         on_progress=_Log(f"building the plan for {folder}"),
