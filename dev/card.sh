@@ -15,7 +15,7 @@ out=$1 repository=$2 end=$((SECONDS + ${3:-600})) style=${4:-}
 mkdir -p "$out"
 export COLUMNS=150
 for backend in onnxruntime tensorrt; do
-  [ -z "${BACKENDS:-}" ] || { mkdir -p "$BACKENDS/$backend" && cp -r core/nst_core/engines server/nst_server/backends/{backend_common.py,"$backend/model.py"} "$BACKENDS/$backend/"; }
+  [ -z "${BACKENDS:-}" ] || { mkdir -p "$BACKENDS/$backend" && cp -r core/nst_core/engines server/nst_server/backends/{backend_common.py,"$backend"/*.py} "$BACKENDS/$backend/"; }
 done
 
 step() { # seconds at most, name, command

@@ -20,7 +20,10 @@ from nst_bench.report import headline
 from nst_client.stylize.contact_sheet import contact_sheet
 from nst_core.console import duration, one_line_errors, say
 from nst_core.images import Pixels, fit, open_image, sample_photographs, save_image
-from nst_server import triton
+from nst_server.endpoints import Endpoints
+from nst_server.errors import ServerError
+from nst_server.installation.triton import find_triton
+from nst_server.process.supervisor import run_triton
 
 CHECKPOINTS = (Path("models/starry-night-fast.pth"), Path("models/gallery.pth"))
 FOLDER = Path("demo")
@@ -50,9 +53,9 @@ def main() -> None:
 
 def stylize_photographs(repository: Path) -> None:
     """Two photographs in every style over gRPC, and in the first over HTTP too: the answers must be the same."""
-    endpoints = triton.Endpoints.free()
+    endpoints = Endpoints.free()
     photographs = [path for path in sample_photographs() if path.name in PHOTOGRAPHS]
-    with triton.running(triton.find(Path(".triton"), say), repository, endpoints, FOLDER / "triton.log", on_error=say):
+    with run_triton(find_triton(Path(".triton"), say), repository, endpoints, FOLDER / "triton.log", on_error=say):
         run("nst", "styles", "--url", endpoints.grpc, "--sheet", str(FOLDER / "styles.png"))
         for style in STYLES:
             stylize(photographs, style, endpoints.grpc, folder_of(style))
@@ -61,7 +64,7 @@ def stylize_photographs(repository: Path) -> None:
     for photograph in photographs:
         stylized = [open_image(folder_of(style) / f"{photograph.stem}.png") for style in STYLES]
         if not np.array_equal(stylized[0].pixels, open_image(OVER_HTTP / f"{photograph.stem}.png").pixels):
-            raise triton.ServerError(f"{photograph.name}: gRPC and HTTP gave different images")
+            raise ServerError(f"{photograph.name}: gRPC and HTTP gave different images")
         names = ["photograph", *(style.replace(",", " ") for style in STYLES)]
         images = [open_image(photograph), *stylized]
         thumbnails += zip(names, [fit(image, *THUMBNAIL_PIXELS).pixels for image in images], strict=True)

@@ -25,9 +25,12 @@ from PIL import Image
 
 from nst_client import AsyncStyleClient, StyleClient
 from nst_client.stylize.contact_sheet import contact_sheet
-from nst_client.video.footage import Encoder, Footage, Format, Frame
+from nst_client.video.codec.decoder import VideoSource
+from nst_client.video.codec.encoder import Encoder
+from nst_client.video.codec.formats import Frame, VideoFormat
 from nst_client.video.schedule import Schedule
-from nst_client.video.stylize import Plan, paint_video
+from nst_client.video.settings import VideoSettings
+from nst_client.video.stylize import stylize_video
 from nst_core.console import one_line_errors, progress, say
 from nst_core.files import atomic_write
 from nst_core.images import (
@@ -134,18 +137,18 @@ def large(client: StyleClient) -> None:
 def video(url: str, scratch: Path) -> None:
     """A video of a moving camera, beside its stylized video."""
     source, target = scratch / "source.mp4", scratch / "stylized.mp4"
-    form = Format(*VIDEO_SIDES, Fraction(1, FRAME_RATE), Fraction(FRAME_RATE))
+    form = VideoFormat(*VIDEO_SIDES, Fraction(1, FRAME_RATE), Fraction(FRAME_RATE))
     with Encoder(source, form, "h264", crf=10, container="mp4") as encoder:
         for number, pixels in enumerate(camera_movement(sample("rocket"))):
             encoder.add(Frame(pixels, number))
-    plan = Plan(Schedule.of("0:the-starry-night, 1.5s:great-wave, 4s:the-starry-night"), smooth=True, crf=10)
+    plan = VideoSettings(Schedule.of("0:the-starry-night, 1.5s:great-wave, 4s:the-starry-night"), smooth=True, crf=10)
     with progress("frames", FRAME_RATE * VIDEO_SECONDS) as update:
-        result = paint_video(
+        result = stylize_video(
             source, target, plan, partial(AsyncStyleClient, url), on_frame=lambda done, total: update(done, "")
         )
     assert result.warping_error
     say("warping error {:.2f} before smoothing, {:.2f} after".format(*result.warping_error))
-    pairs = zip(Footage(source).frames(), Footage(target).frames(), strict=True)
+    pairs = zip(VideoSource(source).frames(), VideoSource(target).frames(), strict=True)
     frames = [
         Image.fromarray(side_by_side([resize(ImageData(frame.pixels), *SHOWN_SIDES).pixels for frame in both], gap=6))
         for both in pairs

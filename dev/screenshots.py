@@ -17,7 +17,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from nst_core.images import ImageData, open_image, sample_photographs, save_image
 from nst_export import pipeline as exporter
-from nst_server import triton
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import find_triton
+from nst_server.process.supervisor import run_triton
 
 GALLERY = Path("models/gallery.pth")
 PICTURES = Path("docs/pictures")
@@ -32,8 +34,8 @@ def site(folder: Path) -> Iterator[str]:
     gallery, repository = folder / GALLERY.name, folder / "model_repository"
     shutil.copy(GALLERY, gallery)
     exporter.export(gallery, gallery.stem, repository, exporter.Plan(cores=os.cpu_count() or 1), say=print)
-    endpoints = triton.Endpoints.free()
-    with triton.running(triton.find(Path(".triton"), print), repository, endpoints, folder / "triton.log"):
+    endpoints = Endpoints.free()
+    with run_triton(find_triton(Path(".triton"), print), repository, endpoints, folder / "triton.log"):
         nst = str(Path(sys.executable).parent / "nst")
         options = ("--url", endpoints.grpc, "--port", "0", "--gallery", str(gallery), "--repository", str(repository))
         process = subprocess.Popen([nst, "web", *options], stderr=subprocess.PIPE, text=True)

@@ -282,12 +282,12 @@ def styles(
     """
     with one_line_errors("bench"):
         from nst_bench.suites import styles as suite
-        from nst_server import triton
+        from nst_server.installation.triton import find_triton
         from nst_trainer.checkpoint import load
 
         on = chosen(device)
         effort = suite.CARD if on.gpu else suite.FULL if full else suite.SHORT
-        installation = triton.find(environment, say, device=on)
+        installation = find_triton(environment, say, device=on)
         _finish(suite.measure(load(checkpoint), installation, on, effort=effort, on_progress=say), output)
 
 
@@ -343,7 +343,7 @@ def speedup(
         from nst_bench.served.exported import ExportedModel
         from nst_bench.suites import speedup as suite
         from nst_core.memory import keep_freed_memory
-        from nst_server import triton
+        from nst_server.installation.triton import find_triton
         from nst_trainer.checkpoint import load
 
         keep_freed_memory()
@@ -353,7 +353,7 @@ def speedup(
         effort = suite.CARD if on.gpu else suite.FULL if full else suite.SHORT
         with progress("measuring", effort.ticks(len(sizes), engines=5), every=15.0) as update:
             document = suite.measure(
-                *(trained, checkpoint.stem, repository, triton.find(environment, say, device=on), on),
+                *(trained, checkpoint.stem, repository, find_triton(environment, say, device=on), on),
                 sizes=sizes,
                 effort=effort,
                 vgg=vgg,
@@ -510,7 +510,7 @@ def _served(
     """A Triton with the model of the repository, or with an untrained network of `width`."""
     from nst_bench.served.exported import ExportedModel
     from nst_bench.served.server import serve_model
-    from nst_server import triton
+    from nst_server.installation.triton import find_triton
 
     with tempfile.TemporaryDirectory() as scratch:
         if width is not None:
@@ -519,7 +519,7 @@ def _served(
 
             model = export_checkpoint(untrained_checkpoint(width), repository, device, say=say)
         ExportedModel(repository / model).check_device(device)
-        with serve_model(triton.find(environment, say, device=device), repository, model) as server:
+        with serve_model(find_triton(environment, say, device=device), repository, model) as server:
             yield server
 
 

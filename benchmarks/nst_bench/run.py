@@ -301,10 +301,10 @@ def _child(work: Work, subject: Subject, share: float, parent: Connection) -> No
 def _served(subject: Subject, context: Context) -> Iterator[ModelServer]:
     from nst_bench.served.exported import ExportedModel
     from nst_bench.served.server import serve_model
-    from nst_server import triton
+    from nst_server.installation.triton import find_triton
 
     ExportedModel(subject.repository / subject.model).check_source(subject.checkpoint)
-    installation = triton.find(subject.triton, context.on_progress, device=subject.device)
+    installation = find_triton(subject.triton, context.on_progress, device=subject.device)
     with serve_model(installation, subject.repository, subject.model) as server:
         yield server
 
@@ -366,11 +366,11 @@ def _of_callers(subject: Subject, context: Context, effort: Any) -> Document:
 
 def _styles(subject: Subject, context: Context, *, full: bool = False) -> Document:
     from nst_bench.suites import styles
-    from nst_server import triton
+    from nst_server.installation.triton import find_triton
     from nst_trainer.checkpoint import load
 
     effort = styles.CARD if subject.device.gpu else styles.FULL if full else styles.SHORT
-    installation = triton.find(subject.triton, context.on_progress, device=subject.device)
+    installation = find_triton(subject.triton, context.on_progress, device=subject.device)
     return styles.measure(
         *(load(subject.checkpoint), installation, subject.device),
         effort=effort.scaled(context.share),
@@ -412,7 +412,7 @@ def _gatys(subject: Subject, context: Context, **settings: Any) -> Document:
 def _speedup(subject: Subject, context: Context, *, sizes: tuple[int, ...], **effort: Any) -> Document:
     from nst_bench.served.exported import ExportedModel
     from nst_bench.suites import speedup
-    from nst_server import triton
+    from nst_server.installation.triton import find_triton
     from nst_trainer.checkpoint import load
 
     ExportedModel(subject.repository / subject.model).check_source(subject.checkpoint)
@@ -421,7 +421,7 @@ def _speedup(subject: Subject, context: Context, *, sizes: tuple[int, ...], **ef
         sizes, chosen = (256, 512, 1024), speedup.CARD
     return speedup.measure(
         *(load(subject.checkpoint), subject.model, subject.repository),
-        *(triton.find(subject.triton, context.on_progress, device=subject.device), subject.device),
+        *(find_triton(subject.triton, context.on_progress, device=subject.device), subject.device),
         sizes=sizes,
         effort=chosen.scaled(context.share),
         style=subject.style,

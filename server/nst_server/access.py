@@ -49,14 +49,24 @@ class Access:
 
     def options(self, address: str) -> list[str]:
         """Triton's options that close its groups, for a server that is reached at `address`."""
-        by_key, by_token = [*CONTROL], [*CALLS]
-        (by_token if self.token or is_loopback(address) else by_key).append(SHARED_MEMORY)
-        closed = [(by_key, self.key)] + ([(by_token, self.token)] if self.token else [])
+        by_key, by_token = list(CONTROL), list(CALLS)
+        if self.token or is_loopback(address):
+            by_token.append(SHARED_MEMORY)
+        else:
+            by_key.append(SHARED_MEMORY)
+        closed = [(by_key, self.key)]
+        if self.token:
+            closed.append((by_token, self.token))
         return [
             f"--{option}={','.join(groups)}:{TOKEN_HEADER}={secret}"
             for groups, secret in closed
             for option in ("http-restricted-api", "grpc-restricted-protocol")
         ]
+
+    @property
+    def secrets(self) -> list[str]:
+        """Those that there are."""
+        return [secret for secret in (self.key, self.token) if secret]
 
 
 def is_loopback(address: str) -> bool:

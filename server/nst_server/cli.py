@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -12,19 +10,22 @@ import typer
 
 from nst_core import devices, files
 from nst_core.console import one_line_errors, say
-from nst_core.devices import DEVICE_HELP, Device, DeviceChoice
+from nst_core.devices import DEVICE_HELP, DeviceChoice
 from nst_core.errors import InputError
 from nst_core.options import CommandLine
-from nst_server import background, plans, state, triton
+from nst_server import state
 from nst_server.access import Access, read_token
-from nst_server.command import Runnable
 from nst_server.control import Control
-from nst_server.docker import IMAGE, Container, device_for
-from nst_server.endpoints import host
-from nst_server.front import Certificate
-from nst_server.installation import Installation
-from nst_server.repository import check_device, find, models
+from nst_server.endpoints import Endpoints
+from nst_server.errors import ServerError
+from nst_server.installation.docker import IMAGE, Container, device_for
+from nst_server.installation.triton import install_triton
+from nst_server.launch import Launch
+from nst_server.process import background
+from nst_server.repository.models import check_device, model_names, read_repository
+from nst_server.service import Service
 from nst_server.state import State
+from nst_server.tls import Certificate
 
 app = CommandLine()
 
@@ -88,65 +89,36 @@ def serve(
         if install_only:
             chosen = devices.choose(device)
             say(f"device {chosen}")
-            triton.install(environment, say, chosen)
+            install_triton(environment, say, chosen)
             return
         if not docker and (gpus or dry_run):
             raise InputError(f"{'--gpus' if gpus else '--dry-run'} goes with --docker")
-        models(repository)
+        model_names(repository)
         chosen, gpus = device_for(device, gpus) if docker else (devices.choose(device), None)
         check_device(repository, chosen, say)
         certificate = _certificate(tls_cert, tls_key)
         access = Access.new(read_token(token_file))
-        endpoints = triton.Endpoints(address, http_port, grpc_port, metrics_port)
+        endpoints = Endpoints(address, http_port, grpc_port, metrics_port)
         if certificate:
             endpoints = endpoints.behind_tls()
-        launch = triton.Launch(repository, endpoints, poll, access, certificate)
-        container = Container.of(image, gpus, access)
-        if dry_run:
-            for fault in find(repository).faults.values():
+        container = Container.of(image, gpus, access) if docker else None
+        launch = Launch(repository, endpoints, poll, access, certificate)
+        if container and dry_run:
+            for fault in read_repository(repository).faults.values():
                 raise InputError(f"{fault}; the container would load it")
             typer.echo(shlex.join(container.command(launch)))
             return
-        folder = state_folder or files.state_folder()
-        state.check_folder(folder)
-        if running := state.read(folder, http_port):
-            raise triton.ServerError(
-                f"cannot listen on {host(address)}:{http_port} (process {running.pid} serves there already); end it "
-                "with nst-serve stop, or choose another with --http-port"
-            )
-        endpoints.check_free()
-        if docker:
-            container.check()
-            for line in plans.missing(repository):
-                say(line)
-        background.end_as_ctrl_c()
-        say(f"device {chosen}")
-        installation: Runnable = container if docker else _prepared(environment, repository, chosen)
-        say(f"starting Triton on {repository} (log: {log})")
-
-        def run(ready: Callable[[], None]) -> None:
-            with ExitStack() as around:
-                kept = state.kept(State.here(endpoints, repository, log, access, chosen), folder, http_port)
-                known = False
-
-                def on_ready() -> None:
-                    nonlocal known
-                    listed = Control(endpoints.control, access.key).models()
-                    names = sorted({model.name for model in listed if model.ready})
-                    if not known:
-                        around.enter_context(kept)
-                    end = "nst-serve stop" if detach else "Ctrl-C"
-                    say(f"ready: {', '.join(names)} on {endpoints.grpc} and {endpoints.http}; {end} ends it")
-                    if not known:
-                        ready()
-                    known = True
-
-                triton.supervised(installation, launch, log, on_error=say, on_ready=on_ready)
-
-        if detach:
-            background.detached(run, log)
-        else:
-            run(lambda: None)
+        service = Service(
+            launch=launch,
+            access=access,
+            device=chosen,
+            log=log,
+            state_folder=state_folder or files.state_folder(),
+            environment=environment,
+            container=container,
+            detach=detach,
+        )
+        service.run(say)
 
 
 @app.command()
@@ -168,7 +140,7 @@ def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None
         found = _running(http_port, state_folder)
         control = Control.of(found)
         if not control.live():
-            raise triton.ServerError(f"{found.http} does not answer (process {found.pid}, its log: {found.log})")
+            raise ServerError(f"{found.http} does not answer (process {found.pid}, its log: {found.log})")
         typer.echo(f"{found.grpc} and {found.http}, metrics {found.metrics}")
         typer.echo(f"process {found.pid}, repository {found.repository}, log {found.log}")
         typer.echo(f"device {found.device}")
@@ -205,13 +177,6 @@ def unload(
         say(f"{found.http} no longer serves {name}")
 
 
-def _prepared(environment: Path, repository: Path, device: Device) -> Installation:
-    """Triton for `device`, with the TensorRT plans that the repository's models need there."""
-    installation = triton.find(environment, say, device)
-    plans.prepare(installation, repository, device, say)
-    return installation
-
-
 def _certificate(chain: Path | None, key: Path | None) -> Certificate | None:
     """The pair of files, checked; `InputError` for half a pair."""
     if chain is None and key is None:
@@ -228,6 +193,6 @@ def _running(http_port: int, folder: Path | None) -> State:
     where = folder or files.state_folder()
     if found := state.read(where, http_port):
         return found
-    raise triton.ServerError(
+    raise ServerError(
         f"no nst-serve of this user runs with HTTP port {http_port} (as {where} has it); name another with --http-port"
     )

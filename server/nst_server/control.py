@@ -12,9 +12,11 @@ from typing import TypeVar
 
 from nst_core.contract import Variable
 from nst_core.errors import InputError
-from nst_server import links, triton_api
+from nst_server import triton_api
 from nst_server.errors import ServerError
-from nst_server.repository import NAME
+from nst_server.launch import Launch
+from nst_server.repository import links
+from nst_server.repository.models import NAME
 from nst_server.state import State, key_for
 from nst_server.triton_api import NoAnswer, NotTriton, Refusal, TritonApi
 
@@ -75,6 +77,12 @@ class Control:
     def of(cls, state: State) -> Control:
         """For this user's server on this machine."""
         return cls(state.control, state.key, state.repository)
+
+    @classmethod
+    def of_launch(cls, launch: Launch) -> Control:
+        """For a Triton that this process starts."""
+        key = launch.access.key if launch.access else None
+        return cls(launch.endpoints.control, key, str(launch.repository))
 
     @classmethod
     def at(cls, url: str) -> Control:

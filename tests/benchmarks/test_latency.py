@@ -21,7 +21,7 @@ from nst_bench.suites import cold, latency, peers
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import Pixels
-from nst_server import triton
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, save
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def repository(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[ModelServer]:
-    with serve_model(triton.find(ROOT / ".triton", print), repository, "untrained-0.125") as running:
+    with serve_model(find_triton(ROOT / ".triton", print), repository, "untrained-0.125") as running:
         yield running
 
 

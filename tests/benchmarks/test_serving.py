@@ -26,7 +26,7 @@ from nst_core.contract import IMAGE
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_export import pipeline as exporter
-from nst_server import triton
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
 
@@ -43,7 +43,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[ModelServer]:
-    with serve_model(triton.find(ROOT / ".triton", print), repository, "tiny") as running:
+    with serve_model(find_triton(ROOT / ".triton", print), repository, "tiny") as running:
         yield running
 
 
@@ -146,7 +146,7 @@ def test_the_speed_up_with_a_real_triton(
     repository: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu: Device
 ) -> None:
     monkeypatch.setattr(speedup, "LONGEST", 3)
-    checkpoint, installation = load(repository.parent / "tiny.pth"), triton.find(ROOT / ".triton", print)
+    checkpoint, installation = load(repository.parent / "tiny.pth"), find_triton(ROOT / ".triton", print)
     effort = speedup.Effort(blocks=1, rounds=2, iterations=2, equal_loss=(64,))
     parts: list[list[str]] = []
     document = speedup.measure(

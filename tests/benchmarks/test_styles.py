@@ -10,7 +10,7 @@ from nst_bench import report
 from nst_bench.suites import styles
 from nst_bench.tables import several_styles
 from nst_core.devices import Device
-from nst_server import triton
+from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import Fast
 
@@ -26,7 +26,7 @@ def test_every_form_is_measured_in_one_style_and_in_a_mix(
     tiny = Checkpoint(frozen(Fast(width=0.25)), ("tiny",))
     parts: list[int] = []
     document = styles.measure(
-        *(tiny, triton.find(ROOT / ".triton", print), cpu),
+        *(tiny, find_triton(ROOT / ".triton", print), cpu),
         effort=styles.Effort((64, 96), 0.05),
         keep=lambda part: parts.append(len(part["rows"])),
     )

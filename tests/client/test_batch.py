@@ -19,7 +19,7 @@ from nst_client.batch.cli import batch_app
 from nst_client.batch.run import JOB, Batch, heeding_interrupts
 from nst_client.batch.storage import OWN, Folder
 from nst_client.stylize.jobs import StylizeOptions
-from nst_client.video.footage import Footage
+from nst_client.video.codec.decoder import VideoSource
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import open_image, process_of_file
 from nst_core.packages.distribution import install_command
@@ -122,11 +122,11 @@ def test_a_video_is_painted_in_sections_by_anyone_in_any_order(film: Path, tmp_p
     batch.paint(names[0], client)  # as Ray does after a worker was lost
     assert files(tmp_path / "out") == {"film.mp4", JOB}
 
-    given, painted = list(Footage(film).frames()), list(Footage(tmp_path / "out" / "film.mp4").frames())
+    given, painted = list(VideoSource(film).frames()), list(VideoSource(tmp_path / "out" / "film.mp4").frames())
     assert [frame.pts for frame in painted] == [frame.pts for frame in given]
     for one, other in zip(given, painted, strict=True):
         assert np.abs(255.0 - one.pixels - other.pixels).mean() < 4
-    assert Footage(tmp_path / "out" / "film.mp4").sound == ["aac"]
+    assert VideoSource(tmp_path / "out" / "film.mp4").sound == ["aac"]
 
 
 def test_sections_that_only_have_to_be_joined(film: Path, tmp_path: Path, client: StyleClient) -> None:
@@ -143,7 +143,7 @@ def test_sections_that_only_have_to_be_joined(film: Path, tmp_path: Path, client
         path.write_bytes(data)
     assert [name for name in todo(batch) if name.startswith("film")] == names[-1:]
     batch.paint(names[-1], client)
-    assert len(list(Footage(tmp_path / "out" / "film.mp4").frames())) == 90
+    assert len(list(VideoSource(tmp_path / "out" / "film.mp4").frames())) == 90
 
 
 def test_a_video_in_object_storage(film: Path, client: StyleClient) -> None:
@@ -154,7 +154,7 @@ def test_a_video_in_object_storage(film: Path, client: StyleClient) -> None:
         batch.paint(name, client)
     storage = batch.target.file_system
     assert sorted(storage.find("/films/out")) == [f"/films/out/{JOB}", "/films/out/film.mp4"]
-    frames = Footage(Path("film.mp4"), opened=lambda: storage.open("/films/out/film.mp4")).frames()
+    frames = VideoSource(Path("film.mp4"), opened=lambda: storage.open("/films/out/film.mp4")).frames()
     assert len(list(frames)) == 90
 
 

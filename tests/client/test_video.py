@@ -26,13 +26,16 @@ from nst_client.batch.sections import Section, SectionedVideo
 from nst_client.batch.storage import OWN, Folder
 from nst_client.stylize.jobs import StylizeOptions
 from nst_client.transports.base import Array
-from nst_client.video import footage
 from nst_client.video import stylize as room
 from nst_client.video.cli import video_app
+from nst_client.video.codec.decoder import VideoSource
+from nst_client.video.codec.encoder import Encoder
+from nst_client.video.codec.formats import CODECS, Frame, VideoFormat
 from nst_client.video.flow import Smoother, motion
-from nst_client.video.footage import Footage
+from nst_client.video.parts import PART_FRAMES
 from nst_client.video.schedule import Schedule
-from nst_client.video.stylize import Plan, Result, paint_video
+from nst_client.video.settings import VideoSettings
+from nst_client.video.stylize import VideoResult, stylize_video
 from nst_core.contract import IMAGE, STYLE_WEIGHTS
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
@@ -66,15 +69,15 @@ def paint(request: Request) -> Array:
 
 def painted(
     source: Path, target: Path, style: str = "negative", handler: Callable[[Request], Array] = paint, **options: Any
-) -> Result:
+) -> VideoResult:
     transport = options.pop("transport", None) or MockTransport(handler, MODELS)
     on_frame, restart = options.pop("on_frame", lambda done, total: None), options.pop("restart", False)
-    plan = Plan(Schedule.of(style), **options)
+    plan = VideoSettings(Schedule.of(style), **options)
 
     def connect() -> AsyncStyleClient:
         return AsyncStyleClient(transport=transport, retries=0)
 
-    return paint_video(source, target, plan, connect, restart=restart, on_frame=on_frame)
+    return stylize_video(source, target, plan, connect, restart=restart, on_frame=on_frame)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,7 @@ def test_frames_time_stamps_rate_and_sound_are_kept(film: Path, tmp_path: Path) 
 def test_a_variable_frame_rate_is_kept(tmp_path: Path, suffix: str) -> None:
     """Frames that last from 10 to 600 ms, over the joint of two parts, and the length of the last."""
     random = np.random.default_rng(0)
-    stamps = [0, *np.cumsum(random.choice([128, 512, 1024, 7680], room.PART + 20)).tolist()]
+    stamps = [0, *np.cumsum(random.choice([128, 512, 1024, 7680], PART_FRAMES + 20)).tolist()]
     source = clip(tmp_path / f"s{suffix}", panned(len(stamps), WIDTH, HEIGHT), stamps=stamps)
     painted(source, tmp_path / f"o{suffix}")
     before, after = seen(source), seen(tmp_path / f"o{suffix}")
@@ -150,12 +153,12 @@ def test_every_codec_is_read_again(film: Path, tmp_path: Path, codec: str) -> No
 
 def test_a_part_of_a_few_frames_has_times_in_every_codec(tmp_path: Path) -> None:
     """x265 leaves the decoding times of a few frames to chance: one run in fifty failed."""
-    form = footage.Format(32, 32, Fraction(1, 12_800), Fraction(25))
-    for codec, count in product(footage.CODECS, (1, 2, 3, 6)):
+    form = VideoFormat(32, 32, Fraction(1, 12_800), Fraction(25))
+    for codec, count in product(CODECS, (1, 2, 3, 6)):
         for _ in range(40 if codec == "hevc" else 1):
-            with footage.Encoder(tmp_path / "x.mp4", form, codec, container="mp4") as encoder:
+            with Encoder(tmp_path / "x.mp4", form, codec, container="mp4") as encoder:
                 for number in range(count):
-                    encoder.add(footage.Frame(np.full((32, 32, 3), 40 * number, np.uint8), 512 * number))
+                    encoder.add(Frame(np.full((32, 32, 3), 40 * number, np.uint8), 512 * number))
             with av.open(str(tmp_path / "x.mp4")) as file:
                 packets = [packet for packet in file.demux(video=0) if packet.size]
             ticks = [(float(packet.dts * packet.time_base), float(packet.pts * packet.time_base)) for packet in packets]
@@ -314,7 +317,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(film: Path, tmp_path:
     result = painted(
         *(film, tmp_path / "o.mp4", "same", second), smooth=smooth, on_frame=lambda done, total: progress.append(done)
     )
-    assert progress[0] == room.PART and result.painted == 100 - room.PART
+    assert progress[0] == PART_FRAMES and result.painted == 100 - PART_FRAMES
     assert second.requests == result.painted + 1  # the last finished frame once more, to see that the style is the same
     assert result.frames == whole.frames == 100
     assert result.warping_error == whole.warping_error
@@ -354,9 +357,9 @@ def test_finished_parts_are_not_thrown_away_for_another_option(
     parts = begun(film, tmp_path / "o.mp4")
     with pytest.raises(InputError) as refused:
         painted(film, tmp_path / "o.mp4", **({"style": "same"} | change))
-    assert f"o.mp4.parts has {room.PART} frames with {words}: give --restart" in str(refused.value)
+    assert f"o.mp4.parts has {PART_FRAMES} frames with {words}: give --restart" in str(refused.value)
     assert all(part.exists() for part in parts)
-    assert painted(film, tmp_path / "o.mp4", "same", Flicker()).painted == 100 - room.PART
+    assert painted(film, tmp_path / "o.mp4", "same", Flicker()).painted == 100 - PART_FRAMES
 
 
 def test_finished_parts_of_another_video_or_style_or_run_are_kept(film: Path, tmp_path: Path) -> None:
@@ -380,12 +383,12 @@ def test_finished_parts_of_another_video_or_style_or_run_are_kept(film: Path, tm
 def test_a_video_that_was_moved_is_the_same(film: Path, tmp_path: Path) -> None:
     begun(Path(shutil.copy(film, tmp_path / "s.mp4")), tmp_path / "o.mp4", crf=18)
     (tmp_path / "s.mp4").rename(tmp_path / "moved.mp4")
-    assert painted(tmp_path / "moved.mp4", tmp_path / "o.mp4", "same", Flicker()).painted == 100 - room.PART
+    assert painted(tmp_path / "moved.mp4", tmp_path / "o.mp4", "same", Flicker()).painted == 100 - PART_FRAMES
 
 
 def test_begun_again_nothing_of_the_run_before_is_used(film: Path, tmp_path: Path) -> None:
     (part,) = begun(film, tmp_path / "o.mp4")
-    (part.parent / f"{room.PART:09}-7.nut").write_bytes(b"")
+    (part.parent / f"{PART_FRAMES:09}-7.nut").write_bytes(b"")
     assert painted(film, tmp_path / "o.mp4", "negative", restart=True).painted == 100
     assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
@@ -409,7 +412,7 @@ def test_a_disk_that_is_full_costs_no_finished_part(film: Path, tmp_path: Path) 
 
     full_at(60, 20_000)
     parts = tmp_path / "o.mp4.parts"
-    assert [file.name for file in parts.glob("*.nut")] == [f"{0:09}-{room.PART}.nut"]
+    assert [file.name for file in parts.glob("*.nut")] == [f"{0:09}-{PART_FRAMES}.nut"]
     (part,) = parts.glob("*.nut")
     full_at(100, part.stat().st_size)
     assert len(list(parts.glob("[0-9]*.nut"))) == 3
@@ -422,8 +425,8 @@ def test_where_a_loop_runs_already(film: Path, tmp_path: Path) -> None:
     """As in a notebook: the video is painted all the same, and Ctrl-C stops it there too."""
     target, notebook = tmp_path / "o.mp4", asyncio.new_event_loop()
 
-    def run_cell(source: Path, on_frame: room.OnFrame = lambda done, total: None) -> Result:
-        async def cell() -> Result:
+    def run_cell(source: Path, on_frame: room.OnFrame = lambda done, total: None) -> VideoResult:
+        async def cell() -> VideoResult:
             return painted(source, target, on_frame=on_frame)
 
         return notebook.run_until_complete(cell())
@@ -438,7 +441,7 @@ def test_where_a_loop_runs_already(film: Path, tmp_path: Path) -> None:
         run_cell(film, interrupt)
     assert not target.exists() and not [run for run in threading.enumerate() if run.name.startswith("nst-video")]
     result = run_cell(film)
-    assert (result.painted, result.frames) == (100 - room.PART, 100)
+    assert (result.painted, result.frames) == (100 - PART_FRAMES, 100)
     notebook.close()
 
 
@@ -556,7 +559,7 @@ def test_a_picture_of_a_song_is_no_video(tmp_path: Path) -> None:
         tone.rate = 8000
         output.mux(stream.encode(tone))
     with pytest.raises(ImageError, match="no video in it"):
-        Footage(tmp_path / "s.wav")
+        VideoSource(tmp_path / "s.wav")
 
 
 @pytest.fixture
@@ -610,8 +613,8 @@ def test_a_stop_says_how_far_it_came(film: Path, tmp_path: Path, served: MockTra
 
 def test_without_the_extra(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "nst_client.video.stylize")
-    monkeypatch.setitem(sys.modules, "nst_client.video.footage", None)
-    monkeypatch.delitem(sys.modules, "nst_client.video.footage")
+    monkeypatch.setitem(sys.modules, "nst_client.video.codec.decoder", None)
+    monkeypatch.delitem(sys.modules, "nst_client.video.codec.decoder")
     monkeypatch.setitem(sys.modules, "av", None)
     result = CliRunner().invoke(video_app, [str(film), "-o", str(tmp_path / "o.mp4"), "-s", "same"])
     assert result.exit_code == 1

@@ -17,9 +17,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from nst_client import Rejected, StyleClient
-from nst_server import triton
 from nst_server.access import Access
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import Installation, find_triton
+from nst_server.launch import ALLOCATOR_VARIABLES, STACK_BYTES
 
 from . import queries
 
@@ -68,7 +69,7 @@ def model(folder: Path) -> None:
     )
 
 
-def binaries(folder: Path, installation: triton.Installation) -> None:
+def binaries(folder: Path, installation: Installation) -> None:
     """`tritonserver` as NVIDIA's container has it in PATH; it notes what it is given."""
     environment = " ".join(f"{name}='{value}'" for name, value in installation.environment.items())
     program = folder / "tritonserver"
@@ -85,13 +86,13 @@ def binaries(folder: Path, installation: triton.Installation) -> None:
 def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     folder = tmp_path_factory.mktemp("container")
     model(folder / "models")
-    binaries(folder, triton.find(ROOT / ".triton", print))
+    binaries(folder, find_triton(ROOT / ".triton", print))
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files]
     subprocess.run(command, check=True, capture_output=True)
     secrets = {"NST_TOKEN": TOKEN, "NST_KEY": KEY, "NST_TLS": str(folder), "NST_MODELS": str(folder / "models")}
-    environment = {**os.environ, **secrets, **triton.MEMORY, "PATH": f"{folder}:{os.environ['PATH']}"}
+    environment = {**os.environ, **secrets, **ALLOCATOR_VARIABLES, "PATH": f"{folder}:{os.environ['PATH']}"}
     endpoints = Endpoints.free()
     listening = [
         option
@@ -132,7 +133,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], endpoints: Endpoints, log
 def test_it_asks_for_what_nst_serve_asks_for(container: Container) -> None:
     assert set(Access(KEY, TOKEN).options("0.0.0.0")) <= set(container.arguments)
     assert {"--exit-on-error=false", "--model-control-mode=explicit", "--load-model=*"} <= set(container.arguments)
-    assert container.stack in (str(triton.STACK >> 10), "unlimited")
+    assert container.stack in (str(STACK_BYTES >> 10), "unlimited")
 
 
 def test_it_asks_for_the_key_alone_without_a_token(tmp_path: Path) -> None:

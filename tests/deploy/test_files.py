@@ -15,11 +15,11 @@ import promql_parser
 import pytest
 import yaml
 
-from nst_server import triton
 from nst_server.access import Access
-from nst_server.docker import IMAGE, PORTS
-from nst_server.front import Certificate
-from nst_server.triton import Endpoints, Launch
+from nst_server.endpoints import Endpoints
+from nst_server.installation.docker import IMAGE, PORTS
+from nst_server.launch import ALLOCATOR_VARIABLES, Launch
+from nst_server.tls import Certificate
 
 from . import queries
 
@@ -218,12 +218,12 @@ def test_kubernetes_starts_triton_as_nst_serve_does() -> None:
         "--grpc-max-connection-age-grace",
     }
     environment = {variable["name"]: variable.get("value") for variable in CONTAINER["env"]}
-    assert triton.MEMORY.items() <= environment.items()
+    assert ALLOCATOR_VARIABLES.items() <= environment.items()
 
 
 def test_the_image_has_the_same_memory() -> None:
     (line,) = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line.startswith("ENV MALLOC")]
-    assert dict(one.split("=") for one in line.split()[1:]) == triton.MEMORY
+    assert dict(one.split("=") for one in line.split()[1:]) == ALLOCATOR_VARIABLES
 
 
 def test_the_image_is_one_and_the_same() -> None:

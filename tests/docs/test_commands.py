@@ -26,7 +26,7 @@ from PIL import Image
 
 from nst_client import StyleClient
 from nst_core.images import open_image
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
 
 from ..end_to_end.serving import BIN, TRITON
 from .pages import (

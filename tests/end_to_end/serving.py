@@ -15,8 +15,8 @@ import torch
 
 from nst_core.images import Pixels
 from nst_export.modules import Exportable
+from nst_server.endpoints import Endpoints
 from nst_server.state import key_for
-from nst_server.triton import Endpoints
 
 T = TypeVar("T")
 

@@ -22,10 +22,11 @@ from nst_client.batch.cli import batch_app
 from nst_client.batch.run import Batch, cluster, paint
 from nst_client.batch.storage import Folder
 from nst_client.stylize.jobs import StylizeOptions
-from nst_client.video.footage import Footage
+from nst_client.video.codec.decoder import VideoSource
 from nst_core.images import Pixels, open_image
-from nst_server import triton
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import find_triton
+from nst_server.process.supervisor import run_triton
 
 from ..client.clips import clip, panned
 from .serving import BIN, TRITON, Models, descendants, run
@@ -255,7 +256,7 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
         endpoints = [Endpoints.free() for _ in range(2)]
         for number, one in enumerate(endpoints):
             log = tmp_path / f"{number}.log"
-            servers.enter_context(triton.running(triton.find(TRITON, print), models.repository, one, log))
+            servers.enter_context(run_triton(find_triton(TRITON, print), models.repository, one, log))
         url = endpoints[0].grpc + "," + endpoints[1].grpc.removeprefix("grpc://")
         here = ("batch", tmp_path / "in", tmp_path / "out", "--style", "one", "--url", url)
         result = run("nst", *here, "--address", ray, "--json")
@@ -266,10 +267,10 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
     assert files(tmp_path / "out").keys() == written
     right = models.painted(np.stack(frames)).astype(int)
     for film in films:
-        painted = Footage(tmp_path / "out" / film.relative_to(tmp_path / "in"))
+        painted = VideoSource(tmp_path / "out" / film.relative_to(tmp_path / "in"))
         got = list(painted.frames())
         assert [frame.pts - painted.start for frame in got] == [
-            frame.pts - Footage(film).start for frame in Footage(film).frames()
+            frame.pts - VideoSource(film).start for frame in VideoSource(film).frames()
         ]
         assert painted.sound == ["aac"]
         off = [np.abs(frame.pixels - one).mean() for frame, one in zip(got, right, strict=True)]

@@ -27,8 +27,12 @@ from tritonclient.grpc import service_pb2
 from nst_client import StyleClient, TimedOut, Unavailable
 from nst_core.files import state_folder
 from nst_core.images import Pixels, fit, open_image, sample_photographs
-from nst_server import state, triton
-from nst_server.triton import Endpoints
+from nst_server import state
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import install_triton
+from nst_server.launch import Launch
+from nst_server.process.model_processes import model_processes
+from nst_server.process.supervisor import run_triton, wait_for_failure
 
 from . import hostile
 from .hostile import Hostile, chunked, http_request
@@ -433,13 +437,13 @@ def test_a_process_that_died_before_it_was_looked_at(models: Models, tmp_path: P
     """It is named as the model that is served without one."""
     for name in ("one", "large"):
         shutil.copytree(models.repository / name, tmp_path / "repository" / name)
-    launch = triton.Launch(tmp_path / "repository", Endpoints.free())
-    installation = triton.install(TRITON)
-    with triton.running(installation, launch.repository, launch.endpoints, tmp_path / "log") as process:
-        (stub,) = (pid for pid, name in triton._stubs(process.pid).items() if name == "one")
+    launch = Launch(tmp_path / "repository", Endpoints.free())
+    installation = install_triton(TRITON)
+    with run_triton(installation, launch.repository, launch.endpoints, tmp_path / "log") as process:
+        (stub,) = (pid for pid, name in model_processes(process.pid).items() if name == "one")
         os.kill(stub, signal.SIGKILL)
-        wait_for(lambda: not triton._stubs(process.pid)[stub])
-        assert triton._failure(process, launch, print) == DEAD_STUB
+        wait_for(lambda: not model_processes(process.pid)[stub])
+        assert wait_for_failure(process, launch, print) == DEAD_STUB
 
 
 def test_an_unload_is_no_failure(fragile: Server) -> None:

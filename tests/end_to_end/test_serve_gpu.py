@@ -18,9 +18,8 @@ from onnx import TensorProto, helper
 
 from nst_client import StyleClient
 from nst_core.devices import Device
-from nst_server import triton
-from nst_server.installation import site_packages
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import install_triton, site_packages
 
 from .serving import ROOT, TRITON, Server, run, succeeded
 
@@ -32,11 +31,11 @@ import sys
 from pathlib import Path
 from nst_core import devices
 from nst_core.devices import Gpu
-from nst_server import cli, triton
-from nst_server.installation import Installation
+from nst_server import cli, service
+from nst_server.installation.triton import Installation
 devices.gpus = lambda: ([{GPU}], "")
 binary, variables, folder = eval(sys.argv.pop())
-triton.find = lambda environment, say, device: Installation(binary, variables, Path(folder))
+service.find_triton = lambda environment, say, device: Installation(binary, variables, Path(folder))
 cli.app()
 """
 
@@ -46,7 +45,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with a model of TensorRT without a plan, and an environment of the server that has TensorRT."""
     folder = tmp_path_factory.mktemp("machine")
     model(folder / "models" / "inverted")
-    found = triton.install(TRITON, print, Device("cpu", "its Triton does for both"))
+    found = install_triton(TRITON, print, Device("cpu", "its Triton does for both"))
     assert found.folder is not None
     gpu = environment(folder / "gpu", found.folder.resolve())
     variables = {**found.environment, "PATH": f"{gpu}/bin:{os.environ['PATH']}", "NST_CACHE": str(folder / "cache")}

@@ -25,10 +25,13 @@ from tritonclient.utils import InferenceServerException
 
 from nst_core.devices import Device
 from nst_core.files import state_folder
-from nst_server import state, triton
+from nst_server import state
 from nst_server.control import Control
+from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.triton import MEMORY, STACK, Endpoints
+from nst_server.installation.triton import install_triton
+from nst_server.launch import ALLOCATOR_VARIABLES, STACK_BYTES
+from nst_server.process.supervisor import run_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
@@ -354,7 +357,10 @@ def test_a_model_for_the_other_device_is_named_with_both_ways_out(local: Daemon)
 
 def test_the_allocator_keeps_its_blocks_unless_the_user_says_otherwise(guarded: Daemon, local: Daemon) -> None:
     """In Triton, and in the process of each model."""
-    for daemon, wanted in ((guarded, MEMORY), (local, MEMORY | {"MALLOC_TOP_PAD_": "1048576"})):
+    for daemon, wanted in (
+        (guarded, ALLOCATOR_VARIABLES),
+        (local, ALLOCATOR_VARIABLES | {"MALLOC_TOP_PAD_": "1048576"}),
+    ):
         found = []
         for pid in descendants(daemon.state.pid):
             with suppress(OSError):  # a process that has ended
@@ -418,7 +424,9 @@ def test_the_containers_command_is_printed(repository: Path, tmp_path: Path) -> 
     succeeded(result)
     command = shlex.split(result.stdout)
     assert command[:3] == ["docker", "run", "--rm"]
-    assert {f"--env={name}={value}" for name, value in MEMORY.items()} | {f"--ulimit=stack={STACK}"} <= set(command)
+    assert {f"--env={name}={value}" for name, value in ALLOCATOR_VARIABLES.items()} | {
+        f"--ulimit=stack={STACK_BYTES}"
+    } <= set(command)
     assert not [word for word in command if word.startswith("--gpus")]
     assert f"--mount=type=bind,source={repository},target=/models,readonly" in command
     assert "--publish=0.0.0.0:8001:8001" in command
@@ -547,7 +555,7 @@ def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, mode
     """Of one model: it is named, and the others are served. Of all: the reason, and not 300 seconds of silence."""
     for name in ("one", "two"):
         shutil.copytree(repository / name, tmp_path / "repository" / name)
-    installation = triton.install(other_triton(tmp_path), print, Device("cpu", "a test"))
+    installation = install_triton(other_triton(tmp_path), print, Device("cpu", "a test"))
     assert installation.folder is not None
     stub = installation.folder / "backends" / "python" / "triton_python_backend_stub"
     stub.replace(stub.with_name("moved"))
@@ -555,15 +563,20 @@ def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, mode
     stub.chmod(0o755)
     heard: list[str] = []
     endpoints = Endpoints.free()
-    running = triton.running(
-        installation, tmp_path / "repository", endpoints, tmp_path / "log", patience=200, on_error=heard.append
+    running = run_triton(
+        installation,
+        tmp_path / "repository",
+        endpoints,
+        tmp_path / "log",
+        ready_timeout_seconds=200,
+        on_error=heard.append,
     )
     reason = (
         "cannot be served: the process ended while it was loaded: stub: error while loading shared libraries: "
         "libpython3.x.so.1.0"
     )
     if model == "*":
-        with pytest.raises(triton.ServerError, match=reason), running:
+        with pytest.raises(ServerError, match=reason), running:
             pass
         return
     with running:

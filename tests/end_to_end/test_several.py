@@ -19,10 +19,11 @@ import pytest
 
 from nst_client import AsyncStyleClient, StyleClient
 from nst_core.images import Pixels
-from nst_server import triton
 from nst_server.access import Access
-from nst_server.front import Certificate
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import find_triton
+from nst_server.process.supervisor import run_triton
+from nst_server.tls import Certificate
 
 from .serving import TRITON, Models, certificate, settled
 
@@ -76,13 +77,13 @@ def several(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     chain, key = certificate(folder, ",".join([f"DNS:{NAME}", *(f"IP:{host}" for host in HOSTS)]))
     pictures = [np.random.default_rng(seed).integers(0, 256, (64, 80, 3), np.uint8) for seed in range(8)]
     paintings = [models.painted(picture[None])[0] for picture in pictures]
-    installation = triton.find(TRITON, print)
+    installation = find_triton(TRITON, print)
     first = Endpoints.free()
     with ExitStack() as servers:
         endpoints = [replace(first, address=host).behind_tls() for host in HOSTS]
         processes = [
             servers.enter_context(
-                triton.running(
+                run_triton(
                     installation,
                     folder / "repository",
                     one,

@@ -27,9 +27,10 @@ from tritonclient.utils import InferenceServerException, shared_memory
 from nst_export import conversion as exporting
 from nst_export.modules import ServedModel
 from nst_export.rewrites import FOR, rewrite
-from nst_server import triton
 from nst_server.control import Control
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import Installation, find_triton
+from nst_server.process.supervisor import run_triton
 from nst_trainer.checkpoint import frozen
 from nst_trainer.networks import Johnson
 
@@ -145,9 +146,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (repository / "foreign" / "1" / "model.plan").write_bytes(b"plan")
     (repository / "foreign" / "1" / "plan.json").write_text(FOREIGN % PROFILE)
     reference = onnxruntime.InferenceSession(repository / "gallery/1/model.onnx", providers=["CPUExecutionProvider"])
-    installation = with_fakes(triton.find(TRITON, print), folder)
+    installation = with_fakes(find_triton(TRITON, print), folder)
     endpoints, said = Endpoints.free(), list[str]()
-    running = triton.running(installation, repository, endpoints, folder / "log", on_error=said.append)
+    running = run_triton(installation, repository, endpoints, folder / "log", on_error=said.append)
     with running as process, grpc.InferenceServerClient(endpoints.grpc.removeprefix("grpc://")) as client:
         yield Server(
             *(client, Control(endpoints.control), endpoints, repository, folder / "cache", folder / "log", said),
@@ -155,7 +156,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         )
 
 
-def with_fakes(installation: triton.Installation, folder: Path) -> triton.Installation:
+def with_fakes(installation: Installation, folder: Path) -> Installation:
     """The same Triton with backends of its own, the fakes among them: its stub hears no PYTHONPATH."""
     *binary, backends = installation.binary
     shutil.copytree(backends, folder / "backends")
@@ -263,7 +264,7 @@ def test_requests_that_wait_are_one_run(server: Server) -> None:
     after = server.metrics("picky")
     change = {name: after[name] - before[name] for name in after}
     assert change["nst_run_seconds_sum"] > 0
-    assert (change["nst_run_pictures_count"], change["nst_run_pictures_sum"], change["ok"]) == (1, 3, 3)
+    assert (change["nst_run_images_count"], change["nst_run_images_sum"], change["ok"]) == (1, 3, 3)
 
 
 def test_executions_overlap(server: Server) -> None:

@@ -22,7 +22,7 @@ from nst_client import Rejected, Request, StyleClient, Unreachable
 from nst_client.transports.coroutines import run_blocking
 from nst_core.images import ImageData, Pixels, fit, open_image, save_image
 from nst_export.modules import ServedModel
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
 from nst_trainer.checkpoint import load
 
 from .serving import ROOT, TRITON, Server, alive, command_line, descendants, run, serve, settled, succeeded

@@ -16,12 +16,12 @@ import pytest
 from nst_bench import tables
 from nst_bench.served.server import ModelServer
 from nst_bench.suites import video
-from nst_client.video.stylize import PART
+from nst_client.video.parts import PART_FRAMES
 
 from ..client.clips import apart, clip, panned, seen, sound
 from .serving import BIN, Models, Server, run, serve, succeeded
 
-FRAMES = 10 * PART
+FRAMES = 10 * PART_FRAMES
 WIDTH, HEIGHT = 96, 64
 
 
@@ -59,7 +59,7 @@ def test_a_film_is_painted_as_its_frames_are(server: Server, models: Models, fil
     assert len(after.pictures) == FRAMES
     assert after.milliseconds == pytest.approx(before.milliseconds)
     assert sound(target) == sound(film)
-    numbers = [0, PART - 1, PART, 200, FRAMES - 1]
+    numbers = [0, PART_FRAMES - 1, PART_FRAMES, 200, FRAMES - 1]
     for number, expected in zip(numbers, models.painted(np.stack([before.pictures[n] for n in numbers])), strict=True):
         assert apart(expected, after.pictures[number]) < 12.0
         assert apart(expected, after.pictures[(number + 30) % FRAMES]) > 24.0
@@ -87,9 +87,9 @@ def test_killed_and_started_again_no_frame_is_lost_or_doubled(
     assert not list(parts.glob("begun-*"))  # Ctrl-C leaves nothing that is half written
     kept = len(list(parts.glob("[0-9]*.nut")))
     result = run(*command)
-    assert f"goes on behind frame {kept * PART} of {FRAMES}" in succeeded(result)
+    assert f"goes on behind frame {kept * PART_FRAMES} of {FRAMES}" in succeeded(result)
     figures = json.loads(result.stdout)
-    assert figures["frames"] == FRAMES and figures["painted"] == FRAMES - kept * PART
+    assert figures["frames"] == FRAMES and figures["painted"] == FRAMES - kept * PART_FRAMES
     whole, told = painted
     assert figures["warping_error_before"] == pytest.approx(told["warping_error_before"])
     assert figures["warping_error_after"] == pytest.approx(told["warping_error_after"])

@@ -26,7 +26,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from nst_client import StyleClient
 from nst_core.images import blend, fit, keep_colors, open_image, sample_photographs
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
 from nst_trainer.checkpoint import Checkpoint, frozen, load, save
 from nst_trainer.networks import Johnson
 from nst_trainer.vgg import Vgg16

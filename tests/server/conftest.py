@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from nst_server import triton
+from nst_server.installation.triton import Installation, find_triton
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def installation() -> triton.Installation:
-    return triton.find(ROOT / ".triton", print)
+def installation() -> Installation:
+    return find_triton(ROOT / ".triton", print)

@@ -9,9 +9,9 @@ from nst_core.errors import InputError, WriteError
 from nst_server import access, state
 from nst_server.access import Access, read_token
 from nst_server.cli import app
+from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
 from nst_server.state import State
-from nst_server.triton import Endpoints
 
 from .machines import CPU
 

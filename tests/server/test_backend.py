@@ -16,12 +16,16 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+import nst_server
 from nst_core import engines
+from nst_core.contract import Parameter
 from nst_core.engines import dlpack
 from nst_core.engines.onnx_cuda import CudaSessions
-from nst_server import triton
 from nst_server.control import Control
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
+from nst_server.errors import ServerError
+from nst_server.installation.triton import Installation
+from nst_server.process.supervisor import run_triton
 
 from ..core.host_cuda import HostCuda
 from . import graphs
@@ -123,7 +127,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, installation: triton.Installation) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, installation: Installation) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("backend")
     repository = folder / "repository"
     for name, config in CONFIGS.items():
@@ -141,7 +145,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, installation: triton.Instal
     (repository / "broken" / "1" / "model.onnx").write_text("no model")
     endpoints = Endpoints.free()
     said: list[str] = []
-    running = triton.running(installation, repository, endpoints, folder / "log", on_error=said.append)
+    running = run_triton(installation, repository, endpoints, folder / "log", on_error=said.append)
     with running, grpc.InferenceServerClient(endpoints.grpc.removeprefix("grpc://")) as client:
         yield Server(client, Control(endpoints.control), endpoints, said)
 
@@ -236,8 +240,8 @@ def test_a_large_batch_goes_in_runs_of_no_more_pixels_than_one_picture_may_have(
     batch = pictures(5, 40, 50)  # 2,000 of 4,096 pixels each
     assert np.array_equal(server.infer("limited", image=batch), 255 - batch)
     after = server.metrics("limited")
-    assert after["nst_run_pictures_count"] - before["nst_run_pictures_count"] == 3
-    assert after["nst_run_pictures_sum"] - before["nst_run_pictures_sum"] == 5
+    assert after["nst_run_images_count"] - before["nst_run_images_count"] == 3
+    assert after["nst_run_images_sum"] - before["nst_run_images_sum"] == 5
 
 
 def call_together(server: Server, batch: list[np.ndarray], model: str = "picky") -> list[np.ndarray | Exception]:
@@ -264,8 +268,8 @@ def test_requests_of_one_shape_are_one_run(server: Server) -> None:
     for answer, wanted in zip(call_together(server, batch), batch, strict=True):
         assert np.array_equal(answer, wanted)  # each caller gets their own
     after = server.metrics("picky")
-    assert after["nst_run_pictures_sum"] - before["nst_run_pictures_sum"] == 3
-    assert after["nst_run_pictures_count"] - before["nst_run_pictures_count"] == 1
+    assert after["nst_run_images_sum"] - before["nst_run_images_sum"] == 3
+    assert after["nst_run_images_count"] - before["nst_run_images_count"] == 1
     assert after["nst_requests_total:ok"] - before["nst_requests_total:ok"] == 3
 
 
@@ -290,7 +294,7 @@ def test_many_callers_of_several_sizes_and_batches_each_get_their_own(server: Se
     assert not wrong
     after = server.metrics("crowded")
     assert after["nst_requests_total:ok"] - before["nst_requests_total:ok"] == 240
-    assert after["nst_run_pictures_count"] - before["nst_run_pictures_count"] < 240  # some ran together
+    assert after["nst_run_images_count"] - before["nst_run_images_count"] < 240  # some ran together
 
 
 def test_a_request_that_fails_in_the_graph_does_not_fail_its_batch(server: Server) -> None:
@@ -321,8 +325,8 @@ def test_metrics_count_what_was_asked(server: Server) -> None:
         "nst_requests_total:refused": 1,
         "nst_requests_total:failed": 0,
         "nst_session_reopened_total": 0,
-        "nst_run_pictures_count": 1,
-        "nst_run_pictures_sum": 2,
+        "nst_run_images_count": 1,
+        "nst_run_images_sum": 2,
         "nst_run_seconds_count": 1,
     }
 
@@ -361,9 +365,9 @@ def test_a_model_is_unloaded_and_loaded_again(server: Server) -> None:
 
 def test_loading_what_cannot_be_loaded_says_why(server: Server) -> None:
     for name, words in (("nonsense", "unknown parameter nonsense"), ("nobody", "no model 'nobody' in the repository")):
-        with pytest.raises(triton.ServerError, match=words):
+        with pytest.raises(ServerError, match=words):
             server.control.load(name)
-    with pytest.raises(triton.ServerError, match="no model 'broken' is loaded"):
+    with pytest.raises(ServerError, match="no model 'broken' is loaded"):
         server.control.unload("broken")
 
 
@@ -432,11 +436,13 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     utils.Tensor, utils.InferenceResponse, utils.TritonError = FakeTensor, FakeResponse, FakeError
     utils.MetricFamily = FakeMetric
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
-    backends = Path(triton.__file__).parent / "backends"
+    backends = Path(nst_server.__file__).parent / "backends"
     monkeypatch.syspath_prepend(str(backends))
     monkeypatch.setitem(sys.modules, "engines", engines)
     monkeypatch.setitem(sys.modules, "engines.dlpack", dlpack)
-    monkeypatch.delitem(sys.modules, "backend_common", raising=False)  # it has imported another test's Triton
+    monkeypatch.syspath_prepend(str(backends / "onnxruntime"))
+    for name in ("backend_common", "session_settings"):
+        monkeypatch.delitem(sys.modules, name, raising=False)  # it has imported another test's Triton
     file = backends / "onnxruntime" / "model.py"
     spec = importlib.util.spec_from_file_location("backend", file)
     assert spec and spec.loader
@@ -563,7 +569,7 @@ def accelerated(name: str, **parameters: str) -> dict[str, Any]:
 
 def test_a_gpu_instance_without_a_cuda_provider_says_so(backend: Any) -> None:
     with pytest.raises(Exception, match=r"GPU instance .* needs CUDAExecutionProvider, .* has .*CPUExecutionProvider"):
-        backend._providers({}, {}, "GPU", "0")
+        backend.providers({}, {}, "GPU", "0")
 
 
 def test_gpu_accelerators_become_providers(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,7 +583,7 @@ def test_gpu_accelerators_become_providers(backend: Any, monkeypatch: pytest.Mon
         trt_profile_max_shapes="image:1x64x64x3",
     )
     parameters = {"cudnn_conv_algo_search": "1", "arena_extend_strategy": "1", "gpu_mem_limit": "4096"}
-    tensorrt, cuda = backend._providers(config, parameters, "GPU", "1")
+    tensorrt, cuda = backend.providers(config, parameters, "GPU", "1")
     assert tensorrt == (
         "TensorrtExecutionProvider",
         {
@@ -598,9 +604,9 @@ def test_gpu_accelerators_become_providers(backend: Any, monkeypatch: pytest.Mon
             "device_id": "1",
         },
     )
-    (alone,) = backend._providers(accelerated("cuda", use_tf32="0"), {}, "GPU", "0")
+    (alone,) = backend.providers(accelerated("cuda", use_tf32="0"), {}, "GPU", "0")
     assert alone == ("CUDAExecutionProvider", {"use_tf32": "0", "device_id": "0"})
-    assert backend._providers(config, {}, "CPU", "0") == [("CPUExecutionProvider", {})]
+    assert backend.providers(config, {}, "CPU", "0") == [("CPUExecutionProvider", {})]
 
 
 def test_engines_that_a_config_does_not_place_are_kept_in_the_users_cache(
@@ -609,13 +615,13 @@ def test_engines_that_a_config_does_not_place_are_kept_in_the_users_cache(
     monkeypatch.setattr(backend.onnxruntime, "get_available_providers", lambda: PROVIDERS)
     monkeypatch.setitem(sys.modules, "engines", engines)
     monkeypatch.setenv("NST_CACHE", str(tmp_path / "cache"))
-    tensorrt, _ = backend._providers(accelerated("tensorrt", trt_engine_cache_enable="true"), {}, "GPU", "0")
+    tensorrt, _ = backend.providers(accelerated("tensorrt", trt_engine_cache_enable="true"), {}, "GPU", "0")
     assert tensorrt[1]["trt_engine_cache_path"] == str(tmp_path / "cache" / "onnxruntime")
     assert (tmp_path / "cache" / "onnxruntime").is_dir()
     (tmp_path / "file").touch()
     monkeypatch.setenv("NST_CACHE", str(tmp_path / "file"))
     with pytest.raises(backend.pb_utils.TritonModelException, match=r"no folder for trt_engine_cache_enable: .*/file"):
-        backend._providers(accelerated("tensorrt", trt_engine_cache_enable="true"), {}, "GPU", "0")
+        backend.providers(accelerated("tensorrt", trt_engine_cache_enable="true"), {}, "GPU", "0")
 
 
 @pytest.mark.parametrize(
@@ -637,16 +643,22 @@ def test_gpu_settings_that_are_not_known_are_refused(
     backend: Any, config: dict[str, Any], parameters: dict[str, str], words: str
 ) -> None:
     with pytest.raises(Exception, match=words):
-        backend._providers(config, parameters, "GPU", "0")
+        backend.providers(config, parameters, "GPU", "0")
 
 
 def test_providers_other_than_those_asked_for_are_refused(backend: Any, tmp_path: Path) -> None:
     graphs.inverted(tmp_path / "model.onnx")
     model = backend.TritonPythonModel()
     model.path = str(tmp_path / "model.onnx")
-    options = backend._options({}, {})
+    options = backend.session_options({}, {})
     model.settings = {"sess_options": options, "providers": [("CPUExecutionProvider", {})]}
     assert model._open().get_providers() == ["CPUExecutionProvider"]
     model.settings["providers"] = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
     with pytest.warns(UserWarning), pytest.raises(Exception, match="asked ONNX Runtime for CUDAExecutionProvider"):
         model._open()
+
+
+def test_the_backends_spell_parameters_as_the_contract_does(backend: Any) -> None:
+    common = sys.modules["backend_common"]
+    names = ("MIN_SIDE", "MAX_SIDE", "MAX_PIXELS", "PROFILE", "MULTIPLE")
+    assert {name: getattr(common, name) for name in names} == {name: Parameter[name].value for name in names}

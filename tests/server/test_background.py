@@ -16,7 +16,7 @@ PROGRAM = """
 import os, sys, time, typer
 from pathlib import Path
 from nst_core.console import one_line_errors
-from nst_server import background
+from nst_server.process import background
 
 def serve(ready):
     Path(sys.argv[1], "child").write_text(str(os.getpid()))

@@ -12,10 +12,11 @@ from nst_core.devices import DeviceChoice
 from nst_core.errors import InputError
 from nst_server.access import Access
 from nst_server.cli import app
-from nst_server.docker import Container, device_for
-from nst_server.front import Certificate
-from nst_server.plans import missing
-from nst_server.triton import Endpoints, Launch
+from nst_server.endpoints import Endpoints
+from nst_server.installation.docker import Container, device_for
+from nst_server.launch import Launch
+from nst_server.repository.plans import missing
+from nst_server.tls import Certificate
 
 from .machines import CPU, H100, config, tensorrt
 

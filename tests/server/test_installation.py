@@ -11,15 +11,17 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+import nst_server
 from nst_core import devices, engines
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_server import installation, interpreter
 from nst_server.cli import app
-from nst_server.command import Launch
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.installation import CPU_PACKAGES, GPU_PACKAGES, TRITON, Installation
+from nst_server.installation import interpreter
+from nst_server.installation import triton as installation
+from nst_server.installation.triton import CPU_PACKAGES, GPU_PACKAGES, TRITON, Installation
+from nst_server.launch import Launch
 
 from .machines import CPU, H100, card, program
 
@@ -117,7 +119,7 @@ def pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PyPI:
 
 def test_the_environment_for_a_cpu(pypi: PyPI) -> None:
     said: list[str] = []
-    found = installation.find(pypi.folder, said.append, CPU)
+    found = installation.find_triton(pypi.folder, said.append, CPU)
     assert pypi.asked == [CPU_PACKAGES]
     assert found.folder == pypi.folder / "cpu"
     assert [line for line in said if str(pypi.folder / "cpu") in line and "takes a minute" in line] == said
@@ -132,7 +134,7 @@ def test_the_environment_for_a_cpu(pypi: PyPI) -> None:
 
 def test_the_environment_for_a_gpu(pypi: PyPI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NST_CACHE", str(tmp_path / "cache"))
-    found = installation.install(pypi.folder, print, H100)
+    found = installation.install_triton(pypi.folder, print, H100)
     packages = pypi.folder / "gpu" / "lib" / f"python{VERSION}" / "site-packages"
     assert pypi.asked == [GPU_PACKAGES[13]]
     libraries = found.environment["LD_LIBRARY_PATH"].split(":")
@@ -147,13 +149,13 @@ def test_the_environment_for_a_gpu(pypi: PyPI, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize(("cuda", "major"), [((12, 4), 12), ((13, 0), 13), ((14, 1), 13)])
 def test_the_driver_decides_on_the_packages(pypi: PyPI, cuda: tuple[int, int], major: int) -> None:
-    installation.install(pypi.folder, print, card(cuda))
+    installation.install_triton(pypi.folder, print, card(cuda))
     assert pypi.asked == [GPU_PACKAGES[major]]
 
 
 def test_a_driver_that_is_too_old(pypi: PyPI) -> None:
     with pytest.raises(InputError, match=r"the driver 470\.82 runs CUDA 11\.4, and Triton needs CUDA 12 or later"):
-        installation.install(pypi.folder, print, card((11, 4), "470.82"))
+        installation.install_triton(pypi.folder, print, card((11, 4), "470.82"))
     assert not pypi.asked
 
 
@@ -165,8 +167,8 @@ def test_each_environment_has_a_single_onnxruntime_and_exact_versions(packages: 
 
 def test_nothing_is_installed_twice(pypi: PyPI) -> None:
     said: list[str] = []
-    first = [installation.install(pypi.folder, print, device) for device in (CPU, H100)]
-    again = [installation.install(pypi.folder, said.append, device) for device in (CPU, H100)]
+    first = [installation.install_triton(pypi.folder, print, device) for device in (CPU, H100)]
+    again = [installation.install_triton(pypi.folder, said.append, device) for device in (CPU, H100)]
     assert first == again and said == []
     assert pypi.asked == [CPU_PACKAGES, GPU_PACKAGES[13]]
     assert all(found.folder and (found.folder / "installed.txt").exists() for found in again)
@@ -174,7 +176,7 @@ def test_nothing_is_installed_twice(pypi: PyPI) -> None:
 
 def test_another_driver_gets_another_environment(pypi: PyPI) -> None:
     for device in (H100, card((12, 4)), card((12, 8)), H100):
-        installation.install(pypi.folder, print, device)
+        installation.install_triton(pypi.folder, print, device)
     assert pypi.asked == [GPU_PACKAGES[13], GPU_PACKAGES[12], GPU_PACKAGES[13]]
     packages = installation.site_packages(pypi.folder / "gpu")
     assert [path.name for path in packages.glob("tensorrt_cu*")] == ["tensorrt_cu13-10.15.1.29.dist-info"]
@@ -211,10 +213,10 @@ def damage_by_an_installation_that_was_ended(folder: Path) -> None:
     ],
 )
 def test_a_damaged_environment_is_made_anew(pypi: PyPI, damage: object) -> None:
-    installation.install(pypi.folder, print, CPU)
+    installation.install_triton(pypi.folder, print, CPU)
     assert callable(damage)
     damage(pypi.folder / "cpu")
-    installation.install(pypi.folder, print, CPU)
+    installation.install_triton(pypi.folder, print, CPU)
     assert pypi.asked == [CPU_PACKAGES] * 2
     assert len(list(installation.site_packages(pypi.folder / "cpu").glob("onnxruntime*.dist-info"))) == 1
 
@@ -223,14 +225,16 @@ def test_an_environment_without_a_folder_for_the_device_is_let_be(pypi: PyPI) ->
     """Packages right in the folder are not taken for those of a device."""
     program(pypi.folder / "bin" / "python", "")
     (pypi.folder / "installed.txt").write_text("\n".join(CPU_PACKAGES))
-    found = installation.install(pypi.folder, print, CPU)
+    found = installation.install_triton(pypi.folder, print, CPU)
     assert found.folder == pypi.folder / "cpu" and pypi.asked == [CPU_PACKAGES]
     assert (pypi.folder / "installed.txt").exists()
 
 
 def test_two_processes_install_once(pypi: PyPI) -> None:
     said: list[str] = []
-    threads = [threading.Thread(target=installation.install, args=(pypi.folder, said.append, CPU)) for _ in range(3)]
+    threads = [
+        threading.Thread(target=installation.install_triton, args=(pypi.folder, said.append, CPU)) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -253,30 +257,31 @@ def test_a_pip_that_fails(pypi: PyPI, said: str, reason: str) -> None:
     pypi.folder.mkdir()
     pypi.fail(said)
     with pytest.raises(ServerError, match="pip could not install nvidia-pytriton==") as raised:
-        installation.install(pypi.folder, print, H100)
+        installation.install_triton(pypi.folder, print, H100)
     assert reason in str(raised.value) and "\n" not in str(raised.value)
     (pypi.folder / "says").unlink()
-    installation.install(pypi.folder, print, H100)
+    installation.install_triton(pypi.folder, print, H100)
     assert len(pypi.asked) == 2, "what was not finished is not taken for an installation"
 
 
 def test_a_folder_that_cannot_be_made(pypi: PyPI) -> None:
     pypi.folder.write_text("a file")
     with pytest.raises(ServerError, match=r"cannot install Triton into .*; name another folder with --triton"):
-        installation.install(pypi.folder, print, CPU)
+        installation.install_triton(pypi.folder, print, CPU)
 
 
 def test_each_of_our_backends_has_the_engines_beside_it(pypi: PyPI) -> None:
-    found = installation.install(pypi.folder, print, CPU)
+    found = installation.install_triton(pypi.folder, print, CPU)
     backends = Path(found.binary[-1])
-    ours = {path.parent.name: path for path in (Path(installation.__file__).parent / "backends").glob("*/model.py")}
+    ours = {path.parent.name: path for path in (Path(nst_server.__file__).parent / "backends").glob("*/model.py")}
     assert "onnxruntime" in ours
     assert {path.name for path in backends.iterdir()} == {"python", *ours}
     sources = {path.name: path.read_bytes() for path in Path(engines.__path__[0]).glob("*.py")}
     for name, source in ours.items():
-        assert (backends / name / "model.py").read_bytes() == source.read_bytes()
-        common = source.parents[1] / "backend_common.py"
-        assert (backends / name / common.name).read_bytes() == common.read_bytes()
+        modules = [*source.parent.glob("*.py"), source.parents[1] / "backend_common.py"]
+        assert {path.name: path.read_bytes() for path in (backends / name).glob("*.py")} == {
+            path.name: path.read_bytes() for path in modules
+        }
         copies = {path.name: path.read_bytes() for path in (backends / name / "engines").iterdir()}
         assert copies == sources
         # As Triton's process of a model imports it, where nothing of nst is.
@@ -285,7 +290,7 @@ def test_each_of_our_backends_has_the_engines_beside_it(pypi: PyPI) -> None:
     stub = backends / "python" / "triton_python_backend_stub"
     (backends / "onnxruntime" / "engines" / "plans.py").write_text("of another version")
     assert stub.exists()
-    installation.install(pypi.folder, print, CPU)
+    installation.install_triton(pypi.folder, print, CPU)
     assert (backends / "onnxruntime" / "engines" / "plans.py").read_bytes() == sources["plans.py"]
 
 
@@ -295,8 +300,8 @@ def test_triton_in_path_is_taken_first(tmp_path: Path, monkeypatch: pytest.Monke
     binary.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    assert installation.find(tmp_path / "unused", print, CPU) == Installation((str(binary),), hidden)
-    assert installation.find(tmp_path / "unused", print, H100) == Installation((str(binary),))
+    assert installation.find_triton(tmp_path / "unused", print, CPU) == Installation((str(binary),), hidden)
+    assert installation.find_triton(tmp_path / "unused", print, H100) == Installation((str(binary),))
     assert not (tmp_path / "unused").exists()
 
 
@@ -305,7 +310,7 @@ def test_without_a_device_the_machine_decides(
     pypi: PyPI, monkeypatch: pytest.MonkeyPatch, device: Device, kind: str
 ) -> None:
     monkeypatch.setattr(devices, "gpus", lambda: ([device.gpu], "") if device.gpu else ([], "no GPU here"))
-    assert installation.find(pypi.folder, print).folder == pypi.folder / kind
+    assert installation.find_triton(pypi.folder, print).folder == pypi.folder / kind
 
 
 @pytest.mark.parametrize("wanted", ["auto", "gpu", "cpu"])
@@ -352,7 +357,7 @@ def test_a_python_that_triton_does_not_know_serves_with_another_of_the_path(
     older = fake_python(tmp_path / "older" / "python3.11", "3.11")
     in_path(monkeypatch, *(each.parent for each in (older, shim, static, threaded, good)))
     said: list[str] = []
-    found = installation.install(pypi.folder, said.append, CPU)
+    found = installation.install_triton(pypi.folder, said.append, CPU)
     assert found.folder and f"(Python 3.13 of {good}, {TRITON}, numpy==2." in said[0] and len(said) == 1
     packages = found.folder / "lib" / "python3.13" / "site-packages"
     assert found.binary[0] == str(packages / "pytriton" / "tritonserver" / "bin" / "tritonserver")
@@ -361,7 +366,7 @@ def test_a_python_that_triton_does_not_know_serves_with_another_of_the_path(
     assert "/python_backend_stubs/3.13/" in stub.read_text()
     assert str(good.parent / "lib") in found.environment["LD_LIBRARY_PATH"].split(":")
     good.unlink()
-    assert installation.install(pypi.folder, said.append, CPU) == found and len(said) == 1, (
+    assert installation.install_triton(pypi.folder, said.append, CPU) == found and len(said) == 1, (
         "nothing is looked for again"
     )
 
@@ -387,7 +392,7 @@ def test_without_any_uv_fetches_one(pypi: PyPI, too_new: Path, tmp_path: Path, m
     uv = program(tmp_path / "uv" / "uv", UV.replace("{python}", str(python)))
     in_path(monkeypatch, too_new.parent, uv.parent)
     said: list[str] = []
-    found = installation.install(pypi.folder, said.append, CPU)
+    found = installation.install_triton(pypi.folder, said.append, CPU)
     assert said[0] == (
         f"Triton needs Python 3.11, 3.12 or 3.13 with its shared library, and {too_new} is Python 3.14: "
         f"fetching Python 3.12 into {pypi.folder}/python with uv"
@@ -401,7 +406,7 @@ def test_where_uv_fetches_none_it_is_said_before_anything_is_installed(
 ) -> None:
     in_path(monkeypatch, program(tmp_path / "uv" / "uv", UV_OFFLINE).parent)
     with pytest.raises(ServerError) as raised:
-        installation.install(pypi.folder, print, CPU)
+        installation.install_triton(pypi.folder, print, CPU)
     assert str(raised.value) == (
         f"Triton needs Python 3.11, 3.12 or 3.13 with its shared library: {too_new} is Python 3.14; "
         "uv cannot fetch Python 3.12 (error: Failed to install cpython-3.12.16: dns error). "
@@ -449,7 +454,7 @@ def test_every_python_at_hand_is_seen_as_what_it_is() -> None:
 def test_a_system_that_pypi_has_no_triton_for(pypi: PyPI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.34"))
     with pytest.raises(ServerError, match=r"glibc 2\.35 or later, and this is Linux x86_64 glibc 2\.34: serve with"):
-        installation.install(pypi.folder, print, CPU)
+        installation.install_triton(pypi.folder, print, CPU)
     assert pypi.asked == []
 
 
@@ -458,6 +463,6 @@ def test_a_user_without_a_home_folder_serves_on_a_cpu(pypi: PyPI, monkeypatch: p
         raise InputError("user id 1000 has no home folder: set NST_CACHE")
 
     monkeypatch.setattr(installation, "cache_folder", missing)
-    installation.install(pypi.folder, print, CPU)
+    installation.install_triton(pypi.folder, print, CPU)
     with pytest.raises(InputError, match="set NST_CACHE"):
-        installation.install(pypi.folder, print, H100)
+        installation.install_triton(pypi.folder, print, H100)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nst_server import links
 from nst_server.access import Access
-from nst_server.command import Launch
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.installation import Installation
+from nst_server.installation.triton import Installation
+from nst_server.launch import Launch
+from nst_server.repository import links
 
 ODD = ["My Projects", "it's", '"quoted"', "$HOME", "$(touch pwned)", "mödel", "a:b", "new\nline", "; exit", "\udcff"]
 

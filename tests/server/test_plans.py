@@ -18,8 +18,8 @@ from nst_core import engines as engines_folder
 from nst_core.devices import Device, Gpu, choose
 from nst_core.engines import plans as engines
 from nst_core.engines.plans import GRAPH
-from nst_server import plans
-from nst_server.installation import Installation, site_packages
+from nst_server.installation.triton import Installation, site_packages
+from nst_server.repository import plans
 
 from .machines import CPU, H100, program, tensorrt
 
@@ -198,10 +198,10 @@ import sys
 from pathlib import Path
 from nst_core import devices
 from nst_core.devices import Gpu
-from nst_server import cli, triton
-from nst_server.installation import Installation
+from nst_server import cli, service
+from nst_server.installation.triton import Installation
 devices.gpus = lambda: ([Gpu(0, "NVIDIA L4", "GPU-0", "8.9", 24 << 30, "580.65.06", (13, 0))], "")
-triton.find = lambda environment, say, device: Installation(("tritonserver",), {}, environment / device.kind)
+service.find_triton = lambda environment, say, device: Installation(("tritonserver",), {}, environment / device.kind)
 cli.app()
 """
 

@@ -11,7 +11,7 @@ from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_server.cli import app
 from nst_server.errors import ServerError
-from nst_server.repository import check_device, find, models, tensorrt_engines
+from nst_server.repository.models import check_device, model_names, read_repository, tensorrt_engines
 
 from .machines import CPU, H100, config, tensorrt
 
@@ -153,13 +153,13 @@ def test_the_command_says_it_in_one_line(
 def test_a_name_that_a_shell_would_read_is_named_and_the_others_are_served(tmp_path: Path, name: str) -> None:
     config(tmp_path / name, ONNX)
     config(tmp_path / "wave-2_b.v1", ONNX)
-    found = find(tmp_path)
-    assert models(tmp_path) == list(found.configs) == ["wave-2_b.v1"]
+    found = read_repository(tmp_path)
+    assert model_names(tmp_path) == list(found.configs) == ["wave-2_b.v1"]
     (line,) = found.faults.values()
     assert "rename the folder" in line and line.isprintable() and (name in line or not name.isprintable())
     with pytest.raises(ServerError, match=r"no model can be served: .*rename the folder"):
         (tmp_path / "wave-2_b.v1").rename(tmp_path / ".hidden")
-        models(tmp_path)
+        model_names(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_config_that_must_not_reach_triton_is_named(tmp_path: Path, text: str,
         tmp_path / "good",
         'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "$$TRITON_MODEL_DIRECTORY/e.tar" } }',
     )
-    found = find(tmp_path)
+    found = read_repository(tmp_path)
     assert list(found.configs) == ["good"]
     assert found.faults["bad"].startswith("bad is not served: " + words.format(file=tmp_path / "bad" / "config.pbtxt"))
 
@@ -202,6 +202,6 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, kind: str) -> Non
         pytest.skip("root reads everything")
     else:
         file.parent.chmod(0)
-    found = find(tmp_path)
+    found = read_repository(tmp_path)
     assert list(found.configs) == ["good"]
     assert found.faults["bad"].count("\n") == 0 and "is not served" in found.faults["bad"]

@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+import nst_server
 from nst_core import engines as shared
 from nst_core.engines.plans import Profile
-from nst_server import triton
 
 from ..fakes import FakeGpu, fake_gpu
 from . import graphs
 
-FILE = Path(triton.__file__).parent / "backends" / "tensorrt" / "model.py"
+FILE = Path(nst_server.__file__).parent / "backends" / "tensorrt" / "model.py"
 PROFILE = "8x8/32x32/4x64x64"
 
 
@@ -239,7 +239,7 @@ def test_requests_of_one_shape_run_together_and_others_beside_them(loaded: Loade
     model.finalize()
     assert fake.tensorrt.counts["runs"] == 2
     assert MetricFamily.seen["nst_requests_total:ok"] == 4
-    assert (MetricFamily.seen["nst_run_pictures"], MetricFamily.seen["nst_run_pictures_sum"]) == (2, 5)
+    assert (MetricFamily.seen["nst_run_images"], MetricFamily.seen["nst_run_images_sum"]) == (2, 5)
 
 
 def test_a_batch_is_no_larger_than_the_plan_and_the_pixels_allow(loaded: Loaded, fake: FakeGpu) -> None:

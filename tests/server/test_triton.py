@@ -7,10 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from nst_core.errors import InputError
-from nst_server import triton
 from nst_server.cli import app
-from nst_server.endpoints import SERVICES
-from nst_server.triton import Endpoints, Installation, ServerError
+from nst_server.endpoints import SERVICES, Endpoints
+from nst_server.errors import ServerError
+from nst_server.installation.triton import Installation
+from nst_server.launch import Launch
+from nst_server.process.supervisor import run_triton
 
 needs_ipv6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 
@@ -70,7 +72,7 @@ def test_ipv6_in_urls_and_for_triton(tmp_path: Path) -> None:
     assert Endpoints("::", 8000).control == "http://[::1]:8000"
     assert Endpoints("0.0.0.0", 8000).control == "http://127.0.0.1:8000"
     assert Endpoints("localhost").listening["grpc"][0] in ("127.0.0.1", "::1"), "Triton's HTTP takes numbers only"
-    options = triton.Launch(tmp_path, endpoints).options("r", endpoints.listening, None, None)
+    options = Launch(tmp_path, endpoints).options("r", endpoints.listening, None, None)
     assert {"--http-address=ipv6:::1", "--grpc-address=[::1]", "--metrics-address=ipv6:::1"} <= set(options)
     behind = endpoints.behind_tls()
     assert behind.http == "https://[::1]:8000" and behind.listening["http"][0] == "127.0.0.1"
@@ -111,7 +113,7 @@ def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
         tmp_path, """echo 'E0101 00:00:00.000000 1 model.cc:1] "failed to load seven"'; exit 3"""
     )
     heard: list[str] = []
-    running = triton.running(installation, models, Endpoints.free(), tmp_path / "log", on_error=heard.append)
+    running = run_triton(installation, models, Endpoints.free(), tmp_path / "log", on_error=heard.append)
     with pytest.raises(ServerError, match="failed to load seven"), running:
         pass
     assert heard == ["failed to load seven"]
@@ -120,14 +122,14 @@ def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
 
 def test_a_server_that_ends_without_an_error_is_quoted(tmp_path: Path) -> None:
     installation, models = server_that(tmp_path, "echo starting; echo 'docker: no daemon' >&2; exit 125")
-    running = triton.running(installation, models, Endpoints.free(), tmp_path / "log")
+    running = run_triton(installation, models, Endpoints.free(), tmp_path / "log")
     with pytest.raises(ServerError, match="exit status 125, docker: no daemon"), running:
         pass
 
 
 def test_a_server_that_never_is_ready_is_ended_with_its_children(tmp_path: Path) -> None:
     installation, models = server_that(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait")
-    running = triton.running(installation, models, Endpoints.free(), tmp_path / "log", patience=1.0)
+    running = run_triton(installation, models, Endpoints.free(), tmp_path / "log", ready_timeout_seconds=1.0)
     with pytest.raises(ServerError, match="not ready after 1 s"), running:
         pass
     assert ended(int((tmp_path / "child").read_text()))
@@ -138,7 +140,7 @@ def test_a_process_of_a_model_that_dies_at_the_start_is_told_with_its_reason(tmp
     installation, models = server_that(
         tmp_path, "(echo 'stub: error while loading shared libraries: libpython3.so.1' >&2) & exec sleep 600"
     )
-    running = triton.running(installation, models, Endpoints.free(), tmp_path / "log")
+    running = run_triton(installation, models, Endpoints.free(), tmp_path / "log")
     with pytest.raises(ServerError) as raised, running:
         pass
     assert str(raised.value) == (
@@ -153,7 +155,7 @@ def test_triton_is_told_what_to_load_and_never_what_a_name_makes_bash_do(tmp_pat
         (models / name).mkdir()
         (models / name / "config.pbtxt").write_text("")
     heard: list[str] = []
-    running = triton.running(installation, models, Endpoints.free(), tmp_path / "log", poll=1.0, on_error=heard.append)
+    running = run_triton(installation, models, Endpoints.free(), tmp_path / "log", poll=1.0, on_error=heard.append)
     with pytest.raises(ServerError), running:
         pass
     arguments = (tmp_path / "arguments").read_text().splitlines()
@@ -182,6 +184,6 @@ def ended(pid: int, patience: float = 10.0) -> bool:
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     installation, models = server_that(tmp_path, "exit 0")
     (tmp_path / "file").write_text("")
-    running = triton.running(installation, models, Endpoints.free(), tmp_path / "file" / "log")
+    running = run_triton(installation, models, Endpoints.free(), tmp_path / "file" / "log")
     with pytest.raises(Exception, match="cannot write the log"), running:
         pass

@@ -8,7 +8,7 @@ import pytest
 
 from nst_server.control import Control, Model
 from nst_server.errors import ServerError
-from nst_server.watching import Watch
+from nst_server.process.watcher import RepositoryWatcher
 
 from .machines import config
 
@@ -32,7 +32,7 @@ class Notes(Control):
 
 def test_what_is_new_changed_or_gone(tmp_path: Path) -> None:
     said: list[str] = []
-    watch, server = Watch(tmp_path, said.append), Notes()
+    watch, server = RepositoryWatcher(tmp_path, said.append), Notes()
 
     def look() -> list[str]:
         server.calls.clear()
@@ -60,7 +60,7 @@ def test_what_is_new_changed_or_gone(tmp_path: Path) -> None:
 
 def test_a_bad_name_and_a_bad_config_that_appear_later_are_told_once_and_never_loaded(tmp_path: Path) -> None:
     said: list[str] = []
-    watch, server = Watch(tmp_path, said.append), Notes()
+    watch, server = RepositoryWatcher(tmp_path, said.append), Notes()
     config(tmp_path / "a", 'name: "a"')
     watch.names()
     config(tmp_path / "x$(touch pwned)", "")
@@ -78,7 +78,7 @@ def test_a_bad_name_and_a_bad_config_that_appear_later_are_told_once_and_never_l
 
 def test_a_repository_that_is_away_for_a_moment_unloads_nothing(tmp_path: Path) -> None:
     said: list[str] = []
-    watch, server = Watch(tmp_path / "r", said.append), Notes()
+    watch, server = RepositoryWatcher(tmp_path / "r", said.append), Notes()
     config(tmp_path / "r" / "a", 'name: "a"')
     watch.names()
     (tmp_path / "r").rename(tmp_path / "elsewhere")
@@ -92,7 +92,7 @@ def test_a_repository_that_is_away_for_a_moment_unloads_nothing(tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
 def test_a_version_that_is_a_link_counts_by_what_it_leads_to(tmp_path: Path, kind: str) -> None:
-    watch, server = Watch(tmp_path / "r", print), Notes()
+    watch, server = RepositoryWatcher(tmp_path / "r", print), Notes()
     version = config(tmp_path / "elsewhere", "")
     (tmp_path / "r" / "a").mkdir(parents=True)
     (tmp_path / "r" / "a" / "config.pbtxt").write_text('name: "a"')

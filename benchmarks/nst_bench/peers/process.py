@@ -21,7 +21,7 @@ from nst_bench.engines.base import MissingEngine
 from nst_bench.measure import timed
 from nst_bench.photographs import sample_photograph
 from nst_core.images import Pixels
-from nst_server.triton import Endpoints
+from nst_server.endpoints import Endpoints
 
 WORKER = Path(__file__).parent / "worker" / "main.py"
 

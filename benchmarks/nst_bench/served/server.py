@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst_bench.served.exported import ExportedModel
-from nst_server import triton
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import Installation
+from nst_server.process.supervisor import run_triton
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class ModelServer:
 
     model: str
     repository: Path
-    endpoints: triton.Endpoints
+    endpoints: Endpoints
     process: subprocess.Popen[str]
     seconds: float
 
@@ -38,7 +40,7 @@ class ModelServer:
 
 
 @contextmanager
-def serve_model(installation: triton.Installation, repository: Path, model: str) -> Iterator[ModelServer]:
+def serve_model(installation: Installation, repository: Path, model: str) -> Iterator[ModelServer]:
     """Serve a copy of `model` alone on free ports of this machine; the server ends with the block.
 
     Raises `InputError` when the repository lacks the model.
@@ -47,7 +49,7 @@ def serve_model(installation: triton.Installation, repository: Path, model: str)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "models"
         shutil.copytree(exported.folder, copy / model)
-        endpoints = triton.Endpoints.free()
+        endpoints = Endpoints.free()
         started = time.perf_counter()
-        with triton.running(installation, copy, endpoints, Path(scratch) / "triton.log") as process:
+        with run_triton(installation, copy, endpoints, Path(scratch) / "triton.log") as process:
             yield ModelServer(model, copy, endpoints, process, time.perf_counter() - started)

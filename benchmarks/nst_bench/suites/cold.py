@@ -28,8 +28,9 @@ from nst_bench.served.server import ModelServer
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError
-from nst_server import state, triton
+from nst_server import state
 from nst_server.control import Control
+from nst_server.endpoints import Endpoints
 
 SCHEMA = "nst-bench-cold/1"
 
@@ -134,7 +135,7 @@ def _nst_serve(
     environment: Path, repository: Path, model: str, device: Device
 ) -> Iterator[tuple[ModelServer, Control]]:
     """The command in a process of its own, ready, and how to steer it; ended with the block."""
-    endpoints = triton.Endpoints.free()
+    endpoints = Endpoints.free()
     with tempfile.TemporaryDirectory() as scratch:
         command = [
             *(str(Path(sys.executable).with_name("nst-serve")), "--repository", str(repository)),

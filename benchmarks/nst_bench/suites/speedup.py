@@ -33,7 +33,7 @@ from nst_bench.suites.quality import baseline, network_losses, painter, painting
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.images import Pixels, fit, open_image, sample_photographs
-from nst_server import triton
+from nst_server.installation.triton import Installation
 from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration, optimize
@@ -96,7 +96,7 @@ def measure(
     checkpoint: Checkpoint,
     name: str,
     repository: Path,
-    installation: triton.Installation,
+    installation: Installation,
     device: Device,
     *,
     sizes: tuple[int, ...] = (256, 512),

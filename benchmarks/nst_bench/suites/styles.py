@@ -39,7 +39,9 @@ from nst_export.modules import (
     TiledModel,
 )
 from nst_export.rewrites import FOR, rewrite
-from nst_server import triton
+from nst_server.endpoints import Endpoints
+from nst_server.installation.triton import Installation
+from nst_server.process.supervisor import run_triton
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork
 
@@ -82,7 +84,7 @@ CARD = Effort((256, 512, 1024), 2.0, 1.0)
 
 def measure(
     checkpoint: Checkpoint,
-    installation: triton.Installation,
+    installation: Installation,
     device: Device,
     *,
     effort: Effort = FULL,
@@ -111,7 +113,7 @@ def _network(name: str, arguments: Mapping[str, Any], styles: int) -> StyledNetw
 
 
 def _rows(
-    networks: Mapping[int, StyledNetwork], installation: triton.Installation, device: Device, effort: Effort
+    networks: Mapping[int, StyledNetwork], installation: Installation, device: Device, effort: Effort
 ) -> Iterator[list[dict[str, Any]]]:
     if device.gpu is None:
         for form in FORMS:
@@ -130,8 +132,8 @@ def _rows(
                 pixels = sample_photograph(size, size)
                 works = {what: partial(engine.stylize, pixels) for what, engine in bare.items()}
                 yield _race("alone", size, works, effort)
-        endpoints = triton.Endpoints.free()
-        with triton.running(installation, repository, endpoints, Path(scratch) / "triton.log"):
+        endpoints = Endpoints.free()
+        with run_triton(installation, repository, endpoints, Path(scratch) / "triton.log"):
             yield from _served(endpoints, effort)
 
 
@@ -186,7 +188,7 @@ def _feeds(model: Exportable, size: int, shares: Mapping[int, float]) -> dict[st
     return feeds
 
 
-def _served(endpoints: triton.Endpoints, effort: Effort) -> Iterator[list[dict[str, Any]]]:
+def _served(endpoints: Endpoints, effort: Effort) -> Iterator[list[dict[str, Any]]]:
     """Both models in one Triton, over gRPC and by shared memory."""
     asked: dict[str, str | dict[str, float]] = {
         ONE: "style-0",

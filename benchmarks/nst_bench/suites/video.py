@@ -31,9 +31,12 @@ from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
 from nst_bench.served.server import ModelServer
 from nst_client import AsyncStyleClient, StyleClient
-from nst_client.video.footage import Encoder, Footage, Format, Frame
+from nst_client.video.codec.decoder import VideoSource
+from nst_client.video.codec.encoder import Encoder
+from nst_client.video.codec.formats import Frame, VideoFormat
 from nst_client.video.schedule import Schedule
-from nst_client.video.stylize import Plan, paint_video
+from nst_client.video.settings import VideoSettings
+from nst_client.video.stylize import stylize_video
 from nst_client.video.webcam import Shot, Tally, Window, live, played
 from nst_core.errors import NstError
 from nst_core.images import fit, open_image, sample_photographs
@@ -85,7 +88,7 @@ def measure(
     taken = 0
     with tempfile.TemporaryDirectory() as scratch:
         film = filmed(Path(scratch) / "film.mp4", frames)
-        pictures = [frame.pixels for frame in Footage(film).frames()]
+        pictures = [frame.pixels for frame in VideoSource(film).frames()]
         _warm(served, bare, style, film)
         for turn in range(1, rounds + 1):
             own = [timed(partial(bare.stylize, pixels)) for pixels in pictures]
@@ -130,7 +133,7 @@ def measure(
 
 def filmed(path: Path, frames: int) -> Path:
     """A film of the photographs that ship, each passing by as far as its share of the frames."""
-    form = Format(WIDTH, HEIGHT, Fraction(1, 15_360), Fraction(RATE))
+    form = VideoFormat(WIDTH, HEIGHT, Fraction(1, 15_360), Fraction(RATE))
     photographs = sample_photographs()
     share = -(-frames // len(photographs))
     with Encoder(path, form, "h264", container="mp4") as encoder:
@@ -145,7 +148,7 @@ def filmed(path: Path, frames: int) -> Path:
 
 def _warm(served: ModelServer, bare: BareModel, style: str, film: Path) -> None:
     """The first pictures of a shape are another figure."""
-    first = next(Footage(film).frames()).pixels
+    first = next(VideoSource(film).frames()).pixels
     with StyleClient(served.endpoints.grpc) as client:
         for _ in range(3):
             client.stylize(first, style)
@@ -157,8 +160,8 @@ def _painted(served: ModelServer, style: str, film: Path) -> tuple[list[float], 
     moments: list[float] = []
     target = film.with_name("painted.mp4")
     started = time.perf_counter()
-    result = paint_video(
-        *(film, target, Plan(Schedule.of(style))),
+    result = stylize_video(
+        *(film, target, VideoSettings(Schedule.of(style))),
         lambda: AsyncStyleClient(served.endpoints.grpc, shared_memory=None),
         on_frame=lambda done, total: moments.append(time.perf_counter()),
     )
@@ -243,7 +246,7 @@ def _raw(film: Path) -> Path:
     if not target.exists():
         with target.open("wb") as file:
             file.write(f"YUV4MPEG2 W{WIDTH} H{HEIGHT} F{RATE}:1 Ip A1:1 C420jpeg\n".encode())
-            for frame in Footage(film).frames():
+            for frame in VideoSource(film).frames():
                 planes = VideoFrame.from_ndarray(frame.pixels, "rgb24").reformat(format="yuv420p")
                 file.write(b"FRAME\n" + planes.to_ndarray().tobytes())
     return target

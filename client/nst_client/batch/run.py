@@ -38,7 +38,7 @@ from nst_client.errors import ServiceError
 from nst_client.options import silence_grpc
 from nst_client.stylize.jobs import StylizeOptions, is_hopeless, own_suffix
 from nst_client.transports.local import LocalTransport
-from nst_client.video.footage import CONTAINERS
+from nst_client.video.codec.formats import CONTAINERS
 from nst_core.errors import InputError, NstError
 from nst_core.images import READABLE_SUFFIXES, UNREADABLE_SUFFIXES, check_size, encode_image, image_format
 from nst_core.memory import keep_freed_memory

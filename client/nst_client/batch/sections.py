@@ -20,8 +20,10 @@ import av
 from nst_client.batch.storage import OWN, Folder
 from nst_client.client import StyleClient
 from nst_client.stylize.jobs import StylizeOptions
-from nst_client.video import footage
-from nst_client.video.footage import Encoder, Footage, Frame
+from nst_client.video.codec.decoder import VideoSource
+from nst_client.video.codec.encoder import Encoder, check_target
+from nst_client.video.codec.formats import Frame
+from nst_client.video.codec.joining import join_parts
 from nst_core.errors import ImageError, InputError, NstError
 from nst_core.images import ImageData
 
@@ -70,7 +72,7 @@ class SectionedVideo:
         For a video that cannot be painted it is one section: whoever tries will say why.
         """
         try:
-            given = self._footage()
+            given = self._source()
         except NstError:
             return [Section(self.video, 0, 1)]
         count = max(1, math.ceil(given.seconds / SECONDS))
@@ -98,7 +100,7 @@ class SectionedVideo:
                 raise
 
     def _paint(self, section: Section, recipe: StylizeOptions, client: StyleClient) -> None:
-        given = self._footage()
+        given = self._source()
         ticks = SECONDS / given.format.time_base
         first = given.start + section.number * ticks if section.number else -math.inf
         until = given.start + (section.number + 1) * ticks if section.number + 1 < section.count else math.inf
@@ -115,7 +117,7 @@ class SectionedVideo:
             self.target.write(f"{self._folder}/{name}", part.read_bytes() if frames else b"")
 
     def _join(self, sections: Mapping[int, str]) -> None:
-        given = self._footage()
+        given = self._source()
         with self.target.scratch() as scratch:
             parts = []
             for number, name in sorted(sections.items()):
@@ -127,7 +129,7 @@ class SectionedVideo:
             if not parts:
                 raise ImageError(f"{self.video}: no frame of it can be decoded")
             whole = scratch / f"whole{splitext(self.video)[1].lower()}"
-            footage.join(parts, given, whole)
+            join_parts(parts, given, whole)
             self.target.put(whole, self.video)
         self.target.remove(self._sections)
 
@@ -163,9 +165,9 @@ class SectionedVideo:
         """The files of the sections that are there, by number."""
         return {int(name.partition("-")[0]): name for name in self.target.names(self._folder)}
 
-    def _footage(self) -> Footage:
+    def _source(self) -> VideoSource:
         on_disk = self.source.on_disk(self.video)
         opened = None if on_disk else partial(self.source.open, self.video)
-        given = Footage(on_disk or Path(self.video), max_side=self.max_side, opened=opened)
-        footage.check(Path(self.video), self._codec, None, given)
+        given = VideoSource(on_disk or Path(self.video), max_side=self.max_side, opened=opened)
+        check_target(Path(self.video), self._codec, None, given)
         return given

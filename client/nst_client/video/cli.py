@@ -23,7 +23,7 @@ from nst_core.memory import keep_freed_memory
 from nst_core.options import CommandLine, ProgressJson
 
 if TYPE_CHECKING:
-    from nst_client.video.stylize import Result
+    from nst_client.video.stylize import VideoResult
     from nst_client.video.webcam import Tally
 
 _PAINTING, _FILES = "Painting", "Files"
@@ -106,14 +106,15 @@ def video(
     the video, the style or an option is another one, --restart begins again.
     """
     with one_line_errors("video", command="nst video", progress_json=progress_json) as events:
-        from nst_client.video.stylize import Plan, paint_video
+        from nst_client.video.settings import VideoSettings
+        from nst_client.video.stylize import stylize_video
 
         keep_freed_memory()
         silence_grpc()
-        plan = Plan(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
+        plan = VideoSettings(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
         access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca, "retries": RETRIES}
         with _frames() as on_frame:
-            result = paint_video(
+            result = stylize_video(
                 source,
                 output,
                 plan,
@@ -226,7 +227,7 @@ def _frames() -> Iterator[Callable[[int, int], None]]:
             raise
 
 
-def _report(source: Path, output: Path, result: Result, as_json: bool) -> None:
+def _report(source: Path, output: Path, result: VideoResult, as_json: bool) -> None:
     width, height = result.sides
     rate = result.painted / result.seconds
     if as_json:

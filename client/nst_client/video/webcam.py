@@ -23,8 +23,9 @@ import cv2
 import numpy as np
 
 from nst_client.stylize.jobs import GRACE_SECONDS
-from nst_client.video import footage
-from nst_client.video.footage import Encoder, Footage, Format, Frame
+from nst_client.video.codec.decoder import VideoSource
+from nst_client.video.codec.encoder import Encoder, check_target
+from nst_client.video.codec.formats import CONTAINERS, Frame, VideoFormat
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 from nst_core.images import ImageData, Pixels, resize
@@ -186,7 +187,7 @@ def camera(number: int, max_side: int | None) -> Iterator[Shot]:
 
 def played(path: Path, max_side: int | None) -> Iterator[Shot]:
     """The frames of a file, each when its time has come; that moment is when it was taken."""
-    given = Footage(path, max_side=max_side)
+    given = VideoSource(path, max_side=max_side)
     begun = time.monotonic()
     with closing(given.frames()) as frames:
         for number, frame in enumerate(frames):
@@ -199,7 +200,7 @@ class Recorder:
     """Keeps shots in a video file, each at the time it was taken; the file is there, whole, at the block's end."""
 
     def __init__(self, path: Path) -> None:
-        footage.check(path, "h264", None)
+        check_target(path, "h264", None)
         self._path, self._open = path, ExitStack()
         self._encoder: Encoder | None = None
         self._begun = 0.0
@@ -208,8 +209,8 @@ class Recorder:
         """The next one, of the same size as the others."""
         if self._encoder is None:
             height, width = shot.pixels.shape[:2]
-            form = Format(width, height, TICK, Fraction(30))
-            container = footage.CONTAINERS[self._path.suffix.lower()]
+            form = VideoFormat(width, height, TICK, Fraction(30))
+            container = CONTAINERS[self._path.suffix.lower()]
             beside = self._open.enter_context(atomic_write(self._path))
             self._encoder = self._open.enter_context(Encoder(beside, form, "h264", container=container))
             self._begun = shot.taken

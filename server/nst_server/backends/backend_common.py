@@ -1,7 +1,7 @@
-"""What our Python-based backends have in common: tensors, limits of sizes, refusals, errors, parameters and metrics.
+"""What our Python-based backends share: tensors, size limits, refusals, errors, parameters and metrics.
 
-It is copied beside each backend's `model.py` with the package `engines`, lives in Triton's stub process, and imports
-nothing of nst.
+The file is copied beside each backend's `model.py` with the package `engines`, runs in Triton's stub process, and
+imports nothing of nst.
 """
 
 import threading
@@ -10,22 +10,25 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from engines.dlpack import Lent
 
-IMAGES = [1, 2, 4, 8, 16, 32]
-"""Upper bounds of the buckets of `nst_run_pictures`."""
+MIN_SIDE, MAX_SIDE, MAX_PIXELS, PROFILE, MULTIPLE = "min_side", "max_side", "max_pixels", "profile", "multiple"
+"""Parameters of a model, as `nst_core.contract.Parameter` has them."""
+
+RUN_IMAGES = [1, 2, 4, 8, 16, 32]
+"""Upper bounds of the buckets of `nst_run_images`."""
 
 
 class Refused(Exception):
     """A request that is not run; the message goes to its caller."""
 
 
-class Limits:
+class SizeLimits:
     """The sizes of images that a model takes, from its parameters `min_side`, `max_side` and `max_pixels` (pixels)."""
 
     def __init__(self, parameters):
         """Raises `TritonModelException` for a parameter that is no whole number."""
-        self.min_side = max(1, number(parameters, "min_side", 1))
-        self.max_side = number(parameters, "max_side", 2**31)
-        self.max_pixels = number(parameters, "max_pixels", 2**62)
+        self.min_side = max(1, number(parameters, MIN_SIDE, 1))
+        self.max_side = number(parameters, MAX_SIDE, 2**31)
+        self.max_pixels = number(parameters, MAX_PIXELS, 2**62)
 
     def check(self, height, width):
         """Raise `Refused` for an image beyond the limits, in pixels."""
@@ -80,13 +83,13 @@ class Metrics:
             counter, "nst_requests_total", "Requests by outcome: ok, refused before a run, failed in it"
         )
         run_seconds = self.family(histogram, "nst_run_seconds", f"Seconds in {engine}, a run")
-        images = self.family(histogram, "nst_run_pictures", f"Images that went through {engine} together, a run")
+        images = self.family(histogram, "nst_run_images", f"Images that went through {engine} together, a run")
         self._requests = {
             outcome: requests.Metric(labels={**self.labels, "outcome": outcome})
             for outcome in ("ok", "refused", "failed")
         }
         self._seconds = run_seconds.Metric(labels=self.labels, buckets=seconds)
-        self._images = images.Metric(labels=self.labels, buckets=IMAGES)
+        self._images = images.Metric(labels=self.labels, buckets=RUN_IMAGES)
         self._lock = threading.Lock()  # two threads in one metric's update end Triton itself
 
     def family(self, kind, name, description):

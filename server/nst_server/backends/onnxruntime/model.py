@@ -33,8 +33,8 @@ In addition to the contract:
 - A request that fails does not fail the others that Triton batched with it.
 - Every model has metrics of its own (`nst_*`) on Triton's metrics port.
 
-The file runs inside Triton's stub process with `backend_common.py` and the package `engines` beside it, and imports
-nothing of nst.
+The file runs inside Triton's stub process with `session_settings.py`, `backend_common.py` and the package `engines`
+beside it, and imports nothing of nst.
 """
 
 import json
@@ -47,16 +47,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it onc
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
-from backend_common import Limits, Metrics, Refused, failure, number, parameters_of, received, response, shown
+from backend_common import Metrics, Refused, SizeLimits, failure, number, parameters_of, received, response, shown
+from session_settings import providers, run_config, run_options, session_options
 
 DEFAULT_MAX_BATCH_SIZE = 4
-
-GRAPH_LEVELS = {
-    "-1": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "0": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "1": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "2": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
 
 TYPES = {
     "bool": "TYPE_BOOL",
@@ -73,88 +67,9 @@ TYPES = {
     "double": "TYPE_FP64",
 }
 
-BOOLEANS = {"1": "True", "true": "True", "True": "True", "0": "False", "false": "False", "False": "False"}
-
-OPENVINO = {"cache_dir", "disable_dynamic_shapes", "load_config", "num_of_threads", "num_streams", "precision"}
-
-OPENVINO_CONFIG = '{"CPU": {"CPU_RUNTIME_CACHE_CAPACITY": "500"}}'
-"""OpenVINO remembers so many shapes of each layer; its own 5000 take gigabytes where every picture has another size."""
-
-TENSORRT_BOOLEANS = {
-    "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
-    "trt_build_heuristics_enable": "trt_build_heuristics_enable",
-    "trt_context_memory_sharing_enable": "trt_context_memory_sharing_enable",
-    "trt_cuda_graph_enable": "trt_cuda_graph_enable",
-    "trt_detailed_build_log": "trt_detailed_build_log",
-    "trt_dla_enable": "trt_dla_enable",
-    "trt_dump_ep_context_model": "trt_dump_ep_context_model",
-    "trt_dump_subgraphs": "trt_dump_subgraphs",
-    "trt_engine_cache_enable": "trt_engine_cache_enable",
-    "trt_force_sequential_engine_build": "trt_force_sequential_engine_build",
-    "trt_force_timing_cache": "trt_force_timing_cache",
-    "trt_layer_norm_fp32_fallback": "trt_layer_norm_fp32_fallback",
-    "trt_sparsity_enable": "trt_sparsity_enable",
-    "trt_timing_cache_enable": "trt_timing_cache_enable",
-}
-"""TensorRT's switches: what they are called in a config, and what ONNX Runtime calls them."""
-
-TENSORRT = {
-    "int8_calibration_table_name": "trt_int8_calibration_table_name",
-    "max_workspace_size_bytes": "trt_max_workspace_size",
-    "trt_auxiliary_streams": "trt_auxiliary_streams",
-    "trt_builder_optimization_level": "trt_builder_optimization_level",
-    "trt_dla_core": "trt_dla_core",
-    "trt_engine_cache_path": "trt_engine_cache_path",
-    "trt_engine_cache_prefix": "trt_engine_cache_prefix",
-    "trt_ep_context_embed_mode": "trt_ep_context_embed_mode",
-    "trt_ep_context_file_path": "trt_ep_context_file_path",
-    "trt_extra_plugin_lib_paths": "trt_extra_plugin_lib_paths",
-    "trt_max_partition_iterations": "trt_max_partition_iterations",
-    "trt_min_subgraph_size": "trt_min_subgraph_size",
-    "trt_profile_max_shapes": "trt_profile_max_shapes",
-    "trt_profile_min_shapes": "trt_profile_min_shapes",
-    "trt_profile_opt_shapes": "trt_profile_opt_shapes",
-    "trt_tactic_sources": "trt_tactic_sources",
-    "trt_timing_cache_path": "trt_timing_cache_path",
-}
-
-PRECISIONS = {
-    "FP32": {},
-    "FP16": {"trt_fp16_enable": "True"},
-    "BF16": {"trt_bf16_enable": "True"},
-    "INT8": {"trt_int8_enable": "True"},
-}
-
-CUDA = {
-    "arena_extend_strategy",
-    "cudnn_conv1d_pad_to_nc1d",
-    "cudnn_conv_algo_search",
-    "cudnn_conv_use_max_workspace",
-    "do_copy_in_default_stream",
-    "enable_cuda_graph",
-    "enable_skip_layer_norm_strict_mode",
-    "fuse_conv_bias",
-    "gpu_mem_limit",
-    "prefer_nhwc",
-    "sdpa_kernel",
-    "tunable_op_enable",
-    "tunable_op_max_tuning_duration_ms",
-    "tunable_op_tuning_enable",
-    "use_ep_level_unified_stream",
-    "use_tf32",
-}
-
-CUDA_PARAMETERS = {
-    "cudnn_conv_algo_search": {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"},
-    "arena_extend_strategy": {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"},
-    "do_copy_in_default_stream": {"0": "0", "1": "1"},
-    "gpu_mem_limit": None,
-}
-"""CUDA's settings that may also stand among the model's parameters, and what their numbers mean."""
-
 CPU_RUN_PIXELS = 512 * 512
-"""A run of more than one picture has no more pixels than this on a CPU: beyond, its features leave the caches, and a
-picture of 512x512 in a batch of five took 1.3 times as long as alone."""
+"""Maximum of a run of several images on a CPU: beyond it the features leave the caches, and an image of 512x512 in a
+batch of five took 1.3 times as long as alone."""
 
 SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 """Upper bounds of the buckets of `nst_run_seconds`."""
@@ -201,10 +116,10 @@ class TritonPythonModel:
         parameters = parameters_of(config)
         self.on_gpu = args["model_instance_kind"] == "GPU"
         self.settings = {
-            "sess_options": _options(config, parameters),
-            "providers": _providers(config, parameters, args["model_instance_kind"], args["model_instance_device_id"]),
+            "sess_options": session_options(config, parameters),
+            "providers": providers(config, parameters, args["model_instance_kind"], args["model_instance_device_id"]),
         }
-        self.limits = Limits(parameters)
+        self.limits = SizeLimits(parameters)
         largest = self.limits.max_pixels
         self.run_pixels = largest if self.on_gpu else min(largest, CPU_RUN_PIXELS)
         self.inputs = [tensor["name"] for tensor in config["input"]]
@@ -212,10 +127,10 @@ class TritonPythonModel:
         _check_types(config)
         self.joined = {}
         if self.on_gpu:
-            self.session = _gpu_sessions(self.path, self.settings, _run_config(parameters))
+            self.session = _gpu_sessions(self.path, self.settings, run_config(parameters))
             inputs, outputs = self.session.inputs, self.session.outputs
         else:
-            self.session, self.run_options = self._open(), _run_options(_run_config(parameters))
+            self.session, self.run_options = self._open(), run_options(run_config(parameters))
             inputs = [tensor.name for tensor in self.session.get_inputs()]
             outputs = [tensor.name for tensor in self.session.get_outputs()]
         _check_names(self.path, "input", self.inputs, inputs)
@@ -282,18 +197,18 @@ class TritonPythonModel:
 
     def _batches(self, group):
         """The requests of a group in as many runs as `run_pixels` asks for: what runs together is copied together."""
-        batches, pictures = [], 0
+        batches, images = [], 0
         for position, tensors in group:
             count = len(tensors[0])
-            if not batches or pictures + count > self._most(tensors[0]):
+            if not batches or images + count > self._max_images(tensors[0]):
                 batches.append([])
-                pictures = 0
+                images = 0
             batches[-1].append((position, tensors))
-            pictures += count
+            images += count
         return batches
 
-    def _most(self, array):
-        """How many pictures like these may run together: memory grows with the pixels of a run."""
+    def _max_images(self, array):
+        """How many images like these may run together: memory grows with the pixels of a run."""
         return max(1, self.run_pixels // (array.shape[1] * array.shape[2])) if array.ndim == 4 else 2**62
 
     def _run(self, batch):
@@ -326,10 +241,11 @@ class TritonPythonModel:
 
     def _answers(self, feeds):
         """The outputs for `feeds`, in as many runs as `run_pixels` asks for."""
-        count, most = len(feeds[0]), self._most(feeds[0])
-        if count <= most:
+        count, maximum = len(feeds[0]), self._max_images(feeds[0])
+        if count <= maximum:
             return self._timed(feeds)
-        parts = [self._timed([feed[at : at + most] for feed in feeds]) for at in range(0, count, most)]
+        starts = range(0, count, maximum)
+        parts = [self._timed([feed[start : start + maximum] for feed in feeds]) for start in starts]
         return [np.concatenate(part) for part in zip(*parts)]
 
     def _timed(self, feeds):
@@ -354,22 +270,22 @@ def _check_file(path):
         raise pb_utils.TritonModelException(f"{path}: no such file")
 
 
-def _gpu_sessions(path, settings, run_config):
+def _gpu_sessions(path, settings, run_entries):
     """The sessions of a GPU instance, one a shape; with TensorRT, whose engines have dynamic shapes, one for all."""
     _check_file(path)
-    providers = settings["providers"]
-    options = dict(providers)["CUDAExecutionProvider"]
+    chosen = settings["providers"]
+    options = dict(chosen)["CUDAExecutionProvider"]
     limit = number(options, "gpu_mem_limit", 0)
-    dynamic = providers[0][0] == "TensorrtExecutionProvider"
+    dynamic = chosen[0][0] == "TensorrtExecutionProvider"
     try:
         from engines.onnx_cuda import CudaSessions  # a CPU instance does without
 
         return CudaSessions(
             path,
             device=int(options["device_id"]),
-            providers=providers,
+            providers=chosen,
             session_options=settings["sess_options"],
-            run_config=run_config,
+            run_config=run_entries,
             memory_limit=limit or None,
             **({"sessions": 0} if dynamic else {}),
         )
@@ -407,131 +323,3 @@ def _check_types(config):
     for tensor in (*config["input"], *config["output"]):
         if tensor["data_type"] == "TYPE_STRING":
             raise pb_utils.TritonModelException(f"{tensor['name']} is of strings, which this backend does not take")
-
-
-def _switch(name, value):
-    if value not in BOOLEANS:
-        raise pb_utils.TritonModelException(f"parameter {name} is {value!r}: give 1 or 0")
-    return BOOLEANS[value]
-
-
-def _choice(name, value, choices):
-    if value not in choices:
-        raise pb_utils.TritonModelException(f"parameter {name} is {value!r}: choose of {', '.join(choices)}")
-    return choices[value]
-
-
-def _options(config, parameters):
-    """ONNX Runtime's session options from the model's parameters and `optimization.graph.level`."""
-    modes = {"0": onnxruntime.ExecutionMode.ORT_SEQUENTIAL, "1": onnxruntime.ExecutionMode.ORT_PARALLEL}
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = number(parameters, "intra_op_thread_count", 0)
-    options.inter_op_num_threads = number(parameters, "inter_op_thread_count", 0)
-    options.enable_cpu_mem_arena = _switch("enable_mem_arena", parameters.get("enable_mem_arena", "1")) == "True"
-    options.enable_mem_pattern = _switch("enable_mem_pattern", parameters.get("enable_mem_pattern", "1")) == "True"
-    options.execution_mode = _choice("execution_mode", parameters.get("execution_mode", "0"), modes)
-    level = str(config.get("optimization", {}).get("graph", {}).get("level", 0))
-    options.graph_optimization_level = _choice("optimization.graph.level", level, GRAPH_LEVELS)
-    name = "session.use_device_allocator_for_initializers"
-    if name in parameters:
-        options.add_session_config_entry(name, parameters[name])
-    return options
-
-
-def _run_config(parameters):
-    """The entries of ONNX Runtime's `RunOptions` that hold for every run."""
-    name = "memory.enable_memory_arena_shrinkage"
-    return {name: parameters[name]} if name in parameters else {}
-
-
-def _run_options(run_config):
-    if not run_config:
-        return None
-    options = onnxruntime.RunOptions()
-    for name, value in run_config.items():
-        options.add_run_config_entry(name, value)
-    return options
-
-
-def _providers(config, parameters, kind, device):
-    """ONNX Runtime's providers, with their options, for an instance of `kind` (`GPU`, else the CPU).
-
-    They are those of the config's accelerators, in its order, and CUDA for every GPU instance. Raises
-    `TritonModelException` for an unknown accelerator or parameter, and for what this ONNX Runtime lacks.
-    """
-    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
-    if kind == "GPU":
-        known = {"tensorrt": _tensorrt, "cuda": _cuda}
-        wanted = list(accelerators.get("gpu_execution_accelerator", []))
-        if all(entry["name"] != "cuda" for entry in wanted):
-            wanted.append({"name": "cuda"})  # for what TensorRT does not take, or alone
-    else:
-        known = {"openvino": _openvino}
-        wanted = accelerators.get("cpu_execution_accelerator", [])
-    providers = []
-    for entry in wanted:
-        if entry["name"] not in known:
-            raise pb_utils.TritonModelException(
-                f"unknown accelerator {entry['name']!r} of a {kind} instance; known: {', '.join(known)}"
-            )
-        provider, options = known[entry["name"]](entry.get("parameters", {}), parameters)
-        if kind == "GPU":
-            options["device_id"] = str(device)
-        providers.append((provider, options))
-    available = onnxruntime.get_available_providers()
-    for provider, _ in providers:
-        if provider not in available:
-            raise pb_utils.TritonModelException(
-                f"a {kind} instance of this config needs {provider}, and ONNX Runtime {onnxruntime.__version__} in "
-                f"Triton's environment has {', '.join(available)}: install the ONNX Runtime that has it, or change "
-                "instance_group and execution_accelerators"
-            )
-    return providers or [("CPUExecutionProvider", {})]
-
-
-def _known(accelerator, given, known):
-    """Refuse parameters that the accelerator does not have."""
-    if unknown := sorted(set(given) - set(known)):
-        raise pb_utils.TritonModelException(
-            f"unknown parameter {', '.join(unknown)} of the accelerator {accelerator}; "
-            f"known: {', '.join(sorted(known))}"
-        )
-
-
-def _openvino(given, parameters):
-    _known("openvino", given, OPENVINO)
-    options = {"device_type": "CPU", "load_config": OPENVINO_CONFIG}
-    if threads := number(parameters, "intra_op_thread_count", 0):
-        options["num_of_threads"] = str(threads)
-    return "OpenVINOExecutionProvider", {**options, **given}
-
-
-def _tensorrt(given, parameters):
-    _known("tensorrt", given, {*TENSORRT, *TENSORRT_BOOLEANS, "precision_mode"})
-    options = dict(_choice("precision_mode", given.get("precision_mode", "FP32"), PRECISIONS))
-    for name, value in given.items():
-        if name in TENSORRT_BOOLEANS:
-            options[TENSORRT_BOOLEANS[name]] = _switch(name, value)
-        elif name in TENSORRT:
-            options[TENSORRT[name]] = value
-    if options.get("trt_engine_cache_enable") == "True" and "trt_engine_cache_path" not in options:
-        from engines import plans  # its own default is the working directory
-
-        try:
-            folder = plans.cache_folder().with_name("onnxruntime")
-            folder.mkdir(parents=True, exist_ok=True)
-        except (plans.PlanError, OSError) as error:
-            raise pb_utils.TritonModelException(f"no folder for trt_engine_cache_enable: {error}") from error
-        options["trt_engine_cache_path"] = str(folder)
-    return "TensorrtExecutionProvider", options
-
-
-def _cuda(given, parameters):
-    _known("cuda", given, CUDA)
-    options = {
-        name: parameters[name] if choices is None else _choice(name, parameters[name], choices)
-        for name, choices in CUDA_PARAMETERS.items()
-        if name in parameters
-    }
-    return "CUDAExecutionProvider", {**options, **given}

@@ -18,7 +18,7 @@ says that it is for another GPU or TensorRT is refused. The limits `min_side`, `
 models carry as parameters are checked before a request runs; requests of one shape run as one batch, others side by
 side; while one batch computes, the next is copied in and the last is answered; the shapes of `model_warmup` have their
 CUDA graphs when the model is ready; a request that fails does not fail the others; and every model has metrics of its
-own on Triton's metrics port (`nst_*`). It lives inside Triton's stub process with `backend_common.py` and the
+own on Triton's metrics port (`nst_*`). It runs in Triton's stub process with `backend_common.py` and the
 package `engines` beside it, and imports nothing of nst.
 """
 
@@ -29,13 +29,25 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from backend_common import Limits, Metrics, Refused, failure, number, parameters_of, received, response, shown
+from backend_common import (
+    MULTIPLE,
+    PROFILE,
+    Metrics,
+    Refused,
+    SizeLimits,
+    failure,
+    number,
+    parameters_of,
+    received,
+    response,
+    shown,
+)
 from engines import building, cuda, plans
 from engines.tensorrt import TensorRTEngine
 
 CONTEXTS = 3
-"""Batches under way at most: one that is copied in, one that computes, one that is answered. More wait in Triton's
-queue, where they become larger batches."""
+"""Maximum of batches under way: the first is answered, the second computes, the third is copied in. More wait in
+Triton's queue, where they become larger batches."""
 
 TYPES = {
     "bool": "TYPE_BOOL",
@@ -82,7 +94,7 @@ class TritonPythonModel:
         kind = args["model_instance_kind"]
         if kind == "CPU":
             raise pb_utils.TritonModelException("TensorRT runs on NVIDIA GPUs: set KIND_GPU in instance_group")
-        self.limits = Limits(parameters)
+        self.limits = SizeLimits(parameters)
         folder = Path(args["model_repository"]) / args["model_version"]
         device = int(args["model_instance_device_id"]) if kind == "GPU" else 0
         self.engine = _engine(folder, config, device=device, contexts=CONTEXTS)
@@ -152,19 +164,19 @@ class TritonPythonModel:
         return feeds
 
     def _batches(self, group):
-        """The requests of one shape in batches that the plan takes, of no more pixels than one picture may have."""
+        """The requests of one shape in batches that the plan takes, of no more pixels than an image may have."""
         first = group[0][1][self.engine.inputs[0]]
-        most = self.engine.maximum[0]
+        maximum = self.engine.maximum[0]
         if first.ndim == 4:
-            most = min(most, max(1, self.limits.max_pixels // (first.shape[1] * first.shape[2])))
-        batches, pictures = [], 0
+            maximum = min(maximum, max(1, self.limits.max_pixels // (first.shape[1] * first.shape[2])))
+        batches, images = [], 0
         for sender, feeds in group:
             count = len(feeds[self.engine.inputs[0]])
-            if not batches or pictures + count > most:
+            if not batches or images + count > maximum:
                 batches.append([])
-                pictures = 0
+                images = 0
             batches[-1].append((sender, feeds))
-            pictures += count
+            images += count
         return batches
 
     def _start(self, batch):
@@ -182,7 +194,7 @@ class TritonPythonModel:
         self.workers.submit(self._finish, pending, counts, time.perf_counter())
 
     def _finish(self, pending, counts, started):
-        """Answer a batch when it is done, straight from the engine's memory; `counts` are senders and pictures."""
+        """Answer a batch when it is done, straight from the engine's memory; `counts` are senders and images."""
         with pending:
             try:
                 answer = pending.wait()
@@ -236,7 +248,7 @@ def _answer(sender, response):
 
 
 def _parts(answer, counts):
-    """Every sender with its pictures of a batch's answer."""
+    """Every sender with its images of a batch's answer."""
     start = 0
     for sender, count in counts:
         yield sender, answer[start : start + count]
@@ -265,23 +277,23 @@ def _plan(folder, config, device):
             raise plans.PlanError(f"{folder / name}: no such file")
         return folder / name
     parameters = parameters_of(config)
-    if "profile" not in parameters:
+    if PROFILE not in parameters:
         if not (folder / plans.PLAN).is_file():
             raise plans.PlanError(f"{folder / plans.PLAN}: no such file, and no parameter profile to build it with")
         return folder / plans.PLAN
     gpu, capability = cuda.card(device)
     return building.ensure(
         folder,
-        plans.Profile.parse(parameters["profile"]),
-        number(parameters, "multiple", 1),
+        plans.Profile.parse(parameters[PROFILE]),
+        number(parameters, MULTIPLE, 1),
         library=plans.import_tensorrt(),
         gpu=gpu,
         compute_capability=capability,
-        on_progress=_Log(f"building the plan for {folder}"),
+        on_progress=_LogProgress(f"building the plan for {folder}"),
     )
 
 
-class _Log:
+class _LogProgress:
     """Progress in Triton's log, a line every tenth of the way."""
 
     def __init__(self, what):

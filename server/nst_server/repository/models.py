@@ -26,7 +26,7 @@ CPU, GPU = model_config_pb2.ModelInstanceGroup.KIND_CPU, model_config_pb2.ModelI
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineFile:
     """The newest version of a model of the backend `tensorrt`, and the shapes that its plan is built for.
 
     `profile` is as `nst_core.engines.plans.Profile.parse` reads it, and empty where the config gives none.
@@ -49,7 +49,7 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Found:
+class RepositoryContents:
     """What is in a repository: the config of each model that can be served, and what is wrong with each other.
 
     A config is None where the model has none and Triton completes it from the graph.
@@ -59,7 +59,7 @@ class Found:
     faults: dict[str, str] = field(default_factory=dict)
 
 
-def find(repository: Path) -> Found:
+def read_repository(repository: Path) -> RepositoryContents:
     """Look at every model of a repository; `ServerError` if it is missing or cannot be read.
 
     Folders whose names begin with a dot, and those without a config and a version, are no models.
@@ -72,7 +72,7 @@ def find(repository: Path) -> Found:
         raise ServerError(
             f"{repository}: no such model repository; make one with nst-export style.pth -r {repository}"
         ) from error
-    found = Found()
+    found = RepositoryContents()
     for folder in folders:
         try:
             if _is_model(folder):
@@ -84,9 +84,9 @@ def find(repository: Path) -> Found:
     return found
 
 
-def models(repository: Path) -> list[str]:
+def model_names(repository: Path) -> list[str]:
     """Names of the models that can be served; `ServerError` if there is none, with the reason."""
-    found = find(repository)
+    found = read_repository(repository)
     if found.configs:
         return list(found.configs)
     if found.faults:
@@ -94,33 +94,33 @@ def models(repository: Path) -> list[str]:
     raise ServerError(f"{repository}: no model in it; export one with nst-export style.pth -r {repository}")
 
 
-def check_device(repository: Path, device: Device, say: Callable[[str], None]) -> None:
+def check_device(repository: Path, device: Device, on_message: Callable[[str], None]) -> None:
     """Compare the device that the models are exported for with the server's.
 
-    Raises `InputError` with both ways out if none of them is for `device`; `say` is told the same of some of them,
-    and the others are served.
+    Raises `InputError` with both ways out if none of them is for `device`. If some are, `on_message` gets the same line
+    about the rest, and those that fit are served.
     """
-    configs = find(repository).configs
+    configs = read_repository(repository).configs
     others = [name for name, config in configs.items() if config and _exported_for(config) not in (None, device.kind)]
     if not others:
         return
     line = _mismatch([repository / name for name in others], device)
     if len(others) == len(configs):
         raise InputError(line)
-    say(line)
+    on_message(line)
 
 
-def tensorrt_engines(repository: Path) -> list[Engine]:
+def tensorrt_engines(repository: Path) -> list[EngineFile]:
     """The models that run on TensorRT plans, by their configs."""
     found = []
-    for name, config in find(repository).configs.items():
+    for name, config in read_repository(repository).configs.items():
         versions = [folder for folder in (repository / name).iterdir() if folder.name.isdecimal()]
         if config and config.backend == "tensorrt" and versions:
             parameters = {key: parameter.string_value for key, parameter in config.parameters.items()}
             multiple = parameters.get("multiple", "")
             newest = max(versions, key=lambda folder: int(folder.name))
             found.append(
-                Engine(name, newest, parameters.get("profile", ""), int(multiple) if multiple.isdigit() else 1)
+                EngineFile(name, newest, parameters.get("profile", ""), int(multiple) if multiple.isdigit() else 1)
             )
     return found
 

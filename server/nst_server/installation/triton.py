@@ -23,10 +23,10 @@ from nst_core import devices, engines
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.files import atomic_write, cache_folder
-from nst_server import interpreter
-from nst_server.command import Launch
 from nst_server.errors import ServerError
-from nst_server.interpreter import Interpreter
+from nst_server.installation import interpreter
+from nst_server.installation.interpreter import Interpreter
+from nst_server.launch import Launch
 
 TRITON = "nvidia-pytriton==0.7.0"
 """Triton 2.51.0 with its Python backend. Only its files are used, so what the package requires is not installed."""
@@ -85,20 +85,20 @@ class Installation:
         return [*self.binary, *options]
 
 
-def find(environment: Path, say: Callable[[str], None], device: Device | None = None) -> Installation:
+def find_triton(environment: Path, on_message: Callable[[str], None], device: Device | None = None) -> Installation:
     """`tritonserver` from PATH, else the one in `environment` for `device`, installed there first if need be.
 
-    Without `device` it is the one that `--device auto` chooses. `say` is told about an installation, which takes
-    minutes. Raises `ServerError` with the reason when there is none to be had.
+    Without `device` it is the one that `--device auto` chooses. `on_message` says so before an installation,
+    which takes minutes. Raises `ServerError` with the reason when there is none to be had.
     """
     device = device or devices.choose()
     if binary := shutil.which("tritonserver"):
         return Installation((str(Path(binary).absolute()),), _visible(device))
-    return install(environment, say, device)
+    return install_triton(environment, on_message, device)
 
 
-def install(
-    environment: Path, say: Callable[[str], None] = lambda line: None, device: Device | None = None
+def install_triton(
+    environment: Path, on_message: Callable[[str], None] = lambda line: None, device: Device | None = None
 ) -> Installation:
     """Triton from PyPI for `device`, in the folder `cpu` or `gpu` of `environment`.
 
@@ -113,8 +113,8 @@ def install(
     embedded = _complete(folder, wanted)
     if embedded is None:
         _check_system()
-        with _alone(folder, say):  # another process may install them meanwhile
-            embedded = _complete(folder, wanted) or _install(folder, wanted, say)
+        with _alone(folder, on_message):  # another process may install them meanwhile
+            embedded = _complete(folder, wanted) or _install(folder, wanted, on_message)
     found = _packages(folder.resolve(), embedded.version)
     triton = found / "pytriton" / "tritonserver"
     backends = _assemble_backends(folder, triton, embedded.version)
@@ -206,13 +206,13 @@ def _check_system() -> None:
         )
 
 
-def _install(folder: Path, wanted: tuple[str, ...], say: Callable[[str], None]) -> Interpreter:
-    """Make the environment; see `install`."""
-    chosen = interpreter.choose(folder.with_name("python"), say)
+def _install(folder: Path, wanted: tuple[str, ...], on_message: Callable[[str], None]) -> Interpreter:
+    """Make the environment; see `install_triton`."""
+    chosen = interpreter.choose(folder.with_name("python"), on_message)
     gpu = wanted != CPU_PACKAGES
     takes = "a few gigabytes, which take some minutes" if gpu else "this takes a minute"
     of = f"Python {chosen.version} of {chosen.program}"
-    say(f"installing Triton from PyPI into {folder} ({of}, {', '.join(wanted)}); {takes}")
+    on_message(f"installing Triton from PyPI into {folder} ({of}, {', '.join(wanted)}); {takes}")
     stamp = folder / "installed.txt"
     stamp.unlink(missing_ok=True)
     command = [*chosen.create(folder), "install", "--quiet", "--disable-pip-version-check", "--only-binary=numpy"]
@@ -235,7 +235,7 @@ def _why(said: str) -> str:
 
 
 @contextmanager
-def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def _alone(folder: Path, on_message: Callable[[str], None]) -> Iterator[None]:
     """Keep other processes from installing into the same folder."""
     lock = folder.with_name(f".{folder.name}.lock")
     try:
@@ -249,7 +249,7 @@ def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another process installs Triton into {folder}: waiting for it")
+            on_message(f"another process installs Triton into {folder}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -261,12 +261,13 @@ def _assemble_backends(folder: Path, triton: Path, version: str) -> Path:
     for source in filter(Path.is_file, (triton / "backends" / "python").iterdir()):
         _place(source, backends / "python" / source.name)
     _place(stub, backends / "python" / stub.name)
-    ours = Path(__file__).parent / "backends"
+    ours = Path(__file__).parents[1] / "backends"
     for model in ours.glob("*/model.py"):
-        for source in (model, ours / "backend_common.py"):
-            _place(source, backends / model.parent.name / source.name)
+        backend = backends / model.parent.name
+        for source in (*model.parent.glob("*.py"), ours / "backend_common.py"):
+            _place(source, backend / source.name)
         for source in Path(engines.__path__[0]).glob("*.py"):
-            _place(source, backends / model.parent.name / "engines" / source.name)
+            _place(source, backend / "engines" / source.name)
     return backends
 
 

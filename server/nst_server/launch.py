@@ -9,13 +9,13 @@ from typing import Protocol
 
 from nst_server.access import Access
 from nst_server.endpoints import Endpoints, host
-from nst_server.front import Certificate
+from nst_server.tls import Certificate
 
-STACK = 512 << 20
+STACK_BYTES = 512 << 20
 """Bytes of address space for a thread's stack. Triton's HTTP takes stack for every level of a request's JSON and every
 chunk of its body: with Linux's usual 8 MiB, a body of 200 kB of brackets, or of 600,000 chunks, would end it."""
 
-MEMORY = {
+ALLOCATOR_VARIABLES = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
@@ -24,28 +24,29 @@ MEMORY = {
 """glibc's allocator for Triton and its models' processes, unless the environment says otherwise: one heap for all
 threads of a process, which keeps what it has had and grows by 64 MiB at a time.
 
-By default glibc maps each block of a megabyte anew and gives it back, so every copy of a picture pays for its page
-faults: half of the time that a picture of 512x512 needs besides the network. The price is that a process keeps the
-memory of its largest pictures until it ends. A heap a thread, glibc's other default, would keep them once a thread."""
+By default glibc maps each block of a megabyte anew and gives it back, so every copy of an image pays for its page
+faults: half of the time that an image of 512x512 needs besides the network. The price is that a process keeps the
+memory of its largest images until it ends. A heap for each thread, glibc's other default, would keep them
+once for each thread."""
 
-START = f"""
+START_SCRIPT = f"""
 import ctypes, os, resource, signal, sys
-_, most = resource.getrlimit(resource.RLIMIT_STACK)
-resource.setrlimit(resource.RLIMIT_STACK, ({STACK} if most < 0 else min({STACK}, most), most))
+_, maximum = resource.getrlimit(resource.RLIMIT_STACK)
+resource.setrlimit(resource.RLIMIT_STACK, ({STACK_BYTES} if maximum < 0 else min({STACK_BYTES}, maximum), maximum))
 PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-"""Becomes Triton, or docker, which hands signals on; having asked Linux to end it when we die without a chance to do so
-(`kill -9`)."""
+"""Becomes Triton, or docker, which hands signals on. First it asks Linux to end it when we die without a chance to
+do so (`kill -9`)."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a Triton is started for. Without `access` nothing is closed to anybody who reaches it.
+    """What a Triton is started for. Without `access` everybody who reaches it may make every call.
 
-    `models` are those that it loads at its start; nst-serve then looks for new versions every `poll` seconds. Without
-    `models` Triton is on its own: it loads all that it finds, and looks for new versions itself.
+    It loads `models` at its start, and nst-serve looks for new versions every `poll` seconds. Without `models` Triton
+    is on its own: it loads everything that it finds, and looks for new versions itself.
     """
 
     repository: Path
@@ -67,8 +68,9 @@ class Launch:
             f"--model-repository={repository}",
             "--exit-on-error=false",  # one bad model must not take the others down
             *self._control(),
-            *(access.options(self.endpoints.address) if access else ()),
         ]
+        if access:
+            options += access.options(self.endpoints.address)
         for service, (address, port) in listening.items():
             options += [f"--{service}-address={_spelled(service, address)}", f"--{service}-port={port}"]
         if certificate:

@@ -74,10 +74,11 @@ def _interpreter(program: Path, version: str, threaded: bool, places: list[str |
     return Interpreter(program, version, libraries[0], pip)
 
 
-def choose(folder: Path, say: Callable[[str], None]) -> Interpreter:
+def choose(folder: Path, on_message: Callable[[str], None]) -> Interpreter:
     """The running Python if Triton can embed it, else the first such in PATH, else one that uv puts into `folder`.
 
-    Nothing is installed unless uv is needed; `say` is told so. Raises `ServerError` with the reasons if there is none.
+    Nothing is installed unless uv is needed, and then `on_message` says so. Raises `ServerError` with the reasons if
+    there is none.
     """
     reasons = []
     for program in _programs():
@@ -86,7 +87,7 @@ def choose(folder: Path, say: Callable[[str], None]) -> Interpreter:
         except ServerError as error:
             reasons.append(str(error))
     needed = f"Triton needs Python {', '.join(reversed(VERSIONS[1:]))} or {VERSIONS[0]} with its shared library"
-    say(f"{needed}, and {reasons[0]}: fetching Python {FETCHED} into {folder} with uv")
+    on_message(f"{needed}, and {reasons[0]}: fetching Python {FETCHED} into {folder} with uv")
     try:
         return _fetch(folder)
     except ServerError as error:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nst_core import devices
+from nst_core.contract import Variable
 from nst_core.devices import Device, DeviceChoice
 from nst_core.errors import InputError
 from nst_server.access import Access
-from nst_server.command import MEMORY, STACK, Launch
 from nst_server.endpoints import host
 from nst_server.errors import ServerError
+from nst_server.launch import ALLOCATOR_VARIABLES, STACK_BYTES, Launch
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.09-py3"
 """Triton 2.73.0."""
@@ -47,7 +48,7 @@ class Container:
     @classmethod
     def of(cls, image: str, gpus: str | None, access: Access) -> Container:
         """The container of a server with these secrets; they go in by its environment, not by an argument."""
-        return cls(image, gpus, {"NST_KEY": access.key, "NST_TOKEN": access.token or ""})
+        return cls(image, gpus, {"NST_KEY": access.key, Variable.TOKEN: access.token or ""})
 
     def check(self) -> None:
         """Raise `ServerError` where there is no `docker`."""
@@ -70,18 +71,17 @@ class Container:
         mounted = [_mount(launch.repository, "/models")]
         if pair := launch.certificate:
             mounted += [_mount(pair.chain, "/tls/chain.pem"), _mount(pair.key, "/tls/key.pem")]
-        return [
-            *("docker", "run", "--rm", f"--name=nst-serve-{launch.endpoints.http_port}"),
-            *([f"--gpus={self.gpus}"] if self.gpus else ()),
-            f"--ulimit=stack={STACK}",
-            *published,
-            *mounted,
-            *(f"--env={name}={value}" for name, value in MEMORY.items()),
-            *(["--env=NST_KEY"] if launch.access else ()),
-            *(["--env=NST_TOKEN"] if token else ()),
-            self.image,
-            *("sh", "-c", " ".join(["exec tritonserver", *(f'"{option}"' for option in options)])),
-        ]
+        command = ["docker", "run", "--rm", f"--name=nst-serve-{launch.endpoints.http_port}"]
+        if self.gpus:
+            command.append(f"--gpus={self.gpus}")
+        command += [f"--ulimit=stack={STACK_BYTES}", *published, *mounted]
+        command += [f"--env={name}={value}" for name, value in ALLOCATOR_VARIABLES.items()]
+        if launch.access:
+            command.append("--env=NST_KEY")
+        if token:
+            command.append(f"--env={Variable.TOKEN}")
+        shell = " ".join(["exec tritonserver", *(f'"{option}"' for option in options)])
+        return [*command, self.image, "sh", "-c", shell]
 
 
 def _mount(source: Path, target: str) -> str:

@@ -17,20 +17,20 @@ from pathlib import Path
 from nst_core.console import progress
 from nst_core.devices import Device, Gpu
 from nst_core.engines import plans
-from nst_server.command import START
 from nst_server.errors import ServerError
-from nst_server.installation import Installation, python, tensorrt_version
-from nst_server.links import linked
-from nst_server.repository import Engine, tensorrt_engines
+from nst_server.installation.triton import Installation, python, tensorrt_version
+from nst_server.launch import START_SCRIPT
+from nst_server.repository.links import linked
+from nst_server.repository.models import EngineFile, tensorrt_engines
 
 STEPS = 100
 """The builder's progress is shown in percent."""
 
 
-def prepare(installation: Installation, repository: Path, device: Device, say: Callable[[str], None]) -> None:
+def prepare(installation: Installation, repository: Path, device: Device, on_message: Callable[[str], None]) -> None:
     """Build the plans that the newest versions of a repository's TensorRT models have not got yet, one by one.
 
-    `say` is told what is kept and where, and the reason where a plan cannot be built: Triton serves the other models.
+    `on_message` gets where each plan is kept, or the reason why it cannot be built: Triton serves the other models.
     Nothing is done on a CPU, or for a Triton from PATH, which has backends of its own.
     """
     if installation.folder is None or device.gpu is None:
@@ -41,9 +41,9 @@ def prepare(installation: Installation, repository: Path, device: Device, say: C
         try:
             plan, seconds = _build(engine, installation, installation.folder)
         except ServerError as error:
-            say(str(error))
+            on_message(str(error))
         else:
-            say(f"the TensorRT plan of {engine.model} is in {plan.parent} ({seconds:.0f} s)")
+            on_message(f"the TensorRT plan of {engine.model} is in {plan.parent} ({seconds:.0f} s)")
 
 
 def missing(repository: Path) -> list[str]:
@@ -56,7 +56,7 @@ def missing(repository: Path) -> list[str]:
     ]
 
 
-def _is_built(engine: Engine, gpu: Gpu, folder: Path) -> bool:
+def _is_built(engine: EngineFile, gpu: Gpu, folder: Path) -> bool:
     """Whether there is a plan, as far as it can be told without starting TensorRT, which takes seconds."""
     version = tensorrt_version(folder)
     if version is None:
@@ -69,7 +69,7 @@ def _is_built(engine: Engine, gpu: Gpu, folder: Path) -> bool:
         return False  # the builder says what is wrong
 
 
-def _build(engine: Engine, installation: Installation, folder: Path) -> tuple[Path, float]:
+def _build(engine: EngineFile, installation: Installation, folder: Path) -> tuple[Path, float]:
     """The plan's file and the seconds that it took; `ServerError` with the reason if there is none."""
     script = folder / "backends" / "tensorrt" / "engines" / "build_plan.py"
     command = [str(python(folder)), str(script), str(engine.version), engine.profile, str(engine.multiple)]
@@ -77,7 +77,7 @@ def _build(engine: Engine, installation: Installation, folder: Path) -> tuple[Pa
         tempfile.TemporaryFile("w+") as errors,
         linked(engine.version.parents[1], folder) as links,
         subprocess.Popen(
-            [sys.executable, "-c", START, *command],
+            [sys.executable, "-c", START_SCRIPT, *command],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

@@ -1,8 +1,9 @@
-"""TLS before Triton's HTTP, which has none of its own: bytes in and out of it, nothing looked at."""
+"""TLS in front of Triton's HTTP and metrics, which have none of their own: bytes are handed on as they are."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,15 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nst_core.errors import InputError
 from nst_server.endpoints import host
 from nst_server.errors import ServerError
 
-CHUNK = 1 << 20
-"""Bytes that are handed on at once; a picture of 512x512 is 0.8 MB."""
+logger = logging.getLogger(__name__)
 
-HANDSHAKE_SECONDS = 10.0
+CHUNK_BYTES = 1 << 20
+"""Bytes that are handed on at once; an image of 512x512 is 0.8 MB."""
+
+HANDSHAKE_TIMEOUT_SECONDS = 10.0
 """How long a caller may take for TLS's handshake."""
 
 
@@ -47,13 +51,13 @@ class Certificate:
 
 
 @contextmanager
-def tls(certificate: Certificate, address: str, ports: Mapping[int, int]) -> Iterator[None]:
+def terminate(certificate: Certificate, address: str, ports: Mapping[int, int]) -> Iterator[None]:
     """Listen with TLS on `address` at each port of `ports` and hand on to its plain port of 127.0.0.1.
 
     It runs in a thread until the block is left. Raises `ServerError` if a port cannot be had.
     """
     loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda *_: None)  # a caller who fails at TLS is no news
+    loop.set_exception_handler(_log_failure)  # such as a caller's failed handshake
     thread = threading.Thread(target=loop.run_forever, name="tls", daemon=True)
     thread.start()
     try:
@@ -68,6 +72,10 @@ def tls(certificate: Certificate, address: str, ports: Mapping[int, int]) -> Ite
         loop.close()
 
 
+def _log_failure(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    logger.debug("%s: %s", context.get("message"), context.get("exception"))
+
+
 async def _listen(context: ssl.SSLContext, address: str, ports: Mapping[int, int]) -> list[asyncio.Server]:
     servers: list[asyncio.Server] = []
     for outer, inner in ports.items():
@@ -77,9 +85,9 @@ async def _listen(context: ssl.SSLContext, address: str, ports: Mapping[int, int
                     partial(_hand_on, inner),
                     address,
                     outer,
-                    limit=CHUNK,
+                    limit=CHUNK_BYTES,
                     ssl=context,
-                    ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT_SECONDS,
                 )
             )
         except OSError as error:
@@ -100,7 +108,7 @@ async def _close(servers: list[asyncio.Server]) -> None:
 async def _hand_on(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One caller's connection, until either side ends it."""
     try:
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port, limit=CHUNK)
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port, limit=CHUNK_BYTES)
     except OSError:
         writer.close()
         return
@@ -109,7 +117,7 @@ async def _hand_on(port: int, reader: asyncio.StreamReader, writer: asyncio.Stre
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
-        while data := await reader.read(CHUNK):
+        while data := await reader.read(CHUNK_BYTES):
             writer.write(data)
             await writer.drain()
     except OSError:  # ssl.SSLError and ConnectionError are such: the caller went away

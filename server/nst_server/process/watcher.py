@@ -1,11 +1,12 @@
-"""New versions, new models and removed ones under a running Triton: found by looking, and loaded by asking.
+"""Loading new and changed models of a repository while Triton runs, and unloading removed ones.
 
-Triton can look for itself, and then loads whatever it finds. Here a model is checked first, and what was unloaded by
-command stays so until its files change.
+Triton can watch a repository itself, and then loads whatever it finds. Here a model is checked first, and one that was
+unloaded by command stays so until its files change.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -14,36 +15,38 @@ from pathlib import Path
 
 from nst_server.control import Control
 from nst_server.errors import ServerError
-from nst_server.repository import find
+from nst_server.repository.models import read_repository
+
+logger = logging.getLogger(__name__)
 
 Fingerprint = frozenset[tuple[str, int, int, int]]
 """Of each file of a model: its path, inode, size and time of change."""
 
 
-class Watch:
-    """What was last seen of a repository; `say` is told a line for each model that must not be served, once."""
+class RepositoryWatcher:
+    """What was last seen of a repository; `on_error` gets a line for each model that must not be served, once."""
 
-    def __init__(self, repository: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, repository: Path, on_error: Callable[[str], None]) -> None:
         self._repository = repository
-        self._say = say
+        self._on_error = on_error
         self._seen: dict[str, Fingerprint] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def names(self) -> list[str]:
-        """The models that can be served now; what they look like counts as loaded."""
-        names = self._good()
+        """The models that can be served now; they count as loaded as they are."""
+        names = self._servable()
         self._seen = {name: fingerprint(self._repository / name) for name in names}
         return names
 
     def look(self, control: Control) -> None:
-        """Have Triton load the models that are new or changed since, and unload those that are gone.
+        """Have Triton load the models that are new or changed since the last look, and unload those that are gone.
 
         Triton's own log says what cannot be loaded. A model that must not be served any more stays as it is.
         """
         try:
-            names = self._good()
+            names = self._servable()
         except ServerError as error:
-            self._tell(str(error))
+            self._report(str(error))
             if not self._repository.is_dir():
                 return  # a disk that is away for a moment; an empty folder has no models any more
             names = []
@@ -52,36 +55,40 @@ class Watch:
             if now == self._seen.get(name):
                 continue
             self._seen[name] = now
-            with suppress(ServerError):
+            try:
                 control.load(name)
+            except ServerError as error:
+                logger.info("cannot load: %s", error)
         for name in [name for name in self._seen if not (self._repository / name).exists()]:
             del self._seen[name]
-            with suppress(ServerError):
+            try:
                 control.forget(name)
+            except ServerError as error:
+                logger.info("cannot unload: %s", error)
 
-    def _good(self) -> list[str]:
-        found = find(self._repository)
-        self._told &= set(found.faults.values())  # what is mended and broken again is told again
-        for line in found.faults.values():
-            self._tell(line)
-        return list(found.configs)
+    def _servable(self) -> list[str]:
+        contents = read_repository(self._repository)
+        self._reported &= set(contents.faults.values())  # a fault that comes back is reported again
+        for line in contents.faults.values():
+            self._report(line)
+        return list(contents.configs)
 
-    def _tell(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
-            self._say(line)
+    def _report(self, line: str) -> None:
+        if line not in self._reported:
+            self._reported.add(line)
+            self._on_error(line)
 
 
 @contextmanager
-def watched(watch: Watch, control: Control, seconds: float) -> Iterator[None]:
+def watching(watcher: RepositoryWatcher, control: Control, seconds: float) -> Iterator[None]:
     """Look every so many seconds, in a thread, while the block runs."""
     ended = threading.Event()
 
-    def run() -> None:
+    def look_until_ended() -> None:
         while not ended.wait(seconds):
-            watch.look(control)
+            watcher.look(control)
 
-    threading.Thread(target=run, name="watch", daemon=True).start()
+    threading.Thread(target=look_until_ended, name="repository-watcher", daemon=True).start()
     try:
         yield
     finally:

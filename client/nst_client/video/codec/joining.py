@@ -1,0 +1,91 @@
+"""Finished parts joined to one file with the sound of another, without encoding anything again."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from nst_client.video.codec.decoder import VideoSource
+from nst_client.video.codec.encoder import decoding_times, opened_to_write, reorder_depth, writing
+from nst_client.video.codec.formats import CONTAINERS, VideoFormat, ffmpeg_path
+from nst_core.files import atomic_write
+
+
+def join_parts(parts: Sequence[Path], source: VideoSource, target: Path, *, cut: bool = False) -> None:
+    """The parts, made by `Encoder` and in their order, and the sound of `source` as it is, in one file.
+
+    `source.end` must be that of the last frame, as when `source.frames` has come to it; `cut` ends the sound there.
+    Pictures and sound begin as far apart as they did. The file appears whole or not at all.
+    """
+    with atomic_write(target) as beside, source.container() as given, _part(parts[0]) as first:
+        container = CONTAINERS[target.suffix.lower()]
+        with writing(target), opened_to_write(beside, container) as output:
+            output.metadata.update(given.metadata)
+            video = output.add_stream_from_template(first.streams.video[0], opaque=True)
+            if video.codec_context.name == "hevc" and container in ("mp4", "mov"):
+                video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
+            video.time_base = source.format.time_base
+            sound = {stream.index: output.add_stream_from_template(stream) for stream in given.streams.audio}
+            shift = Fraction(max(0, given.start_time or 0), av.time_base)
+            until = source.end * source.format.time_base if cut else None
+            flows = [_of_parts(parts, source, video)]
+            flows += [_of_sound(given, sound, until)] if sound else []
+            for packet in heapq.merge(*flows, key=lambda packet: (packet.dts or 0) * packet.time_base):
+                ticks = round(shift / packet.time_base)
+                packet.pts = None if packet.pts is None else packet.pts - ticks
+                packet.dts = None if packet.dts is None else packet.dts - ticks
+                output.mux_one(packet)
+
+
+def _of_parts(parts: Sequence[Path], source: VideoSource, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    """The packets of all parts as of one encoder.
+
+    Each part's decoding times begin before its first frame, where the part before has not ended. So they are given
+    anew: every packet is decoded when the frame is shown that has come `depth` frames before it. And every frame lasts
+    until the next.
+    """
+    form, depth = source.format, 0
+    shown: list[int] = []
+    for part in parts:
+        stamps = [pts for pts, _ in _stamped(part, form)]
+        depth = max(depth, reorder_depth(stamps))
+        shown += sorted(stamps)
+    decoded = decoding_times(shown, depth, form)
+    lasting = {pts: later - pts for pts, later in pairwise([*shown, max(source.end, shown[-1] + 1)])}
+    for part in parts:
+        for pts, packet in _stamped(part, form):
+            packet.dts, packet.duration, packet.stream = next(decoded), lasting[pts], stream
+            yield packet
+
+
+def _stamped(part: Path, form: VideoFormat) -> Iterator[tuple[int, Packet[VideoStream]]]:
+    """The packets of a part with their time stamps, in the ticks of the video again: the part's own are finer."""
+    with _part(part) as container:
+        for packet in container.demux(container.streams.video[0]):
+            if packet.pts is not None:
+                ticks = packet.time_base / form.time_base
+                packet.pts, packet.time_base = round(packet.pts * ticks), form.time_base
+                yield packet.pts, packet
+
+
+def _of_sound(given: InputContainer, streams: dict[int, av.AudioStream], until: Fraction | None) -> Iterator[Packet]:  # type: ignore[type-arg]
+    try:
+        for packet in given.demux(*given.streams.audio):
+            if packet.dts is None or (until is not None and packet.dts * packet.time_base >= until):
+                continue
+            packet.stream = streams[packet.stream_index]
+            yield packet
+    except av.FFmpegError:
+        return  # cut off, as the pictures are
+
+
+def _part(path: Path) -> InputContainer:
+    return av.open(ffmpeg_path(path), "r")

@@ -1,0 +1,234 @@
+"""What is finished of a video, in a folder beside the result, so that a run that was stopped goes on with it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+
+from nst_client.video.codec.decoder import VideoSource
+from nst_client.video.codec.encoder import Encoder
+from nst_client.video.codec.formats import Frame
+from nst_client.video.flow import Motion, Smoother
+from nst_client.video.settings import VideoSettings
+from nst_core.errors import InputError, WriteError
+from nst_core.files import atomic_write
+from nst_core.images import Pixels
+
+PART_FRAMES = 48
+"""Frames of a part: what a crash costs at most, and the distance of the frames to which a player can jump."""
+
+FINGERPRINT_BYTES = 2**20
+"""Bytes at a video's beginning, and at its end, by which it is known again."""
+
+SAME_STYLE_DIFFERENCE = 1.0
+"""Mean absolute difference of 255 up to which a frame counts as stylized by the same model, on other hardware too."""
+
+PART_FILES, ABOUT, LOCK = "[0-9]*-*.nut", "about.json", "lock"
+"""The finished parts in their folder, what they have in common, and whose they are now."""
+
+
+class Parts:
+    """What is painted of a video, in a folder beside the target: parts, and with the last what the next goes on from.
+
+    That is its last frame as the style painted it, and what smoothing keeps.
+    """
+
+    def __init__(self, folder: Path, given: VideoSource, settings: VideoSettings, lock: ExitStack) -> None:
+        self.folder, self._given, self._plan, self._lock = folder, given, settings, lock
+        self.files = self._whole()
+        self.frames = sum(_count(file) for file in self.files)
+        self._painted: Pixels | None = None
+        self.smoother = Smoother()
+        if self.files:
+            if not self._state.is_file():
+                raise InputError(f"{folder} has lost {self._state.name}: give --restart to begin again")
+            self._painted, self.smoother = _restored(self._state)
+        self._encoding = ExitStack()
+        self._encoder: Encoder | None = None
+        self._held = 0
+
+    @classmethod
+    def of(cls, given: VideoSource, target: Path, settings: VideoSettings, restart: bool = False) -> Self:
+        """Those that a run before left; none if there are none, or with `restart`.
+
+        Raises `InputError` if finished parts are of another video, other settings or another encoder, if another run
+        is at work on them, or if the folder is there and not ours; `WriteError` if it cannot be made.
+        """
+        folder = target.with_name(f"{target.name}.parts")
+        about = folder / ABOUT
+        wanted: dict[str, object] = {"format": "nst-video-parts/2", "the video": _fingerprint(given.path)}
+        wanted |= {"PyAV": av.__version__, "frames of a part": PART_FRAMES} | settings.options
+        try:
+            if folder.exists() and not about.is_file() and {file.name for file in folder.iterdir()} - {LOCK}:
+                raise InputError(f"{folder} is there already, and not of a painted video: move it away")
+            folder.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as stack:
+                _lock(stack, folder)
+                finished_frames = sum(_count(file) for file in folder.glob(PART_FILES))
+                if about.is_file() and finished_frames and not restart:
+                    _compare(_read(about), wanted, f"{folder} has {finished_frames} frames")
+                else:
+                    for file in folder.iterdir():
+                        if file.name != LOCK:
+                            file.unlink()
+                    with atomic_write(about) as beside:
+                        beside.write_text(json.dumps(wanted))
+                return cls(folder, given, settings, stack.pop_all())
+        except OSError as error:
+            raise WriteError(f"cannot write {folder}: {error.strerror or error}") from error
+
+    def compare(self, again: Frame) -> None:
+        """Raise `InputError` if the style paints the last finished frame otherwise than it did."""
+        known = self._painted
+        if known is None:
+            return
+        if known.shape == again.pixels.shape:
+            apart = float(np.abs(known.astype(np.int16) - again.pixels).mean())
+            if apart <= SAME_STYLE_DIFFERENCE:
+                return
+        raise InputError(
+            f"{self.folder} has {self.frames} frames by another model: the style paints differently now, after an "
+            "export for instance; serve the model of before, or give --restart to begin again"
+        )
+
+    def add(self, frame: Frame, moved: Motion | None) -> None:
+        """The next frame."""
+        if self._encoder is None:
+            self._encoder = Encoder(self._begun, self._given.format, self._plan.codec, self._plan.crf)
+            self._encoding.push(self._encoder)
+        self._painted = frame.pixels
+        if self._plan.smooth:
+            frame = replace(frame, pixels=self.smoother.smooth(frame.pixels, moved))
+        self._encoder.add(frame)
+        self._held += 1
+        if self._held == PART_FRAMES:
+            self.finish()
+
+    def finish(self) -> None:
+        """End the part that is begun: from now on it is there after a crash."""
+        if self._encoder is None:
+            return
+        self._encoding.close()
+        whole = self.folder / f"{self.frames:09}-{self._held}.nut"
+        self._save(whole)
+        with atomic_write(whole) as beside:
+            self._begun.replace(beside)
+        self.files.append(whole)
+        self.frames += self._held
+        self._encoder, self._held = None, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What is begun and not finished goes; so does the folder if no part is finished."""
+        with self._lock:
+            if self._encoder is not None:
+                with suppress(WriteError):  # of a full disk for instance, which is what ends the block
+                    self._encoding.close()
+                self._begun.unlink(missing_ok=True)
+            if not self.files:
+                self.remove()
+
+    def remove(self) -> None:
+        """All of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _whole(self) -> list[Path]:
+        """The parts without a gap from the first frame on; what follows a gap, and what was not finished, goes."""
+        files: list[Path] = []
+        frames = 0
+        for file in sorted(self.folder.glob(PART_FILES)):
+            if int(file.stem.partition("-")[0]) == frames:
+                files.append(file)
+                frames += _count(file)
+        for file in self.folder.glob("*.nut"):
+            if file not in files:
+                file.unlink()
+        return files
+
+    @property
+    def _begun(self) -> Path:
+        return self.folder / f"begun-{self.frames:09}.nut"
+
+    @property
+    def _state(self) -> Path:
+        return self.files[-1].with_suffix(".npz")
+
+    def _save(self, part: Path) -> None:
+        """What the next part goes on from; that of the part before last is of no use any more."""
+        state = {name: value for name, value in vars(self.smoother).items() if value is not None}
+        with atomic_write(part.with_suffix(".npz")) as beside, beside.open("wb") as file:
+            np.savez(file, last=self._painted, **state)  # type: ignore[arg-type]
+        for old in self.files[:-1]:
+            old.with_suffix(".npz").unlink(missing_ok=True)
+
+
+def _count(part: Path) -> int:
+    return int(part.stem.partition("-")[2])
+
+
+def _restored(state: Path) -> tuple[Pixels, Smoother]:
+    """The last frame as the style painted it, and what smoothing keeps."""
+    with np.load(state) as saved:
+        values: dict[str, Any] = {name: saved[name] if saved[name].ndim else float(saved[name]) for name in saved.files}
+    return values.pop("last"), Smoother(**values)
+
+
+def _fingerprint(path: Path) -> str:
+    """By a file's size, beginning and end, so that it may be moved and copied."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        for start in (0, max(0, size - FINGERPRINT_BYTES)):
+            file.seek(start)
+            digest.update(file.read(FINGERPRINT_BYTES))
+    return f"{size} bytes, {digest.hexdigest()[:12]}"
+
+
+def _lock(stack: ExitStack, folder: Path) -> None:
+    """Keep other runs out of a folder until `stack` is closed. Raises `InputError` if there is one."""
+    lock = stack.enter_context((folder / LOCK).open("wb"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another nst video is painting into {folder}: wait for it, or choose another -o") from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _read(about: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(about.read_text())
+    except ValueError:
+        document = None
+    return document if isinstance(document, dict) else {}
+
+
+def _compare(known: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+    """Raise `InputError` for parts of another run, which names what differs first, and how."""
+    advice = "give --restart to begin again, or another -o"
+    if known.get("format") != wanted["format"]:
+        raise InputError(f"{what} of another version of nst video: {advice}")
+    for name, value in wanted.items():
+        if name not in known or known[name] != value:
+            raise InputError(f"{what} with {name} {_shown(known.get(name))}, not {_shown(value)}: {advice}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""Triton's process: started, watched, started again and ended, in the foreground or the background."""
