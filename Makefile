@@ -84,7 +84,7 @@ $(VENV): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-$(TRITON): server/nst_server/installation/triton.py server/nst_server/installation/interpreter.py | $(VENV)
+$(TRITON): server/nst_server/installation/environment.py server/nst_server/installation/interpreter.py | $(VENV)
 	$(BIN)/nst-serve --install-only --device cpu
 	touch $@
 

@@ -18,7 +18,8 @@ from nst_core import engines as engines_folder
 from nst_core.devices import Device, Gpu, choose
 from nst_core.engines import plans as engines
 from nst_core.engines.plans import GRAPH
-from nst_server.installation.triton import Installation, site_packages
+from nst_server.installation.environment import site_packages
+from nst_server.installation.triton import Installation
 from nst_server.repository import plans
 
 from .machines import CPU, H100, program, tensorrt

@@ -14,7 +14,7 @@ import typer
 
 from nst_client.client import AsyncStyleClient, StyleClient
 from nst_client.options import DEFAULT_URL, RETRIES, CaFile, Timeout, TokenFile, Url, read_token, silence_grpc
-from nst_client.stylize.jobs import postprocess
+from nst_client.stylize.processing import postprocess
 from nst_client.video.schedule import Schedule
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError, WriteError
