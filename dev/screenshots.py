@@ -16,7 +16,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from nst_core.images import ImageData, open_image, sample_photographs, save_image
-from nst_export import pipeline as exporter
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_and_publish
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import find_triton
 from nst_server.process.supervisor import run_triton
@@ -33,7 +34,7 @@ def site(folder: Path) -> Iterator[str]:
     """The address of a page on which styles can be made, too."""
     gallery, repository = folder / GALLERY.name, folder / "model_repository"
     shutil.copy(GALLERY, gallery)
-    exporter.export(gallery, gallery.stem, repository, exporter.Plan(cores=os.cpu_count() or 1), say=print)
+    export_and_publish(gallery, gallery.stem, repository, ExportPlan(cores=os.cpu_count() or 1), on_progress=print)
     endpoints = Endpoints.free()
     with run_triton(find_triton(Path(".triton"), print), repository, endpoints, folder / "triton.log"):
         nst = str(Path(sys.executable).parent / "nst")

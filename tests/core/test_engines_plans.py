@@ -18,9 +18,9 @@ import pytest
 from nst_core.engines import building, plans
 from nst_core.engines.plans import PlanError, PlanKey, Profile
 from nst_core.files import cache_folder
-from nst_export import conversion as exporting
+from nst_export.graph.conversion import export_onnx
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
 from nst_export.modules import ServedModel
-from nst_export.rewrites import FOR, rewrite
 from nst_trainer.checkpoint import Checkpoint
 
 from ..fakes import GPU, FakeGpu, fake_gpu
@@ -42,9 +42,9 @@ def version(tmp_path: Path, small_checkpoint: Checkpoint) -> Path:
     """A version's folder with the graph that the exporter makes for TensorRT."""
     folder = tmp_path / "repository" / "seven" / "1"
     folder.mkdir(parents=True)
-    exporting.export(ServedModel(small_checkpoint.network), folder / "model.onnx", {})
+    export_onnx(ServedModel(small_checkpoint.network), folder / "model.onnx", {})
     proto = onnx.load(folder / "model.onnx")
-    rewrite(proto, FOR["tensorrt"])
+    apply_rewrites(proto, DEFAULT_REWRITES["tensorrt"])
     onnx.save(proto, folder / "model.onnx")
     return folder
 
