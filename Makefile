@@ -29,6 +29,7 @@ lint: $(VENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 TRAIN = $(BIN)/nst-train --photos "$(PHOTOS)"
 OWN := composition-vii contrast-of-forms great-wave water-lilies

@@ -17,7 +17,7 @@ from nst_trainer.weights import CONVOLUTIONS, MEAN_ACTIVATIONS, vgg16_weights
 
 
 def main(folder: Path) -> None:
-    """Each picture counts alike; average pooling, as in the paper."""
+    """Each image has the same weight; average pooling, as in the paper."""
     vgg = Vgg16(vgg16_weights(), pooling="average")
     rectified = [name.replace("conv", "relu") for name in CONVOLUTIONS]
     files = sorted(folder.glob("*.jpg"))

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from nst_core import devices
 from nst_core.console import progress
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.engines import building, plans
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
 from nst_core.packages.cuda import check_driver
-from nst_core.packages.distribution import install_command
 from nst_core.packages.onnx_runtime import machine_extra
 from nst_export.errors import ExportError
 

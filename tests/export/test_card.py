@@ -14,9 +14,9 @@ import torch
 
 from nst_core import devices
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.engines import plans
 from nst_core.engines.plans import Profile
-from nst_core.packages.distribution import install_command
 from nst_export.errors import ExportError
 from nst_export.export_plan import ExportPlan
 from nst_export.graph.conversion import write_onnx

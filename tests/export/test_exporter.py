@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 
 from nst_core import devices
 from nst_core.devices import Device, Gpu
+from nst_core.distribution import install_command
 from nst_core.events import EventReader
 from nst_core.packages import onnx_runtime
-from nst_core.packages.distribution import install_command
 from nst_core.packages.onnx_runtime import import_onnxruntime
 from nst_export.checkpoints import find_checkpoints
 from nst_export.cli import app

@@ -14,8 +14,8 @@ from nst_bench.served.exported import ExportedModel
 from nst_core import devices
 from nst_core.contract import IMAGE, STYLIZED, Parameter
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.images import Pixels
-from nst_core.packages.distribution import install_command
 from nst_core.packages.onnx_runtime import import_onnxruntime, machine_extra
 
 TENSORRT_CONTEXTS = 2

@@ -15,8 +15,8 @@ import onnx
 
 from nst_core.contract import IMAGE, STYLE_WEIGHTS
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.engines.plans import PlanError, Profile, Shape
-from nst_core.packages.distribution import install_command
 from nst_core.packages.onnx_runtime import import_onnxruntime, machine_extra
 from nst_export.errors import ExportError
 from nst_export.graph.conversion import input_specs, output_spec
