@@ -162,7 +162,7 @@ def test_onnx_runtime_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_config_that_cannot_be_read_keeps_nobody_from_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: bytes | None
 ) -> None:
-    """It is named. (An empty one is a config of nothing.)"""
+    """It is named. (An empty file is a config of nothing.)"""
     local = LocalTransport(repository(tmp_path, ONNX, "KIND_CPU"))
     Engines(monkeypatch, local, ["CPUExecutionProvider"])
     bad = tmp_path / "torn" / "config.pbtxt"

@@ -89,7 +89,7 @@ class LocalTransport:
         return sorted(path.parent.name for path in self.repository.glob("*/config.pbtxt"))
 
     async def config(self, model: str, seconds: float) -> ModelConfig:
-        """See `Transport`. Raises `InputError` for a model for GPUs on a machine without one."""
+        """See `Transport`. Raises `InputError` for a model for GPUs on a machine without a GPU."""
         config = self._config(model)
         if _for_gpu(config):
             self._gpu(model)
