@@ -1,11 +1,12 @@
-"""What `nst batch` costs beside painting, at a size that nobody has here: names that exist only in a listing.
+"""What `nst batch` costs besides stylizing, at a size that needs no files: image names that exist only in a listing.
 
-Usage: python dev/batch_scale.py [PICTURES [WORKERS]]; 10 million and 2 by default. The listing, the blocks through
-Ray, the errors' manifest and the memory are those of a real job of this size; reading, painting and writing a picture
-does nothing, but one in a hundred fails. The last line is one JSON document.
+Usage: python dev/batch_scale.py [IMAGES [WORKERS]]; 10 million and 2 by default. The listing, the blocks through Ray,
+the errors' manifest and the memory are those of a real job of this size; reading, stylizing and writing an image does
+nothing, but one in a hundred fails. The last line is one JSON document.
 """
 
 import json
+import math
 import resource
 import sys
 import time
@@ -20,9 +21,12 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from nst_client import StyleClient
-from nst_client.batch.run import MANIFEST, Batch, Manifest, cluster, paint
+from nst_client.batch.cluster import cluster
+from nst_client.batch.job import BatchJob
+from nst_client.batch.manifest import MANIFEST_FILE, Manifest
 from nst_client.batch.storage import Folder
-from nst_client.stylize.jobs import StylizeOptions
+from nst_client.batch.workers import stylize_all
+from nst_client.stylize.processing import StylizeOptions
 from nst_core.console import progress, say
 from nst_core.errors import ImageError
 
@@ -30,7 +34,7 @@ IN_A_FOLDER = 10_000
 
 
 class Listing(AbstractFileSystem):
-    """`count` pictures, so many in a folder."""
+    """`count` images, `in_a_folder` in each folder."""
 
     protocol = "listing"
 
@@ -39,10 +43,10 @@ class Listing(AbstractFileSystem):
         self.count, self.in_a_folder = count, in_a_folder
 
     def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
-        """Names with what object storage says of them, as s3fs makes them: the folders, or a folder's pictures."""
+        """Names with what object storage says of them, as s3fs makes them: the folders, or a folder's images."""
         path = path.strip("/")
         if not path:
-            first, last, kind, form = 0, -(-self.count // self.in_a_folder), "directory", "{:06}"
+            first, last, kind, form = 0, math.ceil(self.count / self.in_a_folder), "directory", "{:06}"
         else:
             first = int(path) * self.in_a_folder
             last, kind, form = min(first + self.in_a_folder, self.count), "file", path + "/{:012}.jpg"
@@ -50,22 +54,22 @@ class Listing(AbstractFileSystem):
         return [{"name": name, "type": kind, "size": 150_000} for name in names] if detail else list(names)
 
 
-class Nothing(Batch):
-    """A batch whose pictures cost nothing, and of which one in a hundred fails."""
+class Nothing(BatchJob):
+    """A batch whose images cost nothing, and of which every hundredth fails."""
 
-    def paint(self, photo: str, client: StyleClient) -> None:
-        """See `Batch`."""
-        if photo.endswith("00.jpg"):
-            raise ImageError(f"{photo}: damaged or unreadable (image file is truncated)")
+    def stylize(self, name: str, client: StyleClient) -> None:
+        """See `BatchJob`."""
+        if name.endswith("00.jpg"):
+            raise ImageError(f"{name}: damaged or unreadable (image file is truncated)")
 
 
-def nobody() -> Any:
-    """In a client's place."""
+def no_client() -> Any:
+    """In the place of a client."""
     return object()
 
 
 def timed(figures: dict[str, Any], name: str, work: Callable[[], Any]) -> Any:
-    """What `work` gives; how long it took, and the most memory that this process has had until now."""
+    """The result of `work`; notes how long it took, and the peak memory of this process until now."""
     started = time.perf_counter()
     result = work()
     figures[f"{name}_seconds"] = round(time.perf_counter() - started, 2)
@@ -75,7 +79,7 @@ def timed(figures: dict[str, Any], name: str, work: Callable[[], Any]) -> Any:
 
 
 def shared_memory() -> float:
-    """MiB of Ray's object store that are in use, of the processes of its server in this machine together."""
+    """MiB of Ray's object store in use, over all of its server's processes on this machine."""
     found = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -88,7 +92,7 @@ def shared_memory() -> float:
 
 
 def main(count: int, workers: int) -> None:
-    """Each part by itself, then the document."""
+    """Measure each part by itself, then print the document."""
     figures: dict[str, Any] = {"schema": "nst-batch-scale/1", "pictures": count, "workers": workers}
     with TemporaryDirectory() as folder:
         target = Folder.at(folder)
@@ -99,29 +103,31 @@ def main(count: int, workers: int) -> None:
 
         work = batch(IN_A_FOLDER)
         figures["start_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        todo = timed(figures, "listing", lambda: [pa.array(photos, pa.string()) for photos, _ in work.missing(True)])
-        figures["names_mib"] = round(sum(one.nbytes for one in todo) / 2**20, 1)
+        todo = timed(
+            figures, "listing", lambda: [pa.array(listing.missing, pa.string()) for listing in work.listings(True)]
+        )
+        figures["names_mib"] = round(sum(array.nbytes for array in todo) / 2**20, 1)
         sent = replace(work, source=target)  # workers read nothing of the source
         work.claim()
         manifest, blocks = Manifest(target), []
         with cluster(None, workers):
 
             def run() -> None:
-                with progress("pictures", count) as update:
-                    for done in paint(sent, todo, nobody, workers):
-                        manifest.add(done)
+                with progress("images", count) as update:
+                    for block in stylize_all(sent, todo, no_client, workers):
+                        manifest.add(block)
                         blocks.append(time.perf_counter())
                         if len(blocks) % 100 == 1:
                             figures["store_mib"] = max(figures.get("store_mib", 0.0), shared_memory())
-                        update(manifest.painted + manifest.failed, "")
+                        update(manifest.stylized + manifest.failed, "")
 
             timed(figures, "blocks", run)
         gaps = np.diff(blocks)
         figures |= {"blocks": len(blocks), "block_ms": round(1000 * float(gaps.mean()), 2)}
         figures["block_ms_tenths"] = [round(1000 * float(part.mean()), 2) for part in np.array_split(gaps, 10)]
         timed(figures, "manifest", manifest.end)
-        figures["manifest_mib"] = round((Path(folder) / MANIFEST).stat().st_size / 2**20, 1)
-        assert manifest.painted + manifest.failed == count
+        figures["manifest_mib"] = round((Path(folder) / MANIFEST_FILE).stat().st_size / 2**20, 1)
+        assert manifest.stylized + manifest.failed == count
         figures["failed"] = manifest.failed
         flat = batch(count).source
         flat.file_system.count = flat.file_system.in_a_folder = figures["flat_names"] = min(count, 1_000_000)
@@ -130,5 +136,6 @@ def main(count: int, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    given = [int(one) for one in sys.argv[1:]]
-    main(*given, *(10_000_000, 2)[len(given) :])
+    given = [int(argument) for argument in sys.argv[1:]]
+    count, workers = *given, *(10_000_000, 2)[len(given) :]
+    main(count, workers)

@@ -6,7 +6,7 @@ Triton sorts its calls into groups, and a group can be closed to requests withou
 - **The key** is made anew at every start and stands in the server's state file, which only its user can read. It
   always guards model control (loading, unloading, and the repository's index), tracing and logging: who may load
   a model can run code on the server, and on 127.0.0.1 that would be every user of the machine, and every web page
-  that one of them has open.
+  in their browsers.
 - **The token**, if there is one, is the user's, and guards everything else but the health calls, so that probes work
   without a secret.
 
@@ -44,7 +44,7 @@ class Access:
 
     @classmethod
     def new(cls, token: str | None = None) -> Access:
-        """A key that nobody knows, and the user's token."""
+        """A new random key, and the user's token."""
         return cls(secrets.token_urlsafe(24), token)
 
     def options(self, address: str) -> list[str]:
@@ -100,10 +100,10 @@ def read_token(file: Path | None) -> str | None:
     return token
 
 
-def hide(pid: int, words: Iterable[str]) -> None:
-    """Overwrite `words` among the arguments of a child that has read them: everybody's `ps` shows arguments.
+def hide(pid: int, secrets: Iterable[str]) -> None:
+    """Overwrite `secrets` among the arguments of a child that has read them: everybody's `ps` shows arguments.
 
-    Triton takes its secrets in no other way. Nothing happens where the kernel does not let us.
+    Triton takes its secrets in no other way. Where the kernel forbids it, nothing happens.
     """
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -111,7 +111,7 @@ def hide(pid: int, words: Iterable[str]) -> None:
         with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
             memory.seek(start)
             arguments = memory.read(end - start)
-            for word in words:
-                arguments = arguments.replace(word.encode(), b"*" * len(word))
+            for secret in secrets:
+                arguments = arguments.replace(secret.encode(), b"*" * len(secret))
             memory.seek(start)
             memory.write(arguments)

@@ -159,7 +159,7 @@ class Control:
         return triton_api.connect(self.url, self.key, self.authorities)
 
     def _call(self, call: Callable[[], T], name: str = "") -> T:
-        """What `call` returns; its failure as a `ServerError`, about the model `name` if there is one."""
+        """What `call` returns; its failure as a `ServerError`, which begins with `name` if given."""
         try:
             return call()
         except Refusal as refusal:

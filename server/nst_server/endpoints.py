@@ -13,8 +13,8 @@ from nst_server.errors import ServerError
 
 SERVICES = ("http", "grpc", "metrics")
 
-ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""The addresses that stand for all of a machine's, and where this machine reaches a server that listens on them."""
+ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses that stand for all of a machine's, and where this machine reaches a server that listens on them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Endpoints:
         """The URL at which this machine reaches Triton's plain HTTP."""
         if self.plain:
             return f"http://127.0.0.1:{self.plain[0]}"
-        return f"http://{host(ANY.get(self.address, self.address))}:{self.http_port}"
+        return f"http://{host(ALL_ADDRESSES.get(self.address, self.address))}:{self.http_port}"
 
     @property
     def listening(self) -> dict[str, tuple[str, int]]:
@@ -77,9 +77,9 @@ class Endpoints:
         return {"http": http, "grpc": (number, self.grpc_port), "metrics": metrics}
 
     def check_free(self) -> None:
-        """Raise `ServerError` naming the first port that is taken or cannot be had, or the address that cannot.
+        """Raise `ServerError` that names the first port that cannot be listened on, or the address.
 
-        Raises `InputError` for an address that is none, and for a port that two services are to have.
+        Raises `InputError` for what is no address, and for a port that is given to two services.
         """
         number, ports = self._number(), [getattr(self, f"{service}_port") for service in SERVICES]
         for port in {port for port in ports if ports.count(port) > 1}:
@@ -91,7 +91,7 @@ class Endpoints:
                 raise ServerError(self._cannot(error, port, f"--{service}-port")) from error
 
     def _cannot(self, error: OSError, port: int, option: str) -> str:
-        """The line for a port of ours that cannot be had."""
+        """The message for a port that cannot be listened on."""
         reason = os.strerror(error.errno) if error.errno else str(error)
         line = f"cannot listen on {self._at(port)} ({reason})"
         if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):

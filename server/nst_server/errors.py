@@ -1,4 +1,4 @@
-"""What can go wrong with a server."""
+"""What nst_server raises besides `InputError`."""
 
 from __future__ import annotations
 

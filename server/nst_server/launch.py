@@ -66,7 +66,7 @@ class Launch:
         """Triton's options, with names of files, listeners and secrets as the process that gets them sees them."""
         options = [
             f"--model-repository={repository}",
-            "--exit-on-error=false",  # one bad model must not take the others down
+            "--exit-on-error=false",  # a bad model must not take the others down
             *self._control(),
         ]
         if access:

@@ -1,4 +1,4 @@
-"""What a running server leaves for the commands that steer it: one private file, named after its HTTP port.
+"""What a running server keeps for the commands that steer it: a private file, named after its HTTP port.
 
 The files are in `nst_core.files.state_folder()`: `$NST_STATE`, else `$XDG_STATE_HOME/nst`, else `~/.local/state/nst`.
 """
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from nst_core.contract import Variable
 from nst_core.devices import Device
 from nst_core.errors import InputError, WriteError
 from nst_core.files import atomic_write, state_folder
@@ -27,7 +28,7 @@ from nst_server.errors import ServerError
 class State:
     """A running server: its process, where it listens, what it serves and on what, and the key to steer it.
 
-    `started` tells the process from a later one with the same number: ticks since the machine's start.
+    `started` tells the process from a later process with the same number: clock ticks since the machine's start.
     `control` is the URL at which this machine reaches Triton's plain HTTP.
     """
 
@@ -65,7 +66,7 @@ class State:
 
 
 def started(pid: int) -> int | None:
-    """When a process was started, ticks since the machine's start; None if there is none, or only a zombie."""
+    """When a process was started, clock ticks since the machine's start; None if there is none, or only a zombie."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         if fields[0] != "Z":
@@ -74,13 +75,13 @@ def started(pid: int) -> int | None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `WriteError` where no state file can be written, which is better known before a server starts."""
+    """Raise `WriteError` where no state file can be written, before a server starts."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise WriteError(
-            f"cannot write to {folder}: {error.strerror}; set NST_STATE to a folder that can be written to"
+            f"cannot write to {folder}: {error.strerror}; set {Variable.STATE} to a folder that can be written to"
         ) from error
 
 
@@ -88,7 +89,7 @@ def check_folder(folder: Path) -> None:
 def kept(state: State, folder: Path, port: int) -> Iterator[None]:
     """The state file while the block runs. Raises `WriteError` where it cannot be written."""
     file = _file(folder, port)
-    with atomic_write(file, private=True, variable="NST_STATE") as beside:
+    with atomic_write(file, private=True, variable=Variable.STATE) as beside:
         beside.write_text(json.dumps(asdict(state), indent=2))
     try:
         yield
@@ -114,7 +115,7 @@ def read(folder: Path, port: int) -> State | None:
 
 
 def key_for(url: str) -> str | None:
-    """The key of this user's running server at `url`, or None; a server of another machine never gets one."""
+    """The key of this user's running server at `url`, or None; a server of another machine never gets a key."""
     try:
         folder = state_folder()
     except InputError:  # a user without a home folder, and so without a server that was started without NST_STATE
@@ -128,7 +129,7 @@ def key_for(url: str) -> str | None:
 
 
 def _same(asked: SplitResult, ours: SplitResult) -> bool:
-    """Whether a URL is one of this machine's server, which may listen on every address."""
+    """Whether the URL `asked` leads to this machine's server at `ours`, which may listen on every address."""
     host = asked.hostname or ""
     return asked.port == ours.port and (is_loopback(host) or host in (ours.hostname, socket.gethostname()))
 

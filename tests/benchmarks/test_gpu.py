@@ -20,7 +20,8 @@ from nst_bench.served.exported import ExportedModel
 from nst_bench.suites import latency
 from nst_core import devices
 from nst_core.devices import Device, Gpu
-from nst_export import pipeline as exporter
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
@@ -40,7 +41,7 @@ def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
     save(checkpoint, folder / "two.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
-        exporter.export(folder / "two.pth", "two", folder, exporter.Plan(engine="tensorrt", precision="fp32", cores=2))
+        export_and_publish(folder / "two.pth", "two", folder, ExportPlan(runtime="tensorrt", precision="fp32", cores=2))
     return ExportedModel(folder / "two")
 
 

@@ -101,6 +101,6 @@ def broken(path: Path, source: Path, frames: Sequence[int]) -> Path:
     return path
 
 
-def apart(image: Pixels, other: Pixels) -> float:
+def apart(first: Pixels, second: Pixels) -> float:
     """Mean absolute difference of 255."""
-    return float(np.abs(image.astype(int) - other.astype(int)).mean())
+    return float(np.abs(first.astype(int) - second.astype(int)).mean())

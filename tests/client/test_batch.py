@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from nst_client import MockTransport, StyleClient
 from nst_client.batch import sections
 from nst_client.batch.cli import batch_app
-from nst_client.batch.run import JOB, Batch, heeding_interrupts
-from nst_client.batch.storage import OWN, Folder
-from nst_client.stylize.jobs import StylizeOptions
+from nst_client.batch.cluster import keyboard_interrupts
+from nst_client.batch.job import JOB_FILE, BatchJob
+from nst_client.batch.storage import OWN_FOLDER, Folder
+from nst_client.stylize.processing import StylizeOptions
 from nst_client.video.codec.decoder import VideoSource
+from nst_core.distribution import install_command
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import open_image, process_of_file
-from nst_core.packages.distribution import install_command
 
 from .clips import clip, panned
 
@@ -45,12 +46,12 @@ def client() -> StyleClient:
     return StyleClient(transport=MockTransport(lambda request: 255 - request.inputs["image"]))
 
 
-def batch_of(source: Path | str, target: Path | str, **recipe: float) -> Batch:
-    return Batch(Folder.at(str(source)), Folder.at(str(target)), StylizeOptions({"style": 1.0}, **recipe))  # type: ignore[arg-type]
+def batch_of(source: Path | str, target: Path | str, **options: float) -> BatchJob:
+    return BatchJob(Folder.at(str(source)), Folder.at(str(target)), StylizeOptions({"style": 1.0}, **options))  # type: ignore[arg-type]
 
 
-def todo(batch: Batch) -> list[str]:
-    return [photo for photos, _ in batch.missing(batch.begin()) for photo in photos]
+def todo(batch: BatchJob) -> list[str]:
+    return [name for listing in batch.listings(batch.begin()) for name in listing.missing]
 
 
 def files(folder: Path) -> set[str]:
@@ -62,12 +63,12 @@ def test_the_input_less_the_output_is_what_is_to_be_done(photos: Path, tmp_path:
     assert todo(batch) == ["one.png", "deep/three.bmp", "deep/er/two.jpg"]
     assert not (tmp_path / "out").exists()  # nothing is written before it is claimed
     batch.claim()
-    batch.paint("deep/three.bmp", client)
-    batch.paint("deep/er/two.jpg", client)
+    batch.stylize("deep/three.bmp", client)
+    batch.stylize("deep/er/two.jpg", client)
     assert todo(batch) == ["one.png"]
-    assert files(tmp_path / "out") == {"deep/three.png", "deep/er/two.jpg", JOB}
+    assert files(tmp_path / "out") == {"deep/three.png", "deep/er/two.jpg", JOB_FILE}
     assert (open_image(tmp_path / "out" / "deep/three.png").pixels == 215).all()
-    assert process_of_file(tmp_path / "out" / "deep/three.png") == batch.recipe.record
+    assert process_of_file(tmp_path / "out" / "deep/three.png") == batch.options.command
 
 
 def test_links_out_are_followed_once_and_what_is_not_read_is_kept(photos: Path, tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_links_out_are_followed_once_and_what_is_not_read_is_kept(photos: Path, 
     batch = batch_of(photos, tmp_path / "out")
     found = todo(batch)
     assert len([name for name in found if name.endswith("far.jpg")]) == 1 and len(found) == 4
-    assert batch.unread == [Path("raw.NEF")]
+    assert batch.unreadable == [Path("raw.NEF")]
 
 
 def test_an_image_that_its_format_cannot_hold_is_said_before_it_is_painted(photos: Path, tmp_path: Path) -> None:
@@ -88,21 +89,21 @@ def test_an_image_that_its_format_cannot_hold_is_said_before_it_is_painted(photo
     Image.fromarray(np.zeros((20, 17_000, 3), np.uint8)).save(photos / "one.png")
     batch = replace(batch_of(photos, tmp_path / "out"), suffix=".webp")
     with pytest.raises(InputError, match="17000x20 is more than"):
-        batch.paint("one.png", StyleClient(transport=transport))
+        batch.stylize("one.png", StyleClient(transport=transport))
     assert not transport.requests
 
 
 def test_an_output_inside_the_input_is_no_photograph(photos: Path, client: StyleClient) -> None:
     batch = batch_of(photos, photos / "deep" / "out")
     batch.claim()
-    batch.paint("one.png", client)
+    batch.stylize("one.png", client)
     assert todo(batch) == ["deep/three.bmp", "deep/er/two.jpg"]
 
 
 @pytest.fixture
 def film(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of five seconds with sound, in sections of one, of which the third has no frame."""
-    monkeypatch.setattr(sections, "SECONDS", 1.0)
+    monkeypatch.setattr(sections, "SECTION_SECONDS", 1.0)
     stamps = [512 * n for n in range(125) if not 45 <= n < 80]
     return clip(photos / "deep" / "film.mp4", panned(90, 64, 48), stamps=stamps, sound=True, key_every=20)
 
@@ -113,19 +114,19 @@ def test_a_video_is_painted_in_sections_by_anyone_in_any_order(film: Path, tmp_p
     assert names == [f"film.mp4#{number}/5" for number in range(5)]
     batch.claim()
     for name in names[:0:-1]:
-        batch.paint(name, client)
+        batch.stylize(name, client)
         assert not (tmp_path / "out" / "film.mp4").exists()
     assert [name for name in todo(batch) if name.startswith("film")] == names[:1]  # a run that is stopped goes on
-    batch.paint(names[0], client)
-    assert files(tmp_path / "out") == {"film.mp4", JOB}
+    batch.stylize(names[0], client)
+    assert files(tmp_path / "out") == {"film.mp4", JOB_FILE}
     assert not any(name.startswith("film") for name in todo(batch))
-    batch.paint(names[0], client)  # as Ray does after a worker was lost
-    assert files(tmp_path / "out") == {"film.mp4", JOB}
+    batch.stylize(names[0], client)  # as Ray does after a worker was lost
+    assert files(tmp_path / "out") == {"film.mp4", JOB_FILE}
 
     given, painted = list(VideoSource(film).frames()), list(VideoSource(tmp_path / "out" / "film.mp4").frames())
     assert [frame.pts for frame in painted] == [frame.pts for frame in given]
-    for one, other in zip(given, painted, strict=True):
-        assert np.abs(255.0 - one.pixels - other.pixels).mean() < 4
+    for frame, stylized in zip(given, painted, strict=True):
+        assert np.abs(255.0 - frame.pixels - stylized.pixels).mean() < 4
     assert VideoSource(tmp_path / "out" / "film.mp4").sound == ["aac"]
 
 
@@ -134,15 +135,15 @@ def test_sections_that_only_have_to_be_joined(film: Path, tmp_path: Path, client
     names = [name for name in todo(batch) if name.startswith("film")]
     batch.claim()
     for name in names:
-        batch.paint(name, client)
+        batch.stylize(name, client)
         if name == names[-2]:
-            kept = {path: path.read_bytes() for path in (tmp_path / "out" / OWN / "sections").rglob("*.nut")}
+            kept = {path: path.read_bytes() for path in (tmp_path / "out" / OWN_FOLDER / "sections").rglob("*.nut")}
     (tmp_path / "out" / "film.mp4").unlink()
     for path, data in kept.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     assert [name for name in todo(batch) if name.startswith("film")] == names[-1:]
-    batch.paint(names[-1], client)
+    batch.stylize(names[-1], client)
     assert len(list(VideoSource(tmp_path / "out" / "film.mp4").frames())) == 90
 
 
@@ -151,9 +152,9 @@ def test_a_video_in_object_storage(film: Path, client: StyleClient) -> None:
     batch.source.file_system.pipe_file("/films/in/film.mp4", film.read_bytes())
     batch.claim()
     for name in todo(batch):
-        batch.paint(name, client)
+        batch.stylize(name, client)
     storage = batch.target.file_system
-    assert sorted(storage.find("/films/out")) == [f"/films/out/{JOB}", "/films/out/film.mp4"]
+    assert sorted(storage.find("/films/out")) == [f"/films/out/{JOB_FILE}", "/films/out/film.mp4"]
     frames = VideoSource(Path("film.mp4"), opened=lambda: storage.open("/films/out/film.mp4")).frames()
     assert len(list(frames)) == 90
 
@@ -164,7 +165,7 @@ def test_what_is_no_video_is_one_error(photos: Path, tmp_path: Path, client: Sty
     assert "broken.mp4#0/1" in todo(batch)
     batch.claim()
     with pytest.raises(ImageError, match=r"broken\.mp4: not a video"):
-        batch.paint("broken.mp4#0/1", client)
+        batch.stylize("broken.mp4#0/1", client)
 
 
 def test_object_storage(photos: Path, client: StyleClient) -> None:
@@ -174,10 +175,10 @@ def test_object_storage(photos: Path, client: StyleClient) -> None:
         batch.source.file_system.pipe_file(f"/bucket/photos/{name}", (photos / name).read_bytes())
     assert todo(batch) == ["one.png", "deep/er/two.jpg"]
     batch.claim()
-    batch.paint("deep/er/two.jpg", client)
+    batch.stylize("deep/er/two.jpg", client)
     assert todo(batch) == ["one.png"]
     assert sorted(batch.target.file_system.find("/bucket/paintings")) == [
-        f"/bucket/paintings/{JOB}",
+        f"/bucket/paintings/{JOB_FILE}",
         "/bucket/paintings/deep/er/two.jpg",
     ]
 
@@ -185,10 +186,10 @@ def test_object_storage(photos: Path, client: StyleClient) -> None:
 def test_what_a_killed_run_began_is_removed(photos: Path, tmp_path: Path) -> None:
     batch = batch_of(photos, tmp_path / "out")
     batch.claim()
-    (tmp_path / "out" / OWN / "beside" / "0123.png").write_bytes(b"half a pict")
+    (tmp_path / "out" / OWN_FOLDER / "beside" / "0123.png").write_bytes(b"half a pict")
     assert len(todo(batch)) == 3
     batch.claim()
-    assert files(tmp_path / "out") == {JOB}
+    assert files(tmp_path / "out") == {JOB_FILE}
 
 
 def test_a_disk_without_a_place_is_an_error_and_leaves_nothing(photos: Path, tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_a_disk_without_a_place_is_an_error_and_leaves_nothing(photos: Path, tmp
 def test_what_is_no_picture(photos: Path, tmp_path: Path, client: StyleClient, name: str) -> None:
     batch = batch_of(photos, tmp_path / "out")
     with pytest.raises(NstError, match=name) as caught:
-        batch.paint(name, client)
+        batch.stylize(name, client)
     assert isinstance(caught.value, ImageError if name == "notes.txt" else InputError)
     assert not (tmp_path / "out").exists()
 
@@ -211,16 +212,27 @@ def test_what_is_no_picture(photos: Path, tmp_path: Path, client: StyleClient, n
 def test_an_output_has_one_job(photos: Path, tmp_path: Path, client: StyleClient) -> None:
     batch = batch_of(photos, tmp_path / "out")
     batch.claim()
-    assert json.loads((tmp_path / "out" / JOB).read_text()) == batch.record
+    assert json.loads((tmp_path / "out" / JOB_FILE).read_text()) == batch.record
     with pytest.raises(InputError, match=r"is of another job \(nst stylize --style style:1"):
         batch_of(photos, tmp_path / "out", strength=0.5).begin()
-    (tmp_path / "out" / JOB).write_text("{")
-    with pytest.raises(InputError, match="damaged"):
-        batch.begin()
+    for damaged in ("{", "[]"):
+        (tmp_path / "out" / JOB_FILE).write_text(damaged)
+        with pytest.raises(InputError, match="damaged"):
+            batch.begin()
+
+
+def test_a_job_of_an_earlier_version_continues(photos: Path, tmp_path: Path) -> None:
+    batch = batch_of(photos, tmp_path / "out")
+    batch.claim()
+    record = {"format": "nst-batch/1", "paint": "nst stylize --style style:1 --quality 92", "suffix": ""}
+    (tmp_path / "out" / JOB_FILE).write_text(json.dumps(record))
+    assert batch.begin()
+    with pytest.raises(InputError, match=r"is of another job \(nst stylize --style style:1"):
+        batch_of(photos, tmp_path / "out", strength=0.5).begin()
 
 
 def test_what_would_be_overwritten_or_become_one(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has the photographs in it"):
+    with pytest.raises(InputError, match="has the content images in it"):
         batch_of(photos, photos).begin()
     (tmp_path / "out" / "deep").mkdir(parents=True)
     (tmp_path / "out" / "deep" / "three.png").write_bytes(b"somebody's")
@@ -247,7 +259,7 @@ def test_a_wrong_input(tmp_path: Path, url: str, said: str) -> None:
 
 def test_without_the_extra(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "nst_client.batch.run")
+    monkeypatch.delitem(sys.modules, "nst_client.batch.workers", raising=False)
     result = CliRunner().invoke(batch_app, [str(photos), str(tmp_path / "out"), "--style", "x"])
     assert result.exit_code == 1
     assert " ".join(result.stderr.split()) == f"error: this needs the package 'pyarrow': {install_command('batch')}"
@@ -264,7 +276,7 @@ def ctrl_c() -> Iterator[None]:
 
 def test_an_interrupt_that_becomes_an_error(ctrl_c: None) -> None:
     """As where Ray, torn down by it, fails in its own way."""
-    with pytest.raises(KeyboardInterrupt), heeding_interrupts():
+    with pytest.raises(KeyboardInterrupt), keyboard_interrupts():
         try:
             signal.raise_signal(signal.SIGINT)
         finally:
@@ -273,7 +285,7 @@ def test_an_interrupt_that_becomes_an_error(ctrl_c: None) -> None:
 
 def test_an_interrupt_that_is_lost(ctrl_c: None) -> None:
     """As in a destructor, which raises nothing: the next look finds it."""
-    with pytest.raises(KeyboardInterrupt), heeding_interrupts() as check:
+    with pytest.raises(KeyboardInterrupt), keyboard_interrupts() as check:
         check()
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -281,5 +293,5 @@ def test_an_interrupt_that_is_lost(ctrl_c: None) -> None:
 
 
 def test_an_error_without_an_interrupt(ctrl_c: None) -> None:
-    with pytest.raises(RuntimeError, match="alone"), heeding_interrupts():
+    with pytest.raises(RuntimeError, match="alone"), keyboard_interrupts():
         raise RuntimeError("alone")

@@ -1,4 +1,4 @@
-"""`nst stylize` with a server that is a function; tests/end_to_end/test_stylize.py has a real one."""
+"""`nst stylize` with a server that is a function; tests/end_to_end/test_stylize.py has a real server."""
 
 import io
 import json
@@ -22,7 +22,10 @@ from nst_client import MockTransport, Rejected, Request, StyleClient, TimedOut, 
 from nst_client.options import read_token
 from nst_client.styles import parse_style_weights
 from nst_client.stylize.cli import stylize_app
-from nst_client.stylize.jobs import STDIO, Job, Outcome, StylizeOptions, jobs_of, painted
+from nst_client.stylize.jobs import Job, Outcome, find_jobs
+from nst_client.stylize.processing import StylizeOptions
+from nst_client.stylize.runner import run_jobs
+from nst_client.stylize.stdio import STDIO
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels, open_image, process_of_file
 
@@ -72,7 +75,7 @@ def test_a_mix_on_the_command_line() -> None:
 
 def test_where_pictures_go(tmp_path: Path) -> None:
     def targets(*photos: object, output: Path, suffix: str | None = None) -> list[Path]:
-        return [job.target for job in jobs_of([str(photo) for photo in photos], output, suffix)]
+        return [job.target for job in find_jobs([str(photo) for photo in photos], output, suffix)]
 
     a, b, out = tmp_path / "a.jpg", tmp_path / "deep" / "b.tif", tmp_path / "out"
     assert targets(a, output=Path("out.png")) == [Path("out.png")]
@@ -84,11 +87,11 @@ def test_where_pictures_go(tmp_path: Path) -> None:
     assert targets("-", output=Path("out.png")) == [Path("out.png")]
     for photos, output, words in (
         ([a], tmp_path, "overwritten"),
-        ([a, tmp_path / "deep" / "a.jpg"], out, "several pictures would become one"),
+        ([a, tmp_path / "deep" / "a.jpg"], out, "give them different names"),
         ([a], Path("out.xyz"), r"cannot write \.xyz"),
         ([a, b], Path("out.png"), "out.png is a file"),
         ([tmp_path], out, "no images in it"),
-        ([tmp_path / "*.gif"], out, "no picture matches"),
+        ([tmp_path / "*.gif"], out, "no image matches"),
         (["-", a], out, "give it alone"),
         (["-"], out, "no name for the folder"),
         ([a, b], STDIO, "give it alone"),
@@ -108,7 +111,7 @@ def test_a_tree_is_kept(server: MockTransport, photos: Path, tmp_path: Path) -> 
         assert np.array_equal(open_image(tmp_path / "out" / name).pixels, 255 - open_image(source).pixels)
     lines = [line.partition(" -> ")[0] for line in result.stderr.splitlines() if " -> " in line]
     assert lines == sorted(lines), "outcomes come in the order of the pictures"
-    assert "pictures 5/5" in result.stderr
+    assert "images 5/5" in result.stderr
 
 
 def test_paintings_inside_the_folder_of_photographs_are_none(server: MockTransport, photos: Path) -> None:
@@ -136,7 +139,7 @@ def test_finished_pictures_are_skipped(server: MockTransport, photos: Path, tmp_
     (out / "b.png").unlink()
     result = stylize(photos, "-o", out)
     assert result.exit_code == 0
-    assert "4 of 5 pictures are painted already: skipped" in result.stderr
+    assert "4 of 5 images exist already: skipped" in result.stderr
     assert len(server.requests) == 6
     assert {name: (out / name).stat().st_mtime_ns for name in TREE if name != "b.png"} == {
         name: when for name, when in before.items() if name != "b.png"
@@ -166,8 +169,8 @@ def test_a_painting_of_another_recipe_is_not_taken_for_done(
     (out / "b.png").unlink()
     result = CliRunner().invoke(stylize_app, [str(photos / "a.png"), str(photos / "b.png"), "-o", str(out), *other])
     assert result.exit_code == 1
-    assert f"{out / 'a.png'} is there already, and not painted like this; --overwrite replaces it" in result.stderr
-    assert "1 of 2 pictures failed" in result.stderr
+    assert f"{out / 'a.png'} exists, and was not stylized with these options; --overwrite replaces it" in result.stderr
+    assert "1 of 2 images failed" in result.stderr
     assert (out / "a.png").read_bytes() == before
     assert (out / "b.png").exists(), "the others are painted"
     again = [str(photos / "a.png"), "-o", str(out), *other, "--overwrite"]
@@ -191,12 +194,12 @@ def test_a_file_of_the_users_is_not_replaced_unless_it_is_named(
 
 
 def test_the_record_is_a_command() -> None:
-    recipe = StylizeOptions({"vague à l'âme": 0.7, "scream": 0.3}, 0.5, True, 512, 80)
-    assert recipe.record == (
+    options = StylizeOptions({"vague à l'âme": 0.7, "scream": 0.3}, 0.5, True, 512, 80)
+    assert options.command == (
         "nst stylize --style 'vague \\xe0 l'\"'\"'\\xe2me:0.7,scream:0.3' --quality 80 "
         "--strength 0.5 --preserve-color --max-side 512"
     )
-    assert StylizeOptions({"a": 1.0}, max_pixels=5).record == StylizeOptions({"a": 1.0}).record
+    assert StylizeOptions({"a": 1.0}, max_pixels=5).command == StylizeOptions({"a": 1.0}).command
 
 
 def test_strength_and_colours(server: MockTransport, photos: Path, tmp_path: Path) -> None:
@@ -223,7 +226,7 @@ def test_one_bad_picture_does_not_stop_the_others(server: MockTransport, photos:
     *_, bad, small, count = result.stderr.splitlines()
     assert bad.startswith(f"error: {photos / 'b.png'}: not an image")
     assert small.startswith(f"error: {photos / 'deep' / 'a.png'}: 8x8 is too small for negative")
-    assert count == "error: 2 of 5 pictures failed; the same command tries them again"
+    assert count == "error: 2 of 5 images failed; the same command tries them again"
     assert tree(tmp_path / "out") == ["a.png", "d.png", "deep/er/c.PNG"]
 
 
@@ -237,7 +240,7 @@ def test_an_image_that_its_format_cannot_hold_is_one_line(
     assert result.exit_code == 1 and result.exception.__class__ is SystemExit
     *_, wide, count = result.stderr.splitlines()
     assert wide.startswith(f"error: {photos / 'b.png'}: {side}x20 is more than")
-    assert count == "error: 1 of 5 pictures failed; the same command tries them again"
+    assert count == "error: 1 of 5 images failed; the same command tries them again"
     assert len(tree(tmp_path / "out")) == 4
     assert all(request.inputs["image"].shape[2] < 100 for request in server.requests)  # it was not painted for nothing
 
@@ -245,19 +248,19 @@ def test_an_image_that_its_format_cannot_hold_is_one_line(
 def test_an_image_that_the_memory_does_not_hold_is_one_line(
     server: MockTransport, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = nst_client.stylize.jobs.open_image
+    real = nst_client.stylize.processing.open_image
 
     def opened(source: Path, **options: int) -> object:
         if source.name == "b.png":
             raise MemoryError
         return real(source, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(nst_client.stylize.jobs, "open_image", opened)
+    monkeypatch.setattr(nst_client.stylize.processing, "open_image", opened)
     result = stylize(photos, "-o", tmp_path / "out")
     assert result.exit_code == 1
     *_, large, count = result.stderr.splitlines()
-    assert large == f"error: {photos / 'b.png'}: there is not enough memory for it; --max-side paints it smaller"
-    assert count == "error: 1 of 5 pictures failed; the same command tries them again"
+    assert large == f"error: {photos / 'b.png'}: there is not enough memory for it; --max-side stylizes a smaller copy"
+    assert count == "error: 1 of 5 images failed; the same command tries them again"
 
 
 def test_a_name_that_the_disk_does_not_take_is_one_line(server: MockTransport, photos: Path, tmp_path: Path) -> None:
@@ -265,7 +268,7 @@ def test_a_name_that_the_disk_does_not_take_is_one_line(server: MockTransport, p
     result = stylize(photos, "-o", tmp_path / "out", "--format", "webp")
     *_, long, count = result.stderr.splitlines()
     assert "File name too long" in long
-    assert count == "error: 1 of 5 pictures failed; the same command tries them again"
+    assert count == "error: 1 of 5 images failed; the same command tries them again"
     assert len(tree(tmp_path / "out")) == 4
 
 
@@ -276,9 +279,9 @@ def test_what_is_not_read_is_counted_and_named(server: MockTransport, photos: Pa
     assert result.exit_code == 0
     assert result.stderr.splitlines()[-1] == "3 files were not read: 2 .dng, 1 .jxl"
     result = stylize(photos, "-o", tmp_path / "out", "--json")
-    assert json.loads(result.stdout.splitlines()[-1])["unread"] == 3
+    assert json.loads(result.stdout.splitlines()[-1])["unreadable"] == 3
     result = stylize(photos / "*.jxl", photos / "a.png", "-o", tmp_path / "out")
-    assert result.exit_code == 1 and "no picture matches" in result.stderr
+    assert result.exit_code == 1 and "no image matches" in result.stderr
 
 
 def test_what_phones_and_cameras_write_becomes_jpeg(server: MockTransport, tmp_path: Path) -> None:
@@ -326,12 +329,12 @@ def test_a_link_in_the_output_folder_does_not_lead_to_a_picture_to_paint(
     assert result.exit_code == 1
     assert (
         result.stderr
-        == f"error: {photos / 'a.png'}, a picture to paint, would be overwritten: choose another folder than its own\n"
+        == f"error: {photos / 'a.png'}, a content image, would be overwritten: choose another folder than its own\n"
     )
     (out / "b.png").unlink()
     (out / "b.png").symlink_to(out / "a.png")
     result = stylize(photos, "-o", out, "--overwrite")
-    assert result.exit_code == 1 and "several pictures would become one" in result.stderr
+    assert result.exit_code == 1 and "give them different names" in result.stderr
     assert (photos / "a.png").read_bytes() == before and not server.requests
 
 
@@ -360,8 +363,8 @@ def test_names_that_no_file_can_have_are_one_line(server: MockTransport, photos:
 @pytest.mark.parametrize(
     ("closed", "said"),
     [
-        ("<&-", "the standard input, and that is closed"),
-        ("</dev/null", "the standard input is empty: give it a picture by < or |"),
+        ("<&-", "the standard input, which is closed"),
+        ("</dev/null", "the standard input is empty: pass an image by < or |"),
         ("<&- 2>&-", ""),
     ],
 )
@@ -376,7 +379,7 @@ def test_standard_streams_that_are_closed(tmp_path: Path, closed: str, said: str
 def test_a_standard_output_that_is_closed(server: MockTransport, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(WriteError, match="standard output: it is closed"):
-        StylizeOptions({"negative": 1.0}).paint(Job(photos / "a.png", STDIO), StyleClient(transport=server))
+        StylizeOptions({"negative": 1.0}).stylize_file(Job(photos / "a.png", STDIO), StyleClient(transport=server))
 
 
 def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
@@ -385,11 +388,11 @@ def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
     result = stylize(photos, "-o", tmp_path / "out", "--json")
     assert result.exit_code == 1
     *pictures, summary = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [one["input"] for one in pictures] == [
+    assert [line["input"] for line in pictures] == [
         str(photos / name) for name in ("a.png", "b.png", "d.tif", "deep/a.png", "deep/er/c.PNG")
     ]
     skipped, failed, fine = pictures[:3]
-    assert all(one.keys() == fine.keys() for one in pictures)
+    assert all(line.keys() == fine.keys() for line in pictures)
     assert skipped["skipped"]
     assert skipped["error"] is None
     assert failed["error"].startswith(f"{photos / 'b.png'}: not an image")
@@ -400,12 +403,12 @@ def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
         "output": str(tmp_path / "out" / "d.png"),
         "width": 30,
         "height": 20,
-        "style": {"negative": 1.0},
+        "style_weights": {"negative": 1.0},
         "skipped": False,
         "error": None,
     }
     assert summary.pop("seconds") > 0
-    assert summary == {"painted": 3, "skipped": 1, "failed": 1, "unread": 0}
+    assert summary == {"stylized": 3, "skipped": 1, "failed": 1, "unreadable": 0}
     assert " -> " not in result.stderr
 
 
@@ -469,17 +472,17 @@ def test_a_server_that_is_gone_ends_the_run_and_the_next_goes_on(
     assert result.exit_code == 1
     *pictures, summary = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(pictures) == 5
-    assert (summary["painted"], summary["failed"]) == (2, 3)
-    assert sum("not tried: no server answers" in (one["error"] or "") for one in pictures) >= 3 - jobs
-    assert "3 of 5 pictures failed" in result.stderr
-    assert [one["output"] for one in pictures if not one["error"]] == [
+    assert (summary["stylized"], summary["failed"]) == (2, 3)
+    assert sum("not tried: no server answers" in (line["error"] or "") for line in pictures) >= 3 - jobs
+    assert "3 of 5 images failed" in result.stderr
+    assert [line["output"] for line in pictures if not line["error"]] == [
         str(tmp_path / "out" / name) for name in TREE if (tmp_path / "out" / name).exists()
     ]
     server.handler = lambda request: 255 - request.inputs["image"]
     result = stylize(photos, "-o", tmp_path / "out", "--json", "--jobs", jobs)
     assert result.exit_code == 0
     summary = json.loads(result.stdout.splitlines()[-1])
-    assert (summary["painted"], summary["skipped"]) == (3, 2)
+    assert (summary["stylized"], summary["skipped"]) == (3, 2)
     assert tree(tmp_path / "out") == TREE
 
 
@@ -525,10 +528,10 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
     assert f"{photos / 'b.png'}: cannot write {tmp_path / 'out' / 'b.png'}: File too large" in errors[0]
-    assert "of 5 pictures failed" in errors[1]
+    assert "of 5 images failed" in errors[1]
     if jobs == 1:
         assert tree(tmp_path / "out") == ["a.png"], "nothing half-written, nothing beside it"
-        assert "4 of 5 pictures failed, 3 of them not tried" in errors[1]
+        assert "4 of 5 images failed, 3 of them not tried" in errors[1]
     assert "b.png" not in tree(tmp_path / "out")
     result = stylize(photos, "-o", tmp_path / "out")
     assert result.exit_code == 0
@@ -548,7 +551,7 @@ def test_several_at_a_time_in_order() -> None:
         assert third.wait(30)
         return Outcome(job)
 
-    with_three = painted(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 3)
+    with_three = run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 3)
     assert [outcome.job for outcome in with_three] == jobs
     assert len(threads) == 3
 
@@ -562,7 +565,7 @@ def test_a_run_that_is_left_begins_no_more_pictures() -> None:
         time.sleep(0.02)
         return Outcome(job)
 
-    outcomes = painted(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 2)
+    outcomes = run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 2)
     assert next(outcomes).job == jobs[0]
     outcomes.close()
     count = len(begun)
@@ -577,7 +580,7 @@ def test_a_defect_of_ours_keeps_its_traceback() -> None:
 
     jobs = [Job(Path("a.png"), Path("b.png"))] * 2
     with pytest.raises(ZeroDivisionError):
-        list(painted(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 2))
+        list(run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 2))
 
 
 def test_progress_by_tile(server: MockTransport, tmp_path: Path) -> None:
@@ -640,7 +643,7 @@ def test_the_way_to_the_server_is_passed_on(
 def test_a_recipe_alone(server: MockTransport, photos: Path, tmp_path: Path) -> None:
     """As the web page uses it."""
     with StyleClient(transport=server) as client:
-        outcome = StylizeOptions({"negative": 1.0}).paint(Job(photos / "a.png", tmp_path / "a.webp"), client)
+        outcome = StylizeOptions({"negative": 1.0}).stylize_file(Job(photos / "a.png", tmp_path / "a.webp"), client)
         assert (outcome.width, outcome.height, outcome.error) == (30, 20, None)
         with pytest.raises(ImageError):
-            StylizeOptions({"negative": 1.0}).paint(Job(photos / "notes.txt", tmp_path / "a.webp"), client)
+            StylizeOptions({"negative": 1.0}).stylize_file(Job(photos / "notes.txt", tmp_path / "a.webp"), client)

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 import nst_client.base_client
 from nst_client import AsyncStyleClient, MockTransport, Rejected, Request, StyleClient, UnknownStyle
 from nst_client.batch.sections import Section, SectionedVideo
-from nst_client.batch.storage import OWN, Folder
-from nst_client.stylize.jobs import StylizeOptions
+from nst_client.batch.storage import OWN_FOLDER, Folder
+from nst_client.stylize.processing import StylizeOptions
 from nst_client.transports.base import Array
 from nst_client.video import stylize as room
 from nst_client.video.cli import video_app
@@ -480,13 +480,13 @@ def test_sections_of_a_video_that_was_replaced_are_not_used(tmp_path: Path) -> N
     film.target.prepare()
     client = StyleClient(transport=MockTransport(stylize, MODELS))
     section, end = Section("s.mp4", 0, 1), Section("s.mp4", 1, 1)
-    film._paint(section, StylizeOptions({"same": 1.0}), client)
+    film._stylize(section, StylizeOptions({"same": 1.0}), client)
     assert film.missing() == [end]
     clip(source, panned(5, 32, 32))
     assert film.missing() == [section]
     film.stylize(section, StylizeOptions({"same": 1.0}), client)
     assert len(seen(tmp_path / "out" / "s.mp4").images) == 5
-    assert not (tmp_path / "out" / OWN / "sections" / "s.mp4").exists()
+    assert not (tmp_path / "out" / OWN_FOLDER / "sections" / "s.mp4").exists()
 
 
 def test_a_link_to_the_output_stays(tmp_path: Path) -> None:

@@ -220,10 +220,10 @@ def test_python(reader: Reader, block: Block, monkeypatch: pytest.MonkeyPatch) -
     code = compile(reader.here(block.text), str(block), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     if any(part in block.text for part in PYTHON_NOT_HERE):
         return
-    photograph = open_image(Path("photograph.jpg")).pixels
+    content = open_image(Path("photograph.jpg")).pixels
     with StyleClient(reader.endpoints.grpc) as client:
-        names: dict[str, Any] = {"photograph": photograph, "panorama": photograph, "token": "sesame"}
-        names["photographs"] = np.stack([photograph] * 2)
+        names: dict[str, Any] = {"content": content, "panorama": content, "token": "sesame"}
+        names["batch"] = np.stack([content] * 2)
         names |= {"asyncio": asyncio, "Image": Image, "Path": Path, "StyleClient": StyleClient, "client": client}
         outcome = eval(code, names)
         if inspect.iscoroutine(outcome):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from nst_export import conversion as onnx
-from nst_export import repository
+from nst_export.checkpoints import served_modules
+from nst_export.graph.conversion import export_onnx
 from nst_export.modules import ServedModel, TiledModel
-from nst_export.pipeline import exportables
-from nst_export.repository import Serving
+from nst_export.repository.model_config import MAXIMUM_PIXELS, ServingOptions, model_config
+from nst_export.repository.publishing import publish_version
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import Johnson
 
@@ -26,16 +26,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     large, one = frozen(Johnson(width=0.125, styles=2)), frozen(Johnson(width=0.125))
-    served = exportables(Checkpoint(large, ("a", "b")), "large", tiled=True) | {"one": ServedModel(one)}
+    served = served_modules(Checkpoint(large, ("a", "b")), "large", tiled=True) | {"one": ServedModel(one)}
     for name, model in served.items():
-        onnx.export(model, folder / f"{name}.onnx", {})
+        export_onnx(model, folder / f"{name}.onnx", {})
         parameters = {"multiple": "4", "purpose": model.purpose}
         if isinstance(model, TiledModel):
             parameters["overlap"] = str(model.overlap)
         styles = ("one",) if name == "one" else ("a", "b")
-        limit = repository.MAX_PIXELS if name in ("one", "large_statistics") else LIMIT
-        serving = Serving(styles, cores=2, max_pixels=limit, parameters=parameters)
-        message = repository.config(name, model.inputs, model.output, serving)
+        limit = MAXIMUM_PIXELS if name in ("one", "large_statistics") else LIMIT
+        serving = ServingOptions(styles, cores=2, maximum_pixels=limit, parameters=parameters)
+        message = model_config(name, model.inputs, model.output, serving)
         del message.model_warmup[:]  # its pictures are over the limit
-        repository.publish({"model.onnx": folder / f"{name}.onnx"}, name, folder / "repository", message)
+        publish_version({"model.onnx": folder / f"{name}.onnx"}, name, folder / "repository", message)
     return Models(folder / "repository", served)

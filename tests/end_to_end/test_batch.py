@@ -19,9 +19,11 @@ from typer.testing import CliRunner
 
 from nst_client import MockTransport, Request, StyleClient
 from nst_client.batch.cli import batch_app
-from nst_client.batch.run import Batch, cluster, paint
+from nst_client.batch.cluster import cluster
+from nst_client.batch.job import BatchJob
 from nst_client.batch.storage import Folder
-from nst_client.stylize.jobs import StylizeOptions
+from nst_client.batch.workers import stylize_all
+from nst_client.stylize.processing import StylizeOptions
 from nst_client.video.codec.decoder import VideoSource
 from nst_core.images import Pixels, open_image
 from nst_server.endpoints import Endpoints
@@ -87,7 +89,7 @@ def workers_of(pid: int) -> list[int]:
     found = []
     for child in descendants(pid):
         try:
-            if b"Painter" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"StylizeWorker" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(child)
         except OSError:
             continue
@@ -132,7 +134,7 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     before = paintings()
     assert 100 < len(before) < COUNT
     lines = [json.loads(line) for line in (output / "nst-batch.jsonl").read_text().splitlines()]
-    assert lines[-1]["painted"] <= len(before)  # some were painted and not yet counted
+    assert lines[-1]["stylized"] <= len(before)  # some were painted and not yet counted
 
     second = started(photos, output, models)
     until(lambda: len(paintings()) > len(before) + 200, second)
@@ -150,7 +152,7 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     assert {name: after[name] for name in before} == before  # nothing is painted again
     *errors, summary = [json.loads(line) for line in (output / "nst-batch.jsonl").read_text().splitlines()]
     assert {line["input"]: "not an image" in line["error"] for line in errors} == dict.fromkeys(BROKEN, True)
-    assert (summary["painted"], summary["skipped"]) == (COUNT - len(before), len(before))
+    assert (summary["stylized"], summary["skipped"]) == (COUNT - len(before), len(before))
     assert (summary["failed"], summary["missing"]) == (2, 0)
     assert json.loads((tmp_path / "stdout").read_text()) == summary
     for start in range(0, COUNT, 100):
@@ -173,8 +175,8 @@ class Deadly:
         return StyleClient(transport=MockTransport(paint))
 
 
-def inverted(source: Path, target: Path) -> Batch:
-    return Batch(Folder.at(str(source)), Folder.at(target.as_uri()), StylizeOptions({"style": 1.0}))
+def inverted(source: Path, target: Path) -> BatchJob:
+    return BatchJob(Folder.at(str(source)), Folder.at(target.as_uri()), StylizeOptions({"style": 1.0}))
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +211,8 @@ def test_workers_share_the_gpus_that_a_model_wants(ray: str, tmp_path: Path) -> 
     for gpu in (True, False):
         batch = inverted(tmp_path / "in", tmp_path / f"out-{gpu}")
         batch.claim()
-        todo = [pa.array(names) for names, _ in batch.missing(True)]
-        assert sum(done.painted for done in paint(batch, todo, Seen(), 2, gpu=gpu)) == 40
+        todo = [pa.array(listing.missing) for listing in batch.listings(True)]
+        assert sum(block.stylized for block in stylize_all(batch, todo, Seen(), 2, gpu=gpu)) == 40
         written = (tmp_path / f"out-{gpu}").glob("*.png")
         colours[gpu] = {int(open_image(path).pixels[0, 0, 0]) for path in written}
     assert colours[True] and colours[True] <= {0, 1}
@@ -226,11 +228,11 @@ def test_a_picture_that_kills_its_worker_costs_no_other(ray: str, tmp_path: Path
         Image.fromarray(pixels).save(tmp_path / "in" / f"{number}.png")
     batch = inverted(tmp_path / "in", tmp_path / "out")
     assert not batch.begin()
-    todo = [pa.array(names) for names, _ in batch.missing(False)]
+    todo = [pa.array(listing.missing) for listing in batch.listings(False)]
     batch.claim()
-    done = list(paint(batch, todo, Deadly(), 2))
-    assert sum(one.painted for one in done) == 7
-    [(photo, error)] = [line for one in done for line in one.failed]
+    done = list(stylize_all(batch, todo, Deadly(), 2))
+    assert sum(block.stylized for block in done) == 7
+    [(photo, error)] = [line for block in done for line in block.failed]
     assert photo == "5.png" and "the worker was lost 2 times" in error
     batch.target.sweep()
     assert files(tmp_path / "out").keys() == {f"{n}.png" for n in range(8) if n != 5} | {".nst-batch/job.json"}
@@ -254,15 +256,15 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
     Image.fromarray(frames[0]).save(tmp_path / "in" / "c.png")
     with ExitStack() as servers:
         endpoints = [Endpoints.free() for _ in range(2)]
-        for number, one in enumerate(endpoints):
+        for number, endpoint in enumerate(endpoints):
             log = tmp_path / f"{number}.log"
-            servers.enter_context(run_triton(find_triton(TRITON, print), models.repository, one, log))
+            servers.enter_context(run_triton(find_triton(TRITON, print), models.repository, endpoint, log))
         url = endpoints[0].grpc + "," + endpoints[1].grpc.removeprefix("grpc://")
         here = ("batch", tmp_path / "in", tmp_path / "out", "--style", "one", "--url", url)
         result = run("nst", *here, "--address", ray, "--json")
     assert result.returncode == 0, result.stderr
-    assert "5 pictures and sections of videos to paint" in result.stderr
-    assert json.loads(result.stdout)["painted"] == 5
+    assert "5 images and sections of videos to stylize" in result.stderr
+    assert json.loads(result.stdout)["stylized"] == 5
     written = {"a.mp4", "deep/b.mkv", "c.png", "nst-batch.jsonl", ".nst-batch/job.json"}
     assert files(tmp_path / "out").keys() == written
     right = models.painted(np.stack(frames)).astype(int)
@@ -273,7 +275,7 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
             frame.pts - VideoSource(film).start for frame in VideoSource(film).frames()
         ]
         assert painted.sound == ["aac"]
-        off = [np.abs(frame.pixels - one).mean() for frame, one in zip(got, right, strict=True)]
+        off = [np.abs(frame.pixels - expected).mean() for frame, expected in zip(got, right, strict=True)]
         assert max(off) < 0.5 * np.abs(got[0].pixels - right[-1]).mean()
 
 
@@ -289,7 +291,7 @@ def test_nobody_at_the_address_is_one_line(tmp_path: Path, photos: Path, models:
     ("source", "style", "said"),
     [
         ("nowhere", "one", "no such folder"),
-        ("empty", "one", "no pictures or videos in it"),
+        ("empty", "one", "no images or videos in it"),
         ("empty", "wave", "no style 'wave'"),
     ],
 )

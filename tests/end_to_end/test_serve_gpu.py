@@ -19,7 +19,8 @@ from onnx import TensorProto, helper
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_server.endpoints import Endpoints
-from nst_server.installation.triton import install_triton, site_packages
+from nst_server.installation.environment import site_packages
+from nst_server.installation.triton import install_triton
 
 from .serving import ROOT, TRITON, Server, run, succeeded
 

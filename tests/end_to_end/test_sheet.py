@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from nst_client import StyleClient
 from nst_client.stylize.cli import styles_app
-from nst_client.stylize.contact_sheet import CAPTION, COLUMNS, GAP, HEIGHT, WIDTH, contact_sheet
+from nst_client.stylize.contact_sheet import CAPTION_HEIGHT, COLUMNS, GAP, HEIGHT, WIDTH, contact_sheet
 from nst_core.images import ImageData, Pixels, fit, open_image, resize, sample_photographs
 
 from .conftest import LIMIT
@@ -25,13 +25,13 @@ def styles(*options: object) -> Result:
 
 
 def thumbnail(pixels: Pixels, number: int) -> Pixels:
-    left, top = GAP + number % COLUMNS * (WIDTH + GAP), GAP + number // COLUMNS * (HEIGHT + CAPTION + GAP)
+    left, top = GAP + number % COLUMNS * (WIDTH + GAP), GAP + number // COLUMNS * (HEIGHT + CAPTION_HEIGHT + GAP)
     return pixels[top : top + HEIGHT, left : left + WIDTH]
 
 
 def test_a_photograph_in_every_style(url: str, tmp_path: Path) -> None:
     photo, target = sample_photographs()[3], tmp_path / "new" / "styles.png"
-    result = styles("--url", url, "--sheet", target, "--photo", photo)
+    result = styles("--url", url, "--sheet", target, "--content", photo)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.split() == ["a", "b", "one"]
     assert result.stderr.endswith(f"{target}: a photograph in 3 styles\n")
@@ -56,22 +56,22 @@ def test_names_stand_below_their_pictures_however_long() -> None:
     grey = np.full((40, 100, 3), 128, np.uint8)
     names = ["a", "a-name-far-too-long-for-its-picture", "c"]
     pixels = contact_sheet([(name, grey) for name in names], 2).pixels
-    assert pixels.shape == (GAP + 2 * (40 + CAPTION + GAP), GAP + 2 * (100 + GAP), 3)
+    assert pixels.shape == (GAP + 2 * (40 + CAPTION_HEIGHT + GAP), GAP + 2 * (100 + GAP), 3)
     dark = pixels.min(2) < 100
     for number, name in enumerate(names):
-        left, top = GAP + number % 2 * (100 + GAP), GAP + number // 2 * (40 + CAPTION + GAP) + 40
-        written = dark[top : top + CAPTION, left : left + 100]
+        left, top = GAP + number % 2 * (100 + GAP), GAP + number // 2 * (40 + CAPTION_HEIGHT + GAP) + 40
+        written = dark[top : top + CAPTION_HEIGHT, left : left + 100]
         assert written.any(), name
-        dark[top : top + CAPTION, left : left + 100] = False
+        dark[top : top + CAPTION_HEIGHT, left : left + 100] = False
     assert not dark.any()  # nothing beside, above or below
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--photo", "cat.jpg"], "--photo is for the sheet, and there is none: give --sheet styles.png"),
+        (["--content", "cat.jpg"], "--content is for the sheet, and there is none: give --sheet styles.png"),
         (["--sheet", "styles.bmp"], "styles.bmp: cannot write .bmp"),
-        (["--sheet", "styles.png", "--photo", "none.jpg"], "none.jpg: no such file"),
+        (["--sheet", "styles.png", "--content", "none.jpg"], "none.jpg: no such file"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -99,8 +99,8 @@ def test_a_triton_that_is_killed_and_started_again_loses_nothing(
         stdout, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
         pictures, summary = documents(stdout)
-        assert (summary["painted"], summary["skipped"], summary["failed"]) == (COUNT, 0, 0)
-        assert len({one["output"] for one in pictures}) == COUNT, "each is reported once"
+        assert (summary["stylized"], summary["skipped"], summary["failed"]) == (COUNT, 0, 0)
+        assert len({line["output"] for line in pictures}) == COUNT, "each is reported once"
         assert_complete(folder, tmp_path / "out", address)
     finally:
         server.stop()
@@ -123,14 +123,14 @@ def test_a_server_that_stays_away_and_the_next_run(repository: Path, folder: Pat
         errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
         assert 2 <= len(errors) <= 3, "one for each of the two pictures under way, and the summary"
         assert "not tried" in errors[-1]
-        finished = {one["output"]: Path(str(one["output"])).stat().st_mtime_ns for one in first if not one["error"]}
-        assert 10 <= len(finished) == summary["painted"] < COUNT
+        finished = {line["output"]: Path(str(line["output"])).stat().st_mtime_ns for line in first if not line["error"]}
+        assert 10 <= len(finished) == summary["stylized"] < COUNT
         server.process.wait(60)
         server = serve(repository, tmp_path / "triton.log", endpoints=server.endpoints)
         result = run("nst", "stylize", folder, "-s", "tiny", "-o", out, "-u", server.endpoints.grpc, "--json")
         succeeded(result)
         _, summary = documents(result.stdout)
-        assert (summary["skipped"], summary["painted"]) == (len(finished), COUNT - len(finished))
+        assert (summary["skipped"], summary["stylized"]) == (len(finished), COUNT - len(finished))
         assert all(Path(str(name)).stat().st_mtime_ns == when for name, when in finished.items())
         assert_complete(folder, out, server.endpoints.grpc)
     finally:
@@ -146,7 +146,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(server: Server, folder: P
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     *_, count, stopped = stderr.splitlines()
-    assert "of 200 pictures are painted; the same command goes on from there" in count
+    assert "of 200 images are done; the same command continues from there" in count
     assert stopped == "stopped"
     there = [path for path in out.rglob("*") if path.is_file()]
     assert 10 <= len(there) < COUNT
@@ -154,10 +154,10 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(server: Server, folder: P
     result = run("nst", "stylize", folder, "-s", "tiny", "-o", out, "-u", server.endpoints.grpc, "--json")
     succeeded(result)
     _, summary = documents(result.stdout)
-    assert (summary["skipped"], summary["painted"]) == (len(there), COUNT - len(there))
+    assert (summary["skipped"], summary["stylized"]) == (len(there), COUNT - len(there))
     assert_complete(folder, out, server.endpoints.grpc)
     again = run("nst", "stylize", folder, "-s", "tiny", "-o", out, "-u", server.endpoints.grpc)
-    assert succeeded(again).splitlines() == ["200 of 200 pictures are painted already: skipped"]
+    assert succeeded(again).splitlines() == ["200 of 200 images exist already: skipped"]
 
 
 def test_a_pipe(server: Server, tmp_path: Path, photographs: dict[str, Path]) -> None:

@@ -24,9 +24,9 @@ import torch
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException, shared_memory
 
-from nst_export import conversion as exporting
+from nst_export.graph.conversion import export_onnx
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
 from nst_export.modules import ServedModel
-from nst_export.rewrites import FOR, rewrite
 from nst_server.control import Control
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation, find_triton
@@ -127,9 +127,9 @@ class Server:
 def export(file: Path) -> None:
     """A network of two styles, as the exporter writes it for TensorRT."""
     torch.manual_seed(3)
-    exporting.export(ServedModel(frozen(Johnson(width=0.125, styles=2))), file, {})
+    export_onnx(ServedModel(frozen(Johnson(width=0.125, styles=2))), file, {})
     proto = onnx.load(file)
-    rewrite(proto, FOR["tensorrt"])
+    apply_rewrites(proto, DEFAULT_REWRITES["tensorrt"])
     onnx.save(proto, file)
 
 

@@ -1,4 +1,4 @@
-"""The gate on the GPU and plans at export: on a fake card, whose plans hold the ONNX graph, and on a real one.
+"""The gate on the GPU and plans at export: on a fake card, whose plans hold the ONNX graph, and on a real card.
 
 The fake runs everything of the exporter and of the engines; only CUDA, TensorRT and the driver are put in their place.
 """
@@ -14,16 +14,28 @@ import torch
 
 from nst_core import devices
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.engines import plans
 from nst_core.engines.plans import Profile
-from nst_core.packages.distribution import install_command
-from nst_export import card, precision, tensorrt
-from nst_export import conversion as exporting
-from nst_export import pipeline as exporter
-from nst_export import rewrites as rewrite
-from nst_export import verification as verify
 from nst_export.errors import ExportError
-from nst_export.verification import Engine, Limits
+from nst_export.export_plan import ExportPlan
+from nst_export.graph.conversion import write_onnx
+from nst_export.graph.half_precision import to_half
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_export.pipeline import export_and_publish
+from nst_export.tensorrt import build_plan, require_gpu
+from nst_export.verification.agreement import TOLERANCES, Engine, Feeds, Tolerance, require_agreement
+from nst_export.verification.cpu import onnx_engines, open_session
+from nst_export.verification.examples import example_feeds
+from nst_export.verification.gpu import (
+    GPU_TOLERANCES,
+    MAXIMUM_COMPARED_PIXELS,
+    gpu_shapes,
+    missing_packages,
+    tensorrt_engine,
+    verify_on_gpu,
+)
+from nst_export.verification.pytorch import run_pytorch
 from nst_trainer.checkpoint import Checkpoint, save
 from nst_trainer.networks import Fast
 
@@ -42,13 +54,13 @@ def two(tmp_path: Path) -> Path:
     return tmp_path / "two.pth"
 
 
-def graph_for_tensorrt(one: Exported, path: Path, *, half: bool = False, names: tuple[str, ...] = ()) -> Path:
+def graph_for_tensorrt(model: Exported, path: Path, *, half: bool = False, names: tuple[str, ...] = ()) -> Path:
     """The file of a model as TensorRT gets it."""
-    proto = onnx.load(one.path)
-    rewrite.rewrite(proto, (*rewrite.FOR["tensorrt"], *names))
+    proto = onnx.load(model.path)
+    apply_rewrites(proto, (*DEFAULT_REWRITES["tensorrt"], *names))
     if half:
-        precision.to_half(proto)
-    exporting.write(proto, path, {})
+        to_half(proto)
+    write_onnx(proto, path, {})
     return path
 
 
@@ -64,7 +76,9 @@ def test_a_card_gets_a_plan_that_was_run_on_it(gpu: Gpu, tmp_path: Path, two: Pa
     document = json.loads((folder / "verification.json").read_text())
     assert (document["target"], document["precision"]) == ("tensorrt", "fp16")
     assert document["engine"]["status"] == "verified with tensorrt on NVIDIA Fake GPU"
-    on_card = {tuple(one["shape"]) for one in document["checks"] if one["engine"] == "tensorrt on NVIDIA Fake GPU"}
+    on_card = {
+        tuple(check["shape"]) for check in document["checks"] if check["engine"] == "tensorrt on NVIDIA Fake GPU"
+    }
     assert on_card == {(1, 16, 16), (1, 16, 64), (1, 128, 128), (2, 192, 192), (1, 192, 192), (2, 128, 128)}
 
 
@@ -92,7 +106,7 @@ def test_an_engine_that_moves_the_picture_is_refused(
 
 
 def test_a_plan_that_is_left_to_the_server_can_be_verified_later(tmp_path: Path, two: Path) -> None:
-    """Exported without a card; then, in another process's place, with one."""
+    """Exported without a card; then, in another process's place, with a card."""
     result = run(two, "-r", tmp_path / "repo", "--for", "tensorrt", "--shapes", str(PROFILE))
     assert result.exit_code == 0, result.output
     if not devices.gpus()[0]:
@@ -122,7 +136,7 @@ def test_verify_builds_the_plan_in_the_cache_and_not_in_the_repository(
 def test_tensorrt_refusing_a_plan_is_one_line(gpu: Gpu) -> None:
     with (
         pytest.raises(ExportError, match="tensorrt failed on the GPU: "),
-        card.tensorrt_engine(b"no plan", "tensorrt", gpu),
+        tensorrt_engine(b"no plan", "tensorrt", gpu),
     ):
         pass
 
@@ -147,30 +161,30 @@ def test_onnx_runtime_without_cuda_is_said(gpu: Gpu, tmp_path: Path, two: Path) 
 def test_shapes_that_the_gate_compares_are_within_the_profile_and_the_memory() -> None:
     inputs = MODELS["several"]().inputs
     profile = Profile.parse("16x16/512x512/8x4096x4096")
-    chosen = card.shapes(profile, inputs, 4, styles=10)
+    chosen = gpu_shapes(profile, inputs, 4, styles=10)
     assert {(1, 16, 16), (1, 512, 512), (1, 333, 501), (1, 481, 271), (8, 512, 512)} <= set(chosen)
     assert (1, 2048, 2048) in chosen  # the maximum, as far as it is compared
-    assert all(n * height * width <= card.CHECKED_PIXELS for n, height, width in chosen)
+    assert all(n * height * width <= MAXIMUM_COMPARED_PIXELS for n, height, width in chosen)
     assert all(profile.holds(shape) == shape for shape in chosen)
     assert sum(n for n, _, _ in chosen) >= 12
 
 
 def test_a_profile_of_one_shape_is_compared_at_it() -> None:
     profile = Profile.parse("1x96x112/1x96x112/1x96x112")
-    assert set(card.shapes(profile, MODELS["several"]().inputs, 4, styles=3)) == {(1, 96, 112)}
-    assert len(card.shapes(profile, MODELS["several"]().inputs, 4, styles=3)) == 5  # three styles and mixes
+    assert set(gpu_shapes(profile, MODELS["several"]().inputs, 4, styles=3)) == {(1, 96, 112)}
+    assert len(gpu_shapes(profile, MODELS["several"]().inputs, 4, styles=3)) == 5  # three styles and mixes
 
 
 def test_every_style_and_a_mix_are_painted_on_the_card(exported: Exports) -> None:
     seen: list[np.ndarray] = []
-    one = exported("several")
-    session = verify.session(one.path, "CPUExecutionProvider")
+    model = exported("several")
+    session = open_session(model.path, "CPUExecutionProvider")
 
-    def paint(feeds: verify.Feeds) -> tuple[np.ndarray, None]:
+    def paint(feeds: Feeds) -> tuple[np.ndarray, None]:
         seen.extend(feeds["style_weights"])
         return session.run(None, feeds)[0], None
 
-    card.check(Engine("e", paint), one.path, PROFILE, 4, Limits(0), styles=3)
+    verify_on_gpu(Engine("e", paint), model.path, PROFILE, 4, Tolerance(0), styles=3)
     assert np.array_equal(np.stack(seen[:3]), np.eye(3, dtype=np.float32))
     assert any((row > 0).sum() == 3 for row in seen[3:])
 
@@ -194,12 +208,12 @@ def test_one_shape_gives_the_right_picture(
     exported: Exports, tmp_path: Path, name: str, shape: tuple[int, int, int]
 ) -> None:
     """Minimum = optimum = maximum, where an engine knows every side and fuses most."""
-    one = exported(name)
-    fixed = static(graph_for_tensorrt(one, tmp_path / "m.onnx"), shape, tmp_path / "fixed.onnx")
+    model = exported(name)
+    fixed = static(graph_for_tensorrt(model, tmp_path / "m.onnx"), shape, tmp_path / "fixed.onnx")
     assert all(axis.dim_value for axis in onnx.load(fixed).graph.output[0].type.tensor_type.shape.dim)
-    engines = verify.onnx_engines(fixed)
-    feeds = verify.examples(one.model.inputs, [shape])
-    verify.agreements(feeds, lambda feed: verify.by_pytorch(one.model, feed), engines, verify.LIMITS["fp32"])
+    engines = onnx_engines(fixed)
+    feeds = example_feeds(model.module.inputs, [shape])
+    require_agreement(feeds, lambda feed: run_pytorch(model.module, feed), engines, TOLERANCES["fp32"])
 
 
 @pytest.mark.gpu
@@ -211,13 +225,15 @@ def test_an_engine_of_one_shape_does_not_move_the_picture(
     """TensorRT 10.15 forgot the start of a slice behind a pixel shuffle when every side was fixed."""
     _need_tensorrt()
     monkeypatch.setenv("NST_CACHE", str(tmp_path))
-    one, profile = exported(name), Profile.parse("256x256/256x256/256x256")
-    graph_for_tensorrt(one, tmp_path / "model.onnx", half=half)
-    (tmp_path / "reference.onnx").write_bytes(one.path.read_bytes())
-    plan = tensorrt.plan_of(tmp_path, profile, one.model.network.multiple, name)
-    limits = card.LIMITS["fp16" if half else "fp32"]
-    with card.tensorrt_engine(plan, "tensorrt", tensorrt.gpu_at_hand()) as engine:
-        card.check(engine, one.path, profile, one.model.network.multiple, limits, styles=one.model.network.styles)
+    model, profile = exported(name), Profile.parse("256x256/256x256/256x256")
+    graph_for_tensorrt(model, tmp_path / "model.onnx", half=half)
+    (tmp_path / "reference.onnx").write_bytes(model.path.read_bytes())
+    plan = build_plan(tmp_path, profile, model.module.network.multiple, name)
+    limits = GPU_TOLERANCES["fp16" if half else "fp32"]
+    with tensorrt_engine(plan, "tensorrt", require_gpu()) as engine:
+        verify_on_gpu(
+            engine, model.path, profile, model.module.network.multiple, limits, styles=model.module.network.styles
+        )
 
 
 @pytest.mark.gpu
@@ -227,26 +243,26 @@ def test_every_form_of_the_normalisation_is_right_on_the_card(
 ) -> None:
     _need_tensorrt()
     monkeypatch.setenv("NST_CACHE", str(tmp_path))
-    one = exported("several")
-    graph_for_tensorrt(one, tmp_path / "model.onnx", half=True, names=(norm,))
-    plan = tensorrt.plan_of(tmp_path, PROFILE, 4, norm)
-    with card.tensorrt_engine(plan, "tensorrt", tensorrt.gpu_at_hand()) as engine:
-        card.check(engine, one.path, PROFILE, 4, card.LIMITS["fp16"], styles=3)
+    model = exported("several")
+    graph_for_tensorrt(model, tmp_path / "model.onnx", half=True, names=(norm,))
+    plan = build_plan(tmp_path, PROFILE, 4, norm)
+    with tensorrt_engine(plan, "tensorrt", require_gpu()) as engine:
+        verify_on_gpu(engine, model.path, PROFILE, 4, GPU_TOLERANCES["fp16"], styles=3)
 
 
 @pytest.mark.gpu
 def test_an_export_on_the_card_is_verified_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two: Path) -> None:
     _need_tensorrt()
     monkeypatch.setenv("NST_CACHE", str(tmp_path / "cache"))
-    (published,) = exporter.export(two, "two", tmp_path / "repo", exporter.Plan(engine="tensorrt", profile=PROFILE))
+    (published,) = export_and_publish(two, "two", tmp_path / "repo", ExportPlan(runtime="tensorrt", profile=PROFILE))
     assert published.verification["engine"]["status"].startswith("verified with tensorrt")
 
 
 @pytest.mark.gpu
 def test_onnx_runtime_cuda_is_verified_on_the_card(tmp_path: Path, two: Path) -> None:
-    if reason := card.missing("onnx"):
+    if reason := missing_packages("onnx"):
         pytest.skip(reason)
-    (published,) = exporter.export(two, "two", tmp_path / "repo", exporter.Plan(engine="gpu"))
+    (published,) = export_and_publish(two, "two", tmp_path / "repo", ExportPlan(runtime="gpu"))
     assert published.verification["engine"]["status"].startswith("verified with ONNX Runtime CUDA")
 
 
@@ -255,5 +271,5 @@ def _need_tensorrt() -> None:
     if not devices.gpus()[0]:
         pytest.skip(devices.gpus()[1])
     pytest.importorskip("tensorrt", reason="TensorRT's libraries come from NVIDIA's own index")
-    if reason := card.missing("tensorrt"):
+    if reason := missing_packages("tensorrt"):
         pytest.skip(reason)

@@ -16,15 +16,16 @@ from typer.testing import CliRunner, Result
 
 from nst_core import devices
 from nst_core.devices import Device, Gpu
+from nst_core.distribution import install_command
 from nst_core.events import EventReader
 from nst_core.packages import onnx_runtime
-from nst_core.packages.distribution import install_command
-from nst_export import card
-from nst_export import conversion as exporting
-from nst_export import pipeline as exporter
-from nst_export import verification as verify
+from nst_core.packages.onnx_runtime import import_onnxruntime
+from nst_export.checkpoints import find_checkpoints
 from nst_export.cli import app
-from nst_export.verification import Limits
+from nst_export.export_plan import ExportPlan, runtime_for
+from nst_export.pipeline import export_and_publish
+from nst_export.verification.agreement import TOLERANCES, Tolerance
+from nst_export.verification.gpu import GPU_TOLERANCES
 from nst_trainer.checkpoint import Checkpoint, save
 from nst_trainer.networks import Johnson, Ulyanov
 
@@ -56,14 +57,14 @@ def test_a_checkpoint_is_published_with_its_figures(tmp_path: Path, seven: Path)
     folder = tmp_path / "repo" / "seven" / "1"
     assert (folder / "model.onnx").stat().st_size > 10_000
     document = json.loads((folder / "verification.json").read_text())
-    assert document["schema"] == "nst-verification/2"
+    assert document["schema"] == "nst-verification/3"
     assert document["passed"] is True
     assert document["rewrites"] == {"upsample": 2, "last-convolution": 1, "wrap": 0, "channel-factors": 0}
     assert (document["target"], document["precision"], document["engine"]) == ("onnx", "fp32", None)
-    assert len({tuple(one["shape"]) for one in document["checks"]}) >= 5
-    for one in document["checks"]:
-        assert one["maximum"] <= 1
-        assert one["finite"] is not False
+    assert len({tuple(check["shape"]) for check in document["checks"]}) >= 5
+    for check in document["checks"]:
+        assert check["max_difference"] <= 1
+        assert check["finite"] is not False
     assert str(tmp_path) not in json.dumps(document)
     shown = run("inspect", tmp_path / "repo", "--size", 128).stdout + run("inspect", tmp_path / "repo").stderr
     for words in ("image uint8 [N,H,W,3]", "GFLOP for 512 x 512", "verified on ONNX Runtime", "upsample 2x", "16 Conv"):
@@ -100,7 +101,7 @@ def test_files_are_called_as_people_call_them(tmp_path: Path, small_checkpoint: 
     folder = tmp_path / "My Projects" / "mödel 'x' \"$HOME\""
     for called in ("epoch_2.model", "b.pt", "my copy.pth"):
         save(small_checkpoint, folder / called)
-    assert [one.name for one in exporter.find([folder])] == ["b.pt", "epoch_2.model", "my copy.pth"]
+    assert [path.name for path in find_checkpoints([folder])] == ["b.pt", "epoch_2.model", "my copy.pth"]
     message = failed(folder / "my copy.pth", "-r", folder / "repo")
     assert "'my copy' is no name for a served model: give another with --name" in message
     assert not (folder / "repo").exists()
@@ -114,7 +115,7 @@ def test_a_path_that_is_not_utf8(tmp_path: Path, small_checkpoint: Checkpoint) -
     save(small_checkpoint, tmp_path / "seven.pth")
     (tmp_path / "seven.pth").rename(named)
     assert r"'caf\udce9' is no name" in failed(named, "-r", tmp_path / "repo")
-    (published,) = exporter.export(named, "cafe", tmp_path / "repo", exporter.Plan())
+    (published,) = export_and_publish(named, "cafe", tmp_path / "repo", ExportPlan())
     assert published.verification["checkpoint"]["file"] == "caf?.pth"
 
 
@@ -127,7 +128,7 @@ def test_a_model_for_servers_without_openvino(tmp_path: Path, seven: Path) -> No
         assert "KIND_CPU" in config and "openvino" not in config and "optimization" not in config
         document = json.loads((tmp_path / "repo" / name / "1" / "verification.json").read_text())
         assert document["execution_provider"] == "cpu"
-        assert {one["engine"].removesuffix(", in two parts") for one in document["checks"]} == {"ONNX Runtime"}
+        assert {check["engine"].removesuffix(", in two parts") for check in document["checks"]} == {"ONNX Runtime"}
     assert "is for a CPU, and this is for gpu" in failed(seven, "--for", "gpu", "--execution-provider", "openvino")
 
 
@@ -146,13 +147,13 @@ def test_the_execution_provider_is_the_machines(
     """As the packages of ONNX Runtime are: none of them has OpenVINO on Arm."""
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(sys, "platform", system)
-    assert exporter.Plan().provider == provider
+    assert ExportPlan().provider == provider
 
 
 def test_an_engine_that_is_not_here_is_said(tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "installed", lambda: {"ONNX Runtime": "CPUExecutionProvider"})
+    monkeypatch.setattr(import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     said: list[str] = []
-    exporter.export(seven, "seven", tmp_path / "repo", exporter.Plan(provider="openvino"), say=said.append)
+    export_and_publish(seven, "seven", tmp_path / "repo", ExportPlan(provider="openvino"), on_progress=said.append)
     assert any("seven is not run on OpenVINO, which will serve it" in line for line in said)
 
 
@@ -162,7 +163,7 @@ def test_a_full_disk_for_what_is_not_published_yet(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(exporting, "write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     message = failed(seven, "-r", tmp_path / "repo", "--for", "cpu")
     assert "No space left on device; set TMPDIR to a folder with more space" in message
     assert not (tmp_path / "repo").exists()
@@ -184,14 +185,14 @@ def test_half_precision_and_tiles(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "repo").iterdir()) == ["two", "two_statistics", "two_tiled"]
     text = (tmp_path / "repo" / "two_tiled" / "config.pbtxt").read_text()
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
-    assert {one.name for one in config.input} == {"image", "statistics", "style_weights"}
+    assert {tensor.name for tensor in config.input} == {"image", "statistics", "style_weights"}
     assert config.parameters["overlap"].string_value == "56"
     assert config.parameters["purpose"].string_value == "tiled"
     document = json.loads((tmp_path / "repo" / "two_tiled" / "1" / "verification.json").read_text())
-    assert document["limits"] == {"levels": 4, "psnr": 45.0}
-    judged = [one for one in document["checks"] if one["judged"]]
-    assert all("in two parts" in one["engine"] for one in document["checks"])
-    assert judged and all(one["psnr"] > 45 for one in judged)
+    assert document["tolerance"] == {"max_difference": 4, "psnr": 45.0}
+    judged = [check for check in document["checks"] if check["judged"]]
+    assert all("in two parts" in check["engine"] for check in document["checks"])
+    assert judged and all(check["psnr"] > 45 for check in judged)
 
 
 def test_a_texture_network_makes_pictures_from_noise(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_a_texture_network_makes_pictures_from_noise(tmp_path: Path) -> None:
     result = run(tmp_path / "t.pth", "-r", tmp_path / "repo")
     assert result.exit_code == 0, result.output
     config = text_format.Parse((tmp_path / "repo" / "t" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-    assert [one.name for one in config.input] == [f"noise_{2**k}" for k in range(5)]
+    assert [tensor.name for tensor in config.input] == [f"noise_{2**k}" for k in range(5)]
     assert "leave --tiled out" in failed(tmp_path / "t.pth", "--tiled")
 
 
@@ -270,19 +271,19 @@ def test_no_plan_where_there_is_no_tensorrt_or_no_gpu(
 
 def test_what_runs_a_model_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu, on_gpu = Device("cpu", "no GPU"), Device("gpu", "a card", Gpu(0, "A", "GPU-0", "8.0", 1, "1", (13, 0)))
-    assert exporter.engine_for(on_cpu) == exporter.engine_for(on_cpu, "onnx") == "cpu"
-    assert exporter.engine_for(on_gpu) == "tensorrt"
-    assert exporter.engine_for(on_gpu, "onnx") == "gpu"
-    plans = {engine: exporter.Plan(engine=engine) for engine in ("cpu", "gpu", "tensorrt")}
-    assert {name: (plan.makes, plan.computes) for name, plan in plans.items()} == {
+    assert runtime_for(on_cpu) == runtime_for(on_cpu, "onnx") == "cpu"
+    assert runtime_for(on_gpu) == "tensorrt"
+    assert runtime_for(on_gpu, "onnx") == "gpu"
+    plans = {runtime: ExportPlan(runtime=runtime) for runtime in ("cpu", "gpu", "tensorrt")}
+    assert {name: (plan.resolved_target, plan.resolved_precision) for name, plan in plans.items()} == {
         "cpu": ("onnx", "fp32"),
         "gpu": ("onnx", "fp32"),
         "tensorrt": ("tensorrt", "fp16"),
     }
-    assert exporter.Plan("onnx", "fp32", "tensorrt").makes == "onnx"
-    assert plans["gpu"].limits.levels == 1
-    assert plans["gpu"].card_limits == card.LIMITS["fp32"]
-    assert plans["tensorrt"].card_limits == card.LIMITS["fp16"]
+    assert ExportPlan("onnx", "fp32", "tensorrt").resolved_target == "onnx"
+    assert plans["gpu"].tolerance.max_difference == 1
+    assert plans["gpu"].gpu_tolerance == GPU_TOLERANCES["fp32"]
+    assert plans["tensorrt"].gpu_tolerance == GPU_TOLERANCES["fp16"]
 
 
 def test_two_packages_of_onnx_runtime_are_one_line(
@@ -298,7 +299,7 @@ def test_two_packages_of_onnx_runtime_are_one_line(
 
 def test_a_model_that_fails_is_not_published(tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate allows nothing at all here, so that rounding is a failure."""
-    monkeypatch.setitem(verify.LIMITS, "fp32", Limits(-1))
+    monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(-1))
     assert "Not published" in failed(seven, "-r", tmp_path / "repo", "--tiled")
     assert not (tmp_path / "repo").exists()
 

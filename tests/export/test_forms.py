@@ -8,8 +8,9 @@ from nst_bench.suites import export as suite
 from nst_bench.tables import tables
 from nst_core import devices
 from nst_core.devices import Device, Gpu
-from nst_export import card
-from nst_export import verification as verify
+from nst_export.verification.agreement import Tolerance
+from nst_export.verification.cpu import installed_providers
+from nst_export.verification.gpu import GPU_TOLERANCES
 
 MACHINE = {"processor": "p", "cores": 2, "memory_gib": 4, "gpu": None, "system": "s", "versions": {}}
 
@@ -28,7 +29,7 @@ def forms(document: dict[str, Any], engine: str) -> set[str]:
 def test_a_cpu_measures_its_engines_and_says_why_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (NVML: not found)"))
     document = suite.measure(widths=(0.125,), sizes=(64,), rounds=1)
-    for engine in verify.installed():
+    for engine in installed_providers():
         assert forms(document, engine) == set(suite.CPU_FORMS)
     missing = {row["engine"]: row["missing"] for row in document["rows"] if "missing" in row}
     assert missing == dict.fromkeys(("TensorRT", "ONNX Runtime CUDA"), "no NVIDIA GPU (NVML: not found)")
@@ -51,7 +52,7 @@ def test_a_card_measures_every_form_that_passes_its_gate(gpu: Gpu, monkeypatch: 
 
 
 def test_a_form_that_fails_on_the_card_is_a_row_with_the_reason(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(card.LIMITS, "fp16", verify.Limits(-1))
+    monkeypatch.setitem(GPU_TOLERANCES, "fp16", Tolerance(-1))
     document = suite.measure(device=Device("gpu", "a card", gpu), sizes=(64,), rounds=1)
     rows = [row for row in document["rows"] if row["engine"] == "TensorRT"]
     assert len(rows) == len(suite.TENSORRT_FORMS)

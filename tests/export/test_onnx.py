@@ -1,14 +1,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx as onnx_package
+import onnx
 import pytest
 import torch
 
-from nst_export import conversion as onnx
-from nst_export import verification as verify
 from nst_export.errors import ExportError
+from nst_export.graph.conversion import input_specs, output_spec
 from nst_export.modules import ServedModel
+from nst_export.verification.examples import photograph_batches
+from nst_export.verification.pytorch import check_contract
 from nst_trainer.networks import StyledNetwork
 
 from .conftest import MODELS, Exported
@@ -39,29 +40,29 @@ def test_pixels_are_rounded_not_cut() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_file_is_what_the_contract_says(exported: Exports, name: str) -> None:
-    one = exported(name)
-    proto = onnx_package.load(one.path)
-    verify.check_contract(proto, one.model)
+    model = exported(name)
+    proto = onnx.load(model.path)
+    check_contract(proto, model.module)
     assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", 18)]
     assert proto.ir_version == 9
     assert {entry.key for entry in proto.metadata_props} == {"styles", "multiple"}
 
 
 def test_pictures_are_bytes_of_any_size_and_styles_are_weights(exported: Exports) -> None:
-    proto = onnx_package.load(exported("several").path)
-    assert [spec.shown() for spec in onnx.tensors(proto)] == [
+    proto = onnx.load(exported("several").path)
+    assert [spec.shown() for spec in input_specs(proto)] == [
         "image uint8 [N,H,W,3]",
         "style_weights float32 [N,3]",
     ]
-    assert onnx.output(proto).shown() == "stylized uint8 [N,H,W,3]"
+    assert output_spec(proto).shown() == "stylized uint8 [N,H,W,3]"
 
 
 def test_another_name_or_axis_is_refused(exported: Exports) -> None:
-    one = exported("johnson")
-    proto = onnx_package.load(one.path)
+    model = exported("johnson")
+    proto = onnx.load(model.path)
     proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 256
     with pytest.raises(ExportError, match=r"stylized uint8 \[N,256,W,3\] where the contract has"):
-        verify.check_contract(proto, one.model)
+        check_contract(proto, model.module)
 
 
 def test_the_file_tells_nothing_of_the_machine(exported: Exports) -> None:
@@ -71,7 +72,9 @@ def test_the_file_tells_nothing_of_the_machine(exported: Exports) -> None:
 
 
 def test_weights_are_normalised_and_cut_at_zero(exported: Exports) -> None:
-    (photo,) = verify.photographs([(1, 32, 32)])
+    (photo,) = photograph_batches([(1, 32, 32)])
     image = torch.from_numpy(photo)
-    one, same = (exported("several").model(image, torch.tensor([row])) for row in ([0.2, 0.6, 0.0], [1.0, 3.0, -5.0]))
-    assert torch.equal(one, same)
+    scaled, same = (
+        exported("several").module(image, torch.tensor([row])) for row in ([0.2, 0.6, 0.0], [1.0, 3.0, -5.0])
+    )
+    assert torch.equal(same, scaled)

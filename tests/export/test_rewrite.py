@@ -6,12 +6,14 @@ import onnx
 import pytest
 
 from nst_core.packages.onnx_runtime import import_onnxruntime
-from nst_export import precision
-from nst_export import verification as verify
-from nst_export.conversion import write
+from nst_export.graph.conversion import write_onnx
+from nst_export.graph.half_precision import to_half
+from nst_export.graph.rewrites import DEFAULT_REWRITES, REWRITES, apply_rewrites
 from nst_export.inspection import arithmetic
-from nst_export.rewrites import FOR, REWRITES, rewrite
-from nst_export.verification import LIMITS
+from nst_export.verification.agreement import TOLERANCES
+from nst_export.verification.cpu import installed_providers, onnx_engines
+from nst_export.verification.examples import example_feeds
+from nst_export.verification.pytorch import run_pytorch, verify
 
 from .conftest import Exported
 
@@ -20,22 +22,22 @@ Exports = Callable[[str], Exported]
 STATISTICS = {"InstanceNormalization", "GroupNormalization", "ReduceMean", "Sqrt"}
 
 
-def changed(one: Exported, names: tuple[str, ...], *, half: bool = False) -> tuple[onnx.ModelProto, dict[str, int]]:
-    """The rewritten file, which the specification's checker has seen, beside the plain one."""
-    proto = onnx.load(one.path)
-    counts = rewrite(proto, names)
+def changed(model: Exported, names: tuple[str, ...], *, half: bool = False) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """The rewritten file, which the specification's checker has seen, beside the plain file."""
+    proto = onnx.load(model.path)
+    counts = apply_rewrites(proto, names)
     if half:
-        precision.to_half(proto)
-    write(proto, one.path.with_name("changed.onnx"), {})
+        to_half(proto)
+    write_onnx(proto, model.path.with_name("changed.onnx"), {})
     return proto, counts
 
 
 @pytest.mark.parametrize("name", ["johnson", "foreign", "several", "ulyanov", "texture"])
 @pytest.mark.parametrize("engine", ["cpu", "tensorrt"])
 def test_what_an_engine_gets_passes_the_gate(exported: Exports, name: str, engine: str) -> None:
-    one = exported(name)
-    changed(one, FOR[engine])
-    verify.verify(one.model, verify.onnx_engines(one.path.with_name("changed.onnx")), LIMITS["fp32"])
+    model = exported(name)
+    changed(model, DEFAULT_REWRITES[engine])
+    verify(model.module, onnx_engines(model.path.with_name("changed.onnx")), TOLERANCES["fp32"])
 
 
 @pytest.mark.parametrize(
@@ -67,32 +69,32 @@ def test_what_an_engine_gets_passes_the_gate(exported: Exports, name: str, engin
 def test_each_alone_finds_its_pattern_and_passes_the_gate(
     exported: Exports, name: str, network: str, places: int
 ) -> None:
-    one = exported(network)
-    proto, counts = changed(one, ("wrap", name))
+    model = exported(network)
+    proto, counts = changed(model, ("wrap", name))
     assert counts[name] == places
     operators = Counter(node.op_type for node in proto.graph.node)
     if name in ("upsample", "upsample-windows", "upsample-3x3", "doubling") and places:
         assert "Resize" not in operators
     if name.endswith("-norm"):
         assert "InstanceNormalization" not in operators
-    verify.verify(one.model, verify.onnx_engines(one.path.with_name("changed.onnx")), LIMITS["fp32"])
+    verify(model.module, onnx_engines(model.path.with_name("changed.onnx")), TOLERANCES["fp32"])
 
 
 @pytest.mark.parametrize("name", ["upsample", "upsample-windows"])
 def test_upsample_saves_the_arithmetic_that_it_promises(exported: Exports, name: str) -> None:
     """Two layers of 16x3x3 to 8 and 8x3x3 to 4 channels at 128^2 and 256^2; 4/9 of it, on one row and column more."""
-    one = exported("johnson")
-    plain = arithmetic(onnx.load(one.path), 256)
-    proto, _ = changed(one, (name,))
+    model = exported("johnson")
+    plain = arithmetic(onnx.load(model.path), 256)
+    proto, _ = changed(model, (name,))
     before = 2 * 9 * (128**2 * 16 * 8 + 256**2 * 8 * 4)
     after = 2 * 4 * 4 * (65**2 * 16 * 8 + 129**2 * 8 * 4)
     assert plain - arithmetic(proto, 256) == before - after
 
 
 def test_upsample_of_3x3_multiplies_as_often_as_no_rewrite(exported: Exports) -> None:
-    one = exported("johnson")
-    proto, _ = changed(one, ("upsample-3x3",))
-    assert arithmetic(proto, 256) == arithmetic(onnx.load(one.path), 256)
+    model = exported("johnson")
+    proto, _ = changed(model, ("upsample-3x3",))
+    assert arithmetic(proto, 256) == arithmetic(onnx.load(model.path), 256)
 
 
 MOVES = {"Slice", "Pad", "Reshape", "Transpose", "Concat", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"}
@@ -111,11 +113,11 @@ def moved_after(proto: onnx.ModelProto, shuffle: onnx.NodeProto) -> list[str]:
     return found
 
 
-WINDOWS = ("upsample-windows", *(name for name in FOR["tensorrt"] if name != "upsample-3x3"))
+WINDOWS = ("upsample-windows", *(name for name in DEFAULT_REWRITES["tensorrt"] if name != "upsample-3x3"))
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("names", [FOR["tensorrt"], WINDOWS], ids=["3x3", "windows"])
+@pytest.mark.parametrize("names", [DEFAULT_REWRITES["tensorrt"], WINDOWS], ids=["3x3", "windows"])
 @pytest.mark.parametrize("name", ["johnson", "foreign", "several", "fast", "ulyanov", "texture", "statistics", "tiled"])
 def test_no_slice_follows_a_pixel_shuffle_in_what_tensorrt_gets(
     exported: Exports, name: str, names: tuple[str, ...], half: bool
@@ -142,11 +144,11 @@ def test_pixels_stay_where_they_are_on_odd_sizes(
     exported: Exports, shape: tuple[int, int, int], rewrites: tuple[str, ...]
 ) -> None:
     """At most rounding: one level, in one value of a hundred."""
-    one = exported("fast")
-    changed(one, rewrites)
-    (engine, *_) = verify.onnx_engines(one.path.with_name("changed.onnx"))
-    (feed,) = verify.examples(one.model.inputs, [shape])
-    difference = np.abs(engine.run(feed)[0].astype(int) - verify.by_pytorch(one.model, feed))
+    model = exported("fast")
+    changed(model, rewrites)
+    (engine, *_) = onnx_engines(model.path.with_name("changed.onnx"))
+    (feed,) = example_feeds(model.module.inputs, [shape])
+    difference = np.abs(engine.run(feed)[0].astype(int) - run_pytorch(model.module, feed))
     assert difference.max() <= 1
     assert difference.mean() < 0.01
 
@@ -160,7 +162,7 @@ def test_one_reflection_of_both_widths_would_be_another_picture(exported: Export
 
 
 def test_adjacent_pads_are_adjacent_and_both_in_half_precision(exported: Exports) -> None:
-    proto, _ = changed(exported("fast"), FOR["tensorrt"], half=True)
+    proto, _ = changed(exported("fast"), DEFAULT_REWRITES["tensorrt"], half=True)
     makers = {node.output[0]: node for node in proto.graph.node}
     first = next(node for node in proto.graph.node if node.op_type == "Conv")
     own = makers[first.input[0]]
@@ -174,7 +176,7 @@ def test_adjacent_pads_are_adjacent_and_both_in_half_precision(exported: Exports
 @pytest.mark.parametrize("name", ["several", "statistics", "tiled"])
 def test_what_multiplies_an_image_has_the_layout_of_a_convolution(exported: Exports, name: str, half: bool) -> None:
     """OpenVINO reorders the image for numbers of another layout, which takes longer than all its convolutions."""
-    proto, _ = changed(exported(name), FOR["cpu"], half=half)
+    proto, _ = changed(exported(name), DEFAULT_REWRITES["cpu"], half=half)
     kinds = {value.name: value.data_type for value in proto.graph.initializer}
     axes = constants(proto)
     numbers = {
@@ -191,9 +193,9 @@ def test_what_multiplies_an_image_has_the_layout_of_a_convolution(exported: Expo
 @pytest.mark.parametrize("name", ["johnson", "several", "fast", "ulyanov", "statistics", "tiled"])
 def test_openvino_runs_all_of_what_a_cpu_gets(exported: Exports, name: str) -> None:
     """A node that it leaves to ONNX Runtime divides the graph, and layouts end at the border."""
-    if "OpenVINO" not in verify.installed():
+    if "OpenVINO" not in installed_providers():
         pytest.skip("ONNX Runtime has no OpenVINO here")
-    changed(exported(name), FOR["cpu"])
+    changed(exported(name), DEFAULT_REWRITES["cpu"])
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -212,15 +214,15 @@ def test_a_mixed_scale_is_folded_into_the_decomposed_normalisation(exported: Exp
 
 
 def test_constants_that_nobody_reads_are_gone(exported: Exports) -> None:
-    proto, _ = changed(exported("johnson"), FOR["cpu"])
+    proto, _ = changed(exported("johnson"), DEFAULT_REWRITES["cpu"])
     read = {value for node in proto.graph.node for value in node.input}
-    assert {one.name for one in proto.graph.initializer} <= read
+    assert {constant.name for constant in proto.graph.initializer} <= read
 
 
 def test_the_order_in_which_they_are_asked_for_does_not_matter(exported: Exports) -> None:
-    one = exported("johnson")
-    first, _ = changed(one, ("upsample", "doubling"))
-    second, _ = changed(one, ("doubling", "upsample"))
+    model = exported("johnson")
+    first, _ = changed(model, ("upsample", "doubling"))
+    second, _ = changed(model, ("doubling", "upsample"))
     assert first.SerializeToString() == second.SerializeToString()
     assert next(iter(REWRITES)) == "upsample"
 
@@ -235,8 +237,8 @@ def test_the_order_in_which_they_are_asked_for_does_not_matter(exported: Exports
 def test_half_precision_passes_its_gate_and_keeps_statistics_whole(
     exported: Exports, name: str, norm: tuple[str, ...]
 ) -> None:
-    one = exported(name)
-    proto, _ = changed(one, (*FOR["cpu"], *norm), half=True)
+    model = exported(name)
+    proto, _ = changed(model, (*DEFAULT_REWRITES["cpu"], *norm), half=True)
     kinds = {value.name: value.data_type for value in proto.graph.initializer}
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
     numbers = {node.output[0] for node in proto.graph.node if node.op_type == "Unsqueeze"}
@@ -246,9 +248,9 @@ def test_half_precision_passes_its_gate_and_keeps_statistics_whole(
     for node in proto.graph.node:
         if node.op_type in STATISTICS | {"Tanh", "Sigmoid", "Clip", "Round"}:
             assert types[node.output[0]] == onnx.TensorProto.FLOAT, node.op_type
-    path = one.path.with_name("changed.onnx")
-    # OpenVINO does not read a GroupNormalization between casts, and never serves one.
-    verify.verify(one.model, verify.onnx_engines(path, serving=not norm), LIMITS["fp16"])
+    path = model.path.with_name("changed.onnx")
+    # OpenVINO does not read a GroupNormalization between casts, and never serves such a graph.
+    verify(model.module, onnx_engines(path, openvino=not norm), TOLERANCES["fp16"])
 
 
 def element_types(proto: onnx.ModelProto) -> dict[str, int]:

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from nst_core.images import fit, open_image, sample_photographs
-from nst_export import conversion as onnx
-from nst_export import verification as verify
+from nst_export.graph.conversion import export_onnx
 from nst_export.modules import ServedModel, StatisticsModel, TiledModel
-from nst_export.verification import LIMITS
+from nst_export.verification.agreement import TOLERANCES
+from nst_export.verification.cpu import open_session, tiled_engines
+from nst_export.verification.pytorch import verify
 from nst_trainer.networks import StyledNetwork
 
 from .conftest import Exported, johnson, ulyanov
@@ -35,7 +36,7 @@ def test_joined_tiles_are_the_picture_painted_in_one_pass(exported: Exports) -> 
     """The exported pair: statistics from a thumbnail, tiles of several sizes, a picture of odd sides."""
     photo = fit(open_image(sample_photographs()[0]), 410, 301).pixels[None]
     thumbnail = fit(open_image(sample_photographs()[0]), 205, 151).pixels[None]
-    first, second = (verify.session(exported(name).path, "CPUExecutionProvider") for name in ("statistics", "tiled"))
+    first, second = (open_session(exported(name).path, "CPUExecutionProvider") for name in ("statistics", "tiled"))
     weights = np.array([[0.2, 0.8, 0.0]], np.float32)
     (statistics,) = first.run(None, {"image": thumbnail, "style_weights": weights})
 
@@ -44,7 +45,7 @@ def test_joined_tiles_are_the_picture_painted_in_one_pass(exported: Exports) -> 
         return second.run(None, feeds)[0]
 
     whole = paint(photo)
-    overlap = exported("tiled").model.overlap
+    overlap = exported("tiled").module.overlap
     for core in (96, 128, 200):
         tiles = joined(paint, photo, core, overlap)
         assert np.abs(tiles.astype(int) - whole).max() <= 1
@@ -80,16 +81,16 @@ def test_the_overlap_is_how_far_a_pixel_reaches(network: StyledNetwork, overlap:
 
 
 def test_both_parts_with_a_pictures_own_statistics_are_the_whole_model(exported: Exports) -> None:
-    engines = verify.paired_engines(exported("statistics").path, exported("tiled").path)
-    verify.verify(ServedModel(johnson(3)).eval(), engines, LIMITS["fp32"])
+    engines = tiled_engines(exported("statistics").path, exported("tiled").path)
+    verify(ServedModel(johnson(3)).eval(), engines, TOLERANCES["fp32"])
 
 
 def test_the_parts_of_a_noise_pyramid_agree_too(tmp_path: Path) -> None:
     network = ulyanov(texture=False)
-    onnx.export(StatisticsModel(network), tmp_path / "s.onnx", {})
-    onnx.export(TiledModel(network), tmp_path / "t.onnx", {})
-    engines = verify.paired_engines(tmp_path / "s.onnx", tmp_path / "t.onnx")
-    verify.verify(ServedModel(network).eval(), engines, LIMITS["fp32"])
+    export_onnx(StatisticsModel(network), tmp_path / "s.onnx", {})
+    export_onnx(TiledModel(network), tmp_path / "t.onnx", {})
+    engines = tiled_engines(tmp_path / "s.onnx", tmp_path / "t.onnx")
+    verify(ServedModel(network).eval(), engines, TOLERANCES["fp32"])
 
 
 def test_making_the_parts_leaves_the_network_as_it_was() -> None:
@@ -106,5 +107,5 @@ def test_an_export_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     picture = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
         before = model(picture)
-        onnx.export(model, tmp_path / "s.onnx", {})
+        export_onnx(model, tmp_path / "s.onnx", {})
         assert torch.equal(model(picture), before)

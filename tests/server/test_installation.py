@@ -20,7 +20,8 @@ from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
 from nst_server.installation import interpreter
 from nst_server.installation import triton as installation
-from nst_server.installation.triton import CPU_PACKAGES, GPU_PACKAGES, TRITON, Installation
+from nst_server.installation.environment import CPU_PACKAGES, GPU_PACKAGES, TRITON, site_packages, tensorrt_version
+from nst_server.installation.triton import Installation
 from nst_server.launch import Launch
 
 from .machines import CPU, H100, card, program
@@ -143,8 +144,8 @@ def test_the_environment_for_a_gpu(pypi: PyPI, monkeypatch: pytest.MonkeyPatch, 
     assert found.environment["NST_CACHE"] == str(tmp_path / "cache")
     assert "CUDA_VISIBLE_DEVICES" not in found.environment, "the user's own choice stays"
     assert found.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert installation.tensorrt_version(pypi.folder / "gpu") == "10.15.1.29"
-    assert installation.tensorrt_version(pypi.folder / "cpu") is None
+    assert tensorrt_version(pypi.folder / "gpu") == "10.15.1.29"
+    assert tensorrt_version(pypi.folder / "cpu") is None
 
 
 @pytest.mark.parametrize(("cuda", "major"), [((12, 4), 12), ((13, 0), 13), ((14, 1), 13)])
@@ -178,12 +179,12 @@ def test_another_driver_gets_another_environment(pypi: PyPI) -> None:
     for device in (H100, card((12, 4)), card((12, 8)), H100):
         installation.install_triton(pypi.folder, print, device)
     assert pypi.asked == [GPU_PACKAGES[13], GPU_PACKAGES[12], GPU_PACKAGES[13]]
-    packages = installation.site_packages(pypi.folder / "gpu")
+    packages = site_packages(pypi.folder / "gpu")
     assert [path.name for path in packages.glob("tensorrt_cu*")] == ["tensorrt_cu13-10.15.1.29.dist-info"]
 
 
 def damage_by_a_second_onnxruntime(folder: Path) -> None:
-    (installation.site_packages(folder) / "onnxruntime_gpu-1.31.1.dist-info").mkdir()
+    (site_packages(folder) / "onnxruntime_gpu-1.31.1.dist-info").mkdir()
 
 
 def damage_by_a_python_that_is_gone(folder: Path) -> None:
@@ -218,7 +219,7 @@ def test_a_damaged_environment_is_made_anew(pypi: PyPI, damage: object) -> None:
     damage(pypi.folder / "cpu")
     installation.install_triton(pypi.folder, print, CPU)
     assert pypi.asked == [CPU_PACKAGES] * 2
-    assert len(list(installation.site_packages(pypi.folder / "cpu").glob("onnxruntime*.dist-info"))) == 1
+    assert len(list(site_packages(pypi.folder / "cpu").glob("onnxruntime*.dist-info"))) == 1
 
 
 def test_an_environment_without_a_folder_for_the_device_is_let_be(pypi: PyPI) -> None:
@@ -361,7 +362,7 @@ def test_a_python_that_triton_does_not_know_serves_with_another_of_the_path(
     assert found.folder and f"(Python 3.13 of {good}, {TRITON}, numpy==2." in said[0] and len(said) == 1
     packages = found.folder / "lib" / "python3.13" / "site-packages"
     assert found.binary[0] == str(packages / "pytriton" / "tritonserver" / "bin" / "tritonserver")
-    assert installation.site_packages(found.folder) == packages
+    assert site_packages(found.folder) == packages
     stub = found.folder / "backends" / "python" / "triton_python_backend_stub"
     assert "/python_backend_stubs/3.13/" in stub.read_text()
     assert str(good.parent / "lib") in found.environment["LD_LIBRARY_PATH"].split(":")

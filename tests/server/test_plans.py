@@ -18,7 +18,8 @@ from nst_core import engines as engines_folder
 from nst_core.devices import Device, Gpu, choose
 from nst_core.engines import plans as engines
 from nst_core.engines.plans import GRAPH
-from nst_server.installation.triton import Installation, site_packages
+from nst_server.installation.environment import site_packages
+from nst_server.installation.triton import Installation
 from nst_server.repository import plans
 
 from .machines import CPU, H100, program, tensorrt
@@ -81,7 +82,9 @@ def test_a_plan_is_built_with_progress(
     version = tensorrt(tmp_path / "models" / "starry-night", PROFILE)
     said: list[str] = []
     plans.prepare(installation, tmp_path / "models", H100, said.append)
-    script = installation.folder / "backends" / "tensorrt" / "engines" / "plans.py" if installation.folder else None
+    script = (
+        installation.folder / "backends" / "tensorrt" / "engines" / "build_plan.py" if installation.folder else None
+    )
     assert asked(installation) == [[str(script), str(version), PROFILE, "4", str(tmp_path / "cache")]]
     shown = capsys.readouterr().err
     for percent in ("25/100", "50/100", "100/100"):

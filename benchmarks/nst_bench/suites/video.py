@@ -38,9 +38,9 @@ from nst_client.video.schedule import Schedule
 from nst_client.video.settings import VideoSettings
 from nst_client.video.stylize import stylize_video
 from nst_client.video.webcam import LiveFrame, LiveStatistics, Window, file_frames, show_live
+from nst_core.distribution import install_command
 from nst_core.errors import NstError
 from nst_core.images import fit, open_image, sample_photographs
-from nst_core.packages.distribution import install_command
 
 SCHEMA = "nst-bench-video/1"
 WIDTH, HEIGHT = 512, 384

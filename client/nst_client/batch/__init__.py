@@ -1,1 +1,1 @@
-"""`nst batch`: images by the million on the workers of a Ray cluster."""
+"""`nst batch`: millions of images and long videos on the workers of a Ray cluster."""

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,8 @@ from nst_client.options import (
     silence_grpc,
 )
 from nst_client.styles import parse_style_weights
-from nst_client.stylize.jobs import StylizeOptions, to_stdout
+from nst_client.stylize.processing import StylizeOptions
+from nst_client.stylize.stdio import write_to_stdout
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError
 from nst_core.images import DEFAULT_MAX_PIXELS, unreadable_summary
@@ -36,7 +38,12 @@ from nst_core.memory import keep_freed_memory
 from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
-    from nst_client.batch.run import Batch, ConnectionSettings, Manifest
+    from nst_client.batch.job import BatchJob
+    from nst_client.batch.manifest import Manifest
+    from nst_client.batch.workers import ConnectionSettings
+
+LISTING_REPORT_SECONDS = 30
+"""Between two lines of progress while folders are listed."""
 
 _WORKERS_PANEL = "Workers"
 
@@ -45,14 +52,17 @@ def batch(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder of pictures and videos, or its URL: s3://bucket/photos, file:///photos.", metavar="INPUT"
+            help="A folder of images and videos, or its URL: s3://bucket/photos, file:///photos.", metavar="INPUT"
         ),
     ],
     target: Annotated[str, typer.Argument(help="A folder, or its URL.", metavar="OUTPUT")],
     style: Annotated[
         str,
         typer.Option(
-            "--style", "-s", help="A style, or a mix: great-wave:0.7,the-scream:0.3.", rich_help_panel=STYLE_PANEL
+            "--style",
+            "-s",
+            help="A style, or weights of several: great-wave:0.7,the-scream:0.3.",
+            rich_help_panel=STYLE_PANEL,
         ),
     ],
     strength: Strength = 1.0,
@@ -63,12 +73,19 @@ def batch(
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", "-w", help="By default one for each CPU.", min=1, rich_help_panel=_WORKERS_PANEL),
+        typer.Option(
+            "--workers",
+            "-w",
+            help="Number of workers; the default is the number of CPUs.",
+            min=1,
+            rich_help_panel=_WORKERS_PANEL,
+        ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="Of a Ray cluster, host:6379; by default Ray runs in this machine.", rich_help_panel=_WORKERS_PANEL
+            help="Address of a Ray cluster, host:6379; by default Ray runs in this machine.",
+            rich_help_panel=_WORKERS_PANEL,
         ),
     ] = None,
     url: Annotated[
@@ -86,109 +103,108 @@ def batch(
     ca: CaFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as a line of JSON on stdout.")] = False,
 ) -> None:
-    """Paint a folder or bucket of pictures and videos on many cores or machines, with Ray.
+    """Stylize a folder or bucket of images and videos on many cores or machines, with Ray.
 
-    What the output has is not painted again, so the same command goes on where it was stopped. What could not be
-    painted stands in OUTPUT/nst-batch.jsonl, with the reason.
+    Files that exist in the output are skipped, so the same command continues a run that was stopped. Errors are listed
+    in OUTPUT/nst-batch.jsonl.
     """
     with one_line_errors("batch"):
-        from nst_client.batch.run import Batch, ConnectionSettings, Manifest
+        from nst_client.batch.job import BatchJob
+        from nst_client.batch.manifest import Manifest
         from nst_client.batch.storage import Folder
+        from nst_client.batch.workers import ConnectionSettings
 
         keep_freed_memory()
         silence_grpc()
         suffix = f".{file_format.value}" if file_format else None
-        recipe = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
-        job = Batch(Folder.at(source), Folder.at(target), recipe, suffix)
-        access = ConnectionSettings(url, {"timeout": timeout, "token": read_token(token_file), "ca": ca})
+        options = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
+        job = BatchJob(Folder.at(source), Folder.at(target), options, suffix)
+        connection = ConnectionSettings(url, {"timeout": timeout, "token": read_token(token_file), "ca": ca})
         begun = job.begin()
-        with access() as client:
-            recipe.check(client)  # what is wrong for all of them is said once, and soon
-        todo, there = _listed(job, begun)
+        with connection() as client:
+            options.check(client)  # reports once and early what would fail for all of them
+        missing, existing = _list_work(job, begun)
         job.claim()
-        manifest = Manifest(job.target, skipped=there)
+        manifest = Manifest(job.target, skipped=existing)
         try:
-            hopeless = _painted(job, todo, access, address, workers, manifest) if todo else ""
+            fatal = _stylize_with_progress(job, missing, connection, address, workers, manifest) if missing else ""
         except KeyboardInterrupt:
-            say(f"{manifest.painted + there} pictures are painted; the same command goes on from there")
+            say(f"{manifest.stylized + existing} images are done; the same command continues from there")
             raise
         finally:
-            missing = sum(map(len, todo)) - manifest.painted - manifest.failed
-            summary = manifest.end(missing=missing, unread=len(job.unread), style=recipe.record)
+            rest = sum(map(len, missing)) - manifest.stylized - manifest.failed
+            summary = manifest.end(missing=rest, unreadable=len(job.unreadable), command=options.command)
             if as_json:
-                to_stdout(f"{json.dumps(summary)}\n".encode())
-        _report(manifest, hopeless, job.unread)
+                write_to_stdout(f"{json.dumps(summary)}\n".encode())
+        _report(manifest, fatal, job.unreadable)
 
 
-def _listed(job: Batch, begun: bool) -> tuple[list[Any], int]:
-    """What is to be painted, an Arrow array for each folder, and how many pictures are painted already."""
+def _list_work(job: BatchJob, begun: bool) -> tuple[list[Any], int]:
+    """The names of what is missing, an Arrow array for each folder, and how many images exist already."""
     import pyarrow as pa
 
     from nst_client.batch.sections import Section
 
-    todo, there, count, said, sections = [], 0, 0, time.monotonic(), False
-    for photos, painted in job.missing(begun):
-        sections |= any(map(Section.of, photos))
-        if photos:
-            todo.append(pa.array(photos, pa.string()))
-        there, count = there + painted, count + len(photos)
-        if time.monotonic() - said > 30:
-            said = time.monotonic()
-            say(f"listing: {count + there} pictures so far")
-    if not count and not there:
-        raise InputError(f"{job.source.url}: no pictures or videos in it")
-    what = "pictures and sections of videos" if sections else "pictures"
-    say(f"{count} {what} to paint" + (f", {there} are painted already" if there else ""))
-    return todo, there
+    names, existing, count, reported, has_sections = [], 0, 0, time.monotonic(), False
+    for listing in job.listings(begun):
+        has_sections |= any(map(Section.parse, listing.missing))
+        if listing.missing:
+            names.append(pa.array(listing.missing, pa.string()))
+        existing, count = existing + listing.existing, count + len(listing.missing)
+        if time.monotonic() - reported > LISTING_REPORT_SECONDS:
+            reported = time.monotonic()
+            say(f"listing: {count + existing} images so far")
+    if not count and not existing:
+        raise InputError(f"{job.source.url}: no images or videos in it")
+    what = "images and sections of videos" if has_sections else "images"
+    say(f"{count} {what} to stylize" + (f", {existing} exist already" if existing else ""))
+    return names, existing
 
 
-def _painted(
-    job: Batch,
-    todo: list[Any],
-    access: ConnectionSettings,
+def _stylize_with_progress(
+    job: BatchJob,
+    names: list[Any],
+    connection: ConnectionSettings,
     address: str | None,
     workers: int | None,
     manifest: Manifest,
 ) -> str:
-    """Paint with progress; the error that ended the run early, if one did."""
-    from dataclasses import replace
+    """Stylize with progress. Returns the error that ended the run early, or an empty text."""
+    from nst_client.batch.cluster import cluster, keyboard_interrupts
+    from nst_client.batch.workers import stylize_all
 
-    from nst_client.batch.run import cluster, heeding_interrupts, paint
-
-    total, done = sum(map(len, todo)), 0
-    with heeding_interrupts() as check, cluster(address, workers) as cpus:
-        many = workers or cpus
-        connect = replace(access, threads=max(1, cpus // many), options={**access.options, "retries": RETRIES})
+    with keyboard_interrupts() as check_interrupt, cluster(address, workers) as cpus:
+        count = workers or cpus
+        options = {**connection.options, "retries": RETRIES}
+        connect = replace(connection, threads=max(1, cpus // count), options=options)
         with (
-            progress("pictures", total) as update,
-            closing(paint(job, todo, connect, many, gpu=access.wants_gpu)) as blocks,
+            progress("images", sum(map(len, names))) as update,
+            closing(stylize_all(job, names, connect, count, gpu=connection.wants_gpu)) as blocks,
         ):
             for block in blocks:
-                check()
+                check_interrupt()
                 manifest.add(block)
-                if block.hopeless:
-                    return block.hopeless
-                done = manifest.painted + manifest.failed
-                update(
-                    done, f"{manifest.rate:.1f} pictures/s" + (f"  {manifest.failed} failed" if manifest.failed else "")
-                )
+                if block.fatal:
+                    return block.fatal
+                failures = f"  {manifest.failed} failed" if manifest.failed else ""
+                update(manifest.stylized + manifest.failed, f"{manifest.rate:.1f} images/s{failures}")
     return ""
 
 
-def _report(manifest: Manifest, hopeless: str, unread: Sequence[Path]) -> None:
-    """Say what was done; raise the number of those that failed, or the error that ended the run."""
-    rate = f", {manifest.rate:.1f} pictures/s" if manifest.painted else ""
-    say(f"{manifest.painted} painted{rate}")
-    if unread:
-        say(unreadable_summary(unread))
-    if hopeless:
-        raise ServiceError(f"{hopeless}; the same command goes on from there")
-    for error in manifest.first:
+def _report(manifest: Manifest, fatal: str, unreadable: Sequence[Path]) -> None:
+    """Print what was done; raise the number of failed images, or the error that ended the run."""
+    rate = f", {manifest.rate:.1f} images/s" if manifest.stylized else ""
+    say(f"{manifest.stylized} stylized{rate}")
+    if unreadable:
+        say(unreadable_summary(unreadable))
+    if fatal:
+        raise ServiceError(f"{fatal}; the same command continues from there")
+    for error in manifest.first_errors:
         fail(InputError(error))
     if manifest.failed:
-        total = manifest.painted + manifest.skipped + manifest.failed
+        total = manifest.stylized + manifest.skipped + manifest.failed
         raise InputError(
-            f"{manifest.failed} of {total} pictures failed: see {manifest.path}; the same command tries them again"
+            f"{manifest.failed} of {total} images failed: see {manifest.path}; the same command tries them again"
         )
 
 

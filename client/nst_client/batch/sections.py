@@ -1,7 +1,7 @@
-"""Long videos on many workers: cut into sections by time, each painted by whoever is free, joined when all are there.
+"""Long videos on many workers: sections by time, which any worker stylizes and the last one joins.
 
-A frame belongs to the section in which it is shown, so none is lost and none comes twice, whoever paints what in
-whatever order. What is painted lies in the output's own folder until the film is whole.
+A frame belongs to the section in which it is shown, so none is lost and none comes twice, in whatever order sections
+are stylized. Stylized sections lie in the output's own folder until the video is complete.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 
 import av
 
-from nst_client.batch.storage import OWN, Folder
+from nst_client.batch.storage import OWN_FOLDER, Folder
 from nst_client.client import StyleClient
-from nst_client.stylize.jobs import StylizeOptions
+from nst_client.stylize.processing import StylizeOptions
 from nst_client.video.codec.decoder import VideoSource
 from nst_client.video.codec.encoder import Encoder, check_target
 from nst_client.video.codec.formats import Frame
@@ -27,39 +27,38 @@ from nst_client.video.codec.joining import join_parts
 from nst_core.errors import ImageError, InputError, NstError
 from nst_core.images import ImageData
 
-SECONDS = 20.0
-"""Of a section: what a lost worker has to paint again."""
+SECTION_SECONDS = 20.0
+"""Length of a section: what a lost worker has to stylize again."""
 
-MARK = "#"
-"""Between a video's name and the section's number in the name of a section: `film.mp4#3/12`."""
+SEPARATOR = "#"
+"""Between the video's name and the section's number in the name of a section: `film.mp4#3/12`."""
 
-
-_CHANGED = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
-"""What fsspec's file systems call the mark of a file's version, the best first."""
+_VERSION_KEYS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
+"""Keys by which fsspec's file systems tell versions of a file apart, the best first."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Number `number`, from 0 on, of the `count` sections of a video; number `count` is to join them."""
+    """Section `number`, from 0, of the `count` sections of a video; number `count` means to join them."""
 
     video: str
     number: int
     count: int
 
     @classmethod
-    def of(cls, name: str) -> Section | None:
-        """By its name; None for the name of a picture."""
-        video, mark, place = name.rpartition(MARK)
-        number, _, count = place.partition("/")
-        return cls(video, int(number), int(count)) if mark and number.isdigit() and count.isdigit() else None
+    def parse(cls, name: str) -> Section | None:
+        """The section of this name; None for the name of an image."""
+        video, separator, position = name.rpartition(SEPARATOR)
+        number, _, count = position.partition("/")
+        return cls(video, int(number), int(count)) if separator and number.isdigit() and count.isdigit() else None
 
     def __str__(self) -> str:
-        return f"{self.video}{MARK}{self.number}/{self.count}"
+        return f"{self.video}{SEPARATOR}{self.number}/{self.count}"
 
 
 @dataclass(frozen=True)
 class SectionedVideo:
-    """A video of `source` and its painting in `target`, both below their folders by the same name."""
+    """A video of `source` and its stylized video in `target`, with the same name below their folders."""
 
     source: Folder
     target: Folder
@@ -67,41 +66,41 @@ class SectionedVideo:
     max_side: int | None = None
 
     def missing(self) -> list[Section]:
-        """The sections that are not painted.
+        """The sections that are not stylized.
 
-        For a video that cannot be painted it is one section: whoever tries will say why.
+        For a video that cannot be stylized it is a single section, whose worker reports the error.
         """
         try:
             given = self._source()
         except NstError:
             return [Section(self.video, 0, 1)]
-        count = max(1, math.ceil(given.seconds / SECONDS))
-        there = self._painted()
-        left = [Section(self.video, number, count) for number in range(count) if number not in there]
-        return left or [Section(self.video, count, count)]
+        count = max(1, math.ceil(given.seconds / SECTION_SECONDS))
+        existing = self._stylized_sections()
+        missing = [Section(self.video, number, count) for number in range(count) if number not in existing]
+        return missing or [Section(self.video, count, count)]
 
-    def paint(self, section: Section, recipe: StylizeOptions, client: StyleClient) -> None:
-        """Paint a section, and join all if it was the last one. What is there, of a worker that was lost, is enough.
+    def stylize(self, section: Section, options: StylizeOptions, client: StyleClient) -> None:
+        """Stylize a section, unless a lost worker has done it, and join all if none is missing then.
 
         Raises `ImageError`, `WriteError`, `InputError` for sound that the file cannot hold, and what `stylize`
         raises.
         """
-        if self._whole():
+        if self._is_complete():
             return
-        if section.number < section.count and section.number not in self._painted():
-            self._paint(section, recipe, client)
-        there = self._painted()
-        if there.keys() != set(range(section.count)):
+        if section.number < section.count and section.number not in self._stylized_sections():
+            self._stylize(section, options, client)
+        existing = self._stylized_sections()
+        if existing.keys() != set(range(section.count)):
             return
         try:
-            self._join(there)
+            self._join(existing)
         except NstError:
-            if not self._whole():  # else whoever painted another last section was sooner
+            if not self._is_complete():  # else the worker of another last section was faster
                 raise
 
-    def _paint(self, section: Section, recipe: StylizeOptions, client: StyleClient) -> None:
+    def _stylize(self, section: Section, options: StylizeOptions, client: StyleClient) -> None:
         given = self._source()
-        ticks = SECONDS / given.format.time_base
+        ticks = SECTION_SECONDS / given.format.time_base
         first = given.start + section.number * ticks if section.number else -math.inf
         until = given.start + (section.number + 1) * ticks if section.number + 1 < section.count else math.inf
         frames = 0
@@ -109,10 +108,10 @@ class SectionedVideo:
             part = Path(scratch) / "part.nut"
             with Encoder(part, given.format, self._codec) as encoder:
                 for frame in given.between(first, until):
-                    painted, _ = recipe.painting(ImageData(frame.pixels), client)
-                    encoder.add(Frame(painted.pixels, frame.pts))
+                    stylized, _ = options.stylize(ImageData(frame.pixels), client)
+                    encoder.add(Frame(stylized.pixels, frame.pts))
                     frames += 1
-            # A section without a frame, of a video that stands still, is an empty file.
+            # A section without a frame, of a video with a long still, is an empty file.
             name = f"{section.number}-{frames}-{given.end}.nut"
             self.target.write(f"{self._folder}/{name}", part.read_bytes() if frames else b"")
 
@@ -121,7 +120,7 @@ class SectionedVideo:
         with self.target.scratch() as scratch:
             parts = []
             for number, name in sorted(sections.items()):
-                frames, end = (int(one) for one in name.removesuffix(".nut").split("-")[1:])
+                frames, end = (int(part) for part in name.removesuffix(".nut").split("-")[1:])
                 if frames:
                     parts.append(scratch / f"{number}.nut")
                     self.target.fetch(f"{self._folder}/{name}", parts[-1])
@@ -133,7 +132,7 @@ class SectionedVideo:
             self.target.put(whole, self.video)
         self.target.remove(self._sections)
 
-    def _whole(self) -> bool:
+    def _is_complete(self) -> bool:
         folder, _, name = self.video.rpartition("/")
         return name in self.target.names(folder)
 
@@ -143,26 +142,26 @@ class SectionedVideo:
 
     @property
     def _folder(self) -> str:
-        # Of an encoder of another version, or of another file by this name, the parts would not fit together.
+        # Sections of another encoder version, or of another file of this name, do not fit together.
         return f"{self._sections}/{av.__version__}-{self._version}"
 
     @property
     def _sections(self) -> str:
-        return f"{OWN}/sections/{self.video}"
+        return f"{OWN_FOLDER}/sections/{self.video}"
 
     @property
     def _version(self) -> str:
-        """What differs when the video is replaced, as its storage tells it. Raises `InputError`."""
+        """A key that changes when the video is replaced. Raises `InputError`."""
         root, system = self.source.root, self.source.file_system
         try:
-            known = system.info(f"{root}/{self.video}")
-        except Exception as error:  # each storage has its own
+            info = system.info(f"{root}/{self.video}")
+        except Exception as error:  # each storage has errors of its own
             raise InputError(f"{self.video}: cannot be read: {error}") from error
-        changed = next((known[key] for key in _CHANGED if known.get(key)), None)
-        return hashlib.sha256(f"{known.get('size')} {changed}".encode()).hexdigest()[:16]
+        version = next((info[key] for key in _VERSION_KEYS if info.get(key)), None)
+        return hashlib.sha256(f"{info.get('size')} {version}".encode()).hexdigest()[:16]
 
-    def _painted(self) -> dict[int, str]:
-        """The files of the sections that are there, by number."""
+    def _stylized_sections(self) -> dict[int, str]:
+        """The files of the stylized sections, by number."""
         return {int(name.partition("-")[0]): name for name in self.target.names(self._folder)}
 
     def _source(self) -> VideoSource:

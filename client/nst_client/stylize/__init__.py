@@ -1,1 +1,1 @@
-"""`nst stylize` and `nst styles`: many images in one run, and contact sheets."""
+"""`nst stylize` and `nst styles`: many images in a run, and contact sheets of styles."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -35,19 +32,13 @@ from nst_client.options import (
 )
 from nst_client.styles import Style, parse_style_weights
 from nst_client.stylize.contact_sheet import contact_sheet, sample_photograph, thumbnails
-from nst_client.stylize.jobs import (
-    STDIO,
-    Job,
-    Outcome,
-    StylizeOptions,
-    jobs_of,
-    painted,
-    standing,
-    to_stdout,
-    unread_of,
-)
-from nst_core.console import fail, one_line_errors, progress, say
-from nst_core.errors import InputError, NstError
+from nst_client.stylize.jobs import Job, Outcome, find_jobs, find_unreadable
+from nst_client.stylize.processing import StylizeOptions
+from nst_client.stylize.report import Report
+from nst_client.stylize.runner import existing_outcome, run_jobs
+from nst_client.stylize.stdio import STDIO, write_to_stdout
+from nst_core.console import one_line_errors, progress, say
+from nst_core.errors import InputError
 from nst_core.images import (
     DEFAULT_MAX_PIXELS,
     WRITABLE_FORMATS,
@@ -55,23 +46,22 @@ from nst_core.images import (
     image_format,
     open_image,
     save_image,
-    unreadable_summary,
 )
 from nst_core.memory import keep_freed_memory
 from nst_core.options import CommandLine
 
 
 def stylize(
-    photos: Annotated[
+    contents: Annotated[
         list[str],
-        typer.Argument(help="Pictures, folders of them, patterns, or - for one from stdin.", metavar="PHOTO..."),
+        typer.Argument(help="Images, folders of them, patterns, or - for one from stdin.", metavar="CONTENT..."),
     ],
     style: Annotated[
         str,
         typer.Option(
             "--style",
             "-s",
-            help="A style that the server has (nst styles), or a mix: great-wave:0.7,the-scream:0.3.",
+            help="A style of the server (nst styles), or weights of several: great-wave:0.7,the-scream:0.3.",
             rich_help_panel=STYLE_PANEL,
         ),
     ],
@@ -80,7 +70,7 @@ def stylize(
         typer.Option(
             "--output",
             "-o",
-            help="A file (.jpg .png .webp), a folder for several pictures, or - for stdout.",
+            help="A file (.jpg .png .webp), a folder for several images, or - for stdout.",
             rich_help_panel=FILES_PANEL,
         ),
     ],
@@ -93,25 +83,26 @@ def stylize(
         bool,
         typer.Option(
             "--overwrite",
-            help="Paint again what the output folder has, and replace it.",
+            help="Replace images that exist in the output folder.",
             rich_help_panel=FILES_PANEL,
         ),
     ] = False,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Pictures at a time.", min=1)] = 2,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Images at a time.", min=1)] = 2,
     as_json: Annotated[
-        bool, typer.Option("--json", help="A line of JSON on stdout for each picture, and a summary.")
+        bool, typer.Option("--json", help="A line of JSON on stdout for each image, and a summary.")
     ] = False,
     url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
 ) -> None:
-    """Paint pictures in a style, by a server or in this process.
+    """Stylize images, with a server or in this process.
 
-    A folder's tree is kept in the output folder. What is painted there
-    already in the same way is skipped, so the same command goes on where
-    it was stopped. Metadata and colour profiles are kept.
+    A folder's tree is kept in the output folder. Images that were
+    stylized there with the same options are skipped, so the same command
+    continues a run that was stopped. Metadata and colour profiles are
+    kept.
     """
     with one_line_errors("local"):
         keep_freed_memory()
@@ -119,18 +110,18 @@ def stylize(
         if as_json and output == STDIO:
             raise InputError("--json and -o - both write to stdout: choose one")
         suffix = f".{file_format.value}" if file_format else None
-        recipe = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
-        work = jobs_of(photos, output, suffix)
-        access = {"timeout": timeout, "token": read_token(token_file), "ca": ca}
-        known = [] if overwrite else [outcome for job in work if (outcome := standing(job, recipe))]
-        settled = {outcome.job for outcome in known}
-        todo = [job for job in work if job not in settled]
+        options = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
+        found = find_jobs(contents, output, suffix)
+        connection = {"timeout": timeout, "token": read_token(token_file), "ca": ca}
+        existing = [] if overwrite else [outcome for job in found if (outcome := existing_outcome(job, options))]
+        settled = {outcome.job for outcome in existing}
+        remaining = [job for job in found if job not in settled]
         kind = WRITABLE_FORMATS.get(suffix or "")
         with (
-            _Report(recipe, len(work), unread_of(photos, output), as_json) as report,
-            closing(_painted(todo, recipe, kind, url, access, jobs)) as new,
+            Report(options, len(found), find_unreadable(contents, output), as_json) as report,
+            closing(_run_with_progress(remaining, options, kind, url, connection, jobs)) as outcomes,
         ):
-            for outcome in chain(known, new):
+            for outcome in chain(existing, outcomes):
                 report.add(outcome)
 
 
@@ -138,14 +129,13 @@ def styles(
     sheet: Annotated[
         Path | None,
         typer.Option(
-            help="Also paint a photograph in each style, and set them out with their names in this file "
-            "(.jpg .png .webp).",
+            help="Also stylize an image in each style, and save them with their names in this file (.jpg .png .webp).",
             rich_help_panel=STYLE_PANEL,
         ),
     ] = None,
-    photo: Annotated[
+    content: Annotated[
         Path | None,
-        typer.Option(help="The photograph of the sheet; if not given, a cat.", rich_help_panel=STYLE_PANEL),
+        typer.Option(help="The content image of the sheet; by default a cat.", rich_help_panel=STYLE_PANEL),
     ] = None,
     url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
@@ -158,51 +148,53 @@ def styles(
         one_line_errors("local"),
         StyleClient(url, timeout=timeout, retries=0, token=read_token(token_file), ca=ca) as client,
     ):
-        if photo and not sheet:
-            raise InputError("--photo is for the sheet, and there is none: give --sheet styles.png")
+        if content and not sheet:
+            raise InputError("--content is for the sheet, and there is none: give --sheet styles.png")
         if sheet:
             image_format(sheet)
         offered = client.styles()
         for style in offered:
-            to_stdout(f"{style.name}\n".encode())
+            write_to_stdout(f"{style.name}\n".encode())
         if not offered:
             raise InputError(f"{url} offers no style")
         if sheet:
-            _draw(sheet, client, offered, open_image(photo) if photo else sample_photograph())
+            _save_sheet(sheet, client, offered, open_image(content) if content else sample_photograph())
 
 
-def _draw(target: Path, client: StyleClient, offered: list[Style], photo: ImageData) -> None:
+def _save_sheet(target: Path, client: StyleClient, offered: list[Style], content: ImageData) -> None:
     named = []
     with progress("styles", len(offered)) as update:
-        for done, one in enumerate(thumbnails(client, offered, photo)):
-            named.append(one)
+        for done, thumbnail in enumerate(thumbnails(client, offered, content)):
+            named.append(thumbnail)
             update(done, "")
     save_image(contact_sheet(named), target)
-    say(f"{target}: a photograph in {len(offered)} style{'s' if len(offered) > 1 else ''}")
+    say(f"{target}: an image in {len(offered)} style{'s' if len(offered) > 1 else ''}")
 
 
-def _painted(
-    todo: list[Job], recipe: StylizeOptions, kind: str | None, url: str, access: dict[str, Any], jobs: int
+def _run_with_progress(
+    jobs: list[Job], options: StylizeOptions, kind: str | None, url: str, connection: dict[str, Any], workers: int
 ) -> Generator[Outcome, None, None]:
-    """Paint with progress: of the tiles of one picture, or of the pictures of many."""
-    if len(todo) == 1:
-        with _tiles() as on_tile:
-            yield from painted(
-                todo, lambda job, client: recipe.paint(job, client, kind, on_tile), lambda: StyleClient(url, **access)
+    """Run the jobs, with the progress of the tiles of a single image, or of the images."""
+    if len(jobs) == 1:
+        with _tile_progress() as on_tile:
+            yield from run_jobs(
+                jobs,
+                lambda job, client: options.stylize_file(job, client, kind, on_tile),
+                lambda: StyleClient(url, **connection),
             )
-    elif todo:
-        with StyleClient(url, **access) as client:
-            recipe.check(client)  # what is wrong for all of them is said once, and soon
-        new = painted(todo, recipe.paint, lambda: StyleClient(url, **access, retries=RETRIES), jobs)
-        with progress("pictures", len(todo)) as update, closing(new) as outcomes:
+    elif jobs:
+        with StyleClient(url, **connection) as client:
+            options.check(client)  # reports once and early what would fail for all of them
+        running = run_jobs(jobs, options.stylize_file, lambda: StyleClient(url, **connection, retries=RETRIES), workers)
+        with progress("images", len(jobs)) as update, closing(running) as outcomes:
             for done, outcome in enumerate(outcomes, 1):
                 yield outcome
                 update(done, "")
 
 
 @contextmanager
-def _tiles() -> Iterator[OnTile]:
-    """Progress that appears with the first tile: most pictures have none."""
+def _tile_progress() -> Iterator[OnTile]:
+    """Progress that appears with the first tile, since most images have none."""
     with ExitStack() as stack:
         update: Callable[[int, str], None] | None = None
 
@@ -212,74 +204,6 @@ def _tiles() -> Iterator[OnTile]:
             update(done, "")
 
         yield on_tile
-
-
-class _Report:
-    """Says what becomes of each picture, and at the end what failed and why."""
-
-    def __init__(self, recipe: StylizeOptions, total: int, unread: list[Path], as_json: bool) -> None:
-        self.recipe, self.total, self.unread, self.as_json = recipe, total, unread, as_json
-        self.done: list[Outcome] = []
-        self.started = time.perf_counter()
-
-    def add(self, outcome: Outcome) -> None:
-        self.done.append(outcome)
-        photo, target = outcome.job.photo, outcome.job.target
-        if self.as_json:
-            self._line(
-                input=str(photo),
-                output=str(target),
-                width=outcome.width or None,
-                height=outcome.height or None,
-                style=dict(self.recipe.style),
-                milliseconds=round(outcome.milliseconds, 1) or None,
-                skipped=outcome.skipped,
-                error=self._reason(outcome),
-            )
-        elif not outcome.error and not outcome.skipped:
-            say(f"{photo} -> {target}  {outcome.width}x{outcome.height}  {outcome.milliseconds:.0f} ms")
-
-    def __enter__(self) -> _Report:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Raise the error of a single picture, or list those of many and raise their number."""
-        failed = [one for one in self.done if one.error]
-        skipped = sum(one.skipped for one in self.done)
-        fine = len(self.done) - len(failed) - skipped
-        if self.as_json and not isinstance(error, NstError | BrokenPipeError):
-            seconds = round(time.perf_counter() - self.started, 3)
-            self._line(painted=fine, skipped=skipped, failed=len(failed), unread=len(self.unread), seconds=seconds)
-        if skipped:
-            say(f"{skipped} of {self.total} pictures are painted already: skipped")
-        if self.unread:
-            say(unreadable_summary(self.unread))
-        if isinstance(error, KeyboardInterrupt) and self.total > 1:
-            say(f"{fine + skipped} of {self.total} pictures are painted; the same command goes on from there")
-        if error or not failed:
-            return
-        if self.total == 1 and failed[0].error:
-            raise failed[0].error
-        for one in failed:
-            if one.tried:
-                fail(InputError(self._reason(one)))
-        untried = sum(not one.tried for one in failed)
-        rest = f", {untried} of them not tried" if untried else ""
-        raise InputError(f"{len(failed)} of {self.total} pictures failed{rest}; the same command tries them again")
-
-    def _reason(self, outcome: Outcome) -> str | None:
-        """The error, with the picture's name if it lacks it."""
-        if outcome.error is None:
-            return None
-        said = str(outcome.error)
-        if not outcome.tried:
-            said = f"not tried: {said}"
-        return said if str(outcome.job.photo) in said else f"{outcome.job.photo}: {said}"
-
-    def _line(self, **values: object) -> None:
-        to_stdout(f"{json.dumps(values)}\n".encode())
 
 
 stylize_app = CommandLine()

@@ -1,8 +1,9 @@
-"""A sheet of thumbnails: one photograph in every style that a server offers, each under its name."""
+"""A sheet of thumbnails: an image in every style that a server offers, each above its name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import ceil
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,48 +13,51 @@ from nst_client.styles import Style
 from nst_core.images import ImageData, Pixels, fit, open_image, resize, sample_photographs
 
 WIDTH, HEIGHT = 320, 240
-"""Of a thumbnail, pixels; it is painted at twice that, since strokes have one size in pixels whatever a picture has."""
+"""Of a thumbnail, pixels. It is stylized at twice that, since strokes have the same size in pixels in every image."""
 
-COLUMNS, GAP, CAPTION, TEXT = 4, 12, 26, 18
-"""Thumbnails in a row; pixels between them, of the line of a name, and of its letters."""
+COLUMNS = 4
+"""Thumbnails in a row."""
+
+GAP, CAPTION_HEIGHT, FONT_SIZE = 12, 26, 18
+"""Pixels between thumbnails, of the line of a name, and of its letters."""
 
 
 def sample_photograph() -> ImageData:
-    """The photograph if nobody gives another: a cat, whose fur and eyes show what a style does."""
+    """The default content image: a cat, whose fur and eyes show what a style does."""
     (cat,) = [path for path in sample_photographs() if path.stem == "chelsea"]
     return open_image(cat)
 
 
-def thumbnails(client: StyleClient, styles: Iterable[Style], photo: ImageData) -> Iterable[tuple[str, Pixels]]:
-    """The photograph and its paintings, each named, `uint8 [HEIGHT, WIDTH, 3]`. Raises what `client.stylize` raises."""
-    large = fit(photo, 2 * WIDTH, 2 * HEIGHT)
-    yield "photograph", resize(large, WIDTH, HEIGHT).pixels
+def thumbnails(client: StyleClient, styles: Iterable[Style], content: ImageData) -> Iterable[tuple[str, Pixels]]:
+    """The content image and the stylized ones, named, `uint8 [HEIGHT, WIDTH, 3]`. Raises what `stylize` raises."""
+    large = fit(content, 2 * WIDTH, 2 * HEIGHT)
+    yield "content", resize(large, WIDTH, HEIGHT).pixels
     for style in styles:
         # A model may take less than that in one pass.
         scale = style.fitting_scale(large.height, large.width)
-        given = resize(large, int(large.width * scale), int(large.height * scale))
-        painted = client.stylize(given.pixels, style.name)
-        yield style.name, resize(ImageData(painted), WIDTH, HEIGHT).pixels
+        scaled = resize(large, int(large.width * scale), int(large.height * scale))
+        stylized = client.stylize(scaled.pixels, style.name)
+        yield style.name, resize(ImageData(stylized), WIDTH, HEIGHT).pixels
 
 
 def contact_sheet(named: Sequence[tuple[str, Pixels]], columns: int = COLUMNS) -> ImageData:
-    """Pictures of one size `uint8 [H, W, 3]` in rows, each with its name below, on white."""
+    """Images of the same size `uint8 [H, W, 3]` in rows, each with its name below, on white."""
     height, width = named[0][1].shape[:2]
-    across, down = width + GAP, height + CAPTION + GAP
+    across, down = width + GAP, height + CAPTION_HEIGHT + GAP
     columns = min(columns, len(named))
-    rows = -(-len(named) // columns)
+    rows = ceil(len(named) / columns)
     image = Image.new("RGB", (columns * across + GAP, rows * down + GAP), "white")
     draw = ImageDraw.Draw(image)
     for number, (name, pixels) in enumerate(named):
         left, top = GAP + number % columns * across, GAP + number // columns * down
         image.paste(Image.fromarray(pixels), (left, top))
-        middle = left + width / 2, top + height + CAPTION / 2
+        middle = left + width / 2, top + height + CAPTION_HEIGHT / 2
         draw.text(middle, name, fill="black", font=_font(name, width), anchor="mm")
     return ImageData(np.array(image))
 
 
 def _font(name: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own letters, smaller for a name that is longer than its picture is wide."""
-    font = ImageFont.load_default(TEXT)
+    """Pillow's own font, smaller for a name that is longer than its image is wide."""
+    font = ImageFont.load_default(FONT_SIZE)
     length = font.getlength(name)
-    return font if length <= width else ImageFont.load_default(TEXT * width / length)
+    return font if length <= width else ImageFont.load_default(FONT_SIZE * width / length)

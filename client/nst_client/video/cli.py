@@ -25,7 +25,7 @@ from nst_client.options import (
     read_token,
     silence_grpc,
 )
-from nst_client.stylize.jobs import postprocess
+from nst_client.stylize.processing import postprocess
 from nst_client.video.schedule import Schedule
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError, WriteError

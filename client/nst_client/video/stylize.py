@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 from nst_client.client import AsyncStyleClient
 from nst_client.errors import UnknownStyle
 from nst_client.styles import resolve_style_weights
-from nst_client.stylize.jobs import postprocess
+from nst_client.stylize.processing import postprocess
 from nst_client.video.codec.decoder import VideoSource
 from nst_client.video.codec.encoder import check_target
 from nst_client.video.codec.formats import Frame, output_sides

@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
-from nst_client.stylize.jobs import GRACE_SECONDS
+from nst_client.stylize.runner import GRACE_SECONDS
 from nst_client.video.codec.decoder import VideoSource
 from nst_client.video.codec.encoder import Encoder, check_target
 from nst_client.video.codec.formats import CONTAINERS, Frame, VideoFormat

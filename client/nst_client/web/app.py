@@ -20,7 +20,7 @@ from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Middleware
 
 from nst_client.errors import Unavailable, Unreachable
-from nst_client.stylize.jobs import StylizeOptions, postprocess
+from nst_client.stylize.processing import StylizeOptions, postprocess
 from nst_client.web.making import Maker, Making
 from nst_client.web.server import key
 from nst_client.web.studio import Painting, Photo, Studio, Visitor
@@ -246,7 +246,7 @@ class Site:
             raise InputError("the painter does not answer: trying again")
         frame = (await asyncio.to_thread(open_image, io.BytesIO(data), max_pixels=FRAME_PIXELS)).pixels
         try:
-            painted = await self.server.client.stylize(frame, recipe.style)
+            painted = await self.server.client.stylize(frame, recipe.style_weights)
         except Unreachable as error:
             self.server.lost(error)
             raise InputError("the painter does not answer: trying again") from error

@@ -25,7 +25,7 @@ import numpy as np
 
 from nst_client.errors import Unavailable, UnknownStyle, Unreachable
 from nst_client.styles import resolve_style_weights
-from nst_client.stylize.jobs import StylizeOptions, postprocess
+from nst_client.stylize.processing import StylizeOptions, postprocess
 from nst_client.web.server import Server
 from nst_core.errors import InputError, NstError
 from nst_core.images import WRITABLE_FORMATS, ImageData, encode_image, open_image, resize
@@ -355,7 +355,7 @@ def _whole(painting: Painting, recipe: StylizeOptions, max_pixels: int) -> tuple
     picture = open_image(painting.photo.file, max_pixels=max_pixels, max_side=painting.max_side)
     pixels = postprocess(picture.pixels, np.load(painting.file), recipe.strength, recipe.preserve_color)
     kind = picture.metadata.kind if picture.metadata.kind in WRITABLE_FORMATS.values() else "PNG"
-    result = replace(picture, pixels=pixels, metadata=replace(picture.metadata, process=recipe.record))
+    result = replace(picture, pixels=pixels, metadata=replace(picture.metadata, process=recipe.command))
     return encode_image(result, kind, quality=recipe.quality), kind
 
 

@@ -126,7 +126,7 @@ def parameters_of(config):
 
 
 def number(parameters, name, default):
-    """A parameter that is a whole number; raises `TritonModelException` for one that is not."""
+    """A parameter that is a whole number; raises `TritonModelException` for anything else."""
     try:
         return int(parameters.get(name, default))
     except ValueError as error:

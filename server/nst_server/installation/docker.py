@@ -1,4 +1,4 @@
-"""NVIDIA's container as the Triton to run, on the same model repository."""
+"""Running NVIDIA's container on the same model repository."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 
 
 def device_for(wanted: DeviceChoice, gpus: str | None) -> tuple[Device, str | None]:
-    """The device of a container, and what `docker run --gpus` gets: `gpus`, else all where this machine has one.
+    """The device of a container, and what `docker run --gpus` gets: `gpus`, else all GPUs of this machine, or None.
 
     Raises `InputError` for `--gpus` with a CPU, and for `--device gpu` without a GPU.
     """

@@ -1,4 +1,4 @@
-"""A Python that Triton's Python backend can embed: the running one, one in PATH, or one that uv fetches."""
+"""A Python that Triton's Python backend can embed: the running Python, another in PATH, or what uv fetches."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 from nst_server.errors import ServerError
 
 VERSIONS = ("3.13", "3.12", "3.11")
-"""Those for which Triton has a stub and every package of its environment has a wheel; the first is tried first."""
+"""Versions for which Triton has a stub and every package of its environment has a wheel, in the order of trial."""
 
-FETCHED = "3.12"
+FETCHED_VERSION = "3.12"
 """The version that uv fetches."""
 
 PROBE = """
@@ -75,7 +75,7 @@ def _interpreter(program: Path, version: str, threaded: bool, places: list[str |
 
 
 def choose(folder: Path, on_message: Callable[[str], None]) -> Interpreter:
-    """The running Python if Triton can embed it, else the first such in PATH, else one that uv puts into `folder`.
+    """The running Python if Triton can embed it, else the first such in PATH, else what uv puts into `folder`.
 
     Nothing is installed unless uv is needed, and then `on_message` says so. Raises `ServerError` with the reasons if
     there is none.
@@ -87,7 +87,7 @@ def choose(folder: Path, on_message: Callable[[str], None]) -> Interpreter:
         except ServerError as error:
             reasons.append(str(error))
     needed = f"Triton needs Python {', '.join(reversed(VERSIONS[1:]))} or {VERSIONS[0]} with its shared library"
-    on_message(f"{needed}, and {reasons[0]}: fetching Python {FETCHED} into {folder} with uv")
+    on_message(f"{needed}, and {reasons[0]}: fetching Python {FETCHED_VERSION} into {folder} with uv")
     try:
         return _fetch(folder)
     except ServerError as error:
@@ -106,7 +106,7 @@ def _programs() -> Iterator[Path]:
 
 
 def _fetch(folder: Path) -> Interpreter:
-    """The Python that uv fetches into `folder`, by uv from PATH or by one from PyPI."""
+    """The Python that uv fetches into `folder`. uv itself comes from PATH or from PyPI."""
     uv = shutil.which("uv")
     if not uv:
         if importlib.util.find_spec("ensurepip") is None:
@@ -120,27 +120,26 @@ def _fetch(folder: Path) -> Interpreter:
         "UV_PYTHON_PREFERENCE": "only-managed",
         "UV_PYTHON_INSTALL_BIN": "0",
     }
-    _run([uv, "python", "install", FETCHED], f"uv cannot fetch Python {FETCHED}", variables)
-    programs = sorted(folder.glob(f"cpython-{FETCHED}*/bin/python{FETCHED}"))
+    _run([uv, "python", "install", FETCHED_VERSION], f"uv cannot fetch Python {FETCHED_VERSION}", variables)
+    programs = sorted(folder.glob(f"cpython-{FETCHED_VERSION}*/bin/python{FETCHED_VERSION}"))
     if not programs:
-        raise ServerError(f"uv has put no Python {FETCHED} into {folder}")
+        raise ServerError(f"uv has put no Python {FETCHED_VERSION} into {folder}")
     return inspect(programs[-1])
 
 
 def _run(command: list[str], failed: str, variables: dict[str, str] | None = None) -> None:
     """Run a command to its end; `ServerError` that begins with `failed` if it cannot be started or fails."""
-    environment = {**os.environ, **(variables or {})}
     try:
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        result = subprocess.run(command, capture_output=True, text=True, env=os.environ | (variables or {}))
     except OSError as error:
         raise ServerError(f"{failed} ({error.strerror})") from error
     if result.returncode != 0:
         raise ServerError(f"{failed} ({reason(result.stderr or result.stdout)})")
 
 
-def reason(said: str) -> str:
-    """The last error in what pip or uv has said, with its root cause, else the last line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
+def reason(output: str) -> str:
+    """The last error in the output of pip or uv, with its root cause, else the last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no reason given"]
     errors = [position for position, line in enumerate(lines) if line.lower().startswith("error:")]
     if not errors:
         return lines[-1]

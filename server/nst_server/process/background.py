@@ -19,7 +19,7 @@ READY = b"ready"
 PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
 
-STOP_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 60.0
 """How long a server may take to end: it answers the requests that it has."""
 
 
@@ -36,8 +36,8 @@ def end_as_ctrl_c() -> None:
 def detached(serve: Callable[[Callable[[], None]], None], log: Path) -> None:
     """Run `serve(ready)` in a process of its own, and return when it calls `ready`.
 
-    Until then it writes to our terminal, and ends when we end, however; after that it writes to `log`. If it ends
-    without a call of `ready`, having said why, this exits with its status.
+    Until then it writes to our terminal, and ends when we end, however that happens; after that it writes to `log`. If
+    it ends without a call of `ready`, it has printed why, and this exits with its status.
     """
     reading, writing = os.pipe()
     parent = os.getpid()
@@ -64,12 +64,12 @@ def detached(serve: Callable[[Callable[[], None]], None], log: Path) -> None:
 
 
 def _end_with_parent(sign: int) -> None:
-    """Ask Linux for this signal when the process that has started us ends; 0 for none."""
+    """Ask Linux for the signal `sign` when the process that has started us ends; 0 asks for none."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, sign)
 
 
 def _let_go(writing: int, log: Path) -> None:
-    """Leave the terminal and the process that has started us: nothing to read, and messages go to the log."""
+    """Leave the terminal and the process that has started us: read nothing, and write messages to the log."""
     nothing = os.open(os.devnull, os.O_RDWR)
     messages = os.open(log, os.O_WRONLY | os.O_APPEND)
     for source, target in ((nothing, 0), (nothing, 1), (messages, 2)):
@@ -82,8 +82,10 @@ def _let_go(writing: int, log: Path) -> None:
 def stop(state: State) -> None:
     """End a running server and wait for it; `ServerError` if it does not."""
     os.kill(state.pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     while state.running():
         if time.monotonic() > deadline:
-            raise ServerError(f"process {state.pid} has not ended after {STOP_SECONDS:.0f} s (its log: {state.log})")
+            raise ServerError(
+                f"process {state.pid} has not ended after {STOP_TIMEOUT_SECONDS:.0f} s (its log: {state.log})"
+            )
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Triton's output: all of it goes into the log, and its errors to the user, in words and paths that the user knows."""
+"""Triton's output: all of it goes into the log, and its errors to the user, with the paths that the user knows."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class LogReader:
 
 
 def readable_error(message: str) -> str | None:
-    """An error message of Triton's log for a person; None for one that tells nothing."""
+    """An error message of Triton's log for a person; None if it tells nothing."""
     if message.startswith(IGNORED):
         return None
     if match := NOT_LOADED.match(message):

@@ -52,7 +52,7 @@ class Start:
 class ModelProcessDied(Exception):
     """The processes of these models ended while they were loaded, and Triton would wait for them for ever.
 
-    `models` is empty where it cannot be told whose process it was.
+    `models` is empty where it is not known whose process it was.
     """
 
     def __init__(self, models: set[str], reason: str) -> None:
@@ -112,7 +112,7 @@ def _spawn(installation: Runnable, launch: Launch, links: Links | None) -> subpr
 
 
 def _wait_until_ready(process: subprocess.Popen[str], control: Control, start: Start, reader: LogReader) -> None:
-    """Until Triton answers, which it does when it is done with loading, and at least one model is ready."""
+    """Wait until Triton answers, which it does when it has loaded its models, and a model is ready."""
     deadline = time.monotonic() + start.ready_timeout_seconds
     processes = ModelProcesses(process.pid)
     while not control.live():
@@ -134,7 +134,7 @@ def _wait_until_ready(process: subprocess.Popen[str], control: Control, start: S
 
 
 def _models_of(dead: list[int], processes: ModelProcesses, loading: set[str]) -> set[str]:
-    """The models of dead processes; empty as long as it cannot be told, since others are still to be started."""
+    """The models of dead processes; empty while they are not known, since other processes are still to be started."""
     known = {processes.names[pid] for pid in dead if pid in processes.names}
     candidates = processes.without(loading)
     return known or (candidates if len(dead) >= len(candidates) else set())

@@ -127,9 +127,9 @@ def _running(start: Start) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for_failure(process: subprocess.Popen[str], launch: Launch, on_error: Callable[[str], None]) -> str:
-    """Wait until Triton has ended by itself, or the process of one of its models has died; which of it happened.
+    """Wait until Triton ends by itself or the process of one of its models dies, and return which of them happened.
 
-    `on_error` is told of a process that dies while its model is loaded, and the other models go on being served.
+    A process that dies while its model is loaded goes to `on_error`, and the other models are served as before.
     """
     control = Control.of_launch(launch)
     processes = ModelProcesses(process.pid)

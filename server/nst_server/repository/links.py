@@ -1,4 +1,4 @@
-"""Names for Triton that any shell reads as they are, whatever the folders are called.
+"""Paths for Triton that any shell reads as they are, whatever the folders are called.
 
 Triton 2.51 starts the process of a model by an unquoted command line of bash, in which the repository's path and the
 backends' stand, and the loader splits paths of libraries at every colon. So a Triton gets a private folder with links
@@ -25,15 +25,15 @@ PLAIN = re.compile(r"[A-Za-z0-9_./+@-]+")
 
 PREFIX = "nst-serve-"
 
-YOUNG_SECONDS = 60.0
-"""A folder that is younger may be about to be locked."""
+MIN_AGE_SECONDS = 60.0
+"""A younger folder may be about to be locked."""
 
 OURS = re.compile(rf"[A-Za-z0-9_./+@-]*/{PREFIX}[A-Za-z0-9_]+/models")
 
 
 @dataclass(frozen=True)
 class Links:
-    """A private folder with a link to the model repository, and one to Triton's environment if it has one."""
+    """A private folder with links to the model repository and to Triton's environment, if there is an environment."""
 
     folder: Path
     repository: Path
@@ -44,10 +44,11 @@ class Links:
         """The repository's link."""
         return self.folder / "models"
 
-    def command(self, words: list[str]) -> list[str]:
+    def command(self, arguments: list[str]) -> list[str]:
         """Triton's command line, with the links in place of what they lead to."""
         repository = f"--model-repository={self.repository.resolve()}"
-        return [f"--model-repository={self.models}" if word == repository else self._inward(word) for word in words]
+        link = f"--model-repository={self.models}"
+        return [link if argument == repository else self._inward(argument) for argument in arguments]
 
     def variables(self, environment: Mapping[str, str]) -> dict[str, str]:
         """What the environment of Triton's process needs, with the links too."""
@@ -61,14 +62,14 @@ class Links:
         return re.sub(rf"{path}(?=[/:]|$)", str(self.folder / "environment"), text)
 
     def outward(self, text: str) -> str:
-        """What Triton says, with the paths as the user knows them."""
+        """Triton's output with the paths as the user knows them."""
         text = text.replace(str(self.models), str(self.repository))
         return text.replace(str(self.folder / "environment"), str(self.environment)) if self.environment else text
 
 
 @contextmanager
 def linked(repository: Path, environment: Path | None) -> Iterator[Links]:
-    """The links while the block runs; those of servers that were killed are cleared away first.
+    """The links while the block runs; those of servers that were killed are removed first.
 
     Raises `ServerError` where no folder for temporary files can be had.
     """
@@ -87,7 +88,7 @@ def linked(repository: Path, environment: Path | None) -> Iterator[Links]:
 
 
 def outward(text: str, repository: str) -> str:
-    """What a Triton with links says, with its repository's own path."""
+    """The output of a Triton with links, with its repository's own path."""
     return OURS.sub(lambda _: repository, text)
 
 
@@ -112,7 +113,7 @@ def _clear(place: Path) -> None:
     for folder in place.glob(f"{PREFIX}*"):
         with suppress(OSError):
             status = folder.lstat()
-            if status.st_uid != os.getuid() or time.time() - status.st_mtime < YOUNG_SECONDS:
+            if status.st_uid != os.getuid() or time.time() - status.st_mtime < MIN_AGE_SECONDS:
                 continue
             held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

@@ -1,4 +1,4 @@
-"""What a model repository asks of the server: its models, the device they are for, the plans they need."""
+"""What is in a model repository: its models, the device that they are for, the plans that they need."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from nst_core.contract import Parameter
 from nst_core.devices import Device
 from nst_core.engines.plans import GRAPH, PLAN
 from nst_core.errors import InputError
@@ -50,7 +51,7 @@ class EngineFile:
 
 @dataclass(frozen=True)
 class RepositoryContents:
-    """What is in a repository: the config of each model that can be served, and what is wrong with each other.
+    """The config of each model that can be served, and what is wrong with each of the other models.
 
     A config is None where the model has none and Triton completes it from the graph.
     """
@@ -60,7 +61,7 @@ class RepositoryContents:
 
 
 def read_repository(repository: Path) -> RepositoryContents:
-    """Look at every model of a repository; `ServerError` if it is missing or cannot be read.
+    """Read the config of every model of a repository; `ServerError` if it is missing or cannot be read.
 
     Folders whose names begin with a dot, and those without a config and a version, are no models.
     """
@@ -72,16 +73,16 @@ def read_repository(repository: Path) -> RepositoryContents:
         raise ServerError(
             f"{repository}: no such model repository; make one with nst-export style.pth -r {repository}"
         ) from error
-    found = RepositoryContents()
+    contents = RepositoryContents()
     for folder in folders:
         try:
             if _is_model(folder):
-                found.configs[folder.name] = _config(folder)
+                contents.configs[folder.name] = _config(folder)
         except InputError as error:
-            found.faults[folder.name] = str(error)
+            contents.faults[folder.name] = str(error)
         except OSError as error:
-            found.faults[folder.name] = f"{_shown(folder)} is not served: it cannot be read ({error.strerror})"
-    return found
+            contents.faults[folder.name] = f"{_shown(folder)} is not served: it cannot be read ({error.strerror})"
+    return contents
 
 
 def model_names(repository: Path) -> list[str]:
@@ -117,10 +118,12 @@ def tensorrt_engines(repository: Path) -> list[EngineFile]:
         versions = [folder for folder in (repository / name).iterdir() if folder.name.isdecimal()]
         if config and config.backend == "tensorrt" and versions:
             parameters = {key: parameter.string_value for key, parameter in config.parameters.items()}
-            multiple = parameters.get("multiple", "")
+            multiple = parameters.get(Parameter.MULTIPLE, "")
             newest = max(versions, key=lambda folder: int(folder.name))
             found.append(
-                EngineFile(name, newest, parameters.get("profile", ""), int(multiple) if multiple.isdigit() else 1)
+                EngineFile(
+                    name, newest, parameters.get(Parameter.PROFILE, ""), int(multiple) if multiple.isdigit() else 1
+                )
             )
     return found
 
@@ -156,7 +159,7 @@ def _config(folder: Path) -> Any:
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{folder.name} is not served: cannot read {file}: {reason}") from error
-    for what, value in _words_of_bash(config):
+    for what, value in _shell_words(config):
         if not re.fullmatch(r"[A-Za-z0-9_./-]*", value):
             raise InputError(
                 f"{folder.name} is not served: {what} in {file} is {value!r}, and may have "
@@ -165,7 +168,7 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def _words_of_bash(config: Any) -> list[tuple[str, str]]:
+def _shell_words(config: Any) -> list[tuple[str, str]]:
     environment = (
         config.parameters["EXECUTION_ENV_PATH"].string_value if "EXECUTION_ENV_PATH" in config.parameters else ""
     )
@@ -176,8 +179,7 @@ def _words_of_bash(config: Any) -> list[tuple[str, str]]:
         ("runtime", config.runtime),
         ("default_model_filename", config.default_model_filename),
         ("EXECUTION_ENV_PATH", environment.removeprefix(MODEL_DIRECTORY)),
-        *(("the name of an instance group", group.name) for group in config.instance_group),
-    ]
+    ] + [("the name of an instance group", group.name) for group in config.instance_group]
 
 
 def _shown(folder: Path) -> str:

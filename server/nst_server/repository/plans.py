@@ -18,17 +18,18 @@ from nst_core.console import progress
 from nst_core.devices import Device, Gpu
 from nst_core.engines import plans
 from nst_server.errors import ServerError
-from nst_server.installation.triton import Installation, python, tensorrt_version
+from nst_server.installation.environment import python, tensorrt_version
+from nst_server.installation.triton import Installation
 from nst_server.launch import START_SCRIPT
 from nst_server.repository.links import linked
 from nst_server.repository.models import EngineFile, tensorrt_engines
 
-STEPS = 100
+PROGRESS_STEPS = 100
 """The builder's progress is shown in percent."""
 
 
 def prepare(installation: Installation, repository: Path, device: Device, on_message: Callable[[str], None]) -> None:
-    """Build the plans that the newest versions of a repository's TensorRT models have not got yet, one by one.
+    """Build the plans that the newest versions of a repository's TensorRT models lack, in turn.
 
     `on_message` gets where each plan is kept, or the reason why it cannot be built: Triton serves the other models.
     Nothing is done on a CPU, or for a Triton from PATH, which has backends of its own.
@@ -57,7 +58,7 @@ def missing(repository: Path) -> list[str]:
 
 
 def _is_built(engine: EngineFile, gpu: Gpu, folder: Path) -> bool:
-    """Whether there is a plan, as far as it can be told without starting TensorRT, which takes seconds."""
+    """Whether there is a plan, as far as is known without starting TensorRT, which takes seconds."""
     version = tensorrt_version(folder)
     if version is None:
         return False
@@ -70,8 +71,8 @@ def _is_built(engine: EngineFile, gpu: Gpu, folder: Path) -> bool:
 
 
 def _build(engine: EngineFile, installation: Installation, folder: Path) -> tuple[Path, float]:
-    """The plan's file and the seconds that it took; `ServerError` with the reason if there is none."""
-    script = folder / "backends" / "tensorrt" / "engines" / "plans.py"
+    """The plan's file and the seconds that it took; `ServerError` with the reason if it cannot be built."""
+    script = folder / "backends" / "tensorrt" / "engines" / "build_plan.py"
     command = [str(python(folder)), str(script), str(engine.version), engine.profile, str(engine.multiple)]
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -100,17 +101,17 @@ def _build(engine: EngineFile, installation: Installation, folder: Path) -> tupl
 
 
 def _followed(process: subprocess.Popen[str], title: str) -> dict[str, object]:
-    """Show the builder's progress until it ends; its last line, with `plan` or `error`."""
+    """Show the builder's progress until it ends, and return its last line, with `plan` or `error`."""
     assert process.stdout is not None
     answer: dict[str, object] = {}
-    with progress(title, STEPS) as update:
+    with progress(title, PROGRESS_STEPS) as update:
         for line in process.stdout:
             try:
-                said = json.loads(line)
+                message = json.loads(line)
             except ValueError:
-                continue  # TensorRT's own words
-            if isinstance(said, dict) and "progress" in said:
-                update(round(STEPS * float(said["progress"])), str(said.get("note", "")))
-            elif isinstance(said, dict):
-                answer = said
+                continue  # TensorRT's own output
+            if isinstance(message, dict) and "progress" in message:
+                update(round(PROGRESS_STEPS * float(message["progress"])), str(message.get("note", "")))
+            elif isinstance(message, dict):
+                answer = message
     return answer

@@ -71,7 +71,7 @@ CPU_RUN_PIXELS = 512 * 512
 """Maximum of a run of several images on a CPU: beyond it the features leave the caches, and an image of 512x512 in a
 batch of five took 1.3 times as long as alone."""
 
-SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+RUN_SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 """Upper bounds of the buckets of `nst_run_seconds`."""
 
 
@@ -135,7 +135,7 @@ class TritonPythonModel:
             outputs = [tensor.name for tensor in self.session.get_outputs()]
         _check_names(self.path, "input", self.inputs, inputs)
         _check_names(self.path, "output", self.outputs, outputs)
-        self.metrics = Metrics(args["model_name"], args["model_version"], "ONNX Runtime", SECONDS)
+        self.metrics = Metrics(args["model_name"], args["model_version"], "ONNX Runtime", RUN_SECONDS)
         reopened = self.metrics.family(
             pb_utils.MetricFamily.COUNTER, "nst_session_reopened_total", "Sessions opened anew after a failed run"
         )
@@ -176,7 +176,7 @@ class TritonPythonModel:
         return session
 
     def _reopen(self):
-        """Open OpenVINO's session anew after a failed run: it would fail the next request with the shape of this one.
+        """Open OpenVINO's session anew after a failed run: it would fail the next request of the same shape.
 
         On a GPU the sessions see to that by themselves.
         """
@@ -218,7 +218,7 @@ class TritonPythonModel:
             answers = self._answers(feeds)
         except Exception as reason:  # ONNX Runtime's exceptions have no common root
             self._reopen()
-            if len(batch) > 1:  # one request's fault is not the others'
+            if len(batch) > 1:  # a request's fault is not the others'
                 return [self._run([tensors])[0] for tensors in batch]
             self.metrics.requests("failed")
             return [failure(f"{self.inputs[0]} {shown(feeds[0].shape)}: {reason}", pb_utils.TritonError.INTERNAL)]
@@ -276,7 +276,7 @@ def _gpu_sessions(path, settings, run_entries):
     chosen = settings["providers"]
     options = dict(chosen)["CUDAExecutionProvider"]
     limit = number(options, "gpu_mem_limit", 0)
-    dynamic = chosen[0][0] == "TensorrtExecutionProvider"
+    single_session = {"sessions": 0} if chosen[0][0] == "TensorrtExecutionProvider" else {}
     try:
         from engines.onnx_cuda import CudaSessions  # a CPU instance does without
 
@@ -287,7 +287,7 @@ def _gpu_sessions(path, settings, run_entries):
             session_options=settings["sess_options"],
             run_config=run_entries,
             memory_limit=limit or None,
-            **({"sessions": 0} if dynamic else {}),
+            **single_session,
         )
     except Exception as error:  # ONNX Runtime's exceptions have no common root
         raise pb_utils.TritonModelException(f"a GPU instance cannot run {path}: {error}") from error

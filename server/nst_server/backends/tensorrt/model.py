@@ -1,6 +1,6 @@
 """Triton's TensorRT backend, Python-based, for a Triton that has only its Python backend.
 
-It honours the contract of the stock backend (triton-inference-server/tensorrt_backend) as far as a style model can use
+It follows the contract of the stock backend (triton-inference-server/tensorrt_backend) as far as a style model can use
 it, so that one repository gives the same answers on two servers:
 
 - the plan `model.plan` (or `default_model_filename`) in the version's folder;
@@ -9,7 +9,7 @@ it, so that one repository gives the same answers on two servers:
 - instance groups of `KIND_GPU` on the GPU that Triton gives them, or `KIND_MODEL` on the first;
 - `optimization.cuda.busy_wait_events`.
 
-What it cannot honour: `--backend-config=tensorrt,...`, which Triton does not hand to Python-based backends. The first
+Not supported: `--backend-config=tensorrt,...`, which Triton does not hand to Python-based backends. The first
 optimization profile is used, and CUDA graphs always are.
 
 Beyond the contract: where the version's folder has no `model.plan`, the plan for its `model.onnx` comes from the user's
@@ -42,7 +42,7 @@ from backend_common import (
     response,
     shown,
 )
-from engines import cuda, plans
+from engines import building, cuda, plans
 from engines.tensorrt import TensorRTEngine
 
 CONTEXTS = 3
@@ -59,7 +59,7 @@ TYPES = {
     "float32": "TYPE_FP32",
 }
 
-SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
+RUN_SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 """Upper bounds of the buckets of `nst_run_seconds`."""
 
 
@@ -106,8 +106,8 @@ class TritonPythonModel:
                 "and less: set max_batch_size to that, or build the plan with a larger profile"
             )
         self._warm(config)
-        self.workers = ThreadPoolExecutor(CONTEXTS)  # one for every batch that can be under way
-        self.metrics = Metrics(args["model_name"], args["model_version"], "TensorRT, copies included", SECONDS)
+        self.workers = ThreadPoolExecutor(CONTEXTS)  # a thread for every batch that can be under way
+        self.metrics = Metrics(args["model_name"], args["model_version"], "TensorRT, copies included", RUN_SECONDS)
 
     def execute(self, requests):
         """Start the requests of one execution, those of one shape as one batch; threads answer them as they end.
@@ -208,7 +208,7 @@ class TritonPythonModel:
         self.metrics.ran(sum(count for _, count in counts), seconds)
 
     def _finish_alone(self, pending, counts, error):
-        """Run the requests of a batch that failed one by one: one request's fault is not the others'."""
+        """Run the requests of a failed batch alone, since a request's fault is not the others'."""
         feeds = {name: array.copy() for name, array in pending.feeds.items()}
         start = 0
         for sender, count in counts:
@@ -240,7 +240,7 @@ class TritonPythonModel:
 
 
 def _answer(sender, response):
-    """The only answer to a request; one that cannot be given, such as to a caller that has gone, is logged."""
+    """Send the only answer to a request; log a failure, such as of a caller that has gone."""
     try:
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
     except Exception as error:
@@ -270,7 +270,7 @@ def _engine(folder, config, *, device, contexts):
 
 
 def _plan(folder, config, device):
-    """The plan's file: the one that the config names, else the version's own, the cache's, or one that is built."""
+    """The plan's file: what the config names, else the version's own, the cache's, or a new plan."""
     name = config.get("default_model_filename") or plans.PLAN
     if name != plans.PLAN:
         if not (folder / name).is_file():
@@ -282,11 +282,11 @@ def _plan(folder, config, device):
             raise plans.PlanError(f"{folder / plans.PLAN}: no such file, and no parameter profile to build it with")
         return folder / plans.PLAN
     gpu, capability = cuda.card(device)
-    return plans.ensure(
+    return building.ensure(
         folder,
         plans.Profile.parse(parameters[PROFILE]),
         number(parameters, MULTIPLE, 1),
-        library=plans.tensorrt(),
+        library=plans.import_tensorrt(),
         gpu=gpu,
         compute_capability=capability,
         on_progress=_LogProgress(f"building the plan for {folder}"),

@@ -1,4 +1,4 @@
-"""Instance normalisation in other operators than `InstanceNormalization`, of which an engine may run one faster."""
+"""Rewrites of instance normalization into other operators, which an engine may run faster."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from nst_export.graph_edits import Graph, attribute
+from nst_export.graph.editing import Graph, attribute
 
 GROUP_OPSET, GROUP_IR_VERSION = 21, 10
-"""The first ones whose `GroupNormalization` is not deprecated; what the other operators do here stays the same."""
+"""The first in which `GroupNormalization` is not deprecated; the other operators here do the same in both."""
 
 
-def group(proto: ModelProto) -> int:
-    """As `GroupNormalization` with a group for each channel; the file then has a later operator set."""
+def group_norm(proto: ModelProto) -> int:
+    """Replace it with `GroupNormalization` with a group for each channel; the file then has a later operator set."""
     graph = Graph(proto)
     found = graph.nodes("InstanceNormalization")
     if found:
@@ -24,7 +24,9 @@ def group(proto: ModelProto) -> int:
     for norm in found:
         channels = len(graph.constant(norm.input[1]))
         node = helper.make_node(
-            *("GroupNormalization", list(norm.input), list(norm.output)),
+            "GroupNormalization",
+            list(norm.input),
+            list(norm.output),
             num_groups=channels,
             epsilon=attribute(norm, "epsilon"),
         )
@@ -32,11 +34,11 @@ def group(proto: ModelProto) -> int:
     return len(found)
 
 
-def decomposed(proto: ModelProto) -> int:
-    """As means, differences and products.
+def decomposed_norm(proto: ModelProto) -> int:
+    """Replace it with means, differences and products.
 
-    A network of several styles normalises without scale and shift, then multiplies by the mixed scales and adds
-    the mixed shifts; here the scales are multiplied by the deviation's inverse first, which is a number a channel.
+    A network of several styles normalizes without scale and shift, then multiplies by the interpolated scales and adds
+    the interpolated shifts. Here the scales are divided by the standard deviation first, a number a channel.
     """
     graph = Graph(proto)
     found = graph.nodes("InstanceNormalization")
@@ -47,13 +49,13 @@ def decomposed(proto: ModelProto) -> int:
         epsilon = graph.add(f"{name}_epsilon", np.array(attribute(norm, "epsilon"), np.float32))
         steps = [
             ("ReduceMean", [norm.input[0], axes], "mean"),
-            ("Sub", [norm.input[0], f"{name}_mean"], "centred"),
-            ("Mul", [f"{name}_centred", f"{name}_centred"], "squares"),
+            ("Sub", [norm.input[0], f"{name}_mean"], "centered"),
+            ("Mul", [f"{name}_centered", f"{name}_centered"], "squares"),
             ("ReduceMean", [f"{name}_squares", axes], "variance"),
             ("Add", [f"{name}_variance", epsilon], "above_zero"),
             ("Sqrt", [f"{name}_above_zero"], "deviation"),
             ("Div", [scale, f"{name}_deviation"], "factor"),
-            ("Mul", [f"{name}_centred", f"{name}_factor"], "scaled"),
+            ("Mul", [f"{name}_centered", f"{name}_factor"], "scaled"),
         ]
         nodes = [helper.make_node(operator, inputs, [f"{name}_{step}"]) for operator, inputs, step in steps]
         nodes.append(helper.make_node("Add", [f"{name}_scaled", shift], list(old[-1].output)))
@@ -66,16 +68,16 @@ def _scale_and_shift(graph: Graph, norm: NodeProto) -> tuple[list[NodeProto], st
     scale, shift = graph.constant(norm.input[1]), graph.constant(norm.input[2])
     multiply = graph.only_reader(norm)
     add = graph.only_reader(multiply) if multiply else None
-    if multiply and add and _is_plain(scale, shift) and (multiply.op_type, add.op_type) == ("Mul", "Add"):
-        mixed = [_other(multiply, norm.output[0]), _other(add, multiply.output[0])]
-        if all(name in graph.makers and graph.makers[name].op_type == "Unsqueeze" for name in mixed):
-            return [norm, multiply, add], mixed[0], mixed[1]
+    if multiply and add and _is_identity(scale, shift) and (multiply.op_type, add.op_type) == ("Mul", "Add"):
+        interpolated = [_other(multiply, norm.output[0]), _other(add, multiply.output[0])]
+        if all(name in graph.makers and graph.makers[name].op_type == "Unsqueeze" for name in interpolated):
+            return [norm, multiply, add], interpolated[0], interpolated[1]
     shape, name = (1, -1, 1, 1), norm.output[0]
     return [norm], graph.add(f"{name}_scale", scale.reshape(shape)), graph.add(f"{name}_shift", shift.reshape(shape))
 
 
-def _is_plain(scale: NDArray[Any], shift: NDArray[Any]) -> bool:
-    """Whether they change nothing."""
+def _is_identity(scale: NDArray[Any], shift: NDArray[Any]) -> bool:
+    """Whether a scale and a shift change nothing."""
     return bool((scale == 1).all() and not shift.any())
 
 

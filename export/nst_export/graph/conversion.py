@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX file that Triton's containers of the last two years load."""
+"""From PyTorch to an ONNX file that Triton's containers of the last two years load."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from nst_export.modules import Exportable, TensorSpec
 
 OPSET = 18
 IR_VERSION = 9
-"""Read by ONNX Runtime 1.17.3 (early 2024) and 1.20.1, which were tried, and by newer ones."""
+"""ONNX Runtime 1.17.3 (early 2024) and 1.20.1 were tried and read it, as newer versions do."""
 
 
-def export(model: Exportable, path: Path, metadata: dict[str, str]) -> None:
+def export_onnx(model: Exportable, path: Path, metadata: dict[str, str]) -> None:
     """Write `model` to `path` as one ONNX file, its axes dynamic where the tensors' specs have symbols.
 
     `metadata` goes into the file's own properties. The file is checked against the ONNX specification.
     """
     with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's advice to its own authors
+        warnings.simplefilter("ignore")  # torch.onnx's advice to its own developers
         program = torch.onnx.export(
-            copy.deepcopy(model).eval(),  # tracing leaves other lists in a model that keeps any
-            example(model),
+            copy.deepcopy(model).eval(),  # tracing replaces the lists that a model keeps
+            example_arguments(model),
             input_names=[spec.name for spec in model.inputs],
             output_names=[model.output.name],
             dynamic_shapes=_dynamic_shapes(model),
@@ -40,26 +40,26 @@ def export(model: Exportable, path: Path, metadata: dict[str, str]) -> None:
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # only the old exporter returns None
+    assert program is not None  # None is only for torch.onnx's old exporter
     proto = program.model_proto
     proto.ir_version = IR_VERSION
     proto.producer_name = "nst"
     proto.doc_string = f"{', '.join(spec.shown() for spec in model.inputs)} -> {model.output.shown()}"
     _name_axes(proto, model)
     _strip_debugging(proto)
-    write(proto, path, metadata)
+    write_onnx(proto, path, metadata)
 
 
-def write(proto: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
-    """Check `proto`, add `metadata` to its properties, and write it to `path`."""
+def write_onnx(proto: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
+    """Add `metadata` to the properties of `proto`, check it against the ONNX specification, and write it to `path`."""
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     onnx.helper.set_model_props(proto, properties | metadata)
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString())
 
 
-def example(model: Exportable) -> tuple[Tensor, ...]:
-    """Inputs of a batch of two, of sizes that no two symbols share."""
+def example_arguments(model: Exportable) -> tuple[Tensor, ...]:
+    """Arguments of `forward` for a batch of two, in which no two symbols have the same size."""
     side = max(64, model.network.min_side)
     sizes = {"N": 2, "H": side, "W": side + 4 * model.network.multiple, "h": 4, "w": 6}
     shapes = [(spec, [_size(axis, sizes) for axis in spec.axes]) for spec in model.inputs]
@@ -71,26 +71,27 @@ def _size(axis: str | int, sizes: dict[str, int]) -> int:
 
 
 def _dynamic_shapes(model: Exportable) -> tuple[Any, ...]:
-    """For each argument of `forward` its symbolic axes; `*inputs` are one argument.
+    """The symbolic axes of each argument of `forward`; `*inputs` count as a single argument.
 
-    Every symbol stands alone, also `2h` beside `h`: the graph must see that a server may be sent other sizes.
+    All symbols are independent, also `2h` and `h`: the graph must expect other sizes than these from a client.
     """
     dims = {axis: Dim(f"size_{axis}", min=1) for spec in model.inputs for axis in spec.axes if isinstance(axis, str)}
     shapes = [
         {position: dims[axis] for position, axis in enumerate(spec.axes) if isinstance(axis, str)}
         for spec in model.inputs
     ]
-    variadic = any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(model.forward).parameters.values())
+    parameters = inspect.signature(model.forward).parameters.values()
+    variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
     return (tuple(shapes),) if variadic else tuple(shapes)
 
 
-def tensors(proto: onnx.ModelProto) -> list[TensorSpec]:
-    """The inputs of a file that `export` made."""
+def input_specs(proto: onnx.ModelProto) -> list[TensorSpec]:
+    """The inputs of a file that `export_onnx` made."""
     return [_spec(value) for value in proto.graph.input]
 
 
-def output(proto: onnx.ModelProto) -> TensorSpec:
-    """Its output."""
+def output_spec(proto: onnx.ModelProto) -> TensorSpec:
+    """The output of a file that `export_onnx` made."""
     return _spec(proto.graph.output[0])
 
 
@@ -102,7 +103,7 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def _name_axes(proto: onnx.ModelProto, model: Exportable) -> None:
-    """Call the axes the same on both sides, so that a reader sees that they agree."""
+    """Give the axes of inputs and outputs the names of the specs, so that a reader sees which agree."""
     for value, spec in zip((*proto.graph.input, *proto.graph.output), (*model.inputs, model.output), strict=True):
         for axis, name in enumerate(spec.axes):
             if isinstance(name, str):
@@ -110,7 +111,7 @@ def _name_axes(proto: onnx.ModelProto, model: Exportable) -> None:
 
 
 def _strip_debugging(proto: onnx.ModelProto) -> None:
-    """Remove the exporter's notes on nodes and values: they hold source paths of this machine."""
+    """Remove torch.onnx's notes on nodes and values: they contain source paths of this machine."""
     graph = proto.graph
     for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del item.metadata_props[:]
@@ -120,7 +121,7 @@ def _strip_debugging(proto: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Hold back a logger's warnings for the time of a block."""
+    """Silence a logger's warnings within the block."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

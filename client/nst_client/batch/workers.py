@@ -1,0 +1,179 @@
+"""Stylizing a batch job on the workers of a Ray cluster.
+
+The names go out in blocks through Ray Data, and the errors come back. The block of a worker that is lost goes to
+another worker.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nst_client.batch.job import BatchJob
+from nst_client.client import StyleClient
+from nst_client.options import silence_grpc
+from nst_client.stylize.runner import is_fatal
+from nst_client.transports.local import LocalTransport
+from nst_core.errors import NstError
+from nst_core.memory import keep_freed_memory
+from nst_core.process import settings_of_a_command
+
+MAX_BLOCKS = 10_000
+"""Ray's driver tracks every block, so a job has no more, unless blocks would have more than `MAX_BLOCK_IMAGES`."""
+
+MIN_BLOCK_IMAGES, MAX_BLOCK_IMAGES = 16, 1_000
+"""Images of a block: what a lost worker has to stylize again."""
+
+LOST_WORKER_RETRIES = 1
+"""How often a block whose worker was lost goes to another, before its images are tried one by one, and how often an
+image does, before it is given up."""
+
+NOT_TRIED = "not tried"
+
+Connect = Callable[[], StyleClient]
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """How a worker reaches the model: a URL of `StyleClient`, and for `local:` the threads of each worker."""
+
+    url: str
+    options: dict[str, Any]
+    threads: int | None = None
+
+    def __call__(self) -> StyleClient:
+        """A client. Raises what `StyleClient` raises, and `MissingExtra` for `local:` without ONNX Runtime."""
+        if not self.url.startswith("local:"):
+            return StyleClient(self.url, **self.options)
+        return StyleClient(transport=self._local(), timeout=self.options["timeout"])
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether the workers themselves run a model that was exported for GPUs. Raises what a call raises."""
+        return self.url.startswith("local:") and self._local().wants_gpu
+
+    def _local(self) -> LocalTransport:
+        # An absolute path, since a worker may have another working directory.
+        return LocalTransport(Path(self.url.removeprefix("local:")).resolve(), threads=self.threads)
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """The result of a block: how many images are stylized, and the errors of the others, by name.
+
+    `fatal` is an error that all other images would meet.
+    """
+
+    stylized: int
+    failed: list[tuple[str, str]]
+    fatal: str = ""
+
+
+class StylizeWorker:
+    """Stylizes blocks of names. Ray creates an instance in each worker."""
+
+    def __init__(self, job: BatchJob, connect: Connect) -> None:
+        keep_freed_memory()
+        silence_grpc()
+        self.job, self.connect = job, connect
+        self.client: StyleClient | None = None
+
+    @settings_of_a_command()
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """The block's rows with an `error` each, empty if the image is stylized, and whether it is `fatal`.
+
+        After a fatal error the rest is not tried.
+        """
+        errors: list[str] = []
+        fatal: list[bool] = []
+        for name in block["name"].to_pylist():
+            error, is_fatal_error = (NOT_TRIED, True) if any(fatal[-1:]) else self._stylize(name)
+            errors.append(error)
+            fatal.append(is_fatal_error)
+        return block.append_column("error", [errors]).append_column("fatal", [fatal])
+
+    def _stylize(self, name: str) -> tuple[str, bool]:
+        try:
+            # Here and not as the worker starts, since Ray would report the error in many lines of its own.
+            self.client = self.client or self.connect()
+            self.job.stylize(name, self.client)
+        except NstError as error:
+            return " ".join(str(error).split()), self.client is None or is_fatal(error)
+        except Exception as error:  # a defect that a single image shows must not cost the others
+            return " ".join(f"{name}: {type(error).__name__}: {error}".split()), False
+        return "", False
+
+
+def stylize_all(
+    job: BatchJob, names: list[pa.Array], connect: Connect, workers: int, *, gpu: bool = False
+) -> Generator[BlockResult, None, None]:
+    """Stylize on `workers` workers of the cluster that Ray is connected to; results come as blocks are done.
+
+    With `gpu` the workers share the cluster's GPUs, if it has any.
+    A block whose worker is lost is tried again. Then its images are tried one by one, and given up if they lose their
+    workers again: so an image that crashes a decoder does not cost its neighbours.
+    """
+    # A single array, since taking rows from many costs their number; large, since a plain one ends at 2 GiB.
+    all_names = pa.chunked_array(names, pa.string()).cast(pa.large_string()).combine_chunks()
+    remaining = np.ones(len(all_names), bool)
+    for size in (block_images(len(all_names), workers), 1):
+        rows = np.flatnonzero(remaining)
+        if not len(rows):
+            return
+        for table in _stylized_tables(job, connect, all_names, rows, size, workers, gpu):
+            remaining[table["row"].to_numpy()] = False
+            failed = table.filter(pc.not_equal(table["error"], "")).to_pylist()
+            tried = [(row["name"], row["error"]) for row in failed if row["error"] != NOT_TRIED]
+            fatal = next((row["error"] for row in failed if row["fatal"]), "")
+            yield BlockResult(len(table) - len(failed), tried, fatal)
+    lost = all_names.take(pa.array(np.flatnonzero(remaining))).to_pylist()
+    if lost:
+        times = LOST_WORKER_RETRIES + 1
+        yield BlockResult(
+            0, [(name, f"{name}: the worker was lost {times} times while it stylized this") for name in lost]
+        )
+
+
+def block_images(images: int, workers: int) -> int:
+    """The images of a block: few enough that every worker gets some, and enough that there are not too many blocks."""
+    smallest = min(MIN_BLOCK_IMAGES, ceil(images / workers))
+    return int(np.clip(ceil(images / MAX_BLOCKS), smallest, MAX_BLOCK_IMAGES))
+
+
+def _stylized_tables(
+    job: BatchJob, connect: Connect, names: pa.Array, rows: Any, size: int, workers: int, gpu: bool
+) -> Iterator[pa.Table]:
+    """The tables that `StylizeWorker` makes of these rows, in blocks of `size`."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # their images are tried again, one by one
+    blocks = []
+    for start in range(0, len(rows), size):
+        block_rows = rows[start : start + size]
+        blocks.append(pa.table({"row": block_rows, "name": names.take(pa.array(block_rows))}))
+    resources = ray.cluster_resources()
+    cpus, gpus = (min(1.0, resources.get(kind, 0.0) / workers) for kind in ("CPU", "GPU"))
+    with warnings.catch_warnings():
+        # Ray 2.60 deprecates `max_task_retries` without a replacement; without it Ray retries for ever.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        stylized = ray.data.from_arrow(blocks).map_batches(
+            StylizeWorker,
+            fn_constructor_args=(job, connect),
+            batch_format="pyarrow",
+            batch_size=size if gpu and gpus else None,  # a block in both cases; with a GPU Ray requires a number
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1 if size == 1 else 2),
+            num_cpus=cpus,
+            num_gpus=gpus if gpu else 0.0,
+            max_task_retries=LOST_WORKER_RETRIES,
+        )
+    yield from stylized.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
