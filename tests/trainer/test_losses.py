@@ -61,14 +61,14 @@ def test_the_relative_style_loss_does_not_depend_on_the_scale_of_the_style(vgg: 
         assert (loss.factors[name] * style_loss(torch.zeros_like(target), target)).item() == pytest.approx(1.0)
 
 
-def test_styles_are_mixed_by_their_shares(vgg: Vgg16) -> None:
+def test_styles_are_interpolated_by_their_weights(vgg: Vgg16) -> None:
     one, two = torch.rand(2, 1, 3, 32, 32)
     weights = LossWeights(1.0, 1.0, 0.0)
     alone = [PerceptualLoss(vgg, style, weights).style_targets["relu2_2"] for style in (one, two)]
-    mixed = PerceptualLoss(vgg, [one, two], weights, shares=[3.0, 1.0]).style_targets["relu2_2"]
-    assert torch.allclose(mixed, 0.75 * alone[0] + 0.25 * alone[1], rtol=1e-4)
+    interpolated = PerceptualLoss(vgg, [one, two], weights, style_weights=[3.0, 1.0]).style_targets["relu2_2"]
+    assert torch.allclose(interpolated, 0.75 * alone[0] + 0.25 * alone[1], rtol=1e-4)
     with pytest.raises(InputError, match="one weight each"):
-        PerceptualLoss(vgg, [one, two], weights, shares=[1.0])
+        PerceptualLoss(vgg, [one, two], weights, style_weights=[1.0])
 
 
 def test_layers_have_their_weights(vgg: Vgg16) -> None:

@@ -27,11 +27,11 @@ def test_the_papers_network_has_the_papers_layers() -> None:
 def test_the_fast_network_begins_without_a_checkerboard() -> None:
     """The pixels of a block of 2x2 begin alike, so that its grid is not in the picture: it has to be learned."""
     torch.manual_seed(0)
-    network, photo, mix = Fast(styles=2).eval(), torch.rand(1, 3, 64, 64), torch.tensor([[0.5, 0.5]])
+    network, photo, style_weights = Fast(styles=2).eval(), torch.rand(1, 3, 64, 64), torch.tensor([[0.5, 0.5]])
     with torch.no_grad():
-        assert checkerboard_loss(network(photo, mix), 2) < 1e-12
+        assert checkerboard_loss(network(photo, style_weights), 2) < 1e-12
         network.last.weight[0] += 0.1  # one of a block's four pixels parts from the others
-        assert checkerboard_loss(network(photo, mix), 2) > 1e-6
+        assert checkerboard_loss(network(photo, style_weights), 2) > 1e-6
     assert parameters(Fast()) == 206_540
 
 
@@ -47,15 +47,15 @@ def test_a_wider_network_paints_the_same(width: float, monkeypatch: pytest.Monke
     network, photo = Johnson(width=0.25, styles=2).eval(), torch.rand(1, 3, 32, 32)
     for norm in network.norms():
         torch.nn.init.normal_(norm.weight)
-    mix, generator = torch.tensor([[0.3, 0.7]]), torch.Generator()
+    style_weights, generator = torch.tensor([[0.3, 0.7]]), torch.Generator()
     near = network.widened(width, generator).eval()
     monkeypatch.setattr("nst_trainer.networks.johnson.NET2NET_NOISE", 0.0)
     same = network.widened(width, generator).eval()
     assert same.arguments["width"] == width
     with torch.no_grad():
-        wanted = network(photo, mix)
-        assert torch.allclose(same(photo, mix), wanted, atol=1e-5)
-        assert 0.0 < (near(photo, mix) - wanted).abs().mean() < 0.1
+        wanted = network(photo, style_weights)
+        assert torch.allclose(same(photo, style_weights), wanted, atol=1e-5)
+        assert 0.0 < (near(photo, style_weights) - wanted).abs().mean() < 0.1
     with pytest.raises(ValueError, match="narrower"):
         network.widened(0.125, generator)
 
@@ -70,20 +70,20 @@ def test_contrast_of_the_photograph_does_not_matter() -> None:
         assert (network(photo) - network(grey)).abs().mean() < 0.01
 
 
-def test_a_norm_of_several_styles_is_instance_normalisation_with_mixed_scales() -> None:
+def test_a_norm_of_several_styles_is_instance_normalisation_with_interpolated_scales() -> None:
     """Against the definition by hand: (x - mean) / deviation * scale + shift, per picture and channel."""
     torch.manual_seed(0)
     norm = ConditionalInstanceNorm(3, styles=2)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     x = torch.randn(2, 3, 5, 4)
-    mix = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
-    got = norm(x, mix)
+    style_weights = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    got = norm(x, style_weights)
     for picture in range(2):
         for channel in range(3):
             values = x[picture, channel]
-            scale = sum(mix[picture, style] * norm.weight[style, channel] for style in range(2))
-            shift = sum(mix[picture, style] * norm.bias[style, channel] for style in range(2))
+            scale = sum(style_weights[picture, style] * norm.weight[style, channel] for style in range(2))
+            shift = sum(style_weights[picture, style] * norm.bias[style, channel] for style in range(2))
             wanted = (values - values.mean()) / (values.var(correction=0) + 1e-5).sqrt() * scale + shift
             assert torch.allclose(got[picture, channel], wanted, atol=1e-5)
 

@@ -15,18 +15,12 @@ from nst_trainer.images import to_tensor
 from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.optimization import color
-from nst_trainer.optimization.gatys import (
-    WARM_UP,
-    ImageOptimization,
-    Iteration,
-    OptimizationError,
-    Precision,
-    Repeated,
-    optimize,
-)
+from nst_trainer.optimization.cuda_graph import WARM_UP_ITERATIONS, CudaGraphReplay
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration, OptimizationError, optimize
+from nst_trainer.optimization.scale import Precision
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings, preset
-from nst_trainer.vgg import Vgg16
-from nst_trainer.weights import Weights, vgg16_weights
+from nst_trainer.vgg import Vgg16, Weights
+from nst_trainer.weights import vgg16_weights
 
 TINY = replace(PRESETS["best"], size=48, scales=1, iterations=12, init="noise", average=0.0)
 
@@ -73,7 +67,7 @@ def test_the_steps_are_those_of_pytorchs_lbfgs(content: torch.Tensor, style: tor
     """The same losses for as long as rounding allows, then the same loss in the end."""
     settings = preset("johnson2016-baseline", {"size": 48, "iterations": 40})
     reference = ImageOptimization(content, [style], settings, weights)
-    values = reference.parameters.values
+    values = reference.current.parameters.values
     optimizer = torch.optim.LBFGS(
         *([values], settings.step), max_iter=1, max_eval=2, history_size=20, tolerance_grad=0.0, tolerance_change=0.0
     )
@@ -90,7 +84,7 @@ def test_the_steps_are_those_of_pytorchs_lbfgs(content: torch.Tensor, style: tor
     assert own[-1] == pytest.approx(wanted[-1], rel=0.03)
 
 
-class Replayed(Repeated):
+class Replayed(CudaGraphReplay):
     """What a GPU does with its graph, done by calling the work again."""
 
     captures = 0
@@ -111,14 +105,16 @@ def test_an_iteration_can_be_repeated_as_a_whole(
     settings = replace(TINY, optimizer=optimizer, average=0.5)
     picture, seen = run(content, style, settings, weights)
     repeated = ImageOptimization(content, [style], settings, weights)
-    repeated.graph = graph = Replayed(repeated.descent.iterate, torch.device("cpu"))
-    places = [one.data_ptr() for one in (repeated.parameters.values, repeated.descent.best, repeated.descent.losses)]
+    repeated.graph = graph = Replayed(repeated.current.iterate, torch.device("cpu"))
+    places = [
+        one.data_ptr() for one in (repeated.current.parameters.values, repeated.current.best, repeated.current.losses)
+    ]
     losses: list[float] = []
     while repeated.step(lambda iteration: losses.append(iteration.total)):
-        assert graph.captures == (graph.calls > WARM_UP)
+        assert graph.captures == (graph.calls > WARM_UP_ITERATIONS)
     assert losses == [one.total for one in seen]
-    assert torch.equal(repeated.picture(), picture)
-    static = (repeated.parameters.values, repeated.descent.best, repeated.descent.losses)
+    assert torch.equal(repeated.image(), picture)
+    static = (repeated.current.parameters.values, repeated.current.best, repeated.current.losses)
     assert [one.data_ptr() for one in static] == places
 
 
@@ -127,14 +123,14 @@ def test_ctrl_c_waits_for_the_end_of_a_step(content: torch.Tensor, style: torch.
     whole, _ = run(content, style, TINY, weights)
     stopped = ImageOptimization(content, [style], TINY, weights)
     told: list[int] = []
-    genuine = stopped.descent.optimizer.step
+    genuine = stopped.current.optimizer.step
 
     def interrupted() -> None:
         genuine()
         if len(told) == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-    stopped.descent.optimizer.step = interrupted  # type: ignore[method-assign]
+    stopped.current.optimizer.step = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         while stopped.step(lambda iteration: told.append(iteration.number)):
             pass
@@ -255,7 +251,7 @@ def test_resuming_gives_the_uninterrupted_run(
     def interrupt(iteration: Iteration) -> None:
         parts.append(iteration)
         if iteration.number == stop:
-            torch.save(iteration.run.state(), tmp_path / "state")
+            torch.save(iteration.optimization.state(), tmp_path / "state")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -325,8 +321,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_picture(
     monkeypatch.setattr(PerceptualLoss, "__call__", poisoned)
     with pytest.raises(OptimizationError, match="iteration 7: the loss is") as error:
         run(content, style, replace(TINY, average=average), weights)
-    assert error.value.picture.isfinite().all()
-    assert error.value.picture.std() > 0
+    assert error.value.image.isfinite().all()
+    assert error.value.image.std() > 0
 
 
 def test_settings_that_cannot_be(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
@@ -341,7 +337,7 @@ def test_settings_that_cannot_be(content: torch.Tensor, style: torch.Tensor, wei
             preset("best", changes)
     with pytest.raises(InputError, match="no preset 'worst'"):
         preset("worst", {})
-    with pytest.raises(InputError, match="without a content picture"):
+    with pytest.raises(InputError, match="without a content image"):
         ImageOptimization(None, [style], TINY, weights)
     with pytest.raises(InputError, match=r"init is 'nowhere\.png'"):
         ImageOptimization(content, [style], replace(TINY, init="nowhere.png"), weights)

@@ -137,7 +137,7 @@ class PerceptualLoss:
         styles: Tensor | Sequence[Tensor],
         weights: LossWeights,
         *,
-        shares: Sequence[float] | None = None,
+        style_weights: Sequence[float] | None = None,
         content_layers: Mapping[str, float] = CONTENT_LAYERS,
         style_layers: Mapping[str, float] = STYLE_LAYERS,
         relative: bool = True,
@@ -146,8 +146,8 @@ class PerceptualLoss:
     ) -> None:
         """`styles` are pictures `[1, 3, H, W]` in [0, 1] at the sizes whose strokes are wanted.
 
-        Layers come with their weights. Several styles are mixed: the target is the mean of their
-        Gram matrices, weighted by `shares`; or with `apart` each is a target of its own.
+        Layers come with their weights. Several styles are interpolated: the target is the mean of their
+        Gram matrices, weighted by `style_weights`; or with `apart` each is a target of its own.
         With `relative` a layer's (and region's) style loss is divided by its target's squared norm,
         so that 1 is the loss of a black picture. This deviates from equation 4, whose bare sum hardly sees
         relu4_3 (the layers' squared norms differ by four orders of magnitude) and weighs paintings
@@ -155,7 +155,7 @@ class PerceptualLoss:
         content and of each style; a region takes the style of the same region.
         """
         pictures = [styles] if isinstance(styles, Tensor) else list(styles)
-        parts = list(shares) if shares is not None else [1.0] * len(pictures)
+        parts = list(style_weights) if style_weights is not None else [1.0] * len(pictures)
         if not pictures or len(parts) != len(pictures) or min(parts) < 0 or sum(parts) <= 0:
             raise InputError(f"{len(pictures)} styles with the weights {parts}: one weight each, and not all 0")
         self.vgg = vgg

@@ -39,10 +39,10 @@ class ConvolutionBlock(nn.Module):
         )
         self.normalisations = nn.ModuleList([ConditionalInstanceNorm(channels, styles) for _ in self.convolutions])
 
-    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, style_weights: Tensor | None) -> Tensor:
         """`[N, C, H, W]` to `[N, C', H, W]`."""
         for convolution, norm in zip(self.convolutions, self.normalisations, strict=True):
-            x = F.leaky_relu(norm(convolution(x), mix), 0.01)
+            x = F.leaky_relu(norm(convolution(x), style_weights), 0.01)
         return x
 
 
@@ -54,10 +54,10 @@ class Join(nn.Module):
         self.coarse = ConditionalInstanceNorm(coarse, styles)
         self.fine = ConditionalInstanceNorm(fine, styles)
 
-    def forward(self, coarse: Tensor, fine: Tensor, mix: Tensor | None) -> Tensor:
+    def forward(self, coarse: Tensor, fine: Tensor, style_weights: Tensor | None) -> Tensor:
         """`[N, C, H/2, W/2]` and `[N, C', H, W]` to `[N, C + C', H, W]`."""
         doubled = F.interpolate(coarse, scale_factor=2.0, mode="nearest")
-        return torch.cat([self.coarse(doubled, mix), self.fine(fine, mix)], dim=1)
+        return torch.cat([self.coarse(doubled, style_weights), self.fine(fine, style_weights)], dim=1)
 
 
 class Ulyanov(StyledNetwork):
@@ -91,15 +91,15 @@ class Ulyanov(StyledNetwork):
         )
         self.last = nn.Conv2d(channels * scales, 3, 1)
 
-    def forward(self, pictures: Tensor, mix: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
+    def forward(self, pictures: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
         """See `StyledNetwork`; values in (0, 1). Of a texture's `pictures` only the shape counts.
 
         Deviation: the paper clips to the range of colours, a sigmoid does not lose the gradient.
         """
         inputs = self._inputs(pictures, noise)
-        x = self.first[0](inputs[0], mix)
+        x = self.first[0](inputs[0], style_weights)
         for first, join, merged, fine in zip(self.first[1:], self.joins, self.merged, inputs[1:], strict=True):
-            x = merged(join(x, first(fine, mix), mix), mix)
+            x = merged(join(x, first(fine, style_weights), style_weights), style_weights)
         y: Tensor = self.last(x)
         return torch.sigmoid(y)
 

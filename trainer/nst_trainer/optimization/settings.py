@@ -12,8 +12,12 @@ from nst_trainer.loss_settings import LossWeights, Pooling
 
 Optimizer = Literal["lbfgs", "adam"]
 Colors = Literal["style", "luminance", "histogram"]
-INITS = ("content", "recolored", "noise", "faint-noise", "grey")
+NOISE_INITS = ("noise", "faint-noise")
+INITS = ("content", "recolored", *NOISE_INITS, "grey")
 """What an optimisation begins with, if it is no image's path."""
+
+MINIMUM_SIDE_PIXELS = 32
+"""Of the longer side at the smallest scale, and of a style image's shorter side."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,10 @@ class OptimizationSettings:
             if getattr(self, name) not in get_args(choices):
                 raise InputError(f"{name} is {getattr(self, name)!r}: choose {', '.join(get_args(choices))}")
         self.layers("content"), self.layers("style")
-        if self.sizes()[0] < 32:
-            raise InputError(f"{self.scales} scales of {self.size} pixels begin below 32: take fewer")
+        if self.sizes()[0] < MINIMUM_SIDE_PIXELS:
+            raise InputError(
+                f"{self.scales} scales of {self.size} pixels begin below {MINIMUM_SIDE_PIXELS}: take fewer"
+            )
 
     @property
     def loss_weights(self) -> LossWeights:
@@ -148,5 +154,5 @@ def preset(name: str, changes: dict[str, Any]) -> OptimizationSettings:
     """The preset `name` with `changes`; raises `InputError` for an unknown name or value."""
     if name not in PRESETS:
         raise InputError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    assert set(changes) <= {one.name for one in fields(OptimizationSettings)}
+    assert set(changes) <= {setting.name for setting in fields(OptimizationSettings)}
     return replace(PRESETS[name], **changes)

@@ -95,7 +95,7 @@ class Photos:
         for attempt in range(len(order)):
             path = order[(position + attempt) % len(order)]
             try:
-                pixels = _crop(path, side, choice)
+                pixels = read_crop(path, side, choice)
             except ImageError:
                 self.broken.add(path)
                 continue
@@ -116,7 +116,8 @@ class Photos:
             return self._orders[epoch]
 
 
-def _crop(path: Path, size: int, choice: random.Random) -> Pixels:
+def read_crop(path: Path, size: int, choice: random.Random) -> Pixels:
+    """A random crop of `size` pixels a side, mirrored half of the time."""
     # Not far from the whole photograph: objects at the scale that people will stylise.
     covering = round(size * choice.uniform(1.0, 1.4))
     picture = open_image(path)

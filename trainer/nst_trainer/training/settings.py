@@ -42,7 +42,9 @@ class TrainingSettings:
     content_weight: float = option(LossWeights.content, "More keeps more of the photograph.")
     style_weight: float = option(LossWeights.style, "More gives more of the painting.")
     tv_weight: float = option(LossWeights.total_variation, "More smooths (total variation).")
-    steady: float = option(0.0, "For video: weight of the difference after small shifts and noise; 100 is much.")
+    temporal_weight: float = option(
+        0.0, "Temporal consistency of video: weight of the change after small shifts and noise; 100 is much."
+    )
     seed: int = option(0, "Decides initial weights, order and crops.")
 
     def __post_init__(self) -> None:
@@ -51,8 +53,8 @@ class TrainingSettings:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be above 0")
         if self.arch not in get_args(Architecture):
             raise InputError(f"arch is {self.arch!r}: choose {', '.join(get_args(Architecture))}")
-        if self.texture and (self.arch != "ulyanov" or self.steady):
-            raise InputError("a texture is learned by --arch ulyanov, and without --steady")
+        if self.texture and (self.arch != "ulyanov" or self.temporal_weight):
+            raise InputError("a texture is learned by --arch ulyanov, and without --temporal-weight")
         if self.crop < 64 or self.crop % self.grid:
             raise InputError(f"crop is {self.crop}: it must be a multiple of {self.grid}, from 64 up")
 
