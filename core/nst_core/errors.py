@@ -13,7 +13,7 @@ A message is one line: what is wrong, with the value, and what to do.
 
 from __future__ import annotations
 
-from nst_core.packages.distribution import install_command
+from nst_core.distribution import install_command
 
 
 class NstError(Exception):

@@ -14,8 +14,8 @@ from nst_bench import results, run
 from nst_bench.cli import app
 from nst_bench.run import Step, Subject
 from nst_core.devices import Device
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
-from nst_core.packages.distribution import install_command
 
 WORKS = """
 import os

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nst_core.distribution import install_command
 from nst_core.errors import MissingExtra
-from nst_core.packages.distribution import install_command
 
 HERE = "/path/to/nst[train]"
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from nst_export.checkpoints import served_modules
 from nst_export.modules import ServedModel
-from nst_export.pipeline import exportables
-from nst_export.repository import MAX_PIXELS
+from nst_export.repository.model_config import MAXIMUM_PIXELS
 from nst_trainer.checkpoint import Checkpoint, frozen
 from nst_trainer.networks import Johnson
 
@@ -21,9 +21,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     large, single = frozen(Johnson(width=0.125, styles=2)), frozen(Johnson(width=0.125))
-    served = exportables(Checkpoint(large, ("a", "b")), "large", tiled=True) | {"one": ServedModel(single)}
+    served = served_modules(Checkpoint(large, ("a", "b")), "large", tiled=True) | {"one": ServedModel(single)}
     for name, model in served.items():
         styles = ("one",) if name == "one" else ("a", "b")
-        limit = MAX_PIXELS if name in ("one", "large_statistics") else LIMIT
-        publish(model, name, styles, folder / "repository", max_pixels=limit)
+        limit = MAXIMUM_PIXELS if name in ("one", "large_statistics") else LIMIT
+        publish(model, name, styles, folder / "repository", maximum_pixels=limit)
     return Models(folder / "repository", served)

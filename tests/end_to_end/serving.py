@@ -15,10 +15,10 @@ from typing import TypeVar
 import torch
 
 from nst_core.images import Pixels
-from nst_export import conversion
+from nst_export.graph.conversion import export_onnx
 from nst_export.modules import Exportable, TiledModel
-from nst_export.repository import MAX_PIXELS, Serving, config
-from nst_export.repository import publish as publish_files
+from nst_export.repository.model_config import MAXIMUM_PIXELS, ServingOptions, model_config
+from nst_export.repository.publishing import publish_version
 from nst_server.endpoints import Endpoints
 from nst_server.state import key_for
 
@@ -54,7 +54,7 @@ def publish(
     styles: tuple[str, ...],
     repository: Path,
     *,
-    max_pixels: int = MAX_PIXELS,
+    maximum_pixels: int = MAXIMUM_PIXELS,
     instances: int = 1,
     keep: int | None = None,
 ) -> Path:
@@ -63,15 +63,15 @@ def publish(
     parameters = {"multiple": str(multiple), "purpose": model.purpose}
     if isinstance(model, TiledModel):
         parameters["overlap"] = str(model.overlap)
-    serving = Serving(
-        styles, cores=2, instances=instances, multiple=multiple, max_pixels=max_pixels, parameters=parameters
+    serving = ServingOptions(
+        styles, cores=2, instances=instances, multiple=multiple, maximum_pixels=maximum_pixels, parameters=parameters
     )
-    message = config(name, model.inputs, model.output, serving)
+    message = model_config(name, model.inputs, model.output, serving)
     del message.model_warmup[:]
     with TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
-        conversion.export(model, graph, {})
-        return publish_files({graph.name: graph}, name, repository, message, keep=keep)
+        export_onnx(model, graph, {})
+        return publish_version({graph.name: graph}, name, repository, message, keep=keep)
 
 
 @dataclass(frozen=True)

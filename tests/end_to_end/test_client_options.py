@@ -113,8 +113,8 @@ def photograph(width: int, height: int, number: int = 0) -> Pixels:
     return fit(open_image(sample_photographs()[number]), width, height).pixels
 
 
-def difference(one: Pixels, other: Pixels) -> int:
-    return int(np.abs(one.astype(int) - other).max())
+def difference(first: Pixels, second: Pixels) -> int:
+    return int(np.abs(first.astype(int) - second).max())
 
 
 @every_way
@@ -169,8 +169,8 @@ def test_many_tasks_of_one_client(server: Server, models: Models) -> None:
 
     wanted = [models.stylized(photo[None])[0] for photo in photos]
     for scheme, shared in (("grpc", True), ("http", False)):
-        for painted, one in zip(asyncio.run(paint(url(server, scheme), shared)), wanted, strict=True):
-            assert difference(painted, one) <= 1
+        for stylized, expected in zip(asyncio.run(paint(url(server, scheme), shared)), wanted, strict=True):
+            assert difference(stylized, expected) <= 1
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

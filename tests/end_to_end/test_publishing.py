@@ -14,7 +14,7 @@ import tritonclient.grpc as triton
 from nst_client import StyleClient
 from nst_core.images import Pixels, fit, open_image, sample_photographs
 from nst_export.modules import ServedModel, TextureModel
-from nst_export.verification import examples
+from nst_export.verification.examples import example_feeds
 from nst_server.control import Control
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson, Ulyanov
@@ -171,7 +171,7 @@ def test_both_parts_are_served_and_make_the_whole_image(everything: tuple[Server
 
 def test_a_texture_is_served_from_noise(everything: tuple[Server, TextureModel]) -> None:
     server, model = everything
-    feeds = examples(model.inputs, [(2, 64, 96)])[0]
+    feeds = example_feeds(model.inputs, [(2, 64, 96)])[0]
     wanted = model(*(torch.from_numpy(feeds[spec.name]) for spec in model.inputs)).numpy()
     answer = infer(server, "stone", "texture", **feeds)
     assert answer.shape == (2, 64, 96, 3)

@@ -27,11 +27,11 @@ from nst_bench.suites.quality import baseline, iterations_worth, network_losses,
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import fit, open_image
-from nst_export import pipeline as exporter
+from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, load, parameters
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration
-from nst_trainer.weights import Weights
+from nst_trainer.vgg import Weights
 
 SCHEMA = "nst-bench-frontier/1"
 
@@ -135,7 +135,7 @@ def _latencies(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for file in files:
-            exporter.export(file, file.stem, folder, plan, say=on_progress)
+            export_and_publish(file, file.stem, folder, plan, on_progress=on_progress)
         pixels = sample_photograph(side, side)
         works = {file.stem: partial(BareModel(folder / file.stem).stylize, pixels) for file in files}
         for work in works.values():

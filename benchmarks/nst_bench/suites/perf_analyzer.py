@@ -25,9 +25,9 @@ from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.callers import Callers, start_callers
 from nst_bench.served.server import ModelServer
+from nst_core.contract import IMAGE
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_export.modules import INPUT
 
 SCHEMA = "nst-bench-perf-analyzer/1"
 
@@ -67,7 +67,7 @@ class Tool:
             table = Path(scratch) / "figures.csv"
             command = [
                 *(str(self.folder / "perf_analyzer"), "-m", model, "-u", host, "-i", protocol, "-b", "1"),
-                *("--shape", f"{INPUT}:{size},{size},3", "--concurrency-range", str(callers)),
+                *("--shape", f"{IMAGE}:{size},{size},3", "--concurrency-range", str(callers)),
                 *("--measurement-mode", "count_windows", "--measurement-request-count", str(requests)),
                 *("-s", str(ANY), "-f", str(table)),
             ]

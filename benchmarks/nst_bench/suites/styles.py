@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx as onnx_package
+import onnx
 import torch
 
 from nst_bench.engines.bare import BareModel
@@ -25,20 +25,13 @@ from nst_bench.measure import REST, interleaved, summarize, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.export import export_checkpoint
 from nst_client import StyleClient
+from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
 from nst_core.devices import Device
-from nst_export import conversion as onnx
-from nst_export import precision
-from nst_export import verification as verify
-from nst_export.modules import (
-    INPUT,
-    STATISTICS,
-    STYLE_WEIGHTS,
-    Exportable,
-    ServedModel,
-    StatisticsModel,
-    TiledModel,
-)
-from nst_export.rewrites import FOR, rewrite
+from nst_export.graph.conversion import export_onnx, write_onnx
+from nst_export.graph.half_precision import to_half
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_export.modules import Exportable, ServedModel, StatisticsModel, TiledModel
+from nst_export.verification.cpu import installed_providers, open_session
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation
 from nst_server.process.supervisor import run_triton
@@ -145,11 +138,11 @@ def _numbers(count: int) -> range:
 def _alone(form: str, networks: Mapping[int, StyledNetwork], effort: Effort) -> Iterator[list[dict[str, Any]]]:
     """A form of the graph on the engine that serves it."""
     made, half = FORMS[form]
-    *_, provider = verify.installed().values()
+    *_, provider = installed_providers().values()
     with tempfile.TemporaryDirectory() as folder:
         models = {count: made(network).eval() for count, network in networks.items()}
         sessions = {
-            count: verify.session(_exported(model, Path(folder) / f"{count}.onnx", half), provider)
+            count: open_session(_exported(model, Path(folder) / f"{count}.onnx", half), provider)
             for count, model in models.items()
         }
     for size in effort.sizes:
@@ -164,12 +157,12 @@ def _turns() -> dict[str, tuple[int, Mapping[int, float]]]:
 
 
 def _exported(model: Exportable, file: Path, half: bool) -> Path:
-    onnx.export(model, file, {"multiple": str(model.network.multiple)})
-    proto = onnx_package.load(file)
-    rewrite(proto, FOR["cpu"])
+    export_onnx(model, file, {"multiple": str(model.network.multiple)})
+    proto = onnx.load(file)
+    apply_rewrites(proto, DEFAULT_REWRITES["cpu"])
     if half:
-        precision.to_half(proto)
-    onnx.write(proto, file, {})
+        to_half(proto)
+    write_onnx(proto, file, {})
     return file
 
 
@@ -177,7 +170,7 @@ def _feeds(model: Exportable, size: int, shares: Mapping[int, float]) -> dict[st
     """Its inputs for one image; the statistics are those of a normalisation that changes nothing."""
     feeds: dict[str, Any] = {}
     for spec in model.inputs:
-        if spec.name == INPUT:
+        if spec.name == IMAGE:
             feeds[spec.name] = sample_photograph(size, size)[None]
         elif spec.name == STYLE_WEIGHTS:
             weights = np.zeros((1, int(spec.axes[1])), np.float32)

@@ -169,7 +169,7 @@ def _stylize_with_progress(
     workers: int | None,
     manifest: Manifest,
 ) -> str:
-    """Stylize with progress. Returns the error that ended the run early, if there was one."""
+    """Stylize with progress. Returns the error that ended the run early, or an empty text."""
     from nst_client.batch.cluster import cluster, keyboard_interrupts
     from nst_client.batch.workers import stylize_all
 

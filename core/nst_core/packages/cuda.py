@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
-from nst_core.packages.distribution import install_command
 
 OLDEST_CUDA = 12
 """The oldest major version of CUDA that `nst[gpu-cu12]` needs."""
