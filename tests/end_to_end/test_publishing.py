@@ -152,10 +152,11 @@ def everything(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iter
     for part in ("large", "large_statistics", "large_tiled"):
         shutil.copytree(models.repository / part, folder / "repo" / part)
     torch.manual_seed(0)
-    texture = TextureModel(frozen(Ulyanov(texture=True))).eval()
-    publish(texture, "stone", ("stone",), folder / "repo")
+    texture = frozen(Ulyanov(texture=True))
+    save(Checkpoint(texture, ("stone",)), folder / "stone.pth")
+    succeeded(run("nst-export", folder / "stone.pth", "-r", folder / "repo"))
     server = serve(folder / "repo", folder / "triton.log")
-    yield server, texture
+    yield server, TextureModel(texture).eval()
     server.stop()
 
 
