@@ -7,21 +7,18 @@ import io
 import json
 import logging
 import re
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
-from aiohttp.typedefs import Middleware
 
 from nst_client.errors import Unavailable, Unreachable
 from nst_client.stylize.processing import StylizeOptions, postprocess
 from nst_client.web.making import Maker, Making
+from nst_client.web.security import guard, set_secret, visitor_secret
 from nst_client.web.server import key
 from nst_client.web.studio import Painting, Photo, Studio, Visitor
 from nst_core.errors import InputError, NstError
@@ -29,20 +26,8 @@ from nst_core.images import ImageData, encode_image, open_image
 
 PAGE = Path(__file__).parent / "page"
 
-COOKIE = "nst-visitor"
-COOKIE_SECONDS = 30 * 24 * 3600
-"""So long a visitor may come back to a style that is being made."""
-
 FRAME_BYTES, FRAME_PIXELS = 2_000_000, 1_000_000
 """The largest frame of the camera: a JPEG of so many bytes, a picture of so many pixels."""
-
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
-    "base-uri 'none'; form-action 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 
 RESTART, SHOWN_FAULT = 10.0, 60.0
 """Seconds after which background work that has failed begins again, and for which the page says that it failed."""
@@ -86,16 +71,7 @@ class Site:
         """The page and its parts; it brings the visitor's secret."""
         response = web.FileResponse(PAGE / request.match_info.get("file", "index.html"))
         response.headers["Cache-Control"] = "no-cache"
-        if not _secret(request):
-            response.set_cookie(
-                COOKIE,
-                secrets.token_urlsafe(32),
-                max_age=COOKIE_SECONDS,
-                path="",  # that is the folder of the page, as the browser sees it: below another's, not the whole host
-                httponly=True,
-                samesite="Strict",
-                secure=request.secure,
-            )
+        set_secret(request, response)
         return response
 
     async def state(self, request: web.Request) -> web.Response:
@@ -270,7 +246,7 @@ class Site:
             raise too_large from None
 
     def _visitor(self, request: web.Request) -> Visitor:
-        if not (secret := _secret(request)):
+        if not (secret := visitor_secret(request)):
             raise web.HTTPForbidden(text="the page has lost its cookie: load it again, with cookies allowed")
         return self.studio.visitor(secret)
 
@@ -330,7 +306,7 @@ def application(site: Site, names: Iterable[str] = (), address: str = "localhost
 
     It answers to its public `names`, to the `address` at which it listens, to localhost and to IP addresses.
     """
-    app = web.Application(client_max_size=site.limits.upload, middlewares=[_guard(names, address)])
+    app = web.Application(client_max_size=site.limits.upload, middlewares=[guard(names, address)])
     app.add_routes(site.routes())
 
     async def running(app: web.Application) -> AsyncIterator[None]:
@@ -359,75 +335,6 @@ def application(site: Site, names: Iterable[str] = (), address: str = "localhost
 
 def _photo(photo: Photo) -> dict[str, Any]:
     return {"name": photo.name, "width": photo.width, "height": photo.height}
-
-
-def _guard(names: Iterable[str], address: str) -> Middleware:
-    """Every answer has its headers, every error is one line of JSON, and no other site's page may ask for anything.
-
-    A page of another site whose name is made to lead here would be this one for the browser, cookies and all (DNS
-    rebinding); so only known names are answered to. An address cannot be made to lead elsewhere.
-    """
-    public = {name for given in names if (name := _name(given.rpartition("://")[2]))}
-    known = public | {"localhost", address.lower()}
-
-    def check(request: web.Request) -> None:
-        name = _name(request.host)
-        if name not in known and not _is_address(name):
-            raise web.HTTPForbidden(text=f"this page is not called {name!r}: nst web --public-name tells it its name")
-        origin = request.headers.get("Origin")
-        # A proxy may call us by another name than the browser calls it; another site's page cannot send this header.
-        hosts = request.host, request.headers.get("X-Forwarded-Host", request.host)
-        if origin is not None and _host(origin) not in hosts and _name(_host(origin)) not in public:
-            raise web.HTTPForbidden(text="only this page's own requests are answered: nst web --public-name")
-
-    @web.middleware
-    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            check(request)
-            response = await handler(request)
-        except web.HTTPException as error:
-            said = " ".join((error.text or "").split()) or error.reason
-            response = web.json_response({"error": said}, status=error.status)
-        except NstError as error:
-            response = web.json_response({"error": " ".join(str(error).split())}, status=400)
-        except web.RequestPayloadError as error:  # cut off, or not encoded as its header says
-            said = str(error.__cause__ or error).splitlines()[0]
-            response = web.json_response({"error": f"the request's body cannot be read: {said}"}, status=400)
-        if not response.prepared:
-            response.headers.update(HEADERS)
-        return response
-
-    return guarded
-
-
-def _host(origin: str) -> str:
-    """The host and the port of an `Origin`; empty if it is none."""
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return ""
-
-
-def _name(host: str) -> str:
-    """What a request's `Host` calls the server, without the port; empty if it is no host."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _secret(request: web.Request) -> str | None:
-    """What the visitor's cookie says, if it is one of ours."""
-    secret = request.cookies.get(COOKIE, "")
-    return secret if re.fullmatch(r"[A-Za-z0-9_-]{43}", secret) else None
 
 
 def _of(own: Mapping[str, T], name: object, what: str) -> T:
