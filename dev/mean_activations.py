@@ -12,8 +12,8 @@ import torch
 from nst_core.files import atomic_write
 from nst_core.images import fit, open_image
 from nst_trainer.images import to_tensor
-from nst_trainer.vgg import Vgg16
-from nst_trainer.weights import CONVOLUTIONS, MEAN_ACTIVATIONS, vgg16_weights
+from nst_trainer.vgg import CONVOLUTIONS, Vgg16
+from nst_trainer.weights import MEAN_ACTIVATIONS, vgg16_weights
 
 
 def main(folder: Path) -> None:

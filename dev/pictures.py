@@ -145,7 +145,7 @@ def video(url: str, scratch: Path) -> None:
     plan = VideoSettings(Schedule.of("0:the-starry-night, 1.5s:great-wave, 4s:the-starry-night"), smooth=True, crf=10)
     with progress("frames", FRAME_RATE * VIDEO_SECONDS) as update:
         result = stylize_video(
-            source, target, plan, partial(AsyncStyleClient, url), on_frame=lambda done, total: update(done, "")
+            source, target, plan, partial(AsyncStyleClient, url), on_progress=lambda done, total: update(done, "")
         )
     assert result.warping_error
     say("warping error {:.2f} before smoothing, {:.2f} after".format(*result.warping_error))

@@ -1,7 +1,7 @@
 // Stylize an image, JPEG or PNG to PNG, with Go's standard library.
 //
 //	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 starry-night-fast
-//	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3  # a weight for each style
+//	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3    # interpolates its two styles
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 
 type object map[string]any
 
-// stylize returns the stylized image's RGB bytes, rows from the top.
+// stylize returns the RGB bytes of the stylized image for those of an image, rows from the top.
 func stylize(url, model string, pixels []byte, width, height int, weights []float64) ([]byte, error) {
 	inputs := []object{{
 		"name": "image", "datatype": "UINT8", "shape": []int{1, height, width, 3},
@@ -66,7 +66,7 @@ func stylize(url, model string, pixels []byte, width, height int, weights []floa
 	return body[start:], nil
 }
 
-func run(source, target, url, model string, texts []string) error {
+func run(source, target, url, model string, styleWeights []string) error {
 	file, err := os.Open(source)
 	if err != nil {
 		return err
@@ -77,7 +77,7 @@ func run(source, target, url, model string, texts []string) error {
 		return fmt.Errorf("%s: %w", source, err)
 	}
 	var weights []float64
-	for _, text := range texts {
+	for _, text := range styleWeights {
 		weight, err := strconv.ParseFloat(text, 32)
 		if err != nil {
 			return err

@@ -1,7 +1,7 @@
 """Stylize an image over gRPC with NVIDIA's client: pip install tritonclient[grpc] pillow.
 
 python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 starry-night-fast
-python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 gallery 0.7 0.3  # a weight for each style
+python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 gallery 0.7 0.3     # interpolates its two styles
 """
 
 import os
@@ -13,8 +13,8 @@ import tritonclient.grpc as triton
 from PIL import Image, ImageOps
 from tritonclient.utils import InferenceServerException
 
-content, target, url, model, *weights = sys.argv[1:]
-image = ImageOps.exif_transpose(Image.open(content)).convert("RGB")
+source, target, url, model, *weights = sys.argv[1:]
+image = ImageOps.exif_transpose(Image.open(source)).convert("RGB")
 arrays = {"image": np.asarray(image)[None]}  # uint8 [1, H, W, 3]
 if weights:
     arrays["style_weights"] = np.array([weights], np.float32)  # [1, S]

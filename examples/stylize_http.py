@@ -1,7 +1,7 @@
 """Stylize an image over HTTP with Python's standard library; Pillow opens and saves it.
 
 python stylize_http.py photo.jpg stylized.png http://127.0.0.1:8000 starry-night-fast
-python stylize_http.py photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3  # a weight for each style
+python stylize_http.py photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3     # interpolates its two styles
 """
 
 import json
@@ -12,15 +12,15 @@ from urllib.request import Request, urlopen
 
 from PIL import Image, ImageOps
 
-content, target, url, model, *weights = sys.argv[1:]
-image = ImageOps.exif_transpose(Image.open(content)).convert("RGB")
+source, target, url, model, *weights = sys.argv[1:]
+image = ImageOps.exif_transpose(Image.open(source)).convert("RGB")
 pixels = image.tobytes()  # rows from the top, R G B each a byte
 
 shape = [1, image.height, image.width, 3]
 inputs = [{"name": "image", "datatype": "UINT8", "shape": shape, "parameters": {"binary_data_size": len(pixels)}}]
 if weights:
-    data = [float(weight) for weight in weights]
-    inputs.append({"name": "style_weights", "datatype": "FP32", "shape": [1, len(data)], "data": data})
+    numbers = [float(weight) for weight in weights]
+    inputs.append({"name": "style_weights", "datatype": "FP32", "shape": [1, len(numbers)], "data": numbers})
 outputs = [{"name": "stylized", "parameters": {"binary_data": True}}]
 header = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
 

@@ -14,7 +14,7 @@ from nst_core import devices
 from nst_core.console import progress
 from nst_core.devices import Gpu
 from nst_core.distribution import install_command
-from nst_core.engines import plans
+from nst_core.engines import building, plans
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
 from nst_core.packages.cuda import check_driver
@@ -79,7 +79,7 @@ def build_rtx_engine(graph: Path, profile: Profile, multiple: int, capabilities:
     """
     trt = import_tensorrt("tensorrt-rtx")
     try:
-        return plans.build(graph.read_bytes(), profile, multiple, library=trt, compute_capabilities=capabilities)
+        return building.build(graph.read_bytes(), profile, multiple, library=trt, compute_capabilities=capabilities)
     except plans.PlanError as error:
         raise ExportError(str(error)) from error
 
@@ -93,7 +93,7 @@ def build_plan(version: Path, profile: Profile, multiple: int, name: str) -> Pat
     gpu, trt = require_gpu(), import_tensorrt("tensorrt")
     try:
         with progress(f"building the TensorRT plan of {name}", 100) as update:
-            return plans.ensure(
+            return building.ensure(
                 version,
                 profile,
                 multiple,

@@ -16,7 +16,8 @@ import pytest
 
 from nst_core import engines
 from nst_core.distribution import install_command
-from nst_core.engines.onnx_cuda import RUN_VALUES, CudaSessions, PinnedPool, SessionError, batch_sizes
+from nst_core.engines.onnx_cuda import RUN_VALUES, CudaSessions, SessionError, batch_sizes
+from nst_core.engines.pinned import PinnedPool
 
 from ..server import graphs
 from .host_cuda import HostCuda

@@ -64,15 +64,15 @@ def tensorrt_plan(exported: ExportedModel, *, on_progress: Callable[[str], None]
     gpu = first_gpu()
     if exported.config.backend != "tensorrt":
         raise MissingEngine(f"{exported.folder.name} was not exported for TensorRT: nst-export --for tensorrt")
-    from nst_core.engines import plans
+    from nst_core.engines import building, plans
     from nst_core.engines.tensorrt import TensorRTEngine
 
     try:
-        plan = plans.ensure(
+        plan = building.ensure(
             exported.version,
             plans.Profile.parse(exported.parameter(Parameter.PROFILE)),
             int(exported.parameter(Parameter.MULTIPLE)),
-            library=plans.tensorrt(),
+            library=plans.import_tensorrt(),
             gpu=gpu.name,
             compute_capability=gpu.compute_capability,
             on_progress=lambda done, note: on_progress(f"building the TensorRT plan, {done:.0%}: {note}"),

@@ -25,7 +25,7 @@ from nst_bench.tables import OURS
 from nst_core import devices
 from nst_core.contract import IMAGE
 from nst_core.devices import Device, Gpu
-from nst_core.engines import plans
+from nst_core.engines import building, plans
 from nst_core.errors import NstError
 from nst_core.images import Pixels
 from nst_export.graph.conversion import export_onnx, write_onnx
@@ -106,7 +106,7 @@ class _Engine:
                 yield engine
             return
         profile = plans.Profile.parse(f"64x64/{largest}x{largest}/{largest}x{largest}")
-        plan = plans.build(graph.read_bytes(), profile, Fast.multiple, library=import_tensorrt("tensorrt"))
+        plan = building.build(graph.read_bytes(), profile, Fast.multiple, library=import_tensorrt("tensorrt"))
         with tensorrt_engine(plan, "tensorrt", gpu) as engine:
             yield engine
 

@@ -31,7 +31,7 @@ from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, load, parameters
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration
-from nst_trainer.weights import Weights
+from nst_trainer.vgg import Weights
 
 SCHEMA = "nst-bench-frontier/1"
 

@@ -21,10 +21,10 @@ from nst_bench.machine.description import document_header, matrix_product_rate
 from nst_bench.measure import summarize
 from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.images import to_tensor
-from nst_trainer.optimization.gatys import WARM_UP, ImageOptimization, Iteration
+from nst_trainer.optimization.cuda_graph import WARM_UP_ITERATIONS
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
-from nst_trainer.vgg import BLOCKS, LAYERS
-from nst_trainer.weights import CONVOLUTIONS, Weights
+from nst_trainer.vgg import BLOCKS, CONVOLUTIONS, LAYERS, Weights
 
 SCHEMA = "nst-bench-gatys/1"
 SIZES = (128, 256, 512, 1024)
@@ -85,7 +85,7 @@ def measure(
 def _iterations(weights: Weights, size: int, iterations: int, device: torch.device) -> dict[str, Any]:
     """The time of an iteration at `size`^2, against what its arithmetic takes."""
     on_gpu = device.type == "cuda"
-    skipped = WARM_UP + 1 if on_gpu else 1  # those before the graph and the one that captures it
+    skipped = WARM_UP_ITERATIONS + 1 if on_gpu else 1  # those before the graph and the one that captures it
     settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations + skipped)
     rate = _tf32_rate(device) if on_gpu else matrix_product_rate()
     content, style = _pictures(size, None)
@@ -129,7 +129,7 @@ def _whole(weights: Weights, size: int, device: torch.device) -> dict[str, Any]:
     losses: list[float] = []
     while run.step(lambda iteration: losses.append(iteration.total)):
         pass
-    run.picture().cpu()
+    run.image().cpu()
     seconds = time.perf_counter() - started
     return {
         "size": size,
@@ -164,7 +164,7 @@ def _result(
 
     @torch.no_grad()
     def judged(run: ImageOptimization) -> float:
-        return baseline.loss(run.picture(), baseline.target).total.item()
+        return baseline.loss(run.image(), baseline.target).total.item()
 
     while baseline.step(lambda iteration: None):
         pass

@@ -37,7 +37,7 @@ from nst_client.video.codec.formats import Frame, VideoFormat
 from nst_client.video.schedule import Schedule
 from nst_client.video.settings import VideoSettings
 from nst_client.video.stylize import stylize_video
-from nst_client.video.webcam import Shot, Tally, Window, live, played
+from nst_client.video.webcam import LiveFrame, LiveStatistics, Window, file_frames, show_live
 from nst_core.distribution import install_command
 from nst_core.errors import NstError
 from nst_core.images import fit, open_image, sample_photographs
@@ -97,11 +97,11 @@ def measure(
             own, rate = _painted(served, style, film)
             seconds[FILE] += own
             whole[FILE].append(rate)
-            tally, own = _shown(served, style, film)
+            statistics, own = _shown(served, style, film)
             seconds[WINDOW] += own
-            whole[WINDOW].append(tally.mean_rate)
-            latencies += tally.latencies
-            taken += tally.taken
+            whole[WINDOW].append(statistics.mean_rate)
+            latencies += statistics.latencies
+            taken += statistics.taken
             if not missing:
                 own = _paged(served, style, film, frames / RATE)
                 seconds[PAGE] += own
@@ -163,28 +163,28 @@ def _painted(served: ModelServer, style: str, film: Path) -> tuple[list[float], 
     result = stylize_video(
         *(film, target, VideoSettings(Schedule.of(style))),
         lambda: AsyncStyleClient(served.endpoints.grpc, shared_memory=None),
-        on_frame=lambda done, total: moments.append(time.perf_counter()),
+        on_progress=lambda done, total: moments.append(time.perf_counter()),
     )
     rate = result.frames / (time.perf_counter() - started)
     target.unlink()
     return np.diff(moments).tolist(), rate
 
 
-def _shown(served: ModelServer, style: str, film: Path) -> tuple[Tally, list[float]]:
+def _shown(served: ModelServer, style: str, film: Path) -> tuple[LiveStatistics, list[float]]:
     """The film in its own time in a window, and the seconds from each frame that is shown to the next."""
     moments: list[float] = []
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     with StyleClient(served.endpoints.grpc, shared_memory=None) as client, closing(Window("nst-bench video")) as window:
 
-        def show(shot: Shot | None, tally: Tally) -> bool:
+        def show(frame: LiveFrame | None, statistics: LiveStatistics) -> bool:
             window.keys()
-            if shot is not None:
-                window.show(shot.pixels, f"{tally.rate:.1f} frames/s")
+            if frame is not None:
+                window.show(frame.pixels, f"{statistics.rate:.1f} frames/s")
                 moments.append(time.perf_counter())
             return True
 
-        tally = live(played(film, None), lambda pixels: client.stylize(pixels, style), show)
-    return tally, np.diff(moments).tolist()
+        statistics = show_live(file_frames(film, None), lambda pixels: client.stylize(pixels, style), show)
+    return statistics, np.diff(moments).tolist()
 
 
 def _without_browser() -> str | None:

@@ -216,7 +216,7 @@ class LocalTransport:
 
 def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) -> LoadedModel:
     """Loads the plan in the cache, or builds it, which takes seconds to minutes, and keeps it there."""
-    from nst_core.engines import plans
+    from nst_core.engines import building, plans
     from nst_core.engines.tensorrt import TensorRTEngine
 
     announced = False
@@ -228,11 +228,11 @@ def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) 
         announced = True
 
     parameters = {name: entry.string_value for name, entry in config.parameters.items()}
-    plan = plans.ensure(
+    plan = building.ensure(
         version,
         plans.Profile.parse(parameters[Parameter.PROFILE]),
         int(parameters[Parameter.MULTIPLE]),
-        library=plans.tensorrt(),
+        library=plans.import_tensorrt(),
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         on_progress=on_progress,

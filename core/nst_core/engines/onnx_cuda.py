@@ -8,10 +8,8 @@ a few sessions serve every batch.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import cuda as _cuda
+from .pinned import PinnedPool
 
 CUDA = "CUDAExecutionProvider"
 
@@ -36,9 +35,6 @@ RUN_VALUES = 3 << 17
 
 MEMORY_SHARE = 0.5
 """The part of the GPU memory that is free at the start which the sessions may take, if no limit is given."""
-
-PINNED_LIMIT = 256 << 20
-"""Bytes of pinned memory for images on their way; beyond, ordinary memory is used, which is slower."""
 
 OUT_OF_MEMORY = ("out of memory", "failed to allocate", "available memory", "alloc_failed")
 """How ONNX Runtime, CUDA, cuDNN and cuBLAS say it, in lower case."""
@@ -333,50 +329,6 @@ class _Session:
         for memory in self._inputs.values():
             memory.close()
         self._inputs.clear()
-
-
-class PinnedPool:
-    """Arrays in pinned memory, which serves the next one when nobody refers to an array any more."""
-
-    def __init__(self, cuda: Any, limit: int = PINNED_LIMIT) -> None:
-        """`limit` bytes are pinned at most."""
-        self._cuda, self._limit = cuda, limit
-        self._free: dict[int, list[Any]] = {}  # blocks by their size, a power of two
-        self._size = 0
-
-    def array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array of any content; it is in ordinary memory when the pool is at its limit."""
-        needed = math.prod(shape) * dtype.itemsize
-        size = 1 << max(12, (needed - 1).bit_length())
-        blocks = self._free.setdefault(size, [])
-        if not blocks and not self._fits(size):
-            return np.empty(shape, dtype)
-        block = blocks.pop() if blocks else self._new(size)
-        buffer = (ctypes.c_uint8 * size).from_address(block.pointer)
-        weakref.finalize(buffer, blocks.append, block).atexit = False
-        return np.frombuffer(memoryview(buffer), np.uint8, needed).view(dtype).reshape(shape)
-
-    def close(self) -> None:
-        """Unpin what nobody uses."""
-        for size in self._free:
-            self._unpin(size, 0)
-
-    def _new(self, size: int) -> Any:
-        self._size += size
-        return self._cuda.PinnedMemory(size)
-
-    def _fits(self, size: int) -> bool:
-        """Whether another block may be pinned; unused ones of other sizes are unpinned for it."""
-        for other in self._free:
-            self._unpin(other, self._limit - size)
-        return self._size + size <= self._limit
-
-    def _unpin(self, size: int, limit: int) -> None:
-        """Unpin unused blocks of a size while more than `limit` bytes are pinned."""
-        blocks = self._free[size]
-        while blocks and self._size > limit:
-            blocks.pop().close()
-            self._size -= size
 
 
 def batch_sizes(count: int, values: int) -> list[int]:

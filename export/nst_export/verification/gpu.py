@@ -102,7 +102,8 @@ def _within_compared_pixels(shape: Shape) -> Shape:
 def tensorrt_engine(plan: bytes | Path, library: Library, gpu: Gpu) -> Iterator[Engine]:
     """A plan on this machine's GPU, within the block; `ExportError` if TensorRT does not load or run it."""
     from nst_core.engines.cuda import CudaError
-    from nst_core.engines.tensorrt import EngineError, TensorRTEngine
+    from nst_core.engines.deserialized import EngineError
+    from nst_core.engines.tensorrt import TensorRTEngine
 
     with (
         _as_export_error(library, PlanError, EngineError, CudaError, ValueError),

@@ -16,21 +16,24 @@ from typer.testing import CliRunner
 from nst_core.errors import InputError
 from nst_core.images import ImageData, open_image, save_image
 from nst_trainer.cli import optimize_app, texture_app
-from nst_trainer.optimization import command as painting
-from nst_trainer.optimization.command import _regions, check_memory, paint
-from nst_trainer.optimization.gatys import ImageOptimization
+from nst_trainer.losses import PerceptualLoss
+from nst_trainer.optimization import memory
+from nst_trainer.optimization.files import optimize_files
 from nst_trainer.optimization.lbfgs import Lbfgs
+from nst_trainer.optimization.masks import read_masks
+from nst_trainer.optimization.memory import check_memory
 from nst_trainer.optimization.settings import preset
 from nst_trainer.weights import vgg16_weights
 
+CPU = torch.device("cpu")
 SMALL = ["--size", "64", "--scales", "2", "--coarse-iterations", "6", "--iterations", "8"]
 
 
-def test_optimize_writes_a_picture_a_trace_and_a_plot(tmp_path: Path, photographs: dict[str, Path]) -> None:
+def test_optimize_writes_an_image_a_trace_and_a_plot(tmp_path: Path, photographs: dict[str, Path]) -> None:
     output, trace = tmp_path / "a.png", tmp_path / "trace.json"
     command = [str(photographs["coffee"]), str(photographs["chelsea"]), str(photographs["rocket"])]
     result = CliRunner().invoke(
-        optimize_app, [*command, "-o", str(output), *SMALL, "--shares", "2,1", "--trace", str(trace)]
+        optimize_app, [*command, "-o", str(output), *SMALL, "--style-blend-weights", "2,1", "--trace", str(trace)]
     )
     assert result.exit_code == 0, result.output
     assert (open_image(output).width, open_image(output).height) == (64, 43)
@@ -54,7 +57,7 @@ def test_a_texture_of_the_size_that_was_asked_for(tmp_path: Path, photographs: d
 
 
 def test_ctrl_c_writes_the_best_so_far_and_resume_goes_on(tmp_path: Path, photographs: dict[str, Path]) -> None:
-    """As a person uses it; the resumed run ends with the picture of an uninterrupted one."""
+    """As a person uses it; the resumed run ends with the image of an uninterrupted run."""
     nst = str(Path(sys.executable).parent / "nst")
     given = ["optimize", str(photographs["coffee"]), str(photographs["chelsea"]), "--preset", "johnson2016-baseline"]
     given += ["--size", "96", "--iterations", "60", "--save-every", "2"]
@@ -110,38 +113,38 @@ def test_regions_are_found_by_colour(tmp_path: Path) -> None:
     colors[:, 3:] = (255, 0, 0)
     Image.fromarray(colors).save(tmp_path / "content.png")
     Image.fromarray(colors[:, ::-1]).save(tmp_path / "style.png")
-    content, (style,) = _regions(tmp_path / "content.png", [tmp_path / "style.png"])
+    content, (style,) = read_masks(tmp_path / "content.png", [tmp_path / "style.png"])
     assert content.shape == (2, 1, 4, 6)
     assert content[0, 0, 0].tolist() == [1, 1, 1, 0, 0, 0]
     assert style[0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
-    Image.fromarray(colors[:, :2]).save(tmp_path / "one.png")
+    Image.fromarray(colors[:, :2]).save(tmp_path / "small.png")
     with pytest.raises(InputError, match="lacks the colour #ff0000"):
-        _regions(tmp_path / "content.png", [tmp_path / "one.png"])
+        read_masks(tmp_path / "content.png", [tmp_path / "small.png"])
 
 
 def test_a_photograph_is_no_mask(photographs: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="16 at most"):
-        _regions(photographs["coffee"], [])
+        read_masks(photographs["coffee"], [])
 
 
 def test_a_size_beyond_memory_is_refused_with_one_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(painting, "_free_memory", lambda: 4 * 2**30)
+    monkeypatch.setattr(memory, "free_memory", lambda: 4 * 2**30)
     with pytest.raises(InputError, match=r"largest --size that fits is (\d+), or go beyond with --low-memory") as error:
-        check_memory(preset("best", {"size": 4000}), (3000, 4000))
+        check_memory(preset("best", {"size": 4000}), (3000, 4000), CPU)
     largest = int(str(error.value).split("fits is ")[1].split(",")[0])
-    check_memory(preset("best", {"size": largest}), (3000, 4000))
+    check_memory(preset("best", {"size": largest}), (3000, 4000), CPU)
     with pytest.raises(InputError):
-        check_memory(preset("best", {"size": largest + 32}), (3000, 4000))
-    check_memory(preset("best", {"size": largest + 32, "low_memory": True}), (3000, 4000))
+        check_memory(preset("best", {"size": largest + 32}), (3000, 4000), CPU)
+    check_memory(preset("best", {"size": largest + 32, "low_memory": True}), (3000, 4000), CPU)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--preset", "worst"], "no preset 'worst'"),
-        (["--shares", "1,2,3"], "one weight each"),
-        (["--shares", "a"], "'a' are no weights"),
-        (["--content-mask", "m.png"], "one --style-mask for each style"),
+        (["--style-blend-weights", "1,2,3"], "one weight each"),
+        (["--style-blend-weights", "a"], "'a' are no weights"),
+        (["--content-mask", "m.png"], "a --style-mask for each style"),
         (["--init", "nowhere.png"], "nowhere.png: no such file"),
         (["--style-layers", "relu9_9"], "no layer relu9_9"),
         (["--optimizer", "sgd"], "sgd"),
@@ -151,9 +154,9 @@ def test_a_size_beyond_memory_is_refused_with_one_that_fits(monkeypatch: pytest.
 def test_wrong_options_are_one_line(
     tmp_path: Path, photographs: dict[str, Path], options: list[str], words: str
 ) -> None:
-    picture = tmp_path / "p.png"
-    save_image(ImageData(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)), picture)
-    result = CliRunner().invoke(optimize_app, [*[str(picture)] * 3, "-o", str(tmp_path / "a.png"), *options])
+    image = tmp_path / "p.png"
+    save_image(ImageData(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)), image)
+    result = CliRunner().invoke(optimize_app, [*[str(image)] * 3, "-o", str(tmp_path / "a.png"), *options])
     assert result.exit_code != 0
     assert words in result.stderr
     assert not (tmp_path / "a.png").exists()
@@ -172,7 +175,11 @@ def test_wrong_options_are_one_line(
         (optimize_app, ["a.png", "b.png", "--optimizer", "adam", "--step", "1"], "--step has no effect with --optim"),
         (optimize_app, ["a.png", "b.png", "--coarse-iterations", "9"], "--coarse-iterations has no effect with --sca"),
         (optimize_app, ["a.png", "b.png", "--seed", "9"], "--seed has no effect with --init recolored"),
-        (optimize_app, ["a.png", "b.png", "--shares", "1"], "--shares has no effect with one style"),
+        (
+            optimize_app,
+            ["a.png", "b.png", "--style-blend-weights", "1"],
+            "--style-blend-weights has no effect with one style",
+        ),
     ],
 )
 def test_an_option_without_effect_is_refused(app: typer.Typer, options: list[str], words: str) -> None:
@@ -184,7 +191,7 @@ def test_an_option_without_effect_is_refused(app: typer.Typer, options: list[str
 def test_the_second_ctrl_c_saves_nothing(
     tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both in the middle of a step of L-BFGS: the picture has moved, and its history has not."""
+    """Both in the middle of a step of L-BFGS: the image has moved, and its history has not."""
     genuine = Lbfgs.step
 
     def interrupted(self: Lbfgs) -> None:
@@ -196,7 +203,7 @@ def test_the_second_ctrl_c_saves_nothing(
     monkeypatch.setattr(Lbfgs, "step", interrupted)
     settings = preset("best", {"size": 64, "iterations": 4})
     with pytest.raises(KeyboardInterrupt):
-        paint(photographs["coffee"], [photographs["chelsea"]], tmp_path / "a.png", settings, vgg16_weights())
+        optimize_files(photographs["coffee"], [photographs["chelsea"]], tmp_path / "a.png", settings, vgg16_weights())
     assert not list(tmp_path.iterdir())
 
 
@@ -206,17 +213,18 @@ def test_ctrl_c_between_two_sizes_can_be_resumed(
     """While the loss of the larger size is made: the state is of one size."""
     given = (photographs["coffee"], [photographs["chelsea"]])
     settings = preset("best", {"size": 64, "scales": 2, "iterations": 3, "coarse_iterations": 3})
-    paint(*given, tmp_path / "whole.png", settings, vgg16_weights())
+    optimize_files(*given, tmp_path / "whole.png", settings, vgg16_weights())
     with monkeypatch.context() as patch:
-        genuine = ImageOptimization._begin
+        genuine, scales = PerceptualLoss.content_target, []
 
-        def interrupted(self: ImageOptimization, pixels: torch.Tensor) -> None:
-            if self.scale:
+        def interrupted(self: PerceptualLoss, content: torch.Tensor) -> dict[str, torch.Tensor]:
+            scales.append(content.shape)
+            if len(scales) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
-            genuine(self, pixels)
+            return genuine(self, content)
 
-        patch.setattr(ImageOptimization, "_begin", interrupted)
+        patch.setattr(PerceptualLoss, "content_target", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            paint(*given, tmp_path / "a.png", settings, vgg16_weights())
-    paint(*given, tmp_path / "a.png", settings, vgg16_weights(), resume=True)
+            optimize_files(*given, tmp_path / "a.png", settings, vgg16_weights())
+    optimize_files(*given, tmp_path / "a.png", settings, vgg16_weights(), resume=True)
     assert np.array_equal(open_image(tmp_path / "a.png").pixels, open_image(tmp_path / "whole.png").pixels)
