@@ -32,7 +32,7 @@ nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw --for
 for model in starry-night-fast gallery starry-night; do
   step 60 "gate-$model" nst-export verify "$repository/$model/1"
 done
-step 90 tests python3 -m pytest -q -m gpu -p no:cacheprovider tests/core tests/export/test_card.py tests/server tests/trainer/test_optimize.py tests/trainer/test_lbfgs.py
+step 90 tests python3 -m pytest -q -m gpu -p no:cacheprovider tests/core tests/export/test_gpu.py tests/server tests/trainer/test_optimize.py tests/trainer/test_lbfgs.py
 # How fast is it?
 minutes=$(( (end - SECONDS) * 6 / 600 )); [ "$minutes" -gt 6 ] && minutes=6; [ "$minutes" -lt 1 ] && minutes=1
 step $((minutes * 60 + 30)) bench nst-bench --minutes "$minutes" --device gpu -r "$repository" ${style:+--style "$style"} -o "$out/bench"

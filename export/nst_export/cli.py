@@ -162,8 +162,9 @@ def _export_all(
             _show(model.verification, figures=model.verification["purpose"] != Purpose.STATISTICS)
             say(f"published {model.folder}")
             events.write("published", model=model.verification["model"], version=model.folder.name, folder=model.folder)
-        for model in published if server else ():
-            _load(str(server), model.verification["model"], model.folder.name)
+        if server:
+            for model in published:
+                _load(server, model.verification["model"], model.folder.name)
     return failures
 
 
@@ -182,7 +183,7 @@ def _load(url: str, model: str, version: str) -> None:
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A repository, a model in it, a version of one, or an ONNX file.")],
+    path: Annotated[Path, typer.Argument(help="A repository, a model in it, a version of a model, or an ONNX file.")],
     size: Annotated[int, typer.Option(help="Side of the image whose arithmetic is counted, pixels.", min=64)] = 512,
 ) -> None:
     """Print what was published: tensors, precision, operators, size, arithmetic, verification, how it was made."""

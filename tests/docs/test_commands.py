@@ -55,7 +55,7 @@ NOT_HERE = {
     r"nst webcam(?! --input)": "needs a camera",
     r"nst-serve --docker(?!.*--dry-run)": "needs Docker: tests/server/test_docker.py",
     r"nst-export .*--(target|for) |nst-export verify": "needs TensorRT: tests/export/test_tensorrt.py",
-    r"nst-export .*(--tiled|--device cpu)": "takes its time once more: tests/export/test_tiles.py, test_exporter.py",
+    r"nst-export .*(--tiled|--device cpu)": "takes its time once more: tests/export/test_tiles.py, test_commands.py",
     r"nst-export .*--load": "takes its time once more: tests/end_to_end/test_publishing.py",
     r"nst-export (models/ |models/(?!starry-night-fast)|mosaic)": "takes its time once more, with another file",
     r"nst-train .* --learning-rate 6e-3": "made a picture that ships; docs/training.md has the same, shorter",

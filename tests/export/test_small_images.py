@@ -111,8 +111,8 @@ def test_images_that_are_large_enough_are_padded_as_ever(network: Any) -> None:
         assert torch.equal(to_values(image, network), padded)
 
 
-def test_a_small_image_gives_its_own_colours(exported: Exports) -> None:
-    """One pixel, and a column of two colours: what was appended repeats the edge and is cut off again."""
+def test_a_small_image_gives_its_own_colors(exported: Exports) -> None:
+    """One pixel, and a column of two colors: what was appended repeats the edge and is cut off again."""
     for image in (torch.full((1, 1, 1, 3), 200, dtype=torch.uint8), torch.tensor([[[[9, 9, 9]], [[250, 0, 0]]]])):
         values = to_values(image.to(torch.uint8), fast())
         assert values.shape == (1, 3, 16, 16)

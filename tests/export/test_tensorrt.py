@@ -62,7 +62,7 @@ def test_an_engine_may_take_smaller_images_than_the_network(exported: Exports, t
 
 
 @pytest.mark.parametrize("norm", ["group-norm", "decomposed-norm"])
-def test_every_form_of_the_normalisation_is_built(exported: Exports, tmp_path: Path, norm: str) -> None:
+def test_every_form_of_the_normalization_is_built(exported: Exports, tmp_path: Path, norm: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     proto = onnx.load(exported("several").path)
     apply_rewrites(proto, (*DEFAULT_REWRITES["tensorrt"], norm))
@@ -133,7 +133,7 @@ def test_an_engine_for_other_gpus_is_not_run_here(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["johnson", "several", "ulyanov", "texture"])
 def test_an_engine_of_tensorrt_rtx_runs_and_agrees(exported: Exports, tmp_path: Path, name: str, kind: str) -> None:
-    """On the GPU at hand; `test_card.py` has the same for TensorRT itself."""
+    """On the GPU at hand; `test_gpu.py` has the same for TensorRT itself."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     gpu = require_gpu()
     own = compute_capability_name(gpu)

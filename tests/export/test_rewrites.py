@@ -143,7 +143,7 @@ def constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
 def test_pixels_stay_where_they_are_on_odd_sizes(
     exported: Exports, shape: tuple[int, int, int], rewrites: tuple[str, ...]
 ) -> None:
-    """At most rounding: one level, in one value of a hundred."""
+    """At most rounding: a difference of 1 of 255, in one value of a hundred."""
     model = exported("fast")
     changed(model, rewrites)
     (engine, *_) = onnx_engines(model.path.with_name("changed.onnx"))
@@ -153,7 +153,7 @@ def test_pixels_stay_where_they_are_on_odd_sizes(
     assert difference.mean() < 0.01
 
 
-def test_one_reflection_of_both_widths_would_be_another_picture(exported: Exports) -> None:
+def test_one_reflection_of_both_widths_would_be_another_image(exported: Exports) -> None:
     """Why `adjacent-pads` leaves two pads: the second reflects what the first has appended."""
     row = np.arange(17.0)
     twice = np.pad(np.pad(row, (0, 3), mode="reflect"), (0, 2), mode="reflect")
@@ -203,13 +203,13 @@ def test_openvino_runs_all_of_what_a_cpu_gets(exported: Exports, name: str) -> N
     onnxruntime.InferenceSession(path, options, providers=["OpenVINOExecutionProvider"])
 
 
-def test_a_mixed_scale_is_folded_into_the_decomposed_normalisation(exported: Exports) -> None:
+def test_an_interpolated_scale_is_folded_into_the_decomposed_normalization(exported: Exports) -> None:
     """One multiplication and one addition for each pixel: the scales of several styles cost none of their own."""
     plain = onnx.load(exported("several").path)
     proto, _ = changed(exported("several"), ("decomposed-norm",))
     counts = Counter(node.op_type for node in proto.graph.node)
     before = Counter(node.op_type for node in plain.graph.node)
-    assert counts["Mul"] - before["Mul"] == 15  # the squares; the scaling takes the place of the mixed scales'
+    assert counts["Mul"] - before["Mul"] == 15  # the squares; the scaling takes the place of the interpolated scales'
     assert counts["Add"] - before["Add"] == 15  # epsilon
 
 

@@ -24,6 +24,7 @@ from nst_export.checkpoints import find_checkpoints
 from nst_export.cli import app
 from nst_export.export_plan import ExportPlan, runtime_for
 from nst_export.pipeline import export_and_publish
+from nst_export.report import read_report
 from nst_export.verification.agreement import TOLERANCES, Tolerance
 from nst_export.verification.gpu import GPU_TOLERANCES
 from nst_trainer.checkpoint import Checkpoint, save
@@ -177,6 +178,59 @@ def test_a_damaged_verification_is_one_line(tmp_path: Path) -> None:
         assert "damaged, or not of this nst-export" in failed("inspect", tmp_path / "repo")
 
 
+OLD_REPORT = {
+    "schema": "nst-verification/2",
+    "date": "2026-10-05 08:14 UTC",
+    "model": "tiny",
+    "purpose": "style",
+    "checkpoint": {"file": "tiny.pth", "sha256": "0ff2e3d79b5a3b4f"},
+    "network": {"name": "johnson", "width": 0.125},
+    "styles": ["tiny"],
+    "target": "onnx",
+    "precision": "fp16",
+    "for": "gpu",
+    "execution_provider": None,
+    "rewrites": {"wrap": 0},
+    "engine": {
+        "library": None,
+        "compute_capabilities": [],
+        "profile": "16x16/512x512/4x1920x1920",
+        "limits": {"levels": 16, "psnr": 50.0},
+        "status": "not run on a GPU: no NVIDIA GPU",
+    },
+    "versions": {"nst": "0.1.0"},
+    "limits": {"levels": 4, "psnr": 45.0},
+    "checks": [
+        {
+            "engine": "ONNX Runtime",
+            "shape": [1, 256, 256],
+            "maximum": 3,
+            "mean": 0.1,
+            "quantile": 1.0,
+            "psnr": 55.25,
+            "finite": True,
+            "passed": True,
+        }
+    ],
+    "passed": True,
+}
+"""As nst-export wrote it until schema 3; the earliest checks have no `judged`."""
+
+
+def test_a_verification_of_schema_2_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "repo" / "tiny" / "1"
+    folder.mkdir(parents=True)
+    (folder / "verification.json").write_text(json.dumps(OLD_REPORT))
+    shown = run("inspect", folder).stderr
+    assert "verified on ONNX Runtime: 1 shapes, at most 3 of 255, at least 55.2 dB (allowed: 4 of 255, 45 dB)" in shown
+    document = read_report(folder / "verification.json")
+    assert document["schema"] == "nst-verification/3"
+    assert document["engine"]["tolerance"] == {"max_difference": 16, "psnr": 50.0}
+    assert document["checks"][0]["mean_difference"] == 0.1 and document["checks"][0]["quantile_difference"] == 1.0
+    if not devices.gpus()[0]:
+        assert "cannot be run here: no NVIDIA GPU" in failed("verify", folder)
+
+
 def test_half_precision_and_tiles(tmp_path: Path) -> None:
     torch.manual_seed(3)
     save(Checkpoint(Johnson(width=0.125, styles=2), ("x", "y")), tmp_path / "two.pth")
@@ -195,7 +249,7 @@ def test_half_precision_and_tiles(tmp_path: Path) -> None:
     assert judged and all(check["psnr"] > 45 for check in judged)
 
 
-def test_a_texture_network_makes_pictures_from_noise(tmp_path: Path) -> None:
+def test_a_texture_network_makes_images_from_noise(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save(Checkpoint(Ulyanov(texture=True), ("t",)), tmp_path / "t.pth")
     result = run(tmp_path / "t.pth", "-r", tmp_path / "repo")

@@ -60,14 +60,14 @@ def test_the_gate_refuses_an_engine_that_fails_at_a_size(exported: Exports) -> N
         verify(model.module, [Engine("an engine", run)], TOLERANCES["fp32"])
 
 
-def test_images_of_one_colour_and_half_precision_of_few_pixels_are_run_and_not_judged() -> None:
+def test_images_of_one_color_and_half_precision_of_few_pixels_are_run_and_not_judged() -> None:
     random = np.random.default_rng(0)
     feeds = [{"image": random.integers(0, 200, (1, *size, 3), np.uint8)} for size in ((1, 1), (3, 3), (128, 128))]
 
-    def judged(limits: Tolerance, *given: Feeds) -> list[bool]:
-        engine = Engine("e", lambda feed: (feed["image"] + np.uint8(limits.max_difference), True))
+    def judged(tolerance: Tolerance, *given: Feeds) -> list[bool]:
+        engine = Engine("e", lambda feed: (feed["image"] + np.uint8(tolerance.max_difference), True))
         found = require_agreement(
-            given, lambda feed: feed["image"], [engine], Tolerance(limits.max_difference, limits.psnr and 1.0)
+            given, lambda feed: feed["image"], [engine], Tolerance(tolerance.max_difference, tolerance.psnr and 1.0)
         )
         return [agreement.judged for agreement in found]
 
@@ -77,7 +77,7 @@ def test_images_of_one_colour_and_half_precision_of_few_pixels_are_run_and_not_j
 
 
 def test_the_gate_sees_a_small_error_and_names_all_that_failed(exported: Exports) -> None:
-    """One bias of the last layer off by four levels of 255 (through the tanh: about two)."""
+    """One bias of the last layer off by 4 of 255 (through the tanh: about two)."""
     network = johnson()
     network.last.bias.data += 0.02
     other = ServedModel(network).eval()
@@ -103,16 +103,16 @@ def test_weights_that_are_not_numbers_are_found_before_the_comparison(exported: 
         verify(ServedModel(network).eval(), [], TOLERANCES["fp32"])
 
 
-def test_values_that_are_not_finite_fail_though_the_levels_agree() -> None:
-    picture = np.zeros((1, 4, 4, 3), np.uint8)
-    agreement = compare("an engine", picture, False, picture, TOLERANCES["fp32"])
+def test_values_that_are_not_finite_fail_though_the_pixels_agree() -> None:
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    agreement = compare("an engine", image, False, image, TOLERANCES["fp32"])
     assert not agreement.passed
     with pytest.raises(ExportError, match=r"an engine at .*: values that are not finite"):
         refuse_failures([agreement], TOLERANCES["fp32"])
 
 
 def test_overflow_inside_the_exported_graph_is_seen(exported: Exports) -> None:
-    """A constant in the file is infinite; the levels after it are whatever a cast makes of it."""
+    """A constant in the file is infinite; the pixels after it are whatever a cast makes of it."""
     import onnx
 
     model = exported("johnson")
@@ -131,7 +131,7 @@ def test_overflow_inside_the_exported_graph_is_seen(exported: Exports) -> None:
     assert engine.run(feed)[1] is False
 
 
-def test_half_precision_may_differ_more_but_not_in_the_whole_picture() -> None:
+def test_half_precision_may_differ_more_but_not_in_the_whole_image() -> None:
     wanted = np.full((1, 64, 64, 3), 100, np.uint8)
     changed = wanted.copy()
     changed[0, 0, 0] = 104
@@ -169,7 +169,7 @@ def test_photographs_are_photographs() -> None:
     assert not np.array_equal(batch[0], batch[1])
 
 
-def test_every_style_and_mixes_are_compared(exported: Exports) -> None:
+def test_every_style_and_interpolations_are_compared(exported: Exports) -> None:
     model = exported("several").module
     feeds = example_feeds(model.inputs, shapes_for(model))
     rows = np.concatenate([feed["style_weights"] for feed in feeds])
@@ -179,7 +179,7 @@ def test_every_style_and_mixes_are_compared(exported: Exports) -> None:
 
 @pytest.mark.gpu
 def test_it_agrees_on_the_gpu(exported: Exports) -> None:
-    """PyTorch on the GPU against the exported file on the CPU: within two levels (TF32 is off)."""
+    """PyTorch on the GPU against the exported file on the CPU: within 2 of 255 (TF32 is off)."""
     model = exported("johnson")
     engine = onnx_engines(model.path)[0]
     torch.backends.cudnn.allow_tf32 = False

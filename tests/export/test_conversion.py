@@ -19,23 +19,23 @@ Exports = Callable[[str], Exported]
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (1, 17, 19), (2, 33, 64)])
 def test_any_size_keeps_its_size(shape: tuple[int, int, int]) -> None:
-    pictures = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
-    painted = MODELS["johnson"]()(pictures)
-    assert painted.dtype == torch.uint8
-    assert painted.shape == pictures.shape
+    images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
+    stylized = MODELS["johnson"]()(images)
+    assert stylized.dtype == torch.uint8
+    assert stylized.shape == images.shape
 
 
 def test_pixels_are_rounded_not_cut() -> None:
-    """With a network that changes nothing, every level comes back as it went in."""
+    """With a network that changes nothing, every value comes back as it went in."""
 
     class Same(StyledNetwork):
         multiple, min_side = 4, 16
 
-        def forward(self, pictures: torch.Tensor, *rest: object) -> torch.Tensor:
-            return pictures
+        def forward(self, images: torch.Tensor, *rest: object) -> torch.Tensor:
+            return images
 
-    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
-    assert torch.equal(ServedModel(Same(styles=1))(levels), levels)
+    values = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3)
+    assert torch.equal(ServedModel(Same(styles=1))(values), values)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -48,7 +48,7 @@ def test_the_file_is_what_the_contract_says(exported: Exports, name: str) -> Non
     assert {entry.key for entry in proto.metadata_props} == {"styles", "multiple"}
 
 
-def test_pictures_are_bytes_of_any_size_and_styles_are_weights(exported: Exports) -> None:
+def test_images_are_bytes_of_any_size_and_styles_are_weights(exported: Exports) -> None:
     proto = onnx.load(exported("several").path)
     assert [spec.shown() for spec in input_specs(proto)] == [
         "image uint8 [N,H,W,3]",
@@ -71,7 +71,7 @@ def test_the_file_tells_nothing_of_the_machine(exported: Exports) -> None:
         assert secret.encode() not in content
 
 
-def test_weights_are_normalised_and_cut_at_zero(exported: Exports) -> None:
+def test_weights_are_normalized_and_clamped_at_zero(exported: Exports) -> None:
     (photo,) = photograph_batches([(1, 32, 32)])
     image = torch.from_numpy(photo)
     scaled, same = (

@@ -40,7 +40,7 @@ from nst_trainer.checkpoint import Checkpoint, save
 from nst_trainer.networks import Fast
 
 from .conftest import MODELS, Exported
-from .test_exporter import failed, run
+from .test_commands import failed, run
 
 Exports = Callable[[str], Exported]
 
@@ -91,7 +91,7 @@ def test_the_same_graph_is_not_built_twice(gpu: Gpu, tmp_path: Path, two: Path) 
     assert (tmp_path / "repo" / "two" / "2" / "model.plan").is_file()
 
 
-def test_an_engine_that_moves_the_picture_is_refused(
+def test_an_engine_that_shifts_the_image_is_refused(
     gpu: Gpu, tmp_path: Path, two: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What TensorRT 10.15 did to a shuffle with a slice behind it: two pixels along x."""
@@ -172,19 +172,19 @@ def test_shapes_that_the_gate_compares_are_within_the_profile_and_the_memory() -
 def test_a_profile_of_one_shape_is_compared_at_it() -> None:
     profile = Profile.parse("1x96x112/1x96x112/1x96x112")
     assert set(gpu_shapes(profile, MODELS["several"]().inputs, 4, styles=3)) == {(1, 96, 112)}
-    assert len(gpu_shapes(profile, MODELS["several"]().inputs, 4, styles=3)) == 5  # three styles and mixes
+    assert len(gpu_shapes(profile, MODELS["several"]().inputs, 4, styles=3)) == 5  # three styles and interpolations
 
 
-def test_every_style_and_a_mix_are_painted_on_the_card(exported: Exports) -> None:
+def test_every_style_and_an_interpolation_run_on_the_card(exported: Exports) -> None:
     seen: list[np.ndarray] = []
     model = exported("several")
     session = open_session(model.path, "CPUExecutionProvider")
 
-    def paint(feeds: Feeds) -> tuple[np.ndarray, None]:
+    def stylize(feeds: Feeds) -> tuple[np.ndarray, None]:
         seen.extend(feeds["style_weights"])
         return session.run(None, feeds)[0], None
 
-    verify_on_gpu(Engine("e", paint), model.path, PROFILE, 4, Tolerance(0), styles=3)
+    verify_on_gpu(Engine("e", stylize), model.path, PROFILE, 4, Tolerance(0), styles=3)
     assert np.array_equal(np.stack(seen[:3]), np.eye(3, dtype=np.float32))
     assert any((row > 0).sum() == 3 for row in seen[3:])
 
@@ -204,7 +204,7 @@ def static(source: Path, shape: tuple[int, int, int], target: Path) -> Path:
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 67, 93)])
 @pytest.mark.parametrize("name", ["johnson", "fast", "several"])
-def test_one_shape_gives_the_right_picture(
+def test_a_single_shape_gives_the_right_image(
     exported: Exports, tmp_path: Path, name: str, shape: tuple[int, int, int]
 ) -> None:
     """Minimum = optimum = maximum, where an engine knows every side and fuses most."""
@@ -219,7 +219,7 @@ def test_one_shape_gives_the_right_picture(
 @pytest.mark.gpu
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", ["johnson", "fast", "several"])
-def test_an_engine_of_one_shape_does_not_move_the_picture(
+def test_an_engine_of_a_single_shape_does_not_shift_the_image(
     exported: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, half: bool
 ) -> None:
     """TensorRT 10.15 forgot the start of a slice behind a pixel shuffle when every side was fixed."""
@@ -238,7 +238,7 @@ def test_an_engine_of_one_shape_does_not_move_the_picture(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("norm", ["group-norm", "decomposed-norm"])
-def test_every_form_of_the_normalisation_is_right_on_the_card(
+def test_every_form_of_the_normalization_is_right_on_the_card(
     exported: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str
 ) -> None:
     _need_tensorrt()
