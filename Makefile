@@ -29,6 +29,7 @@ lint: $(VENV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 TRAIN = $(BIN)/nst-train --photos "$(PHOTOS)"
 OWN := composition-vii contrast-of-forms great-wave water-lilies
@@ -43,7 +44,7 @@ models: $(VENV)
 	$(TRAIN) --style "$(STYLE)" -o runs/begun.pth --arch fast --from runs/taught.pth --iterations 3800 --batch 2 --no-grow --learning-rate 2e-3
 	$(TRAIN) --style "$(STYLE)" -o runs/starry-night-fast.pth --arch fast --from runs/begun.pth --iterations 5500 --no-grow
 	$(TRAIN) --style "$(STYLE)" -o runs/starry-night-steady.pth --arch fast --from runs/begun.pth --iterations 4500 --no-grow \
-		--steady 150 --style-weight 3
+		--temporal-weight 150 --style-weight 3
 	for name in $(OWN); do $(TRAIN) --style "$(STYLES)/$$name.jpg" -o runs/$$name-fast.pth --arch fast --from runs/begun.pth --no-grow || exit; done
 	$(TRAIN) --style "$(STYLES)" -o runs/gallery-teacher.pth --from runs/narrow.pth --width 0.5 --iterations 3200 --learning-rate 1e-3
 	$(TRAIN) --style "$(STYLES)" -o runs/gallery-taught.pth --arch fast --iterations 4000 --teacher runs/gallery-teacher.pth

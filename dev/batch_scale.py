@@ -1,8 +1,8 @@
-"""What `nst batch` costs beside painting, at a size that nobody has here: names that exist only in a listing.
+"""What `nst batch` costs besides stylizing, at a size that needs no files: image names that exist only in a listing.
 
-Usage: python dev/batch_scale.py [PICTURES [WORKERS]]; 10 million and 2 by default. The listing, the blocks through
-Ray, the errors' manifest and the memory are those of a real job of this size; reading, painting and writing a picture
-does nothing, but one in a hundred fails. The last line is one JSON document.
+Usage: python dev/batch_scale.py [IMAGES [WORKERS]]; 10 million and 2 by default. The listing, the blocks through Ray,
+the errors' manifest and the memory are those of a real job of this size; reading, stylizing and writing an image does
+nothing, but one in a hundred fails. The last line is one JSON document.
 """
 
 import json
@@ -63,13 +63,13 @@ class Nothing(BatchJob):
             raise ImageError(f"{name}: damaged or unreadable (image file is truncated)")
 
 
-def nobody() -> Any:
-    """In a client's place."""
+def no_client() -> Any:
+    """In the place of a client."""
     return object()
 
 
 def timed(figures: dict[str, Any], name: str, work: Callable[[], Any]) -> Any:
-    """What `work` gives; how long it took, and the most memory that this process has had until now."""
+    """The result of `work`; notes how long it took, and the peak memory of this process until now."""
     started = time.perf_counter()
     result = work()
     figures[f"{name}_seconds"] = round(time.perf_counter() - started, 2)
@@ -79,7 +79,7 @@ def timed(figures: dict[str, Any], name: str, work: Callable[[], Any]) -> Any:
 
 
 def shared_memory() -> float:
-    """MiB of Ray's object store that are in use, of the processes of its server in this machine together."""
+    """MiB of Ray's object store in use, over all of its server's processes on this machine."""
     found = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -92,7 +92,7 @@ def shared_memory() -> float:
 
 
 def main(count: int, workers: int) -> None:
-    """Each part by itself, then the document."""
+    """Measure each part by itself, then print the document."""
     figures: dict[str, Any] = {"schema": "nst-batch-scale/1", "pictures": count, "workers": workers}
     with TemporaryDirectory() as folder:
         target = Folder.at(folder)
@@ -114,7 +114,7 @@ def main(count: int, workers: int) -> None:
 
             def run() -> None:
                 with progress("images", count) as update:
-                    for block in stylize_all(sent, todo, nobody, workers):
+                    for block in stylize_all(sent, todo, no_client, workers):
                         manifest.add(block)
                         blocks.append(time.perf_counter())
                         if len(blocks) % 100 == 1:
@@ -137,4 +137,5 @@ def main(count: int, workers: int) -> None:
 
 if __name__ == "__main__":
     given = [int(argument) for argument in sys.argv[1:]]
-    main(*given, *(10_000_000, 2)[len(given) :])
+    count, workers = *given, *(10_000_000, 2)[len(given) :]
+    main(count, workers)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU has to show, most important first; each result is written as soon as it is there.
+# Everything that needs a GPU, most important first; each result is written as soon as it is there.
 #
 #   bash dev/card.sh OUT REPOSITORY [SECONDS] [STYLE]
 #
@@ -8,7 +8,7 @@
 #             OTHERS in the environment also those of other repositories, such as for ONNX Runtime CUDA
 #             (nst-export --for gpu) and its TensorRT provider (nst-export --for tensorrt --target onnx)
 # SECONDS     that are left (600); a step that no longer fits is left out
-# STYLE       the painting that starry-night-fast learned, for the speed-up at equal loss
+# STYLE       the style image of starry-night-fast, for the speed-up at equal loss
 # BACKENDS    in the environment: the backend folder of a tritonserver in PATH, which gets the engines of this checkout
 set -uo pipefail
 out=$1 repository=$2 end=$((SECONDS + ${3:-600})) style=${4:-}
@@ -18,10 +18,10 @@ for backend in onnxruntime tensorrt; do
   [ -z "${BACKENDS:-}" ] || { mkdir -p "$BACKENDS/$backend" && cp -r core/nst_core/engines server/nst_server/backends/{backend_common.py,"$backend"/*.py} "$BACKENDS/$backend/"; }
 done
 
-step() { # seconds at most, name, command
-  local most=$1 name=$2 have=$((end - SECONDS)) begun=$SECONDS; shift 2
+step() { # maximum seconds, name, command
+  local limit=$1 name=$2 have=$((end - SECONDS)) begun=$SECONDS; shift 2
   [ "$have" -lt 20 ] && { echo "== $name: no time left"; return; }
-  timeout -k 10 "$((have < most ? have : most))" "$@" > "$out/$name.log" 2>&1
+  timeout -k 10 "$((have < limit ? have : limit))" "$@" > "$out/$name.log" 2>&1
   echo "== $name: status $? after $((SECONDS - begun)) s"
   tail -n "${LINES_SHOWN:-25}" "$out/$name.log" | cut -c1-300
   (cd "$out" && tar czf .results.tgz --exclude='*.tgz' . && mv .results.tgz results.tgz)
@@ -32,7 +32,7 @@ nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw --for
 for model in starry-night-fast gallery starry-night; do
   step 60 "gate-$model" nst-export verify "$repository/$model/1"
 done
-step 90 tests python3 -m pytest -q -m gpu -p no:cacheprovider tests/core tests/export/test_card.py tests/server tests/trainer/test_optimize.py tests/trainer/test_lbfgs.py
+step 90 tests python3 -m pytest -q -m gpu -p no:cacheprovider tests/core tests/export/test_gpu.py tests/server tests/trainer/test_optimize.py tests/trainer/test_lbfgs.py
 # How fast is it?
 minutes=$(( (end - SECONDS) * 6 / 600 )); [ "$minutes" -gt 6 ] && minutes=6; [ "$minutes" -lt 1 ] && minutes=1
 step $((minutes * 60 + 30)) bench nst-bench --minutes "$minutes" --device gpu -r "$repository" ${style:+--style "$style"} -o "$out/bench"

@@ -1,4 +1,4 @@
-"""`make gallery`: run the commands of docs/optimization.md and keep their pictures beside it.
+"""`make gallery`: run the commands of docs/optimization.md and keep the images that they write.
 
 Usage: python dev/gallery.py PAINTINGS TEXTURES [NAME...]; with names, only the commands that write NAME.*
 """
@@ -18,7 +18,7 @@ PICTURES = Path("docs/pictures/optimization")
 
 
 def main(paintings: Path, textures: Path, names: list[str]) -> None:
-    """Each command in a folder that has photographs/, paintings/ and textures/, as the document says."""
+    """Run each command in a folder that has photographs/, paintings/ and textures/, as the document expects."""
     blocks = re.findall(r"^```sh\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
     nst = str(Path(sys.executable).parent / "nst")
     with tempfile.TemporaryDirectory() as temporary:

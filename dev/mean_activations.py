@@ -12,12 +12,12 @@ import torch
 from nst_core.files import atomic_write
 from nst_core.images import fit, open_image
 from nst_trainer.images import to_tensor
-from nst_trainer.vgg import Vgg16
-from nst_trainer.weights import CONVOLUTIONS, MEAN_ACTIVATIONS, vgg16_weights
+from nst_trainer.vgg import CONVOLUTIONS, Vgg16
+from nst_trainer.weights import MEAN_ACTIVATIONS, vgg16_weights
 
 
 def main(folder: Path) -> None:
-    """Each picture counts alike; average pooling, as in the paper."""
+    """Each image has the same weight; average pooling, as in the paper."""
     vgg = Vgg16(vgg16_weights(), pooling="average")
     rectified = [name.replace("conv", "relu") for name in CONVOLUTIONS]
     files = sorted(folder.glob("*.jpg"))

@@ -44,7 +44,8 @@ from nst_core.images import (
     save_image,
     side_by_side,
 )
-from nst_export import pipeline as exporter
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_and_publish
 
 FOLDER = Path("docs/pictures")
 MODELS = Path("models")
@@ -67,8 +68,8 @@ def main() -> None:
         repository = Path(scratch) / "model_repository"
         given = [Path(argument) for argument in sys.argv[1:]]
         for name in (GALLERY, *OWN_NETWORKS, *([STARRY_NIGHT] if given else [])):
-            plan = exporter.Plan(cores=os.cpu_count() or 1)
-            exporter.export(MODELS / f"{name}.pth", name, repository, plan, say=say)
+            plan = ExportPlan(cores=os.cpu_count() or 1)
+            export_and_publish(MODELS / f"{name}.pth", name, repository, plan, on_progress=say)
         url = f"local:{repository}"
         with StyleClient(url) as client:
             if given:
@@ -144,7 +145,7 @@ def video(url: str, scratch: Path) -> None:
     plan = VideoSettings(Schedule.of("0:the-starry-night, 1.5s:great-wave, 4s:the-starry-night"), smooth=True, crf=10)
     with progress("frames", FRAME_RATE * VIDEO_SECONDS) as update:
         result = stylize_video(
-            source, target, plan, partial(AsyncStyleClient, url), on_frame=lambda done, total: update(done, "")
+            source, target, plan, partial(AsyncStyleClient, url), on_progress=lambda done, total: update(done, "")
         )
     assert result.warping_error
     say("warping error {:.2f} before smoothing, {:.2f} after".format(*result.warping_error))

@@ -1,4 +1,4 @@
-"""Take the pictures of the page that stand in the docs, with models/gallery.pth behind a real server.
+"""Take the docs' screenshots of the page, with models/gallery.pth behind a real server.
 
 Usage: python dev/screenshots.py; needs .triton (make demo) and chromium.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from nst_core.images import ImageData, open_image, sample_photographs, save_image
-from nst_export import pipeline as exporter
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_and_publish
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import find_triton
 from nst_server.process.supervisor import run_triton
@@ -24,16 +25,16 @@ from nst_server.process.supervisor import run_triton
 GALLERY = Path("models/gallery.pth")
 PICTURES = Path("docs/pictures")
 PHOTOGRAPHS = {path.stem: path for path in sample_photographs()}
-PATIENCE = 120_000
-"""Milliseconds for what takes a second or two on an idle machine."""
+TIMEOUT_MILLISECONDS = 120_000
+"""For what takes a second or two on an idle machine."""
 
 
 @contextmanager
 def site(folder: Path) -> Iterator[str]:
-    """The address of a page on which styles can be made, too."""
+    """The address of a page that can also make styles."""
     gallery, repository = folder / GALLERY.name, folder / "model_repository"
     shutil.copy(GALLERY, gallery)
-    exporter.export(gallery, gallery.stem, repository, exporter.Plan(cores=os.cpu_count() or 1), say=print)
+    export_and_publish(gallery, gallery.stem, repository, ExportPlan(cores=os.cpu_count() or 1), on_progress=print)
     endpoints = Endpoints.free()
     with run_triton(find_triton(Path(".triton"), print), repository, endpoints, folder / "triton.log"):
         nst = str(Path(sys.executable).parent / "nst")
@@ -49,7 +50,7 @@ def site(folder: Path) -> Iterator[str]:
 def opened(browser: Browser, url: str, photo: str, width: int, height: int) -> Page:
     """The page with all its thumbnails, a photograph, and a style chosen."""
     page = browser.new_page(viewport={"width": width, "height": height})
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(TIMEOUT_MILLISECONDS)
     page.goto(url)
     page.wait_for_function(
         """() => {
@@ -63,8 +64,8 @@ def opened(browser: Browser, url: str, photo: str, width: int, height: int) -> P
     return page
 
 
-def painted(page: Page, count: int, divider: int) -> None:
-    """Paint, and show so much of the photograph as it was (percent)."""
+def stylize(page: Page, count: int, divider: int) -> None:
+    """Stylize, and show `divider` percent of the content image beside the result; `count` results are then listed."""
     page.click("#paint")
     page.wait_for_function(
         """(count) => {
@@ -79,36 +80,36 @@ def painted(page: Page, count: int, divider: int) -> None:
 
 
 def taken(page: Page, name: str, **options: bool) -> None:
-    """Write it as JPEG: the paintings in it are too large as PNG."""
+    """Write it as JPEG: the images on it are too large as PNG."""
     with tempfile.TemporaryDirectory() as scratch:
         page.screenshot(path=f"{scratch}/page.png", **options)
-        picture = ImageData(open_image(Path(scratch) / "page.png").pixels)
-    save_image(picture, PICTURES / f"{name}.jpg", quality=88)
-    print(f"wrote {PICTURES / name}.jpg: {picture.width}x{picture.height}")
+        image = ImageData(open_image(Path(scratch) / "page.png").pixels)
+    save_image(image, PICTURES / f"{name}.jpg", quality=88)
+    print(f"wrote {PICTURES / name}.jpg: {image.width}x{image.height}")
 
 
 def desktop(browser: Browser, url: str) -> None:
-    """A cup of coffee in one style, then in a mix of two."""
+    """A cup of coffee in one style, then in an interpolation of two."""
     page = opened(browser, url, "coffee", 1180, 900)
-    painted(page, 1, 0)
+    stylize(page, 1, 0)
     page.check("#mix")
     page.click("[data-style='composition-vii']")
     for style, percent in (("great-wave", 100), ("composition-vii", 35)):
         page.locator(f"[aria-label='How much of {style}']").fill(str(percent))
-    painted(page, 2, 42)
+    stylize(page, 2, 42)
     taken(page, "web-desktop", full_page=True)
 
 
 def phone(browser: Browser, url: str) -> None:
     """A face, and what a phone shows at once."""
     page = opened(browser, url, "astronaut", 390, 844)
-    painted(page, 1, 42)
+    stylize(page, 1, 42)
     page.evaluate("scrollTo(0, 0)")
     taken(page, "web-phone")
 
 
 def main() -> None:
-    """Both, as a visitor each."""
+    """Take both screenshots, each as a new visitor."""
     with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as url, sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         with playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags) as browser:

@@ -15,4 +15,4 @@ get() {
 
 get health/ready            # status 200 and nothing else, needs no token
 get models/stats            # .model_stats[].name are the models
-get "models/$model/config"  # .parameters: styles, min_side and max_pixels; .max_batch_size: pictures in a request
+get "models/$model/config"  # .parameters: styles, min_side and max_pixels; .max_batch_size: images in a request

@@ -1,7 +1,7 @@
-// Paint a picture, JPEG or PNG to PNG, with Go's standard library.
+// Stylize an image, JPEG or PNG to PNG, with Go's standard library.
 //
-//	go run stylize.go photo.jpg painted.png http://127.0.0.1:8000 starry-night-fast
-//	go run stylize.go photo.jpg painted.png http://127.0.0.1:8000 gallery 0.7 0.3    # a mix of the model's two styles
+//	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 starry-night-fast
+//	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3    # interpolates its two styles
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 
 type object map[string]any
 
-// stylize returns the painting's RGB bytes, rows from the top, of a picture's.
+// stylize returns the RGB bytes of the stylized image for those of an image, rows from the top.
 func stylize(url, model string, pixels []byte, width, height int, weights []float64) ([]byte, error) {
 	inputs := []object{{
 		"name": "image", "datatype": "UINT8", "shape": []int{1, height, width, 3},
@@ -61,48 +61,48 @@ func stylize(url, model string, pixels []byte, width, height int, weights []floa
 	}
 	start, err := strconv.Atoi(answer.Header.Get("Inference-Header-Content-Length"))
 	if err != nil || len(body)-start != len(pixels) {
-		return nil, fmt.Errorf("the answer is no picture of %dx%d", width, height)
+		return nil, fmt.Errorf("the answer is no image of %dx%d", width, height)
 	}
 	return body[start:], nil
 }
 
-func run(photo, painting, url, model string, shares []string) error {
-	file, err := os.Open(photo)
+func run(source, target, url, model string, styleWeights []string) error {
+	file, err := os.Open(source)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	picture, _, err := image.Decode(file)
+	content, _, err := image.Decode(file)
 	if err != nil {
-		return fmt.Errorf("%s: %w", photo, err)
+		return fmt.Errorf("%s: %w", source, err)
 	}
 	var weights []float64
-	for _, share := range shares {
-		weight, err := strconv.ParseFloat(share, 32)
+	for _, text := range styleWeights {
+		weight, err := strconv.ParseFloat(text, 32)
 		if err != nil {
 			return err
 		}
 		weights = append(weights, weight)
 	}
-	bounds := picture.Bounds()
+	bounds := content.Bounds()
 	width, height := bounds.Dx(), bounds.Dy()
 	pixels := make([]byte, 0, width*height*3)
 	for y := bounds.Min.Y; y < bounds.Max.Y; y++ {
 		for x := bounds.Min.X; x < bounds.Max.X; x++ {
-			r, g, b, _ := picture.At(x, y).RGBA() // 16 bits each
+			r, g, b, _ := content.At(x, y).RGBA() // 16 bits each
 			pixels = append(pixels, byte(r>>8), byte(g>>8), byte(b>>8))
 		}
 	}
-	painted, err := stylize(url, model, pixels, width, height, weights)
+	stylized, err := stylize(url, model, pixels, width, height, weights)
 	if err != nil {
 		return err
 	}
 	result := image.NewNRGBA(image.Rect(0, 0, width, height))
 	for i := 0; i < width*height; i++ {
-		rgb := painted[3*i : 3*i+3]
+		rgb := stylized[3*i : 3*i+3]
 		result.SetNRGBA(i%width, i/width, color.NRGBA{R: rgb[0], G: rgb[1], B: rgb[2], A: 255})
 	}
-	output, err := os.Create(painting)
+	output, err := os.Create(target)
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func run(photo, painting, url, model string, shares []string) error {
 
 func main() {
 	if len(os.Args) < 5 {
-		fmt.Fprintln(os.Stderr, "usage: stylize photo.jpg painted.png http://127.0.0.1:8000 MODEL [WEIGHT...]")
+		fmt.Fprintln(os.Stderr, "usage: stylize photo.jpg stylized.png http://127.0.0.1:8000 MODEL [WEIGHT...]")
 		os.Exit(2)
 	}
 	if err := run(os.Args[1], os.Args[2], os.Args[3], os.Args[4], os.Args[5:]); err != nil {

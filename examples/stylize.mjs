@@ -1,12 +1,12 @@
-// Paint a picture with fetch: Node 18 or newer without packages, and `stylize` as it is in a browser.
+// Stylize an image with fetch: Node 18 or newer without packages, and `stylize` as it is in a browser.
 //
-//     node stylize.mjs photo.ppm painted.ppm http://127.0.0.1:8000 starry-night-fast
-//     node stylize.mjs photo.ppm painted.ppm http://127.0.0.1:8000 gallery 0.7 0.3    # a mix of the model's two styles
+//     node stylize.mjs photo.ppm stylized.ppm http://127.0.0.1:8000 starry-night-fast
+//     node stylize.mjs photo.ppm stylized.ppm http://127.0.0.1:8000 gallery 0.7 0.3    # interpolates its two styles
 import { readFileSync, writeFileSync } from "node:fs";
 
-/** The painting's RGB bytes. `picture` has width, height and its RGB bytes as `pixels`, rows from the top. */
-async function stylize(url, model, picture, { weights = [], token } = {}) {
-  const { width, height, pixels } = picture;
+/** The RGB bytes of the stylized image. `image` has width, height and its RGB bytes as `pixels`, rows from the top. */
+async function stylize(url, model, image, { weights = [], token } = {}) {
+  const { width, height, pixels } = image;
   const inputs = [
     { name: "image", datatype: "UINT8", shape: [1, height, width, 3], parameters: { binary_data_size: pixels.length } },
   ];
@@ -30,17 +30,17 @@ async function stylize(url, model, picture, { weights = [], token } = {}) {
   return new Uint8Array(await answer.arrayBuffer(), start);
 }
 
-const [photo, painting, url, model, ...weights] = process.argv.slice(2);
+const [source, target, url, model, ...weights] = process.argv.slice(2);
 try {
   // PPM is three short lines of text and then the raw RGB bytes: ffmpeg -i photo.jpg photo.ppm
-  const file = readFileSync(photo);
+  const file = readFileSync(source);
   const lines = file.toString("latin1", 0, 64).match(/^P6\s+(\d+)\s+(\d+)\s+255\s/);
-  if (!lines) throw new Error(`${photo}: not a PPM of 8 bits (P6, 255)`);
+  if (!lines) throw new Error(`${source}: not a PPM of 8 bits (P6, 255)`);
   const [text, width, height] = [lines[0], Number(lines[1]), Number(lines[2])];
-  const picture = { width, height, pixels: file.subarray(text.length) };
+  const image = { width, height, pixels: file.subarray(text.length) };
   const options = { weights: weights.map(Number), token: process.env.NST_TOKEN };
-  const painted = await stylize(url, model, picture, options);
-  writeFileSync(painting, Buffer.concat([Buffer.from(`P6\n${width} ${height}\n255\n`), painted]));
+  const stylized = await stylize(url, model, image, options);
+  writeFileSync(target, Buffer.concat([Buffer.from(`P6\n${width} ${height}\n255\n`), stylized]));
 } catch (error) {
   console.error(`error: ${error.message}${error.cause ? `: ${error.cause.message}` : ""}`);
   process.exit(1);

@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
-# Paint a picture with curl. PPM is three short lines of text and then the raw RGB bytes that the model takes; every
-# tool for pictures reads and writes it: ffmpeg -i photo.jpg photo.ppm.
+# Stylize an image with curl. PPM is three short lines of text and then the raw RGB bytes that the model takes; every
+# tool for images reads and writes it: ffmpeg -i photo.jpg photo.ppm.
 #
-#     stylize.sh photo.ppm painted.ppm http://127.0.0.1:8000 starry-night-fast
-#     stylize.sh photo.ppm painted.ppm http://127.0.0.1:8000 gallery 0.7 0.3     # a mix of the model's two styles
+#     stylize.sh photo.ppm stylized.ppm http://127.0.0.1:8000 starry-night-fast
+#     stylize.sh photo.ppm stylized.ppm http://127.0.0.1:8000 gallery 0.7 0.3     # interpolates its two styles
 #
 # The token, if the server wants one, is in NST_TOKEN; curl gets it in a file, since everybody's ps shows arguments.
 set -euo pipefail
-photo=$1 painting=$2 url=$3 model=$4
+source=$1 target=$2 url=$3 model=$4
 weights=("${@:5}")
 export no_proxy="localhost,127.0.0.1,::1,${no_proxy-${NO_PROXY-}}"  # a proxy is not for a server on this machine
 
-{ read -r kind && read -r width height && read -r depth; } < "$photo"
-[[ $kind == P6 && $depth == 255 ]] || { echo "$photo: not a PPM of 8 bits (P6, 255)" >&2; exit 1; }
+{ read -r kind && read -r width height && read -r depth; } < "$source"
+[[ $kind == P6 && $depth == 255 ]] || { echo "$source: not a PPM of 8 bits (P6, 255)" >&2; exit 1; }
 size=$((width * height * 3))
 
 binary='"parameters": {"binary_data'
 inputs='{"name": "image", "datatype": "UINT8", "shape": [1, '$height', '$width', 3], '$binary'_size": '$size'}}'
 if ((${#weights[@]})); then
-    shares=$(IFS=,; echo "${weights[*]}")
-    inputs+=', {"name": "style_weights", "datatype": "FP32", "shape": [1, '${#weights[@]}'], "data": ['$shares']}'
+    numbers=$(IFS=,; echo "${weights[*]}")
+    inputs+=', {"name": "style_weights", "datatype": "FP32", "shape": [1, '${#weights[@]}'], "data": ['$numbers']}'
 fi
 header='{"inputs": ['$inputs'], "outputs": [{"name": "stylized", '$binary'": true}}]}'
 
 answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
 # The body is the header and the pixels; so is the answer's.
-{ printf '%s' "$header"; tail -c "$size" "$photo"; } |
+{ printf '%s' "$header"; tail -c "$size" "$source"; } |
     curl --silent --show-error --fail-with-body --output "$answer" --data-binary @- \
         -H "Content-Type: application/octet-stream" \
         -H "Inference-Header-Content-Length: ${#header}" \
         -H @<(printf 'nst-token: %s\n' "${NST_TOKEN-}") \
         "$url/v2/models/$model/infer" || { cat "$answer" >&2; exit 1; }
-{ printf 'P6\n%d %d\n255\n' "$width" "$height"; tail -c "$size" "$answer"; } > "$painting"
+{ printf 'P6\n%d %d\n255\n' "$width" "$height"; tail -c "$size" "$answer"; } > "$target"

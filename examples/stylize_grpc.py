@@ -1,7 +1,7 @@
-"""Paint a picture over gRPC with NVIDIA's client: pip install tritonclient[grpc] pillow.
+"""Stylize an image over gRPC with NVIDIA's client: pip install tritonclient[grpc] pillow.
 
-python stylize_grpc.py photo.jpg painted.png grpc://127.0.0.1:8001 starry-night-fast
-python stylize_grpc.py photo.jpg painted.png grpc://127.0.0.1:8001 gallery 0.7 0.3     # a mix of the model's two styles
+python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 starry-night-fast
+python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 gallery 0.7 0.3     # interpolates its two styles
 """
 
 import os
@@ -13,8 +13,8 @@ import tritonclient.grpc as triton
 from PIL import Image, ImageOps
 from tritonclient.utils import InferenceServerException
 
-photo, painting, url, model, *weights = sys.argv[1:]
-image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
+source, target, url, model, *weights = sys.argv[1:]
+image = ImageOps.exif_transpose(Image.open(source)).convert("RGB")
 arrays = {"image": np.asarray(image)[None]}  # uint8 [1, H, W, 3]
 if weights:
     arrays["style_weights"] = np.array([weights], np.float32)  # [1, S]
@@ -31,7 +31,7 @@ server = urlsplit(url)
 os.environ["no_proxy"] = f"localhost,127.0.0.1,::1,{os.environ.get('no_proxy', '')}"
 try:
     with triton.InferenceServerClient(server.netloc, ssl=server.scheme == "grpcs") as client:
-        painted = client.infer(model, inputs, headers=headers, client_timeout=60).as_numpy("stylized")
+        stylized = client.infer(model, inputs, headers=headers, client_timeout=60).as_numpy("stylized")
 except InferenceServerException as error:
     sys.exit(str(error))
-Image.fromarray(painted[0]).save(painting)
+Image.fromarray(stylized[0]).save(target)

@@ -1,7 +1,7 @@
-"""Paint a picture over HTTP with Python's standard library; Pillow opens and saves it.
+"""Stylize an image over HTTP with Python's standard library; Pillow opens and saves it.
 
-python stylize_http.py photo.jpg painted.png http://127.0.0.1:8000 starry-night-fast
-python stylize_http.py photo.jpg painted.png http://127.0.0.1:8000 gallery 0.7 0.3     # a mix of the model's two styles
+python stylize_http.py photo.jpg stylized.png http://127.0.0.1:8000 starry-night-fast
+python stylize_http.py photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3     # interpolates its two styles
 """
 
 import json
@@ -12,15 +12,15 @@ from urllib.request import Request, urlopen
 
 from PIL import Image, ImageOps
 
-photo, painting, url, model, *weights = sys.argv[1:]
-image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
+source, target, url, model, *weights = sys.argv[1:]
+image = ImageOps.exif_transpose(Image.open(source)).convert("RGB")
 pixels = image.tobytes()  # rows from the top, R G B each a byte
 
 shape = [1, image.height, image.width, 3]
 inputs = [{"name": "image", "datatype": "UINT8", "shape": shape, "parameters": {"binary_data_size": len(pixels)}}]
 if weights:
-    shares = [float(weight) for weight in weights]
-    inputs.append({"name": "style_weights", "datatype": "FP32", "shape": [1, len(shares)], "data": shares})
+    numbers = [float(weight) for weight in weights]
+    inputs.append({"name": "style_weights", "datatype": "FP32", "shape": [1, len(numbers)], "data": numbers})
 outputs = [{"name": "stylized", "parameters": {"binary_data": True}}]
 header = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
 
@@ -34,4 +34,4 @@ try:
         body, start = answer.read(), int(answer.headers["Inference-Header-Content-Length"])
 except HTTPError as error:
     sys.exit(f"{error}: {error.read().decode(errors='replace')}")
-Image.frombytes("RGB", image.size, body[start:]).save(painting)
+Image.frombytes("RGB", image.size, body[start:]).save(target)

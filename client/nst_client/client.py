@@ -18,8 +18,8 @@ class StyleClient(BaseClient):
     when one fails. The names of a list are resolved once, a DNS name whenever a connection ends.
 
     A client may be used by any number of threads. It connects anew in a forked process, and when it is pickled to
-    another one; gRPC does not work after a fork of a process that has used it, which is an `InputError`. A proxy of
-    the environment is used for all hosts but this one. Use the client in a `with` block, or `close` it.
+    another one; gRPC does not work after a fork of a process that has used it, which is an `InputError`. Hosts
+    other than this machine are reached through the environment's proxy. Use a client in a `with` block, or `close` it.
     """
 
     _aio = False

@@ -13,7 +13,7 @@ A message is one line: what is wrong, with the value, and what to do.
 
 from __future__ import annotations
 
-from nst_core.packages.distribution import install_command
+from nst_core.distribution import install_command
 
 
 class NstError(Exception):
@@ -25,7 +25,7 @@ class InputError(NstError):
 
 
 class ImageError(InputError):
-    """A file that is no readable picture, or one beyond the limit of pixels."""
+    """A file that is no readable image, or an image beyond the limit of pixels."""
 
 
 class WriteError(InputError):

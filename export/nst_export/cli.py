@@ -11,13 +11,16 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from nst_core.console import console, fail, one_line_errors, say, show
+from nst_core.contract import Purpose
 from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
 from nst_core.options import CommandLine, ProgressJson
+from nst_export.tensorrt import DEFAULT_SHAPES
 
 if TYPE_CHECKING:
-    from nst_export.pipeline import Target
-    from nst_export.rewrites import Engine
+    from nst_core.events import EventLog
+    from nst_export.export_plan import ExportPlan, Target
+    from nst_export.graph.rewrites import Runtime
 
 
 class _CheckpointOrCommand(TyperGroup):
@@ -50,7 +53,7 @@ def publish(
         str | None, typer.Option("--name", "-n", help="Name of the served model; if not given, the file's.")
     ] = None,
     device: Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)] = "auto",
-    engine: Annotated[
+    runtime: Annotated[
         Literal["cpu", "gpu", "tensorrt"] | None,
         typer.Option(
             "--for", help="What will run it: cpu, gpu (ONNX Runtime CUDA) or tensorrt. If not given, --device says."
@@ -69,7 +72,7 @@ def publish(
     ] = None,
     precision: Annotated[
         Literal["fp32", "fp16"] | None,
-        typer.Option(help="fp16: convolutions in half precision, normalisations not. If not given, TensorRT's."),
+        typer.Option(help="fp16: convolutions in half precision, normalizations not; default for TensorRT, else fp32."),
     ] = None,
     rewrites: Annotated[
         str | None,
@@ -77,13 +80,13 @@ def publish(
     ] = None,
     shapes: Annotated[
         str, typer.Option(help="For TensorRT: min/opt/max, each height x width or batch x height x width.")
-    ] = "16x16/512x512/4x1920x1920",
+    ] = DEFAULT_SHAPES,
     compute_capability: Annotated[
-        str | None, typer.Option(help="For tensorrt-rtx: GPUs such as 8.9,12.0; if not given, all that it knows.")
+        str | None, typer.Option(help="For tensorrt-rtx: GPUs such as 8.9,12.0; if not given, all that it supports.")
     ] = None,
     tiled: Annotated[
         bool,
-        typer.Option("--tiled", help="Also the two parts that paint a picture in tiles, for pictures of any size."),
+        typer.Option("--tiled", help="Also the two parts that stylize an image in tiles, for images of any size."),
     ] = False,
     cores: Annotated[int, typer.Option(help="Cores of the machine that will serve.", min=1)] = os.cpu_count() or 1,
     instances: Annotated[int, typer.Option(help="Copies that share those cores or the GPU.", min=1)] = 1,
@@ -95,28 +98,29 @@ def publish(
 ) -> None:
     """Export checkpoints, compare each with PyTorch, and publish it for Triton.
 
-    Beside it: nst-export inspect FOLDER says what was published; nst-export verify FOLDER runs an
-    engine that could not run where it was exported.
+    `nst-export inspect FOLDER` shows what was published. `nst-export verify FOLDER` runs an engine that could not run
+    on the machine that exported it.
     """
     with one_line_errors("export", command="nst export", progress_json=progress_json) as events:
-        from nst_export import pipeline as exporter
-        from nst_export import tensorrt
+        from nst_export.checkpoints import find_checkpoints
+        from nst_export.export_plan import ExportPlan, default_provider
+        from nst_export.tensorrt import parse_shapes
 
-        found = exporter.find(checkpoints)
+        found = find_checkpoints(checkpoints)
         if name and len(found) > 1:
             raise InputError(f"--name is for one checkpoint, and these are {len(found)}")
-        capabilities = _capabilities(target, compute_capability)
-        chosen = _engine(device, engine, target)
+        capabilities = _compute_capabilities(target, compute_capability)
+        chosen = _runtime(device, runtime, target)
         if execution_provider and chosen != "cpu":
             raise InputError(f"--execution-provider {execution_provider} is for a CPU, and this is for {chosen}")
-        plan = exporter.Plan(
+        plan = ExportPlan(
             target=target,
             precision=precision,
-            engine=chosen,
-            provider=execution_provider or exporter.provider_here(),
+            runtime=chosen,
+            provider=execution_provider or default_provider(),
             rewrites=None if rewrites is None else _names(rewrites),
-            profile=tensorrt.profile_of(shapes),
-            devices=capabilities,
+            profile=parse_shapes(shapes),
+            compute_capabilities=capabilities,
             tiled=tiled,
             cores=cores,
             instances=instances,
@@ -125,26 +129,7 @@ def publish(
         folder = repository or Path("engines" if target == "tensorrt-rtx" else "model_repository")
         if load and target == "tensorrt-rtx":
             raise InputError("--load is for what Triton serves, and it has no backend for tensorrt-rtx")
-        failures = 0
-        for position, path in enumerate(found):
-            events.progress("exporting", position, len(found), unit="checkpoints", checkpoint=path)
-            try:
-                published = exporter.export(path, name or path.stem, folder, plan, say=say)
-            except NstError as error:
-                if len(found) == 1:
-                    raise
-                fail(type(error)(f"{path}: {error}"))
-                events.write("refused", checkpoint=path, message=" ".join(str(error).split()))
-                failures += 1
-                continue
-            for one in published:
-                _show(one.verification, figures=one.verification["purpose"] != "statistics")  # one gate for both parts
-                say(f"published {one.folder}")
-                model = one.verification["model"]
-                events.write("published", model=model, version=one.folder.name, folder=one.folder)
-            if load:
-                for one in published:
-                    _load(load, one.verification["model"], one.folder.name)
+        failures = _export_all(found, name, folder, plan, load, events)
         if failures:
             say(f"{failures} of {len(found)} failed")
             events.end("failed", message=f"{failures} of {len(found)} failed")
@@ -154,50 +139,33 @@ def publish(
             say(f"serve it: nst-serve --repository {folder}")
 
 
-@app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(help="A repository, a model in it, a version of one, or an ONNX file.")],
-    size: Annotated[int, typer.Option(help="Side of the picture whose arithmetic is counted, pixels.", min=64)] = 512,
-) -> None:
-    """Print what was published: tensors, precision, operators, size, arithmetic, verification, how it was made."""
-    with one_line_errors("export"):
-        from nst_export import inspection
+def _export_all(
+    paths: list[Path], name: str | None, repository: Path, plan: ExportPlan, server: str | None, events: EventLog
+) -> int:
+    """Export each checkpoint, and have `server` load it; return how many failed. A single failure is raised."""
+    from nst_export.pipeline import export_and_publish
 
-        for position, folder in enumerate(inspection.find(path)):
-            if position:
-                show("")
-            for line in inspection.describe(folder, size):
-                show(line)
-
-
-@app.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="A version of a published model, such as engines/starry-night/1.")],
-) -> None:
-    """Run an engine for GPUs on this machine's, compare it with its verified graph, and note the figures."""
-    with one_line_errors("export"):
-        from nst_export import pipeline as exporter
-
-        _show(exporter.verify_published(folder))
-        say(f"verified {folder}")
-
-
-def _engine(wanted: DeviceChoice, engine: Engine | None, target: Target | None) -> Engine:
-    """What will run the model: `--for`, what the target is for, or what the device has, which is said."""
-    from nst_export.pipeline import engine_for
-
-    if target in ("tensorrt", "tensorrt-rtx"):
-        if engine not in (None, "tensorrt"):
-            raise InputError(f"--for {engine} does not go with --target {target}: leave it out")
-        engine = "tensorrt"
-    if engine is None:
-        device = choose(wanted)
-        say(f"device {device}")
-        return engine_for(device, target)
-    if wanted != "auto" and (wanted == "cpu") != (engine == "cpu"):
-        given = f"--target {target}" if target in ("tensorrt", "tensorrt-rtx") else f"--for {engine}"
-        raise InputError(f"--device {wanted} does not go with {given}: leave one of them out")
-    return engine
+    failures = 0
+    for position, path in enumerate(paths):
+        events.progress("exporting", position, len(paths), unit="checkpoints", checkpoint=path)
+        try:
+            published = export_and_publish(path, name or path.stem, repository, plan, on_progress=say)
+        except NstError as error:
+            if len(paths) == 1:
+                raise
+            fail(type(error)(f"{path}: {error}"))
+            events.write("refused", checkpoint=path, message=" ".join(str(error).split()))
+            failures += 1
+            continue
+        for model in published:
+            # Both parts of a tiled model have the same checks.
+            _show(model.verification, figures=model.verification["purpose"] != Purpose.STATISTICS)
+            say(f"published {model.folder}")
+            events.write("published", model=model.verification["model"], version=model.folder.name, folder=model.folder)
+        if server:
+            for model in published:
+                _load(server, model.verification["model"], model.folder.name)
+    return failures
 
 
 def _load(url: str, model: str, version: str) -> None:
@@ -213,11 +181,57 @@ def _load(url: str, model: str, version: str) -> None:
     say(f"{url} serves version {version} of {model}")
 
 
-def _capabilities(target: Target | None, names: str | None) -> tuple[str, ...]:
-    from nst_export import tensorrt
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A repository, a model in it, a version of a model, or an ONNX file.")],
+    size: Annotated[int, typer.Option(help="Side of the image whose arithmetic is counted, pixels.", min=64)] = 512,
+) -> None:
+    """Print what was published: tensors, precision, operators, size, arithmetic, verification, how it was made."""
+    with one_line_errors("export"):
+        from nst_export.inspection import describe, find_versions
+
+        for position, version in enumerate(find_versions(path)):
+            if position:
+                show("")
+            for line in describe(version, size):
+                show(line)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A version of a published model, such as engines/starry-night/1.")],
+) -> None:
+    """Run an engine for GPUs on this machine's, compare it with its verified graph, and note the figures."""
+    with one_line_errors("export"):
+        from nst_export.gpu_engine import verify_published
+
+        _show(verify_published(folder))
+        say(f"verified {folder}")
+
+
+def _runtime(wanted: DeviceChoice, runtime: Runtime | None, target: Target | None) -> Runtime:
+    """What runs the model: `--for`, or what the target is for, or what suits the device, which is said."""
+    from nst_export.export_plan import runtime_for
+
+    if target in ("tensorrt", "tensorrt-rtx"):
+        if runtime not in (None, "tensorrt"):
+            raise InputError(f"--for {runtime} does not go with --target {target}: leave it out")
+        runtime = "tensorrt"
+    if runtime is None:
+        device = choose(wanted)
+        say(f"device {device}")
+        return runtime_for(device, target)
+    if wanted != "auto" and (wanted == "cpu") != (runtime == "cpu"):
+        given = f"--target {target}" if target in ("tensorrt", "tensorrt-rtx") else f"--for {runtime}"
+        raise InputError(f"--device {wanted} does not go with {given}: leave one of them out")
+    return runtime
+
+
+def _compute_capabilities(target: Target | None, names: str | None) -> tuple[str, ...]:
+    from nst_export.tensorrt import compute_capabilities
 
     if target == "tensorrt-rtx":
-        return tuple(tensorrt.capabilities(names))
+        return tuple(compute_capabilities(names))
     if names:
         raise InputError("--compute-capability is for --target tensorrt-rtx")
     return ()
@@ -228,18 +242,19 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _show(document: dict[str, Any], *, figures: bool = True) -> None:
-    """The engine, if there is one, and the gate's figures as a table."""
+    """Print the status of the engine for GPUs, if there is one, and a table of the worst figures of every engine."""
     if engine := document["engine"]:
         say(f"{document['model']}: {engine['status']}" + (f" ({engine['library']})" if engine["library"] else ""))
     if not figures:
         return
     table = Table("engine", "checks", "max", "99.9 %", "mean", "PSNR")
-    for engine in dict.fromkeys(one["engine"] for one in document["checks"]):
-        own = [one for one in document["checks"] if one["engine"] == engine]
-        judged = [one for one in own if one.get("judged", True)]
-        worst = {figure: max(one[figure] for one in judged) for figure in ("maximum", "quantile", "mean")}
-        least = min((one["psnr"] for one in judged if one["psnr"] is not None), default=None)
-        psnr = "same" if least is None else f"{least:.1f} dB"
-        figures_shown = (f"{worst['maximum']} of 255", f"{worst['quantile']:g}", f"{worst['mean']:.5f}", psnr)
-        table.add_row(engine, str(len(own)), *figures_shown)
+    for name in dict.fromkeys(check["engine"] for check in document["checks"]):
+        own = [check for check in document["checks"] if check["engine"] == name]
+        judged = [check for check in own if check["judged"]]
+        maximum, quantile, mean = (
+            max(check[f"{figure}_difference"] for check in judged) for figure in ("max", "quantile", "mean")
+        )
+        minimum = min((check["psnr"] for check in judged if check["psnr"] is not None), default=None)
+        psnr = "same" if minimum is None else f"{minimum:.1f} dB"
+        table.add_row(name, str(len(own)), f"{maximum} of 255", f"{quantile:g}", f"{mean:.5f}", psnr)
     console.print(table)

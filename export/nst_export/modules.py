@@ -1,8 +1,7 @@
 """What is exported: networks with the arithmetic around them that spares a client any preprocessing.
 
-`ServedModel` is contract 1, raw pixels in and raw pixels out. `TextureModel` makes pictures from
-noise. `StatisticsModel` and `TiledModel` are contract 1 in two parts, for pictures that are too large
-for one pass.
+`ServedModel` takes raw pixels and returns raw pixels. `TextureModel` makes images from noise. `StatisticsModel` and
+`TiledModel` are a `ServedModel` in two parts, for images that are too large for a single pass.
 """
 
 from __future__ import annotations
@@ -15,25 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS, STYLIZED, TEXTURE, Purpose
 from nst_trainer.networks import ConditionalInstanceNorm, StyledNetwork
-
-INPUT = "image"
-STYLE_WEIGHTS = "style_weights"
-STATISTICS = "statistics"
-OUTPUT = "stylized"
-TEXTURE = "texture"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output. `axes` are sizes, or symbols such as `H`, or multiples of one such as `2h`."""
+    """An input or output. `axes` are sizes, or symbols such as `H`, or multiples of a symbol such as `2h`."""
 
     name: str
     dtype: torch.dtype
     axes: tuple[str | int, ...]
 
     def shown(self) -> str:
-        """For a person: `image uint8 [N,H,W,3]`."""
+        """As messages show it: `image uint8 [N,H,W,3]`."""
         return f"{self.name} {str(self.dtype).removeprefix('torch.')} [{','.join(map(str, self.axes))}]"
 
 
@@ -42,160 +36,161 @@ class Exportable(nn.Module):
 
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
-    purpose = "style"
+    purpose = Purpose.STYLE
 
     def __init__(self, network: StyledNetwork) -> None:
         super().__init__()
         self.network = network
 
     def _image(self) -> TensorSpec:
-        return TensorSpec(INPUT, torch.uint8, ("N", "H", "W", 3))
+        return TensorSpec(IMAGE, torch.uint8, ("N", "H", "W", 3))
 
-    def _mixes(self) -> tuple[TensorSpec, ...]:
+    def _style_weights(self) -> tuple[TensorSpec, ...]:
         """The input that only networks of several styles have."""
         styles = self.network.styles
         return (TensorSpec(STYLE_WEIGHTS, torch.float32, ("N", styles)),) if styles > 1 else ()
 
 
 class ServedModel(Exportable):
-    """A network with the picture's arithmetic around it: /255, padding, cropping, clamp, rounding."""
+    """A network with the image's arithmetic around it: /255, padding, cropping, clamp, rounding."""
 
     def __init__(self, network: StyledNetwork) -> None:
         super().__init__(network)
-        self.inputs = (self._image(), *self._mixes())
-        self.output = TensorSpec(OUTPUT, torch.uint8, ("N", "H", "W", 3))
+        self.inputs = (self._image(), *self._style_weights())
+        self.output = TensorSpec(STYLIZED, torch.uint8, ("N", "H", "W", 3))
 
     def forward(self, image: Tensor, style_weights: Tensor | None = None) -> Tensor:
-        """SRGB `uint8 [N, H, W, 3]` to stylised `uint8 [N, H, W, 3]`, any H and W from 1 up.
+        """From sRGB images to stylized images, both `uint8 [N, H, W, 3]`, with any H and W from 1 up.
 
-        `style_weights` `[N, S]` are shares of the styles, for a network of several; they are cut at 0 and
-        normalised here.
+        `style_weights` `[N, S]` are for a network of several styles; they are clamped at 0 and normalized here.
         """
         height, width = image.shape[1], image.shape[2]
-        y = self.network(_values(image, self.network), _shares(style_weights))
-        return _levels(y[:, :, :height, :width])
+        y = self.network(to_values(image, self.network), _normalized(style_weights))
+        return _to_pixels(y[:, :, :height, :width])
 
 
 class TextureModel(Exportable):
-    """A texture network: noise in, picture out."""
+    """A texture network: noise in, an image out."""
 
-    purpose = "texture"
+    purpose = Purpose.TEXTURE
 
     def __init__(self, network: StyledNetwork) -> None:
         super().__init__(network)
         side = network.min_side
         drawn = network.draw_noise(torch.zeros(1, 3, side, side), torch.Generator())[::-1]
-        factors = [one.shape[2] // drawn[-1].shape[2] for one in drawn]
+        factors = [noise.shape[2] // drawn[-1].shape[2] for noise in drawn]
         self.inputs = (
             *(
-                TensorSpec(f"noise_{factors[0] // factor}", torch.float32, ("N", *_scaled(factor), one.shape[1]))
-                for factor, one in zip(factors, drawn, strict=True)
+                TensorSpec(f"noise_{factors[0] // factor}", torch.float32, ("N", *_scaled(factor), noise.shape[1]))
+                for factor, noise in zip(factors, drawn, strict=True)
             ),
-            *self._mixes(),
+            *self._style_weights(),
         )
         self.output = TensorSpec(TEXTURE, torch.uint8, ("N", *_scaled(factors[0]), 3))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Noise `[N, H / k, W / k, 3]` in [-1/2, 1/2], called `noise_k`, fine to coarse, to `uint8 [N, H, W, 3]`.
+        """From noise `[N, H / k, W / k, 3]` in [-1/2, 1/2], called `noise_k`, fine to coarse, to `uint8 [N, H, W, 3]`.
 
-        H and W are multiples of the network's `multiple`; after the noise come `style_weights` `[N, S]` of a
-        network of several styles. The coarsest noise says how large the picture is: finer ones of other sizes are
-        cut, or repeated at their edge.
+        H and W are multiples of the network's `multiple`; after the noise come the `style_weights` `[N, S]` of a
+        network of several styles. The coarsest noise gives the size of the image: finer noise of another size is
+        cropped, or repeated at its edge.
         """
-        count = len(self.inputs) - len(self._mixes())
-        noise = [one.permute(0, 3, 1, 2) for one in inputs[count - 1 :: -1]]
+        count = len(self.inputs) - len(self._style_weights())
+        noise = [grid.permute(0, 3, 1, 2) for grid in inputs[count - 1 :: -1]]
         rows, columns = noise[0].shape[2:]
-        noise = [_fitted(one, rows * 2**step, columns * 2**step) if step else one for step, one in enumerate(noise)]
-        y = self.network(torch.zeros_like(noise[-1]), _shares(inputs[count] if count < len(inputs) else None), noise)
-        return _levels(y)
+        noise[1:] = [_fitted(grid, rows * 2**step, columns * 2**step) for step, grid in enumerate(noise[1:], start=1)]
+        y = self.network(
+            torch.zeros_like(noise[-1]), _normalized(inputs[count] if count < len(inputs) else None), noise
+        )
+        return _to_pixels(y)
 
 
 class StatisticsModel(Exportable):
-    """Means and variances of every normalisation, from a small copy of the whole picture.
+    """Means and variances of every normalization, from a small copy of the whole image.
 
     Thumbnail Instance Normalization (Chen et al. 2022, *Towards Ultra-Resolution Neural Style Transfer
-    via Thumbnail Instance Normalization*, section 3): tiles that share them join without seams.
+    via Thumbnail Instance Normalization*, section 3): tiles that share these statistics join without seams.
     """
 
-    purpose = "statistics"
+    purpose = Purpose.STATISTICS
 
     def __init__(self, network: StyledNetwork) -> None:
         super().__init__(copy.deepcopy(network))
-        self.seen: list[Tensor] = []
-        _replace_norms(self.network, lambda norm: _Seeing(norm, self.seen))
-        self.inputs = (self._image(), *self._mixes())
+        self.recorded: list[Tensor] = []
+        _replace_norms(self.network, lambda norm: _RecordedNorm(norm, self.recorded))
+        self.inputs = (self._image(), *self._style_weights())
         self.sizes = self._sizes()
         self.output = TensorSpec(STATISTICS, torch.float32, ("N", sum(self.sizes)))
 
     def forward(self, image: Tensor, style_weights: Tensor | None = None) -> Tensor:
-        """SRGB `uint8 [N, H, W, 3]` to `[N, K]`: means and variances, one normalisation after the other."""
-        self.seen.clear()
-        self.network(_values(image, self.network), _shares(style_weights))
-        return torch.cat(self.seen, dim=1)
+        """From sRGB images `uint8 [N, H, W, 3]` to `[N, K]`: the means and variances of each normalization in turn."""
+        self.recorded.clear()
+        self.network(to_values(image, self.network), _normalized(style_weights))
+        return torch.cat(self.recorded, dim=1)
 
     @torch.no_grad()
     def _sizes(self) -> list[int]:
-        """How many numbers each normalisation has, in the order in which they run."""
+        """How many numbers each normalization has, in the order in which they run."""
         side, styles = self.network.min_side, self.network.styles
         self(torch.zeros(1, side, side, 3, dtype=torch.uint8), torch.ones(1, styles) if styles > 1 else None)
-        return [one.shape[1] for one in self.seen]
+        return [statistics.shape[1] for statistics in self.recorded]
 
 
 class TiledModel(Exportable):
-    """`ServedModel` for a part of a picture, with the statistics of the whole one.
+    """`ServedModel` for a tile of an image, with the statistics of the whole image.
 
-    Results are the whole picture's `overlap` pixels and more from those borders of a tile that are not
-    the picture's own, where a tile begins at multiples of the network's `multiple`.
+    A tile begins at multiples of the network's `multiple`. Its result is that of the whole image from `overlap` pixels
+    inside of those borders that are not borders of the image.
     """
 
-    purpose = "tiled"
+    purpose = Purpose.TILED
 
     def __init__(self, network: StyledNetwork) -> None:
         super().__init__(copy.deepcopy(network))
         sizes = StatisticsModel(network).sizes
         self.sizes, self.given = sizes, list[Tensor]()
-        _replace_norms(self.network, lambda norm: _Given(norm, self.given))
-        self.overlap = _reach(self)
-        self.inputs = (self._image(), TensorSpec(STATISTICS, torch.float32, ("N", sum(sizes))), *self._mixes())
-        self.output = TensorSpec(OUTPUT, torch.uint8, ("N", "H", "W", 3))
+        _replace_norms(self.network, lambda norm: _GivenNorm(norm, self.given))
+        self.overlap = _receptive_reach(self)
+        self.inputs = (self._image(), TensorSpec(STATISTICS, torch.float32, ("N", sum(sizes))), *self._style_weights())
+        self.output = TensorSpec(STYLIZED, torch.uint8, ("N", "H", "W", 3))
 
     def forward(self, image: Tensor, statistics: Tensor, style_weights: Tensor | None = None) -> Tensor:
-        """A tile `uint8 [N, H, W, 3]` and `StatisticsModel`'s `[N, K]` to the stylised tile."""
+        """From a tile `uint8 [N, H, W, 3]` and the `[N, K]` of `StatisticsModel` to the stylized tile."""
         height, width = image.shape[1], image.shape[2]
-        y = self.paint(_values(image, self.network), statistics, _shares(style_weights))
-        return _levels(y[:, :, :height, :width])
+        y = self.stylize(to_values(image, self.network), statistics, _normalized(style_weights))
+        return _to_pixels(y[:, :, :height, :width])
 
-    def paint(self, pictures: Tensor, statistics: Tensor, mix: Tensor | None) -> Tensor:
-        """The network itself with given statistics; see `StyledNetwork.forward`."""
+    def stylize(self, x: Tensor, statistics: Tensor, style_weights: Tensor | None) -> Tensor:
+        """Run the network with given statistics; see `StyledNetwork.forward`."""
         self.given[:] = torch.split(statistics, self.sizes, dim=1)
-        y: Tensor = self.network(pictures, mix)
+        y: Tensor = self.network(x, style_weights)
         return y
 
 
-class _Seeing(nn.Module):
-    """A normalisation that tells the statistics it finds."""
+class _RecordedNorm(nn.Module):
+    """A normalization that appends its statistics to `recorded`."""
 
-    def __init__(self, norm: ConditionalInstanceNorm, seen: list[Tensor]) -> None:
+    def __init__(self, norm: ConditionalInstanceNorm, recorded: list[Tensor]) -> None:
         super().__init__()
-        self.norm, self.seen = norm, seen
+        self.norm, self.recorded = norm, recorded
 
-    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, style_weights: Tensor | None) -> Tensor:
         mean = x.mean(dim=(2, 3))
         variance = (x - mean[:, :, None, None]).square().mean(dim=(2, 3))
-        self.seen.append(torch.cat([mean, variance], dim=1))
-        return self.norm.with_statistics(x, mean, variance, mix)
+        self.recorded.append(torch.cat([mean, variance], dim=1))
+        return self.norm.with_statistics(x, mean, variance, style_weights)
 
 
-class _Given(nn.Module):
-    """A normalisation whose statistics are given."""
+class _GivenNorm(nn.Module):
+    """A normalization that takes its statistics from `given`."""
 
     def __init__(self, norm: ConditionalInstanceNorm, given: list[Tensor]) -> None:
         super().__init__()
         self.norm, self.given = norm, given
 
-    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, style_weights: Tensor | None) -> Tensor:
         mean, variance = self.given.pop(0).chunk(2, dim=1)
-        return self.norm.with_statistics(x, mean, variance, mix)
+        return self.norm.with_statistics(x, mean, variance, style_weights)
 
 
 def _replace_norms(module: nn.Module, make: Callable[[ConditionalInstanceNorm], nn.Module]) -> None:
@@ -206,11 +201,11 @@ def _replace_norms(module: nn.Module, make: Callable[[ConditionalInstanceNorm], 
             _replace_norms(child, make)
 
 
-def _reach(model: TiledModel) -> int:
-    """From how far away an input pixel changes an output pixel, given the statistics; a multiple of `multiple`.
+def _receptive_reach(model: TiledModel) -> int:
+    """The distance from which an input pixel changes an output pixel, given the statistics; a multiple of `multiple`.
 
-    Found by the gradient of a copy whose weights and values are all positive, so that nothing cancels and no ReLU
-    is shut, and small, so that the last layer is not saturated.
+    Found by the gradient of a copy whose weights and values are all positive, so that nothing cancels out and every
+    ReLU is active, and small, so that the last layer is not saturated.
     """
     network, multiple = copy.deepcopy(model), model.network.multiple
     network.double()
@@ -222,28 +217,28 @@ def _reach(model: TiledModel) -> int:
         if isinstance(module, ConditionalInstanceNorm):
             module.weight.data.fill_(1.0)
             module.bias.data.fill_(0.0)
-    # Mean 0 and variance 1 everywhere: a normalisation that changes nothing.
+    # Mean 0 and variance 1 everywhere: a normalization that changes nothing.
     statistics = torch.cat([torch.arange(size).ge(size // 2).double() for size in network.sizes])[None]
     styles = network.network.styles
-    mix = torch.full((1, styles), 1.0 / styles, dtype=torch.float64) if styles > 1 else None
+    style_weights = torch.full((1, styles), 1.0 / styles, dtype=torch.float64) if styles > 1 else None
     reach = side = 4 * multiple
     while reach >= side - multiple:
         side *= 2
         line = torch.full((1, 3, model.network.min_side, 2 * side), 0.501, dtype=torch.float64, requires_grad=True)
-        middle = network.paint(line, statistics, mix)[..., side : side + multiple]
+        middle = network.stylize(line, statistics, style_weights)[..., side : side + multiple]
         (gradient,) = torch.autograd.grad(middle.sum(), line)
         touched = gradient.abs().sum(dim=(0, 1, 2)).nonzero()
         reach = max(side - int(touched.min()), int(touched.max()) - (side + multiple - 1))
-    return -(-reach // multiple) * multiple
+    return round_up(reach, multiple)
 
 
-def _values(image: Tensor, network: StyledNetwork) -> Tensor:
-    """Levels `uint8 [N, H, W, 3]` to values `[N, 3, H', W']` in [0, 1], as large as the network needs them.
+def to_values(image: Tensor, network: StyledNetwork) -> Tensor:
+    """From pixels `uint8 [N, H, W, 3]` to values `[N, 3, H', W']` in [0, 1], as large as the network needs them.
 
     H' and W' are the next multiples of the network's `multiple`, and at least its `min_side`. An engine that fails
-    on a small image in the middle of the graph may fail on the next one as well, so that no small image reaches it.
+    on a small image in the middle of the graph may fail on the next image as well, so no small image reaches it.
     """
-    # TensorRT transposes no UINT8: cast first, transpose after, the other way round at the end.
+    # TensorRT does not transpose UINT8: cast first and transpose after; at the end transpose first.
     x = image.float().permute(0, 3, 1, 2) / 255.0
     sides, multiple = image.shape[1:3], network.multiple
     grid = [(side + multiple - 1) // multiple * multiple for side in sides]
@@ -254,9 +249,9 @@ def _values(image: Tensor, network: StyledNetwork) -> Tensor:
 
 
 def _fitted(noise: Tensor, rows: int, columns: int) -> Tensor:
-    """`[N, C, h, w]` as `[N, C, rows, columns]`, cut or with its last row and column repeated.
+    """`[N, C, h, w]` as `[N, C, rows, columns]`, cropped or with its last row and column repeated.
 
-    As in `_values`: noise that does not fit together would fail in the middle of the graph.
+    As in `to_values`: grids of noise that do not fit together would fail in the middle of the graph.
     """
     height, width = noise.shape[2:]
     missing = (0, _missing(width, columns), 0, _missing(height, rows))
@@ -264,18 +259,18 @@ def _fitted(noise: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _missing(side: int, wanted: int) -> int:
-    """How much `side` is short of `wanted`, 0 if it is not; `max` would decide it for the example of the export."""
+    """How much `side` is short of `wanted`, or 0. The built-in `max` would fix it to the size that is exported with."""
     missing: int = torch.sym_max(0, wanted - side)  # type: ignore[no-untyped-call]
     return missing
 
 
-def _levels(y: Tensor) -> Tensor:
-    """Values `[N, 3, H, W]` to levels `uint8 [N, H, W, 3]`."""
+def _to_pixels(y: Tensor) -> Tensor:
+    """From values `[N, 3, H, W]` to pixels `uint8 [N, H, W, 3]`."""
     return (y * 255.0).clamp(0.0, 255.0).round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
-def _shares(weights: Tensor | None) -> Tensor | None:
-    """Not negative, and rows that sum to 1."""
+def _normalized(weights: Tensor | None) -> Tensor | None:
+    """Style weights that are not negative and sum to 1 in each row."""
     if weights is None:
         return None
     weights = weights.clamp(min=0.0)
@@ -283,5 +278,10 @@ def _shares(weights: Tensor | None) -> Tensor | None:
 
 
 def _scaled(factor: int) -> tuple[str, str]:
-    """Axes of a grid that has `factor` times the sides of the coarsest."""
+    """Axes of a grid whose sides are `factor` times those of the coarsest grid."""
     return ("h", "w") if factor == 1 else (f"{factor}h", f"{factor}w")
+
+
+def round_up(number: int, multiple: int) -> int:
+    """`number` rounded up to a multiple of `multiple`."""
+    return (number + multiple - 1) // multiple * multiple

@@ -1,6 +1,6 @@
-"""TensorRT plans for the exporter: for the GPU at hand (`tensorrt`), or ahead of time for named GPUs (`tensorrt_rtx`).
+"""Building TensorRT plans for this machine's GPU (`tensorrt`), or engines ahead of time for others (`tensorrt_rtx`).
 
-`nst_core.engines.plans` builds them. Here is what the two targets need, and what they say where it is missing.
+`nst_core.engines.plans` does the building. This module finds what the two targets need, and says what is missing.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any, Literal
 from nst_core import devices
 from nst_core.console import progress
 from nst_core.devices import Gpu
-from nst_core.engines import plans
+from nst_core.distribution import install_command
+from nst_core.engines import building, plans
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
 from nst_core.packages.cuda import check_driver
-from nst_core.packages.distribution import install_command
 from nst_core.packages.onnx_runtime import machine_extra
 from nst_export.errors import ExportError
 
-Target = Literal["tensorrt", "tensorrt-rtx"]
+Library = Literal["tensorrt", "tensorrt-rtx"]
 
-SHAPES = "16x16/512x512/4x1920x1920"
-"""The shapes that a plan is built for if none are given."""
+DEFAULT_SHAPES = "16x16/512x512/4x1920x1920"
+"""Minimum, optimum and maximum of a plan if `--shapes` is not given."""
 
 
-def profile_of(text: str) -> Profile:
+def parse_shapes(text: str) -> Profile:
     """The profile that `--shapes` gives; raises `InputError`."""
     try:
         return Profile.parse(text)
@@ -35,17 +35,17 @@ def profile_of(text: str) -> Profile:
         raise InputError(f"--shapes: {error}") from error
 
 
-def library(target: Target) -> Any:
-    """The Python module of a target; raises `ExportError` that says what is missing and how to install it."""
+def import_tensorrt(library: Library) -> Any:
+    """The Python module; raises `ExportError` that says what is missing and how to install it."""
     try:
-        return importlib.import_module(target.replace("-", "_"))
+        return importlib.import_module(library.replace("-", "_"))
     except ImportError as error:
-        how = install_command("tensorrt" if target == "tensorrt-rtx" else machine_extra("gpu"))
-        raise ExportError(f"the package {target} is not installed: {how}") from error
+        how = install_command("tensorrt" if library == "tensorrt-rtx" else machine_extra("gpu"))
+        raise ExportError(f"the package {library} is not installed: {how}") from error
 
 
-def gpu_at_hand() -> Gpu:
-    """The GPU that plans are built for and run on. Raises `ExportError` if there is none, or its driver is too old."""
+def require_gpu() -> Gpu:
+    """The GPU of this machine, for which plans are built; `ExportError` if there is none, or its driver is too old."""
     found, missing = devices.gpus()
     if not found:
         raise ExportError(missing)
@@ -53,9 +53,9 @@ def gpu_at_hand() -> Gpu:
     return found[0]
 
 
-def capabilities(names: str | None) -> list[str]:
-    """`8.9,12.0` as TensorRT's names SM89 and SM120; None is every one that it knows. Raises `InputError`."""
-    trt = library("tensorrt-rtx")
+def compute_capabilities(names: str | None) -> list[str]:
+    """`8.9,12.0` as TensorRT's names SM89 and SM120; None means all that it knows. Raises `InputError`."""
+    trt = import_tensorrt("tensorrt-rtx")
     known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
     known.sort(key=lambda name: int(name[2:]))
     if names is None:
@@ -67,34 +67,36 @@ def capabilities(names: str | None) -> list[str]:
     return asked
 
 
-def capability_of(gpu: Gpu) -> str:
-    """A GPU's compute capability by TensorRT's name, such as SM89."""
+def compute_capability_name(gpu: Gpu) -> str:
+    """TensorRT's name of a GPU's compute capability, such as SM89."""
     return f"SM{gpu.compute_capability.replace('.', '')}"
 
 
-def build_for(graph: Path, profile: Profile, multiple: int, capabilities: Sequence[str]) -> bytes:
-    """An engine of TensorRT for RTX for GPUs of these compute capabilities, which need not be here.
+def build_rtx_engine(graph: Path, profile: Profile, multiple: int, capabilities: Sequence[str]) -> bytes:
+    """Build an engine of TensorRT for RTX for GPUs of these compute capabilities; this machine needs none.
 
-    Raises `ExportError` with TensorRT's own words.
+    Raises `ExportError` with TensorRT's own message.
     """
-    trt = library("tensorrt-rtx")
+    trt = import_tensorrt("tensorrt-rtx")
     try:
-        return plans.build(graph.read_bytes(), profile, multiple, library=trt, compute_capabilities=capabilities)
+        return building.build(graph.read_bytes(), profile, multiple, library=trt, compute_capabilities=capabilities)
     except plans.PlanError as error:
         raise ExportError(str(error)) from error
 
 
-def plan_of(version: Path, profile: Profile, multiple: int, name: str) -> Path:
-    """The plan of the graph `version`/model.onnx for the GPU at hand, with its record `.json` beside it.
+def build_plan(version: Path, profile: Profile, multiple: int, name: str) -> Path:
+    """The plan of the graph `version`/model.onnx for this machine's GPU, with its record `.json` beside it.
 
-    It is the version's own or one from the user's cache, or is built there, with progress that calls the model
-    `name`. Raises `ExportError`.
+    It is the plan of the version itself or of the user's cache, or is built there, with a progress bar that names the
+    model `name`. Raises `ExportError`.
     """
-    gpu, trt = gpu_at_hand(), library("tensorrt")
+    gpu, trt = require_gpu(), import_tensorrt("tensorrt")
     try:
         with progress(f"building the TensorRT plan of {name}", 100) as update:
-            return plans.ensure(
-                *(version, profile, multiple),
+            return building.ensure(
+                version,
+                profile,
+                multiple,
                 library=trt,
                 gpu=gpu.name,
                 compute_capability=gpu.compute_capability,

@@ -1,4 +1,4 @@
-"""What paints on a GPU: with fakes of CUDA and TensorRT where there is none, and on the card the real ones."""
+"""Engines on a GPU: fakes of CUDA and TensorRT where there is no GPU, and the real engines where there is."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,8 @@ from nst_bench.served.exported import ExportedModel
 from nst_bench.suites import latency
 from nst_core import devices
 from nst_core.devices import Device, Gpu
-from nst_export import pipeline as exporter
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
@@ -40,7 +41,7 @@ def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
     save(checkpoint, folder / "two.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
-        exporter.export(folder / "two.pth", "two", folder, exporter.Plan(engine="tensorrt", precision="fp32", cores=2))
+        export_and_publish(folder / "two.pth", "two", folder, ExportPlan(runtime="tensorrt", precision="fp32", cores=2))
     return ExportedModel(folder / "two")
 
 
@@ -54,13 +55,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
         yield found
 
 
-def test_a_bare_engine_of_tensorrt_paints_what_the_network_paints(
+def test_a_bare_tensorrt_engine_stylizes_as_the_network_does(
     fake: FakeGpu, exported: ExportedModel, checkpoint: Checkpoint
 ) -> None:
     assert exported.device == "GPU" and exported.styles == ("a", "b")
     bare = BareModel(exported.folder)
     assert (bare.provider, bare.threads, len(bare.sessions)) == ("TensorRT", None, TENSORRT_CONTEXTS)
-    reference = gpu_free(checkpoint, exported)
+    reference = on_cpu(checkpoint, exported)
     for size in ((64, 64), (61, 83)):
         pixels = sample_photograph(*size)
         assert np.abs(bare.stylize(pixels).astype(int) - reference(pixels).astype(int)).max() <= 1
@@ -74,9 +75,9 @@ def test_a_model_for_a_gpu_says_why_it_does_not_run_here(
     exported: ExportedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
-    for paint in (lambda: BareModel(exported.folder), lambda: onnx_runtime_cuda(Path("none.onnx"), 2)):
+    for load in (lambda: BareModel(exported.folder), lambda: onnx_runtime_cuda(Path("none.onnx"), 2)):
         with pytest.raises(MissingEngine, match=r"^no NVIDIA GPU \(for this test\)$"):
-            paint()
+            load()
 
 
 def test_a_model_that_is_not_for_tensorrt_has_no_plan(
@@ -99,13 +100,13 @@ def test_a_run_has_the_engines_of_its_device_and_the_others_say_why(
     exported: ExportedModel, checkpoint: Checkpoint, card: Device, cpu: Device
 ) -> None:
     for device, kind, reason in ((card, "CPU", OTHER_DEVICE), (cpu, "GPU", cpu.reason)):
-        others = [one for one in contestants(checkpoint.network, exported, device) if one.device == kind]
+        others = [engine for engine in contestants(checkpoint.network, exported, device) if engine.device == kind]
         assert len(others) >= 4
-        for one in others:
+        for engine in others:
             with pytest.raises(MissingEngine) as found:
-                one.load()
+                engine.load()
             assert str(found.value) == reason
-    names = {one.name for one in contestants(checkpoint.network, exported, card) if one.device == "GPU"}
+    names = {engine.name for engine in contestants(checkpoint.network, exported, card) if engine.device == "GPU"}
     assert {"PyTorch, CUDA graph, FP16", "ONNX Runtime, CUDA, FP32", "TensorRT, FP32"} <= names
 
 
@@ -132,34 +133,34 @@ def test_a_run_on_a_gpu_has_its_rows_or_reasons(
 
 
 def test_an_untrained_network_is_exported_for_the_device(card: Device, cpu: Device) -> None:
-    assert [default_export_plan(device).engine for device in (card, cpu, None)] == ["tensorrt", "cpu", "cpu"]
+    assert [default_export_plan(device).runtime for device in (card, cpu, None)] == ["tensorrt", "cpu", "cpu"]
 
 
 @pytest.mark.gpu
-def test_every_engine_of_the_card_paints_the_picture(
+def test_every_engine_of_the_gpu_stylizes_as_the_cpu_does(
     exported: ExportedModel, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice each size, in turn: graphs and sessions are used again. What is not installed says so."""
     monkeypatch.setenv("NST_CACHE", str(tmp_path / "cache"))
     device = devices.choose("gpu")
-    reference = gpu_free(checkpoint, exported)
-    painted = 0
+    reference = on_cpu(checkpoint, exported)
+    stylized = 0
     for engine in contestants(checkpoint.network, exported, device):
         if engine.device == "CPU" or engine.compiles:
             continue
         try:
-            paint = engine.load()
+            stylize = engine.load()
         except MissingEngine as error:
             print(f"{engine.name}: {error}")
             continue
         for size in ((64, 64), (61, 83), (64, 64), (61, 83)):
             pixels = sample_photograph(*size)
-            difference = np.abs(paint(pixels).astype(int) - reference(pixels).astype(int))
+            difference = np.abs(stylize(pixels).astype(int) - reference(pixels).astype(int))
             assert difference.mean() < 1.0, (engine.name, size)
-        painted += 1
-    assert painted >= 2
+        stylized += 1
+    assert stylized >= 2
 
 
-def gpu_free(checkpoint: Checkpoint, exported: ExportedModel) -> Stylize:
+def on_cpu(checkpoint: Checkpoint, exported: ExportedModel) -> Stylize:
     """PyTorch on the processor."""
     return contestants(checkpoint.network, exported, Device("cpu", "for this test"))[0].load()

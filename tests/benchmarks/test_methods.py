@@ -85,7 +85,7 @@ def test_the_gpu_says_its_rates() -> None:
 
 
 def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device) -> None:
-    history = {"crop": 128, "seconds": 90.0, "device": "H100", "style_pictures": ["a.jpg", "b.jpg", "c.jpg"]}
+    history = {"crop": 128, "seconds": 90.0, "device": "H100", "style_images": ["a.jpg", "b.jpg", "c.jpg"]}
     trained = Checkpoint(frozen(Johnson(width=0.125, styles=3)), ("a", "b", "c"), history, {"held out total": 2.5})
     save(trained, tmp_path / "three.pth")
     monkeypatch.setattr(methods, "UNTRAINED", {methods.MANY: methods.UNTRAINED[methods.MANY]})
@@ -115,7 +115,7 @@ def test_what_stands_for_a_method() -> None:
 
 
 def test_a_style_that_was_added_is_a_method_of_its_own(tmp_path: Path) -> None:
-    for name, history in (("many", {}), ("added", {"before": {"photos": 9}, "style_pictures": ["b.jpg"]})):
+    for name, history in (("many", {}), ("added", {"before": {"photos": 9}, "style_images": ["b.jpg"]})):
         save(Checkpoint(frozen(Johnson(width=0.125, styles=2)), ("a", "b"), history), tmp_path / f"{name}.pth")
     shown = {method.name: method for method in methods.methods([tmp_path / "many.pth", tmp_path / "added.pth"])}
     assert (shown[methods.MANY].source, shown[methods.ADDED].source) == ("many", "added")

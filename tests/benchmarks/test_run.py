@@ -20,8 +20,8 @@ from nst_bench.run import Run, Step, Subject
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import list_of_rows
 from nst_core.devices import Device
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
-from nst_core.packages.distribution import install_command
 
 WORKS = """
 import os

@@ -28,7 +28,8 @@ from nst_client.transports import base as transports
 from nst_core.contract import IMAGE
 from nst_core.devices import Device
 from nst_core.errors import InputError
-from nst_export import pipeline as exporter
+from nst_export.export_plan import ExportPlan
+from nst_export.pipeline import export_and_publish
 from nst_server.installation.triton import find_triton
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
@@ -40,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serving")
     save(Checkpoint(frozen(Johnson(width=0.125)), ("tiny",)), folder / "tiny.pth")
-    exporter.export(folder / "tiny.pth", "tiny", folder / "models", exporter.Plan(cores=2))
+    export_and_publish(folder / "tiny.pth", "tiny", folder / "models", ExportPlan(cores=2))
     return folder / "models"
 
 

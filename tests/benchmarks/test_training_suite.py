@@ -8,7 +8,7 @@ from nst_bench.suite import Context
 from nst_bench.suites import training as suite
 from nst_core.devices import Device
 from nst_core.images import sample_photographs
-from nst_trainer.training.distributed import Team
+from nst_trainer.training.distributed.team import Team
 from nst_trainer.training.loop import Progress, Training
 from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import Vgg16

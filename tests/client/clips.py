@@ -61,9 +61,9 @@ def clip(
 
 @dataclass(frozen=True)
 class Seen:
-    """A video as OpenCV reads it: pictures in RGB and upright, their times in milliseconds, and its frame rate."""
+    """A video as OpenCV reads it: images in RGB and upright, their times in milliseconds, and its frame rate."""
 
-    pictures: list[Pixels]
+    images: list[Pixels]
     milliseconds: list[float]
     rate: float
 
@@ -71,16 +71,16 @@ class Seen:
 def seen(path: Path) -> Seen:
     film = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     assert film.isOpened()
-    pictures, times = [], []
+    images, times = [], []
     while True:
-        good, picture = film.read()
+        good, image = film.read()
         if not good:
             break
-        pictures.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+        images.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         times.append(film.get(cv2.CAP_PROP_POS_MSEC))
     rate = film.get(cv2.CAP_PROP_FPS)
     film.release()
-    return Seen(pictures, times, rate)
+    return Seen(images, times, rate)
 
 
 def sound(path: Path) -> list[bytes]:
@@ -101,6 +101,6 @@ def broken(path: Path, source: Path, frames: Sequence[int]) -> Path:
     return path
 
 
-def apart(one: Pixels, other: Pixels) -> float:
-    """Mean difference in levels."""
-    return float(np.abs(one.astype(int) - other.astype(int)).mean())
+def apart(first: Pixels, second: Pixels) -> float:
+    """Mean absolute difference of 255."""
+    return float(np.abs(first.astype(int) - second.astype(int)).mean())

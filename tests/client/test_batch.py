@@ -21,9 +21,9 @@ from nst_client.batch.job import JOB_FILE, BatchJob
 from nst_client.batch.storage import OWN_FOLDER, Folder
 from nst_client.stylize.processing import StylizeOptions
 from nst_client.video.codec.decoder import VideoSource
+from nst_core.distribution import install_command
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import open_image, process_of_file
-from nst_core.packages.distribution import install_command
 
 from .clips import clip, panned
 

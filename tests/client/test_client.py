@@ -312,7 +312,7 @@ def test_a_refusal_of_the_model_that_was_asked_for_is_final(server: MockTranspor
 
 
 def test_a_model_that_takes_larger_pictures_now(client: StyleClient, server: MockTransport) -> None:
-    """And one that takes smaller ones: it is asked before a picture is refused."""
+    """And one that takes smaller images: it is asked before an image is refused."""
     for pixels, limits in (
         (np.zeros((200, 100, 3), np.uint8), {"max_pixels": "30000"}),
         (np.zeros((4, 4, 3), np.uint8), {"min_side": "1"}),
@@ -516,10 +516,10 @@ def test_pixels_that_cannot_be_painted(client: StyleClient, pixels: Pixels, word
 
 
 def test_a_longest_side(server: MockTransport) -> None:
-    """A TensorRT plan has one: what is longer is refused, or goes by tiles that are not."""
+    """A TensorRT plan has one: a longer image is refused, or goes by smaller tiles."""
     server.configs["negative"] = ModelConfig({"styles": "negative", "max_pixels": "1000000", "max_side": "300"})
     client = StyleClient(transport=server)
-    (style,) = [one for one in client.styles() if one.name == "negative"]
+    (style,) = [style for style in client.styles() if style.name == "negative"]
     assert (style.max_side, style.takes(300, 300), style.takes(20, 301)) == (300, True, False)
     assert (style.fitting_side(20, 301), style.fitting_side(2000, 1000)) == (300, 300)
     client.stylize(np.zeros((20, 300, 3), np.uint8), "negative")

@@ -14,7 +14,7 @@ from nst_client import Rejected, ServiceError, StyleClient
 from nst_client.transports.base import Request
 from nst_client.transports.local import LocalTransport
 from nst_core.devices import Gpu
-from nst_core.engines import onnx_cuda, plans, tensorrt
+from nst_core.engines import building, onnx_cuda, plans, tensorrt
 from nst_core.errors import InputError, MissingExtra
 from nst_core.images import Pixels
 
@@ -124,8 +124,8 @@ def test_a_model_for_tensorrt_gets_its_plan_once(
             named["on_progress"](done, "building")
         return tmp_path / "cached.plan"
 
-    monkeypatch.setattr(plans, "ensure", ensure)
-    monkeypatch.setattr(plans, "tensorrt", lambda: object())
+    monkeypatch.setattr(building, "ensure", ensure)
+    monkeypatch.setattr(plans, "import_tensorrt", lambda: object())
     local = LocalTransport(repository(tmp_path, TENSORRT, "KIND_GPU"))
     engines = Engines(monkeypatch, local, ["CPUExecutionProvider"])
     with StyleClient(transport=local) as client, caplog.at_level(logging.WARNING):
@@ -143,7 +143,7 @@ def test_a_plan_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def missing() -> Any:
         raise plans.PlanError("TensorRT cannot be used: pip install 'nst[gpu]'")
 
-    monkeypatch.setattr(plans, "tensorrt", missing)
+    monkeypatch.setattr(plans, "import_tensorrt", missing)
     local = LocalTransport(repository(tmp_path, TENSORRT, "KIND_GPU"))
     with pytest.raises(
         ServiceError, match=r"wave/1 cannot be opened: TensorRT cannot be used: pip install 'nst\[gpu\]'"
@@ -162,7 +162,7 @@ def test_onnx_runtime_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_config_that_cannot_be_read_keeps_nobody_from_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: bytes | None
 ) -> None:
-    """It is named. (An empty one is a config of nothing.)"""
+    """It is named. (An empty file is a config of nothing.)"""
     local = LocalTransport(repository(tmp_path, ONNX, "KIND_CPU"))
     Engines(monkeypatch, local, ["CPUExecutionProvider"])
     bad = tmp_path / "torn" / "config.pbtxt"
@@ -202,7 +202,7 @@ def test_a_model_for_a_gpu_keeps_nobody_from_the_others(tmp_path: Path, monkeypa
 def test_a_config_that_lacks_what_tensorrt_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: None, missing: str
 ) -> None:
-    monkeypatch.setattr(plans, "tensorrt", lambda: object())
+    monkeypatch.setattr(plans, "import_tensorrt", lambda: object())
     local = LocalTransport(repository(tmp_path, TENSORRT.replace(f'"{missing}"', '"other"'), "KIND_GPU"))
     with pytest.raises(ServiceError, match=f"wave/1 cannot be opened: its config lacks '{missing}'"):
         run(local)

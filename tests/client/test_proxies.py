@@ -1,4 +1,4 @@
-"""Proxies of the environment, with a real one that records what reaches it."""
+"""Proxies of the environment, with a real proxy that records what reaches it."""
 
 import asyncio
 import socket
@@ -77,8 +77,8 @@ def proxy() -> Iterator[LittleProxy]:
     yield running
     running.socket.shutdown(socket.SHUT_RDWR)
     thread.join()
-    for one in (running.socket, *running.pairs):
-        one.close()
+    for connection in (running.socket, *running.pairs):
+        connection.close()
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +175,11 @@ def test_nobody_at_the_proxy(monkeypatch: pytest.MonkeyPatch, aio: bool) -> None
 
 def test_several_servers_are_reached_without_a_proxy(proxy: LittleProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("grpc_proxy", f"http://{proxy.address}")
-    with serving(FakeTriton()) as one, serving(FakeTriton()) as two, StyleClient([one.url, two.url]) as client:
+    with (
+        serving(FakeTriton()) as first,
+        serving(FakeTriton()) as second,
+        StyleClient([first.url, second.url]) as client,
+    ):
         for _ in range(4):
             client.stylize(PIXELS, "negative")
     assert proxy.heard == []

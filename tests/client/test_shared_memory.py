@@ -172,7 +172,7 @@ def test_many_tasks_share_no_more_regions_than_are_kept(triton: FakeTriton) -> N
     async def stylize() -> list[Pixels]:
         async with AsyncStyleClient(triton.url) as client:
             await client.stylize(picture(99), "negative")
-            painted = await asyncio.gather(*(client.stylize(one, "negative") for one in pictures))
+            painted = await asyncio.gather(*(client.stylize(image, "negative") for image in pictures))
             assert len(triton.regions) <= MAX_IDLE_REGIONS
             return painted
 

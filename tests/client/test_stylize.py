@@ -1,4 +1,4 @@
-"""`nst stylize` with a server that is a function; tests/end_to_end/test_stylize.py has a real one."""
+"""`nst stylize` with a server that is a function; tests/end_to_end/test_stylize.py has a real server."""
 
 import io
 import json
@@ -388,11 +388,11 @@ def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
     result = stylize(photos, "-o", tmp_path / "out", "--json")
     assert result.exit_code == 1
     *pictures, summary = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [one["input"] for one in pictures] == [
+    assert [line["input"] for line in pictures] == [
         str(photos / name) for name in ("a.png", "b.png", "d.tif", "deep/a.png", "deep/er/c.PNG")
     ]
     skipped, failed, fine = pictures[:3]
-    assert all(one.keys() == fine.keys() for one in pictures)
+    assert all(line.keys() == fine.keys() for line in pictures)
     assert skipped["skipped"]
     assert skipped["error"] is None
     assert failed["error"].startswith(f"{photos / 'b.png'}: not an image")
@@ -473,9 +473,9 @@ def test_a_server_that_is_gone_ends_the_run_and_the_next_goes_on(
     *pictures, summary = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(pictures) == 5
     assert (summary["stylized"], summary["failed"]) == (2, 3)
-    assert sum("not tried: no server answers" in (one["error"] or "") for one in pictures) >= 3 - jobs
+    assert sum("not tried: no server answers" in (line["error"] or "") for line in pictures) >= 3 - jobs
     assert "3 of 5 images failed" in result.stderr
-    assert [one["output"] for one in pictures if not one["error"]] == [
+    assert [line["output"] for line in pictures if not line["error"]] == [
         str(tmp_path / "out" / name) for name in TREE if (tmp_path / "out" / name).exists()
     ]
     server.handler = lambda request: 255 - request.inputs["image"]

@@ -44,7 +44,7 @@ from .clips import apart, broken, clip, panned, seen, sound
 
 WIDTH, HEIGHT = 96, 64
 CLOSE = 5.0
-"""Mean levels that two encodings may cost."""
+"""Mean absolute difference of 255 that two encodings may cost."""
 
 MODELS = {
     "negative": {},
@@ -54,7 +54,7 @@ MODELS = {
 }
 
 
-def paint(request: Request) -> Array:
+def stylize(request: Request) -> Array:
     pixels = request.inputs[IMAGE]
     match request.model:
         case "negative":
@@ -67,17 +67,17 @@ def paint(request: Request) -> Array:
     return pixels
 
 
-def painted(
-    source: Path, target: Path, style: str = "negative", handler: Callable[[Request], Array] = paint, **options: Any
+def stylized(
+    source: Path, target: Path, style: str = "negative", handler: Callable[[Request], Array] = stylize, **options: Any
 ) -> VideoResult:
     transport = options.pop("transport", None) or MockTransport(handler, MODELS)
-    on_frame, restart = options.pop("on_frame", lambda done, total: None), options.pop("restart", False)
+    on_progress, restart = options.pop("on_progress", lambda done, total: None), options.pop("restart", False)
     plan = VideoSettings(Schedule.of(style), **options)
 
     def connect() -> AsyncStyleClient:
         return AsyncStyleClient(transport=transport, retries=0)
 
-    return stylize_video(source, target, plan, connect, restart=restart, on_frame=on_frame)
+    return stylize_video(source, target, plan, connect, restart=restart, on_progress=on_progress)
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +88,16 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_frames_time_stamps_rate_and_sound_are_kept(film: Path, tmp_path: Path) -> None:
     progress: list[tuple[int, int]] = []
-    result = painted(film, tmp_path / "o.mp4", on_frame=lambda done, total: progress.append((done, total)))
+    result = stylized(film, tmp_path / "o.mp4", on_progress=lambda done, total: progress.append((done, total)))
     before, after = seen(film), seen(tmp_path / "o.mp4")
-    assert (result.frames, result.painted, result.repeated, result.sides) == (100, 100, 0, (WIDTH, HEIGHT))
+    assert (result.frames, result.stylized, result.repeated, result.sides) == (100, 100, 0, (WIDTH, HEIGHT))
     assert progress == [(done, 100) for done in range(101)]
     assert after.milliseconds == pytest.approx(before.milliseconds)
     assert after.rate == before.rate == 25
-    assert len(after.pictures) == 100
-    assert max(apart(255 - one, other) for one, other in zip(before.pictures, after.pictures, strict=True)) < CLOSE
+    assert len(after.images) == 100
+    assert max(apart(255 - old, new) for old, new in zip(before.images, after.images, strict=True)) < CLOSE
     assert sound(tmp_path / "o.mp4") == sound(film)
-    assert [one.name for one in tmp_path.iterdir()] == ["o.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -106,49 +106,49 @@ def test_a_variable_frame_rate_is_kept(tmp_path: Path, suffix: str) -> None:
     random = np.random.default_rng(0)
     stamps = [0, *np.cumsum(random.choice([128, 512, 1024, 7680], PART_FRAMES + 20)).tolist()]
     source = clip(tmp_path / f"s{suffix}", panned(len(stamps), WIDTH, HEIGHT), stamps=stamps)
-    painted(source, tmp_path / f"o{suffix}")
+    stylized(source, tmp_path / f"o{suffix}")
     before, after = seen(source), seen(tmp_path / f"o{suffix}")
-    assert len(after.pictures) == len(stamps)
+    assert len(after.images) == len(stamps)
     assert after.milliseconds == pytest.approx(before.milliseconds, abs=0.01)
-    assert max(apart(255 - one, other) for one, other in zip(before.pictures, after.pictures, strict=True)) < CLOSE
-    with av.open(str(source)) as one, av.open(str(tmp_path / f"o{suffix}")) as other:
-        assert other.duration == pytest.approx(one.duration, abs=1000)  # microseconds
+    assert max(apart(255 - old, new) for old, new in zip(before.images, after.images, strict=True)) < CLOSE
+    with av.open(str(source)) as read, av.open(str(tmp_path / f"o{suffix}")) as written:
+        assert written.duration == pytest.approx(read.duration, abs=1000)  # microseconds
 
 
 @pytest.mark.parametrize(("codec", "suffix", "sides"), [("h264", ".mp4", (96, 64)), ("vp9", ".webm", (95, 63))])
 def test_an_odd_size_is_right(tmp_path: Path, codec: str, suffix: str, sides: tuple[int, int]) -> None:
     """H.264 has its last column and row twice, VP9 takes it as it is; nothing is sheared or shrunk."""
     source = clip(tmp_path / "s.mp4", panned(5, 95, 63), pix_fmt="yuv444p")
-    result = painted(source, tmp_path / f"o{suffix}", codec=codec)
+    result = stylized(source, tmp_path / f"o{suffix}", codec=codec)
     assert (result.sides, result.padded) == (sides, codec == "h264")
-    pictures = seen(tmp_path / f"o{suffix}").pictures
-    for one, other in zip(seen(source).pictures, pictures, strict=True):
+    images = seen(tmp_path / f"o{suffix}").images
+    for expected, other in zip(seen(source).images, images, strict=True):
         assert other.shape == (sides[1], sides[0], 3)
-        assert apart(255 - one, other[:63, :95]) < 2 * CLOSE
+        assert apart(255 - expected, other[:63, :95]) < 2 * CLOSE
     if codec == "h264":
-        assert apart(pictures[0][:, 94], pictures[0][:, 95]) < 2 * CLOSE
+        assert apart(images[0][:, 94], images[0][:, 95]) < 2 * CLOSE
 
 
 @pytest.mark.parametrize("degrees", [90, 180, -90])
 def test_what_is_up_stays_up(tmp_path: Path, degrees: int) -> None:
     source = clip(tmp_path / "s.mp4", panned(5, WIDTH, HEIGHT), rotation=degrees)
-    result = painted(source, tmp_path / "o.mp4")
+    result = stylized(source, tmp_path / "o.mp4")
     assert result.sides == ((WIDTH, HEIGHT) if degrees == 180 else (HEIGHT, WIDTH))
-    pictures = seen(tmp_path / "o.mp4").pictures
-    assert len(pictures) == 5
-    for one, other in zip(seen(source).pictures, pictures, strict=True):
-        assert other.shape == one.shape == (result.sides[1], result.sides[0], 3)
-        assert apart(255 - one, other) < CLOSE
+    images = seen(tmp_path / "o.mp4").images
+    assert len(images) == 5
+    for expected, other in zip(seen(source).images, images, strict=True):
+        assert other.shape == expected.shape == (result.sides[1], result.sides[0], 3)
+        assert apart(255 - expected, other) < CLOSE
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "vp9"])
 def test_every_codec_is_read_again(film: Path, tmp_path: Path, codec: str) -> None:
-    painted(film, tmp_path / "o.mkv", codec=codec, crf=10)
+    stylized(film, tmp_path / "o.mkv", codec=codec, crf=10)
     with av.open(str(tmp_path / "o.mkv")) as file:
         assert file.streams.video[0].codec_context.codec.canonical_name == codec
-        pictures = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
-    assert len(pictures) == 100
-    assert apart(255 - seen(film).pictures[70], pictures[70]) < 2 * CLOSE
+        images = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(images) == 100
+    assert apart(255 - seen(film).images[70], images[70]) < 2 * CLOSE
 
 
 def test_a_part_of_a_few_frames_has_times_in_every_codec(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_the_quality_is_that_of_crf(film: Path, tmp_path: Path) -> None:
 
 
 def quantity(film: Path, target: Path, crf: int) -> int:
-    """Bytes of the pictures."""
-    painted(film, target, crf=crf)
+    """Bytes of the images."""
+    stylized(film, target, crf=crf)
     with av.open(str(target)) as file:
         return sum(packet.size for packet in file.demux(video=0))
 
@@ -182,7 +182,7 @@ def test_colours_are_those_of_their_matrix(tmp_path: Path) -> None:
     """Vivid ones, through the matrix that the file says: PyAV converts by what a frame says of itself."""
     colours = [(255, 0, 0), (0, 200, 0), (20, 40, 255), (250, 220, 10)]
     source = clip(tmp_path / "s.mkv", [np.full((32, 32, 3), colour, np.uint8) for colour in colours])
-    painted(source, tmp_path / "o.mp4", "same")
+    stylized(source, tmp_path / "o.mp4", "same")
     with av.open(str(tmp_path / "o.mp4")) as file:
         for colour, frame in zip(colours, file.decode(video=0), strict=True):
             assert frame.colorspace == 6  # as a small video that says nothing is taken
@@ -193,7 +193,7 @@ class Reluctant(MockTransport):
     """Answers when `together` requests wait, the last of them first."""
 
     def __init__(self, together: int, total: int) -> None:
-        super().__init__(paint, MODELS)
+        super().__init__(stylize, MODELS)
         self.together, self.left, self.waiting, self.most = together, total, list[asyncio.Event](), 0
 
     async def infer(self, request: Request, seconds: float) -> Array:
@@ -213,54 +213,54 @@ class Reluctant(MockTransport):
 def test_several_requests_are_on_their_way_and_order_is_kept(tmp_path: Path) -> None:
     source = clip(tmp_path / "s.mp4", panned(20, WIDTH, HEIGHT))
     transport = Reluctant(3, 20)
-    painted(source, tmp_path / "o.mp4", transport=transport)
+    stylized(source, tmp_path / "o.mp4", transport=transport)
     assert transport.most == 3
-    for one, other in zip(seen(source).pictures, seen(tmp_path / "o.mp4").pictures, strict=True):
-        assert apart(255 - one, other) < CLOSE
+    for expected, other in zip(seen(source).images, seen(tmp_path / "o.mp4").images, strict=True):
+        assert apart(255 - expected, other) < CLOSE
 
 
 def test_a_broken_frame_is_the_one_before_once_more_and_counted(tmp_path: Path) -> None:
     whole = clip(tmp_path / "w.mp4", panned(30, WIDTH, HEIGHT, step=6))
     source = broken(tmp_path / "s.mp4", whole, [29, 7])
-    result = painted(source, tmp_path / "o.mp4", "same")
+    result = stylized(source, tmp_path / "o.mp4", "same")
     given, after = seen(whole), seen(tmp_path / "o.mp4")
-    assert (result.frames, len(after.pictures)) == (30, 30)
+    assert (result.frames, len(after.images)) == (30, 30)
     assert after.milliseconds == pytest.approx(given.milliseconds)
-    repeats = [n for n in range(1, 30) if apart(after.pictures[n], after.pictures[n - 1]) < 1.0]
+    repeats = [n for n in range(1, 30) if apart(after.images[n], after.images[n - 1]) < 1.0]
     assert {7, 29} <= set(repeats) and len(repeats) == result.repeated
     for n in repeats:
-        assert apart(after.pictures[n], given.pictures[n]) > 4 * apart(after.pictures[n], after.pictures[n - 1])
+        assert apart(after.images[n], given.images[n]) > 4 * apart(after.images[n], after.images[n - 1])
 
 
 def test_a_file_that_is_cut_off_is_painted_as_far_as_it_goes(film: Path, tmp_path: Path) -> None:
-    painted(film, tmp_path / "w.mkv", "same")
+    stylized(film, tmp_path / "w.mkv", "same")
     data = (tmp_path / "w.mkv").read_bytes()
     (tmp_path / "s.mkv").write_bytes(data[: len(data) // 2])
-    result = painted(tmp_path / "s.mkv", tmp_path / "o.mkv")
-    pictures = seen(tmp_path / "o.mkv").pictures
-    assert 20 < result.frames == len(pictures) < 80
-    assert apart(255 - seen(film).pictures[15], pictures[15]) < 2 * CLOSE
+    result = stylized(tmp_path / "s.mkv", tmp_path / "o.mkv")
+    images = seen(tmp_path / "o.mkv").images
+    assert 20 < result.frames == len(images) < 80
+    assert apart(255 - seen(film).images[15], images[15]) < 2 * CLOSE
 
 
 def test_styles_of_one_model_fade_by_their_weights(film: Path, tmp_path: Path) -> None:
-    transport = MockTransport(paint, MODELS)
-    painted(film, tmp_path / "o.mp4", "0:wave, 1.5s:scream, 3:wave:1,scream:3", transport=transport)
+    transport = MockTransport(stylize, MODELS)
+    stylized(film, tmp_path / "o.mp4", "0:wave, 1.5s:scream, 3:wave:1,scream:3", transport=transport)
     assert len(transport.requests) == 100
     weights = [request.inputs[STYLE_WEIGHTS][0] for request in transport.requests]
-    shares = [float(one[1] / one.sum()) for one in weights]
-    assert shares[:38] == [0.0] * 38 and shares[63:75] == [1.0] * 12
-    assert shares[38:63] == pytest.approx([(n / 25) - 1.5 for n in range(38, 63)], abs=1e-5)
-    assert shares[75:] == pytest.approx([1.0 - 0.25 * (n / 25 - 3) for n in range(75, 100)], abs=1e-5)
-    grey = [int(one.mean()) for one in seen(tmp_path / "o.mp4").pictures]
+    fractions = [float(row[1] / row.sum()) for row in weights]
+    assert fractions[:38] == [0.0] * 38 and fractions[63:75] == [1.0] * 12
+    assert fractions[38:63] == pytest.approx([(n / 25) - 1.5 for n in range(38, 63)], abs=1e-5)
+    assert fractions[75:] == pytest.approx([1.0 - 0.25 * (n / 25 - 3) for n in range(75, 100)], abs=1e-5)
+    grey = [int(image.mean()) for image in seen(tmp_path / "o.mp4").images]
     assert (grey[10], grey[70]) == (pytest.approx(0, abs=3), pytest.approx(255, abs=3))
 
 
 def test_styles_of_two_models_fade_as_pictures(film: Path, tmp_path: Path) -> None:
-    transport = MockTransport(paint, MODELS)
-    painted(film, tmp_path / "o.mp4", "0:same, 1s:black", transport=transport)
-    before, after = seen(film).pictures, seen(tmp_path / "o.mp4").pictures
-    for n, share in ((20, 0.0), (37, 0.48), (60, 1.0)):
-        assert apart(((1 - share) * before[n]).astype(np.uint8), after[n]) < CLOSE
+    transport = MockTransport(stylize, MODELS)
+    stylized(film, tmp_path / "o.mp4", "0:same, 1s:black", transport=transport)
+    before, after = seen(film).images, seen(tmp_path / "o.mp4").images
+    for n, fraction in ((20, 0.0), (37, 0.48), (60, 1.0)):
+        assert apart(((1 - fraction) * before[n]).astype(np.uint8), after[n]) < CLOSE
     assert len(transport.requests) == 100 + 24  # both only while they fade: none at its first moment
 
 
@@ -272,27 +272,27 @@ def test_a_schedule_that_cannot_be(text: str) -> None:
 
 def test_a_preview_is_five_seconds_of_pictures_and_sound(tmp_path: Path) -> None:
     source = clip(tmp_path / "s.mp4", panned(150, 32, 32, step=1), sound=True)
-    result = painted(source, tmp_path / "o.mp4", preview=True)
-    assert (result.frames, len(seen(tmp_path / "o.mp4").pictures)) == (125, 125)
+    result = stylized(source, tmp_path / "o.mp4", preview=True)
+    assert (result.frames, len(seen(tmp_path / "o.mp4").images)) == (125, 125)
     kept = sound(tmp_path / "o.mp4")
     assert kept == sound(source)[: len(kept)]
     assert len(kept) == pytest.approx(5 * 44_100 / 1024, abs=2)
 
 
 def test_strength_colours_and_size(film: Path, tmp_path: Path) -> None:
-    painted(film, tmp_path / "o.mp4", strength=0.25, max_side=48)
-    pictures = seen(tmp_path / "o.mp4").pictures
-    assert pictures[0].shape == (32, 48, 3)
-    small = seen(film).pictures[50][::2, ::2].astype(float)
+    stylized(film, tmp_path / "o.mp4", strength=0.25, max_side=48)
+    images = seen(tmp_path / "o.mp4").images
+    assert images[0].shape == (32, 48, 3)
+    small = seen(film).images[50][::2, ::2].astype(float)
     expected = (0.75 * small + 0.25 * (255 - small)).mean((0, 1))
-    assert pictures[50].mean((0, 1)) == pytest.approx(expected, abs=4)
-    painted(film, tmp_path / "c.mp4", preserve_color=True)
-    before, after = seen(film).pictures[50].astype(float), seen(tmp_path / "c.mp4").pictures[50].astype(float)
+    assert images[50].mean((0, 1)) == pytest.approx(expected, abs=4)
+    stylized(film, tmp_path / "c.mp4", preserve_color=True)
+    before, after = seen(film).images[50].astype(float), seen(tmp_path / "c.mp4").images[50].astype(float)
     assert (after[..., 0] - after[..., 2]).mean() == pytest.approx((before[..., 0] - before[..., 2]).mean(), abs=10)
 
 
 class Flicker:
-    """A style that is another one from frame to frame, the same in every run: noise by the picture's own content."""
+    """A style that is another one from frame to frame, the same in every run: noise by the image's own content."""
 
     def __init__(self, until: int | None = None) -> None:
         self.until, self.requests = until, 0
@@ -308,31 +308,47 @@ class Flicker:
 
 @pytest.mark.parametrize("smooth", [False, True])
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(film: Path, tmp_path: Path, smooth: bool) -> None:
-    whole = painted(film, tmp_path / "whole.mp4", "same", Flicker(), smooth=smooth)
+    whole = stylized(film, tmp_path / "whole.mp4", "same", Flicker(), smooth=smooth)
     with pytest.raises(Rejected):
-        painted(film, tmp_path / "o.mp4", "same", Flicker(70), smooth=smooth)
+        stylized(film, tmp_path / "o.mp4", "same", Flicker(70), smooth=smooth)
     assert not (tmp_path / "o.mp4").exists()
     progress: list[int] = []
     second = Flicker()
-    result = painted(
-        *(film, tmp_path / "o.mp4", "same", second), smooth=smooth, on_frame=lambda done, total: progress.append(done)
+    result = stylized(
+        *(film, tmp_path / "o.mp4", "same", second),
+        smooth=smooth,
+        on_progress=lambda done, total: progress.append(done),
     )
-    assert progress[0] == PART_FRAMES and result.painted == 100 - PART_FRAMES
-    assert second.requests == result.painted + 1  # the last finished frame once more, to see that the style is the same
+    assert progress[0] == PART_FRAMES and result.stylized == 100 - PART_FRAMES
+    assert second.requests == result.stylized + 1  # the last finished frame again: is the style the same?
     assert result.frames == whole.frames == 100
     assert result.warping_error == whole.warping_error
-    one, other = seen(tmp_path / "whole.mp4"), seen(tmp_path / "o.mp4")
-    assert one.milliseconds == other.milliseconds
+    in_one_go, in_parts = seen(tmp_path / "whole.mp4"), seen(tmp_path / "o.mp4")
+    assert in_one_go.milliseconds == in_parts.milliseconds
     # x264 does not give quite the same twice, and no two frames of a noisy film are alike.
-    assert max(apart(a, b) for a, b in zip(one.pictures, other.pictures, strict=True)) < 8.0
-    assert min(apart(a, b) for a, b in pairwise(other.pictures)) > 10.0
+    assert max(apart(a, b) for a, b in zip(in_one_go.images, in_parts.images, strict=True)) < 8.0
+    assert min(apart(a, b) for a, b in pairwise(in_parts.images)) > 10.0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["o.mp4", "whole.mp4"]
+
+
+def test_the_state_of_an_earlier_version_is_read(film: Path, tmp_path: Path) -> None:
+    """It calls the last stylized frame `painted`."""
+    whole = stylized(film, tmp_path / "whole.mp4", "same", Flicker(), smooth=True)
+    with pytest.raises(Rejected):
+        stylized(film, tmp_path / "o.mp4", "same", Flicker(70), smooth=True)
+    (state,) = (tmp_path / "o.mp4.parts").glob("*.npz")
+    with np.load(state) as saved:
+        values = dict(saved)
+    values["painted"] = values.pop("stylized")
+    np.savez(state, **values)
+    result = stylized(film, tmp_path / "o.mp4", "same", Flicker(), smooth=True)
+    assert (result.stylized, result.warping_error) == (100 - PART_FRAMES, whole.warping_error)
 
 
 def begun(film: Path, target: Path, **options: Any) -> list[Path]:
     """The finished part of a run that is stopped after 70 of 100 frames."""
     with pytest.raises(Rejected):
-        painted(film, target, "same", Flicker(70), **options)
+        stylized(film, target, "same", Flicker(70), **options)
     parts = list(target.with_name(f"{target.name}.parts").glob("[0-9]*.nut"))
     assert len(parts) == 1
     return parts
@@ -356,10 +372,10 @@ def test_finished_parts_are_not_thrown_away_for_another_option(
 ) -> None:
     parts = begun(film, tmp_path / "o.mp4")
     with pytest.raises(InputError) as refused:
-        painted(film, tmp_path / "o.mp4", **({"style": "same"} | change))
+        stylized(film, tmp_path / "o.mp4", **({"style": "same"} | change))
     assert f"o.mp4.parts has {PART_FRAMES} frames with {words}: give --restart" in str(refused.value)
     assert all(part.exists() for part in parts)
-    assert painted(film, tmp_path / "o.mp4", "same", Flicker()).painted == 100 - PART_FRAMES
+    assert stylized(film, tmp_path / "o.mp4", "same", Flicker()).stylized == 100 - PART_FRAMES
 
 
 def test_finished_parts_of_another_video_or_style_or_run_are_kept(film: Path, tmp_path: Path) -> None:
@@ -367,29 +383,29 @@ def test_finished_parts_of_another_video_or_style_or_run_are_kept(film: Path, tm
     (part,) = begun(film, target)
     other = clip(tmp_path / "s.mp4", panned(10, 32, 32))
     with pytest.raises(InputError, match=r"with the video \d+ bytes, \w+, not \d+ bytes"):
-        painted(other, target, "same")
-    with pytest.raises(InputError, match="the style paints differently now"):
-        painted(film, target, "same", paint)  # a model of the same name that is another
+        stylized(other, target, "same")
+    with pytest.raises(InputError, match="the style looks different now"):
+        stylized(film, target, "same", stylize)  # a model of the same name that is another
     fcntl.flock(lock := (part.parent / "lock").open("rb"), fcntl.LOCK_EX)
-    with pytest.raises(InputError, match="another nst video is painting"):
-        painted(film, target, "same", Flicker(), restart=True)
+    with pytest.raises(InputError, match="another nst video is writing into"):
+        stylized(film, target, "same", Flicker(), restart=True)
     lock.close()
     (part.parent / "about.json").write_text("[]")
     with pytest.raises(InputError, match="of another version of nst video"):
-        painted(film, target, "same", Flicker())
+        stylized(film, target, "same", Flicker())
     assert part.exists()
 
 
 def test_a_video_that_was_moved_is_the_same(film: Path, tmp_path: Path) -> None:
     begun(Path(shutil.copy(film, tmp_path / "s.mp4")), tmp_path / "o.mp4", crf=18)
     (tmp_path / "s.mp4").rename(tmp_path / "moved.mp4")
-    assert painted(tmp_path / "moved.mp4", tmp_path / "o.mp4", "same", Flicker()).painted == 100 - PART_FRAMES
+    assert stylized(tmp_path / "moved.mp4", tmp_path / "o.mp4", "same", Flicker()).stylized == 100 - PART_FRAMES
 
 
 def test_begun_again_nothing_of_the_run_before_is_used(film: Path, tmp_path: Path) -> None:
     (part,) = begun(film, tmp_path / "o.mp4")
     (part.parent / f"{PART_FRAMES:09}-7.nut").write_bytes(b"")
-    assert painted(film, tmp_path / "o.mp4", "negative", restart=True).painted == 100
+    assert stylized(film, tmp_path / "o.mp4", "negative", restart=True).stylized == 100
     assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
 
@@ -399,13 +415,13 @@ def test_a_disk_that_is_full_costs_no_finished_part(film: Path, tmp_path: Path) 
     target = tmp_path / "o.mp4"
 
     def full_at(number: int, size: int) -> None:
-        def on_frame(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             if done == number:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
 
         try:
             with pytest.raises(WriteError, match=r"cannot write .*: File too large"):
-                painted(film, target, "same", Flicker(), on_frame=on_frame)
+                stylized(film, target, "same", Flicker(), on_progress=on_progress)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert not target.exists()
@@ -416,18 +432,18 @@ def test_a_disk_that_is_full_costs_no_finished_part(film: Path, tmp_path: Path) 
     (part,) = parts.glob("*.nut")
     full_at(100, part.stat().st_size)
     assert len(list(parts.glob("[0-9]*.nut"))) == 3
-    assert painted(film, target, "same", Flicker()).painted == 0
-    assert len(seen(target).pictures) == 100
+    assert stylized(film, target, "same", Flicker()).stylized == 0
+    assert len(seen(target).images) == 100
     assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
 
 def test_where_a_loop_runs_already(film: Path, tmp_path: Path) -> None:
-    """As in a notebook: the video is painted all the same, and Ctrl-C stops it there too."""
+    """As in a notebook: the video is stylized all the same, and Ctrl-C stops it there too."""
     target, notebook = tmp_path / "o.mp4", asyncio.new_event_loop()
 
-    def run_cell(source: Path, on_frame: room.OnFrame = lambda done, total: None) -> VideoResult:
+    def run_cell(source: Path, on_progress: room.OnProgress = lambda done, total: None) -> VideoResult:
         async def cell() -> VideoResult:
-            return painted(source, target, on_frame=on_frame)
+            return stylized(source, target, on_progress=on_progress)
 
         return notebook.run_until_complete(cell())
 
@@ -441,7 +457,7 @@ def test_where_a_loop_runs_already(film: Path, tmp_path: Path) -> None:
         run_cell(film, interrupt)
     assert not target.exists() and not [run for run in threading.enumerate() if run.name.startswith("nst-video")]
     result = run_cell(film)
-    assert (result.painted, result.frames) == (100 - PART_FRAMES, 100)
+    assert (result.stylized, result.frames) == (100 - PART_FRAMES, 100)
     notebook.close()
 
 
@@ -452,55 +468,55 @@ def test_a_name_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name:
     """FFmpeg takes some for addresses, and Python some for no text."""
     monkeypatch.chdir(tmp_path)
     clip(tmp_path / "s.mp4", panned(3, 32, 32)).rename(f"{name}.mp4")
-    assert painted(Path(f"{name}.mp4"), Path(f"{name}-painted.mp4")).frames == 3
-    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.mp4", f"{name}-painted.mp4"}
+    assert stylized(Path(f"{name}.mp4"), Path(f"{name}-stylized.mp4")).frames == 3
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.mp4", f"{name}-stylized.mp4"}
 
 
 def test_sections_of_a_video_that_was_replaced_are_not_used(tmp_path: Path) -> None:
-    """Else the new film would be joined from pictures of both."""
+    """Else the new film would be joined from images of both."""
     (tmp_path / "in").mkdir()
     source = clip(tmp_path / "in" / "s.mp4", panned(3, 32, 32))
     film = SectionedVideo(Folder.at(str(tmp_path / "in")), Folder.at(str(tmp_path / "out")), "s.mp4")
     film.target.prepare()
-    client = StyleClient(transport=MockTransport(paint, MODELS))
+    client = StyleClient(transport=MockTransport(stylize, MODELS))
     section, end = Section("s.mp4", 0, 1), Section("s.mp4", 1, 1)
     film._stylize(section, StylizeOptions({"same": 1.0}), client)
     assert film.missing() == [end]
     clip(source, panned(5, 32, 32))
     assert film.missing() == [section]
     film.stylize(section, StylizeOptions({"same": 1.0}), client)
-    assert len(seen(tmp_path / "out" / "s.mp4").pictures) == 5
+    assert len(seen(tmp_path / "out" / "s.mp4").images) == 5
     assert not (tmp_path / "out" / OWN_FOLDER / "sections" / "s.mp4").exists()
 
 
 def test_a_link_to_the_output_stays(tmp_path: Path) -> None:
     source = clip(tmp_path / "s.mp4", panned(3, 32, 32))
     (tmp_path / "o.mp4").symlink_to("real.mp4")
-    painted(source, tmp_path / "o.mp4")
-    assert (tmp_path / "o.mp4").is_symlink() and len(seen(tmp_path / "real.mp4").pictures) == 3
+    stylized(source, tmp_path / "o.mp4")
+    assert (tmp_path / "o.mp4").is_symlink() and len(seen(tmp_path / "real.mp4").images) == 3
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(film: Path, tmp_path: Path) -> None:
     (tmp_path / "o.mp4.parts").mkdir()
     (tmp_path / "o.mp4.parts" / "letter.txt").write_text("dear")
     with pytest.raises(InputError, match="move it away"):
-        painted(film, tmp_path / "o.mp4")
+        stylized(film, tmp_path / "o.mp4")
     assert (tmp_path / "o.mp4.parts" / "letter.txt").read_text() == "dear"
 
 
 def test_smoothing_takes_flicker_and_leaves_what_moves(film: Path, tmp_path: Path) -> None:
-    result = painted(film, tmp_path / "o.mp4", "same", Flicker(), smooth=True)
+    result = stylized(film, tmp_path / "o.mp4", "same", Flicker(), smooth=True)
     assert result.warping_error is not None
     before, after = result.warping_error
     assert 20 < before < 35 and after < before / 2
-    given, smoothed = seen(film).pictures, seen(tmp_path / "o.mp4").pictures
-    painted(film, tmp_path / "r.mp4", "same", Flicker())
-    rough = seen(tmp_path / "r.mp4").pictures
+    given, smoothed = seen(film).images, seen(tmp_path / "o.mp4").images
+    stylized(film, tmp_path / "r.mp4", "same", Flicker())
+    rough = seen(tmp_path / "r.mp4").images
     assert apart(given[60], smoothed[60]) < 0.75 * apart(given[60], rough[60])
 
 
 def test_nothing_is_carried_over_a_cut() -> None:
-    """Another photograph: no motion is trusted, and the second picture is its own."""
+    """Another photograph: no motion is trusted, and the second image is its own."""
     first, second = panned(1, 128, 96)[0], np.ascontiguousarray(255 - panned(30, 128, 96)[29][::-1])
     smoother = Smoother()
     smoother.smooth(first, None)
@@ -547,7 +563,7 @@ def test_what_cannot_be_is_said_before_anything_is_painted(film: Path, tmp_path:
     ]
     for source, target, options, error, words in cases:
         with pytest.raises(error, match=words):
-            painted(source, target, **options)
+            stylized(source, target, **options)
     there = ["folder.mp4", "same.mp4", "silent.mp4", "text.mp4", "wide.mkv", "zero.mp4"]
     assert sorted(file.name for file in tmp_path.iterdir()) == there
 
@@ -565,7 +581,7 @@ def test_a_picture_of_a_song_is_no_video(tmp_path: Path) -> None:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
     """Every client connects to it."""
-    transport = MockTransport(paint, MODELS)
+    transport = MockTransport(stylize, MODELS)
     monkeypatch.setattr(nst_client.base_client, "connect", lambda url, **settings: transport)
     return transport
 
@@ -578,7 +594,7 @@ def test_the_command(film: Path, tmp_path: Path, served: MockTransport) -> None:
     assert "frames 100/100  0:00 left" in said and "frames/s" in said
     assert f"{film} -> {tmp_path / 'o.mp4'}  96x64  100 frames" in said
     assert "warping error" in said and "before smoothing" in said
-    assert len(seen(tmp_path / "o.mp4").pictures) == 100
+    assert len(seen(tmp_path / "o.mp4").images) == 100
 
 
 def test_the_figures_as_json(tmp_path: Path, served: MockTransport) -> None:
@@ -586,7 +602,7 @@ def test_the_figures_as_json(tmp_path: Path, served: MockTransport) -> None:
     source = broken(tmp_path / "s.mp4", whole, [19])
     result = CliRunner().invoke(video_app, [str(source), "-o", str(tmp_path / "o.mp4"), "-s", "same", "--json"])
     figures = json.loads(result.stdout)
-    assert (figures["frames"], figures["repeated"], figures["painted"]) == (20, 1, 20)
+    assert (figures["frames"], figures["repeated"], figures["stylized"]) == (20, 1, 20)
     assert (figures["width"], figures["height"], figures["padded"]) == (96, 64, True)
     assert figures["frames_per_second"] > 0 and figures["warping_error_before"] is None
 
@@ -596,7 +612,7 @@ def test_a_stop_says_how_far_it_came(film: Path, tmp_path: Path, served: MockTra
     command = [str(film), "-o", str(tmp_path / "o.mp4"), "-s", "same"]
     result = CliRunner().invoke(video_app, command)
     assert result.exit_code == 1
-    assert "of 100 frames are painted; the same command goes on" in result.stderr and "no more" in result.stderr
+    assert "of 100 frames are finished; the same command goes on" in result.stderr and "no more" in result.stderr
     served.handler = Flicker()
     refused = CliRunner().invoke(video_app, [*command, "--crf", "20"])
     assert refused.exit_code == 1 and len(refused.stderr.splitlines()) == 1
@@ -604,9 +620,9 @@ def test_a_stop_says_how_far_it_came(film: Path, tmp_path: Path, served: MockTra
     assert "goes on behind frame 48 of 100" in CliRunner().invoke(video_app, command).stderr
     served.handler = Flicker(70)
     CliRunner().invoke(video_app, command)
-    served.handler = paint
+    served.handler = stylize
     refused = CliRunner().invoke(video_app, command)
-    assert refused.exit_code == 1 and "paints differently now" in refused.stderr
+    assert refused.exit_code == 1 and "looks different now" in refused.stderr
     assert "the same command goes on" not in refused.stderr
     assert "goes on" not in CliRunner().invoke(video_app, [*command, "--crf", "20", "--restart"]).stderr
 
@@ -633,8 +649,8 @@ def test_results_come_in_order_and_an_error_of_the_items_is_raised() -> None:
     async def all_of_them() -> list[int]:
         found = []
         with pytest.raises(InputError, match="the sixth"):
-            async for one in room.overlapped(items(), work, 3):
-                found.append(one)
+            async for result in room.overlapped(items(), work, 3):
+                found.append(result)
         return found
 
     assert asyncio.run(all_of_them()) == [0, 1, 2, 3, 4]

@@ -19,7 +19,7 @@ from nst_client import MockTransport, Request, Unreachable
 from nst_client.transports.base import Array
 from nst_client.video import webcam as room
 from nst_client.video.cli import webcam_app
-from nst_client.video.webcam import Newest, Shot, Tally, chosen, live, played
+from nst_client.video.webcam import LiveFrame, LiveStatistics, Newest, file_frames, show_live, style_for_key
 from nst_core.contract import IMAGE
 from nst_core.errors import InputError
 from nst_core.images import Pixels
@@ -29,7 +29,7 @@ from .clips import apart, clip, panned, seen
 MODELS: dict[str, dict[str, str]] = {"black": {}, "negative": {}, "same": {}}
 
 
-def paint(request: Request) -> Array:
+def stylize(request: Request) -> Array:
     pixels = request.inputs[IMAGE]
     return {"black": np.zeros_like(pixels), "negative": 255 - pixels}.get(request.model, pixels)
 
@@ -37,7 +37,7 @@ def paint(request: Request) -> Array:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
     """Every client connects to it."""
-    transport = MockTransport(paint, MODELS)
+    transport = MockTransport(stylize, MODELS)
     monkeypatch.setattr(nst_client.base_client, "connect", lambda url, **settings: transport)
     return transport
 
@@ -55,13 +55,13 @@ class Camera:
         self._changed = threading.Condition()
         self._due = 1
 
-    def __iter__(self) -> Iterator[Shot]:
+    def __iter__(self) -> Iterator[LiveFrame]:
         for number in range(self.frames):
             with self._changed:
                 self.given = number  # the one before is where it goes
                 self._changed.notify_all()
                 assert self._changed.wait_for(lambda n=number: self._due > n, 30)
-            yield Shot(np.full((16, 16, 3), number, np.uint8), number, time.monotonic())
+            yield LiveFrame(np.full((16, 16, 3), number, np.uint8), number, time.monotonic())
         with self._changed:
             self.given = self.frames
             self._changed.notify_all()
@@ -85,15 +85,15 @@ def test_frames_are_dropped_and_never_old(slow: int) -> None:
     ages: list[int] = []
     numbers: list[int] = []
 
-    def paint_slowly(pixels: Pixels) -> Pixels:
+    def stylize_slowly(pixels: Pixels) -> Pixels:
         number = int(pixels[0, 0, 0])
         source.pass_by(slow)
         ages.append(source.given - 1 - number)
         numbers.append(number)
         return pixels
 
-    tally = live(source, paint_slowly, lambda shot, tally: True)
-    assert tally.taken == 100
+    statistics = show_live(source, stylize_slowly, lambda frame, statistics: True)
+    assert statistics.taken == 100
     assert numbers[:-1] == list(range(0, 100, slow))[: len(numbers) - 1]
     assert max(ages) <= slow < 2 * slow
     assert all(later - earlier <= slow for earlier, later in pairwise(numbers))
@@ -101,22 +101,22 @@ def test_frames_are_dropped_and_never_old(slow: int) -> None:
 
 
 def test_a_slow_window_makes_nothing_old_either() -> None:
-    """Painted frames that nobody looks at in time are replaced by newer ones."""
+    """Stylized frames that nobody looks at in time are replaced by newer ones."""
     done = threading.Event()
-    shots = [Shot(np.zeros((16, 16, 3), np.uint8), number, 0.0) for number in range(50)]
+    frames = [LiveFrame(np.zeros((16, 16, 3), np.uint8), number, 0.0) for number in range(50)]
     shown: list[int] = []
 
-    def source() -> Iterator[Shot]:
-        yield from shots
+    def source() -> Iterator[LiveFrame]:
+        yield from frames
         done.set()
 
-    def show(shot: Shot | None, tally: Tally) -> bool:
+    def show(frame: LiveFrame | None, statistics: LiveStatistics) -> bool:
         assert done.wait(30)  # the window is busy until the camera has ended
-        if shot is not None:
-            shown.append(shot.number)
+        if frame is not None:
+            shown.append(frame.number)
         return True
 
-    live(source(), lambda pixels: pixels, show)
+    show_live(source(), lambda pixels: pixels, show)
     assert shown == sorted(shown) and shown[-1] == 49 and len(shown) <= 4
 
 
@@ -135,33 +135,33 @@ def test_the_newest_replaces_what_waits() -> None:
 
 
 def test_what_goes_wrong_in_a_thread_is_raised() -> None:
-    def source() -> Iterator[Shot]:
-        yield Shot(np.zeros((16, 16, 3), np.uint8), 0, 0.0)
+    def source() -> Iterator[LiveFrame]:
+        yield LiveFrame(np.zeros((16, 16, 3), np.uint8), 0, 0.0)
         raise InputError("the camera fell down")
 
     def fails(pixels: Pixels) -> Pixels:
         raise Unreachable("nobody there")
 
     with pytest.raises(InputError, match="fell down"):
-        live(source(), lambda pixels: pixels, lambda shot, tally: True)
+        show_live(source(), lambda pixels: pixels, lambda frame, statistics: True)
     with pytest.raises(Unreachable, match="nobody there"):
-        live(iter([Shot(np.zeros((16, 16, 3), np.uint8), 0, 0.0)]), fails, lambda shot, tally: True)
+        show_live(iter([LiveFrame(np.zeros((16, 16, 3), np.uint8), 0, 0.0)]), fails, lambda frame, statistics: True)
 
 
 def test_a_window_that_is_closed_ends_it() -> None:
     stopped: list[bool] = []
 
-    def endless() -> Iterator[Shot]:
+    def endless() -> Iterator[LiveFrame]:
         try:
             number = 0
             while True:
-                yield Shot(np.zeros((16, 16, 3), np.uint8), number, 0.0)
+                yield LiveFrame(np.zeros((16, 16, 3), np.uint8), number, 0.0)
                 number += 1
         finally:
             stopped.append(True)
 
     source = endless()
-    live(source, lambda pixels: pixels, lambda shot, tally: tally.shown < 3)
+    show_live(source, lambda pixels: pixels, lambda frame, statistics: statistics.shown < 3)
     source.close()
     assert stopped == [True]
 
@@ -178,8 +178,8 @@ def test_a_file_is_played_in_its_own_time(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(room.time, "sleep", sleep)
     source = clip(tmp_path / "s.mp4", panned(4, 32, 32), stamps=[0, 512, 6400, 12_800])
     moments = []
-    for shot in played(source, None):
-        moments.append((shot.taken, now))
+    for frame in file_frames(source, None):
+        moments.append((frame.taken, now))
         now += 0.01  # decoding takes its time, and the next is not later for it
     assert [taken for taken, _ in moments] == pytest.approx([100.0, 100.04, 100.5, 101.0])
     assert [when for _, when in moments] == pytest.approx([100.0, 100.04, 100.5, 101.0])
@@ -193,12 +193,12 @@ def test_a_film_as_the_camera_recorded(tmp_path: Path, server: MockTransport) ->
     assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout)
     film = seen(tmp_path / "o.mp4")
-    assert figures["taken"] == 20 and figures["shown"] == len(film.pictures) >= 1
+    assert figures["taken"] == 20 and figures["shown"] == len(film.images) >= 1
     assert figures["latency_ms"] > 0 and figures["recorded"] == str(tmp_path / "o.mp4")
-    given = [apart(255 - picture, film.pictures[0]) for picture in seen(source).pictures]
+    given = [apart(255 - image, film.images[0]) for image in seen(source).images]
     assert min(given) < 5.0
     assert film.milliseconds == sorted(film.milliseconds) and film.milliseconds[-1] <= 800
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["o.mp4", "s.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.mp4", "s.mp4"]
 
 
 def test_nothing_is_recorded_of_nothing(tmp_path: Path, server: MockTransport) -> None:
@@ -211,7 +211,7 @@ def test_nothing_is_recorded_of_nothing(tmp_path: Path, server: MockTransport) -
     command = ["--input", str(source), "--no-window", "--record", str(tmp_path / "o.mp4")]
     result = CliRunner().invoke(webcam_app, command)
     assert result.exit_code == 1 and "is gone" in result.stderr
-    assert [one.name for one in tmp_path.iterdir()] == ["s.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_nothing_is_recorded_of_nothing(tmp_path: Path, server: MockTransport) -
         (["-s", "none"], "no style 'none'; it has: black, negative, same"),
         (["--input", "none.mp4"], "no such file"),
         (["--input", "none.mp4", "--record", "o.avi"], "cannot write .avi"),
-        (["--camera", "99"], "no camera 99 that gives pictures"),
+        (["--camera", "99"], "no camera 99 that gives images"),
     ],
 )
 def test_what_cannot_be(options: list[str], words: str, server: MockTransport) -> None:
@@ -249,10 +249,10 @@ def test_keys_choose_the_style_and_end(tmp_path: Path, server: MockTransport, mo
         if presses and settled and shown[-1][0] == MODEL_NAMES[3 - len(presses)]:
             pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=presses.pop(0)))
 
-    def endless(path: Path, max_side: int | None) -> Iterator[Shot]:
+    def endless(path: Path, max_side: int | None) -> Iterator[LiveFrame]:
         number = 0
         while True:
-            yield Shot(frames[0], number, time.monotonic())
+            yield LiveFrame(frames[0], number, time.monotonic())
             number += 1
 
     monkeypatch.setattr(room.Window, "show", show)
@@ -301,13 +301,13 @@ def test_where_there_is_no_screen(monkeypatch: pytest.MonkeyPatch, server: MockT
     ("key", "style"), [("1", "a"), ("3", "c"), ("4", "b"), ("right", "c"), ("left", "a"), ("space", "c"), ("x", "b")]
 )
 def test_the_style_of_a_key(key: str, style: str) -> None:
-    assert chosen(["a", "b", "c"], "b", key) == style
+    assert style_for_key(["a", "b", "c"], "b", key) == style
 
 
 def test_a_camera_that_is_not_there_is_one_line() -> None:
     """Also of what OpenCV's own code would write to the process's stderr."""
     code = (
-        "from nst_client.video.webcam import camera\n"
+        "from nst_client.video.webcam import camera_frames\n"
         "try:\n    next(camera(99, None))\n"
         "except Exception as error:\n    print(error)\n"
     )
@@ -334,5 +334,5 @@ def test_json_is_all_on_stdout_beside_a_window(tmp_path: Path) -> None:
 
 
 def test_the_arrows_go_round() -> None:
-    assert chosen(["a", "b"], "b", "right") == "a"
-    assert chosen(["a", "b"], "a", "left") == "b"
+    assert style_for_key(["a", "b"], "b", "right") == "a"
+    assert style_for_key(["a", "b"], "a", "left") == "b"

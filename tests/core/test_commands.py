@@ -10,9 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from nst_core.console import PACKAGES, duration, one_line_errors, progress, say, show
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
 from nst_core.options import CommandLine, option, options_of
-from nst_core.packages.distribution import install_command
 
 BIN = Path(sys.executable).parent
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.errors import InputError
 from nst_core.packages.cuda import check_driver
-from nst_core.packages.distribution import install_command
 
 CUDA_13 = ('nvidia-cuda-nvrtc~=13.0; extra == "cuda"', 'nvidia-cuda-runtime~=13.0; extra == "cuda"')
 CUDA_12 = ('nvidia-cuda-nvrtc-cu12~=12.0; extra == "cuda"', 'nvidia-cuda-runtime-cu12~=12.0; extra == "cuda"')

@@ -15,12 +15,12 @@ from typing import Any
 import onnx
 import pytest
 
-from nst_core.engines import plans
+from nst_core.engines import building, plans
 from nst_core.engines.plans import PlanError, PlanKey, Profile
 from nst_core.files import cache_folder
-from nst_export import conversion as exporting
+from nst_export.graph.conversion import export_onnx
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
 from nst_export.modules import ServedModel
-from nst_export.rewrites import FOR, rewrite
 from nst_trainer.checkpoint import Checkpoint
 
 from ..fakes import GPU, FakeGpu, fake_gpu
@@ -42,9 +42,9 @@ def version(tmp_path: Path, small_checkpoint: Checkpoint) -> Path:
     """A version's folder with the graph that the exporter makes for TensorRT."""
     folder = tmp_path / "repository" / "seven" / "1"
     folder.mkdir(parents=True)
-    exporting.export(ServedModel(small_checkpoint.network), folder / "model.onnx", {})
+    export_onnx(ServedModel(small_checkpoint.network), folder / "model.onnx", {})
     proto = onnx.load(folder / "model.onnx")
-    rewrite(proto, FOR["tensorrt"])
+    apply_rewrites(proto, DEFAULT_REWRITES["tensorrt"])
     onnx.save(proto, folder / "model.onnx")
     return folder
 
@@ -69,7 +69,7 @@ def simple(tmp_path: Path) -> Path:
 
 def ensure(folder: Path, fake: FakeGpu, **changes: Any) -> Path:
     card = {"gpu": "NVIDIA Fake GPU", "compute_capability": "9.0"}
-    return plans.ensure(folder, PROFILE, 4, **{"library": fake.tensorrt, **card, **changes})
+    return building.ensure(folder, PROFILE, 4, **{"library": fake.tensorrt, **card, **changes})
 
 
 def test_a_profile_is_read_and_written() -> None:
@@ -152,7 +152,7 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.Mo
 
 def test_tensorrt_builds_what_the_exporter_writes_and_says_how_far_it_is(version: Path, rtx: Any) -> None:
     seen: list[tuple[float, str]] = []
-    plan = plans.build(
+    plan = building.build(
         (version / "model.onnx").read_bytes(),
         *(PROFILE, 4),
         library=rtx,
@@ -174,12 +174,12 @@ def test_a_build_that_is_interrupted_ends_with_the_reason(version: Path, rtx: An
 
     graph = (version / "model.onnx").read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        plans.build(graph, PROFILE, 4, library=rtx, on_progress=interrupt, compute_capabilities=["SM89"])
+        building.build(graph, PROFILE, 4, library=rtx, on_progress=interrupt, compute_capabilities=["SM89"])
 
 
 def test_what_tensorrt_cannot_read_is_told_in_its_own_words(rtx: Any) -> None:
     with pytest.raises(PlanError, match=r"tensorrt_rtx .* cannot read the graph: .*[Pp]arse") as caught:
-        plans.build(b"nothing", PROFILE, 4, library=rtx, compute_capabilities=["SM89"])
+        building.build(b"nothing", PROFILE, 4, library=rtx, compute_capabilities=["SM89"])
     assert "\n" not in str(caught.value)
 
 
@@ -306,9 +306,9 @@ def test_two_processes_build_the_same_plan_once(simple: Path) -> None:
 
 
 def command(*arguments: object, fake: bool = True) -> tuple[int, list[dict[str, Any]]]:
-    """`python plans.py` in a process of its own, as nst-serve runs it: its exit status and lines."""
+    """`python build_plan.py` in a process of its own, as nst-serve runs it: its exit status and lines."""
     environment = {**os.environ, "PYTHONPATH": str(GPU) if fake else ""}
-    words = [sys.executable, str(ENGINES / "plans.py"), *map(str, arguments)]
+    words = [sys.executable, str(ENGINES / "build_plan.py"), *map(str, arguments)]
     result = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
     assert not result.stderr
     return result.returncode, [json.loads(line) for line in result.stdout.splitlines()]
@@ -326,7 +326,7 @@ def test_the_command_says_how_far_it_is_and_where_the_plan_lies(simple: Path, ca
 def test_the_command_says_what_is_wrong(simple: Path, tmp_path: Path) -> None:
     for arguments, words in [
         ((simple, "16x16", 4), "'16x16' is no profile"),
-        ((simple, PROFILE), "usage: plans.py"),
+        ((simple, PROFILE), "usage: build_plan.py"),
         ((tmp_path, PROFILE, 4), "neither model.plan nor model.onnx"),
     ]:
         status, lines = command(*arguments)

@@ -1,4 +1,4 @@
-"""The TensorRT engine's bookkeeping of memory, graphs, contexts and threads, on a fake GPU; and once on a real one."""
+"""The TensorRT engine's bookkeeping of memory, graphs, contexts and threads, on a fake GPU; and once on a real GPU."""
 
 import ast
 import re
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from nst_core.engines import cuda, plans
+from nst_core.engines import building, cuda
 from nst_core.engines.cuda import CudaError
+from nst_core.engines.deserialized import EngineError
 from nst_core.engines.dlpack import Lent
 from nst_core.engines.plans import PlanError, Profile
-from nst_core.engines.tensorrt import EngineError, TensorRTEngine
+from nst_core.engines.tensorrt import TensorRTEngine
 
 from ..fakes import FakeGpu, fake_gpu
 from ..server import graphs
@@ -38,7 +39,7 @@ def opened(fake: FakeGpu, tmp_path: Path) -> Iterator[Callable[..., TensorRTEngi
 
     def opened(graph: Callable[[Path], None] = graphs.inverted, **settings: Any) -> TensorRTEngine:
         graph(tmp_path / "model.onnx")
-        plan = plans.build((tmp_path / "model.onnx").read_bytes(), PROFILE, 4, library=fake.tensorrt)
+        plan = building.build((tmp_path / "model.onnx").read_bytes(), PROFILE, 4, library=fake.tensorrt)
         engines.append(TensorRTEngine(plan, library=fake.tensorrt, **settings))
         return engines[-1]
 
@@ -139,20 +140,20 @@ def test_graphs_are_bounded_and_the_least_recently_used_leaves(
     opened: Callable[..., TensorRTEngine], fake: FakeGpu
 ) -> None:
     engine, counts = opened(contexts=1, graphs=2), fake.runtime.counts
-    (lane,) = engine._lanes
+    (slot,) = engine._slots
     engine.run({"image": pictures(64, 64)})  # memory for all that follows
     for width in (8, 9):
         engine.warm({"image": pictures(8, width)})
     engine.run({"image": pictures(8, 8)})
     engine.warm({"image": pictures(8, 10)})  # 9 leaves
-    assert [shapes[0][2] for shapes in lane.graphs] == [8, 10]
+    assert [shapes[0][2] for shapes in slot.graphs] == [8, 10]
     launches = counts["cudaGraphLaunch"]
     for width in (8, 10):
         assert np.array_equal(engine.run({"image": pictures(8, width)}), 255 - pictures(8, width))
     assert counts["cudaGraphLaunch"] == launches + 2
     for width in range(8, 40):
         engine.warm({"image": pictures(8, width)})
-        assert len(lane.graphs) <= 2
+        assert len(slot.graphs) <= 2
     assert fake.tensorrt.counts["contexts"] == 3  # of graphs that left, the next ones have theirs
 
 
@@ -328,7 +329,7 @@ def test_a_plan_of_another_version_is_refused_in_tensorrts_words(
     fake: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs.inverted(tmp_path / "model.onnx")
-    plan = plans.build((tmp_path / "model.onnx").read_bytes(), PROFILE, 4, library=fake.tensorrt)
+    plan = building.build((tmp_path / "model.onnx").read_bytes(), PROFILE, 4, library=fake.tensorrt)
     monkeypatch.setattr(fake.tensorrt, "__version__", "10.100.0.0")
     with pytest.raises(PlanError, match=r"is of version 10\.99\.0\.1.*export the model again"):
         TensorRTEngine(plan, library=fake.tensorrt)
@@ -395,7 +396,7 @@ def inverted_in_float() -> bytes:
 
 def test_the_graph_for_the_real_gpu_is_one_that_tensorrt_builds() -> None:
     rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-    assert plans.build(inverted_in_float(), PROFILE, 1, library=rtx, compute_capabilities=["SM89"])
+    assert building.build(inverted_in_float(), PROFILE, 1, library=rtx, compute_capabilities=["SM89"])
 
 
 @pytest.mark.gpu
@@ -403,7 +404,7 @@ def test_a_real_plan_runs_on_the_real_gpu(tmp_path: Path) -> None:
     """Built and run at many shapes, with and without graphs, from threads; memory grows with what runs."""
     trt = pytest.importorskip("tensorrt")
     profile = Profile.parse("16x16/256x256/4x1024x1024")
-    plan = plans.build(inverted_in_float(), profile, 1, library=trt, timing_cache=tmp_path / "timings")
+    plan = building.build(inverted_in_float(), profile, 1, library=trt, timing_cache=tmp_path / "timings")
     with closing(TensorRTEngine(plan, contexts=2)) as engine:
         free = cuda.free_memory()
         engine.warm({"image": pictures(256, 256)})

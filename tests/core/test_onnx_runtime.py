@@ -8,9 +8,9 @@ import pytest
 
 from nst_core import devices
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.errors import InputError, MissingExtra
 from nst_core.packages import onnx_runtime
-from nst_core.packages.distribution import install_command
 from nst_core.packages.onnx_runtime import import_onnxruntime
 
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from nst_core.images import open_image, sample_photographs
-from nst_export import conversion as onnx
-from nst_export import repository
-from nst_export.pipeline import exportables
-from nst_export.repository import Serving
+from nst_export.checkpoints import served_modules
+from nst_export.graph.conversion import export_onnx
+from nst_export.repository.model_config import ServingOptions, model_config
+from nst_export.repository.publishing import publish_version
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Fast, StyledNetwork, Ulyanov
 
@@ -72,8 +72,8 @@ def publish(folder: Path) -> None:
     """The styles that the pages paint with, without the gate, whose checks take their time and have their own tests."""
     for name in ("starry-night-fast", "starry-night-steady", "gallery"):
         styles = shipped_styles()[name]
-        (model,) = exportables(network(styles), name, tiled=False).values()
-        onnx.export(model, folder / f"{name}.onnx", {})
-        message = repository.config(name, model.inputs, model.output, Serving(styles, cores=2))
-        repository.publish({"model.onnx": folder / f"{name}.onnx"}, name, folder / "model_repository", message)
+        (model,) = served_modules(network(styles), name, tiled=False).values()
+        export_onnx(model, folder / f"{name}.onnx", {})
+        message = model_config(name, model.inputs, model.output, ServingOptions(styles, cores=2))
+        publish_version({"model.onnx": folder / f"{name}.onnx"}, name, folder / "model_repository", message)
     (folder / "repository").symlink_to("model_repository")

@@ -231,7 +231,7 @@ def misnamed_styles(read: Parsed) -> set[str]:
     """Styles that a command for painting names, and that no checkpoint of models/ has."""
     if read.name.rpartition(" ")[2] not in ("stylize", "video", "webcam", "batch") or not read.values.get("style"):
         return set()
-    named = {name for mix in Schedule.of(read.values["style"]).mixes for name in mix}
+    named = {name for weights in Schedule.of(read.values["style"]).style_weights for name in weights}
     known = {style for styles in shipped_styles().values() for style in styles} | set(shipped_styles())
     return named - known
 

@@ -55,7 +55,7 @@ NOT_HERE = {
     r"nst webcam(?! --input)": "needs a camera",
     r"nst-serve --docker(?!.*--dry-run)": "needs Docker: tests/server/test_docker.py",
     r"nst-export .*--(target|for) |nst-export verify": "needs TensorRT: tests/export/test_tensorrt.py",
-    r"nst-export .*(--tiled|--device cpu)": "takes its time once more: tests/export/test_tiles.py, test_exporter.py",
+    r"nst-export .*(--tiled|--device cpu)": "takes its time once more: tests/export/test_tiles.py, test_commands.py",
     r"nst-export .*--load": "takes its time once more: tests/end_to_end/test_publishing.py",
     r"nst-export (models/ |models/(?!starry-night-fast)|mosaic)": "takes its time once more, with another file",
     r"nst-train .* --learning-rate 6e-3": "made a picture that ships; docs/training.md has the same, shorter",
@@ -220,10 +220,10 @@ def test_python(reader: Reader, block: Block, monkeypatch: pytest.MonkeyPatch) -
     code = compile(reader.here(block.text), str(block), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     if any(part in block.text for part in PYTHON_NOT_HERE):
         return
-    photograph = open_image(Path("photograph.jpg")).pixels
+    content = open_image(Path("photograph.jpg")).pixels
     with StyleClient(reader.endpoints.grpc) as client:
-        names: dict[str, Any] = {"photograph": photograph, "panorama": photograph, "token": "sesame"}
-        names["photographs"] = np.stack([photograph] * 2)
+        names: dict[str, Any] = {"content": content, "panorama": content, "token": "sesame"}
+        names["batch"] = np.stack([content] * 2)
         names |= {"asyncio": asyncio, "Image": Image, "Path": Path, "StyleClient": StyleClient, "client": client}
         outcome = eval(code, names)
         if inspect.iscoroutine(outcome):

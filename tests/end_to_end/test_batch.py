@@ -157,7 +157,7 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     assert json.loads((tmp_path / "stdout").read_text()) == summary
     for start in range(0, COUNT, 100):
         numbers = range(start, start + 100)
-        right = models.painted(np.stack([pixels_of(number) for number in numbers]))
+        right = models.stylized(np.stack([pixels_of(number) for number in numbers]))
         got = np.stack([open_image(output / f"{number % 10}" / f"{number}.png").pixels for number in numbers])
         assert np.abs(got.astype(int) - right).max() <= 1
 
@@ -256,18 +256,18 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
     Image.fromarray(frames[0]).save(tmp_path / "in" / "c.png")
     with ExitStack() as servers:
         endpoints = [Endpoints.free() for _ in range(2)]
-        for number, one in enumerate(endpoints):
+        for number, endpoint in enumerate(endpoints):
             log = tmp_path / f"{number}.log"
-            servers.enter_context(run_triton(find_triton(TRITON, print), models.repository, one, log))
+            servers.enter_context(run_triton(find_triton(TRITON, print), models.repository, endpoint, log))
         url = endpoints[0].grpc + "," + endpoints[1].grpc.removeprefix("grpc://")
         here = ("batch", tmp_path / "in", tmp_path / "out", "--style", "one", "--url", url)
         result = run("nst", *here, "--address", ray, "--json")
     assert result.returncode == 0, result.stderr
-    assert "5 pictures and sections of videos to paint" in result.stderr
+    assert "5 images and sections of videos to stylize" in result.stderr
     assert json.loads(result.stdout)["stylized"] == 5
     written = {"a.mp4", "deep/b.mkv", "c.png", "nst-batch.jsonl", ".nst-batch/job.json"}
     assert files(tmp_path / "out").keys() == written
-    right = models.painted(np.stack(frames)).astype(int)
+    right = models.stylized(np.stack(frames)).astype(int)
     for film in films:
         painted = VideoSource(tmp_path / "out" / film.relative_to(tmp_path / "in"))
         got = list(painted.frames())
@@ -275,7 +275,7 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
             frame.pts - VideoSource(film).start for frame in VideoSource(film).frames()
         ]
         assert painted.sound == ["aac"]
-        off = [np.abs(frame.pixels - one).mean() for frame, one in zip(got, right, strict=True)]
+        off = [np.abs(frame.pixels - expected).mean() for frame, expected in zip(got, right, strict=True)]
         assert max(off) < 0.5 * np.abs(got[0].pixels - right[-1]).mean()
 
 

@@ -149,7 +149,7 @@ def test_curl_asks_what_is_served(served: Served) -> None:
     assert result.returncode == 0, result.stderr
     ready, models, config = result.stdout.splitlines()
     assert ready == ""
-    assert {one["name"] for one in json.loads(models)["model_stats"]} >= {"one", "large"}
+    assert {entry["name"] for entry in json.loads(models)["model_stats"]} >= {"one", "large"}
     assert json.loads(config)["parameters"]["styles"] == {"string_value": "a,b"}
     assert served.run("bash", EXAMPLES / "ask.sh", served.urls["http"], "nobody").returncode != 0
 

@@ -1,6 +1,6 @@
 """`nst-serve` on a machine with a GPU: a real Triton, our real backend, and libraries named as CUDA and TensorRT.
 
-They compute on the CPU (`tests/fakes/gpu`), so that the whole way from a graph to a picture can be seen everywhere.
+They compute on the CPU (`tests/fakes/gpu`), so that the whole way from a graph to an image can be seen everywhere.
 """
 
 import json
@@ -119,12 +119,12 @@ def serve(machine: Path) -> Server:
 
 
 def test_the_plan_is_built_once_and_the_model_is_served(machine: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (40, 56, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3)).astype(np.uint8)
     for start in ("first", "second"):
         server = serve(machine)
         try:
             with StyleClient(server.endpoints.grpc) as client:
-                assert np.array_equal(client.stylize(picture, "inverted"), 255 - picture)
+                assert np.array_equal(client.stylize(image, "inverted"), 255 - image)
             status = run("nst-serve", "status", "--http-port", server.endpoints.http_port)
             succeeded(status)
             assert "device gpu: NVIDIA Fake GPU (compute capability 9.0)\ninverted version 1: ready" in status.stdout

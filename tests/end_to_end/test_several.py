@@ -36,13 +36,13 @@ STEP = 12
 
 @dataclass
 class Several:
-    """Tritons on the same port of three addresses; the answers that pictures must get."""
+    """Tritons on the same port of three addresses; the answers that images must get."""
 
     endpoints: list[Endpoints]
     processes: list[subprocess.Popen[str]]
     ca: Path
-    pictures: list[Pixels]
-    paintings: list[Pixels]
+    images: list[Pixels]
+    stylized_images: list[Pixels]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Several:
 
     @property
     def urls(self) -> list[str]:
-        return [one.grpc for one in self.endpoints]
+        return [endpoints.grpc for endpoints in self.endpoints]
 
     def answered(self, number: int) -> int:
         """Requests, as the server itself has counted them; by HTTP, whose certificate is made out to each address."""
@@ -61,12 +61,12 @@ class Several:
         return [self.answered(number) for number in range(len(HOSTS))]
 
     def works(self, stylize: Callable[[Pixels], Pixels], number: int) -> None:
-        assert right(stylize(self.pictures[number]), self.paintings[number])
+        assert right(stylize(self.images[number]), self.stylized_images[number])
 
 
-def right(one: Pixels, other: Pixels) -> bool:
-    """The same picture; threads may round a level the other way."""
-    return one.shape == other.shape and bool(np.abs(one.astype(int) - other).max() <= 1)
+def right(stylized: Pixels, wanted: Pixels) -> bool:
+    """The same image; threads may round a value the other way."""
+    return stylized.shape == wanted.shape and bool(np.abs(stylized.astype(int) - wanted).max() <= 1)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def several(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (folder / "repository").mkdir()
     (folder / "repository" / "one").symlink_to(models.repository / "one")
     chain, key = certificate(folder, ",".join([f"DNS:{NAME}", *(f"IP:{host}" for host in HOSTS)]))
-    pictures = [np.random.default_rng(seed).integers(0, 256, (64, 80, 3), np.uint8) for seed in range(8)]
-    paintings = [models.painted(picture[None])[0] for picture in pictures]
+    images = [np.random.default_rng(seed).integers(0, 256, (64, 80, 3), np.uint8) for seed in range(8)]
+    stylized_images = [models.stylized(image[None])[0] for image in images]
     installation = find_triton(TRITON, print)
     first = Endpoints.free()
     with ExitStack() as servers:
@@ -86,15 +86,15 @@ def several(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 run_triton(
                     installation,
                     folder / "repository",
-                    one,
-                    folder / f"{one.address}.log",
+                    own,
+                    folder / f"{own.address}.log",
                     access=Access.new(TOKEN),
                     certificate=Certificate(chain, key),
                 )
             )
-            for one in endpoints
+            for own in endpoints
         ]
-        yield Several(endpoints, processes, chain, pictures, paintings)
+        yield Several(endpoints, processes, chain, images, stylized_images)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def answer_names(server: socket.socket) -> None:
         known = name.lower() + b"\0" == wanted
         addresses = HOSTS if known and kind == 1 else ()
         head = packet[:2] + struct.pack("!HHHHH", 0x8180 if known else 0x8183, 1, len(addresses), 0, 0)
-        records = (b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 0, 4) + socket.inet_aton(one) for one in addresses)
+        records = (b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 0, 4) + socket.inet_aton(address) for address in addresses)
         server.sendto(head + question + b"".join(records), peer)
 
 
@@ -137,7 +137,7 @@ def test_a_list_is_asked_in_turn(several: Several) -> None:
     before = several.all_answered()
     with StyleClient(several.urls, **several.settings) as client:
         for number in range(30):
-            several.works(lambda picture: client.stylize(picture, "one"), number % 8)
+            several.works(lambda image: client.stylize(image, "one"), number % 8)
     answered = [now - then for now, then in zip(settled(several.all_answered), before, strict=True)]
     assert sum(answered) == 30 and min(answered) >= 5, answered
 
@@ -149,10 +149,10 @@ def test_a_name_with_several_addresses(several: Several, names: str) -> None:
 
     async def ask() -> list[Pixels]:
         async with AsyncStyleClient(url, **several.settings) as client:
-            return [await client.stylize(several.pictures[number % 8], "one") for number in range(30)]
+            return [await client.stylize(several.images[number % 8], "one") for number in range(30)]
 
-    for number, painted in enumerate(asyncio.run(ask())):
-        several.works(lambda picture, painted=painted: painted, number % 8)  # type: ignore[misc]
+    for number, stylized in enumerate(asyncio.run(ask())):
+        several.works(lambda image, stylized=stylized: stylized, number % 8)  # type: ignore[misc]
     answered = [now - then for now, then in zip(settled(several.all_answered), before, strict=True)]
     assert sum(answered) == 30 and min(answered) >= 5, answered
 
@@ -166,13 +166,13 @@ class Callers:
         self.failures: list[object] = []
         self.lock = threading.Lock()
         work = [lambda number=number: self.blocking(number) for number in range(3)]
-        self.threads = [threading.Thread(target=one) for one in [*work, lambda: asyncio.run(self.tasks())]]
+        self.threads = [threading.Thread(target=call) for call in [*work, lambda: asyncio.run(self.tasks())]]
 
     def blocking(self, number: int) -> None:
         try:
             with StyleClient(self.several.urls, **self.several.settings) as client:
                 while not self.ended.is_set():
-                    self.note(number, client.stylize(self.several.pictures[number], "one"))
+                    self.note(number, client.stylize(self.several.images[number], "one"))
         except Exception as error:
             self.failures.append(error)
 
@@ -183,26 +183,26 @@ class Callers:
     async def task(self, client: AsyncStyleClient, number: int) -> None:
         try:
             while not self.ended.is_set():
-                self.note(number, await client.stylize(self.several.pictures[number], "one"))
+                self.note(number, await client.stylize(self.several.images[number], "one"))
         except Exception as error:
             self.failures.append(error)
 
-    def note(self, number: int, painted: Pixels) -> None:
+    def note(self, number: int, stylized: Pixels) -> None:
         with self.lock:
-            if right(painted, self.several.paintings[number]):
+            if right(stylized, self.several.stylized_images[number]):
                 self.right += 1
             else:
-                self.failures.append(f"another picture than {number}")
+                self.failures.append(f"another image than {number}")
 
     def __enter__(self) -> "Callers":
-        for one in self.threads:
-            one.start()
+        for thread in self.threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
-        for one in self.threads:
-            one.join()
+        for thread in self.threads:
+            thread.join()
 
 
 def test_no_request_is_lost_when_one_is_killed_and_one_drains(several: Several) -> None:

@@ -100,7 +100,7 @@ def test_a_triton_that_is_killed_and_started_again_loses_nothing(
         assert process.returncode == 0, stderr
         pictures, summary = documents(stdout)
         assert (summary["stylized"], summary["skipped"], summary["failed"]) == (COUNT, 0, 0)
-        assert len({one["output"] for one in pictures}) == COUNT, "each is reported once"
+        assert len({line["output"] for line in pictures}) == COUNT, "each is reported once"
         assert_complete(folder, tmp_path / "out", address)
     finally:
         server.stop()
@@ -123,7 +123,7 @@ def test_a_server_that_stays_away_and_the_next_run(repository: Path, folder: Pat
         errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
         assert 2 <= len(errors) <= 3, "one for each of the two pictures under way, and the summary"
         assert "not tried" in errors[-1]
-        finished = {one["output"]: Path(str(one["output"])).stat().st_mtime_ns for one in first if not one["error"]}
+        finished = {line["output"]: Path(str(line["output"])).stat().st_mtime_ns for line in first if not line["error"]}
         assert 10 <= len(finished) == summary["stylized"] < COUNT
         server.process.wait(60)
         server = serve(repository, tmp_path / "triton.log", endpoints=server.endpoints)

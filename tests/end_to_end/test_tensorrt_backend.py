@@ -24,9 +24,9 @@ import torch
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException, shared_memory
 
-from nst_export import conversion as exporting
+from nst_export.graph.conversion import export_onnx
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
 from nst_export.modules import ServedModel
-from nst_export.rewrites import FOR, rewrite
 from nst_server.control import Control
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation, find_triton
@@ -106,7 +106,7 @@ class Server:
             inputs[-1].set_data_from_numpy(values)
         return np.array(self.client.infer(model, inputs).as_numpy("stylized"))
 
-    def painted(self, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def stylized(self, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """What ONNX Runtime makes of it."""
         (answer,) = self.reference.run(None, {"image": image, "style_weights": weights})
         return np.asarray(answer)
@@ -127,9 +127,9 @@ class Server:
 def export(file: Path) -> None:
     """A network of two styles, as the exporter writes it for TensorRT."""
     torch.manual_seed(3)
-    exporting.export(ServedModel(frozen(Johnson(width=0.125, styles=2))), file, {})
+    export_onnx(ServedModel(frozen(Johnson(width=0.125, styles=2))), file, {})
     proto = onnx.load(file)
-    rewrite(proto, FOR["tensorrt"])
+    apply_rewrites(proto, DEFAULT_REWRITES["tensorrt"])
     onnx.save(proto, file)
 
 
@@ -166,30 +166,30 @@ def with_fakes(installation: Installation, folder: Path) -> Installation:
     return replace(installation, binary=(*binary, str(folder / "backends")), environment=environment)
 
 
-def pictures(height: int = 24, width: int = 40, count: int = 1, seed: int = 0) -> np.ndarray:
+def random_images(height: int = 24, width: int = 40, count: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 100, (count, height, width, 3)).astype(np.uint8)
 
 
-def weights(*shares: float) -> np.ndarray:
-    return np.array([[share, 1 - share] for share in shares], np.float32)
+def weights(*style_weights: float) -> np.ndarray:
+    return np.array([[weight, 1 - weight] for weight in style_weights], np.float32)
 
 
-def test_pictures_are_those_of_onnx_runtime(server: Server) -> None:
+def test_images_are_those_of_onnx_runtime(server: Server) -> None:
     for shape in [(32, 40), (33, 47), (8, 96), (96, 96)]:
         for seed in range(3):  # plain, recorded, replayed
-            image, shares = pictures(*shape, 2, seed), weights(1.0, 0.25)
-            served = server.infer("gallery", image=image, style_weights=shares)
-            assert np.array_equal(served, server.painted(image, shares))
+            image, style_weights = random_images(*shape, 2, seed), weights(1.0, 0.25)
+            served = server.infer("gallery", image=image, style_weights=style_weights)
+            assert np.array_equal(served, server.stylized(image, style_weights))
 
 
 def test_mixed_sizes_from_several_callers(server: Server) -> None:
     """Answers go out from threads, later than the execution that took their requests: each caller gets their own."""
 
     def call(number: int) -> None:
-        image = pictures(8 + number % 5 * 9, 16 + number % 3 * 20, 1 + number % 2, number)
-        shares = weights(*[0.5] * len(image))
-        served = server.infer("gallery", image=image, style_weights=shares)
-        assert np.abs(served.astype(int) - server.painted(image, shares)).max() <= 1
+        image = random_images(8 + number % 5 * 9, 16 + number % 3 * 20, 1 + number % 2, number)
+        style_weights = weights(*[0.5] * len(image))
+        served = server.infer("gallery", image=image, style_weights=style_weights)
+        assert np.abs(served.astype(int) - server.stylized(image, style_weights)).max() <= 1
 
     with ThreadPoolExecutor(12) as pool:
         assert len(list(pool.map(call, range(120)))) == 120
@@ -205,9 +205,9 @@ def test_a_config_is_completed_from_the_plan(server: Server) -> None:
     config = server.client.get_model_config("bare").config
     assert (config.backend, config.max_batch_size) == ("tensorrt", 4)
     assert config.HasField("dynamic_batching")
-    assert [(one.name, list(one.dims)) for one in config.input] == [("image", [-1, -1, 3])]
-    assert [(one.name, list(one.dims)) for one in config.output] == [("stylized", [-1, -1, 3])]
-    assert np.array_equal(server.infer("bare", image=pictures(count=4)), 255 - pictures(count=4))
+    assert [(tensor.name, list(tensor.dims)) for tensor in config.input] == [("image", [-1, -1, 3])]
+    assert [(tensor.name, list(tensor.dims)) for tensor in config.output] == [("stylized", [-1, -1, 3])]
+    assert np.array_equal(server.infer("bare", image=random_images(count=4)), 255 - random_images(count=4))
 
 
 @pytest.mark.parametrize("model", sorted(REASONS))
@@ -218,13 +218,17 @@ def test_a_model_that_cannot_be_served_is_named_with_the_reason(server: Server, 
 
 
 HOSTILE: list[tuple[str, dict[str, np.ndarray], str]] = [
-    ("limited", {"image": pictures(height=15)}, "40x15: this model takes 16 pixels and more a side"),
-    ("limited", {"image": pictures(width=81)}, "81x24: this model takes 80 pixels and less a side"),
-    ("limited", {"image": pictures(80, 60)}, "60x80: this model takes 0.0 megapixels and less"),
+    ("limited", {"image": random_images(height=15)}, "40x15: this model takes 16 pixels and more a side"),
+    ("limited", {"image": random_images(width=81)}, "81x24: this model takes 80 pixels and less a side"),
+    ("limited", {"image": random_images(80, 60)}, "60x80: this model takes 0.0 megapixels and less"),
     ("limited", {"image": np.zeros((1, 0, 40, 3), np.uint8)}, "image is empty: 1x0x40x3"),
-    ("limited", {"image": pictures(count=5)}, "batch-size must be <= 4"),
-    ("picky", {"image": pictures(width=97)}, "image 1x24x97x3 is outside of the plan's shapes, 1x8x8x3 to 4x96x96x3"),
-    ("gallery", {"image": pictures(), "style_weights": weights(np.nan)}, "style_weights has values that are not"),
+    ("limited", {"image": random_images(count=5)}, "batch-size must be <= 4"),
+    (
+        "picky",
+        {"image": random_images(width=97)},
+        "image 1x24x97x3 is outside of the plan's shapes, 1x8x8x3 to 4x96x96x3",
+    ),
+    ("gallery", {"image": random_images(), "style_weights": weights(np.nan)}, "style_weights has values that are not"),
 ]
 
 
@@ -233,12 +237,12 @@ def test_a_bad_request_gets_an_error_and_the_next_one_works(server: Server, posi
     model, arrays, words = HOSTILE[position]
     with pytest.raises(InferenceServerException, match=re.escape(words)):
         server.infer(model, **arrays)
-    assert np.array_equal(server.infer("limited", image=pictures()), 255 - pictures())
+    assert np.array_equal(server.infer("limited", image=random_images()), 255 - random_images())
 
 
 def test_a_request_that_fails_does_not_fail_its_batch(server: Server) -> None:
     before = server.metrics("picky")
-    images = [pictures(seed=seed) for seed in range(3)]
+    images = [random_images(seed=seed) for seed in range(3)]
     images[1][0, 5, 7, 1] = graphs.LEVELS
 
     def call(image: np.ndarray) -> np.ndarray | Exception:
@@ -258,7 +262,7 @@ def test_a_request_that_fails_does_not_fail_its_batch(server: Server) -> None:
 def test_requests_that_wait_are_one_run(server: Server) -> None:
     before = server.metrics("picky")
     with ThreadPoolExecutor(3) as pool:
-        images = [pictures(seed=seed) for seed in range(3)]
+        images = [random_images(seed=seed) for seed in range(3)]
         answers = list(pool.map(lambda image: server.infer("picky", image=image), images))
     assert all(np.array_equal(answer, image) for answer, image in zip(answers, images, strict=True))
     after = server.metrics("picky")
@@ -272,7 +276,7 @@ def test_executions_overlap(server: Server) -> None:
     statistics = server.client.get_inference_statistics("limited").model_stats[0]
     before = statistics.inference_stats.success.count
     with ThreadPoolExecutor(16) as pool:
-        images = [pictures(16 + number % 40, 32, seed=number) for number in range(200)]
+        images = [random_images(16 + number % 40, 32, seed=number) for number in range(200)]
         answers = list(pool.map(lambda image: server.infer("limited", image=image), images))
     assert all(np.array_equal(answer, 255 - image) for answer, image in zip(answers, images, strict=True))
 
@@ -283,7 +287,7 @@ def test_executions_overlap(server: Server) -> None:
 
 
 def test_pixels_go_by_shared_memory(server: Server) -> None:
-    image = pictures(count=2)
+    image = random_images(count=2)
     regions = {}
     try:
         for name in ("given", "answer"):
@@ -310,19 +314,19 @@ def test_requests_under_way_are_answered_when_a_model_is_unloaded(server: Server
     answers: list[np.ndarray] = []
 
     def call() -> None:
-        answers.append(server.infer("picky", image=pictures()))  # waits two seconds for more
+        answers.append(server.infer("picky", image=random_images()))  # waits two seconds for more
 
     caller = threading.Thread(target=call)
     caller.start()
     time.sleep(0.5)
     server.control.unload("picky")
     caller.join(60)
-    assert np.array_equal(answers[0], pictures())
+    assert np.array_equal(answers[0], random_images())
     with pytest.raises(InferenceServerException):
-        server.infer("picky", image=pictures())
+        server.infer("picky", image=random_images())
     (loaded,) = server.control.load("picky")
     assert (loaded.name, loaded.version) == ("picky", "1")
-    assert np.array_equal(server.infer("picky", image=pictures()), pictures())
+    assert np.array_equal(server.infer("picky", image=random_images()), random_images())
 
 
 def test_the_log_has_no_complaint_of_an_answer(server: Server) -> None:
@@ -335,10 +339,10 @@ def test_a_killed_process_takes_no_other_model_with_it(server: Server) -> None:
     """Last, since Triton itself does not start it again; nst-serve starts another Triton."""
     (victim,) = (pid for pid in descendants(server.pid) if b"limited_0" in _words(pid))
     os.kill(victim, signal.SIGKILL)
-    assert np.array_equal(server.infer("bare", image=pictures()), 255 - pictures())
+    assert np.array_equal(server.infer("bare", image=random_images()), 255 - random_images())
     server.control.unload("limited")
     server.control.load("limited")
-    assert np.array_equal(server.infer("limited", image=pictures()), 255 - pictures())
+    assert np.array_equal(server.infer("limited", image=random_images()), 255 - random_images())
 
 
 def _words(pid: int) -> bytes:

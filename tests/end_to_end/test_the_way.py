@@ -64,8 +64,8 @@ def gallery(checkpoint: Path) -> Path:
 @pytest.fixture(scope="module")
 def repository(checkpoint: Path, gallery: Path) -> Path:
     target = checkpoint.parent / "model_repository"
-    for one in (checkpoint, gallery):
-        succeeded(run("nst-export", one, "--repository", target))
+    for path in (checkpoint, gallery):
+        succeeded(run("nst-export", path, "--repository", target))
     return target
 
 
@@ -84,8 +84,8 @@ def expected(checkpoint: Path, photographs: dict[str, Path]) -> list[tuple[Pixel
     model = ServedModel(load(checkpoint).network)
     pairs = []
     for n, height, width in SHAPES:
-        pictures = [fit(open_image(path), width, height).pixels for path in list(photographs.values())[:n]]
-        batch = np.stack(pictures)
+        images = [fit(open_image(path), width, height).pixels for path in list(photographs.values())[:n]]
+        batch = np.stack(images)
         with torch.no_grad():
             pairs.append((batch, model(torch.from_numpy(batch)).numpy()))
     return pairs
@@ -101,30 +101,30 @@ def test_every_answer_is_pytorchs(
 ) -> None:
     with StyleClient(url(server, repository, way)) as client:
         assert [style.name for style in client.styles()] == ["astronaut", "chelsea", "rocket", "tiny"]
-        for pictures, wanted in expected:
-            answer = client.stylize(pictures, "tiny")
-            assert np.abs(answer.astype(int) - wanted).max() <= 1, (way, pictures.shape)
+        for images, wanted in expected:
+            answer = client.stylize(images, "tiny")
+            assert np.abs(answer.astype(int) - wanted).max() <= 1, (way, images.shape)
 
 
 @pytest.mark.parametrize("way", ["grpc", "http", "local"])
-def test_every_mix_of_styles_is_pytorchs(
+def test_every_interpolation_of_styles_is_pytorchs(
     server: Server, repository: Path, gallery: Path, expected: list[tuple[Pixels, Pixels]], way: str
 ) -> None:
     model = ServedModel(load(gallery).network)
-    pictures, _ = expected[3]  # a batch of three
-    mixes = ({"chelsea": 1.0}, {"astronaut": 1.0}, {"rocket": 0.3, "astronaut": 0.6})
+    images, _ = expected[3]  # a batch of three
+    interpolations = ({"chelsea": 1.0}, {"astronaut": 1.0}, {"rocket": 0.3, "astronaut": 0.6})
     answers = []
     with StyleClient(url(server, repository, way)) as client:
-        for mix in mixes:
-            row = torch.tensor([[mix.get(name, 0.0) for name in ("chelsea", "rocket", "astronaut")]])
+        for style_weights in interpolations:
+            row = torch.tensor([[style_weights.get(name, 0.0) for name in ("chelsea", "rocket", "astronaut")]])
             with torch.no_grad():
-                wanted = model(torch.from_numpy(pictures), row.expand(3, -1)).numpy()
-            answers.append(client.stylize(pictures, mix))
-            assert np.abs(answers[-1].astype(int) - wanted).max() <= 1, (way, mix)
+                wanted = model(torch.from_numpy(images), row.expand(3, -1)).numpy()
+            answers.append(client.stylize(images, style_weights))
+            assert np.abs(answers[-1].astype(int) - wanted).max() <= 1, (way, style_weights)
     assert np.abs(answers[0].astype(int) - answers[1]).mean() > 3
 
 
-def test_a_mix_by_the_command(server: Server, photographs: dict[str, Path], tmp_path: Path) -> None:
+def test_an_interpolation_by_the_command(server: Server, photographs: dict[str, Path], tmp_path: Path) -> None:
     command = ("nst", "stylize", photographs["coffee"], "--max-side", 96, "-u", server.endpoints.grpc)
     succeeded(run(*command, "-o", tmp_path / "a.png", "-s", "chelsea:0.5,rocket:0.5"))
     assert open_image(tmp_path / "a.png").width == 96
@@ -137,8 +137,8 @@ def test_many_callers_at_once_each_get_their_own(server: Server, expected: list[
     failures: list[object] = []
 
     def call(number: int) -> None:
-        pictures, wanted = expected[number % len(expected)]
-        shifted = np.roll(pictures, number // len(expected), axis=0)
+        images, wanted = expected[number % len(expected)]
+        shifted = np.roll(images, number // len(expected), axis=0)
         address = server.endpoints.grpc if number % 2 else server.endpoints.http
         try:
             with StyleClient(address) as client:
@@ -164,7 +164,7 @@ def test_requests_at_once_run_one_by_one_on_a_cpu(server: Server, expected: list
         (stats,) = triton.get_inference_statistics("tiny").model_stats
         return stats.inference_count, stats.execution_count
 
-    picture = expected[0][0][0]
+    image = expected[0][0][0]
     before = settled(counts)
     connected = threading.Barrier(24)
 
@@ -172,7 +172,7 @@ def test_requests_at_once_run_one_by_one_on_a_cpu(server: Server, expected: list
         with StyleClient(server.endpoints.grpc) as client:
             client.styles()
             connected.wait(60)  # else the first may be answered before the last is sent
-            client.stylize(picture, "tiny")
+            client.stylize(image, "tiny")
 
     threads = [threading.Thread(target=call) for _ in range(24)]
     for thread in threads:
@@ -187,8 +187,8 @@ def test_requests_at_once_run_one_by_one_on_a_cpu(server: Server, expected: list
 
 def unchecked(client: StyleClient, pixels: Pixels) -> Pixels:
     """Past our own client's checks, as another client might send it."""
-    painted: Pixels = run_blocking(client._transport.infer(Request("tiny", {"image": pixels}, "stylized"), 60.0))
-    return painted
+    stylized: Pixels = run_blocking(client._transport.infer(Request("tiny", {"image": pixels}, "stylized"), 60.0))
+    return stylized
 
 
 def test_a_request_that_cannot_be_run_is_refused_and_the_next_one_works(
@@ -197,22 +197,22 @@ def test_a_request_that_cannot_be_run_is_refused_and_the_next_one_works(
     with StyleClient(server.endpoints.grpc) as client:
         with pytest.raises(Rejected, match="megapixels"):
             unchecked(client, np.zeros((1, 9000, 1000, 3), np.uint8))
-        pictures, wanted = expected[0]
-        assert np.abs(client.stylize(pictures, "tiny").astype(int) - wanted).max() <= 1
+        images, wanted = expected[0]
+        assert np.abs(client.stylize(images, "tiny").astype(int) - wanted).max() <= 1
 
 
-def test_an_image_of_a_few_pixels_is_painted_and_does_not_spoil_the_next_request(
+def test_an_image_of_a_few_pixels_is_stylized_and_does_not_spoil_the_next_request(
     server: Server, expected: list[tuple[Pixels, Pixels]]
 ) -> None:
     with StyleClient(server.endpoints.grpc) as client:
         for height, width in ((3, 3), (1, 1), (3, 40)):
             assert unchecked(client, np.zeros((1, height, width, 3), np.uint8)).shape == (1, height, width, 3)
-            for pictures, wanted in expected:
-                assert np.abs(client.stylize(pictures, "tiny").astype(int) - wanted).max() <= 1
+            for images, wanted in expected:
+                assert np.abs(client.stylize(images, "tiny").astype(int) - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("way", ["grpc", "http", "local"])
-def test_stylize_writes_what_pytorch_paints(
+def test_stylize_writes_what_pytorch_computes(
     server: Server, repository: Path, checkpoint: Path, photographs: dict[str, Path], tmp_path: Path, way: str
 ) -> None:
     output = tmp_path / "cat.png"
@@ -229,7 +229,7 @@ def test_stylize_writes_what_pytorch_paints(
     assert np.abs(open_image(output).pixels.astype(int) - wanted).max() <= 1
 
 
-def test_stylize_of_every_kind_of_picture(server: Server, photographs: dict[str, Path], tmp_path: Path) -> None:
+def test_stylize_of_every_kind_of_image(server: Server, photographs: dict[str, Path], tmp_path: Path) -> None:
     """EXIF orientation, alpha, grey, 16 bits, a palette; to JPEG, PNG and WebP."""
     photo = Image.open(photographs["rocket"]).resize((96, 64))
     exif = Image.Exif()
@@ -244,11 +244,11 @@ def test_stylize_of_every_kind_of_picture(server: Server, photographs: dict[str,
     photos = [tmp_path / name for name in ("turned.jpg", "grey.png", "palette.gif", "deep.png", "glass.webp")]
     output = tmp_path / "out"
     succeeded(run("nst", "stylize", *photos, "-s", "tiny", "-o", output, "-u", server.endpoints.grpc))
-    painted = {path.name: open_image(path) for path in output.iterdir()}
-    assert sorted(painted) == ["deep.png", "glass.webp", "grey.png", "palette.png", "turned.jpg"]
-    assert (painted["turned.jpg"].width, painted["turned.jpg"].height) == (64, 96)
-    assert painted["glass.webp"].alpha is not None
-    assert np.array_equal(painted["glass.webp"].alpha, alpha)
+    stylized = {path.name: open_image(path) for path in output.iterdir()}
+    assert sorted(stylized) == ["deep.png", "glass.webp", "grey.png", "palette.png", "turned.jpg"]
+    assert (stylized["turned.jpg"].width, stylized["turned.jpg"].height) == (64, 96)
+    assert stylized["glass.webp"].alpha is not None
+    assert np.array_equal(stylized["glass.webp"].alpha, alpha)
 
 
 def test_styles_lists_what_is_served(server: Server) -> None:
@@ -298,7 +298,7 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> No
         ("bomb.png", ["100 megapixels", "limit of 64", "--max-pixels"]),
     ],
 )
-def test_wrong_pictures(server: Server, wrong: Path, tmp_path: Path, photo: str, words: list[str]) -> None:
+def test_wrong_images(server: Server, wrong: Path, tmp_path: Path, photo: str, words: list[str]) -> None:
     output = tmp_path / "out.png"
     result = run("nst", "stylize", wrong / photo, "-s", "tiny", "-o", output, "-u", server.endpoints.grpc)
     assert_one_line(result, *words)

@@ -45,32 +45,32 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def painted(server: Server, film: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+def stylized(server: Server, film: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
     """The whole film in one run, smoothed, and its figures."""
-    target = tmp_path_factory.mktemp("painted") / "o.mp4"
+    target = tmp_path_factory.mktemp("stylized") / "o.mp4"
     result = run("nst", "video", film, "-o", target, "-s", "one", "--smooth", "--json", "-u", server.endpoints.grpc)
     succeeded(result)
     return target, json.loads(result.stdout)
 
 
 def test_a_film_is_painted_as_its_frames_are(server: Server, models: Models, film: Path, tmp_path: Path) -> None:
-    """By HTTP; the decoder, the encoder and both their colours cost a few levels, another frame many."""
+    """By HTTP; the decoder, the encoder and both their colours cost a little, another frame many."""
     target = tmp_path / "o.mp4"
     succeeded(run("nst", "video", film, "-o", target, "-s", "one", "--crf", 8, "-u", server.endpoints.http))
     before, after = seen(film), seen(target)
-    assert len(after.pictures) == FRAMES
+    assert len(after.images) == FRAMES
     assert after.milliseconds == pytest.approx(before.milliseconds)
     assert sound(target) == sound(film)
     numbers = [0, PART_FRAMES - 1, PART_FRAMES, 200, FRAMES - 1]
-    for number, expected in zip(numbers, models.painted(np.stack([before.pictures[n] for n in numbers])), strict=True):
-        assert apart(expected, after.pictures[number]) < 12.0
-        assert apart(expected, after.pictures[(number + 30) % FRAMES]) > 24.0
+    for number, expected in zip(numbers, models.stylized(np.stack([before.images[n] for n in numbers])), strict=True):
+        assert apart(expected, after.images[number]) < 12.0
+        assert apart(expected, after.images[(number + 30) % FRAMES]) > 24.0
 
 
 def test_killed_and_started_again_no_frame_is_lost_or_doubled(
-    server: Server, film: Path, painted: tuple[Path, dict[str, object]], tmp_path: Path
+    server: Server, film: Path, stylized: tuple[Path, dict[str, object]], tmp_path: Path
 ) -> None:
-    """`kill -9` while it paints, twice, and then Ctrl-C; the result is that of a run that nobody stopped."""
+    """`kill -9` while it stylizes, twice, and then Ctrl-C; the result is that of a run that nobody stopped."""
     target, kill = tmp_path / "o.mp4", signal.SIGKILL
     parts = tmp_path / "o.mp4.parts"
     command = [*("nst", "video", film, "-o", target, "-s", "one", "--smooth", "--json", "-j", 1)]
@@ -85,27 +85,27 @@ def test_killed_and_started_again_no_frame_is_lost_or_doubled(
         _, said = process.communicate(timeout=60)
         assert process.returncode == status
         assert not target.exists()
-    assert f"of {FRAMES} frames are painted; the same command goes on" in said
+    assert f"of {FRAMES} frames are finished; the same command goes on" in said
     assert not list(parts.glob("begun-*"))  # Ctrl-C leaves nothing that is half written
     kept = len(list(parts.glob("[0-9]*.nut")))
     result = run(*command)
     assert f"goes on behind frame {kept * PART_FRAMES} of {FRAMES}" in succeeded(result)
     figures = json.loads(result.stdout)
-    assert figures["frames"] == FRAMES and figures["painted"] == FRAMES - kept * PART_FRAMES
-    whole, told = painted
-    assert figures["warping_error_before"] == pytest.approx(told["warping_error_before"])
-    assert figures["warping_error_after"] == pytest.approx(told["warping_error_after"])
-    one, other = seen(whole), seen(target)
-    assert one.milliseconds == other.milliseconds
+    assert figures["frames"] == FRAMES and figures["stylized"] == FRAMES - kept * PART_FRAMES
+    whole, figures_of_whole = stylized
+    assert figures["warping_error_before"] == pytest.approx(figures_of_whole["warping_error_before"])
+    assert figures["warping_error_after"] == pytest.approx(figures_of_whole["warping_error_after"])
+    in_one_go, in_parts = seen(whole), seen(target)
+    assert in_one_go.milliseconds == in_parts.milliseconds
     assert sound(target) == sound(film)
-    assert max(apart(a, b) for a, b in zip(one.pictures, other.pictures, strict=True)) < 6.0
-    moves = [apart(a, b) for a, b in pairwise(other.pictures)]
-    assert sum(move < 3.0 for move in moves) == sum(apart(a, b) < 3.0 for a, b in pairwise(one.pictures))
+    assert max(apart(a, b) for a, b in zip(in_one_go.images, in_parts.images, strict=True)) < 6.0
+    moves = [apart(a, b) for a, b in pairwise(in_parts.images)]
+    assert sum(move < 3.0 for move in moves) == sum(apart(a, b) < 3.0 for a, b in pairwise(in_one_go.images))
     assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
 
-def test_smoothing_lessens_the_warping_error(painted: tuple[Path, dict[str, object]]) -> None:
-    _, figures = painted
+def test_smoothing_lessens_the_warping_error(stylized: tuple[Path, dict[str, object]]) -> None:
+    _, figures = stylized
     before, after = figures["warping_error_before"], figures["warping_error_after"]
     assert isinstance(before, float) and isinstance(after, float)
     assert 0 < after < 0.7 * before
@@ -114,7 +114,7 @@ def test_smoothing_lessens_the_warping_error(painted: tuple[Path, dict[str, obje
 def test_styles_of_two_served_models_fade(server: Server, film: Path, tmp_path: Path) -> None:
     """From `one` to `a`: the beginning is all the one, the end all the other, and between it is neither."""
     targets = {style: tmp_path / f"{n}.mp4" for n, style in enumerate(["one", "a", "0:one, 1s:a"])}
-    pictures = {}
+    images = {}
     for style, target in targets.items():
         command = (
             "nst",
@@ -131,9 +131,9 @@ def test_styles_of_two_served_models_fade(server: Server, film: Path, tmp_path: 
             server.endpoints.grpc,
         )
         succeeded(run(*command))
-        pictures[style] = seen(target).pictures
-        assert len(pictures[style]) == 125
-    one, a, fading = (pictures[style] for style in targets)
+        images[style] = seen(target).images
+        assert len(images[style]) == 125
+    one, a, fading = (images[style] for style in targets)
     far = apart(one[37], a[37])
     assert far > 10
     assert apart(fading[20], one[20]) < far / 8 and apart(fading[70], a[70]) < far / 8
@@ -150,10 +150,10 @@ def test_the_webcam_with_a_file_in_its_place(server: Server, models: Models, tmp
     succeeded(result)
     figures = json.loads(result.stdout)
     film = seen(target)
-    assert figures["taken"] == 25 and figures["shown"] == len(film.pictures) >= 1
+    assert figures["taken"] == 25 and figures["shown"] == len(film.images) >= 1
     assert (np.diff(film.milliseconds) > 0).all()
-    expected = models.painted(np.stack(seen(source).pictures))
-    best = [int(np.argmin([apart(one, picture) for one in expected])) for picture in film.pictures]
+    expected = models.stylized(np.stack(seen(source).images))
+    best = [int(np.argmin([apart(reference, image) for reference in expected])) for image in film.images]
     assert best == sorted(best) and len(set(best)) == len(best)
 
 
@@ -180,8 +180,8 @@ def test_what_the_bench_measures(server: Server, models: Models) -> None:
         rounds, bare = rows[way]["rounds"], rows[video.BARE]["rounds"]
         assert len(rounds) == 2
         assert rows[way]["frames_per_second"] == pytest.approx(median(rounds))
-        shares = [one / other for one, other in zip(rounds, bare, strict=True)]
-        assert rows[way]["share_of_bare"] == pytest.approx(median(shares))
+        fractions = [rate / other for rate, other in zip(rounds, bare, strict=True)]
+        assert rows[way]["share_of_bare"] == pytest.approx(median(fractions))
     assert rows[video.WINDOW]["frames_per_second"] < 1.5 * document["film_rate"]
     if shutil.which("chromium"):
         assert rows[video.PAGE]["n"] >= 2 * 2

@@ -10,7 +10,7 @@ import torch
 from nst_core import devices
 from nst_core.devices import Gpu
 from nst_core.engines import cuda
-from nst_export import conversion as onnx
+from nst_export.graph.conversion import export_onnx
 from nst_export.modules import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
 from nst_trainer.checkpoint import frozen
 from nst_trainer.networks import Fast, Johnson, StyledNetwork, Ulyanov
@@ -20,7 +20,7 @@ from nst_trainer.networks import Fast, Johnson, StyledNetwork, Ulyanov
 class Exported:
     """A module with random weights, and its plain ONNX file."""
 
-    model: Exportable
+    module: Exportable
     path: Path
 
 
@@ -63,9 +63,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
 
     @cache
     def export(name: str) -> Exported:
-        model = MODELS[name]().eval()
-        onnx.export(model, folder / f"{name}.onnx", {"styles": "seven", "multiple": str(model.network.multiple)})
-        return Exported(model, folder / f"{name}.onnx")
+        module = MODELS[name]().eval()
+        export_onnx(module, folder / f"{name}.onnx", {"styles": "seven", "multiple": str(module.network.multiple)})
+        return Exported(module, folder / f"{name}.onnx")
 
     return export
 

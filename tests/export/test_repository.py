@@ -11,26 +11,26 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from nst_core.engines.plans import Profile
-from nst_export import repository
 from nst_export.errors import ExportError
 from nst_export.modules import Exportable
-from nst_export.repository import Serving
+from nst_export.repository.model_config import ServingOptions, model_config
+from nst_export.repository.publishing import check_names, publish_version, versions
 
 from .conftest import MODELS
 
-SERVING = Serving(("seven",), cores=4)
+SERVING = ServingOptions(("seven",), cores=4)
 
 PROFILE = Profile.parse("32x16/64x64/4x300x400")
 
 
-def config(serving: Serving = SERVING, model: Exportable | None = None) -> model_config_pb2.ModelConfig:
+def config(serving: ServingOptions = SERVING, model: Exportable | None = None) -> model_config_pb2.ModelConfig:
     served = model or MODELS["johnson"]()
-    return repository.config("seven", served.inputs, served.output, serving)
+    return model_config("seven", served.inputs, served.output, serving)
 
 
 def publish(tmp_path: Path, **how: Any) -> Path:
     (tmp_path / "file").write_bytes(b"a model")
-    return repository.publish({"model.onnx": tmp_path / "file"}, "seven", tmp_path / "in" / "repo", config(), **how)
+    return publish_version({"model.onnx": tmp_path / "file"}, "seven", tmp_path / "in" / "repo", config(), **how)
 
 
 def test_the_config_is_read_back_by_tritons_own_message(tmp_path: Path) -> None:
@@ -50,15 +50,15 @@ def test_the_config_is_read_back_by_tritons_own_message(tmp_path: Path) -> None:
 
 def test_what_a_model_does_not_take_is_not_warmed_up() -> None:
     """A backend refuses what is beyond the limits, and a model whose warm-up fails is not served."""
-    small = config(replace(SERVING, max_pixels=300 * 300))
-    assert [list(one.inputs["image"].dims) for one in small.model_warmup] == [[256, 256, 3]]
+    small = config(replace(SERVING, maximum_pixels=300 * 300))
+    assert [list(warmup.inputs["image"].dims) for warmup in small.model_warmup] == [[256, 256, 3]]
 
 
 def test_the_config_of_every_kind_of_model_has_its_tensors() -> None:
     for name, make in MODELS.items():
         model = make()
         message = config(model=model)
-        assert [one.name for one in message.input] == [spec.name for spec in model.inputs]
+        assert [tensor.name for tensor in message.input] == [spec.name for spec in model.inputs]
         assert message.output[0].name == model.output.name
         for warmup in message.model_warmup:
             assert set(warmup.inputs) == {spec.name for spec in model.inputs}, name
@@ -66,27 +66,34 @@ def test_the_config_of_every_kind_of_model_has_its_tensors() -> None:
     texture = MODELS["texture"]()
     noise = {
         name: tensor.dims
-        for name, tensor in config(Serving((), 1, multiple=16), texture).model_warmup[0].inputs.items()
+        for name, tensor in config(ServingOptions((), 1, multiple=16), texture).model_warmup[0].inputs.items()
     }
     assert noise["noise_1"] == [256, 256, 3]
     assert noise["noise_16"] == [16, 16, 3]
 
 
 def test_the_config_says_what_runs_it() -> None:
-    cpu, gpu = config(), config(Serving(("seven",), 4, 2, engine="gpu"))
-    tensorrt = config(Serving(("seven",), 4, engine="tensorrt", precision="fp16"))
-    plan = config(Serving(("seven",), 4, engine="tensorrt", precision="fp16", file="model.plan", profile=PROFILE))
-    accelerators = [one.optimization.execution_accelerators for one in (cpu, gpu, tensorrt, plan)]
-    assert [one.name for one in accelerators[0].cpu_execution_accelerator] == ["openvino"]
-    assert [one.name for one in accelerators[1].gpu_execution_accelerator] == ["cuda"]
+    cpu, gpu = config(), config(ServingOptions(("seven",), 4, 2, runtime="gpu"))
+    tensorrt = config(ServingOptions(("seven",), 4, runtime="tensorrt", precision="fp16"))
+    plan = config(
+        ServingOptions(("seven",), 4, runtime="tensorrt", precision="fp16", file="model.plan", profile=PROFILE)
+    )
+    accelerators = [message.optimization.execution_accelerators for message in (cpu, gpu, tensorrt, plan)]
+    assert [accelerator.name for accelerator in accelerators[0].cpu_execution_accelerator] == ["openvino"]
+    assert [accelerator.name for accelerator in accelerators[1].gpu_execution_accelerator] == ["cuda"]
     assert accelerators[2].gpu_execution_accelerator[0].parameters["precision_mode"] == "FP16"
     assert not accelerators[3].gpu_execution_accelerator
     assert (plan.backend, plan.max_batch_size) == ("tensorrt", 4)
     kinds = model_config_pb2.ModelInstanceGroup
-    assert [one.instance_group[0].kind for one in (cpu, gpu)] == [kinds.KIND_CPU, kinds.KIND_GPU]
+    assert [message.instance_group[0].kind for message in (cpu, gpu)] == [kinds.KIND_CPU, kinds.KIND_GPU]
     assert gpu.instance_group[0].count == 2
-    assert [one.HasField("dynamic_batching") for one in (cpu, gpu, tensorrt, plan)] == [False, False, True, True]
-    searches = [one.parameters["cudnn_conv_algo_search"].string_value for one in (gpu, tensorrt)]
+    assert [message.HasField("dynamic_batching") for message in (cpu, gpu, tensorrt, plan)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    searches = [message.parameters["cudnn_conv_algo_search"].string_value for message in (gpu, tensorrt)]
     assert searches == ["1", "1"]  # heuristic, as the stock backend counts
     assert "cudnn_conv_algo_search" not in (*cpu.parameters, *plan.parameters)
 
@@ -106,7 +113,9 @@ def test_a_model_for_a_cpu_takes_images_from_one_pixel_up() -> None:
 
 def test_a_plan_says_what_it_takes() -> None:
     """To clients and to both servers: the limits of its profile, and the profile itself."""
-    message = config(Serving(("seven",), 4, engine="tensorrt", precision="fp16", file="model.plan", profile=PROFILE))
+    message = config(
+        ServingOptions(("seven",), 4, runtime="tensorrt", precision="fp16", file="model.plan", profile=PROFILE)
+    )
     said = {key: value.string_value for key, value in message.parameters.items()}
     assert said == {
         "styles": "seven",
@@ -116,12 +125,12 @@ def test_a_plan_says_what_it_takes() -> None:
         "precision": "fp16",
         "profile": "32x16/64x64/4x300x400",
     }
-    assert [list(one.inputs["image"].dims) for one in message.model_warmup] == [[256, 256, 3]]
+    assert [list(warmup.inputs["image"].dims) for warmup in message.model_warmup] == [[256, 256, 3]]
 
 
 def test_onnx_runtimes_tensorrt_provider_gets_the_shapes_of_every_input() -> None:
     """Or it builds an engine for every new size, in the server."""
-    serving = Serving(("a", "b", "c"), 4, engine="tensorrt", profile=PROFILE)
+    serving = ServingOptions(("a", "b", "c"), 4, runtime="tensorrt", profile=PROFILE)
     message = config(serving, MODELS["several"]())
     (accelerator,) = message.optimization.execution_accelerators.gpu_execution_accelerator
     assert dict(accelerator.parameters) == {
@@ -136,7 +145,7 @@ def test_onnx_runtimes_tensorrt_provider_gets_the_shapes_of_every_input() -> Non
 
 @pytest.mark.parametrize(("cores", "instances", "threads"), [(8, 1, 8), (8, 2, 4), (1, 3, 1)])
 def test_instances_times_threads_are_the_cores(cores: int, instances: int, threads: int) -> None:
-    assert Serving((), cores, instances).threads == threads
+    assert ServingOptions((), cores, instances).threads == threads
 
 
 def test_versions_go_up_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -153,7 +162,7 @@ def test_so_many_older_versions_are_kept(tmp_path: Path, keep: int | None, left:
     for _ in range(4):
         publish(tmp_path)
     folder = publish(tmp_path, keep=keep)
-    assert repository.versions(folder.parent) == left
+    assert versions(folder.parent) == left
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["repo"]
 
 
@@ -189,22 +198,22 @@ def test_a_file_in_the_repositorys_place(tmp_path: Path) -> None:
 )
 def test_names_that_triton_would_not_take(name: str) -> None:
     with pytest.raises(ExportError, match="no name for a served model") as error:
-        repository.check_names(name, ())
+        check_names(name, ())
     assert "--name" in str(error.value) and str(error.value).isascii() and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["a", "_a", "7", "starry-night.fast_2", "A" * 100])
 def test_names_that_triton_takes(name: str) -> None:
-    repository.check_names(name, ())
+    check_names(name, ())
 
 
 def test_names_of_styles_that_a_client_could_not_write() -> None:
     with pytest.raises(ExportError, match="no name for a style"):
-        repository.check_names("many", ("a", "b:c"))
+        check_names("many", ("a", "b:c"))
     for style in ("", " ", "a\nb", "a\x1bb"):
         with pytest.raises(ExportError, match="no name for a style"):
-            repository.check_names("many", ("a", style))
-    repository.check_names("many", ("die große Welle", "a-b_c"))
+            check_names("many", ("a", style))
+    check_names("many", ("die große Welle", "a-b_c"))
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +237,7 @@ def test_a_repository_that_is_a_file_system_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"a model")
     try:
         for version in ("1", "2"):
-            folder = repository.publish({"model.onnx": tmp_path / "file"}, name, volume, config())
+            folder = publish_version({"model.onnx": tmp_path / "file"}, name, volume, config())
             assert folder == volume / name / version
             assert (folder / "model.onnx").read_bytes() == b"a model"
         assert not list(volume.glob(".shm-*"))

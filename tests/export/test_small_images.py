@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx as onnx_package
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nst_export import conversion as onnx
-from nst_export import modules as served
-from nst_export import precision
-from nst_export import rewrites as rewrite
-from nst_export import verification as verify
-from nst_export.verification import Feeds
+from nst_export.graph.conversion import write_onnx
+from nst_export.graph.half_precision import to_half
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_export.modules import to_values
+from nst_export.verification.agreement import Feeds
+from nst_export.verification.cpu import installed_providers, open_session
 
 from .conftest import MODELS, Exported, fast, ulyanov
 
@@ -27,26 +27,26 @@ SIZES = [
 ]
 
 
-def session(one: Exported, provider: str, tmp_path: Path, *, half: bool = False) -> Any:
-    proto = onnx_package.load(one.path)
-    rewrite.rewrite(proto, rewrite.FOR["cpu"])
+def session(model: Exported, provider: str, tmp_path: Path, *, half: bool = False) -> Any:
+    proto = onnx.load(model.path)
+    apply_rewrites(proto, DEFAULT_REWRITES["cpu"])
     if half:
-        precision.to_half(proto)
-    onnx.write(proto, tmp_path / "model.onnx", {})
-    return verify.session(tmp_path / "model.onnx", provider)
+        to_half(proto)
+    write_onnx(proto, tmp_path / "model.onnx", {})
+    return open_session(tmp_path / "model.onnx", provider)
 
 
 def feeds(running: Any, height: int, width: int) -> Feeds:
     random = np.random.default_rng(height * width)
     return {
-        one.name: random.integers(0, 256, (1, height, width, 3), np.uint8)
-        if one.name == "image"
-        else random.random((1, one.shape[1]), np.float32)
-        for one in running.get_inputs()
+        tensor.name: random.integers(0, 256, (1, height, width, 3), np.uint8)
+        if tensor.name == "image"
+        else random.random((1, tensor.shape[1]), np.float32)
+        for tensor in running.get_inputs()
     }
 
 
-@pytest.mark.parametrize("provider", verify.installed().values())
+@pytest.mark.parametrize("provider", installed_providers().values())
 @pytest.mark.parametrize(
     ("name", "half"),
     [
@@ -66,7 +66,7 @@ def test_every_size_from_one_pixel_up(exported: Exports, tmp_path: Path, name: s
         assert np.isfinite(answer).all()
 
 
-@pytest.mark.parametrize("provider", verify.installed().values())
+@pytest.mark.parametrize("provider", installed_providers().values())
 def test_an_image_without_pixels_fails_alone(exported: Exports, tmp_path: Path, provider: str) -> None:
     running = session(exported("fast"), provider, tmp_path)
     for size in ((64, 80), (0, 5), (64, 80), (0, 0), (16, 16)):
@@ -77,7 +77,7 @@ def test_an_image_without_pixels_fails_alone(exported: Exports, tmp_path: Path, 
             running.run(None, feeds(running, *size))
 
 
-@pytest.mark.parametrize("provider", verify.installed().values())
+@pytest.mark.parametrize("provider", installed_providers().values())
 def test_noise_that_does_not_fit_together_harms_nobody(exported: Exports, tmp_path: Path, provider: str) -> None:
     """The coarsest says how large the texture is; of one place on its grid, too."""
     running = session(exported("texture"), provider, tmp_path)
@@ -108,13 +108,13 @@ def test_images_that_are_large_enough_are_padded_as_ever(network: Any) -> None:
         image = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
         plain = image.float().permute(0, 3, 1, 2) / 255.0
         padded = F.pad(plain, (0, -width % multiple, 0, -height % multiple), mode="reflect")
-        assert torch.equal(served._values(image, network), padded)
+        assert torch.equal(to_values(image, network), padded)
 
 
-def test_a_small_image_gives_its_own_colours(exported: Exports) -> None:
-    """One pixel, and a column of two colours: what was appended repeats the edge and is cut off again."""
+def test_a_small_image_gives_its_own_colors(exported: Exports) -> None:
+    """One pixel, and a column of two colors: what was appended repeats the edge and is cut off again."""
     for image in (torch.full((1, 1, 1, 3), 200, dtype=torch.uint8), torch.tensor([[[[9, 9, 9]], [[250, 0, 0]]]])):
-        values = served._values(image.to(torch.uint8), fast())
+        values = to_values(image.to(torch.uint8), fast())
         assert values.shape == (1, 3, 16, 16)
         assert set(values.flatten(2).permute(0, 2, 1).unique(dim=1).mul(255).round().flatten().tolist()) == set(
             image.flatten().tolist()
@@ -124,12 +124,12 @@ def test_a_small_image_gives_its_own_colours(exported: Exports) -> None:
 
 @pytest.mark.parametrize("name", ["johnson", "several", "statistics", "tiled"])
 def test_it_costs_one_copy_of_the_image(exported: Exports, name: str) -> None:
-    """Of nodes that touch the image: two pads where there was one. The rest is arithmetic on sides."""
-    operators = [node.op_type for node in onnx_package.load(exported(name).path).graph.node]
+    """Of nodes that touch the image: two pads instead of one, and the rest is arithmetic on sides."""
+    operators = [node.op_type for node in onnx.load(exported(name).path).graph.node]
     assert "If" not in operators and "Loop" not in operators and "Mod" not in operators
     modes = [
         attribute.s
-        for node in onnx_package.load(exported(name).path).graph.node
+        for node in onnx.load(exported(name).path).graph.node
         if node.op_type == "Pad"
         for attribute in node.attribute
         if attribute.name == "mode"

@@ -12,10 +12,20 @@ from nst_core import devices
 from nst_core.devices import Gpu
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
-from nst_export import card, precision, tensorrt
-from nst_export import pipeline as exporter
 from nst_export.errors import ExportError
-from nst_export.rewrites import FOR, rewrite
+from nst_export.export_plan import ExportPlan
+from nst_export.gpu_engine import GpuEngine
+from nst_export.graph.half_precision import to_half
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_export.tensorrt import (
+    build_rtx_engine,
+    compute_capabilities,
+    compute_capability_name,
+    import_tensorrt,
+    parse_shapes,
+    require_gpu,
+)
+from nst_export.verification.gpu import GPU_TOLERANCES, tensorrt_engine, verify_on_gpu
 
 from .conftest import MODELS, Exported
 
@@ -30,13 +40,13 @@ FROM_ONE_PIXEL = Profile.parse("1x1/256x256/2x512x512")
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_is_built_in_both_precisions(exported: Exports, tmp_path: Path, name: str, kind: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-    one = exported(name)
-    proto = onnx.load(one.path)
-    rewrite(proto, FOR["tensorrt"])
+    model = exported(name)
+    proto = onnx.load(model.path)
+    apply_rewrites(proto, DEFAULT_REWRITES["tensorrt"])
     if kind == "fp16":
-        precision.to_half(proto)
+        to_half(proto)
     onnx.save(proto, tmp_path / "model.onnx")
-    engine = tensorrt.build_for(tmp_path / "model.onnx", PROFILE, one.model.network.multiple, ["SM89", "SM120"])
+    engine = build_rtx_engine(tmp_path / "model.onnx", PROFILE, model.module.network.multiple, ["SM89", "SM120"])
     assert len(engine) > 100_000
 
 
@@ -44,21 +54,21 @@ def test_every_network_is_built_in_both_precisions(exported: Exports, tmp_path: 
 def test_an_engine_may_take_smaller_images_than_the_network(exported: Exports, tmp_path: Path, name: str) -> None:
     """The graph enlarges them."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-    one = exported(name)
-    proto = onnx.load(one.path)
-    rewrite(proto, FOR["tensorrt"])
+    model = exported(name)
+    proto = onnx.load(model.path)
+    apply_rewrites(proto, DEFAULT_REWRITES["tensorrt"])
     onnx.save(proto, tmp_path / "model.onnx")
-    assert tensorrt.build_for(tmp_path / "model.onnx", FROM_ONE_PIXEL, one.model.network.multiple, ["SM89"])
+    assert build_rtx_engine(tmp_path / "model.onnx", FROM_ONE_PIXEL, model.module.network.multiple, ["SM89"])
 
 
 @pytest.mark.parametrize("norm", ["group-norm", "decomposed-norm"])
-def test_every_form_of_the_normalisation_is_built(exported: Exports, tmp_path: Path, norm: str) -> None:
+def test_every_form_of_the_normalization_is_built(exported: Exports, tmp_path: Path, norm: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     proto = onnx.load(exported("several").path)
-    rewrite(proto, (*FOR["tensorrt"], norm))
-    precision.to_half(proto)
+    apply_rewrites(proto, (*DEFAULT_REWRITES["tensorrt"], norm))
+    to_half(proto)
     onnx.save(proto, tmp_path / "model.onnx")
-    assert tensorrt.build_for(tmp_path / "model.onnx", PROFILE, 4, ["SM89"])
+    assert build_rtx_engine(tmp_path / "model.onnx", PROFILE, 4, ["SM89"])
 
 
 def test_a_graph_that_it_cannot_build_gives_its_own_words(tmp_path: Path) -> None:
@@ -74,10 +84,10 @@ def test_a_graph_that_it_cannot_build_gives_its_own_words(tmp_path: Path) -> Non
     opset = onnx.helper.make_opsetid("", 18)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "joined.onnx")
     with pytest.raises(ExportError, match=r"could not build a plan: .*[Cc]oncat"):
-        tensorrt.build_for(tmp_path / "joined.onnx", PROFILE, 4, ["SM89"])
+        build_rtx_engine(tmp_path / "joined.onnx", PROFILE, 4, ["SM89"])
     (tmp_path / "no.onnx").write_bytes(b"nothing")
     with pytest.raises(ExportError, match="cannot read the graph"):
-        tensorrt.build_for(tmp_path / "no.onnx", PROFILE, 4, ["SM89"])
+        build_rtx_engine(tmp_path / "no.onnx", PROFILE, 4, ["SM89"])
 
 
 @pytest.mark.parametrize(
@@ -85,22 +95,22 @@ def test_a_graph_that_it_cannot_build_gives_its_own_words(tmp_path: Path) -> Non
 )
 def test_shapes_that_make_no_sense(text: str) -> None:
     with pytest.raises(InputError, match="--shapes"):
-        tensorrt.profile_of(text)
+        parse_shapes(text)
 
 
 def test_a_package_that_is_missing_is_named_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for target, words in (("tensorrt", r"pip install .*\[gpu"), ("tensorrt-rtx", r"pip install .*\[tensorrt\]")):
         monkeypatch.setitem(sys.modules, target.replace("-", "_"), None)
         with pytest.raises(ExportError, match=words):
-            tensorrt.library(target)
+            import_tensorrt(target)
 
 
 def test_gpus_are_named_by_compute_capability() -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
-    assert tensorrt.capabilities("8.9,12.0") == ["SM89", "SM120"]
-    assert {"SM75", "SM89", "SM120"} <= set(tensorrt.capabilities(None))
+    assert compute_capabilities("8.9,12.0") == ["SM89", "SM120"]
+    assert {"SM75", "SM89", "SM120"} <= set(compute_capabilities(None))
     with pytest.raises(InputError, match=r"'50'.*knows 7\.5"):
-        tensorrt.capabilities("5.0")
+        compute_capabilities("5.0")
 
 
 def test_an_engine_for_other_gpus_is_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,31 +121,31 @@ def test_an_engine_for_other_gpus_is_not_run_here(monkeypatch: pytest.MonkeyPatc
     gpu = Gpu(0, "H100", "GPU-0", "9.0", 80 << 30, "580.1", (13, 0))
     monkeypatch.setattr(devices, "gpus", lambda: ([gpu], ""))
     others, own = (
-        exporter._Engine(exporter.Plan("tensorrt-rtx", engine="tensorrt", devices=names), PROFILE)
+        GpuEngine(ExportPlan("tensorrt-rtx", runtime="tensorrt", compute_capabilities=names))
         for names in (("SM89", "SM120"), ("SM89", "SM90"))
     )
-    assert others.cannot_run() == "it is not for this machine's GPU (H100, SM90)"
-    assert own.cannot_run() is None
-    assert tensorrt.capability_of(gpu) == "SM90"
+    assert others.why_not_run() == "it is not for this machine's GPU (H100, SM90)"
+    assert own.why_not_run() is None
+    assert compute_capability_name(gpu) == "SM90"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["johnson", "several", "ulyanov", "texture"])
 def test_an_engine_of_tensorrt_rtx_runs_and_agrees(exported: Exports, tmp_path: Path, name: str, kind: str) -> None:
-    """On the GPU at hand; `test_card.py` has the same for TensorRT itself."""
+    """On the GPU at hand; `test_gpu.py` has the same for TensorRT itself."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    gpu = tensorrt.gpu_at_hand()
-    own = tensorrt.capability_of(gpu)
-    if own not in tensorrt.capabilities(None):
+    gpu = require_gpu()
+    own = compute_capability_name(gpu)
+    if own not in compute_capabilities(None):
         pytest.skip(f"TensorRT for RTX does not run on {gpu.name} ({own})")
-    one = exported(name)
-    proto = onnx.load(one.path)
-    rewrite(proto, FOR["tensorrt"])
+    model = exported(name)
+    proto = onnx.load(model.path)
+    apply_rewrites(proto, DEFAULT_REWRITES["tensorrt"])
     if kind == "fp16":
-        precision.to_half(proto)
+        to_half(proto)
     onnx.save(proto, tmp_path / "model.onnx")
-    network = one.model.network
-    built = tensorrt.build_for(tmp_path / "model.onnx", PROFILE, network.multiple, [own])
-    with card.tensorrt_engine(built, "tensorrt-rtx", gpu) as engine:
-        card.check(engine, one.path, PROFILE, network.multiple, card.LIMITS[kind], styles=network.styles)
+    network = model.module.network
+    built = build_rtx_engine(tmp_path / "model.onnx", PROFILE, network.multiple, [own])
+    with tensorrt_engine(built, "tensorrt-rtx", gpu) as engine:
+        verify_on_gpu(engine, model.path, PROFILE, network.multiple, GPU_TOLERANCES[kind], styles=network.styles)

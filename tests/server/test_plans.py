@@ -82,7 +82,9 @@ def test_a_plan_is_built_with_progress(
     version = tensorrt(tmp_path / "models" / "starry-night", PROFILE)
     said: list[str] = []
     plans.prepare(installation, tmp_path / "models", H100, said.append)
-    script = installation.folder / "backends" / "tensorrt" / "engines" / "plans.py" if installation.folder else None
+    script = (
+        installation.folder / "backends" / "tensorrt" / "engines" / "build_plan.py" if installation.folder else None
+    )
     assert asked(installation) == [[str(script), str(version), PROFILE, "4", str(tmp_path / "cache")]]
     shown = capsys.readouterr().err
     for percent in ("25/100", "50/100", "100/100"):
@@ -239,8 +241,8 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_for(condition: object, patience: float = 60.0) -> None:
-    deadline = time.monotonic() + patience
+def wait_for(condition: object, timeout_seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
     assert callable(condition)
     while not condition():
         assert time.monotonic() < deadline

@@ -18,15 +18,16 @@ from nst_trainer.cli import app, optimize_app, texture_app
 from nst_trainer.networks import ARCHITECTURES
 from nst_trainer.training import data as reading
 from nst_trainer.training.data import Photos
-from nst_trainer.training.loop import CLIP, Training, TrainingError
+from nst_trainer.training.loop import Training
 from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.training.soap import Soap, soap
+from nst_trainer.training.step import CLIP_RATIO, TrainingError
 from nst_trainer.vgg import Vgg16
 
 SMALL = TrainingSettings(width=0.25, iterations=12, batch=2, crop=64, style_size=96)
 BLANK = {"white": (255, 255, 255), "black": (0, 0, 0), "red": (200, 10, 10)}
 NEARLY = {"one-level": 1, "spot": 40}
-"""Levels by which one pixel differs from the rest."""
+"""By how much of 255 some pixels differ from the rest."""
 
 
 def save(pixels: np.ndarray, path: Path) -> None:
@@ -51,7 +52,7 @@ def folder(tmp_path: Path, photographs: dict[str, Path]) -> Path:
 
 HOW: dict[str, dict[str, Any]] = {
     "plain": {},
-    "steady": {"steady": 100.0},
+    "temporal": {"temporal_weight": 100.0},
     "style alone": {"content_weight": 0.0, "tv_weight": 0.0},
     "much": {"content_weight": 1e-2, "style_weight": 1e4},
 }
@@ -128,25 +129,25 @@ def test_a_gradient_far_longer_than_the_last_ones_is_shortened(
 ) -> None:
     """The seventh is a million times too long; what SOAP sees of it is ten times the mean of those before."""
     training = Training([photographs["chelsea"]], None, tmp_path / "a.pth", vgg, SMALL)
-    genuine, seen = training._losses, []
+    genuine, seen = training.objective, []
 
-    def steep(*given: Any) -> Any:
-        total, terms = genuine(*given)
+    def steep(*given: Any, **how: Any) -> Any:
+        total, terms = genuine(*given, **how)
         return total * (1e6 if training.state.iteration == 6 else 1.0), terms
 
-    training._losses = steep  # type: ignore[method-assign]
+    training.objective = steep
     step = training.state.optimizer.step
 
     def watched() -> Any:
-        gradients = [one.grad for one in training.state.network.parameters() if one.grad is not None]
-        seen.append((torch.nn.utils.get_total_norm(gradients).item(), training.state.length))
+        gradients = [values.grad for values in training.state.network.parameters() if values.grad is not None]
+        seen.append((torch.nn.utils.get_total_norm(gradients).item(), training.state.gradient_norm))
         return step()
 
     training.state.optimizer.step = watched  # type: ignore[method-assign]
     losses = [progress.style for progress in training.steps()]
     length, mean = seen[6]
     assert mean is not None
-    assert length == pytest.approx(CLIP * mean, rel=1e-3)
+    assert length == pytest.approx(CLIP_RATIO * mean, rel=1e-3)
     assert all(map(math.isfinite, losses))
 
 
@@ -156,17 +157,17 @@ def test_a_step_that_is_not_finite_changes_neither_network_nor_files(
     """Not even by momentum; then --resume goes on from the last check, with a lower learning rate too."""
     output = tmp_path / "a.pth"
     training = Training([photographs["chelsea"]], None, output, vgg, SMALL, every=4)
-    genuine, kept = training._losses, {}
+    genuine, kept = training.objective, {}
 
-    def poisoned(*given: Any) -> Any:
-        total, terms = genuine(*given)
+    def poisoned(*given: Any, **how: Any) -> Any:
+        total, terms = genuine(*given, **how)
         if training.state.iteration == 6:
             weights = {name: values.clone() for name, values in training.state.network.state_dict().items()}
             kept.update(weights=weights, files=[output.read_bytes(), training.state_file.read_bytes()])
             return total * math.nan, terms
         return total, terms
 
-    training._losses = poisoned  # type: ignore[method-assign]
+    training.objective = poisoned
     with pytest.raises(TrainingError, match=r"iteration 6: the loss is nan.*--resume --learning-rate 0\.0015 \(it was"):
         training.run()
     for name, values in training.state.network.state_dict().items():
@@ -205,7 +206,7 @@ def test_threads_may_ask_for_an_epochs_order_at_once(tmp_path: Path, monkeypatch
     """Eight threads across many epochs of two photographs, and Python switches between them all the time."""
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     dots = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
-    monkeypatch.setattr(reading, "_crop", lambda path, size, choice: dots)
+    monkeypatch.setattr(reading, "read_crop", lambda path, size, choice: dots)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

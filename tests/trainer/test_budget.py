@@ -11,9 +11,11 @@ import torch
 from nst_core.errors import InputError
 from nst_trainer.training import budget as budgets
 from nst_trainer.training import data as reading
+from nst_trainer.training import loop
 from nst_trainer.training.budget import Budget
 from nst_trainer.training.loop import Progress, Training
 from nst_trainer.training.settings import TrainingSettings
+from nst_trainer.training.state import TrainingState
 from nst_trainer.vgg import Vgg16
 
 GROWING = TrainingSettings(width=0.25, iterations=1, batch=1, crop=128, style_size=96)
@@ -24,23 +26,32 @@ STEP = {64: 1.0, 96: 2.25, 128: 4.0}
 class Clock:
     """Moves when a step is done; `load` is how many times as long as planned a step takes."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, load: float = 1.0) -> None:
-        self.now, self.load = 1000.0, load
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.load = 1000.0, 1.0
         self.sides: list[int] = []
         self.rates: list[float] = []
         dots = np.arange(128 * 128 * 3, dtype=np.uint8).reshape(128, 128, 3)
-        monkeypatch.setattr(reading, "_crop", lambda path, size, choice: dots[:size, :size])
+        monkeypatch.setattr(reading, "read_crop", lambda path, size, choice: dots[:size, :size])
         monkeypatch.setattr(budgets, "monotonic", lambda: self.now)
-        monkeypatch.setattr(Training, "_cost", lambda training, side, taught: STEP[side])
-        monkeypatch.setattr(Training, "_learn", lambda training, pictures, taught: self.step(training, pictures))
-        monkeypatch.setattr(Training, "_write", lambda training: setattr(training, "written", training.state.iteration))
+        for module in (budgets, loop):
+            monkeypatch.setattr(module, "take_step", self.step)
+        monkeypatch.setattr(Training, "check_and_write", lambda training: self.check(training))
 
-    def step(self, training: Training, pictures: torch.Tensor) -> None:
-        side = pictures.shape[-1]
+    def step(self, state: TrainingState, objective: object, content: torch.Tensor, team: object, **how: Any) -> None:
+        side = content.shape[-1]
         self.sides.append(side)
-        self.rates.append(training.state.optimizer.param_groups[0]["lr"])
+        self.rates.append(state.optimizer.param_groups[0]["lr"])
         self.now += self.load * STEP[side]
-        training.state.iteration += 1
+        state.iteration += 1
+
+    def check(self, training: Training) -> None:
+        training.written_at = training.state.iteration
+
+    def forget_planning(self, load: float = 1.0) -> None:
+        """Count from here on, on a machine with `load`; the time that planning took is part of the budget."""
+        self.load = load
+        self.sides.clear()
+        self.rates.clear()
 
 
 def test_every_phase_has_its_part_of_the_time() -> None:
@@ -68,9 +79,10 @@ def test_the_schedule_ends_with_the_time(
     tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, load: float
 ) -> None:
     """On a machine three times as slow as planned it takes the same time, grows its crops and comes to rest."""
-    clock = Clock(monkeypatch, load)
+    clock = Clock(monkeypatch)
     begun = clock.now
     training = Training([photographs["coffee"]], None, tmp_path / "a.pth", vgg, GROWING, minutes=5.0)
+    clock.forget_planning(load)
     steps = list(training.steps())
     assert 300 <= clock.now - begun < 300 + load * STEP[128]
     assert clock.sides == sorted(clock.sides)
@@ -88,6 +100,7 @@ def test_a_machine_that_becomes_busy_in_the_middle(
     clock = Clock(monkeypatch)
     begun = clock.now
     training = Training([photographs["coffee"]], None, tmp_path / "a.pth", vgg, GROWING, minutes=5.0)
+    clock.forget_planning()
     done = [0.0]
     for progress in training.steps():
         clock.load = 4.0 if clock.now > begun + 100 else 1.0
@@ -103,12 +116,13 @@ def test_a_resumed_training_has_the_time_that_is_left(
 ) -> None:
     clock = Clock(monkeypatch)
     how: dict[str, Any] = {"vgg": vgg, "settings": GROWING, "photos": None, "output": tmp_path / "a.pth"}
-    first = Training([photographs["coffee"]], minutes=5.0, **how)
     begun = clock.now
+    first = Training([photographs["coffee"]], minutes=5.0, **how)
+    clock.forget_planning()
 
     def interrupt(progress: Progress) -> None:
         if clock.now >= begun + 100:
-            first._save_state()
+            first.save_state()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -129,7 +143,7 @@ def test_a_resumed_training_has_the_time_that_is_left(
 def test_little_time_means_small_crops(
     tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Training, "_cost", lambda training, side, taught: 1e-5 * side**2)
+    monkeypatch.setattr(budgets, "measure_iteration", lambda side, *more, **how: 1e-5 * side**2)
     how: dict[str, Any] = {"vgg": vgg, "settings": replace(GROWING, crop=256), "photos": None}
     sides = [
         Training([photographs["coffee"]], output=tmp_path / "a.pth", minutes=minutes, **how).settings.crop

@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nst_trainer.checkpoint import FORMAT, Checkpoint, CheckpointError, load, save
+from nst_trainer.checkpoint import FORMAT, Checkpoint, CheckpointError, load, read_plain_data, save
 
 
 def document(checkpoint: Checkpoint, **changes: object) -> dict[str, object]:
@@ -109,3 +111,22 @@ def test_the_first_version_is_read(tmp_path: Path, small_checkpoint: Checkpoint)
     again = load(tmp_path / "a.pth")
     for key, tensor in small_checkpoint.network.state_dict().items():
         assert torch.equal(again.network.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("name", ["starry-night-steady", "composition-vii-fast", "strawberries"])
+def test_a_checkpoint_with_former_names_is_read(name: str) -> None:
+    """The shipped models were written before their settings and loss terms got their present names."""
+    file = Path(__file__).parents[2] / "models" / f"{name}.pth"
+    written = read_plain_data(file)
+    assert {"steady", "style_pictures"} <= set(written["training"]) and "lattice" in written["metrics"]
+    training, metrics = load(file).training, load(file).metrics
+    assert training["temporal_weight"] == written["training"]["steady"]
+    assert training["style_images"] == written["training"]["style_pictures"]
+    assert metrics["checkerboard"] == written["metrics"]["lattice"]
+    assert metrics.get("border") == written["metrics"].get("frame")
+    assert metrics.get("temporal") == written["metrics"].get("steady")
+    assert len(metrics) == len(written["metrics"])
+    if "before_that" in training:
+        assert training["before_that"]["style_images"] == written["training"]["before_that"]["style_pictures"]
+    history = json.dumps([training, metrics])
+    assert not re.search(r'"(steady|style_pictures|lattice|frame|taught)"', history)

@@ -7,7 +7,7 @@ from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
 from nst_trainer import devices
 from nst_trainer.devices import choose_device
-from nst_trainer.training.distributed import team
+from nst_trainer.training.distributed.team import join_team
 
 H100 = Gpu(0, "NVIDIA H100", "GPU-0", "9.0", 80 << 30, "535.54.03", (12, 2))
 
@@ -40,7 +40,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_said(
 
 
 def test_a_team_is_on_the_device_that_was_chosen() -> None:
-    with team("cpu") as processes:
+    with join_team("cpu") as processes:
         assert processes.device.type == "cpu"
         assert str(processes.chosen) == "cpu: asked for with --device cpu"
 

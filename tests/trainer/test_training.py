@@ -22,13 +22,15 @@ from nst_core.images import ImageData, fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.cli import app
 from nst_trainer.images import to_image, to_tensor
-from nst_trainer.losses import Losses, PerceptualLoss
+from nst_trainer.losses import Losses, PerceptualLoss, border_loss, checkerboard_loss
 from nst_trainer.networks import Fast, Johnson, Ulyanov
-from nst_trainer.training import loop as training
 from nst_trainer.training.data import Photos
-from nst_trainer.training.distributed import Team
-from nst_trainer.training.loop import Progress, Training, TrainingError, unsteadiness
+from nst_trainer.training.distributed.team import Team
+from nst_trainer.training.loop import Progress, Training
+from nst_trainer.training.objective import BORDER_WEIGHT, CHECKERBOARD_WEIGHT, temporal_consistency_loss
 from nst_trainer.training.settings import TrainingSettings
+from nst_trainer.training.step import TrainingError
+from nst_trainer.training.validation import Validation
 from nst_trainer.vgg import Vgg16
 
 SMALL = TrainingSettings(width=0.25, iterations=30, batch=2, crop=64, style_size=128, learning_rate=5e-3)
@@ -36,7 +38,7 @@ SMALL = TrainingSettings(width=0.25, iterations=30, batch=2, crop=64, style_size
 
 @pytest.fixture
 def folder(tmp_path: Path, photographs: dict[str, Path]) -> Path:
-    """Three photographs and a text file that calls itself one."""
+    """Three photographs and a text file that claims to be a photograph."""
     folder = tmp_path / "photos" / "deeper"
     folder.mkdir(parents=True)
     for name in ("astronaut", "coffee", "rocket"):
@@ -52,15 +54,24 @@ def train(
     vgg: Vgg16,
     settings: TrainingSettings,
     *,
-    on_iteration: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
     **how: Any,
 ) -> Checkpoint:
-    pictures = [styles] if isinstance(styles, Path) else styles
-    return Training(pictures, photos, output, vgg, settings, **how).run(on_iteration)
+    images = [styles] if isinstance(styles, Path) else styles
+    return Training(images, photos, output, vgg, settings, **how).run(on_progress)
 
 
 def history(steps: list[Progress]) -> list[tuple[int, float, float]]:
     return [(step.iteration, step.content, step.style) for step in steps]
+
+
+def write_former_names(state_file: Path) -> None:
+    """Rename settings and loss terms of a saved training as versions before their present names had them."""
+    state = torch.load(state_file, weights_only=True)
+    state["settings"]["steady"] = state["settings"].pop("temporal_weight")
+    state["averages"]["lattice"] = state["averages"].pop("checkerboard")
+    state["averages"]["frame"] = state["averages"].pop("border")
+    torch.save(state, state_file)
 
 
 def test_crops_depend_on_their_number_alone(folder: Path) -> None:
@@ -87,17 +98,17 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
 
 
 def test_pixels_survive_the_way_to_a_tensor_and_back(photographs: dict[str, Path]) -> None:
-    picture = open_image(photographs["chelsea"])
-    assert (to_image(to_tensor(picture)).pixels == picture.pixels).all()
+    image = open_image(photographs["chelsea"])
+    assert (to_image(to_tensor(image)).pixels == image.pixels).all()
 
 
 def test_the_network_learns(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
     """In thirty steps the style loss falls to under a third, with the real loss network."""
     steps: list[Progress] = []
     output = tmp_path / "out" / "learned.pth"
-    result = train(photographs["chelsea"], folder, output, vgg, SMALL, every=10, on_iteration=steps.append)
+    result = train(photographs["chelsea"], folder, output, vgg, SMALL, every=10, on_progress=steps.append)
     assert [step.iteration for step in steps] == list(range(1, 31))
-    photo = to_tensor(open_image(photographs["astronaut"], max_side=128))  # now on the whole picture
+    photo = to_tensor(open_image(photographs["astronaut"], max_side=128))  # now on the whole image
     loss = PerceptualLoss(vgg, to_tensor(open_image(photographs["chelsea"], max_side=128)), SMALL.loss_weights)
     torch.manual_seed(SMALL.seed)
     with torch.no_grad():
@@ -124,7 +135,7 @@ def test_resuming_gives_the_uninterrupted_run(
 ) -> None:
     style = photographs["coffee"]
     whole: list[Progress] = []
-    first = train(style, folder, tmp_path / "whole.pth", vgg, SMALL, on_iteration=whole.append)
+    first = train(style, folder, tmp_path / "whole.pth", vgg, SMALL, on_progress=whole.append)
 
     def interrupt(step: Progress) -> None:
         parts.append(step)
@@ -134,7 +145,7 @@ def test_resuming_gives_the_uninterrupted_run(
     parts: list[Progress] = []
     output = tmp_path / "parts.pth"
     with pytest.raises(KeyboardInterrupt):
-        train(style, folder, output, vgg, SMALL, on_iteration=interrupt)
+        train(style, folder, output, vgg, SMALL, on_progress=interrupt)
     assert load(output).training["iterations_done"] == 13  # usable at once
     with pytest.raises(InputError, match="--resume"):
         train(style, folder, output, vgg, SMALL)
@@ -148,10 +159,12 @@ def test_resuming_gives_the_uninterrupted_run(
     with pytest.raises(InputError, match=r"begun with other settings: stepped by was None, is SOAP"):
         train(style, folder, output, vgg, SMALL, resume=True)
     state_file.write_bytes(kept)
-    second = train(style, folder, output, vgg, SMALL, resume=True, on_iteration=parts.append)
+    write_former_names(state_file)
+    second = train(style, folder, output, vgg, SMALL, resume=True, on_progress=parts.append)
     assert history(parts) == history(whole)
-    one, two = first.network.state_dict(), second.network.state_dict()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert second.metrics == first.metrics
+    weights, again = first.network.state_dict(), second.network.state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert not (tmp_path / "parts.pth.resume").exists()
 
 
@@ -161,7 +174,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_the_first_step(
     (tmp_path / "file").write_text("in the way")
     steps: list[Progress] = []
     with pytest.raises(InputError, match="cannot write"):
-        train(photographs["coffee"], folder, tmp_path / "file" / "a.pth", vgg, SMALL, on_iteration=steps.append)
+        train(photographs["coffee"], folder, tmp_path / "file" / "a.pth", vgg, SMALL, on_progress=steps.append)
     assert not steps
 
 
@@ -171,9 +184,9 @@ def test_it_begins_with_another_checkpoint(
     style, short = photographs["coffee"], replace(SMALL, iterations=2)
     learned = train(style, folder, tmp_path / "learned.pth", vgg, SMALL)
     steps: dict[str, list[Progress]] = {"fresh": [], "warm": [], "wider": []}
-    train(style, folder, tmp_path / "fresh.pth", vgg, short, on_iteration=steps["fresh"].append)
+    train(style, folder, tmp_path / "fresh.pth", vgg, short, on_progress=steps["fresh"].append)
     warm = train(
-        style, folder, tmp_path / "w.pth", vgg, short, start=tmp_path / "learned.pth", on_iteration=steps["warm"].append
+        style, folder, tmp_path / "w.pth", vgg, short, start=tmp_path / "learned.pth", on_progress=steps["warm"].append
     )
     assert steps["warm"][0].style < 0.5 * steps["fresh"][0].style
     assert warm.training["from"] == "learned.pth"
@@ -186,10 +199,10 @@ def test_it_begins_with_another_checkpoint(
         vgg,
         wider,
         start=tmp_path / "learned.pth",
-        on_iteration=steps["wider"].append,
+        on_progress=steps["wider"].append,
     )
     assert steps["wider"][0].style < 0.6 * steps["fresh"][0].style
-    with pytest.raises(InputError, match="give the same --width, or a larger one"):
+    with pytest.raises(InputError, match="give its --width, or a larger width"):
         narrower = replace(short, width=0.5 * short.width)
         train(style, folder, tmp_path / "n.pth", vgg, narrower, start=tmp_path / "learned.pth")
 
@@ -203,7 +216,7 @@ def test_bfloat16_learns_what_fp32_does(
     for precision in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(Team, "precision", lambda self, chosen=precision: (chosen, "for this test"))
         steps: list[Progress] = []
-        train(photographs["coffee"], folder, tmp_path / f"{precision}.pth", vgg, calm, on_iteration=steps.append)
+        train(photographs["coffee"], folder, tmp_path / f"{precision}.pth", vgg, calm, on_progress=steps.append)
         losses[precision] = [step.style + step.content for step in steps]
     assert losses[torch.bfloat16] != losses[torch.float32]
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
@@ -221,13 +234,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_check(
     genuine = PerceptualLoss.__call__
     calls = 0
 
-    def poisoned(self: PerceptualLoss, pictures: torch.Tensor, *rest: object) -> object:
+    def poisoned(self: PerceptualLoss, images: torch.Tensor, *rest: object) -> object:
         nonlocal calls
         calls += 1
-        return genuine(self, pictures * (math.nan if calls > 5 else 1.0), *rest)
+        return genuine(self, images * (math.nan if calls > 5 else 1.0), *rest)
 
-    monkeypatch.setattr(training.PerceptualLoss, "__call__", poisoned)
-    with pytest.raises(TrainingError, match=r"iteration 5: the loss is nan.*nothing of it is learned.*last check"):
+    monkeypatch.setattr(PerceptualLoss, "__call__", poisoned)
+    with pytest.raises(TrainingError, match=r"iteration 5: the loss is nan.*learns nothing from it.*last check"):
         train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, SMALL)
     assert torch.load(tmp_path / "a.pth.resume", weights_only=True)["iteration"] == 0
 
@@ -238,12 +251,12 @@ def test_a_gradient_that_is_not_finite_stops_too(
     """The root of zero is finite, and its slope is not: training would go on and learn nothing."""
     genuine = PerceptualLoss.__call__
 
-    def steep(self: PerceptualLoss, pictures: torch.Tensor, *rest: object) -> Losses:
-        losses = genuine(self, pictures, *rest)
-        return replace(losses, content=losses.content + (0.0 * pictures).sqrt().mean())
+    def steep(self: PerceptualLoss, images: torch.Tensor, *rest: object) -> Losses:
+        losses = genuine(self, images, *rest)
+        return replace(losses, content=losses.content + (0.0 * images).sqrt().mean())
 
-    monkeypatch.setattr(training.PerceptualLoss, "__call__", steep)
-    with pytest.raises(TrainingError, match=r"iteration 0: the loss is \d.*, the length of its gradient nan"):
+    monkeypatch.setattr(PerceptualLoss, "__call__", steep)
+    with pytest.raises(TrainingError, match=r"iteration 0: the loss is \d.*, the norm of its gradient nan"):
         train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, SMALL)
 
 
@@ -270,9 +283,15 @@ def test_the_command_stops_cleanly_and_resumes(
     """As a person uses it: a real process, Ctrl-C (or a supervisor's SIGTERM), then --resume."""
     output = tmp_path / "a.pth"
     command = [
-        *(str(Path(sys.executable).parent / "nst-train"), "--style", str(photographs["chelsea"])),
-        *("--photos", str(folder), "-o", str(output), "--width", "0.125", "--crop", "64", "--batch", "1"),
-        *("--iterations", "30", "--every", "3"),
+        str(Path(sys.executable).parent / "nst-train"),
+        f"--style={photographs['chelsea']}",
+        f"--photos={folder}",
+        f"--output={output}",
+        "--width=0.125",
+        "--crop=64",
+        "--batch=1",
+        "--iterations=30",
+        "--every=3",
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
@@ -293,10 +312,10 @@ def test_the_command_stops_cleanly_and_resumes(
 def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not(
     tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
 ) -> None:
-    """In the middle of the optimiser's step: half of one is never written."""
+    """In the middle of the optimiser's step: half a step is never written."""
     style, output, short = photographs["coffee"], tmp_path / "a.pth", replace(SMALL, iterations=6)
     whole: list[Progress] = []
-    first = train(style, folder, tmp_path / "whole.pth", vgg, short, on_iteration=whole.append)
+    first = train(style, folder, tmp_path / "whole.pth", vgg, short, on_progress=whole.append)
 
     def stopped(times: int, **how: Any) -> list[Progress]:
         parts: list[Progress] = []
@@ -318,10 +337,10 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not(
     assert not output.exists()
     parts = stopped(1, resume=True)
     assert torch.load(f"{output}.resume", weights_only=True)["iteration"] == 4
-    second = train(style, folder, output, vgg, short, resume=True, on_iteration=parts.append)
-    assert history(parts) == [step for step in history(whole) if step[0] != 4]  # its progress was not told
-    one, two = first.network.state_dict(), second.network.state_dict()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    second = train(style, folder, output, vgg, short, resume=True, on_progress=parts.append)
+    assert history(parts) == [step for step in history(whole) if step[0] != 4]  # its progress was not reported
+    weights, again = first.network.state_dict(), second.network.state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_a_full_disk_leaves_the_old_files(
@@ -373,9 +392,16 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
 
     def command(output: Path) -> list[str]:
         return [
-            *(str(Path(sys.executable).parent / "nst-train"), "--style", str(photographs["chelsea"])),
-            *("--photos", str(folder), "-o", str(output), "--width", "0.125", "--crop", "64", "--batch", "1"),
-            *("--iterations", "40", "--every", "5", "--progress-json", str(output.with_suffix(".events"))),
+            str(Path(sys.executable).parent / "nst-train"),
+            f"--style={photographs['chelsea']}",
+            f"--photos={folder}",
+            f"--output={output}",
+            "--width=0.125",
+            "--crop=64",
+            "--batch=1",
+            "--iterations=40",
+            "--every=5",
+            f"--progress-json={output.with_suffix('.events')}",
         ]
 
     killed, whole = tmp_path / "a.pth", tmp_path / "b.pth"
@@ -396,22 +422,22 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
     assert {(step["task"], step["total"], step["unit"]) for step in steps} == {("training", 40, "steps")}
     assert (steps[-1]["done"], steps[-1]["fraction"]) == (40, 1.0)
     assert {"iteration", "images_per_second", "style_loss", "content_loss"} <= steps[-1].keys()
-    one, two = load(killed), load(whole)
-    assert one.metrics == two.metrics
-    for name, tensor in one.network.state_dict().items():
-        assert torch.equal(tensor, two.network.state_dict()[name]), name
+    resumed, undisturbed = load(killed), load(whole)
+    assert resumed.metrics == undisturbed.metrics
+    for name, tensor in resumed.network.state_dict().items():
+        assert torch.equal(tensor, undisturbed.network.state_dict()[name]), name
 
 
-def losses_of(network: Any, photo: torch.Tensor, style: Path, vgg: Vgg16, mix: torch.Tensor | None) -> float:
+def losses_of(network: Any, photo: torch.Tensor, style: Path, vgg: Vgg16, style_weights: torch.Tensor | None) -> float:
     loss = PerceptualLoss(vgg, to_tensor(open_image(style, max_side=128)), SMALL.loss_weights)
     with torch.no_grad():
-        return loss(network(photo, mix), loss.content_target(photo)).style.item()
+        return loss(network(photo, style_weights), loss.content_target(photo)).style.item()
 
 
 @pytest.fixture(scope="module")
-def paintings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def style_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three styles that nobody mistakes for each other: red bars, blue bars across, a green grain."""
-    folder = tmp_path_factory.mktemp("paintings")
+    folder = tmp_path_factory.mktemp("style_images")
     across = np.indices((128, 128))[1] // 6 % 2 * 200
     dark = np.full_like(across, 20)
     grain = np.random.default_rng(0).integers(0, 255, (128, 128))
@@ -423,37 +449,40 @@ def paintings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def gallery(
-    tmp_path_factory: pytest.TempPathFactory, paintings: dict[str, Path], photographs: dict[str, Path], vgg: Vgg16
+    tmp_path_factory: pytest.TempPathFactory, style_images: dict[str, Path], photographs: dict[str, Path], vgg: Vgg16
 ) -> Path:
     """Two styles in one network, a few dozen steps each."""
     output = tmp_path_factory.mktemp("gallery") / "gallery.pth"
-    styles = [paintings["red"], paintings["blue"]]
+    styles = [style_images["red"], style_images["blue"]]
     train(styles, photographs["coffee"].parent, output, vgg, replace(SMALL, iterations=130))
     return output
 
 
 def test_two_styles_do_not_leak_into_each_other(
-    gallery: Path, vgg: Vgg16, paintings: dict[str, Path], photographs: dict[str, Path]
+    gallery: Path, vgg: Vgg16, style_images: dict[str, Path], photographs: dict[str, Path]
 ) -> None:
-    """Each style paints its own picture: its loss is under 0.7 of what the other one has against it."""
+    """Each style gives its own image: its loss is under 0.7 of the other style's against it."""
     result = load(gallery)
     assert result.styles == ("red", "blue")
     photo = to_tensor(open_image(photographs["astronaut"], max_side=128))
     own, other = torch.eye(2)[:1], torch.eye(2)[1:]
     for style, right, wrong in (("red", own, other), ("blue", other, own)):
-        values = [losses_of(result.network, photo, paintings[style], vgg, mix) for mix in (right, wrong)]
+        values = [
+            losses_of(result.network, photo, style_images[style], vgg, style_weights)
+            for style_weights in (right, wrong)
+        ]
         assert values[0] < 0.7 * values[1], (style, values)
 
 
 def test_one_more_style_leaves_the_others_as_they_are(
-    tmp_path: Path, gallery: Path, vgg: Vgg16, paintings: dict[str, Path], photographs: dict[str, Path]
+    tmp_path: Path, gallery: Path, vgg: Vgg16, style_images: dict[str, Path], photographs: dict[str, Path]
 ) -> None:
     output = tmp_path / "more.pth"
     before = load(gallery)
-    how = {"add_to": gallery, "on_iteration": lambda step: None}
-    result = train(paintings["green"], None, output, vgg, replace(SMALL, iterations=40), **how)
+    how = {"add_to": gallery, "on_progress": lambda step: None}
+    result = train(style_images["green"], None, output, vgg, replace(SMALL, iterations=40), **how)
     assert result.styles == ("red", "blue", "green")
-    assert result.training["before"]["style_pictures"] == ["red.png", "blue.png"]
+    assert result.training["before"]["style_images"] == ["red.png", "blue.png"]
     after = load(output)
     photo = to_tensor(open_image(photographs["astronaut"], max_side=128))
     with torch.no_grad():
@@ -467,14 +496,17 @@ def test_one_more_style_leaves_the_others_as_they_are(
     }
     assert not changed
     mean = torch.tensor([[0.5, 0.5, 0.0]])  # what the new style began as
-    new, began = (losses_of(after.network, photo, paintings["green"], vgg, mix) for mix in (torch.eye(3)[2:], mean))
+    new, began = (
+        losses_of(after.network, photo, style_images["green"], vgg, style_weights)
+        for style_weights in (torch.eye(3)[2:], mean)
+    )
     assert new < 0.75 * began
     with pytest.raises(InputError, match="two styles would be called green"):
-        train(paintings["green"], None, tmp_path / "again.pth", vgg, SMALL, add_to=output)
+        train(style_images["green"], None, tmp_path / "again.pth", vgg, SMALL, add_to=output)
 
 
 def test_styles_added_are_written_at_the_end_only(
-    tmp_path: Path, gallery: Path, vgg: Vgg16, paintings: dict[str, Path], photographs: dict[str, Path]
+    tmp_path: Path, gallery: Path, vgg: Vgg16, style_images: dict[str, Path], photographs: dict[str, Path]
 ) -> None:
     """A stop in the middle leaves the gallery as it was; --resume finishes."""
     output = tmp_path / "gallery.pth"
@@ -486,9 +518,9 @@ def test_styles_added_are_written_at_the_end_only(
 
     short = replace(SMALL, iterations=6)
     with pytest.raises(KeyboardInterrupt):
-        train(paintings["green"], None, output, vgg, short, add_to=output, every=2, on_iteration=interrupt)
+        train(style_images["green"], None, output, vgg, short, add_to=output, every=2, on_progress=interrupt)
     assert output.read_bytes() == gallery.read_bytes()
-    train(paintings["green"], None, output, vgg, short, add_to=output, resume=True)
+    train(style_images["green"], None, output, vgg, short, add_to=output, resume=True)
     assert load(output).styles == ("red", "blue", "green")
 
 
@@ -509,16 +541,16 @@ def test_ulyanovs_network_learns_to_stylise(
 def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
     tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
 ) -> None:
-    """Half-size crops are painted as the teacher paints them; on the larger ones the loss network judges."""
+    """On half-size crops it learns the teacher's images; on the larger crops the loss network judges."""
     train(photographs["chelsea"], folder, tmp_path / "teacher.pth", vgg, SMALL)
     settings = replace(SMALL, arch="fast", width=0.5, iterations=60, crop=128)
     steps: list[Progress] = []
-    how = {"teacher": tmp_path / "teacher.pth", "on_iteration": steps.append}
+    how = {"teacher": tmp_path / "teacher.pth", "on_progress": steps.append}
     result = train(photographs["chelsea"], folder, tmp_path / "pupil.pth", vgg, settings, **how)
-    taught = [step.taught for step in steps]
-    assert taught[35] < taught[0] / 2
-    assert taught[36:] == [0.0] * 24
-    assert all((step.style > 0) == (step.taught == 0) for step in steps)
+    distillation = [step.distillation for step in steps]
+    assert distillation[35] < distillation[0] / 2
+    assert distillation[36:] == [0.0] * 24
+    assert all((step.style > 0) == (step.distillation == 0) for step in steps)
     torch.manual_seed(settings.seed)
     photo = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
@@ -528,17 +560,17 @@ def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
     assert result.training["teacher"] == "teacher.pth"
     assert load(tmp_path / "pupil.pth").network.arguments == {"width": 0.5, "blocks": 4, "styles": 1}
     both = [photographs["chelsea"], photographs["coffee"]]
-    with pytest.raises(InputError, match=r"teacher\.pth paints 1 styles, and 2 are to be learned"):
+    with pytest.raises(InputError, match=r"teacher\.pth has 1 styles, and the new network has 2"):
         train(both, folder, tmp_path / "two.pth", vgg, settings, teacher=tmp_path / "teacher.pth")
     with pytest.raises(InputError, match="small crops"):
         train(both[0], folder, tmp_path / "n.pth", vgg, replace(settings, grow=False), teacher=tmp_path / "teacher.pth")
 
 
-def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, paintings: dict[str, Path]) -> None:
+def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, style_images: dict[str, Path]) -> None:
     """Its samples differ with the noise, and not with the seed fixed; they tile."""
     settings = replace(SMALL, arch="ulyanov", texture=True, width=1.0, iterations=50)
     output = tmp_path / "texture.pth"
-    result = train(paintings["red"], None, output, vgg, settings)
+    result = train(style_images["red"], None, output, vgg, settings)
     empty = torch.zeros(1, 3, 128, 128)
     torch.manual_seed(settings.seed)
     fresh = Ulyanov(texture=True)
@@ -547,7 +579,7 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, painti
         with torch.no_grad():
             return network(empty, None, network.draw_noise(empty, torch.Generator().manual_seed(seed)))
 
-    loss = PerceptualLoss(vgg, to_tensor(open_image(paintings["red"], max_side=128)), settings.loss_weights)
+    loss = PerceptualLoss(vgg, to_tensor(open_image(style_images["red"], max_side=128)), settings.loss_weights)
     with torch.no_grad():
         after, before = (loss(sample(network, 1), {}).style.item() for network in (result.network, fresh))
     assert after < before / 3
@@ -562,17 +594,21 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, painti
     assert seam < 3 * inside
 
 
-def test_a_steady_network_changes_less(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
+def test_a_temporally_consistent_network_changes_less(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
     style, photo = photographs["chelsea"], to_tensor(fit(open_image(photographs["rocket"]), 128, 96))
     values = []
-    for steady in (0.0, 1000.0):
-        settings = replace(SMALL, steady=steady)
-        network = train(style, folder, tmp_path / f"{steady}.pth", vgg, settings).network
+    for temporal_weight in (0.0, 1000.0):
+        settings = replace(SMALL, temporal_weight=temporal_weight)
+        network = train(style, folder, tmp_path / f"{temporal_weight}.pth", vgg, settings).network
         with torch.no_grad():
-            painted = network(photo)
+            stylized = network(photo)
             values.append(
                 sum(
-                    unsteadiness(network, photo, painted, None, torch.Generator().manual_seed(seed)).item()
+                    temporal_consistency_loss(
+                        network, photo, stylized, None, torch.Generator().manual_seed(seed)
+                    ).item()
                     for seed in range(4)
                 )
             )
@@ -598,14 +634,14 @@ def test_the_best_on_held_out_photographs_is_kept(
 ) -> None:
     """From iteration 20 on the check finds the network worse, so what it was at 10 is the result."""
     weights: list[dict[str, torch.Tensor]] = []
-    genuine = training.Validation.__call__
+    genuine = Validation.__call__
 
-    def worse(self: training.Validation, network: Johnson) -> object:
-        losses, painted = genuine(self, network)
+    def worse(self: Validation, network: Johnson) -> object:
+        losses, stylized = genuine(self, network)
         weights.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        return losses | {"total": float(len(weights))}, painted
+        return losses | {"total": float(len(weights))}, stylized
 
-    monkeypatch.setattr(training.Validation, "__call__", worse)
+    monkeypatch.setattr(Validation, "__call__", worse)
     result = train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, SMALL, every=10)
     assert result.training["best_iteration"] == 10
     assert result.training["iterations_done"] == 30
@@ -619,15 +655,19 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path, folder: Path, p
     for processes in (1, 2):
         output = tmp_path / f"{processes}.pt"
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
-            *(str(Path(__file__).with_name("gradients.py")), str(photographs["chelsea"]), str(folder), str(output)),
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            *map(str, (Path(__file__).with_name("gradients.py"), photographs["chelsea"], folder, output)),
         ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr
         gradients.append(torch.load(output, weights_only=True))
-    for name, one in gradients[0].items():
-        assert (one - gradients[1][name]).norm() < 1e-3 * one.norm(), name
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).norm() < 1e-3 * gradient.norm(), name
     wrong = Team(rank=0, size=3)
     with pytest.raises(InputError, match="multiple of the 3 processes"):
         wrong.part(4)
@@ -641,11 +681,11 @@ def test_a_teams_mean_gradient_is_the_whole_batchs(folder: Path, vgg: Vgg16, pho
     loss = PerceptualLoss(vgg, style, SMALL.loss_weights)
     batch = next(Photos(sorted(folder.rglob("*.jpg")), batch=4, crop_of=lambda i: 64, seed=0).batches(range(1)))
 
-    def gradient(pictures: torch.Tensor) -> torch.Tensor:
-        painted = network(pictures)
-        total = loss(painted, loss.content_target(pictures)).total + 1000 * training.checkerboard_loss(painted)
-        total = total + training.BORDER_WEIGHT * training.border_loss(painted)
-        return torch.cat([one.flatten() for one in torch.autograd.grad(total, list(network.parameters()))])
+    def gradient(images: torch.Tensor) -> torch.Tensor:
+        stylized = network(images)
+        total = loss(stylized, loss.content_target(images)).total + CHECKERBOARD_WEIGHT * checkerboard_loss(stylized)
+        total = total + BORDER_WEIGHT * border_loss(stylized)
+        return torch.cat([values.flatten() for values in torch.autograd.grad(total, list(network.parameters()))])
 
     whole, halves = gradient(batch), (gradient(batch[:2]) + gradient(batch[2:])) / 2
     assert (whole - halves).norm() < 1e-3 * whole.norm()
@@ -657,5 +697,5 @@ def test_it_trains_on_the_gpu_in_mixed_precision(
 ) -> None:
     steps: list[Progress] = []
     team = Team(device=torch.device("cuda"))
-    train(photographs["chelsea"], folder, tmp_path / "a.pth", vgg, SMALL, team=team, on_iteration=steps.append)
+    train(photographs["chelsea"], folder, tmp_path / "a.pth", vgg, SMALL, team=team, on_progress=steps.append)
     assert steps[-1].style < steps[0].style / 2

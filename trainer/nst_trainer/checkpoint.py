@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
+from nst_trainer.checkpoint_patches import add_style_axis, rename_loss_terms, rename_settings
 from nst_trainer.foreign import from_transformer_net, transformer_net
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork
 
 FORMAT = "nst-style/2"
-"""Version 1 knew one style a network: its normalisations are `[C]` where these are `[S, C]`."""
+READABLE_FORMATS = (FORMAT, "nst-style/1")
 
 
 class CheckpointError(InputError):
@@ -42,7 +43,7 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write contract 2's file, weights as FP16 (half the size; pictures differ by a level at most)."""
+    """Write contract 2's file, weights as FP16 (half the size; images differ by at most 1 of 255)."""
     network = checkpoint.network
     document = {
         "format": FORMAT,
@@ -77,7 +78,7 @@ def load(path: Path) -> Checkpoint:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(f"{path}: a TransformerNet that is incomplete or changed: {reason}") from error
     version = document.get("format") if isinstance(document, dict) else None
-    if version not in (FORMAT, "nst-style/1"):
+    if version not in READABLE_FORMATS:
         raise CheckpointError(
             f"{path}: not a checkpoint of a style (format {version!r}, expected {FORMAT!r}, or a state dict of "
             "pytorch/examples' TransformerNet)"
@@ -88,9 +89,10 @@ def load(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path}: unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
         network = ARCHITECTURES[name](**arguments)
         state = {key: tensor.float() for key, tensor in document["state_dict"].items()}
-        network.load_state_dict(state if version == FORMAT else _of_version_1(state))
+        network.load_state_dict(state if version == FORMAT else add_style_axis(state))
         styles = tuple(str(style) for style in document["styles"])
-        training, metrics = dict(document.get("training", {})), dict(document.get("metrics", {}))
+        training = rename_settings(document.get("training", {}))
+        metrics = rename_loss_terms(document.get("metrics", {}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: incomplete or damaged ({type(error).__name__}: {error})") from error
     except RuntimeError as error:  # load_state_dict's list of keys and shapes that do not fit
@@ -104,10 +106,6 @@ def load(path: Path) -> Checkpoint:
 def _style_name(path: Path) -> str:
     """Of a file that names no style: pytorch/examples' own are dates with colons, which stand for weights here."""
     return re.sub(r"[^\w.-]+", "-", path.stem)
-
-
-def _of_version_1(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor[None] if ".norm." in key else tensor for key, tensor in state.items()}
 
 
 def frozen(network: StyledNetwork) -> StyledNetwork:

@@ -16,7 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from nst_core.errors import InputError
 from nst_trainer.loss_settings import Pooling
-from nst_trainer.weights import CONVOLUTIONS, Weights
+
+Weights = dict[str, Tensor]
+"""`conv1_1.weight` `[64, 3, 3, 3]` ... `conv5_3.bias` `[512]`, FP32, for RGB pixels of 0-255 less `MEAN`."""
+
+CONVOLUTIONS = tuple(
+    f"conv{block}_{index}" for block, count in enumerate((2, 2, 3, 3, 3), start=1) for index in range(1, count + 1)
+)
+
+MINIMUM_SIDE_PIXELS = 16
+"""The side that reaches every layer but `pool5`."""
 
 MEAN = (123.68, 116.779, 103.939)
 """ImageNet's mean pixel in red, green, blue, of 255, as the authors subtracted it."""
@@ -39,17 +48,17 @@ BLOCKS = tuple(tuple(name for name in LAYERS if name[4] == str(block)) for block
 
 
 class Vgg16(nn.Module):
-    """Frozen features of pictures; gradients flow to the picture, never to the weights."""
+    """Frozen features of images; gradients flow to the image, never to the weights."""
 
     mean: Tensor
 
     def __init__(
         self, weights: Weights, *, pooling: Pooling = "max", tileable: bool = False, recompute: bool = False
     ) -> None:
-        """`pooling`: `max` is the network as trained; `average` gives slightly more appealing pictures
-        (Gatys et al. 2016, section 2). `tileable`: the left edge is the right edge's neighbour, and the
-        upper the lower's. `recompute`: keep a block's input only and compute the block
-        again in the backward pass: 0.7 of the memory at 768 pixels, the same time within a run's spread.
+        """`pooling`: `max` is the network as trained; `average` gives slightly more appealing images
+        (Gatys et al. 2016, section 2). `tileable` makes the left edge the right edge's neighbour, and the
+        upper edge the lower's. `recompute` keeps only a block's input and computes the block again in the
+        backward pass: 0.7 of the memory at 768 pixels, and the same time within the spread of runs.
         """
         super().__init__()
         self.pooling = pooling
@@ -58,25 +67,28 @@ class Vgg16(nn.Module):
         edges: Literal["circular", "zeros"] = "circular" if tileable else "zeros"
         for name in CONVOLUTIONS:
             weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-            convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, padding_mode=edges)
-            convolution.weight.data, convolution.bias.data = weight.clone(), bias.clone()  # type: ignore[union-attr]
+            # The weights are given: initial ones would take time and numbers of the global generator.
+            convolution = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+                nn.Conv2d, weight.shape[1], weight.shape[0], 3, padding=1, padding_mode=edges
+            )
+            convolution.weight.data, convolution.bias.data = weight.clone(), bias.clone()
             self.convolutions[name] = convolution
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, pictures: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-        """Features of RGB pictures `[N, 3, H, W]` in [0, 1] at the named layers, `[N, C, H', W']` each.
+    def forward(self, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
+        """Features of RGB images `[N, 3, H, W]` in [0, 1] at the named layers, `[N, C, H', W']` each.
 
-        Nothing is computed beyond the deepest layer asked for. Raises `InputError` for an unknown
-        layer, or for pictures too small to reach it (16 pixels reach every layer but `pool5`).
+        It computes nothing beyond the deepest of `layers`. Raises `InputError` for an unknown layer, or for images
+        that are too small to reach it.
         """
         wanted = set(layers)
         if unknown := wanted - set(LAYERS):
             raise InputError(f"no layer {', '.join(sorted(unknown))} in VGG-16; layers are {', '.join(LAYERS)}")
         last = max((LAYERS.index(name) for name in wanted), default=-1)
-        if last > LAYERS.index("pool4") and min(pictures.shape[2:]) < 16:
-            raise InputError(f"{pictures.shape[3]}x{pictures.shape[2]} is too small for {LAYERS[last]}")
-        x = (pictures * 255.0 - self.mean).contiguous(memory_format=torch.channels_last)
+        if last > LAYERS.index("pool4") and min(images.shape[2:]) < MINIMUM_SIDE_PIXELS:
+            raise InputError(f"{images.shape[3]}x{images.shape[2]} is too small for {LAYERS[last]}")
+        x = (images * 255.0 - self.mean).contiguous(memory_format=torch.channels_last)
         features: dict[str, Tensor] = {}
         for block in BLOCKS:
             names = [name for name in block if LAYERS.index(name) <= last]
@@ -90,13 +102,13 @@ class Vgg16(nn.Module):
         return features
 
     def _block(self, x: Tensor, names: list[str], wanted: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The layers `names` after each other, and the features of those that are wanted."""
+        """Run the layers `names` in order; return the last output, and the features of those in `wanted`."""
         found: dict[str, Tensor] = {}
         for name in names:
             if name.startswith("conv"):
                 x = self.convolutions[name](x)
             elif name.startswith("relu"):
-                # In place saves a copy of each feature map, unless somebody keeps the one before.
+                # In place, it saves a copy of each feature map; not where the map before it is wanted too.
                 x = F.relu(x, inplace=name.replace("relu", "conv") not in wanted)
             else:
                 x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)

@@ -14,8 +14,8 @@ from nst_bench.served.exported import ExportedModel
 from nst_core import devices
 from nst_core.contract import IMAGE, STYLIZED, Parameter
 from nst_core.devices import Gpu
+from nst_core.distribution import install_command
 from nst_core.images import Pixels
-from nst_core.packages.distribution import install_command
 from nst_core.packages.onnx_runtime import import_onnxruntime, machine_extra
 
 TENSORRT_CONTEXTS = 2
@@ -64,15 +64,15 @@ def tensorrt_plan(exported: ExportedModel, *, on_progress: Callable[[str], None]
     gpu = first_gpu()
     if exported.config.backend != "tensorrt":
         raise MissingEngine(f"{exported.folder.name} was not exported for TensorRT: nst-export --for tensorrt")
-    from nst_core.engines import plans
+    from nst_core.engines import building, plans
     from nst_core.engines.tensorrt import TensorRTEngine
 
     try:
-        plan = plans.ensure(
+        plan = building.ensure(
             exported.version,
             plans.Profile.parse(exported.parameter(Parameter.PROFILE)),
             int(exported.parameter(Parameter.MULTIPLE)),
-            library=plans.tensorrt(),
+            library=plans.import_tensorrt(),
             gpu=gpu.name,
             compute_capability=gpu.compute_capability,
             on_progress=lambda done, note: on_progress(f"building the TensorRT plan, {done:.0%}: {note}"),

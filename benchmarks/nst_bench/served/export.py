@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from nst_core.devices import Device
-from nst_export import pipeline as exporter
+from nst_export.export_plan import ExportPlan, runtime_for
+from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
@@ -33,11 +34,11 @@ def export_checkpoint(
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"{name}.pth"
         save(checkpoint, file)
-        exporter.export(file, name, repository, default_export_plan(device), say=say)
+        export_and_publish(file, name, repository, default_export_plan(device), on_progress=say)
     return name
 
 
-def default_export_plan(device: Device | None) -> exporter.Plan:
+def default_export_plan(device: Device | None) -> ExportPlan:
     """What `nst-export` makes for the device by default."""
     cores = os.cpu_count() or 1
-    return exporter.Plan(engine=exporter.engine_for(device), cores=cores) if device else exporter.Plan(cores=cores)
+    return ExportPlan(runtime=runtime_for(device), cores=cores) if device else ExportPlan(cores=cores)

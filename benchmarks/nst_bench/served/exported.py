@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from nst_core.contract import Parameter
 from nst_core.devices import Device
 from nst_core.errors import InputError
+from nst_server.repository.models import newest_version, read_config
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,16 @@ class ExportedModel:
     @cached_property
     def config(self) -> model_config_pb2.ModelConfig:
         """As its `config.pbtxt` says."""
-        return text_format.Parse((self.folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        config: model_config_pb2.ModelConfig = read_config(self.folder)
+        return config
 
     @property
     def version(self) -> Path:
         """The folder of the newest version, which is served. Raises `InputError` where there is none."""
-        versions = [path for path in self.folder.iterdir() if path.name.isdigit()]
-        if not versions:
+        newest = newest_version(self.folder)
+        if newest is None:
             raise InputError(f"{self.folder} holds no version of the model: export it again")
-        return max(versions, key=lambda path: int(path.name))
+        return newest
 
     @property
     def device(self) -> str:

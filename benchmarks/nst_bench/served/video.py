@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from importlib.util import find_spec
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from av import VideoFrame
 
-from nst_bench.engines.bare import BareModel
 from nst_bench.served.server import ModelServer
 from nst_client import AsyncStyleClient, StyleClient
 from nst_client.video.codec.decoder import VideoSource
@@ -26,10 +25,10 @@ from nst_client.video.codec.formats import Frame, VideoFormat
 from nst_client.video.schedule import Schedule
 from nst_client.video.settings import VideoSettings
 from nst_client.video.stylize import stylize_video
-from nst_client.video.webcam import Shot, Tally, Window, live, played
+from nst_client.video.webcam import LiveFrame, LiveStatistics, Window, file_frames, show_live
+from nst_core.distribution import install_command
 from nst_core.errors import NstError
 from nst_core.images import Pixels, fit, open_image, sample_photographs
-from nst_core.packages.distribution import install_command
 
 WIDTH, HEIGHT = 512, 384
 RATE = 30
@@ -78,13 +77,13 @@ def frames_of(film: Path) -> list[Pixels]:
     return [frame.pixels for frame in VideoSource(film).frames()]
 
 
-def warm_up(server: ModelServer, bare: BareModel, style: str, film: Path) -> None:
+def warm_up(server: ModelServer, bare: Callable[[Pixels], object], style: str, film: Path) -> None:
     """The first images of a shape are another figure."""
     first = next(VideoSource(film).frames()).pixels
     with StyleClient(server.endpoints.grpc) as client:
         for _ in range(3):
             client.stylize(first, style)
-            bare.stylize(first)
+            bare(first)
 
 
 def to_file(server: ModelServer, style: str, film: Path) -> tuple[list[float], float]:
@@ -95,28 +94,28 @@ def to_file(server: ModelServer, style: str, film: Path) -> tuple[list[float], f
     result = stylize_video(
         *(film, target, VideoSettings(Schedule.of(style))),
         lambda: AsyncStyleClient(server.endpoints.grpc, shared_memory=None),
-        on_frame=lambda done, total: moments.append(time.perf_counter()),
+        on_progress=lambda done, total: moments.append(time.perf_counter()),
     )
     rate = result.frames / (time.perf_counter() - started)
     target.unlink()
     return np.diff(moments).tolist(), rate
 
 
-def to_window(server: ModelServer, style: str, film: Path) -> tuple[Tally, list[float]]:
+def to_window(server: ModelServer, style: str, film: Path) -> tuple[LiveStatistics, list[float]]:
     """The film in its own time in a window, and the seconds from each frame that is shown to the next."""
     moments: list[float] = []
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     with StyleClient(server.endpoints.grpc, shared_memory=None) as client, closing(Window("nst-bench video")) as window:
 
-        def show(shot: Shot | None, tally: Tally) -> bool:
+        def show(frame: LiveFrame | None, statistics: LiveStatistics) -> bool:
             window.keys()
-            if shot is not None:
-                window.show(shot.pixels, f"{tally.rate:.1f} frames/s")
+            if frame is not None:
+                window.show(frame.pixels, f"{statistics.rate:.1f} frames/s")
                 moments.append(time.perf_counter())
             return True
 
-        tally = live(played(film, None), lambda pixels: client.stylize(pixels, style), show)
-    return tally, np.diff(moments).tolist()
+        statistics = show_live(file_frames(film, None), lambda pixels: client.stylize(pixels, style), show)
+    return statistics, np.diff(moments).tolist()
 
 
 def missing_browser() -> str | None:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx as onnx_package
+import onnx
 import torch
 
 from nst_bench.machine.description import document_header
@@ -24,16 +24,22 @@ from nst_bench.results import schema
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import narrow, table
 from nst_core import devices
+from nst_core.contract import IMAGE
 from nst_core.devices import Gpu
-from nst_core.engines import plans
+from nst_core.engines import building, plans
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_export import card, precision, tensorrt
-from nst_export import conversion as onnx
-from nst_export import verification as verify
+from nst_export.graph.conversion import export_onnx, write_onnx
+from nst_export.graph.half_precision import to_half
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
 from nst_export.inspection import arithmetic
-from nst_export.modules import INPUT, ServedModel
-from nst_export.rewrites import FOR, rewrite
+from nst_export.modules import ServedModel
+from nst_export.tensorrt import import_tensorrt, require_gpu
+from nst_export.verification.agreement import TOLERANCES, Engine, require_agreement
+from nst_export.verification.cpu import installed_providers, onnx_engines, open_session
+from nst_export.verification.examples import example_feeds, photograph_batches
+from nst_export.verification.gpu import GPU_TOLERANCES, cuda_engine, missing_packages, tensorrt_engine
+from nst_export.verification.pytorch import run_pytorch, verify
 from nst_trainer.checkpoint import frozen
 from nst_trainer.networks import Fast, Johnson
 
@@ -45,8 +51,8 @@ NORMS = ("group-norm", "decomposed-norm")
 
 CPU_FORMS: dict[str, tuple[str, ...]] = {
     PLAIN: (),
-    **{name: (name,) for name in FOR["cpu"] if name != "wrap"},  # no circular padding in these networks
-    ALL: FOR["cpu"],
+    **{name: (name,) for name in DEFAULT_REWRITES["cpu"] if name != "wrap"},  # no circular padding in these networks
+    ALL: DEFAULT_REWRITES["cpu"],
     **{name: (name,) for name in NORMS},
 }
 """The rewrites of each form, the first of which the others are compared with."""
@@ -54,9 +60,12 @@ CPU_FORMS: dict[str, tuple[str, ...]] = {
 CUDA_FORMS = {PLAIN: (), "upsample": ("upsample",), **{name: (name,) for name in NORMS}}
 
 TENSORRT_FORMS: dict[str, tuple[str, ...]] = {
-    FOR_TENSORRT: FOR["tensorrt"],
-    "upsample-windows": ("upsample-windows", *(name for name in FOR["tensorrt"] if name != "upsample-3x3")),
-    **{name: (*FOR["tensorrt"], name) for name in NORMS},
+    FOR_TENSORRT: DEFAULT_REWRITES["tensorrt"],
+    "upsample-windows": (
+        "upsample-windows",
+        *(name for name in DEFAULT_REWRITES["tensorrt"] if name != "upsample-3x3"),
+    ),
+    **{name: (*DEFAULT_REWRITES["tensorrt"], name) for name in NORMS},
 }
 
 ODD = (1, 333, 501)
@@ -80,23 +89,23 @@ class _Engine:
         if not found:
             return reason
         try:
-            tensorrt.gpu_at_hand()
+            require_gpu()
             if self.target == "tensorrt":
-                tensorrt.library("tensorrt")
+                import_tensorrt("tensorrt")
         except NstError as error:
             return str(error)
-        return card.missing(self.target)
+        return missing_packages(self.target)
 
     @contextmanager
-    def running(self, graph: Path, largest: int, gpu: Gpu) -> Iterator[verify.Engine]:
+    def running(self, graph: Path, largest: int, gpu: Gpu) -> Iterator[Engine]:
         """The engine with a graph, for images of up to `largest` pixels a side; raises `ExportError`, `PlanError`."""
         if self.target == "onnx":
-            with card.cuda_engine(graph, gpu) as engine:
+            with cuda_engine(graph, gpu) as engine:
                 yield engine
             return
         profile = plans.Profile.parse(f"64x64/{largest}x{largest}/{largest}x{largest}")
-        plan = plans.build(graph.read_bytes(), profile, Fast.multiple, library=tensorrt.library("tensorrt"))
-        with card.tensorrt_engine(plan, "tensorrt", gpu) as engine:
+        plan = building.build(graph.read_bytes(), profile, Fast.multiple, library=import_tensorrt("tensorrt"))
+        with tensorrt_engine(plan, "tensorrt", gpu) as engine:
             yield engine
 
 
@@ -132,11 +141,11 @@ def _on_cpu(width: float, context: Context[ExportEffort]) -> Iterator[Document]:
     with tempfile.TemporaryDirectory() as folder:
         files = _files(model, CPU_FORMS, Path(folder))
         for file in files.values():
-            verify.verify(model, verify.onnx_engines(file), verify.LIMITS["fp32"])
+            verify(model, onnx_engines(file), TOLERANCES["fp32"])
         flop = _arithmetic(files, effort.sizes)
-        for engine, provider in verify.installed().items():
+        for engine, provider in installed_providers().items():
             works: dict[str, Run] = {
-                form: partial(_run_session, verify.session(file, provider)) for form, file in files.items()
+                form: partial(_run_session, open_session(file, provider)) for form, file in files.items()
             }
             for size in effort.sizes:
                 figures = _race(works, size, effort.rounds)
@@ -148,7 +157,7 @@ def _on_cpu(width: float, context: Context[ExportEffort]) -> Iterator[Document]:
 
 def _run_session(session: Any, image: Pixels) -> object:
     """ONNX Runtime's answer."""
-    return session.run(None, {INPUT: image})
+    return session.run(None, {IMAGE: image})
 
 
 def _on_gpu(engine: _Engine, gpu: Gpu, context: Context[ExportEffort]) -> Iterator[Document]:
@@ -176,15 +185,15 @@ def _on_gpu(engine: _Engine, gpu: Gpu, context: Context[ExportEffort]) -> Iterat
 def _checked(engine: _Engine, model: ServedModel, file: Path, sizes: Sequence[int], gpu: Gpu) -> Iterator[Run]:
     """What runs a form of the graph, once it has passed the gate on the GPU; raises as `_Engine.running`."""
     graph = file.with_suffix(f".{engine.precision}.onnx")
-    proto = onnx_package.load(file)
+    proto = onnx.load(file)
     if engine.precision == "fp16":
-        precision.to_half(proto)
-    onnx.write(proto, graph, {})
-    limits, shapes = card.LIMITS[engine.precision], [*((1, size, size) for size in sizes), ODD]
+        to_half(proto)
+    write_onnx(proto, graph, {})
+    limits, shapes = GPU_TOLERANCES[engine.precision], [*((1, size, size) for size in sizes), ODD]
     with engine.running(graph, max(*sizes, *ODD), gpu) as running:
-        feeds = verify.examples(model.inputs, shapes)
-        verify.agreements(feeds, lambda feed: verify.by_pytorch(model, feed), [running], limits)
-        yield lambda image: running.run({INPUT: image})
+        feeds = example_feeds(model.inputs, shapes)
+        require_agreement(feeds, lambda feed: run_pytorch(model, feed), [running], limits)
+        yield lambda image: running.run({IMAGE: image})
 
 
 def _served(network: Johnson | Fast) -> ServedModel:
@@ -195,24 +204,24 @@ def _served(network: Johnson | Fast) -> ServedModel:
 def _files(model: ServedModel, forms: dict[str, tuple[str, ...]], folder: Path) -> dict[str, Path]:
     """The graph of every form, FP32."""
     plain = folder / "plain.onnx"
-    onnx.export(model, plain, {"multiple": str(model.network.multiple)})
+    export_onnx(model, plain, {"multiple": str(model.network.multiple)})
     files = {form: folder / f"{number}.onnx" for number, form in enumerate(forms)}
     for form, names in forms.items():
-        proto = onnx_package.load(plain)
-        rewrite(proto, names)
-        onnx.write(proto, files[form], {})
+        proto = onnx.load(plain)
+        apply_rewrites(proto, names)
+        write_onnx(proto, files[form], {})
     return files
 
 
 def _arithmetic(files: dict[str, Path], sizes: Sequence[int]) -> dict[str, dict[int, int]]:
     """FLOP of the convolutions, by form and size."""
-    protos = {form: onnx_package.load(file) for form, file in files.items()}
+    protos = {form: onnx.load(file) for form, file in files.items()}
     return {form: {size: arithmetic(proto, size) for size in sizes} for form, proto in protos.items()}
 
 
 def _race(works: dict[str, Run], size: int, rounds: int) -> dict[str, Document]:
     """Warm runs of every form in turn, on one photograph: a summary and the share of the first form's time."""
-    image = verify.photographs([(1, size, size)])[0]
+    image = photograph_batches([(1, size, size)])[0]
     turns: dict[str, Callable[[], object]] = {form: partial(work, image) for form, work in works.items()}
     for turn in turns.values():
         for _ in range(3):  # the first image of a shape is another figure, and the second records a CUDA graph

@@ -40,11 +40,12 @@ from nst_bench.suites.quality import (
 from nst_bench.tables import HEAD, cells, milliseconds, table
 from nst_core.errors import InputError
 from nst_core.images import find_images, fit, open_image, sample_photographs
-from nst_export import pipeline as exporter
+from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, load, parameters
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration
-from nst_trainer.weights import Weights, vgg16_weights
+from nst_trainer.vgg import Weights
+from nst_trainer.weights import vgg16_weights
 
 LONGEST = 200
 """Iterations of the optimisation where the search for the best network's equivalent ends."""
@@ -160,7 +161,7 @@ def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for file in files:
-            exporter.export(file, file.stem, folder, plan, say=context.on_progress)
+            export_and_publish(file, file.stem, folder, plan, on_progress=context.on_progress)
         pixels = sample_photograph(side, side)
         works = {file.stem: partial(BareModel(folder / file.stem).stylize, pixels) for file in files}
         for work in works.values():

@@ -26,10 +26,11 @@ from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import HEAD, cells, seconds, table
 from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.images import to_tensor
-from nst_trainer.optimization.gatys import WARM_UP, ImageOptimization, Iteration
+from nst_trainer.optimization.cuda_graph import WARM_UP_ITERATIONS
+from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
-from nst_trainer.vgg import BLOCKS, LAYERS
-from nst_trainer.weights import CONVOLUTIONS, Weights, vgg16_weights
+from nst_trainer.vgg import BLOCKS, CONVOLUTIONS, LAYERS, Weights
+from nst_trainer.weights import vgg16_weights
 
 SIZES = (128, 256, 512, 1024)
 EFFICIENCY = 0.75
@@ -93,7 +94,7 @@ def measure(
 def _iterations(weights: Weights, size: int, iterations: int, device: torch.device) -> Document:
     """The time of an iteration at `size`^2, against what its arithmetic takes."""
     on_gpu = device.type == "cuda"
-    skipped = WARM_UP + 1 if on_gpu else 1  # those before the graph and the one that captures it
+    skipped = WARM_UP_ITERATIONS + 1 if on_gpu else 1  # those before the graph and the one that captures it
     settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations + skipped)
     rate = _tf32_rate(device) if on_gpu else matrix_product_rate()
     content, style = _images(size, None)
@@ -137,7 +138,7 @@ def _whole(weights: Weights, size: int, device: torch.device) -> Document:
     losses: list[float] = []
     while run.step(lambda iteration: losses.append(iteration.total)):
         pass
-    run.picture().cpu()
+    run.image().cpu()
     seconds = time.perf_counter() - started
     return {
         "size": size,
@@ -166,7 +167,7 @@ def _result(weights: Weights, style: Path | None, device: torch.device, context:
 
     @torch.no_grad()
     def judged(run: ImageOptimization) -> float:
-        return baseline.loss(run.picture(), baseline.target).total.item()
+        return baseline.loss(run.image(), baseline.target).total.item()
 
     while baseline.step(lambda iteration: None):
         pass

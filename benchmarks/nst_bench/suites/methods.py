@@ -163,7 +163,7 @@ def _new_style(method: Method) -> Document:
         return {"missing": "no trained checkpoint of this kind was given"}
     if seconds is None:
         return {"missing": f"{method.source} does not say how long its training took"}
-    learned = len(method.trained.training.get("style_pictures", ())) or 1
+    learned = len(method.trained.training.get("style_images", ())) or 1
     device = method.trained.training.get("device", "CPU")  # a checkpoint of before this was noted is of a CPU
     begun = f", which began with {start}" if (start := method.trained.training.get("from")) else ""
     source = f"{method.source}'s {'last ' if begun else ''}training of {learned} style(s), {device}{begun}"

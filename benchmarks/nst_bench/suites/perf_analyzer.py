@@ -30,9 +30,9 @@ from nst_bench.served.callers import Callers, start_callers
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Document, Effort, Suite, served_model
 from nst_bench.tables import mark, table
+from nst_core.contract import IMAGE
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_export.modules import INPUT
 
 PACKAGES = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79")
 LIBRARY, PACKAGE = "libb64.so.0d", "libb64-0d"
@@ -70,7 +70,7 @@ class Tool:
             table = Path(scratch) / "figures.csv"
             command = [
                 *(str(self.folder / "perf_analyzer"), "-m", model, "-u", host, "-i", protocol, "-b", "1"),
-                *("--shape", f"{INPUT}:{size},{size},3", "--concurrency-range", str(callers)),
+                *("--shape", f"{IMAGE}:{size},{size},3", "--concurrency-range", str(callers)),
                 *("--measurement-mode", "count_windows", "--measurement-request-count", str(requests)),
                 *("-s", str(ANY_PER_CENT), "-f", str(table)),
             ]

@@ -40,7 +40,8 @@ from nst_trainer.networks import StyledNetwork
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.training.settings import TrainingSettings
-from nst_trainer.weights import Weights, vgg16_weights
+from nst_trainer.vgg import Weights
+from nst_trainer.weights import vgg16_weights
 
 CURVE = 120
 """Iterations of the optimisation that are drawn for every photograph."""
@@ -194,7 +195,7 @@ def _curves(run: ImageOptimization, goal: float) -> tuple[list[float], list[floa
     in_range: list[float] = []
     while len(seen) < CURVE or min(iteration.total for iteration in seen) > goal:
         with torch.no_grad():
-            in_range.append(run.loss(run.parameters.pixels().clamp(0.0, 1.0), run.target).total.item())
+            in_range.append(run.loss(run.current.parameters.pixels().clamp(0.0, 1.0), run.target).total.item())
         if not run.step(seen.append):
             in_range.pop()
             break

@@ -45,7 +45,8 @@ from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration, optimize
 from nst_trainer.optimization.settings import OptimizationSettings
-from nst_trainer.weights import Weights, vgg16_weights
+from nst_trainer.vgg import Weights
+from nst_trainer.weights import vgg16_weights
 
 SERVED = ("Triton, gRPC", "Triton, HTTP", "Triton, shared memory")
 COMPARED = (SERVED[0], SERVED[2])
@@ -249,7 +250,7 @@ def _equal_loss(
     The loss is that of the optimisation's image as it is, which falls sooner than that of values cut to [0, 1].
     """
     if style is None:
-        learned = ", ".join(map(str, checkpoint.training.get("style_pictures", ()))) or "the style image"
+        learned = ", ".join(map(str, checkpoint.training.get("style_images", ()))) or "the style image"
         return [{"size": size, "missing": f"{learned} is not at hand to compare losses: --style"}]
     if size not in effort.equal_loss:
         return [{"size": size, "missing": "the optimisation was not run at this size"}]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx as onnx_package
+import onnx
 import torch
 
 from nst_bench import options
@@ -32,19 +32,12 @@ from nst_bench.served.export import export_checkpoint
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import narrow, table
 from nst_client import StyleClient
-from nst_export import conversion as onnx
-from nst_export import precision
-from nst_export import verification as verify
-from nst_export.modules import (
-    INPUT,
-    STATISTICS,
-    STYLE_WEIGHTS,
-    Exportable,
-    ServedModel,
-    StatisticsModel,
-    TiledModel,
-)
-from nst_export.rewrites import FOR, rewrite
+from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
+from nst_export.graph.conversion import export_onnx, write_onnx
+from nst_export.graph.half_precision import to_half
+from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
+from nst_export.modules import Exportable, ServedModel, StatisticsModel, TiledModel
+from nst_export.verification.cpu import installed_providers, open_session
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation, find_triton
 from nst_server.process.supervisor import run_triton
@@ -144,11 +137,11 @@ def _style_names(count: int) -> tuple[str, ...]:
 def _alone(form: str, networks: Mapping[int, StyledNetwork], effort: StylesEffort) -> Iterator[list[Document]]:
     """A form of the graph on the engine that serves it."""
     made, half = FORMS[form]
-    *_, provider = verify.installed().values()
+    *_, provider = installed_providers().values()
     with tempfile.TemporaryDirectory() as folder:
         models = {count: made(network).eval() for count, network in networks.items()}
         sessions = {
-            count: verify.session(_exported(model, Path(folder) / f"{count}.onnx", half), provider)
+            count: open_session(_exported(model, Path(folder) / f"{count}.onnx", half), provider)
             for count, model in models.items()
         }
     for size in effort.sizes:
@@ -163,12 +156,12 @@ def _turns() -> dict[str, tuple[int, Mapping[int, float]]]:
 
 
 def _exported(model: Exportable, file: Path, half: bool) -> Path:
-    onnx.export(model, file, {"multiple": str(model.network.multiple)})
-    proto = onnx_package.load(file)
-    rewrite(proto, FOR["cpu"])
+    export_onnx(model, file, {"multiple": str(model.network.multiple)})
+    proto = onnx.load(file)
+    apply_rewrites(proto, DEFAULT_REWRITES["cpu"])
     if half:
-        precision.to_half(proto)
-    onnx.write(proto, file, {})
+        to_half(proto)
+    write_onnx(proto, file, {})
     return file
 
 
@@ -176,7 +169,7 @@ def _feeds(model: Exportable, size: int, weights: Mapping[int, float]) -> dict[s
     """Its inputs for one image; the statistics are those of a normalisation that changes nothing."""
     feeds: dict[str, Any] = {}
     for spec in model.inputs:
-        if spec.name == INPUT:
+        if spec.name == IMAGE:
             feeds[spec.name] = sample_photograph(size, size)[None]
         elif spec.name == STYLE_WEIGHTS:
             feeds[spec.name] = np.zeros((1, int(spec.axes[1])), np.float32)

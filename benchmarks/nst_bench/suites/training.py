@@ -34,11 +34,11 @@ from nst_trainer.images import to_tensor
 from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
 from nst_trainer.networks import Johnson
 from nst_trainer.training.data import Photos
-from nst_trainer.training.distributed import Team
+from nst_trainer.training.distributed.team import Team
 from nst_trainer.training.loop import Training
 from nst_trainer.training.settings import TrainingSettings
-from nst_trainer.vgg import MEAN, Vgg16
-from nst_trainer.weights import CONVOLUTIONS, Weights, vgg16_weights
+from nst_trainer.vgg import CONVOLUTIONS, MEAN, Vgg16, Weights
+from nst_trainer.weights import vgg16_weights
 
 WARM_STEPS = 2
 """Of each loop, that are not counted."""

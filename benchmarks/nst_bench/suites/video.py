@@ -79,14 +79,14 @@ def of_server(server: ModelServer, context: Context[VideoEffort]) -> Document:
     with tempfile.TemporaryDirectory() as scratch:
         film = ways.filmed(Path(scratch) / "film.mp4", effort.frames)
         frames = ways.frames_of(film)
-        ways.warm_up(server, bare, style, film)
+        ways.warm_up(server, bare.stylize, style, film)
         for number in range(1, effort.rounds + 1):
             add(BARE, [timed(partial(bare.stylize, pixels)) for pixels in frames])
             add(FILE, *ways.to_file(server, style, film))
-            tally, own = ways.to_window(server, style, film)
-            add(WINDOW, own, tally.mean_rate)
-            latencies += tally.latencies
-            taken += tally.taken
+            statistics, own = ways.to_window(server, style, film)
+            add(WINDOW, own, statistics.mean_rate)
+            latencies += statistics.latencies
+            taken += statistics.taken
             if not missing:
                 add(PAGE, ways.to_page(server, style, film, effort.frames / ways.RATE))
             now = ", ".join(f"{way} {by_round[-1]:.1f}" for way, by_round in rates.items())

@@ -28,7 +28,6 @@ from nst_client.options import (
     TokenFile,
     Url,
     read_token,
-    silence_grpc,
 )
 from nst_client.styles import Style, parse_style_weights
 from nst_client.stylize.contact_sheet import contact_sheet, sample_photograph, thumbnails
@@ -106,7 +105,6 @@ def stylize(
     """
     with one_line_errors("local"):
         keep_freed_memory()
-        silence_grpc()
         if as_json and output == STDIO:
             raise InputError("--json and -o - both write to stdout: choose one")
         suffix = f".{file_format.value}" if file_format else None
@@ -143,7 +141,6 @@ def styles(
     ca: CaFile = None,
 ) -> None:
     """List the styles that a server offers, and show them."""
-    silence_grpc()
     with (
         one_line_errors("local"),
         StyleClient(url, timeout=timeout, retries=0, token=read_token(token_file), ca=ca) as client,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from nst_client.errors import Rejected, ServiceError
 from nst_client.transports import buffers
 from nst_client.transports.base import Array, ModelConfig, Request
 from nst_client.transports.coroutines import in_thread
+from nst_client.transports.grpc_library import model_config_pb2
 from nst_client.transports.statistics import Statistics
 from nst_core.contract import IMAGE, STYLIZED, Parameter
 from nst_core.devices import Gpu, gpus
@@ -89,7 +89,7 @@ class LocalTransport:
         return sorted(path.parent.name for path in self.repository.glob("*/config.pbtxt"))
 
     async def config(self, model: str, seconds: float) -> ModelConfig:
-        """See `Transport`. Raises `InputError` for a model for GPUs on a machine without one."""
+        """See `Transport`. Raises `InputError` for a model for GPUs on a machine without a GPU."""
         config = self._config(model)
         if _for_gpu(config):
             self._gpu(model)
@@ -216,7 +216,7 @@ class LocalTransport:
 
 def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) -> LoadedModel:
     """Loads the plan in the cache, or builds it, which takes seconds to minutes, and keeps it there."""
-    from nst_core.engines import plans
+    from nst_core.engines import building, plans
     from nst_core.engines.tensorrt import TensorRTEngine
 
     announced = False
@@ -228,11 +228,11 @@ def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) 
         announced = True
 
     parameters = {name: entry.string_value for name, entry in config.parameters.items()}
-    plan = plans.ensure(
+    plan = building.ensure(
         version,
         plans.Profile.parse(parameters[Parameter.PROFILE]),
         int(parameters[Parameter.MULTIPLE]),
-        library=plans.tensorrt(),
+        library=plans.import_tensorrt(),
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         on_progress=on_progress,

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_client.client import AsyncStyleClient, StyleClient
-from nst_client.options import DEFAULT_URL, RETRIES, CaFile, Timeout, TokenFile, Url, read_token, silence_grpc
+from nst_client.options import (
+    DEFAULT_URL,
+    FILES_PANEL,
+    RETRIES,
+    STYLE_PANEL,
+    CaFile,
+    Timeout,
+    TokenFile,
+    Url,
+    read_token,
+)
 from nst_client.stylize.processing import postprocess
 from nst_client.video.schedule import Schedule
 from nst_core.console import one_line_errors, progress, say
@@ -24,20 +34,19 @@ from nst_core.options import CommandLine, ProgressJson
 
 if TYPE_CHECKING:
     from nst_client.video.stylize import VideoResult
-    from nst_client.video.webcam import Tally
+    from nst_client.video.webcam import LiveStatistics
 
-_PAINTING, _FILES = "Painting", "Files"
 
 Strength = Annotated[
     float,
-    typer.Option(help="How much of the painting; the rest is the video.", min=0.0, max=1.0, rich_help_panel=_PAINTING),
+    typer.Option(help="How much of the style; the rest is the video.", min=0.0, max=1.0, rich_help_panel=STYLE_PANEL),
 ]
 PreserveColor = Annotated[
-    bool, typer.Option("--preserve-color", help="Keep the video's colours.", rich_help_panel=_PAINTING)
+    bool, typer.Option("--preserve-color", help="Keep the video's colours.", rich_help_panel=STYLE_PANEL)
 ]
 MaxSide = Annotated[
     int | None,
-    typer.Option(help="Shrink larger frames to this longer side, pixels.", min=16, rich_help_panel=_PAINTING),
+    typer.Option(help="Shrink larger frames to this longer side, pixels.", min=16, rich_help_panel=STYLE_PANEL),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="The figures as one line of JSON on stdout.")]
 
@@ -57,13 +66,13 @@ def video(
         typer.Option(
             "--style",
             "-s",
-            help="A style that the server has, a mix (great-wave:0.7,the-scream:0.3), or styles over time, each "
-            "fading in for a second: '0:starry-night, 5s:great-wave'.",
-            rich_help_panel=_PAINTING,
+            help="A style that the server has, weights of styles (great-wave:0.7,the-scream:0.3), or styles over time, "
+            "each fading in for a second: '0:starry-night, 5s:great-wave'.",
+            rich_help_panel=STYLE_PANEL,
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A file: .mp4 .mov .mkv .webm.", rich_help_panel=_FILES)
+        Path, typer.Option("--output", "-o", help="A file: .mp4 .mov .mkv .webm.", rich_help_panel=FILES_PANEL)
     ],
     strength: Strength = 1.0,
     preserve_color: PreserveColor = False,
@@ -72,25 +81,29 @@ def video(
         bool,
         typer.Option(
             "--smooth",
-            help="Flicker less: each frame takes over what moved from the one before.",
-            rich_help_panel=_PAINTING,
+            help="Flicker less: each frame takes over what moved from the frame before.",
+            rich_help_panel=STYLE_PANEL,
         ),
     ] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Only the first five seconds.")] = False,
-    codec: Annotated[CodecName, typer.Option(help="How frames are stored.", rich_help_panel=_FILES)] = CodecName.h264,
+    codec: Annotated[
+        CodecName, typer.Option(help="How frames are stored.", rich_help_panel=FILES_PANEL)
+    ] = CodecName.h264,
     crf: Annotated[
         int | None,
         typer.Option(
             help="Quality as the codec counts it, less is better; by default 18 of h264, 20 of hevc, 24 of vp9.",
             min=0,
-            rich_help_panel=_FILES,
+            rich_help_panel=FILES_PANEL,
         ),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Frames at a time at the server.", min=1)] = 3,
     restart: Annotated[
         bool,
         typer.Option(
-            "--restart", help="Begin again: remove what a run with other options has finished.", rich_help_panel=_FILES
+            "--restart",
+            help="Begin again: remove what a run with other options has finished.",
+            rich_help_panel=FILES_PANEL,
         ),
     ] = False,
     as_json: AsJson = False,
@@ -100,28 +113,27 @@ def video(
     ca: CaFile = None,
     progress_json: ProgressJson = None,
 ) -> None:
-    """Paint a video in a style: its sound, time stamps and frame rate are kept.
+    """Stylize a video: its sound, time stamps and frame rate are kept.
 
     A run that was stopped, or crashed, goes on where it was: what is finished lies in a folder beside the output. If
-    the video, the style or an option is another one, --restart begins again.
+    the video, the style or an option is different, --restart begins again.
     """
     with one_line_errors("video", command="nst video", progress_json=progress_json) as events:
         from nst_client.video.settings import VideoSettings
         from nst_client.video.stylize import stylize_video
 
         keep_freed_memory()
-        silence_grpc()
         plan = VideoSettings(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
         access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca, "retries": RETRIES}
-        with _frames() as on_frame:
+        with _frames() as on_progress:
             result = stylize_video(
                 source,
                 output,
                 plan,
                 lambda: AsyncStyleClient(url, **access),
-                at_once=jobs,
+                concurrency=jobs,
                 restart=restart,
-                on_frame=on_frame,
+                on_progress=on_progress,
             )
         _report(source, output, result, as_json)
         events.end("finished", output=output)
@@ -130,21 +142,21 @@ def video(
 def webcam(
     style: Annotated[
         str | None,
-        typer.Option("--style", "-s", help="The first; by default the server's first.", rich_help_panel=_PAINTING),
+        typer.Option("--style", "-s", help="The first; by default the server's first.", rich_help_panel=STYLE_PANEL),
     ] = None,
     strength: Strength = 1.0,
     preserve_color: PreserveColor = False,
     max_side: MaxSide = 512,
-    camera: Annotated[int, typer.Option(help="Its number.", min=0, rich_help_panel=_FILES)] = 0,
+    camera: Annotated[int, typer.Option(help="Its number.", min=0, rich_help_panel=FILES_PANEL)] = 0,
     source: Annotated[
         Path | None,
         typer.Option(
-            "--input", "-i", help="A video, played in real time, in the camera's place.", rich_help_panel=_FILES
+            "--input", "-i", help="A video, played in real time, in the camera's place.", rich_help_panel=FILES_PANEL
         ),
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="Keep what is shown in this file (.mp4 .mov .mkv .webm).", rich_help_panel=_FILES),
+        typer.Option(help="Keep what is shown in this file (.mp4 .mov .mkv .webm).", rich_help_panel=FILES_PANEL),
     ] = None,
     no_window: Annotated[
         bool, typer.Option("--no-window", help="Show nothing; ends with the input, or by Ctrl-C.")
@@ -155,60 +167,59 @@ def webcam(
     token_file: TokenFile = None,
     ca: CaFile = None,
 ) -> None:
-    """Paint what the camera sees, live.
+    """Stylize what the camera sees, live.
 
     Keys: 1 to 9, or the arrows, for the style; q or Esc to end. Frames that the server is too slow for are dropped,
     so that what is shown is never old.
     """
     with one_line_errors("video"):
-        from nst_client.video import webcam as room
+        from nst_client.video import webcam as live_video
 
         keep_freed_memory()
-        silence_grpc()
         access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca}
         with StyleClient(url, **access) as client:
-            names = [one.name for one in client.styles()]
+            names = [offered.name for offered in client.styles()]
         if not names or (style is not None and style not in names):
             raise InputError(f"{url} has no style {style or ''!r}; it has: {', '.join(names) or 'none'}")
         now = style or names[0]
-        shots = room.played(source, max_side) if source else room.camera(camera, max_side)
+        frames = live_video.file_frames(source, max_side) if source else live_video.camera_frames(camera, max_side)
 
         with ExitStack() as stack:
-            painter = stack.enter_context(StyleClient(url, **access))
-            window = None if no_window else stack.enter_context(closing(room.Window("nst webcam")))
-            recorder = stack.enter_context(room.Recorder(record)) if record else None
+            client = stack.enter_context(StyleClient(url, **access))
+            window = None if no_window else stack.enter_context(closing(live_video.Window("nst webcam")))
+            recorder = stack.enter_context(live_video.Recorder(record)) if record else None
 
-            def paint(pixels: Pixels) -> Pixels:
-                painted = painter.stylize(pixels, now)
-                return postprocess(pixels, painted, strength, preserve_color)
+            def stylize(pixels: Pixels) -> Pixels:
+                stylized = client.stylize(pixels, now)
+                return postprocess(pixels, stylized, strength, preserve_color)
 
-            def show(shot: room.Shot | None, tally: room.Tally) -> bool:
+            def show(frame: live_video.LiveFrame | None, statistics: live_video.LiveStatistics) -> bool:
                 nonlocal now
-                if shot is not None and recorder:
-                    recorder.add(shot)
+                if frame is not None and recorder:
+                    recorder.add(frame)
                 if window is None:
                     return True
                 keys = window.keys()
                 for key in keys:
-                    now = room.chosen(names, now, key)
-                if shot is not None:
-                    latency = 1000 * tally.latencies[-1]
-                    window.show(shot.pixels, f"{now}   {tally.rate:.1f} frames/s   {latency:.0f} ms")
+                    now = live_video.style_for_key(names, now, key)
+                if frame is not None:
+                    latency = 1000 * statistics.latencies[-1]
+                    window.show(frame.pixels, f"{now}   {statistics.rate:.1f} frames/s   {latency:.0f} ms")
                 return not {"q", "escape"} & set(keys)
 
-            tally = room.live(shots, paint, show)
-        _report_live(tally, record, as_json)
+            statistics = live_video.show_live(frames, stylize, show)
+        _report_live(statistics, record, as_json)
 
 
 @contextmanager
 def _frames() -> Iterator[Callable[[int, int], None]]:
-    """Progress with frames a second, once the video is known to be one; says where a run is that is stopped."""
+    """Progress with frames a second, from the first call on; after a stop, a message with how far the run is."""
     update: Callable[[int, str], None] | None = None
     begun = at = whole = 0
     started = time.monotonic()
     with ExitStack() as stack:
 
-        def on_frame(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             nonlocal update, begun, at, whole, started
             at, whole = done, total
             if update is None:
@@ -219,17 +230,17 @@ def _frames() -> Iterator[Callable[[int, int], None]]:
             update(done, f"{(done - begun) / max(time.monotonic() - started, 1e-3):.1f} frames/s")
 
         try:
-            yield on_frame
+            yield on_progress
         except (NstError, KeyboardInterrupt) as error:
             stack.close()
             if at and (isinstance(error, WriteError) or not isinstance(error, InputError)):
-                say(f"{at} of {whole} frames are painted; the same command goes on from the last part that is whole")
+                say(f"{at} of {whole} frames are finished; the same command goes on from the last part that is whole")
             raise
 
 
 def _report(source: Path, output: Path, result: VideoResult, as_json: bool) -> None:
     width, height = result.sides
-    rate = result.painted / result.seconds
+    rate = result.stylized / result.seconds
     if as_json:
         before, after = result.warping_error or (None, None)
         figures = {
@@ -240,7 +251,7 @@ def _report(source: Path, output: Path, result: VideoResult, as_json: bool) -> N
             "padded": result.padded,
             "frames": result.frames,
             "repeated": result.repeated,
-            "painted": result.painted,
+            "stylized": result.stylized,
             "seconds": round(result.seconds, 2),
             "frames_per_second": round(rate, 2),
             "warping_error_before": before,
@@ -251,26 +262,26 @@ def _report(source: Path, output: Path, result: VideoResult, as_json: bool) -> N
     padded = ", its last column or row repeated for even sides" if result.padded else ""
     say(f"{source} -> {output}  {width}x{height}{padded}  {result.frames} frames  {rate:.1f} frames/s")
     if result.repeated:
-        say(f"{result.repeated} frames are broken: each is the one before it once more")
+        say(f"{result.repeated} frames are broken: each repeats the frame before it")
     if result.warping_error:
         before, after = result.warping_error
         say(f"warping error {before:.1f} of 255 before smoothing, {after:.1f} after")
 
 
-def _report_live(tally: Tally, record: Path | None, as_json: bool) -> None:
+def _report_live(statistics: LiveStatistics, record: Path | None, as_json: bool) -> None:
     figures = {
-        "taken": tally.taken,
-        "shown": tally.shown,
-        "frames_per_second": round(tally.mean_rate, 2),
-        "latency_ms": round(1000 * tally.latency(), 1),
-        "latency_ms_p95": round(1000 * tally.latency(95), 1),
+        "taken": statistics.taken,
+        "shown": statistics.shown,
+        "frames_per_second": round(statistics.mean_rate, 2),
+        "latency_ms": round(1000 * statistics.latency(), 1),
+        "latency_ms_p95": round(1000 * statistics.latency(95), 1),
         "recorded": str(record) if record else None,
     }
     if as_json:
         print(json.dumps(figures), flush=True)
         return
     say(
-        f"shown {tally.shown} of {tally.taken} frames  {tally.mean_rate:.1f} frames/s  latency "
+        f"shown {statistics.shown} of {statistics.taken} frames  {statistics.mean_rate:.1f} frames/s  latency "
         f"{figures['latency_ms']} ms, 95 % below {figures['latency_ms_p95']} ms" + (f"  -> {record}" if record else "")
     )
 

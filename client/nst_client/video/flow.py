@@ -1,4 +1,4 @@
-"""Motion between frames, and a painted video that flickers less by it."""
+"""Motion between frames, and a smoother that makes a stylized video flicker less."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nst_core.images import Pixels
 
 Floats = NDArray[np.float32]
 
-KEEP = 0.7
-"""How much of a pixel is the one before, where its motion is certain."""
+KEPT_FRACTION = 0.7
+"""How much of a pixel comes from the frame before, where its motion is certain."""
 
-SAME = 25.0
-"""Levels by which a pixel may change on its way and be the same still."""
+SAME_GREY_DIFFERENCE = 25.0
+"""Absolute difference of 255 up to which a pixel that has moved counts as the same."""
 
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """Where each pixel of a frame was in the one before: `x`, `y` float32 `[H, W]`.
+    """Where each pixel of a frame was in the frame before: `x`, `y` float32 `[H, W]`.
 
-    `trust` float32 `[H, W]` is 0 where it was hidden or outside, or is another thing, and at most 1.
+    `trust` float32 `[H, W]` is from 0, where it was hidden, outside or something else, to 1.
     """
 
     x: Floats
@@ -37,12 +37,12 @@ class Motion:
 
 
 def motion(before: Pixels, after: Pixels) -> Motion:
-    """By dense inverse search (Kroeger et al. 2016), there and back, of two photographs `uint8 [H, W, 3]`.
+    """By dense inverse search (Kroeger et al. 2016), there and back, of two content frames `uint8 [H, W, 3]`.
 
     A pixel is trusted if the way back leads to where it came from, within the bound of Sundaram et al. 2010, and its
     grey is the same there. May be called by several threads at once.
     """
-    was, now = (cv2.cvtColor(one, cv2.COLOR_RGB2GRAY) for one in (before, after))
+    was, now = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after))
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     back = search.calc(now, was, None)  # type: ignore[call-overload]
     forth = search.calc(was, now, None)  # type: ignore[call-overload]
@@ -54,46 +54,46 @@ def motion(before: Pixels, after: Pixels) -> Motion:
     length = np.square(back).sum(-1) + np.square(onward).sum(-1)
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     grey = cv2.remap(was, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    certain = (astray <= 0.01 * length + 0.5) & inside & (cv2.absdiff(grey, now) <= SAME)
+    certain = (astray <= 0.01 * length + 0.5) & inside & (cv2.absdiff(grey, now) <= SAME_GREY_DIFFERENCE)
     known = certain.astype(np.float32)
     return Motion(x, y, known * cv2.blur(known, (7, 7)))  # soft borders, so that none is seen
 
 
 @dataclass
 class Smoother:
-    """Blends each painted frame with the one before it, carried along by the motion of the photographs.
+    """Blends each stylized frame with the frame before it, carried along by the motion of the content.
 
-    `painted` and `smoothed` are the last frame before and after, None at the beginning. The squares are the sums of
+    `stylized` and `smoothed` are the last frame before and after, None at the beginning. The squares are the sums of
     the warping errors of Lai et al. 2018, over `pixels` values whose motion is trusted.
     """
 
-    painted: Pixels | None = None
+    stylized: Pixels | None = None
     smoothed: Pixels | None = None
     squares_before: float = 0.0
     squares_after: float = 0.0
     pixels: float = 0.0
 
-    def smooth(self, painted: Pixels, moved: Motion | None) -> Pixels:
+    def smooth(self, stylized: Pixels, moved: Motion | None) -> Pixels:
         """The frame `uint8 [H, W, 3]` that is to be shown; `moved` is None for the first."""
-        result = painted
-        if moved is not None and self.painted is not None and self.smoothed is not None:
+        result = stylized
+        if moved is not None and self.stylized is not None and self.smoothed is not None:
             carried = moved.carried(self.smoothed).astype(np.float32)
-            share = (KEEP * moved.trust)[..., None]
-            result = (painted + share * (carried - painted) + 0.5).clip(0, 255).astype(np.uint8)
+            fraction = (KEPT_FRACTION * moved.trust)[..., None]
+            result = (stylized + fraction * (carried - stylized) + 0.5).clip(0, 255).astype(np.uint8)
             weight = moved.trust[..., None]
-            self.squares_before += _squares(painted, moved.carried(self.painted), weight)
+            self.squares_before += _squares(stylized, moved.carried(self.stylized), weight)
             self.squares_after += _squares(result, carried, weight)
             self.pixels += 3.0 * float(moved.trust.sum())
-        self.painted, self.smoothed = painted, result
+        self.stylized, self.smoothed = stylized, result
         return result
 
     @property
     def warping_error(self) -> tuple[float, float]:
-        """Before and after: the root of the mean square, in levels of 255, by which things change as they move."""
+        """Before and after: the root of the mean square, of 255, by which things change as they move."""
         n = max(self.pixels, 1.0)
         return sqrt(self.squares_before / n), sqrt(self.squares_after / n)
 
 
-def _squares(one: Pixels, other: NDArray[np.floating] | Pixels, weight: Floats) -> float:
-    difference = one.astype(np.float32) - other
+def _squares(frame: Pixels, other: NDArray[np.floating] | Pixels, weight: Floats) -> float:
+    difference = frame.astype(np.float32) - other
     return float((weight * difference * difference).sum(dtype=np.float64))

@@ -39,21 +39,21 @@ PART_FILES, ABOUT, LOCK = "[0-9]*-*.nut", "about.json", "lock"
 
 
 class Parts:
-    """What is painted of a video, in a folder beside the target: parts, and with the last what the next goes on from.
+    """The finished frames of a video, in a folder beside the target: parts, and the state that the next one needs.
 
-    That is its last frame as the style painted it, and what smoothing keeps.
+    The state is the last frame as the model stylized it, and what smoothing keeps.
     """
 
     def __init__(self, folder: Path, given: VideoSource, settings: VideoSettings, lock: ExitStack) -> None:
         self.folder, self._given, self._plan, self._lock = folder, given, settings, lock
         self.files = self._whole()
         self.frames = sum(_count(file) for file in self.files)
-        self._painted: Pixels | None = None
+        self._stylized: Pixels | None = None
         self.smoother = Smoother()
         if self.files:
             if not self._state.is_file():
                 raise InputError(f"{folder} has lost {self._state.name}: give --restart to begin again")
-            self._painted, self.smoother = _restored(self._state)
+            self._stylized, self.smoother = _restored(self._state)
         self._encoding = ExitStack()
         self._encoder: Encoder | None = None
         self._held = 0
@@ -71,7 +71,7 @@ class Parts:
         wanted |= {"PyAV": av.__version__, "frames of a part": PART_FRAMES} | settings.options
         try:
             if folder.exists() and not about.is_file() and {file.name for file in folder.iterdir()} - {LOCK}:
-                raise InputError(f"{folder} is there already, and not of a painted video: move it away")
+                raise InputError(f"{folder} is there already, and not of a stylized video: move it away")
             folder.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
                 _lock(stack, folder)
@@ -89,8 +89,8 @@ class Parts:
             raise WriteError(f"cannot write {folder}: {error.strerror or error}") from error
 
     def compare(self, again: Frame) -> None:
-        """Raise `InputError` if the style paints the last finished frame otherwise than it did."""
-        known = self._painted
+        """Raise `InputError` if the style gives another result for the last finished frame than it did."""
+        known = self._stylized
         if known is None:
             return
         if known.shape == again.pixels.shape:
@@ -98,7 +98,7 @@ class Parts:
             if apart <= SAME_STYLE_DIFFERENCE:
                 return
         raise InputError(
-            f"{self.folder} has {self.frames} frames by another model: the style paints differently now, after an "
+            f"{self.folder} has {self.frames} frames by another model: the style looks different now, after an "
             "export for instance; serve the model of before, or give --restart to begin again"
         )
 
@@ -107,7 +107,7 @@ class Parts:
         if self._encoder is None:
             self._encoder = Encoder(self._begun, self._given.format, self._plan.codec, self._plan.crf)
             self._encoding.push(self._encoder)
-        self._painted = frame.pixels
+        self._stylized = frame.pixels
         if self._plan.smooth:
             frame = replace(frame, pixels=self.smoother.smooth(frame.pixels, moved))
         self._encoder.add(frame)
@@ -172,7 +172,7 @@ class Parts:
         """What the next part goes on from; that of the part before last is of no use any more."""
         state = {name: value for name, value in vars(self.smoother).items() if value is not None}
         with atomic_write(part.with_suffix(".npz")) as beside, beside.open("wb") as file:
-            np.savez(file, last=self._painted, **state)  # type: ignore[arg-type]
+            np.savez(file, last=self._stylized, **state)  # type: ignore[arg-type]
         for old in self.files[:-1]:
             old.with_suffix(".npz").unlink(missing_ok=True)
 
@@ -182,10 +182,17 @@ def _count(part: Path) -> int:
 
 
 def _restored(state: Path) -> tuple[Pixels, Smoother]:
-    """The last frame as the style painted it, and what smoothing keeps."""
+    """The last frame as the model stylized it, and what smoothing keeps."""
     with np.load(state) as saved:
         values: dict[str, Any] = {name: saved[name] if saved[name].ndim else float(saved[name]) for name in saved.files}
+    _rename_painted(values)
     return values.pop("last"), Smoother(**values)
+
+
+def _rename_painted(values: dict[str, Any]) -> None:
+    """Read the state of earlier versions, which call `stylized` `painted`."""
+    if "painted" in values:
+        values["stylized"] = values.pop("painted")
 
 
 def _fingerprint(path: Path) -> str:
@@ -200,12 +207,12 @@ def _fingerprint(path: Path) -> str:
 
 
 def _lock(stack: ExitStack, folder: Path) -> None:
-    """Keep other runs out of a folder until `stack` is closed. Raises `InputError` if there is one."""
+    """Keep other runs out of a folder until `stack` is closed. Raises `InputError` if another run holds it."""
     lock = stack.enter_context((folder / LOCK).open("wb"))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"another nst video is painting into {folder}: wait for it, or choose another -o") from None
+        raise InputError(f"another nst video is writing into {folder}: wait for it, or choose another -o") from None
     except OSError:
         pass  # a file system without locks
 

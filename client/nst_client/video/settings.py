@@ -10,7 +10,7 @@ from nst_client.video.schedule import Schedule
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How a video is painted and stored: what `nst video` says of each option."""
+    """How a video is stylized and stored: what `nst video` says of each option."""
 
     schedule: Schedule
     strength: float = 1.0

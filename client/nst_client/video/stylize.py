@@ -36,14 +36,14 @@ PREVIEW_SECONDS = 5.0
 
 T = TypeVar("T")
 R = TypeVar("R")
-OnFrame = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What became of a video: `sides` of the file in pixels, `padded` if an odd one became even, and its frames.
+    """What became of a video: `sides` of the file in pixels, `padded` if an odd side became even, and its frames.
 
-    `repeated` of them stand for broken ones; `painted` were painted by this run, in so many `seconds`.
+    `repeated` of them stand for broken frames; `stylized` were stylized by this run, in so many `seconds`.
     `warping_error` is before and after smoothing, None without.
     """
 
@@ -51,7 +51,7 @@ class VideoResult:
     padded: bool
     frames: int
     repeated: int
-    painted: int
+    stylized: int
     seconds: float
     warping_error: tuple[float, float] | None
 
@@ -62,28 +62,28 @@ def stylize_video(
     settings: VideoSettings,
     connect: Callable[[], AsyncStyleClient],
     *,
-    at_once: int = 3,
+    concurrency: int = 3,
     restart: bool = False,
-    on_frame: OnFrame = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> VideoResult:
-    """Paint the video `source` into the file `target`, going on where a run before was stopped.
+    """Stylize the video `source` into the file `target`, going on where a run before was stopped.
 
-    `at_once` requests are on their way together. `restart` removes the parts that a run before has finished.
-    `on_frame` is called with the number of frames that are painted and of all, the first time before any. Frame rate,
-    time stamps, sound and the side that is up are kept. Where a loop of asyncio runs already, as in a notebook, the
-    work is done in a thread of its own, which calls `connect` and `on_frame` as well.
+    `concurrency` requests are on their way together. `restart` removes the parts that a run before has finished.
+    `on_progress` is called with the number of frames that are finished and of all, the first time before any. Frame
+    rate, time stamps, sound and the side that is up are kept. Where a loop of asyncio runs already, as in a notebook,
+    the work is done in a thread of its own, which calls `connect` and `on_progress` as well.
 
     Raises `ImageError` if `source` is no video, `InputError` for what cannot be and for finished parts of other
     settings, another video or style, `WriteError`, and what `StyleClient.stylize` raises; all leave the finished parts.
     """
     if source.resolve() == target.resolve() or (target.exists() and source.exists() and target.samefile(source)):
         raise InputError(f"{source} would be overwritten: choose another file than its own")
-    given = VideoSource(source, max_side=settings.max_side)
-    check_target(target, settings.codec, settings.crf, given)
-    return completed(_Run(given, target, settings, at_once, on_frame).paint(connect, restart))
+    source_video = VideoSource(source, max_side=settings.max_side)
+    check_target(target, settings.codec, settings.crf, source_video)
+    return run_to_completion(_Run(source_video, target, settings, concurrency, on_progress).stylize(connect, restart))
 
 
-def completed(work: Coroutine[Any, Any, T]) -> T:
+def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """What `work` returns: in a loop of its own, in a thread of its own where the caller's runs one already.
 
     Ctrl-C in the caller's thread cancels the work.
@@ -114,82 +114,85 @@ def completed(work: Coroutine[Any, Any, T]) -> T:
 
 class _Run:
     def __init__(
-        self, given: VideoSource, target: Path, settings: VideoSettings, at_once: int, on_frame: OnFrame
+        self, source: VideoSource, target: Path, settings: VideoSettings, concurrency: int, on_progress: OnProgress
     ) -> None:
-        self.given, self.target, self.settings, self.at_once, self.on_frame = given, target, settings, at_once, on_frame
+        self.source, self.target, self.settings = source, target, settings
+        self.concurrency, self.on_progress = concurrency, on_progress
         self.seconds = PREVIEW_SECONDS if settings.preview else None
-        self.total = given.total
+        self.total = source.total
         if self.seconds is not None:
-            self.total = min(self.total, round(self.seconds * given.format.rate))
+            self.total = min(self.total, round(self.seconds * source.format.rate))
 
-    async def paint(self, connect: Callable[[], AsyncStyleClient], restart: bool) -> VideoResult:
+    async def stylize(self, connect: Callable[[], AsyncStyleClient], restart: bool) -> VideoResult:
         async with connect() as client:
-            painter = await FrameStylizer.of(client, self.settings)
-            with Parts.of(self.given, self.target, self.settings, restart) as parts:
+            stylizer = await FrameStylizer.of(client, self.settings)
+            with Parts.of(self.source, self.target, self.settings, restart) as parts:
                 done, started = parts.frames, time.perf_counter()
-                await self._paint_parts(painter, parts)
+                await self._stylize_parts(stylizer, parts)
                 seconds = time.perf_counter() - started
-                await asyncio.to_thread(join_parts, parts.files, self.given, self.target, cut=self.settings.preview)
+                await asyncio.to_thread(join_parts, parts.files, self.source, self.target, cut=self.settings.preview)
                 parts.remove()
         error = parts.smoother.warping_error if self.settings.smooth else None
-        form = self.given.format
+        form = self.source.format
         sides = output_sides(form, self.settings.codec)
         padded = sides != (form.width, form.height)
-        return VideoResult(sides, padded, parts.frames, self.given.repeated, parts.frames - done, seconds, error)
+        return VideoResult(sides, padded, parts.frames, self.source.repeated, parts.frames - done, seconds, error)
 
-    async def _paint_parts(self, painter: FrameStylizer, parts: Parts) -> None:
+    async def _stylize_parts(self, stylizer: FrameStylizer, parts: Parts) -> None:
         done = parts.frames
-        self.on_frame(done, max(self.total, done))
-        # The frame before the first is wanted for its motion, and to see that the style still paints as it did.
-        frames = self.given.frames(skip=max(0, done - 1), seconds=self.seconds)
+        self.on_progress(done, max(self.total, done))
+        # The frame before the first is wanted for its motion, and to see that the style is still the same.
+        frames = self.source.frames(skip=max(0, done - 1), seconds=self.seconds)
         first: Frame | None = None
         if done:
             first = await asyncio.to_thread(next, frames, None)
             if first is None:
-                raise InputError(f"{self.given.path} has fewer frames than are painted: give --restart to begin again")
-            again, _ = await painter.paint(first, None, self._seconds_of(first))
+                raise InputError(
+                    f"{self.source.path} has fewer frames than are finished: give --restart to begin again"
+                )
+            again, _ = await stylizer.stylize(first, None, self._seconds_of(first))
             parts.compare(again)
         pairs = pairwise(chain((first,), frames))
 
         async def work(pair: tuple[Frame | None, Frame | None]) -> tuple[Frame, Motion | None]:
             before, frame = pair
             assert frame is not None
-            return await painter.paint(frame, before, self._seconds_of(frame))
+            return await stylizer.stylize(frame, before, self._seconds_of(frame))
 
-        async with aclosing(overlapped(pairs, work, self.at_once)) as results:
+        async with aclosing(overlapped(pairs, work, self.concurrency)) as results:
             async for frame, moved in results:
                 await asyncio.to_thread(parts.add, frame, moved)
                 done += 1
-                self.on_frame(done, max(self.total, done))
+                self.on_progress(done, max(self.total, done))
         await asyncio.to_thread(parts.finish)
 
     def _seconds_of(self, frame: Frame) -> float:
-        return float((frame.pts - self.given.start) * self.given.format.time_base)
+        return float((frame.pts - self.source.start) * self.source.format.time_base)
 
 
 class FrameStylizer:
-    """Paints frames by a client, as a settings says."""
+    """Stylizes frames by a client, as the settings say."""
 
     def __init__(self, client: AsyncStyleClient, settings: VideoSettings, models: Mapping[str, str]) -> None:
         self.client, self.settings, self._models = client, settings, models
 
     @classmethod
     async def of(cls, client: AsyncStyleClient, settings: VideoSettings) -> Self:
-        """Raises `UnknownStyle` for a style that the server lacks, `InputError` for a mix that cannot be."""
+        """Raises `UnknownStyle` for a style that the server lacks, `InputError` for weights that cannot be."""
         offered = {style.name: style for style in await client.styles()}
-        for mix in settings.schedule.mixes:
-            if missing := [name for name in mix if name not in offered]:
+        for weights in settings.schedule.style_weights:
+            if missing := [name for name in weights if name not in offered]:
                 raise UnknownStyle(f"{client.url} has no style {missing[0]!r}; it has: {', '.join(offered) or 'none'}")
-            resolve_style_weights([offered[name] for name in mix], list(mix.values()))
+            resolve_style_weights([offered[name] for name in weights], list(weights.values()))
         return cls(client, settings, {name: style.model for name, style in offered.items()})
 
-    async def paint(self, frame: Frame, before: Frame | None, seconds: float) -> tuple[Frame, Motion | None]:
-        """The frame painted, and its motion since the one before if that is wanted and there is one."""
+    async def stylize(self, frame: Frame, before: Frame | None, seconds: float) -> tuple[Frame, Motion | None]:
+        """The stylized frame, and its motion since the frame before if smoothing needs it."""
         settings, moving = self.settings, None
         if settings.smooth and before is not None:
             moving = asyncio.create_task(asyncio.to_thread(motion, before.pixels, frame.pixels))
         try:
-            pixels = await self._mixed(frame.pixels, settings.schedule.at(seconds))
+            pixels = await self._styled(frame.pixels, settings.schedule.at(seconds))
             if settings.preserve_color or settings.strength < 1:
                 pixels = await asyncio.to_thread(
                     postprocess, frame.pixels, pixels, settings.strength, settings.preserve_color
@@ -199,28 +202,30 @@ class FrameStylizer:
             if moving:
                 moving.cancel()  # no more than done where all went well
 
-    async def _mixed(self, pixels: Pixels, moment: Moment) -> Pixels:
-        """By the weights of one model, or as a blend of the pictures of two."""
-        mix = moment.together
-        if moment.share in (0.0, 1.0) or len({self._models[name] for name in mix}) == 1:
-            return await self.client.stylize(pixels, {name: weight for name, weight in mix.items() if weight})
+    async def _styled(self, pixels: Pixels, moment: Moment) -> Pixels:
+        """By the weights of one model, or as a blend of the images of two."""
+        weights = moment.combined
+        if moment.fraction in (0.0, 1.0) or len({self._models[name] for name in weights}) == 1:
+            return await self.client.stylize(pixels, {name: weight for name, weight in weights.items() if weight})
         first, second = await asyncio.gather(
-            *(self.client.stylize(pixels, one) for one in (moment.before, moment.after))
+            self.client.stylize(pixels, moment.before), self.client.stylize(pixels, moment.after)
         )
-        return await asyncio.to_thread(blend, first, second, moment.share)
+        return await asyncio.to_thread(blend, first, second, moment.fraction)
 
 
-async def overlapped(items: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int) -> AsyncGenerator[R, None]:
-    """The results of `work` in the order of the items, `at_once` of them at work while the caller uses one.
+async def overlapped(
+    items: Iterable[T], work: Callable[[T], Awaitable[R]], concurrency: int
+) -> AsyncGenerator[R, None]:
+    """The results of `work` in the order of the items, `concurrency` of them at work while the caller uses another.
 
     Items are fetched ahead in a thread, since that may take its time too.
     """
     iterator = iter(items)
-    room = asyncio.Semaphore(at_once)
-    queue: asyncio.Queue[asyncio.Task[R] | None] = asyncio.Queue(at_once)
+    room = asyncio.Semaphore(concurrency)
+    queue: asyncio.Queue[asyncio.Task[R] | None] = asyncio.Queue(concurrency)
     tasks: set[asyncio.Task[R]] = set()
 
-    async def one(item: T) -> R:
+    async def work_on(item: T) -> R:
         try:
             return await work(item)
         finally:
@@ -231,7 +236,7 @@ async def overlapped(items: Iterable[T], work: Callable[[T], Awaitable[R]], at_o
         try:
             while (item := await asyncio.to_thread(_next, iterator)) is not None:
                 await room.acquire()
-                task = asyncio.create_task(one(item[0]))
+                task = asyncio.create_task(work_on(item[0]))
                 tasks.add(task)
                 await queue.put(task)
         except Exception as failed:

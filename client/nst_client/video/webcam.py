@@ -1,8 +1,8 @@
-"""A camera's frames, painted and shown while they are fresh.
+"""A camera's frames, stylized and shown while they are fresh.
 
-Three threads: one takes frames, one has one painted at a time, the caller's shows them. Between them lies one frame
-only, the newest, so a slow server makes fewer frames and not later ones: a frame waits for the one before it at
-most, and is shown before two are painted.
+Three threads: one takes frames, one has them stylized, the caller's shows them. Between them lies only the newest
+frame, so a slow server makes fewer frames, not later ones: a frame waits at most for the frame before it, and is shown
+before two more are stylized.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from nst_core.images import ImageData, Pixels, resize
 
 T = TypeVar("T")
 
-TICK = Fraction(1, 90_000)
-"""Seconds; what the times of a recording are whole numbers of."""
+TICK_SECONDS = Fraction(1, 90_000)
+"""Times of a recording are whole numbers of this."""
 
-GLANCE = 0.02
-"""Seconds after which a window that waits for a frame looks for pressed keys."""
+KEY_POLL_SECONDS = 0.02
+"""How often a window that waits for a frame looks for pressed keys."""
 
 
 @dataclass(frozen=True, eq=False)
-class Shot:
+class LiveFrame:
     """A frame `uint8 [H, W, 3]`, its number from 0 on, and the moment it was taken, in seconds of `time.monotonic`."""
 
     pixels: Pixels
@@ -86,7 +86,7 @@ class Newest(Generic[T]):
 
 
 @dataclass
-class Tally:
+class LiveStatistics:
     """What was shown and what not, and how long each took from its moment to the eye (seconds)."""
 
     taken: int = 0
@@ -95,11 +95,11 @@ class Tally:
     _first: float = 0.0
     _last: float = 0.0
 
-    def add(self, shot: Shot) -> None:
-        """One more that is shown now."""
+    def add(self, frame: LiveFrame) -> None:
+        """Count a frame that is shown now."""
         now = time.monotonic()
         self._first, self._last = self._first or now, now
-        self.latencies.append(now - shot.taken)
+        self.latencies.append(now - frame.taken)
         self._moments.append(now)
         while len(self._moments) > 2 and now - self._moments[0] > 2.0:
             self._moments.popleft()
@@ -125,38 +125,38 @@ class Tally:
         return float(np.percentile(self.latencies, percentile)) if self.latencies else 0.0
 
 
-def live(
-    shots: Iterable[Shot],
-    paint: Callable[[Pixels], Pixels],
-    show: Callable[[Shot | None, Tally], bool],
-) -> Tally:
-    """Show each shot that can be painted in time, until they end, `show` says False, or Ctrl-C.
+def show_live(
+    frames: Iterable[LiveFrame],
+    stylize: Callable[[Pixels], Pixels],
+    show: Callable[[LiveFrame | None, LiveStatistics], bool],
+) -> LiveStatistics:
+    """Show each frame that can be stylized in time, until they end, `show` says False, or Ctrl-C.
 
-    `paint` runs in a thread of its own, one shot at a time. `show` runs in the caller's, with a painted shot, or with
-    None when none came for a moment. Raises what `shots` and `paint` raise.
+    `stylize` runs in a thread of its own, one frame at a time. `show` runs in the caller's, with a stylized
+    frame, or with None when none came for a moment. Raises what `frames` and `stylize` raise.
     """
-    tally, fresh, painted = Tally(), Newest[Shot](), Newest[Shot]()
+    statistics, fresh, stylized = LiveStatistics(), Newest[LiveFrame](), Newest[LiveFrame]()
 
     def take() -> None:
-        for shot in shots:
-            tally.taken += 1
-            if not fresh.put(shot):
+        for frame in frames:
+            statistics.taken += 1
+            if not fresh.put(frame):
                 return
 
     def work() -> None:
-        while shot := fresh.take():
-            painted.put(replace(shot, pixels=paint(shot.pixels)))
+        while frame := fresh.take():
+            stylized.put(replace(frame, pixels=stylize(frame.pixels)))
 
-    threads = [_thread(take, fresh), _thread(work, painted)]
+    threads = [_thread(take, fresh), _thread(work, stylized)]
     try:
         while True:
-            shot = painted.take(GLANCE)
-            if shot is not None:
-                tally.add(shot)
-            if not show(shot, tally):
-                return tally
+            frame = stylized.take(KEY_POLL_SECONDS)
+            if frame is not None:
+                statistics.add(frame)
+            if not show(frame, statistics):
+                return statistics
     except (EOFError, KeyboardInterrupt):
-        return tally
+        return statistics
     finally:
         fresh.close()
         deadline = time.monotonic() + GRACE_SECONDS
@@ -164,28 +164,28 @@ def live(
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def camera(number: int, max_side: int | None) -> Iterator[Shot]:
+def camera_frames(number: int, max_side: int | None) -> Iterator[LiveFrame]:
     """Frames of the computer's camera, until it ends. Raises `InputError` if there is none of this number."""
-    # What OpenCV has to say of a camera that is not there, our one line says.
+    # The error below says in one line what OpenCV would print about a missing camera.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     device = cv2.VideoCapture(number)
     try:
-        good, picture = device.read()
+        good, image = device.read()
         if not good:
-            raise InputError(
-                f"no camera {number} that gives pictures; choose another with --camera, or a file: --input"
-            )
+            raise InputError(f"no camera {number} that gives images; choose another with --camera, or a file: --input")
         count = 0
         while good:
             taken = time.monotonic()
-            yield Shot(_shrunk(np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8), max_side), count, taken)
+            yield LiveFrame(
+                _shrunk(np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8), max_side), count, taken
+            )
             count += 1
-            good, picture = device.read()
+            good, image = device.read()
     finally:
         device.release()
 
 
-def played(path: Path, max_side: int | None) -> Iterator[Shot]:
+def file_frames(path: Path, max_side: int | None) -> Iterator[LiveFrame]:
     """The frames of a file, each when its time has come; that moment is when it was taken."""
     given = VideoSource(path, max_side=max_side)
     begun = time.monotonic()
@@ -193,11 +193,11 @@ def played(path: Path, max_side: int | None) -> Iterator[Shot]:
         for number, frame in enumerate(frames):
             due = begun + float((frame.pts - given.start) * given.format.time_base)
             time.sleep(max(0.0, due - time.monotonic()))
-            yield Shot(frame.pixels, number, due)
+            yield LiveFrame(frame.pixels, number, due)
 
 
 class Recorder:
-    """Keeps shots in a video file, each at the time it was taken; the file is there, whole, at the block's end."""
+    """Keeps frames in a video file, each at the time it was taken; the file is there, whole, at the block's end."""
 
     def __init__(self, path: Path) -> None:
         check_target(path, "h264", None)
@@ -205,16 +205,16 @@ class Recorder:
         self._encoder: Encoder | None = None
         self._begun = 0.0
 
-    def add(self, shot: Shot) -> None:
-        """The next one, of the same size as the others."""
+    def add(self, frame: LiveFrame) -> None:
+        """The next frame, of the same size as the others."""
         if self._encoder is None:
-            height, width = shot.pixels.shape[:2]
-            form = VideoFormat(width, height, TICK, Fraction(30))
+            height, width = frame.pixels.shape[:2]
+            form = VideoFormat(width, height, TICK_SECONDS, Fraction(30))
             container = CONTAINERS[self._path.suffix.lower()]
             beside = self._open.enter_context(atomic_write(self._path))
             self._encoder = self._open.enter_context(Encoder(beside, form, "h264", container=container))
-            self._begun = shot.taken
-        self._encoder.add(Frame(shot.pixels, round((shot.taken - self._begun) / TICK)))
+            self._begun = frame.taken
+        self._encoder.add(Frame(frame.pixels, round((frame.taken - self._begun) / TICK_SECONDS)))
 
     def __enter__(self) -> Recorder:
         return self
@@ -225,8 +225,8 @@ class Recorder:
         self._open.__exit__(kind, error, trace)
 
 
-def _thread(work: Callable[[], None], closes: Newest[Shot]) -> threading.Thread:
-    """A daemon, so that one that waits for a server keeps no process; its end or error goes to who takes from it."""
+def _thread(work: Callable[[], None], closes: Newest[LiveFrame]) -> threading.Thread:
+    """A daemon, so that a wait for a server keeps no process; its end or error goes to who takes from it."""
 
     def run() -> None:
         try:
@@ -252,7 +252,7 @@ def _shrunk(pixels: Pixels, max_side: int | None) -> Pixels:
 
 
 class Window:
-    """A window that shows pictures and hears keys. Raises `InputError` where there is no screen.
+    """A window that shows images and hears keys. Raises `InputError` where there is no screen.
 
     SDL's through pygame-ce, not OpenCV's: that of opencv-python and PyAV each bring a copy of the same X libraries,
     and OpenCV without windows runs on servers too.
@@ -275,7 +275,7 @@ class Window:
         self._screen: pygame.Surface | None = None
 
     def show(self, pixels: Pixels, text: str) -> None:
-        """A picture `uint8 [H, W, 3]`, as large as the window lets it be, with a line of text."""
+        """An image `uint8 [H, W, 3]`, as large as the window lets it be, with a line of text."""
         pygame = self._pygame
         height, width = pixels.shape[:2]
         if self._screen is None:
@@ -283,11 +283,11 @@ class Window:
         screen = pygame.display.get_surface() or self._screen
         scale = min(screen.get_width() / width, screen.get_height() / height)
         sides = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = pygame.image.frombuffer(np.ascontiguousarray(pixels).tobytes(), (width, height), "RGB")
+        image = pygame.image.frombuffer(np.ascontiguousarray(pixels).tobytes(), (width, height), "RGB")
         if sides != (width, height):
-            picture = pygame.transform.smoothscale(picture, sides)
+            image = pygame.transform.smoothscale(image, sides)
         screen.fill("black")
-        screen.blit(picture, ((screen.get_width() - sides[0]) // 2, (screen.get_height() - sides[1]) // 2))
+        screen.blit(image, ((screen.get_width() - sides[0]) // 2, (screen.get_height() - sides[1]) // 2))
         line = self._font.render(text, True, "white", "black")
         screen.blit(line, (0, screen.get_height() - line.get_height()))
         pygame.display.flip()
@@ -308,7 +308,7 @@ class Window:
         self._pygame.display.quit()
 
 
-def chosen(styles: list[str], now: str, key: str) -> str:
+def style_for_key(styles: list[str], now: str, key: str) -> str:
     """The style after a key is pressed: its number, the right arrow or space for the next, the left one back."""
     if key.isdigit() and 1 <= int(key) <= len(styles):
         return styles[int(key) - 1]

@@ -1,51 +1,39 @@
-"""TensorRT plans: building them from an ONNX graph, and finding those that are built already.
+"""TensorRT plans: what they are for, and finding those that are built already.
 
 A plan is for one graph, one kind of GPU and one version of TensorRT (`PlanKey`). It lies beside its graph, as
-`model.plan` with the key in `plan.json`, where the exporter has built it, and else in the user's cache. Both libraries
-of NVIDIA's build plans, `tensorrt` for the GPU at hand and `tensorrt_rtx` for GPUs that need not be there.
-
-    python plans.py VERSION_FOLDER PROFILE MULTIPLE
-
-makes sure that there is a plan for GPU 0 and prints JSON, a line each: `{"progress": 0.4, "note": "..."}`, and last
-`{"plan": "/path", "seconds": 12.3}`, or `{"error": "..."}` with exit status 1.
+`model.plan` with the key in `plan.json`, where the exporter has built it, and else in the user's cache. `building`
+builds plans.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import json
 import os
 import pwd
 import re
-import secrets
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 Shape = tuple[int, int, int]
 """Batch, height, width."""
 
-Progress = Callable[[float, str], None]
-"""Takes the done fraction, 0 to 1, and what TensorRT does now."""
-
 GRAPH, PLAN, RECORD = "model.onnx", "model.plan", "plan.json"
 """Files of a version folder: the graph, its plan, and the plan's key."""
 
 
 class PlanError(RuntimeError):
-    """A plan that cannot be had or used; the message is one line with the reason and what to do."""
+    """A plan that cannot be built, found or used; the message is a line with the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes of a plan's pictures: the smallest, the one it is fastest for, and the largest."""
+    """The shapes of a plan's images: the smallest, the shape it is fastest for, and the largest."""
 
     minimum: Shape
     optimum: Shape
@@ -65,7 +53,7 @@ class Profile:
             batch, height, width = sides if len(sides) == 3 else (1, *sides)
             shapes.append((batch, height, width))
         if len(shapes) != 3 or any(not a <= b <= c for a, b, c in zip(*shapes, strict=True)):
-            raise ValueError(f"{text!r} is no profile: give min/opt/max, no side smaller than the one before")
+            raise ValueError(f"{text!r} is no profile: give min/opt/max, no side smaller than the side before it")
         return cls(*shapes)
 
     def __str__(self) -> str:
@@ -95,7 +83,7 @@ def _side(axis: int | str, shape: Shape, multiple: int) -> int:
     if isinstance(axis, int):
         return axis
     batch, height, width = shape
-    sides = {"N": batch, "H": height, "W": width, "h": -(-height // multiple), "w": -(-width // multiple)}
+    sides = {"N": batch, "H": height, "W": width, "h": ceil(height / multiple), "w": ceil(width / multiple)}
     factor, symbol = axis[:-1] or "1", axis[-1:]
     if symbol not in sides or not factor.isdigit():
         raise PlanError(f"the graph has an axis {axis!r}; the shapes of a profile give N, H, W, h and w")
@@ -138,13 +126,13 @@ def version_of(library: Any) -> str:
     return f"rtx-{library.__version__}" if library.__name__ == "tensorrt_rtx" else str(library.__version__)
 
 
-def tensorrt() -> Any:
+def import_tensorrt() -> Any:
     """The module `tensorrt`; raises `PlanError` that says how to install it."""
     how = "pip install tensorrt-cu13, or tensorrt-cu12 for a driver of CUDA 12"
     try:
         module = importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:  # OSError: without its libraries
-        raise PlanError(f"TensorRT cannot be used ({_line(str(error))}): {how}") from error
+        raise PlanError(f"TensorRT cannot be used ({one_line(str(error))}): {how}") from error
     if not hasattr(module, "Runtime"):  # a folder of that name in the path, such as that of Triton's backend
         raise PlanError(f"TensorRT cannot be used (it is not installed): {how}")
     return module
@@ -173,7 +161,7 @@ def _home() -> Path:
 
 
 def key_of(graph: Path, profile: Profile, gpu: str, compute_capability: str, tensorrt: str) -> PlanKey:
-    """The key of the plan that is wanted; a graph that is not there is one of which only the plan is kept."""
+    """The key of the plan that is wanted; without its graph, the key matches a plan of any graph."""
     sha256 = _sha256(graph.read_bytes()) if graph.is_file() else ""
     # CUDA adds the slice to the name of a card in slices, NVML does not.
     return PlanKey(gpu.partition(" MIG ")[0], compute_capability, tensorrt, sha256, str(profile))
@@ -182,8 +170,8 @@ def key_of(graph: Path, profile: Profile, gpu: str, compute_capability: str, ten
 def find(version: Path, key: PlanKey) -> Path | None:
     """A plan for `key` that is built already: the version's own, else the cache's; None where there is none.
 
-    A `model.plan` without a `plan.json` is taken as it is: somebody put it there, and TensorRT itself refuses one
-    that it cannot run. A damaged plan is none.
+    A `model.plan` without a `plan.json` is taken as it is: somebody put it there, and TensorRT itself refuses a
+    plan that it cannot run. A damaged plan is none.
     """
     own = version / PLAN
     if own.is_file() and _differences(version, key) == [] and _is_whole(own, version / RECORD):
@@ -228,7 +216,7 @@ def _differences(version: Path, key: PlanKey) -> list[tuple[str, str, str]]:
 
 
 def _is_whole(plan: Path, record: Path) -> bool:
-    """Whether a plan is what its record says; one without a record is trusted."""
+    """Whether a plan is what its record says; a plan without a record is trusted."""
     if not record.is_file():
         return plan.parent != cache_folder() and plan.stat().st_size > 0
     try:
@@ -238,121 +226,10 @@ def _is_whole(plan: Path, record: Path) -> bool:
         return False
 
 
-def ensure(
-    version: Path,
-    profile: Profile,
-    multiple: int,
-    *,
-    library: Any,
-    gpu: str,
-    compute_capability: str,
-    on_progress: Progress = lambda done, note: None,
-) -> Path:
-    """The plan for a version's graph on this GPU; built into the cache where there is none.
-
-    Two processes that want the same plan build it once. Raises `PlanError`.
-    """
-    key = key_of(version / GRAPH, profile, gpu, compute_capability, version_of(library))
-    if found := find(version, key):
-        return found
-    if refused := mismatch(version, key):
-        raise PlanError(refused)
-    if not key.model_sha256:
-        raise PlanError(f"{version}: neither {PLAN} nor {GRAPH} is there; export the model again")
-    target = cache_folder() / key.name
-    with _locked(target, on_progress):
-        if found := find(version, key):
-            return found
-        timings = cache_folder() / f"{target.name.split('-', 1)[1].rsplit('-', 1)[0]}.timings"
-        graph = (version / GRAPH).read_bytes()
-        plan = build(graph, profile, multiple, library=library, on_progress=on_progress, timing_cache=timings)
-        try:
-            _write(target.with_suffix(".json"), key.record(plan).encode())
-            _write(target, plan)
-        except OSError as error:
-            raise PlanError(f"cannot keep the plan in {target.parent}: {error.strerror}; set NST_CACHE") from error
-    return target
-
-
-@contextmanager
-def _locked(target: Path, on_progress: Progress) -> Iterator[None]:
-    """Nobody else builds this plan meanwhile; the lock ends with its process, however that ends."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = target.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise PlanError(f"cannot write to {target.parent}: {error.strerror}; set NST_CACHE to a folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            on_progress(0.0, "waiting for another process, which builds this plan")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def build(
-    graph: bytes,
-    profile: Profile,
-    multiple: int,
-    *,
-    library: Any,
-    on_progress: Progress = lambda done, note: None,
-    timing_cache: Path | None = None,
-    compute_capabilities: Sequence[str] = (),
-) -> bytes:
-    """A plan of an ONNX graph, whose element types are the plan's precision.
-
-    `library` is the module `tensorrt` or `tensorrt_rtx`. `compute_capabilities` are names such as `SM89` of GPUs that
-    need not be here, for `tensorrt_rtx`; else the plan is for the current GPU, and `timing_cache` keeps what was
-    measured for the next build. Raises `PlanError` with TensorRT's own words.
-    """
-    called = f"{library.__name__} {library.__version__}"
-    logger = logger_of(library)
-    builder = library.Builder(logger)
-    network = builder.create_network(_strongly_typed(library))
-    parser = library.OnnxParser(network, logger)
-    if not parser.parse(graph):
-        reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise PlanError(f"{called} cannot read the graph: {_line(reasons)}")
-    config = builder.create_builder_config()
-    config.add_optimization_profile(_optimization_profile(builder, network, profile, multiple))
-    config.clear_flag(library.BuilderFlag.TF32)  # its eleven bits are FP16's precision, not FP32's
-    if compute_capabilities:
-        config.num_compute_capabilities = len(compute_capabilities)
-        for position, name in enumerate(compute_capabilities):
-            config.set_compute_capability(getattr(library.ComputeCapability, name), position)
-    monitor = _monitor_of(library, on_progress)
-    config.progress_monitor = monitor
-    with _timings(config, timing_cache):
-        plan = builder.build_serialized_network(network, config)
-    if monitor.interrupted is not None:
-        raise monitor.interrupted
-    if plan is None:
-        raise PlanError(f"{called} could not build a plan: {_line(logger.said()) or 'it gave no reason'}")
-    on_progress(1.0, "built")
-    return bytes(plan)
-
-
-def _strongly_typed(library: Any) -> int:
-    """The network's flags: TensorRT takes every precision from the graph. TensorRT 11 does so always."""
-    flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _optimization_profile(builder: Any, network: Any, profile: Profile, multiple: int) -> Any:
-    shapes = builder.create_optimization_profile()
-    for position in range(network.num_inputs):
-        tensor = network.get_input(position)
-        axes = [size if size >= 0 else tensor.get_dimension_name(at) for at, size in enumerate(tuple(tensor.shape))]
-        shapes.set_shape(tensor.name, *profile.shapes(axes, multiple))
-    return shapes
-
-
 def logger_of(library: Any) -> Any:
     """A logger that keeps TensorRT's latest errors, for one line of ours, and prints nothing.
 
-    Its `said()` gives and forgets them.
+    Its `take_errors()` returns and forgets them.
     """
 
     class Logger(library.ILogger):  # type: ignore[misc]
@@ -364,124 +241,17 @@ def logger_of(library: Any) -> Any:
             if severity in (library.ILogger.Severity.ERROR, library.ILogger.Severity.INTERNAL_ERROR):
                 self._errors = [*self._errors[-4:], message]
 
-        def said(self) -> str:
+        def take_errors(self) -> str:
             errors, self._errors = self._errors, []
-            return _line("; ".join(errors))
+            return one_line("; ".join(errors))
 
     return Logger()
-
-
-def _monitor_of(library: Any, on_progress: Progress) -> Any:
-    """TensorRT's nested phases as one fraction that never falls.
-
-    An exception in `on_progress`, or Ctrl-C, must not pass through TensorRT's frames: it ends the build and is kept in
-    `interrupted`.
-    """
-
-    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            library.IProgressMonitor.__init__(self)
-            self.interrupted: BaseException | None = None
-            self._lock = threading.Lock()
-            self._phases: dict[str, tuple[int, int]] = {}  # outermost first: steps done, steps
-            self._done = 0.0
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self._lock:
-                self._phases[phase_name] = (0, max(1, num_steps))
-            self._tell(phase_name)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            with self._lock:
-                if phase_name in self._phases:
-                    self._phases[phase_name] = (step + 1, self._phases[phase_name][1])
-            self._tell(phase_name)
-            return self.interrupted is None
-
-        def phase_finish(self, phase_name: str) -> None:
-            with self._lock:
-                self._phases.pop(phase_name, None)
-
-        def _tell(self, phase_name: str) -> None:
-            with self._lock:
-                fraction, share = 0.0, 1.0
-                for done, steps in self._phases.values():
-                    fraction += share * min(done, steps) / steps
-                    share /= steps
-                self._done = max(self._done, min(fraction, 1.0))
-            try:
-                on_progress(self._done, phase_name)
-            except BaseException as error:
-                self.interrupted = error
-
-    return Monitor()
-
-
-@contextmanager
-def _timings(config: Any, path: Path | None) -> Iterator[None]:
-    """TensorRT's measurements of earlier builds with this GPU and version, read before and kept after."""
-    if path is None:
-        yield
-        return
-    known = path.read_bytes() if path.is_file() else b""
-    if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # a damaged file is no reason
-    yield
-    try:
-        _write(path, bytes(config.get_timing_cache().serialize()))
-    except OSError as error:
-        raise PlanError(f"cannot write to {path.parent}: {error.strerror}; set NST_CACHE to a folder") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A file that appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{secrets.token_hex(8)}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _line(text: str) -> str:
-    """Text of several lines in one."""
+def one_line(text: str) -> str:
+    """A text of several lines as one line."""
     return " ".join(text.split())
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command of this module's docstring; the exit status."""
-    from . import cuda
-
-    started = time.monotonic()
-    if len(arguments) != 3 or not arguments[2].isdigit():
-        _print(error="usage: plans.py VERSION_FOLDER PROFILE MULTIPLE")
-        return 1
-    try:
-        gpu, capability = cuda.card(0)
-        plan = ensure(
-            *(Path(arguments[0]), Profile.parse(arguments[1]), int(arguments[2])),
-            library=tensorrt(),
-            gpu=gpu,
-            compute_capability=capability,
-            on_progress=lambda done, note: _print(progress=round(done, 3), note=note),
-        )
-    except (PlanError, ValueError, OSError, ImportError, cuda.CudaError) as error:
-        _print(error=_line(str(error)))
-        return 1
-    _print(plan=str(plan), seconds=round(time.monotonic() - started, 1))
-    return 0
-
-
-def _print(**line: Any) -> None:
-    print(json.dumps(line), flush=True)
-
-
-if __name__ == "__main__":
-    # As a script this folder is first in the path, where `cuda` would be the module here and not NVIDIA's package.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-    sys.exit(importlib.import_module("engines.plans").main(sys.argv[1:]))

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from nst_core import devices
+from nst_core.distribution import install_command
 from nst_core.errors import InputError, MissingExtra
-from nst_core.packages.distribution import install_command
 from nst_core.process import default_variable
 
 log = logging.getLogger(__name__)

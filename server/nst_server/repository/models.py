@@ -77,7 +77,7 @@ def read_repository(repository: Path) -> RepositoryContents:
     for folder in folders:
         try:
             if _is_model(folder):
-                contents.configs[folder.name] = _config(folder)
+                contents.configs[folder.name] = read_config(folder)
         except InputError as error:
             contents.faults[folder.name] = str(error)
         except OSError as error:
@@ -115,11 +115,10 @@ def tensorrt_engines(repository: Path) -> list[EngineFile]:
     """The models that run on TensorRT plans, by their configs."""
     found = []
     for name, config in read_repository(repository).configs.items():
-        versions = [folder for folder in (repository / name).iterdir() if folder.name.isdecimal()]
-        if config and config.backend == "tensorrt" and versions:
+        newest = newest_version(repository / name)
+        if config and config.backend == "tensorrt" and newest:
             parameters = {key: parameter.string_value for key, parameter in config.parameters.items()}
             multiple = parameters.get(Parameter.MULTIPLE, "")
-            newest = max(versions, key=lambda folder: int(folder.name))
             found.append(
                 EngineFile(
                     name, newest, parameters.get(Parameter.PROFILE, ""), int(multiple) if multiple.isdigit() else 1
@@ -128,16 +127,13 @@ def tensorrt_engines(repository: Path) -> list[EngineFile]:
     return found
 
 
-def _is_model(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    entries = list(folder.iterdir())
-    return any(
-        entry.name == "config.pbtxt" or (entry.name.isdecimal() and any(entry.glob("model.*"))) for entry in entries
-    )
+def newest_version(folder: Path) -> Path | None:
+    """The folder of a model's newest version, which is served; None where it has no version."""
+    versions = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
+    return max(versions, key=lambda entry: int(entry.name), default=None)
 
 
-def _config(folder: Path) -> Any:
+def read_config(folder: Path) -> Any:
     """A model's config, None if it has none; `InputError` for a model that must not be served.
 
     Triton 2.51 starts the process of a model in its Python backend by an unquoted command line of bash, in which its
@@ -166,6 +162,15 @@ def _config(folder: Path) -> Any:
                 "letters, digits, _, -, . and / only"
             )
     return config
+
+
+def _is_model(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    entries = list(folder.iterdir())
+    return any(
+        entry.name == "config.pbtxt" or (entry.name.isdecimal() and any(entry.glob("model.*"))) for entry in entries
+    )
 
 
 def _shell_words(config: Any) -> list[tuple[str, str]]:

@@ -72,7 +72,7 @@ def _is_built(engine: EngineFile, gpu: Gpu, folder: Path) -> bool:
 
 def _build(engine: EngineFile, installation: Installation, folder: Path) -> tuple[Path, float]:
     """The plan's file and the seconds that it took; `ServerError` with the reason if it cannot be built."""
-    script = folder / "backends" / "tensorrt" / "engines" / "plans.py"
+    script = folder / "backends" / "tensorrt" / "engines" / "build_plan.py"
     command = [str(python(folder)), str(script), str(engine.version), engine.profile, str(engine.multiple)]
     with (
         tempfile.TemporaryFile("w+") as errors,

@@ -1,6 +1,6 @@
 """The image transformation network of Johnson, Alahi and Fei-Fei 2016 (supplementary material, table 1).
 
-With the improvements that everybody has since accepted, each named where it is.
+It has the improvements that are generally accepted since; comments name each of them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class ConvNorm(nn.Module):
         )
         self.norm = ConditionalInstanceNorm(channels_out, styles)
 
-    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, style_weights: Tensor | None) -> Tensor:
         """`[N, C, H, W]` to `[N, C', H', W']`."""
         if self.upsample:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        y: Tensor = self.norm(self.convolution(x), mix)
+        y: Tensor = self.norm(self.convolution(x), style_weights)
         return y
 
 
@@ -53,9 +53,9 @@ class ResidualBlock(nn.Module):
         self.first = ConvNorm(channels, channels, 3, styles)
         self.second = ConvNorm(channels, channels, 3, styles)
 
-    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, style_weights: Tensor | None) -> Tensor:
         """`[N, C, H, W]` to the same shape."""
-        y: Tensor = x + self.second(F.relu(self.first(x, mix)), mix)
+        y: Tensor = x + self.second(F.relu(self.first(x, style_weights)), style_weights)
         return y
 
 
@@ -89,23 +89,23 @@ class Johnson(StyledNetwork):
         )
         self.last = nn.Conv2d(fine, 3, ends, padding=ends // 2, padding_mode="reflect")
 
-    def forward(self, pictures: Tensor, mix: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
+    def forward(self, content: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
         """See `StyledNetwork`; values in (0, 1) if `bounded`. It takes no noise.
 
         The scaled tanh of the paper's table 1 gives 0-255; here it gives 0-1.
         """
-        x = pictures * 2.0 - 1.0  # centred, which the paper gets from subtracting the mean pixel
+        x = content * 2.0 - 1.0  # centred, which the paper gets from subtracting the mean pixel
         for layer in self.encoder:
-            x = F.relu(layer(x, mix))
+            x = F.relu(layer(x, style_weights))
         for block in self.residual:
-            x = block(x, mix)
+            x = block(x, style_weights)
         for layer in self.decoder:
-            x = F.relu(layer(x, mix))
+            x = F.relu(layer(x, style_weights))
         y: Tensor = self.last(x)
         return 0.5 + 0.5 * torch.tanh(y) if self.arguments["bounded"] else y
 
     def widened(self, width: float, generator: torch.Generator) -> Johnson:
-        """A wider network that paints nearly the same, to go on learning from (Net2WiderNet).
+        """A wider network that computes nearly the same, to continue training from (Net2WiderNet).
 
         Chen, Goodfellow and Shlens 2016, section 2.2.
 

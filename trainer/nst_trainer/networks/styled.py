@@ -28,26 +28,30 @@ class ConditionalInstanceNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(styles, channels))
         self.bias = nn.Parameter(torch.zeros(styles, channels))
 
-    def forward(self, x: Tensor, mix: Tensor | None) -> Tensor:
-        """`[N, C, H, W]` to the same; `mix` `[N, S]` are shares of the styles, None is the only style's.
+    def forward(self, x: Tensor, style_weights: Tensor | None) -> Tensor:
+        """`[N, C, H, W]` to the same; `style_weights` `[N, S]` weights the styles; None takes the only style.
 
-        Scales and shifts are mixed, not pictures (section 3.3).
+        It interpolates scales and shifts, not images (section 3.3).
         """
         # A group of one channel is an instance. In training this kernel saves the copies of the other, which
-        # leaves channels-last; the exporter knows the other one.
+        # leaves channels-last; the exporter knows instance_norm.
         # Its backward is slow in bfloat16, and statistics want FP32.
-        if mix is None:
+        if style_weights is None:
             weight, bias = self.weight[0], self.bias[0]
             if self.training:
                 return F.group_norm(x.float(), x.shape[1], weight, bias).to(x.dtype)
             return F.instance_norm(x, None, None, weight, bias)
         normal = F.group_norm(x.float(), x.shape[1]).to(x.dtype) if self.training else F.instance_norm(x)
-        scale, shift = mix @ self.weight, mix @ self.bias
+        scale, shift = style_weights @ self.weight, style_weights @ self.bias
         return normal * scale[:, :, None, None] + shift[:, :, None, None]
 
-    def with_statistics(self, x: Tensor, mean: Tensor, variance: Tensor, mix: Tensor | None) -> Tensor:
+    def with_statistics(self, x: Tensor, mean: Tensor, variance: Tensor, style_weights: Tensor | None) -> Tensor:
         """`forward` with a mean and a variance `[N, C]` that need not be those of `x`."""
-        scale, shift = (self.weight, self.bias) if mix is None else (mix @ self.weight, mix @ self.bias)
+        scale, shift = (
+            (self.weight, self.bias)
+            if style_weights is None
+            else (style_weights @ self.weight, style_weights @ self.bias)
+        )
         scale = scale / torch.sqrt(variance + EPSILON)
         return x * scale[:, :, None, None] + (shift - mean * scale)[:, :, None, None]
 
@@ -55,7 +59,7 @@ class ConditionalInstanceNorm(nn.Module):
 class StyledNetwork(nn.Module):
     """A network for S styles, S >= 1. Its constructor takes `styles` and gives `arguments` that make it again.
 
-    H and W of its pictures are multiples of `multiple`, from `min_side` up (pixels).
+    H and W of its images are multiples of `multiple`, from `min_side` up (pixels).
     """
 
     name: ClassVar[str]
@@ -72,16 +76,16 @@ class StyledNetwork(nn.Module):
         count: int = self.arguments["styles"]
         return count
 
-    def forward(self, pictures: Tensor, mix: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
-        """RGB `[N, 3, H, W]` in [0, 1] to the stylised pictures of the same shape.
+    def forward(self, content: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
+        """RGB `[N, 3, H, W]` in [0, 1] to the stylized images of the same shape.
 
-        `mix` `[N, S]`, rows that sum to 1, may be left out for one style; `noise` is what `draw_noise` gives,
+        `style_weights` `[N, S]`, rows that sum to 1, may be left out for one style; `noise` is what `draw_noise` gives,
         or nothing.
         """
         raise NotImplementedError
 
-    def draw_noise(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """Noise for `pictures` `[N, 3, H, W]`, if the network takes any; one generator state, one noise."""
+    def draw_noise(self, content: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Noise for `content` `[N, 3, H, W]`, if the network takes any; one generator state, one noise."""
         return []
 
     def norms(self) -> list[ConditionalInstanceNorm]:

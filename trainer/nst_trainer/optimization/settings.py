@@ -12,13 +12,17 @@ from nst_trainer.loss_settings import LossWeights, Pooling
 
 Optimizer = Literal["lbfgs", "adam"]
 Colors = Literal["style", "luminance", "histogram"]
-INITS = ("content", "recolored", "noise", "faint-noise", "grey")
+NOISE_INITS = ("noise", "faint-noise")
+INITS = ("content", "recolored", *NOISE_INITS, "grey")
 """What an optimisation begins with, if it is no image's path."""
+
+MINIMUM_SIDE_PIXELS = 32
+"""Of the longer side at the smallest scale, and of a style image's shorter side."""
 
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """What decides an optimised picture; every field is an option of `nst optimize` and `nst texture`.
+    """What decides an optimised image; every field is an option of `nst optimize` and `nst texture`.
 
     The defaults are the preset `best`. Layers are comma-separated names.
     """
@@ -32,17 +36,17 @@ class OptimizationSettings:
     history: int = option(100, "L-BFGS: steps that it remembers.")
     frequency_decay: float = option(0.25, "L-BFGS: above 0 finds large forms sooner; 0 moves bare pixels.")
     learning_rate: float = option(0.02, "Adam's.")
-    average: float = option(0.6, "Decay of the average of pictures that is the result; 0 takes the best one.")
-    init: str = option("recolored", f"Begin from: {', '.join(INITS)}, or a picture's path. Recolored: as the style.")
+    average: float = option(0.6, "Decay of the average of images that is the result; 0 takes the best image.")
+    init: str = option("recolored", f"Begin from: {', '.join(INITS)}, or an image's path. Recolored: as the style.")
     content_layers: str = option("relu3_3", "Where the content is compared; name:weight sets a weight, 1 if not given.")
     style_layers: str = option("relu1_2,relu2_2,relu3_3,relu4_3", "Where the style is compared; name:weight likewise.")
-    content_weight: float = option(LossWeights.content, "More keeps more of the photograph.")
-    style_weight: float = option(LossWeights.style, "More gives more of the painting.")
+    content_weight: float = option(LossWeights.content, "More keeps more of the content.")
+    style_weight: float = option(LossWeights.style, "More gives more of the style.")
     tv_weight: float = option(LossWeights.total_variation, "More smooths (total variation).")
     relative: bool = option(True, "Divide a layer's style loss by the style's own norm; the papers do not.")
     normalize: bool = option(False, "Rescale the loss network to a mean activation of 1 (Gatys et al. 2015).")
     pooling: Pooling = option("max", "The loss network's pooling.")
-    style_scale: float = option(1.0, "Size of the style picture over the content's: above 1, larger strokes.")
+    style_scale: float = option(1.0, "Size of the style image over the content's: above 1, larger strokes.")
     colors: Colors = option("style", "Whose colours: the style's, or the content's by luminance or histogram.")
     seed: int = option(0, "Decides the noise.")
     low_memory: bool = option(False, "Compute blocks again instead of keeping them: 0.7 of the memory at 768 pixels.")
@@ -57,8 +61,10 @@ class OptimizationSettings:
             if getattr(self, name) not in get_args(choices):
                 raise InputError(f"{name} is {getattr(self, name)!r}: choose {', '.join(get_args(choices))}")
         self.layers("content"), self.layers("style")
-        if self.sizes()[0] < 32:
-            raise InputError(f"{self.scales} scales of {self.size} pixels begin below 32: take fewer")
+        if self.sizes()[0] < MINIMUM_SIDE_PIXELS:
+            raise InputError(
+                f"{self.scales} scales of {self.size} pixels begin below {MINIMUM_SIDE_PIXELS}: take fewer"
+            )
 
     @property
     def loss_weights(self) -> LossWeights:
@@ -148,5 +154,5 @@ def preset(name: str, changes: dict[str, Any]) -> OptimizationSettings:
     """The preset `name` with `changes`; raises `InputError` for an unknown name or value."""
     if name not in PRESETS:
         raise InputError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    assert set(changes) <= {one.name for one in fields(OptimizationSettings)}
+    assert set(changes) <= {setting.name for setting in fields(OptimizationSettings)}
     return replace(PRESETS[name], **changes)

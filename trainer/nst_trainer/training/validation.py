@@ -1,8 +1,8 @@
-"""How good a network is on photographs that it does not learn from, and what a person watches while it learns."""
+"""How good a network is on held-out photographs, and what a person watches while it learns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst_core.images import fit, open_image, sample_photographs
-from nst_trainer.images import to_tensor
+from nst_core.errors import ImageError, InputError
+from nst_core.images import ImageData, fit, open_image, sample_photographs, save_image, side_by_side
+from nst_trainer.images import to_image, to_tensor
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import StyledNetwork
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+PREVIEW_MAXIMUM_SIDE_PIXELS = 512
+PREVIEW_MAXIMUM_STYLES = 4
 
 
 class Validation:
@@ -28,44 +32,77 @@ class Validation:
 
         Each is checked on at least one photograph of `side`^2 pixels, and each photograph at least once.
         """
-        self.first = styles.start
+        self.first_style = styles.start
         photographs = [to_tensor(fit(open_image(path), side, side)).to(device) for path in sample_photographs()]
         self.loss = loss
         self.checks = [
             (photographs[turn % len(photographs)], styles[turn % len(styles)])
             for turn in range(max(len(photographs), len(styles)))
         ]
-        self.targets = [loss.content_target(one) if loss.weights.content else {} for one, _ in self.checks]
+        self.targets = [
+            loss.content_target(photograph) if loss.weights.content else {} for photograph, _ in self.checks
+        ]
 
     @torch.no_grad()
     def __call__(self, network: StyledNetwork) -> tuple[dict[str, float], Tensor]:
-        """The mean losses by term, `total` among them, and the painted photographs `[N, 3, S, S]`."""
+        """The mean losses by term, `total` among them, and the stylized photographs `[N, 3, S, S]`."""
         network.eval()
         sums: dict[str, float] = dict.fromkeys(("total", "content", "style", "total_variation"), 0.0)
-        painted = []
+        results = []
         for number, ((photograph, style), target) in enumerate(zip(self.checks, self.targets, strict=True)):
-            numbers = torch.tensor([style], device=photograph.device)
-            grain = network.draw_noise(photograph, noise(number))
-            picture = network(photograph, one_hot(numbers, network.styles), grain).clamp(0.0, 1.0)
-            losses = self.loss(picture, target, numbers - self.first)
+            styles = torch.tensor([style], device=photograph.device)
+            noise = network.draw_noise(photograph, noise_generator(number))
+            stylized = network(photograph, one_hot(styles, network.styles), noise).clamp(0.0, 1.0)
+            losses = self.loss(stylized, target, styles - self.first_style)
             for term in sums:
                 sums[term] += getattr(losses, term).item() / len(self.checks)
-            painted.append(picture)
-        return sums, torch.cat(painted)
+            results.append(stylized)
+        return sums, torch.cat(results)
 
 
 def one_hot(styles: Tensor, count: int) -> Tensor | None:
-    """Numbers of styles `[N]` as shares `[N, S]`; None where there is one style."""
+    """Numbers of styles `[N]` as style weights `[N, S]`; None where there is a single style."""
     return None if count == 1 else F.one_hot(styles, count).float()
 
 
-def noise(number: int) -> torch.Generator:
-    """The noise of number `number`: the same whenever it is asked for."""
+def noise_generator(number: int) -> torch.Generator:
+    """The generator of noise number `number`: the same noise whenever it is asked for."""
     return torch.Generator().manual_seed(number)
 
 
+def preview_photograph(candidates: Sequence[Path], multiple: int) -> ImageData:
+    """The first that can be read, at most 512 pixels a side, cut to multiples of `multiple`."""
+    for path in candidates:
+        try:
+            image = open_image(path, max_side=PREVIEW_MAXIMUM_SIDE_PIXELS)
+        except ImageError:
+            if path is candidates[-1]:
+                raise
+            continue
+        width, height = (max(2, side // multiple) * multiple for side in (image.width, image.height))
+        return fit(image, width, height)
+    raise InputError("no photograph for the preview")
+
+
+@torch.no_grad()
+def write_preview(network: StyledNetwork, styles: range, photograph: ImageData, path: Path) -> None:
+    """Write the photograph beside its stylized images in the first of `styles`."""
+    network.eval()
+    images = [photograph.pixels]
+    content = to_tensor(photograph).to(next(network.parameters()).device)
+    for style in styles[:PREVIEW_MAXIMUM_STYLES]:
+        style_weights = one_hot(torch.tensor([style], device=content.device), network.styles)
+        images.append(to_image(network(content, style_weights)).pixels)
+    save_image(ImageData(side_by_side(images)), path)
+
+
+def write_texture_preview(samples: Tensor, path: Path) -> None:
+    """Write samples `[N, 3, S, S]` of a texture beside each other."""
+    save_image(ImageData(side_by_side([to_image(sample[None]).pixels for sample in samples])), path)
+
+
 class Curves:
-    """TensorBoard's files: scalars by term and by layer, and a grid of held-out photographs, painted."""
+    """TensorBoard's files: scalars by term and by layer, and the stylized held-out photographs."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -73,13 +110,13 @@ class Curves:
         self.writer: SummaryWriter = SummaryWriter(str(folder))
 
     def scalars(self, group: str, values: Mapping[str, float], iteration: int) -> None:
-        """One point of each of `values`."""
+        """Write a point of each of `values`."""
         for name, value in values.items():
             self.writer.add_scalar(f"{group}/{name}", value, iteration)
 
-    def pictures(self, painted: Tensor, iteration: int) -> None:
-        """`[N, 3, S, S]` in [0, 1], beside each other."""
-        row = np.concatenate(list(painted.cpu().numpy()), axis=2)
+    def images(self, stylized: Tensor, iteration: int) -> None:
+        """Write `[N, 3, S, S]` in [0, 1] beside each other."""
+        row = np.concatenate(list(stylized.cpu().numpy()), axis=2)
         self.writer.add_image("held out", row, iteration)
 
     def close(self) -> None:

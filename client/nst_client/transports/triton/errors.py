@@ -48,7 +48,7 @@ class ServerErrors:
 
     @property
     def through_proxy(self) -> str:
-        """The part of a message that names the proxy, if there is one."""
+        """The part of a message that names the proxy; empty without a proxy."""
         return "" if self.proxy is None else f" through {self.proxy}"
 
     def of_message(self, message: str) -> ServiceError | None:

@@ -168,7 +168,7 @@ class RegionPool:
         """Of `_free` and `_abandoned`: several threads may use a client. Never held during a request."""
 
     def worthwhile(self, size: int) -> bool:
-        """Whether a request of `size` bytes has an idle region, or pays for a new one.
+        """Whether a request of `size` bytes has an idle region, or pays for a new region.
 
         A region costs more than it saves if it serves one request. So there is none for the first request, none for
         the first that is larger than all before, and no more than `MAX_IDLE_REGIONS` or `MAX_BYTES` at a time.

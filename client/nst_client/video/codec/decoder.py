@@ -78,7 +78,7 @@ class VideoSource:
     def frames(self, skip: int = 0, seconds: float | None = None) -> Generator[Frame, None, None]:
         """The frames from number `skip` on, in the order they are shown; with `seconds` only those of the beginning.
 
-        All are decoded from the first on, so that number and picture of a frame never depend on where one begins.
+        All are decoded from the first on, so that number and content of a frame never depend on where decoding begins.
         """
         self.repeated = 0
         convert = VideoReformatter()
@@ -137,7 +137,11 @@ class VideoSource:
     def _stream(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         try:
             with self.container() as container:
-                streams = [one for one in container.streams.video if not one.disposition & one.disposition.attached_pic]
+                streams = [
+                    stream
+                    for stream in container.streams.video
+                    if not stream.disposition & stream.disposition.attached_pic
+                ]
                 if not streams:
                     raise ImageError(f"{self.path}: no video in it")
                 streams[0].thread_type = "AUTO"
@@ -146,10 +150,10 @@ class VideoSource:
             raise ImageError(f"{self.path}: not a video that can be read ({error.strerror or error})") from error
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, int, bool]]:
-        """Each frame with its time stamp, and whether it stands for one that is broken.
+        """Each frame with its time stamp, and whether it stands for a broken frame.
 
-        A packet that is sent to the decoder and no frame comes of it at its time is a broken one, once the decoder
-        has complained; before, it is one that shows nothing by design.
+        A packet without a frame at its time is broken once the decoder has complained; before, it shows nothing by
+        design.
         """
         awaited: list[int] = []
         last: VideoFrame | None = None
@@ -176,9 +180,9 @@ class VideoSource:
                 pts = self._stamp(frame)
                 if pts is None:
                     pts = 0 if latest is None else latest + self._step
-                for one in missing(pts):
-                    latest = one[1]
-                    yield one
+                for repeated in missing(pts):
+                    latest = repeated[1]
+                    yield repeated
                 if awaited and awaited[0] == pts:
                     heapq.heappop(awaited)
                 latest = pts if latest is None else max(pts, latest + 1)
@@ -194,7 +198,7 @@ class VideoSource:
         """In sRGB, by the colours that the frame says it has."""
         width, height = self._coded
         scaled = (width, height) != (frame.width, frame.height)
-        picture = convert.reformat(
+        image = convert.reformat(
             frame,
             width,
             height,
@@ -203,7 +207,7 @@ class VideoSource:
             interpolation="LANCZOS" if scaled else "BILINEAR",
             threads=1,
         )
-        pixels = np.asarray(picture.to_ndarray(), np.uint8)
+        pixels = np.asarray(image.to_ndarray(), np.uint8)
         return np.ascontiguousarray(np.rot90(pixels, self._turns)) if self._turns else pixels
 
 

@@ -46,7 +46,7 @@ _MUXING = {
 class Encoder:
     """Frames into a video file without sound; `with` it, and the file is complete at the block's end.
 
-    Where the codec needs even sides the last column or row of an odd one is repeated once (`sides` are what is
+    Where the codec needs even sides the last column or row of an odd side is repeated once (`sides` are what is
     written). Raises `WriteError` where the file cannot be written.
     """
 
@@ -70,13 +70,13 @@ class Encoder:
         self._stream, self._form, self._convert, self._muxed = stream, form, VideoReformatter(), 0
 
     def add(self, frame: Frame) -> None:
-        """Encode one more; time stamps must rise."""
+        """Encode the next frame; time stamps must rise."""
         height, width = frame.pixels.shape[:2]
         down, across = self.sides[1] - height, self.sides[0] - width
         pixels = np.pad(frame.pixels, ((0, down), (0, across), (0, 0)), "edge") if down or across else frame.pixels
-        picture = VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), "rgb24")  # not copied
+        image = VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), "rgb24")  # not copied
         coded = self._convert.reformat(
-            picture,
+            image,
             format="yuv420p",
             dst_colorspace=SWSCALE_NUMBERS.get(self._form.colors, self._form.colors),
             dst_color_range=LIMITED_RANGE,

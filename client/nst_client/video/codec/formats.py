@@ -43,14 +43,14 @@ CODECS = {
 }
 """By the name that the user gives. All store 8 bits and 4:2:0, which every player shows.
 
-Painted frames are full of detail, on which H.264's better entropy coder (CABAC) spends a quarter of the encoder's time;
-the cheap one and a fixed pattern of frames cost 2 % of the file.
+Stylized frames are full of detail, on which H.264's better entropy coder (CABAC) spends a quarter of the encoder's
+time; the cheap one and a fixed pattern of frames cost 2 % of the file.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a video, shown from `pts` on (ticks)."""
+    """One image of a video, shown from `pts` on (ticks)."""
 
     pixels: Pixels
     pts: int
@@ -83,7 +83,7 @@ def error_text(error: BaseException) -> str:
 
 
 def ffmpeg_path(path: Path) -> str:
-    """For FFmpeg, which takes `http:x.mp4` and `concat:x.mp4` for addresses; nothing before a slash is one."""
+    """For FFmpeg, which takes `http:x.mp4` and `concat:x.mp4` for addresses; nothing before a slash is an address."""
     return str(path.absolute())
 
 

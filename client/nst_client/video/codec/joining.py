@@ -23,7 +23,7 @@ def join_parts(parts: Sequence[Path], source: VideoSource, target: Path, *, cut:
     """The parts, made by `Encoder` and in their order, and the sound of `source` as it is, in one file.
 
     `source.end` must be that of the last frame, as when `source.frames` has come to it; `cut` ends the sound there.
-    Pictures and sound begin as far apart as they did. The file appears whole or not at all.
+    Images and sound begin as far apart as they did. The file appears whole or not at all.
     """
     with atomic_write(target) as beside, source.container() as given, _part(parts[0]) as first:
         container = CONTAINERS[target.suffix.lower()]
@@ -46,7 +46,7 @@ def join_parts(parts: Sequence[Path], source: VideoSource, target: Path, *, cut:
 
 
 def _of_parts(parts: Sequence[Path], source: VideoSource, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """The packets of all parts as of one encoder.
+    """The packets of all parts as if of a single encoder.
 
     Each part's decoding times begin before its first frame, where the part before has not ended. So they are given
     anew: every packet is decoded when the frame is shown that has come `depth` frames before it. And every frame lasts
@@ -84,7 +84,7 @@ def _of_sound(given: InputContainer, streams: dict[int, av.AudioStream], until: 
             packet.stream = streams[packet.stream_index]
             yield packet
     except av.FFmpegError:
-        return  # cut off, as the pictures are
+        return  # cut off, as the images are
 
 
 def _part(path: Path) -> InputContainer:

@@ -42,7 +42,7 @@ from backend_common import (
     response,
     shown,
 )
-from engines import cuda, plans
+from engines import building, cuda, plans
 from engines.tensorrt import TensorRTEngine
 
 CONTEXTS = 3
@@ -282,11 +282,11 @@ def _plan(folder, config, device):
             raise plans.PlanError(f"{folder / plans.PLAN}: no such file, and no parameter profile to build it with")
         return folder / plans.PLAN
     gpu, capability = cuda.card(device)
-    return plans.ensure(
+    return building.ensure(
         folder,
         plans.Profile.parse(parameters[PROFILE]),
         number(parameters, MULTIPLE, 1),
-        library=plans.tensorrt(),
+        library=plans.import_tensorrt(),
         gpu=gpu,
         compute_capability=capability,
         on_progress=_LogProgress(f"building the plan for {folder}"),

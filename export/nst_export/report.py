@@ -1,0 +1,41 @@
+"""`verification.json`, beside every published version: how it was made, and how it was verified."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "nst-verification/3"
+
+REPORT_NAME = "verification.json"
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The document at `path`, also of earlier schemas, in the keys of `SCHEMA`.
+
+    Raises `OSError`, and `ValueError`, `KeyError`, `TypeError` or `AttributeError` for a file that is no such document.
+    """
+    document: dict[str, Any] = json.loads(path.read_text())
+    if document["schema"] == "nst-verification/2":
+        _from_schema_2(document)
+    return document
+
+
+def report_text(document: dict[str, Any]) -> str:
+    """The content of the file."""
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _from_schema_2(document: dict[str, Any]) -> None:
+    """Until schema 3 a tolerance was called `limits`, with `levels`, and the differences had other names."""
+    for part in (document, document["engine"]):
+        if part is not None:
+            limits = part.pop("limits")
+            part["tolerance"] = {"max_difference": limits["levels"], "psnr": limits["psnr"]}
+    for check in document["checks"]:
+        for old in ("maximum", "mean", "quantile"):
+            new = "max_difference" if old == "maximum" else f"{old}_difference"
+            check[new] = check.pop(old)
+        check.setdefault("judged", True)
+    document["schema"] = SCHEMA

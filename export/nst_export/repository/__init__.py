@@ -1,0 +1,1 @@
+"""Triton's model repository: the configuration of a model, and publishing its versions."""

@@ -1,0 +1,1 @@
+"""The commands `nst train`, `nst optimize` and `nst texture`."""

@@ -1,0 +1,117 @@
+"""`nst optimize`: a content image stylized by optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nst_core.console import one_line_errors, progress, say
+from nst_core.devices import DeviceChoice
+from nst_core.errors import InputError
+from nst_core.options import ProgressJson, options_of
+from nst_trainer.commands.options import (
+    DeviceName,
+    Output,
+    PresetName,
+    Resume,
+    SaveEvery,
+    Trace,
+    VggPath,
+    refuse,
+    refuse_without_effect,
+)
+from nst_trainer.optimization.settings import OptimizationSettings, preset
+
+if TYPE_CHECKING:
+    from nst_trainer.optimization.gatys import Iteration
+
+
+@options_of(OptimizationSettings, unset=True)
+def optimize(
+    context: typer.Context,
+    settings: dict[str, Any],
+    content: Annotated[Path, typer.Argument(help="The content image.")],
+    styles: Annotated[list[Path], typer.Argument(help="Style images; several are interpolated.", metavar="STYLE...")],
+    output: Output,
+    preset_name: PresetName = "best",
+    style_blend_weights: Annotated[
+        str, typer.Option(help="Weights of the styles, such as 2,1; equal if not given.")
+    ] = "",
+    content_mask: Annotated[
+        Path | None,
+        typer.Option(help="Flat colours: a region takes the style of the region of its colour."),
+    ] = None,
+    style_mask: Annotated[list[Path] | None, typer.Option(help="The same for each style.")] = None,
+    save_every: SaveEvery = 0,
+    trace: Trace = None,
+    resume: Resume = False,
+    device: DeviceName = "auto",
+    vgg: VggPath = None,
+    progress_json: ProgressJson = None,
+) -> None:
+    """Stylize an image by optimisation (Gatys et al.): minutes, and no training."""
+    with one_line_errors("train", command="nst optimize", progress_json=progress_json) as events:
+        if bool(content_mask) != bool(style_mask) or (style_mask and len(style_mask) != len(styles)):
+            raise InputError("masks: give --content-mask and a --style-mask for each style")
+        masks = (content_mask, style_mask) if content_mask and style_mask else None
+        chosen = preset(preset_name, settings)
+        refuse_without_effect(context, chosen)
+        if len(styles) == 1:
+            refuse(context, "with one style", "style_blend_weights")
+        style_weights = _numbers(style_blend_weights)
+        from nst_trainer.optimization.files import optimize_files
+
+        work = partial(
+            optimize_files,
+            content,
+            styles,
+            output,
+            chosen,
+            style_weights=style_weights,
+            masks=masks,
+            save_every=save_every,
+            trace=trace,
+            resume=resume,
+        )
+        optimize_with_progress(work, chosen, output, vgg, device)
+        events.end("finished", output=output)
+
+
+def optimize_with_progress(
+    work: Callable[..., None], settings: OptimizationSettings, output: Path, vgg: Path | None, wanted: DeviceChoice
+) -> None:
+    """Run `work`, which is `optimize_files` with its files, with progress; after Ctrl-C say how to continue."""
+    from nst_core.memory import keep_freed_memory
+    from nst_trainer.devices import choose_device
+    from nst_trainer.signals import interrupt_on_signals
+    from nst_trainer.weights import vgg16_weights
+
+    interrupt_on_signals()
+    keep_freed_memory()
+    device, chosen = choose_device(wanted)
+    say(f"device {chosen}")
+    total = settings.total_iterations()
+    with progress("optimizing", total, share=settings.work_shares().__getitem__) as update:
+
+        def show(now: Iteration) -> None:
+            size = f"{now.size[1]}x{now.size[0]}"
+            note = f"{size}  loss {now.total:.4g}  style {now.style:.4g}  content {now.content:.4g}"
+            update(now.number, note, loss=now.total, style_loss=now.style, content_loss=now.content)
+
+        try:
+            work(weights=vgg16_weights(vgg, on_source=say), device=device, on_iteration=show)
+        except KeyboardInterrupt:
+            say(f"{output} is the best so far; the same command with --resume goes on")
+            raise
+    say(f"wrote {output}")
+
+
+def _numbers(text: str) -> list[float] | None:
+    try:
+        return [float(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise InputError(f"{text!r} are no weights: numbers with commas between them, such as 2,1") from None

@@ -1,0 +1,208 @@
+"""`nst train`: a feed-forward network from style images and photographs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nst_core.console import one_line_errors, progress, say
+from nst_core.errors import InputError
+from nst_core.images import find_images, unreadable_images, unreadable_summary
+from nst_core.options import ProgressJson, options_of
+from nst_trainer.commands.options import DeviceName, Resume, VggPath, refuse
+from nst_trainer.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from nst_trainer.checkpoint import Checkpoint
+    from nst_trainer.training.loop import Progress, Training
+
+MAXIMUM_NAMED_FILES = 5
+"""So many photographs that are left out are named; the rest is counted at the end."""
+
+
+@options_of(TrainingSettings)
+def train(
+    context: typer.Context,
+    settings: TrainingSettings,
+    style: Annotated[
+        Path | None, typer.Option(help="The style image, or a folder of them: one network learns them all.")
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="A folder of photographs to train on, subfolders too; if not given, the four that ship."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The checkpoint to write; if not given, the style's name.pth.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Train for this time instead of --iterations; schedule and crops follow the clock.", min=0.1),
+    ] = None,
+    resume: Resume = False,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A checkpoint to begin with; of johnson, it may be narrower.")
+    ] = None,
+    add: Annotated[
+        Path | None, typer.Option(help="A style image to add to the styles of --to; the others stay as they are.")
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint of the same styles to distil: first its images are learned, much faster."),
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="The checkpoint that --add adds to.")] = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="Photograph for the preview; if not given, the first of the folder.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Iterations between checkpoints, checks and previews.", min=1)] = 100,
+    log: Annotated[Path | None, typer.Option(help="A folder for TensorBoard: losses and stylized photographs.")] = None,
+    workers: Annotated[int, typer.Option(help="Threads that read photographs.", min=1)] = 2,
+    device: DeviceName = "auto",
+    vgg: VggPath = None,
+    progress_json: ProgressJson = None,
+) -> None:
+    """Train a network that stylizes photographs in the style of an image, or of many."""
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    with one_line_errors("train", command="nst train", progress_json=progress_json if leads else None) as events:
+        if (add is None) == (style is None) or (add is None) != (to is None):
+            raise InputError("give --style IMAGE (or a folder of them), or --add IMAGE --to CHECKPOINT")
+        if minutes is not None:
+            refuse(context, "beside --minutes, which decides how many", "iterations")
+        if add is not None:
+            refuse(context, "beside --add: the network of --to is what it is", "arch", "width", "texture", "start")
+        if settings.texture:
+            without = ("photos", "preview", "workers", "content_weight")
+            refuse(context, "beside --texture, which learns without photographs", *without)
+        from nst_core.memory import keep_freed_memory
+        from nst_trainer.signals import interrupt_on_signals
+        from nst_trainer.training.distributed.team import join_team
+        from nst_trainer.training.loop import Training
+        from nst_trainer.vgg import Vgg16
+        from nst_trainer.weights import vgg16_weights
+
+        interrupt_on_signals()
+        keep_freed_memory()
+        chosen = add or style
+        assert chosen is not None
+        output = output or to or Path(f"{chosen.stem}.pth")
+        with join_team(device) as team:
+            if team.leads:
+                say(f"device {team.chosen}")
+            styles = find_images(chosen) if chosen.is_dir() else [chosen]
+            training = Training(
+                styles,
+                photos,
+                output,
+                Vgg16(vgg16_weights(vgg, on_source=say if team.leads else lambda message: None)),
+                settings,
+                minutes=minutes,
+                start=start,
+                add_to=to,
+                teacher=teacher,
+                resume=resume,
+                workers=workers,
+                preview=preview,
+                every=every,
+                log=log,
+                team=team,
+            )
+            if not team.leads:
+                training.run()
+                return
+            _report_unreadable(chosen, photos)
+            _report_plan(training, few=photos is None and not training.settings.texture)
+            result = _train_with_progress(training)
+        _report_result(result, output, texture=training.settings.texture)
+        events.end("finished", output=output, styles=list(result.styles))
+
+
+def _report_unreadable(*folders: Path | None) -> None:
+    for folder in folders:
+        if folder and folder.is_dir() and (unreadable := unreadable_summary(unreadable_images(folder))):
+            say(f"{folder}: {unreadable}")
+
+
+def _report_plan(training: Training, *, few: bool) -> None:
+    settings = training.settings
+    steps = ", ".join(f"{count} at {side}" for side, count in settings.crops().items())
+    budget = training.budget
+    time = f"{budget.seconds / 60:g} minutes, {budget.used() / 60:.1f} of them used: about " if budget else ""
+    say(
+        f"{time}{settings.iterations} iterations of {settings.batch} crops: {steps} pixels; "
+        f"learning rate {settings.learning_rate:g} falling to 0; {str(training.precision).removeprefix('torch.')}: "
+        f"{training.why_precision}"
+    )
+    if few:
+        say("no --photos: training on the 4 photographs that ship, enough to try, few for a style that is to last")
+
+
+def _report_result(result: Checkpoint, output: Path, *, texture: bool) -> None:
+    names, history = ", ".join(result.styles), result.training
+    learned = (
+        f", learned from {history['photos']} files, of which {history['skipped']} could not be read and "
+        f"{history['blank']} had crops of one colour"
+    )
+    say(f"wrote {output}: {names}{'' if texture else learned}")
+
+
+def _train_with_progress(training: Training) -> Checkpoint:
+    """Train with a progress bar, name the files that are left out, and say after Ctrl-C how to continue."""
+    settings, budget = training.settings, training.budget
+    share = None if budget else settings.work_shares().__getitem__
+    unit, total = ("seconds", round(budget.seconds)) if budget else ("", settings.iterations)
+    named: set[Path] = set()
+    with progress("training", total, unit=unit, share=share) as update:
+
+        def show(now: Progress) -> None:
+            _name_left_out(training, named)
+            done = min(round(budget.used()), total - (now.done < 1.0)) if budget else now.iteration
+            speed = {"iteration": now.iteration, "images_per_second": now.images_per_second}
+            update(done, _note(training, now), **speed, **_losses(now))
+
+        try:
+            return training.run(show)
+        except KeyboardInterrupt:
+            if training.state_file.exists():
+                say(f"{training.state_file} keeps the training; the same command with --resume goes on")
+            raise
+
+
+def _name_left_out(training: Training, named: set[Path]) -> None:
+    """Name the first files that are left out; those in `named` already are, and new ones are added to it."""
+    reader = training.reader
+    for path in sorted((reader.blank | reader.broken) - named)[: MAXIMUM_NAMED_FILES - len(named)]:
+        reason = "cannot be read" if path in reader.broken else "a crop of one colour"
+        say(f"{path}: {reason}; left out")
+        named.add(path)
+
+
+def _losses(now: Progress) -> dict[str, float]:
+    """The losses that this part of the training has, by their names in `--progress-json`."""
+    if now.distillation:
+        return {"distillation_loss": now.distillation}
+    losses = {
+        "style_loss": now.style,
+        "content_loss": now.content,
+        "total_variation_loss": now.total_variation,
+        "temporal_loss": now.temporal,
+    }
+    return {name: loss for name, loss in losses.items() if loss}
+
+
+def _note(training: Training, now: Progress) -> str:
+    """Speed and losses, as the progress bar shows them."""
+    parts = [f"iteration {now.iteration}"] if training.budget else []
+    parts.append(f"{now.images_per_second:.1f} images/s")
+    if now.distillation:
+        parts.append(f"difference {now.distillation:.2f}")
+    else:
+        parts.append(f"style {now.style:.2f}")
+        if not training.settings.texture:
+            parts.append(f"content {now.content:.2f}")
+        if training.settings.temporal_weight:
+            parts.append(f"temporal {now.temporal:.2f}")
+    if now.skipped:
+        parts.append(f"{now.skipped} files skipped")
+    return "  ".join(parts)

@@ -1,0 +1,98 @@
+"""How the processes of a team find each other: gloo on CPUs, nccl on GPUs."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as distributed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from nst_core.errors import NstError
+from nst_trainer.training.distributed.liveness import Liveness
+
+CONNECT_TIMEOUT = timedelta(seconds=120)
+"""For processes that torchrun has started to find each other, and for an exchange that all have come to."""
+
+SIOCGIFADDR = 0x8915
+"""Linux's request for an interface's address."""
+
+
+class TeamError(NstError):
+    """Another process of the team stopped or was lost, or they cannot reach each other."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What connects this process to the others. It waits for exchanges of any device through `control`, on CPUs."""
+
+    control: distributed.ProcessGroup
+    liveness: Liveness
+
+
+def connect(backend: str) -> Connection:
+    """Find the other processes, within `CONNECT_TIMEOUT`; raises `TeamError` if they cannot be reached."""
+    if interface := _interface_towards(os.environ["MASTER_ADDR"]):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    found: list[Connection] = []
+    failed: list[RuntimeError] = []
+
+    def find() -> None:
+        try:
+            found.append(_find_others(backend))
+        except RuntimeError as error:
+            failed.append(error)
+
+    # Gloo waits without end for a process that could not reach it, and a thread can be left behind.
+    finding = threading.Thread(target=find, daemon=True, name="connect")
+    try:
+        finding.start()
+        finding.join(CONNECT_TIMEOUT.total_seconds())
+    finally:
+        if finding.is_alive():
+            atexit.register(os._exit, 1)
+    if not found:
+        where = f"interface {os.environ.get('GLOO_SOCKET_IFNAME', 'of the host name')}"
+        raise TeamError(
+            f"rank {os.environ['RANK']} on {socket.gethostname()} cannot reach the other processes ({where}): every "
+            "machine must reach every other's ports; GLOO_SOCKET_IFNAME names the network interface to use"
+        ) from (failed[0] if failed else None)
+    return found[0]
+
+
+def _find_others(backend: str) -> Connection:
+    distributed.init_process_group(backend, timeout=CONNECT_TIMEOUT)
+    control = distributed.new_group(backend="gloo")
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(host, port, is_master=False, timeout=CONNECT_TIMEOUT, wait_for_workers=False)
+    return Connection(control, Liveness(store, distributed.get_rank(), distributed.get_world_size()))
+
+
+def _interface_towards(host: str) -> str | None:
+    """The network interface that leads to `host`, None if that cannot be told.
+
+    Left alone gloo takes the address of the host's own name, which on Debian is 127.0.1.1: of no use to other machines.
+    """
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # sends nothing
+            own = socket.inet_aton(probe.getsockname()[0])
+        except OSError:
+            return None
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe, SIOCGIFADDR, name.encode().ljust(256, b"\0"))
+            except OSError:  # it has no IPv4 address
+                continue
+            if answer[20:24] == own:
+                return name
+    return None

@@ -1,0 +1,75 @@
+"""What a resumed training continues from, in memory and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nst_core.errors import InputError
+from nst_trainer.checkpoint import read_plain_data
+from nst_trainer.checkpoint_patches import rename_loss_terms, rename_settings
+from nst_trainer.networks import StyledNetwork
+from nst_trainer.training.settings import TrainingSettings
+from nst_trainer.training.soap import Soap
+
+
+@dataclass
+class TrainingState:
+    """What changes from one iteration to the next."""
+
+    network: StyledNetwork
+    optimizer: Soap
+    iteration: int = 0
+    distilled_until: int | None = None
+    """The first iteration without the teacher; None before it."""
+    gradient_norm: float | None = None
+    """The mean of about the last twenty."""
+    averages: dict[str, float] = field(default_factory=dict)
+    """Losses by term: the mean of about the last fifty."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """Validation losses, iteration and weights of the best network so far."""
+    seconds: float = 0.0
+    """Of all iterations, also of the runs that were interrupted."""
+
+    def as_document(self) -> dict[str, Any]:
+        """Plain data from which `restore` continues exactly."""
+        return {
+            "begun": self.distilled_until,
+            "length": self.gradient_norm,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "averages": self.averages,
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, document: Mapping[str, Any]) -> None:
+        """Continue from `as_document`."""
+        self.network.load_state_dict(document["network"])
+        self.optimizer.load_state_dict(document["optimizer"])
+        self.iteration, self.best = document["iteration"], document["best"]
+        self.averages = rename_loss_terms(document["averages"])
+        self.seconds = document.get("seconds", 0.0)  # earlier versions wrote none, nor the next two
+        self.distilled_until, self.gradient_norm = document.get("begun"), document.get("length")
+
+
+def read_state(file: Path, settings: TrainingSettings, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The document in `file`, if it belongs to a training of these settings and this `identity`; else `InputError`.
+
+    The learning rate may differ, since a training whose loss is not finite needs a lower value. A training by
+    minutes keeps its own plan.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: nothing to resume")
+    document: dict[str, Any] = read_plain_data(file)
+    document["settings"] = rename_settings(document["settings"])
+    now = asdict(settings) | dict(identity)
+    before = document["settings"] | {key: document.get(key) for key in identity}
+    free = ("learning_rate", "iterations", "crop") if identity["minutes"] else ("learning_rate",)
+    if changed := [key for key in now if now[key] != before.get(key) and key not in free]:
+        differences = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
+        raise InputError(f"{file} was begun with other settings: {differences}")
+    return document
