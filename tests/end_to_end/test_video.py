@@ -60,7 +60,7 @@ def test_a_film_is_painted_as_its_frames_are(server: Server, models: Models, fil
     assert after.milliseconds == pytest.approx(before.milliseconds)
     assert sound(target) == sound(film)
     numbers = [0, PART_FRAMES - 1, PART_FRAMES, 200, FRAMES - 1]
-    for number, expected in zip(numbers, models.painted(np.stack([before.images[n] for n in numbers])), strict=True):
+    for number, expected in zip(numbers, models.stylized(np.stack([before.images[n] for n in numbers])), strict=True):
         assert apart(expected, after.images[number]) < 12.0
         assert apart(expected, after.images[(number + 30) % FRAMES]) > 24.0
 
@@ -150,7 +150,7 @@ def test_the_webcam_with_a_file_in_its_place(server: Server, models: Models, tmp
     film = seen(target)
     assert figures["taken"] == 25 and figures["shown"] == len(film.images) >= 1
     assert (np.diff(film.milliseconds) > 0).all()
-    expected = models.painted(np.stack(seen(source).images))
+    expected = models.stylized(np.stack(seen(source).images))
     best = [int(np.argmin([apart(reference, image) for reference in expected])) for image in film.images]
     assert best == sorted(best) and len(set(best)) == len(best)
 
