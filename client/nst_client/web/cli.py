@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nst_client.client import AsyncStyleClient
-from nst_client.options import DEFAULT_URL, CaFile, Timeout, TokenFile, Url, read_token, silence_grpc
+from nst_client.options import DEFAULT_URL, CaFile, Timeout, TokenFile, Url, read_token
 from nst_core.console import one_line_errors, say
 from nst_core.errors import InputError
 from nst_core.memory import keep_freed_memory
@@ -87,7 +87,6 @@ def web(
         from nst_client.web.studio import Limits, Studio
 
         keep_freed_memory()
-        silence_grpc()
         token = read_token(token_file)
 
         async def run() -> None:
