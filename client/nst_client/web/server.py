@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from nst_client.client import AsyncStyleClient
 from nst_client.styles import Style
-from nst_client.stylize.contact_sheet import sample_photograph
+from nst_client.stylize.contact_sheet import default_photograph
 from nst_core.console import say
 from nst_core.errors import NstError
 from nst_core.images import ImageData, encode_image, fit
@@ -39,7 +39,7 @@ class Server:
 
     async def illustrate(self) -> None:
         """Paint the thumbnails that are missing, for ever; beside `watch`, which a model that hangs must not stop."""
-        photo = await asyncio.to_thread(lambda: fit(sample_photograph(), *THUMBNAIL))
+        photo = await asyncio.to_thread(lambda: fit(default_photograph(), *THUMBNAIL))
         while True:
             await self.up.wait()
             for style in self.styles:
