@@ -109,7 +109,7 @@ async def job(session: ClientSession, url: str, style: object) -> dict[str, obje
 
 async def done(session: ClientSession, url: str) -> None:
     async with asyncio.timeout(60):
-        while any(one["status"] != "done" for one in (await said(session, "GET", f"{url}/state", 200))["jobs"]):
+        while any(known["status"] != "done" for known in (await said(session, "GET", f"{url}/state", 200))["jobs"]):
             await asyncio.sleep(0.02)
 
 
@@ -309,7 +309,7 @@ def test_only_to_its_own_names_the_page_answers(tmp_path: Path) -> None:
                 answer = await said(session, method, url + path, 403, data=png(), headers=rebound)
                 assert "--public-name" in answer["error"]
         known = ("localhost", "127.0.0.1", "[::1]", "192.168.1.7", "paint.example", "Paint.Example")
-        for host in (*known, *(f"{one}:8080" for one in known)):
+        for host in (*known, *(f"{name}:8080" for name in known)):
             await said(session, "GET", f"{url}/state", 200, headers={"Host": host, "Origin": f"http://{host}"})
 
     visited(tmp_path, visit, names=("127.0.0.1", "PAINT.example"))

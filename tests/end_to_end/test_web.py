@@ -50,7 +50,7 @@ PAINTED = """() => {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return canvas.width === 512 && new Set(data).size > 20;
 }"""
-"""Whether the camera's canvas has an image, and no blank one."""
+"""Whether the camera's canvas shows an image that is not blank."""
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 

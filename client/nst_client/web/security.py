@@ -98,7 +98,7 @@ def visitor_secret(request: web.Request) -> str | None:
 
 
 def set_secret(request: web.Request, response: web.StreamResponse) -> None:
-    """Give a visitor without a secret a new one."""
+    """Give a visitor who has no secret a new secret."""
     if visitor_secret(request):
         return
     response.set_cookie(
