@@ -1,1 +1,1 @@
-"""What every other package of nst stands on: pictures, the root of the exceptions, the console."""
+"""What every other package of nst stands on: the contract's names, errors, files, images, the console."""

@@ -1,4 +1,4 @@
-"""`nst`, the umbrella: every installed package's commands under one name.
+"""`nst`, the umbrella: the commands of every installed package.
 
 The commands are found through the entry points of the group `nst.commands`, so this package
 imports none of the others, and a package added later appears by itself.
@@ -24,11 +24,11 @@ def _version(asked: bool) -> None:
 def _root(
     version: bool = typer.Option(False, "--version", help="Say the version and end.", callback=_version, is_eager=True),
 ) -> None:
-    """Neural style transfer: train a style, export it, serve it, paint with it, measure it."""
+    """Neural style transfer: train a style, export it, serve it, stylize images with it, measure it."""
 
 
 def _open_standard_streams() -> None:
-    """With one of them closed, the next file that is opened would have its number, and get what libraries say."""
+    """Open those that are closed: otherwise the next file gets the number of one and what libraries write to it."""
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(opened)

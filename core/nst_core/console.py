@@ -27,7 +27,7 @@ from nst_core.files import STORAGE_FAULTS
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 SYSTEM_FAULTS = STORAGE_FAULTS | {errno.ENAMETOOLONG, errno.ELOOP}
-"""Errors that are nobody's defect wherever they come from."""
+"""Errors of the system that are no defect of nst, wherever they come from."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
@@ -51,16 +51,16 @@ def show(line: str) -> None:
 
 
 def fail(error: NstError) -> None:
-    """The one line of an error."""
+    """Show an error in a single line."""
     console.print("[bold red]error:[/] ", end="")
     show(" ".join(str(error).split()))
 
 
 class _Log(logging.Handler):
-    """Log records as one-line messages on stderr, above a progress bar if there is one."""
+    """Log records as one-line messages on stderr, above the progress bar, if there is any."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Such as `warning: the model is left out`; a traceback follows if the record has one."""
+        """Such as `warning: the model is left out`; a traceback follows if the record has any."""
         try:
             style = {logging.WARNING: "bold yellow", logging.ERROR: "bold red"}.get(record.levelno, "dim")
             source = f"{record.name}: " if record.levelno <= logging.DEBUG else ""
@@ -113,8 +113,8 @@ def one_line_errors(extra: str, *, command: str = "", progress_json: Path | None
     """Turn our exceptions into one line and exit status 1, Ctrl-C into 130.
 
     A third-party module that is not installed is reported with the `pip install` of `extra`.
-    A name that no file can have, and a full disk behind the standard output, are one line, too. Anything else is a
-    defect of ours and keeps its traceback. What the `command` does is appended to `progress_json` as events.
+    A name that no file can have and a full disk are single lines, too. Anything else is a defect of nst and keeps its
+    traceback. What the `command` does is appended to `progress_json` as events.
     """
     try:
         with recording(command, progress_json) as events, _as_nst_errors(extra):
@@ -126,7 +126,7 @@ def one_line_errors(extra: str, *, command: str = "", progress_json: Path | None
         say("stopped")
         raise typer.Exit(INTERRUPTED) from interrupt
     except BrokenPipeError as error:
-        sys.stderr.close()  # the reader of our output is gone; there is nobody to tell
+        sys.stderr.close()  # nobody reads our output any more
         raise typer.Exit(1) from error
 
 
@@ -206,7 +206,7 @@ def _shown(
 
 
 def _seconds_left(behind: Callable[[int], float]) -> Callable[[int], float | None]:
-    """Estimates from the pace since the first call, so that a resumed task is not taken for a fast one."""
+    """Estimates from the pace since the first call, so that a resumed task does not look fast."""
     started = time.monotonic()
     first: float | None = None
 

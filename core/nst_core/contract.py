@@ -46,7 +46,7 @@ class Parameter(StrEnum):
     MAX_SIDE = "max_side"
     """The shortest and the longest side that an image may have, pixels."""
     MAX_PIXELS = "max_pixels"
-    """Height times width, at most."""
+    """Maximum of height times width."""
     OVERLAP = "overlap"
     """Of neighbouring tiles on each side, pixels."""
     PROFILE = "profile"

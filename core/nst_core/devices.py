@@ -45,7 +45,7 @@ class Device:
 
 
 def choose(wanted: DeviceChoice = "auto") -> Device:
-    """The device for `wanted`; `auto` is the first GPU if there is one. Raises `InputError` where `gpu` has none."""
+    """The device for `wanted`; `auto` is the first GPU or else the CPU. Raises `InputError` for a missing GPU."""
     if wanted == "cpu":
         return Device("cpu", "asked for with --device cpu")
     found, missing = gpus()
@@ -58,7 +58,7 @@ def choose(wanted: DeviceChoice = "auto") -> Device:
 
 
 def gpus() -> tuple[list[Gpu], str]:
-    """The GPUs that this process may use, and why there is none (empty if there is one).
+    """The GPUs that this process may use, and why there is none (empty if there is any).
 
     `CUDA_VISIBLE_DEVICES` is followed as CUDA follows it: indices or UUIDs up to the first that does not exist.
     """

@@ -25,7 +25,7 @@ class InputError(NstError):
 
 
 class ImageError(InputError):
-    """A file that is no readable picture, or one beyond the limit of pixels."""
+    """A file that is no readable image, or an image beyond the limit of pixels."""
 
 
 class WriteError(InputError):

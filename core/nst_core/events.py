@@ -59,7 +59,7 @@ class EventLog:
             self.close()
 
     def progress(self, task: str, done: int, total: int, **fields: Any) -> None:
-        """Append a `progress` event, unless the task has just had one."""
+        """Append a `progress` event, unless the task has just had another."""
         now = time.monotonic()
         if done < total and now - self._progress_times.get(task, -math.inf) < PROGRESS_SECONDS:
             return

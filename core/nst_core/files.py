@@ -12,35 +12,36 @@ from pathlib import Path
 
 import platformdirs
 
+from nst_core.contract import Variable
 from nst_core.errors import InputError, WriteError
 
 STORAGE_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
-"""What writing meets after a file was opened: a full disk, a quota, a limit of size, a broken or read-only disk."""
+"""What writing to an open file can meet: a full disk, a quota, a limit of size, a broken or read-only disk."""
 
 
 def cache_folder() -> Path:
-    """What can be made again, such as downloaded weights: `$NST_CACHE`, else the user's cache folder for nst.
+    """For what can be made again, such as downloaded weights: `$NST_CACHE`, else the user's cache folder for nst.
 
     On Linux that is `nst` in `$XDG_CACHE_HOME` or `~/.cache`. The folder need not exist.
     Raises `InputError` for a user without a home folder.
     """
-    return _folder("NST_CACHE", platformdirs.user_cache_dir)
+    return _folder(Variable.CACHE, platformdirs.user_cache_dir)
 
 
 def state_folder() -> Path:
-    """What running servers leave for the commands that steer them: `$NST_STATE`, else the user's state folder for nst.
+    """What running servers leave for commands that control them: `$NST_STATE`, else the user's state folder for nst.
 
     On Linux that is `nst` in `$XDG_STATE_HOME` or `~/.local/state`. Otherwise as `cache_folder`.
     """
-    return _folder("NST_STATE", platformdirs.user_state_dir)
+    return _folder(Variable.STATE, platformdirs.user_state_dir)
 
 
-def _folder(variable: str, users: Callable[..., str]) -> Path:
-    if own := os.environ.get(variable):
-        return Path(own)
+def _folder(variable: str, user_folder: Callable[..., str]) -> Path:
+    if chosen := os.environ.get(variable):
+        return Path(chosen)
     folder = ""
     with suppress(RuntimeError):  # a user id without an entry and without HOME, as OpenShift gives containers
-        folder = users("nst", appauthor=False)
+        folder = user_folder("nst", appauthor=False)
     if not Path(folder).is_absolute():
         raise InputError(
             f"user id {os.getuid()} has no home folder: set {variable} to a folder that this user can write to"
@@ -55,7 +56,7 @@ def atomic_write(path: Path, *, private: bool = False, variable: str = "") -> It
     The folder is made if it is missing. After an error nothing is left behind and an older file at `path` is as it
     was; after the rename the file survives a loss of power. A symbolic link at `path` stays, and the file that it
     names is replaced. Who may read a file that is replaced stays as it was; a `private` one is only its owner's to
-    read, from the first byte on.
+    read, from the first byte.
     Raises `WriteError` when the file cannot be written, on a full disk for instance, or is a device; it names the
     environment `variable` that chooses another folder, if one does.
     """
@@ -90,7 +91,7 @@ def atomic_write(path: Path, *, private: bool = False, variable: str = "") -> It
 
 
 def _mode(path: Path) -> int:
-    """What is at `path` and who may read it, as `stat` says; 0 if nothing is there, or nobody can say."""
+    """The type and the permissions of what is at `path`, as `stat` gives them; 0 if there is nothing to be seen."""
     try:
         return path.stat().st_mode
     except OSError:

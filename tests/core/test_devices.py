@@ -1,4 +1,4 @@
-"""Which device is chosen, and the reason that is given; the driver's library is a fake one of NVML's names."""
+"""Which device is chosen, and the reason that is given; the driver's library is a fake with NVML's names."""
 
 import sys
 from types import ModuleType, SimpleNamespace

@@ -16,7 +16,7 @@ HERE = "/path/to/nst[train]"
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The record of an installation of nst that is found in place of the real one."""
+    """The record of an installation of nst that is found in place of the real record."""
     record = tmp_path / "packages" / "nst-0.1.0.dist-info"
     record.mkdir(parents=True)
     (record / "METADATA").write_text("Name: nst\nVersion: 0.1.0\n")

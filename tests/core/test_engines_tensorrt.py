@@ -1,4 +1,4 @@
-"""The TensorRT engine's bookkeeping of memory, graphs, contexts and threads, on a fake GPU; and once on a real one."""
+"""The TensorRT engine's bookkeeping of memory, graphs, contexts and threads, on a fake GPU; and once on a real GPU."""
 
 import ast
 import re

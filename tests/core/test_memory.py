@@ -38,5 +38,5 @@ def faults(keep: bool) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_used_again() -> None:
-    """A page is 4 KiB, or a huge one of 2 MiB."""
+    """A page is 4 KiB, or a huge page of 2 MiB."""
     assert faults(keep=True) < 20 < faults(keep=False)

@@ -83,7 +83,7 @@ def test_metadata_goes_from_every_format_to_every_format(tmp_path: Path, source:
     assert not {256, 257, 258, 259, 262, 273, 277, 278, 279, 700} & set(said), "how the old file stored its pixels"
     assert b"A town" in bytes(image.info["xmp"])
     if suffix != "webp" and source != "webp":  # which has no resolution
-        assert [round(float(one)) for one in image.info["dpi"]] == [300, 300]
+        assert [round(float(value)) for value in image.info["dpi"]] == [300, 300]
 
 
 def test_a_thumbnail_of_the_old_picture_is_left_behind(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_thumbnail_in_xmp_is_left_behind(tmp_path: Path) -> None:
 
 
 def test_what_a_jpeg_cannot_hold_is_left_out(tmp_path: Path) -> None:
-    """PNG holds as much as one likes, JPEG 64 KiB."""
+    """PNG holds any amount, JPEG 64 KiB."""
     data = Image.Exif()
     data.load(exif())
     data.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = bytes(100_000)

@@ -16,7 +16,7 @@ import pytest
 
 from nst_core import engines
 from nst_core.distribution import install_command
-from nst_core.engines.onnx_cuda import RUN_VALUES, CudaSessions, SessionError, batch_sizes
+from nst_core.engines.onnx_cuda import RUN_COST_VALUES, CudaSessions, SessionError, batch_sizes
 from nst_core.engines.pinned import PinnedPool
 
 from ..server import graphs
@@ -101,10 +101,12 @@ def compositions(count: int) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("values", [1, RUN_VALUES // 4, RUN_VALUES, 3 * RUN_VALUES, 20 * RUN_VALUES])
+@pytest.mark.parametrize(
+    "values", [1, RUN_COST_VALUES // 4, RUN_COST_VALUES, 3 * RUN_COST_VALUES, 20 * RUN_COST_VALUES]
+)
 def test_a_batch_runs_with_the_least_work(values: int) -> None:
     def work(sizes: list[int]) -> int:
-        return sum(sizes) * values + len(sizes) * RUN_VALUES
+        return sum(sizes) * values + len(sizes) * RUN_COST_VALUES
 
     for count in range(1, 10):
         assert work(batch_sizes(count, values)) == min(map(work, compositions(count)))

@@ -35,34 +35,34 @@ SCHEMAS = json.loads((Path(__file__).parent / "schemas.json").read_text())
 
 
 def objects(file: Path) -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(file.read_text()) if one]
+    return [document for document in yaml.safe_load_all(file.read_text()) if document]
 
 
 BASE = {
-    one["kind"]: one
+    manifest["kind"]: manifest
     for name in yaml.safe_load((KUBERNETES / "base/kustomization.yaml").read_text())["resources"]
-    for one in objects(KUBERNETES / "base" / name)
+    for manifest in objects(KUBERNETES / "base" / name)
 }
 CONTAINER = BASE["ServingRuntime"]["spec"]["containers"][0]
 
 
-def check(one: dict[str, Any]) -> None:
+def check(manifest: dict[str, Any]) -> None:
     """By its schema, unknown fields refused; what is a pod's in another's object, as a pod of its own."""
-    if one["kind"] not in SCHEMAS:
+    if manifest["kind"] not in SCHEMAS:
         for version in VERSIONS:
-            kubernetes_validate.validate(one, version, strict=True)
+            kubernetes_validate.validate(manifest, version, strict=True)
         return
-    jsonschema.Draft202012Validator({**SCHEMAS[one["kind"]], "$defs": SCHEMAS["$defs"]}).validate(one)
-    spec = one["spec"]
-    if one["kind"] == "ServingRuntime":
+    jsonschema.Draft202012Validator({**SCHEMAS[manifest["kind"]], "$defs": SCHEMAS["$defs"]}).validate(manifest)
+    spec = manifest["spec"]
+    if manifest["kind"] == "ServingRuntime":
         check_pod(spec)
-    if one["kind"] == "InferenceService":
+    if manifest["kind"] == "InferenceService":
         predictor = spec["predictor"]
         ours = ("model", "minReplicas", "maxReplicas", "annotations", "labels")
         pod = {name: value for name, value in predictor.items() if name not in ours}
         resources = predictor["model"].get("resources", {})
         check_pod({**pod, "containers": [{"name": "kserve-container", "image": "x", "resources": resources}]})
-    if one["kind"] == "ScaledObject":
+    if manifest["kind"] == "ScaledObject":
         behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
         scaler = {
             "scaleTargetRef": {**spec["scaleTargetRef"]},
@@ -125,11 +125,11 @@ def kubectl() -> str:
 )
 def test_kustomize(kubectl: str, overlay: str, storage: str, gpus: str | None) -> None:
     built = subprocess.run([kubectl, "kustomize", KUBERNETES / overlay], capture_output=True, text=True, check=True)
-    found = {one["kind"]: one for one in yaml.safe_load_all(built.stdout)}
+    found = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(built.stdout)}
     assert set(found) - {"PersistentVolumeClaim"} == set(BASE)
-    for one in found.values():
-        check(one)
-        assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "nst"
+    for manifest in found.values():
+        check(manifest)
+        assert manifest["kind"] == "Namespace" or manifest["metadata"]["namespace"] == "nst"
     model = found["InferenceService"]["spec"]["predictor"]["model"]
     assert model["storageUri"] == storage
     assert model.get("resources", {}).get("limits", {}).get("nvidia.com/gpu") == gpus
@@ -146,9 +146,9 @@ def test_secrets(kubectl: str, tmp_path: Path) -> None:
         (folder / name).write_text("secret")
     (folder / "s3.env").write_text("AWS_ACCESS_KEY_ID=one\nAWS_SECRET_ACCESS_KEY=two\n")
     built = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True)
-    found = {one["metadata"]["name"]: one for one in yaml.safe_load_all(built.stdout)}
-    for one in found.values():
-        check(one)
+    found = {manifest["metadata"]["name"]: manifest for manifest in yaml.safe_load_all(built.stdout)}
+    for manifest in found.values():
+        check(manifest)
     assert set(found["nst-access"]["data"]) >= {
         variable["valueFrom"]["secretKeyRef"]["key"] for variable in CONTAINER["env"] if "valueFrom" in variable
     }
@@ -195,7 +195,7 @@ def test_names_fit_together() -> None:
 
 def test_a_server_ends_after_its_callers_have_left_it() -> None:
     """Connections end by age while it waits, and the wait and the rest fit into the time that it gets."""
-    ages = dict(one.split("=") for one in CONTAINER["args"] if "connection-age" in one)
+    ages = dict(argument.split("=") for argument in CONTAINER["args"] if "connection-age" in argument)
     dns = 30  # seconds that the DNS of a cluster may keep an answer
     (_, wait) = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     age, grace = (int(ages[f"--grpc-max-connection-age{end}"]) / 1000 for end in ("", "-grace"))
@@ -213,7 +213,7 @@ def launch_options() -> set[str]:
 def test_kubernetes_starts_triton_as_nst_serve_does() -> None:
     arguments = set(CONTAINER["args"])
     assert launch_options() <= arguments
-    assert {one.split("=")[0] for one in arguments - launch_options()} == {
+    assert {argument.split("=")[0] for argument in arguments - launch_options()} == {
         "--grpc-max-connection-age",
         "--grpc-max-connection-age-grace",
     }
@@ -223,7 +223,7 @@ def test_kubernetes_starts_triton_as_nst_serve_does() -> None:
 
 def test_the_image_has_the_same_memory() -> None:
     (line,) = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line.startswith("ENV MALLOC")]
-    assert dict(one.split("=") for one in line.split()[1:]) == ALLOCATOR_VARIABLES
+    assert dict(word.split("=") for word in line.split()[1:]) == ALLOCATOR_VARIABLES
 
 
 def test_the_image_is_one_and_the_same() -> None:
@@ -258,8 +258,8 @@ def test_what_compose_refers_to() -> None:
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     (scrape,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     (names,) = scrape["dns_sd_configs"]
-    for one in ("triton", "triton-gpu"):
-        assert services[one]["networks"]["default"]["aliases"] == names["names"]
+    for name in ("triton", "triton-gpu"):
+        assert services[name]["networks"]["default"]["aliases"] == names["names"]
     assert names["port"] == PORTS["metrics"]
     assert services["web"]["command"][-1] == f"grpc://{names['names'][0]}:{PORTS['grpc']}"
     (source,) = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"]

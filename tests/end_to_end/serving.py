@@ -9,12 +9,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import torch
 
 from nst_core.images import Pixels
-from nst_export.modules import Exportable
+from nst_export.graph.conversion import export_onnx
+from nst_export.modules import Exportable, TiledModel
+from nst_export.repository.model_config import MAXIMUM_PIXELS, ServingOptions, model_config
+from nst_export.repository.publishing import publish_version
 from nst_server.endpoints import Endpoints
 from nst_server.state import key_for
 
@@ -44,6 +48,32 @@ def certificate(folder: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> tupl
     return chain, key
 
 
+def publish(
+    model: Exportable,
+    name: str,
+    styles: tuple[str, ...],
+    repository: Path,
+    *,
+    maximum_pixels: int = MAXIMUM_PIXELS,
+    instances: int = 1,
+    keep: int | None = None,
+) -> Path:
+    """The next version of a model, as nst-export makes it, without the gate, which takes its time, and the warm-up."""
+    multiple = model.network.multiple
+    parameters = {"multiple": str(multiple), "purpose": model.purpose}
+    if isinstance(model, TiledModel):
+        parameters["overlap"] = str(model.overlap)
+    serving = ServingOptions(
+        styles, cores=2, instances=instances, multiple=multiple, maximum_pixels=maximum_pixels, parameters=parameters
+    )
+    message = model_config(name, model.inputs, model.output, serving)
+    del message.model_warmup[:]
+    with TemporaryDirectory() as folder:
+        graph = Path(folder) / "model.onnx"
+        export_onnx(model, graph, {})
+        return publish_version({graph.name: graph}, name, repository, message, keep=keep)
+
+
 @dataclass(frozen=True)
 class Models:
     """A model of the styles a and b with its tiled pair, and a model `one`: as they are served, and in PyTorch."""
@@ -52,21 +82,21 @@ class Models:
     served: dict[str, Exportable]
 
     @torch.no_grad()
-    def painted(self, pixels: Pixels) -> Pixels:
+    def stylized(self, pixels: Pixels) -> Pixels:
         """By the model `one`, `[N, H, W, 3]`."""
         return self.served["one"](torch.from_numpy(pixels)).numpy()
 
     @torch.no_grad()
-    def painted_with(self, pixels: Pixels, small: Pixels, shares: tuple[float, float]) -> Pixels:
+    def stylized_with(self, pixels: Pixels, small: Pixels, weights: tuple[float, float]) -> Pixels:
         """One pass of the model of two styles with the statistics of `small`."""
-        mix = torch.tensor([shares])
-        statistics = self.served["large_statistics"](torch.from_numpy(small[None]), mix)
-        return self.served["large_tiled"](torch.from_numpy(pixels[None]), statistics, mix)[0].numpy()
+        style_weights = torch.tensor([weights])
+        statistics = self.served["large_statistics"](torch.from_numpy(small[None]), style_weights)
+        return self.served["large_tiled"](torch.from_numpy(pixels[None]), statistics, style_weights)[0].numpy()
 
 
 @dataclass
 class Server:
-    """A running `nst-serve`: where it listens and what it said."""
+    """A running `nst-serve`: where it listens and its messages."""
 
     process: subprocess.Popen[str]
     endpoints: Endpoints
@@ -93,12 +123,9 @@ class Server:
 
 def serve(repository: Path, log: Path, *options: object, endpoints: Endpoints | None = None) -> Server:
     endpoints = endpoints or Endpoints.free()
-    command = [
-        *(str(BIN / "nst-serve"), "--repository", str(repository), "--log", str(log), "--triton", str(TRITON)),
-        *("--device", "cpu"),
-        *("--http-port", str(endpoints.http_port), "--grpc-port", str(endpoints.grpc_port)),
-        *("--metrics-port", str(endpoints.metrics_port), *map(str, options)),
-    ]
+    command = [str(BIN / "nst-serve"), f"--repository={repository}", f"--log={log}", f"--triton={TRITON}"]
+    command += ["--device=cpu", f"--http-port={endpoints.http_port}", f"--grpc-port={endpoints.grpc_port}"]
+    command += [f"--metrics-port={endpoints.metrics_port}", *map(str, options)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     server = Server(process, endpoints, [])
     ready = threading.Event()

@@ -157,7 +157,7 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     assert json.loads((tmp_path / "stdout").read_text()) == summary
     for start in range(0, COUNT, 100):
         numbers = range(start, start + 100)
-        right = models.painted(np.stack([pixels_of(number) for number in numbers]))
+        right = models.stylized(np.stack([pixels_of(number) for number in numbers]))
         got = np.stack([open_image(output / f"{number % 10}" / f"{number}.png").pixels for number in numbers])
         assert np.abs(got.astype(int) - right).max() <= 1
 
@@ -267,7 +267,7 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
     assert json.loads(result.stdout)["stylized"] == 5
     written = {"a.mp4", "deep/b.mkv", "c.png", "nst-batch.jsonl", ".nst-batch/job.json"}
     assert files(tmp_path / "out").keys() == written
-    right = models.painted(np.stack(frames)).astype(int)
+    right = models.stylized(np.stack(frames)).astype(int)
     for film in films:
         painted = VideoSource(tmp_path / "out" / film.relative_to(tmp_path / "in"))
         got = list(painted.frames())

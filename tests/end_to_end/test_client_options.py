@@ -125,11 +125,11 @@ def test_every_way_gives_the_same(server: Server, models: Models, way: tuple[str
         assert [style.name for style in client.styles()] == ["a", "b", "one"]
         for pixels in (batch, batch[:1, :40], batch):
             painted = client.stylize(pixels, "one")
-            assert difference(painted, models.painted(np.ascontiguousarray(pixels))) <= 1
+            assert difference(painted, models.stylized(np.ascontiguousarray(pixels))) <= 1
             painted[0] = 0  # what is given is the caller's
         image = client.stylize(Image.fromarray(batch[0]), {"a": 1, "b": 3})
         assert isinstance(image, Image.Image)
-        assert difference(np.asarray(image), models.painted_with(batch[0], batch[0], (0.25, 0.75))) <= 1
+        assert difference(np.asarray(image), models.stylized_with(batch[0], batch[0], (0.25, 0.75))) <= 1
     assert not regions_of(server)
 
 
@@ -142,13 +142,13 @@ def test_tiles_are_one_pass_with_the_same_statistics(
     photo = photograph(521, 391)
     small = nst_client.tiles.thumbnail(photo, 16)
     assert small.shape == (192, 256, 3)
-    whole = models.painted_with(photo, small, (0.3, 0.7))
+    whole = models.stylized_with(photo, small, (0.3, 0.7))
     told: list[tuple[int, int]] = []
     with connected(server, way) as client:
         painted = client.stylize(photo, {"a": 0.3, "b": 0.7}, on_tile=lambda *counts: told.append(counts))
     assert len(told) == told[-1][0] == told[-1][1] >= 9
     assert difference(painted, whole) <= 1
-    other = models.painted_with(photo, small[:96, :96], (0.3, 0.7))
+    other = models.stylized_with(photo, small[:96, :96], (0.3, 0.7))
     assert difference(other, whole) > 8  # other statistics would show
 
 
@@ -167,7 +167,7 @@ def test_many_tasks_of_one_client(server: Server, models: Models) -> None:
         async with AsyncStyleClient(address, shared_memory=shared) as client:
             return await asyncio.gather(*(client.stylize(photo, "one") for photo in photos))
 
-    wanted = [models.painted(photo[None])[0] for photo in photos]
+    wanted = [models.stylized(photo[None])[0] for photo in photos]
     for scheme, shared in (("grpc", True), ("http", False)):
         for stylized, expected in zip(asyncio.run(paint(url(server, scheme), shared)), wanted, strict=True):
             assert difference(stylized, expected) <= 1
@@ -310,7 +310,7 @@ def test_a_client_shares_memory_by_itself_from_the_second_picture_on(
     with connected(server, (scheme, aio, None)) as client:
         for pixels, regions in ((photo, 0), (photo, 1), (photo[:50], 1), (larger, 1), (larger, 2), (photo, 2)):
             pixels = np.ascontiguousarray(pixels)
-            assert difference(client.stylize(pixels, "one"), models.painted(pixels[None])[0]) <= 1
+            assert difference(client.stylize(pixels, "one"), models.stylized(pixels[None])[0]) <= 1
             assert len(regions_of(server)) == regions
     assert not regions_of(server)
 
@@ -320,7 +320,7 @@ def test_a_client_shares_memory_by_itself_from_the_second_picture_on(
 @every_scheme
 def test_pixels_on_a_gpu_stay_there(server: Server, models: Models, scheme: str, aio: bool) -> None:
     batch = np.stack([photograph(90, 61, number % 4) for number in range(11)])
-    wanted = models.painted(batch)
+    wanted = models.stylized(batch)
     with connected(server, (scheme, aio, None)) as client:
         stream = torch.cuda.Stream()
         for _ in range(3):
@@ -369,7 +369,7 @@ def test_a_server_that_is_too_slow(server: Server, models: Models, way: tuple[st
         with stopped(server), pytest.raises(TimedOut, match="within 3 s"):
             client.stylize(photo[::-1], "one")
         for _ in range(3):
-            assert difference(client.stylize(photo, "one"), models.painted(photo[None])[0]) <= 1
+            assert difference(client.stylize(photo, "one"), models.stylized(photo[None])[0]) <= 1
     assert not regions_of(server)
 
 
@@ -448,7 +448,7 @@ class Painter(threading.Thread):
 @contextmanager
 def painting(server: Server, models: Models, **settings: Any) -> Iterator[list[Painter]]:
     """A painter for each way, each of whose pictures must be right."""
-    wanted = models.painted(photograph(90, 60)[None])[0]
+    wanted = models.stylized(photograph(90, 60)[None])[0]
     painters = [Painter(server, way, wanted, **settings) for way in WAYS]
     for painter in painters:
         painter.start()
@@ -547,7 +547,7 @@ def test_a_server_with_tls_and_a_token(guarded: Guarded, models: Models, scheme:
 
     for shared in (False, True):
         painted = paint(address, ca=guarded.ca, token=guarded.token, shared_memory=shared)
-        assert difference(painted, models.painted(photo[None])[0]) <= 1
+        assert difference(painted, models.stylized(photo[None])[0]) <= 1
     with pytest.raises(Rejected, match="none was given: give it with --token-file"):
         paint(address, ca=guarded.ca)
     with pytest.raises(Rejected, match="the one that was given is wrong"):

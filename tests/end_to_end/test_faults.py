@@ -74,7 +74,7 @@ class Shared:
         """A good request gets its right answer, over both protocols."""
         for url in self.urls:
             with StyleClient(url) as client:
-                assert alike(client.stylize(PICTURE, "one"), self.models.painted(PICTURE[None])[0])
+                assert alike(client.stylize(PICTURE, "one"), self.models.stylized(PICTURE[None])[0])
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +112,16 @@ def photograph(width: int, height: int, number: int = 0) -> Pixels:
 PICTURE = np.array(list(hostile.PIXELS), np.uint8).reshape(hostile.SHAPE[1:])
 
 
-def alike(one: Pixels, other: Pixels) -> bool:
+def alike(left: Pixels, right: Pixels) -> bool:
     """The same picture; batches and threads may round a level the other way."""
-    return one.shape == other.shape and bool(np.abs(one.astype(int) - other).max() <= 1)
+    return left.shape == right.shape and bool(np.abs(left.astype(int) - right).max() <= 1)
 
 
 def test_64_callers_at_once_each_get_their_own(shared: Shared) -> None:
     """Each a client of its own, half of them over HTTP, with pictures of four sizes that are all different."""
     photos = [photograph(40 + 8 * (number % 4), 50, number) for number in range(64)]
     assert len({photo.tobytes() for photo in photos}) == 64
-    wanted = [shared.models.painted(photo[None])[0] for photo in photos]
+    wanted = [shared.models.stylized(photo[None])[0] for photo in photos]
     together = threading.Barrier(64)
     failures: list[object] = []
 
@@ -152,7 +152,7 @@ def test_an_answer_that_takes_too_long(shared: Shared, scheme: str) -> None:
         hasty._styles = {style.name: style for style in patient.styles()}  # the time is for the picture alone
         with pytest.raises(TimedOut, match=r"within 0\.1 s; allow more with --timeout"):
             hasty.stylize(large, "one")
-        assert alike(patient.stylize(PICTURE, "one"), shared.models.painted(PICTURE[None])[0])
+        assert alike(patient.stylize(PICTURE, "one"), shared.models.stylized(PICTURE[None])[0])
 
 
 class Caller(threading.Thread):
@@ -188,7 +188,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
 def test_a_model_unloaded_and_replaced_under_load(shared: Shared) -> None:
     """Callers who never pause and never retry: a right answer or `Unavailable`, and then the new version's answers."""
     folder = shared.repository / "one"
-    paintings = {"old": shared.models.painted(PICTURE[None])[0]}
+    paintings = {"old": shared.models.stylized(PICTURE[None])[0]}
     ended = threading.Event()
     callers = [Caller(url, paintings, ended) for url in shared.urls * 2]
 
@@ -238,12 +238,12 @@ def repainted(source: Path, target: Path) -> None:
     onnx.save(model, target)
 
 
-async def answer_to(request: Hostile, port: int, patience: float = 0.2) -> bytes | None:
+async def answer_to(request: Hostile, port: int, timeout_seconds: float = 0.2) -> bytes | None:
     """The whole answer; None where the server closes the connection, or rightly waits for more, until we do."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request.raw)
-        async with asyncio.timeout(60 if request.whole else patience):
+        async with asyncio.timeout(60 if request.whole else timeout_seconds):
             head = await reader.readuntil(b"\r\n\r\n")
             return head + await reader.readexactly(int(field(head, "content-length") or 0))
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -290,10 +290,10 @@ def test_hostile_http(shared: Shared, unharmed: None) -> None:
     rng = random.Random(SEED)
     mutations = hostile.HTTP_MUTATIONS * (HTTP_REQUESTS // len(hostile.HTTP_MUTATIONS))
     rng.shuffle(mutations)
-    painting = shared.models.painted(PICTURE[None])[0]
+    painting = shared.models.stylized(PICTURE[None])[0]
     kinds: Counter[str] = Counter()
 
-    async def one(mutation: Callable[[random.Random], Hostile], gate: asyncio.Semaphore) -> None:
+    async def send(mutation: Callable[[random.Random], Hostile], gate: asyncio.Semaphore) -> None:
         async with gate:
             request = mutation(rng)
             try:
@@ -307,7 +307,7 @@ def test_hostile_http(shared: Shared, unharmed: None) -> None:
         gate = asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as group:
             for mutation in mutations:
-                group.create_task(one(mutation, gate))
+                group.create_task(send(mutation, gate))
 
     asyncio.run(storm())
     assert kinds["error"] > HTTP_REQUESTS / 3
@@ -326,7 +326,7 @@ def test_hostile_grpc(shared: Shared, unharmed: None) -> None:
     rng = random.Random(SEED)
     mutations = hostile.GRPC_MUTATIONS * (GRPC_REQUESTS // len(hostile.GRPC_MUTATIONS))
     rng.shuffle(mutations)
-    painting = shared.models.painted(PICTURE[None])[0]
+    painting = shared.models.stylized(PICTURE[None])[0]
     kinds: Counter[str] = Counter()
     with grpc.insecure_channel(shared.server.endpoints.grpc.removeprefix("grpc://")) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
@@ -377,7 +377,7 @@ def by_http(server: Server, shape: list[int], data: list[int] | None = None) -> 
         document["inputs"][0]["data"] = data
         del document["inputs"][0]["parameters"]
     raw = http_request(json.dumps(document).encode(), b"" if data else hostile.PIXELS)
-    asyncio.run(answer_to(Hostile(raw, whole=False), server.endpoints.http_port, patience=15))
+    asyncio.run(answer_to(Hostile(raw, whole=False), server.endpoints.http_port, timeout_seconds=15))
 
 
 def by_grpc(server: Server, shape: list[int]) -> None:
@@ -425,7 +425,7 @@ def test_shapes_that_triton_does_not_check(
     send(fragile, *arguments)  # and wait for its answer, or for the end of what should have made it
     for url in (fragile.endpoints.grpc, fragile.endpoints.http):
         with StyleClient(url, retries=10) as client:
-            assert alike(client.stylize(PICTURE, "one"), models.painted(PICTURE[None])[0])
+            assert alike(client.stylize(PICTURE, "one"), models.stylized(PICTURE[None])[0])
     assert [line for line in fragile.said if "starting it again" in line] == [
         f"{reason} (its log: {fragile_log(fragile)}); starting it again in 0.5 s"
     ]
@@ -434,7 +434,7 @@ def test_shapes_that_triton_does_not_check(
 
 
 def test_a_process_that_died_before_it_was_looked_at(models: Models, tmp_path: Path) -> None:
-    """It is named as the model that is served without one."""
+    """It is named as the model that is served without a process."""
     for name in ("one", "large"):
         shutil.copytree(models.repository / name, tmp_path / "repository" / name)
     launch = Launch(tmp_path / "repository", Endpoints.free())
@@ -467,7 +467,7 @@ def test_a_process_that_dies_while_its_model_is_loaded(fragile: Server, models: 
         ended = "the process of large ended while it was loaded, and that load does not end;"
         wait_for(lambda: fragile.said[-1].startswith(ended))
         with StyleClient(fragile.endpoints.grpc) as client:
-            assert alike(client.stylize(PICTURE, "one"), models.painted(PICTURE[None])[0])
+            assert alike(client.stylize(PICTURE, "one"), models.stylized(PICTURE[None])[0])
         os.kill(first.pop(), signal.SIGKILL)
         fragile.started(2)
         assert f"{DEAD_STUB} (its log: " in fragile.said[-2]

@@ -1,5 +1,6 @@
-"""New versions under a running Triton, and the models that are not pictures in, pictures out."""
+"""New versions under a running Triton, and the models that do not make a stylized image of a content image."""
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,18 +13,24 @@ import tritonclient.grpc as triton
 
 from nst_client import StyleClient
 from nst_core.images import Pixels, fit, open_image, sample_photographs
-from nst_export.modules import TextureModel
+from nst_export.modules import ServedModel, TextureModel
 from nst_export.verification.examples import example_feeds
+from nst_server.control import Control
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson, Ulyanov
 
-from .serving import Server, run, serve, succeeded
+from .serving import Models, Server, publish, run, serve, succeeded
 
 
-def checkpoint(path: Path, seed: int, styles: tuple[str, ...] = ("swap",)) -> Path:
+def network(seed: int) -> Johnson:
     torch.manual_seed(seed)
-    save(Checkpoint(frozen(Johnson(width=0.125, styles=len(styles))), styles), path)
-    return path
+    return frozen(Johnson(width=0.125))
+
+
+def stylized(version: Johnson, content: Pixels) -> bytes:
+    """What a version answers, by PyTorch."""
+    with torch.no_grad():
+        return ServedModel(version)(torch.from_numpy(content[None]))[0].numpy().tobytes()
 
 
 def infer(server: Server, model: str, output: str, **arrays: np.ndarray) -> np.ndarray:
@@ -39,13 +46,13 @@ def infer(server: Server, model: str, output: str, **arrays: np.ndarray) -> np.n
 
 
 class Callers:
-    """Threads that ask for a picture again and again, and what they got.
+    """Threads that ask for a stylized image again and again, and what they got.
 
     Their pauses are short, and leave processors to what is exported meanwhile.
     """
 
-    def __init__(self, address: str, picture: Pixels, count: int = 3) -> None:
-        self.address, self.picture = address, picture
+    def __init__(self, address: str, content: Pixels, count: int = 3) -> None:
+        self.address, self.content = address, content
         self.answers: list[bytes] = []
         self.failures: list[Exception] = []
         self.ended = threading.Event()
@@ -65,95 +72,94 @@ class Callers:
         with StyleClient(self.address) as client:
             while not self.ended.wait(0.05):
                 try:
-                    self.answers.append(client.stylize(self.picture, "swap").tobytes())
+                    self.answers.append(client.stylize(self.content, "swap").tobytes())
                 except Exception as error:
                     self.failures.append(error)
 
-    def wait_for(self, what: bytes, seconds: float = 60.0) -> None:
-        """Until an answer is `what`."""
+    def wait_for(self, answer: bytes, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
-        while not any(alike(answer, what) for answer in self.answers[-3:]):
+        while not any(alike(given, answer) for given in self.answers[-3:]):
             assert time.monotonic() < deadline, "the new version was never served"
-            time.sleep(0.1)
+            time.sleep(0.05)
 
 
-def alike(one: bytes, other: bytes) -> bool:
-    """The same picture; batches and threads may round a level the other way."""
-    first, second = (np.frombuffer(pixels, np.uint8).astype(int) for pixels in (one, other))
+def alike(left: bytes, right: bytes) -> bool:
+    """The same image; batches and threads may round a value the other way."""
+    first, second = (np.frombuffer(pixels, np.uint8).astype(int) for pixels in (left, right))
     return bool(np.abs(first - second).max() <= 1)
 
 
 @pytest.fixture
-def picture() -> Pixels:
+def content() -> Pixels:
     return fit(open_image(sample_photographs()[0]), 64, 48).pixels
 
 
-def local(repository: Path, picture: Pixels) -> bytes:
+def local(repository: Path, content: Pixels) -> bytes:
     """What the newest version in the repository answers, without a server."""
     with StyleClient(f"local:{repository}") as client:
-        return client.stylize(picture, "swap").tobytes()
+        return client.stylize(content, "swap").tobytes()
 
 
-def test_versions_published_under_a_polling_triton_drop_no_request(tmp_path: Path, picture: Pixels) -> None:
+def test_versions_published_under_a_polling_triton_drop_no_request(tmp_path: Path, content: Pixels) -> None:
     """Three new versions while three callers go on asking; the last has another config too."""
     repository = tmp_path / "repo"
-    export = ("nst-export", tmp_path / "swap.pth", "-r", repository)
-    checkpoint(tmp_path / "swap.pth", 0)
-    succeeded(run(*export))
-    expected = [local(repository, picture)]
+    versions = [network(seed) for seed in range(4)]
+    expected = [stylized(version, content) for version in versions]
+    publish(ServedModel(versions[0]), "swap", ("swap",), repository)
     server = serve(repository, tmp_path / "triton.log", "--poll", 1)
     try:
-        with Callers(server.endpoints.grpc, picture) as callers:
+        with Callers(server.endpoints.grpc, content) as callers:
             callers.wait_for(expected[0])
-            for version, options in ((2, ("--keep", 1)), (3, ("--keep", 0)), (4, ("--instances", 2))):
-                checkpoint(tmp_path / "swap.pth", version)
-                succeeded(run(*export, *options))
-                expected.append(local(repository, picture))
-                callers.wait_for(expected[-1])
+            for version, answer, keep, instances in zip(
+                versions[1:], expected[1:], (1, 0, None), (1, 1, 2), strict=True
+            ):
+                publish(ServedModel(version), "swap", ("swap",), repository, keep=keep, instances=instances)
+                callers.wait_for(answer)
         assert not callers.failures, callers.failures[0]
-        for answer in set(callers.answers):
-            assert any(alike(answer, one) for one in expected), "an answer that no version gives"
+        for given in set(callers.answers):
+            assert any(alike(given, answer) for answer in expected), "an answer that no version gives"
         assert len(callers.answers) > 100
+        assert sorted(path.name for path in (repository / "swap").iterdir()) == ["3", "4", "config.pbtxt"]
     finally:
         server.stop()
 
 
-def test_a_running_server_is_asked_to_load(tmp_path: Path, picture: Pixels) -> None:
-    repository = tmp_path / "repo"
-    checkpoint(tmp_path / "swap.pth", 0)
-    succeeded(run("nst-export", tmp_path / "swap.pth", "-r", repository))
+def test_a_running_server_is_asked_to_load(tmp_path: Path, content: Pixels) -> None:
+    repository, checkpoints = tmp_path / "repo", tmp_path / "checkpoints"
+    publish(ServedModel(network(0)), "swap", ("swap",), repository)
     server = serve(repository, tmp_path / "triton.log")
     try:
-        for number, address in ((2, server.endpoints.grpc), (3, server.endpoints.http)):
-            checkpoint(tmp_path / "swap.pth", number)
-            said = succeeded(run("nst-export", tmp_path / "swap.pth", "-r", repository, "--load", address))
-            assert f"serves version {number} of swap" in said
-            with StyleClient(server.endpoints.grpc) as client:
-                assert client.stylize(picture, "swap").tobytes() == local(repository, picture)
-        checkpoint(tmp_path / "new.pth", 9)
-        succeeded(run("nst-export", tmp_path / "new.pth", "-r", repository, "--load", server.endpoints.grpc))
+        checkpoints.mkdir()
+        for name, seed in (("swap", 2), ("new", 9)):
+            save(Checkpoint(network(seed), (name,)), checkpoints / f"{name}.pth")
+        output = succeeded(run("nst-export", checkpoints, "-r", repository, "--load", server.endpoints.grpc))
+        assert "serves version 2 of swap" in output and "serves version 1 of new" in output
         with StyleClient(server.endpoints.grpc) as client:
             assert [style.name for style in client.styles()] == ["new", "swap"]
+            assert client.stylize(content, "swap").tobytes() == local(repository, content)
+            publish(ServedModel(network(3)), "swap", ("swap",), repository)
+            ready = Control.at(server.endpoints.http).load("swap", "3")
+            assert [model.version for model in ready] == ["3"]
+            assert client.stylize(content, "swap").tobytes() == local(repository, content)
     finally:
         server.stop()
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, TextureModel]]:
+def everything(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, TextureModel]]:
     """A Triton with a model in two parts and a texture network."""
     folder = tmp_path_factory.mktemp("everything")
-    checkpoint(folder / "large.pth", 0, ("a", "b"))
+    for part in ("large", "large_statistics", "large_tiled"):
+        shutil.copytree(models.repository / part, folder / "repo" / part)
     torch.manual_seed(0)
-    texture = frozen(Ulyanov(texture=True))
-    save(Checkpoint(texture, ("stone",)), folder / "stone.pth")
-    succeeded(run("nst-export", folder / "large.pth", "-r", folder / "repo", "--tiled"))
-    succeeded(run("nst-export", folder / "stone.pth", "-r", folder / "repo"))
+    texture = TextureModel(frozen(Ulyanov(texture=True))).eval()
+    publish(texture, "stone", ("stone",), folder / "repo")
     server = serve(folder / "repo", folder / "triton.log")
-    yield server, TextureModel(texture).eval()
+    yield server, texture
     server.stop()
 
 
-def test_both_parts_are_served_and_make_the_whole_picture(everything: tuple[Server, TextureModel]) -> None:
+def test_both_parts_are_served_and_make_the_whole_image(everything: tuple[Server, TextureModel]) -> None:
     server, _ = everything
     photo = fit(open_image(sample_photographs()[1]), 200, 152).pixels[None]
     weights = np.array([[0.25, 0.75]], np.float32)
@@ -173,7 +179,7 @@ def test_a_texture_is_served_from_noise(everything: tuple[Server, TextureModel])
     assert np.abs(answer[0].astype(int) - answer[1]).mean() > 1
 
 
-def test_only_what_paints_photographs_is_a_style(everything: tuple[Server, TextureModel]) -> None:
+def test_only_what_stylizes_content_images_is_a_style(everything: tuple[Server, TextureModel]) -> None:
     server, _ = everything
     with StyleClient(server.endpoints.grpc) as client:
         assert [style.name for style in client.styles()] == ["a", "b"]

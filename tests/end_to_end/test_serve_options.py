@@ -580,7 +580,9 @@ def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, mode
             pass
         return
     with running:
-        assert [(one.name, one.ready) for one in Control(endpoints.control).models() if one.version] == [("one", True)]
+        assert [(model.name, model.ready) for model in Control(endpoints.control).models() if model.version] == [
+            ("one", True)
+        ]
     assert heard[0] == f"two {reason} (its log: {tmp_path / 'log'})"
 
 

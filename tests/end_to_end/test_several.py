@@ -76,7 +76,7 @@ def several(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (folder / "repository" / "one").symlink_to(models.repository / "one")
     chain, key = certificate(folder, ",".join([f"DNS:{NAME}", *(f"IP:{host}" for host in HOSTS)]))
     images = [np.random.default_rng(seed).integers(0, 256, (64, 80, 3), np.uint8) for seed in range(8)]
-    stylized_images = [models.painted(image[None])[0] for image in images]
+    stylized_images = [models.stylized(image[None])[0] for image in images]
     installation = find_triton(TRITON, print)
     first = Endpoints.free()
     with ExitStack() as servers:

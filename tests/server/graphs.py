@@ -45,7 +45,7 @@ def weighted(file: Path) -> None:
     _save(
         file,
         [
-            helper.make_node("Slice", ["style_weights", "zero", "one", "one"], ["first"]),
+            helper.make_node("Slice", ["style_weights", "zero", "unit", "unit"], ["first"]),
             helper.make_node("Reshape", ["first", "column"], ["factor"]),
             helper.make_node("Cast", ["image"], ["values"], to=TensorProto.FLOAT),
             helper.make_node("Mul", ["values", "factor"], ["product"]),
@@ -54,7 +54,7 @@ def weighted(file: Path) -> None:
         [_tensor("image", TensorProto.UINT8, "N", "H", "W", 3), _tensor("style_weights", TensorProto.FLOAT, "N", 2)],
         _tensor("stylized", TensorProto.UINT8, "N", "H", "W", 3),
         zero=np.array([0]),
-        one=np.array([1]),
+        unit=np.array([1]),
         column=np.array([-1, 1, 1, 1]),
     )
 

@@ -28,10 +28,10 @@ GROUPS = {
 """All that Triton 2.51 knows, but `health`."""
 
 
-def closed(one: Access, address: str) -> dict[str, set[str]]:
+def closed(access: Access, address: str) -> dict[str, set[str]]:
     """The groups that each secret guards, which must be the same for both protocols."""
     found: dict[str, dict[str, set[str]]] = {}
-    for option in one.options(address):
+    for option in access.options(address):
         name, _, rest = option.partition("=")
         groups, _, pair = rest.partition(":")
         header, _, secret = pair.partition("=")
@@ -59,9 +59,9 @@ def test_with_a_token_everything_is_closed(address: str) -> None:
 
 
 def test_secrets_are_new_and_do_not_show() -> None:
-    one, other = Access.new("sesame"), Access.new("sesame")
-    assert one.key != other.key and len(one.key) >= 32
-    assert one.key not in repr(one) and "sesame" not in repr(one)
+    first, second = Access.new("sesame"), Access.new("sesame")
+    assert first.key != second.key and len(first.key) >= 32
+    assert first.key not in repr(first) and "sesame" not in repr(first)
 
 
 def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

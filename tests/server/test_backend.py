@@ -161,8 +161,11 @@ def test_a_config_is_completed_from_the_graph(server: Server, model: str) -> Non
     assert config.backend == "onnxruntime"
     assert config.max_batch_size == 4
     assert config.HasField("dynamic_batching")
-    assert [(one.name, list(one.dims)) for one in config.input] == [("image", [-1, -1, 3]), ("style_weights", [2])]
-    assert [(one.name, list(one.dims)) for one in config.output] == [("stylized", [-1, -1, 3])]
+    assert [(tensor.name, list(tensor.dims)) for tensor in config.input] == [
+        ("image", [-1, -1, 3]),
+        ("style_weights", [2]),
+    ]
+    assert [(tensor.name, list(tensor.dims)) for tensor in config.output] == [("stylized", [-1, -1, 3])]
     assert config.instance_group[0].count == 2  # as the stock backend has it without a GPU
     weights = np.array([[0.5, 0.0], [1.0, 0.0]], np.float32)
     answer = server.infer(model, image=pictures(2), style_weights=weights)
@@ -195,7 +198,7 @@ def test_every_known_setting_is_taken(server: Server, model: str) -> None:
 
 @pytest.mark.parametrize("model", sorted(REASONS))
 def test_a_model_that_cannot_be_served_is_named_with_the_reason(server: Server, model: str) -> None:
-    (version,) = [one for one in server.control.models() if one.name == model]
+    (version,) = [found for found in server.control.models() if found.name == model]
     assert not version.ready
     assert REASONS[model] in version.describe()
     (line,) = [line for line in server.said if line.startswith(f"{model} ")]

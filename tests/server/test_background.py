@@ -56,8 +56,8 @@ def started(tmp_path: Path, what: str, *before: str) -> tuple[subprocess.Popen[b
     return process, int(child.read_text())
 
 
-def ends(pid: int, patience: float = 30.0) -> bool:
-    deadline = time.monotonic() + patience
+def ends(pid: int, timeout_seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + timeout_seconds
     while state.started(pid) is not None:
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)

@@ -241,8 +241,8 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_for(condition: object, patience: float = 60.0) -> None:
-    deadline = time.monotonic() + patience
+def wait_for(condition: object, timeout_seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_seconds
     assert callable(condition)
     while not condition():
         assert time.monotonic() < deadline

@@ -246,13 +246,13 @@ def test_a_batch_is_no_larger_than_the_plan_and_the_pixels_allow(loaded: Loaded,
     model = loaded()
     requests = [Request(image=pictures(count=count)) for count in (3, 1, 1, 4)]
     model.execute(requests)
-    assert all(np.array_equal(one.answer, 255 - one.inputs()[0].array) for one in requests)
+    assert all(np.array_equal(request.answer, 255 - request.inputs()[0].array) for request in requests)
     model.finalize()
     assert fake.tensorrt.counts["runs"] == 3  # 3 + 1, 1, 4
     few = loaded(parameters={"max_pixels": str(2 * 16 * 24)})
     requests = [Request(image=pictures()) for _ in range(5)]
     few.execute(requests)
-    assert all(np.array_equal(one.answer, 255 - one.inputs()[0].array) for one in requests)
+    assert all(np.array_equal(request.answer, 255 - request.inputs()[0].array) for request in requests)
     few.finalize()
     assert fake.tensorrt.counts["runs"] == 3 + 3
 
@@ -330,7 +330,7 @@ def test_a_batch_too_large_for_the_memory_that_is_left_runs_one_by_one(loaded: L
     fake.runtime.fail("cudaMalloc")
     requests = [Request(image=pictures(seed=seed)) for seed in range(3)]
     model.execute(requests)
-    assert all(np.array_equal(one.answer, 255 - one.inputs()[0].array) for one in requests)
+    assert all(np.array_equal(request.answer, 255 - request.inputs()[0].array) for request in requests)
     fake.runtime.fail("cudaMalloc", times=9)
     alone = Request(image=pictures(64, 64, 4))
     model.execute([alone])

@@ -13,9 +13,9 @@ from nst_trainer.weights import vgg16_weights
 
 Team.precision = lambda self: (torch.float32, "rounding of bfloat16 would hide what differs")  # type: ignore[method-assign]
 style, photos, output = map(Path, sys.argv[1:])
-with join_team() as processes:
+with join_team() as team:
     settings = TrainingSettings(width=0.125, crop=64, batch=4, iterations=3, style_size=128)
-    training = Training([style], photos, output, Vgg16(vgg16_weights()), settings, team=processes)
+    training = Training([style], photos, output, Vgg16(vgg16_weights()), settings, team=team)
     next(training.steps())
-    if processes.leads:
-        torch.save({name: one.grad for name, one in training.state.network.named_parameters()}, output)
+    if team.leads:
+        torch.save({name: values.grad for name, values in training.state.network.named_parameters()}, output)

@@ -27,7 +27,7 @@ from nst_trainer.vgg import Vgg16
 SMALL = TrainingSettings(width=0.25, iterations=12, batch=2, crop=64, style_size=96)
 BLANK = {"white": (255, 255, 255), "black": (0, 0, 0), "red": (200, 10, 10)}
 NEARLY = {"one-level": 1, "spot": 40}
-"""Levels by which one pixel differs from the rest."""
+"""By how much of 255 some pixels differ from the rest."""
 
 
 def save(pixels: np.ndarray, path: Path) -> None:

@@ -68,7 +68,7 @@ def theirs() -> TransformerNet:
         if isinstance(module, nn.InstanceNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.2)
             nn.init.normal_(module.bias, 0.0, 0.2)
-    network.deconv3.conv2d.weight.data *= 100.0  # so that it paints in colours of 0-255
+    network.deconv3.conv2d.weight.data *= 100.0  # so that its output is in colours of 0-255
     return network
 
 

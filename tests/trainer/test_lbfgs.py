@@ -32,7 +32,13 @@ def test_the_steps_are_pytorchs(history: int) -> None:
     """Also after the ring has been written many times over."""
     values = start()
     theirs = torch.optim.LBFGS(
-        *([values], 0.5), max_iter=1, max_eval=2, history_size=history, tolerance_grad=0.0, tolerance_change=0.0
+        [values],
+        0.5,
+        max_iter=1,
+        max_eval=2,
+        history_size=history,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
     )
 
     def evaluate() -> float:
@@ -48,7 +54,7 @@ def test_the_steps_are_pytorchs(history: int) -> None:
 
 @pytest.mark.parametrize("stop", [0, 2, 30])
 def test_it_goes_on_from_its_state(stop: int, tmp_path: Path) -> None:
-    """Before its first step, with a history that is not full yet, and with a full one."""
+    """Before its first step, with a history that is not full yet, and with a full history."""
     whole = follow(Lbfgs(start(), 0.5, 5), 40)
     stopped = Lbfgs(start(), 0.5, 5)
     follow(stopped, stop)

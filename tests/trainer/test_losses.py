@@ -62,41 +62,43 @@ def test_the_relative_style_loss_does_not_depend_on_the_scale_of_the_style(vgg: 
 
 
 def test_styles_are_interpolated_by_their_weights(vgg: Vgg16) -> None:
-    one, two = torch.rand(2, 1, 3, 32, 32)
+    first, second = torch.rand(2, 1, 3, 32, 32)
     weights = LossWeights(1.0, 1.0, 0.0)
-    alone = [PerceptualLoss(vgg, style, weights).style_targets["relu2_2"] for style in (one, two)]
-    interpolated = PerceptualLoss(vgg, [one, two], weights, style_weights=[3.0, 1.0]).style_targets["relu2_2"]
+    alone = [PerceptualLoss(vgg, style, weights).style_targets["relu2_2"] for style in (first, second)]
+    interpolated = PerceptualLoss(vgg, [first, second], weights, style_weights=[3.0, 1.0]).style_targets["relu2_2"]
     assert torch.allclose(interpolated, 0.75 * alone[0] + 0.25 * alone[1], rtol=1e-4)
     with pytest.raises(InputError, match="one weight each"):
-        PerceptualLoss(vgg, [one, two], weights, style_weights=[1.0])
+        PerceptualLoss(vgg, [first, second], weights, style_weights=[1.0])
 
 
 def test_layers_have_their_weights(vgg: Vgg16) -> None:
-    style, painted = torch.rand(2, 1, 3, 32, 32)
+    style, stylized = torch.rand(2, 1, 3, 32, 32)
     weights = LossWeights(1.0, 1.0, 0.0)
     even = PerceptualLoss(vgg, style, weights, style_layers={"relu1_2": 1.0, "relu2_2": 1.0})
     uneven = PerceptualLoss(
-        *(vgg, style, weights),
+        vgg,
+        style,
+        weights,
         content_layers={"relu3_3": 3.0},
         style_layers={"relu1_2": 0.5, "relu2_2": 4.0},
     )
-    before, after = even(painted, even.content_target(style)), uneven(painted, uneven.content_target(style))
+    before, after = even(stylized, even.content_target(style)), uneven(stylized, uneven.content_target(style))
     assert after.content.item() == pytest.approx(3.0 * before.content.item())
     for name, weight in (("relu1_2", 0.5), ("relu2_2", 4.0)):
         assert after.style_by_layer[name].item() == pytest.approx(weight * before.style_by_layer[name].item(), rel=1e-4)
 
 
 def test_total_variation_by_hand() -> None:
-    picture = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).expand(1, 3, 2, 2)
-    assert total_variation(picture).item() == pytest.approx((0.25 + 0.25) / 2 + (1.0 + 0.0) / 2)
+    image = torch.tensor([[0.0, 1.0], [0.5, 0.5]]).expand(1, 3, 2, 2)
+    assert total_variation(image).item() == pytest.approx((0.25 + 0.25) / 2 + (1.0 + 0.0) / 2)
 
 
 def test_checkerboard_loss_by_hand() -> None:
     """Every fourth column 0.4 brighter: phases of 0, 0, 0 and 0.4 in each row."""
-    picture = torch.full((2, 3, 16, 24), 0.5)
-    picture[..., 3::4] += 0.4
-    assert checkerboard_loss(picture).item() == pytest.approx(np.var([0, 0, 0, 0.4]))
-    assert checkerboard_loss(picture.roll(1, 3)).item() == pytest.approx(np.var([0, 0, 0, 0.4]))
+    image = torch.full((2, 3, 16, 24), 0.5)
+    image[..., 3::4] += 0.4
+    assert checkerboard_loss(image).item() == pytest.approx(np.var([0, 0, 0, 0.4]))
+    assert checkerboard_loss(image.roll(1, 3)).item() == pytest.approx(np.var([0, 0, 0, 0.4]))
     assert checkerboard_loss(torch.full((1, 3, 16, 16), 0.3)).item() == pytest.approx(0.0)
     stripes = (torch.arange(24) % 3).expand(1, 3, 24, 24) / 2.0  # another period: no phase of 4 sees it
     assert checkerboard_loss(stripes).item() == pytest.approx(0.0)
@@ -104,11 +106,11 @@ def test_checkerboard_loss_by_hand() -> None:
 
 def test_border_loss_by_hand() -> None:
     """The last row 0.4 brighter: one of four rows at one of four sides; at another side just the same."""
-    picture = torch.full((2, 3, 16, 24), 0.5)
-    picture[..., -1, :] += 0.4
-    assert border_loss(picture).item() == pytest.approx(0.4**2 / 16)
-    assert border_loss(picture.flip(2)).item() == pytest.approx(0.4**2 / 16)
-    assert border_loss(picture.transpose(2, 3)).item() == pytest.approx(0.4**2 / 16)
+    image = torch.full((2, 3, 16, 24), 0.5)
+    image[..., -1, :] += 0.4
+    assert border_loss(image).item() == pytest.approx(0.4**2 / 16)
+    assert border_loss(image.flip(2)).item() == pytest.approx(0.4**2 / 16)
+    assert border_loss(image.transpose(2, 3)).item() == pytest.approx(0.4**2 / 16)
     assert border_loss(torch.full((1, 3, 16, 16), 0.3)).item() == pytest.approx(0.0)
 
 
@@ -128,10 +130,10 @@ def test_gradients_are_those_of_finite_differences(loss: str) -> None:
 def test_a_batchs_loss_is_the_mean_of_its_pictures(vgg: Vgg16) -> None:
     generator = torch.Generator().manual_seed(1)
     loss = PerceptualLoss(vgg, torch.rand(1, 3, 48, 48, generator=generator), LossWeights(1e-5, 2.0, 3.0))
-    photos, painted = torch.rand(2, 2, 3, 32, 32, generator=generator)
-    both = loss(painted, loss.content_target(photos))
-    apart = [loss(painted[i : i + 1], loss.content_target(photos[i : i + 1])) for i in range(2)]
-    assert both.total.item() == pytest.approx(np.mean([one.total.item() for one in apart]), rel=1e-4)
+    photos, stylized = torch.rand(2, 2, 3, 32, 32, generator=generator)
+    both = loss(stylized, loss.content_target(photos))
+    apart = [loss(stylized[i : i + 1], loss.content_target(photos[i : i + 1])) for i in range(2)]
+    assert both.total.item() == pytest.approx(np.mean([losses.total.item() for losses in apart]), rel=1e-4)
     assert both.style.item() == pytest.approx(sum(part.item() for part in both.style_by_layer.values()), rel=1e-5)
 
 

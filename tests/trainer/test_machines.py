@@ -19,8 +19,8 @@ import pytest
 from nst_trainer.checkpoint import Checkpoint, load
 
 ITERATIONS = 12
-PATIENCE = 600.0
-"""Seconds after which a machine that does not do what it should is a failure."""
+TIMEOUT_SECONDS = 600.0
+"""After which a machine that does not do what it should is a failure."""
 
 
 @dataclass
@@ -135,14 +135,11 @@ def _start(
         options |= {"iterations": str(ITERATIONS), "workers": "1"} | (of_b if machine is b else {})
         own = ["--local-addr", f"127.0.0.{number + 1}"] if not machine.prefix else []
         launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number)]
-        command = [
-            *(*machine.prefix, sys.executable),
-            *((*launcher, "--master-addr", address, "--master-port", port, *own) if torchrun else ()),
-            *("-m", "nst_trainer", "--style", str(style), "--photos", str(photos), "--output", "style.pth"),
-            *("--progress-json", "events"),
-            *(part for name, value in options.items() for part in (f"--{name}", value)),
-            *more,
-        ]
+        command = [*machine.prefix, sys.executable]
+        if torchrun:
+            command += [*launcher, "--master-addr", address, "--master-port", port, *own]
+        command += ["-m", "nst_trainer", "--style", str(style), "--photos", str(photos), "--output", "style.pth"]
+        command += ["--progress-json", "events", *(f"--{name}={value}" for name, value in options.items()), *more]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         if not torchrun:
             environment |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": port}
@@ -153,7 +150,7 @@ def _start(
 
 
 def _until(true: Callable[[], bool], what: str, *machines: Machine) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT_SECONDS
     while not true():
         assert time.monotonic() < end, f"{what}: {[machine.errors for machine in machines]}"
         time.sleep(0.01)
@@ -227,7 +224,7 @@ def test_a_lost_machine_stops_the_other_and_resume_goes_on_exactly(
     _start(machines, style, photos, "--resume")
     result = _result(a, b)
     for term, value in undisturbed.metrics.items():
-        if not term.startswith("held out"):  # a disturbed one is checked at other iterations, too
+        if not term.startswith("held out"):  # a disturbed training is checked at other iterations, too
             assert result.metrics[term] == value, term
     assert result.training["iterations_done"] == ITERATIONS
     assert {path.name for path in a.disk.iterdir()} == {"style.pth", "style-preview.png", "stderr", "events"}

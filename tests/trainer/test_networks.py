@@ -10,10 +10,10 @@ from nst_trainer.networks.styled import ConditionalInstanceNorm
 @pytest.mark.parametrize("network", [Johnson(width=0.25), Fast(width=0.25)], ids=lambda network: network.name)
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (64, 48), (20, 132)])
 def test_the_shape_stays_and_values_are_colours(network: StyledNetwork, height: int, width: int) -> None:
-    painted = network(torch.rand(2, 3, height, width))
-    assert painted.shape == (2, 3, height, width)
-    assert painted.min() > 0
-    assert painted.max() < 1
+    stylized = network(torch.rand(2, 3, height, width))
+    assert stylized.shape == (2, 3, height, width)
+    assert stylized.min() > 0
+    assert stylized.max() < 1
 
 
 def test_the_papers_network_has_the_papers_layers() -> None:
@@ -25,12 +25,12 @@ def test_the_papers_network_has_the_papers_layers() -> None:
 
 
 def test_the_fast_network_begins_without_a_checkerboard() -> None:
-    """The pixels of a block of 2x2 begin alike, so that its grid is not in the picture: it has to be learned."""
+    """The pixels of a block of 2x2 begin alike, so that its grid is not in the image: it has to be learned."""
     torch.manual_seed(0)
     network, photo, style_weights = Fast(styles=2).eval(), torch.rand(1, 3, 64, 64), torch.tensor([[0.5, 0.5]])
     with torch.no_grad():
         assert checkerboard_loss(network(photo, style_weights), 2) < 1e-12
-        network.last.weight[0] += 0.1  # one of a block's four pixels parts from the others
+        network.last.weight[0] += 0.1  # one of a block's four pixels differs from the others
         assert checkerboard_loss(network(photo, style_weights), 2) > 1e-6
     assert parameters(Fast()) == 206_540
 
@@ -61,7 +61,7 @@ def test_a_wider_network_paints_the_same(width: float, monkeypatch: pytest.Monke
 
 
 def test_contrast_of_the_photograph_does_not_matter() -> None:
-    """Instance normalisation: half the contrast gives nearly the same picture (Ulyanov et al. 2016)."""
+    """Instance normalisation: half the contrast gives nearly the same image (Ulyanov et al. 2016)."""
     torch.manual_seed(0)
     network = Johnson(width=0.25).eval()
     photo = torch.rand(1, 3, 64, 64)
@@ -71,7 +71,7 @@ def test_contrast_of_the_photograph_does_not_matter() -> None:
 
 
 def test_a_norm_of_several_styles_is_instance_normalisation_with_interpolated_scales() -> None:
-    """Against the definition by hand: (x - mean) / deviation * scale + shift, per picture and channel."""
+    """Against the definition by hand: (x - mean) / deviation * scale + shift, for each image and channel."""
     torch.manual_seed(0)
     norm = ConditionalInstanceNorm(3, styles=2)
     torch.nn.init.normal_(norm.weight)
@@ -79,13 +79,13 @@ def test_a_norm_of_several_styles_is_instance_normalisation_with_interpolated_sc
     x = torch.randn(2, 3, 5, 4)
     style_weights = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
     got = norm(x, style_weights)
-    for picture in range(2):
+    for image in range(2):
         for channel in range(3):
-            values = x[picture, channel]
-            scale = sum(style_weights[picture, style] * norm.weight[style, channel] for style in range(2))
-            shift = sum(style_weights[picture, style] * norm.bias[style, channel] for style in range(2))
+            values = x[image, channel]
+            scale = sum(style_weights[image, style] * norm.weight[style, channel] for style in range(2))
+            shift = sum(style_weights[image, style] * norm.bias[style, channel] for style in range(2))
             wanted = (values - values.mean()) / (values.var(correction=0) + 1e-5).sqrt() * scale + shift
-            assert torch.allclose(got[picture, channel], wanted, atol=1e-5)
+            assert torch.allclose(got[image, channel], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", [Johnson(width=0.25, styles=2), Ulyanov(styles=2)], ids=["johnson", "ulyanov"])
@@ -118,10 +118,10 @@ def test_noise_decides_a_texture_and_a_stylised_picture_needs_none() -> None:
     photo = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         noise = [texture.draw_noise(photo, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
-        one, same, other = (texture(photo, None, drawn) for drawn in noise)
-        assert torch.equal(one, same)
-        assert (one - other).abs().mean() > 0.01
+        first, same, other = (texture(photo, None, drawn) for drawn in noise)
+        assert torch.equal(first, same)
+        assert (first - other).abs().mean() > 0.01
         assert torch.equal(stylised(photo), stylised(photo))
         assert stylised(photo).shape == photo.shape
         rolled = texture(photo.roll((16, 32), (2, 3)), None, noise[0])
-    assert torch.equal(rolled, one)  # of the picture only the shape counts
+    assert torch.equal(rolled, first)  # of the image only the shape counts

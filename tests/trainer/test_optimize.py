@@ -47,20 +47,20 @@ def run(
     weights: Weights,
     **more: object,
 ) -> tuple[torch.Tensor, list[Iteration]]:
-    """The picture, and what was told after every iteration."""
+    """The image, and what was reported after every iteration."""
     seen: list[Iteration] = []
-    picture = optimize(content, [style], settings, weights=weights, on_iteration=seen.append, **more)  # type: ignore[arg-type]
-    return picture, seen
+    image = optimize(content, [style], settings, weights=weights, on_iteration=seen.append, **more)  # type: ignore[arg-type]
+    return image, seen
 
 
 @pytest.mark.parametrize("name", ["johnson2016-baseline", "gatys2016", "best"])
 def test_presets_lower_their_loss(name: str, content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
     changes = {"size": 48, "iterations": 40, "scales": 1, "init": "noise"}
-    picture, seen = run(content, style, preset(name, changes), weights)
-    assert [one.number for one in seen] == list(range(1, 41))
-    assert min(one.total for one in seen) < 0.25 * seen[0].total
-    assert picture.shape == (1, 3, 32, 48)
-    assert 0 <= picture.min() <= picture.max() <= 1
+    image, seen = run(content, style, preset(name, changes), weights)
+    assert [iteration.number for iteration in seen] == list(range(1, 41))
+    assert min(iteration.total for iteration in seen) < 0.25 * seen[0].total
+    assert image.shape == (1, 3, 32, 48)
+    assert 0 <= image.min() <= image.max() <= 1
 
 
 def test_the_steps_are_those_of_pytorchs_lbfgs(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
@@ -69,7 +69,13 @@ def test_the_steps_are_those_of_pytorchs_lbfgs(content: torch.Tensor, style: tor
     reference = ImageOptimization(content, [style], settings, weights)
     values = reference.current.parameters.values
     optimizer = torch.optim.LBFGS(
-        *([values], settings.step), max_iter=1, max_eval=2, history_size=20, tolerance_grad=0.0, tolerance_change=0.0
+        [values],
+        settings.step,
+        max_iter=1,
+        max_eval=2,
+        history_size=20,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
     )
 
     def evaluate() -> float:
@@ -79,7 +85,7 @@ def test_the_steps_are_those_of_pytorchs_lbfgs(content: torch.Tensor, style: tor
         return loss.item()
 
     wanted = [float(optimizer.step(evaluate)) for _ in range(settings.iterations)]
-    own = [one.total for one in run(content, style, settings, weights)[1]]
+    own = [iteration.total for iteration in run(content, style, settings, weights)[1]]
     assert own[:20] == pytest.approx(wanted[:20], rel=0.01)
     assert own[-1] == pytest.approx(wanted[-1], rel=0.03)
 
@@ -103,23 +109,24 @@ def test_an_iteration_can_be_repeated_as_a_whole(
 ) -> None:
     """As one function of tensors that stay where they are, captured once after the first calls."""
     settings = replace(TINY, optimizer=optimizer, average=0.5)
-    picture, seen = run(content, style, settings, weights)
+    image, seen = run(content, style, settings, weights)
     repeated = ImageOptimization(content, [style], settings, weights)
     repeated.graph = graph = Replayed(repeated.current.iterate, torch.device("cpu"))
     places = [
-        one.data_ptr() for one in (repeated.current.parameters.values, repeated.current.best, repeated.current.losses)
+        tensor.data_ptr()
+        for tensor in (repeated.current.parameters.values, repeated.current.best, repeated.current.losses)
     ]
     losses: list[float] = []
     while repeated.step(lambda iteration: losses.append(iteration.total)):
         assert graph.captures == (graph.calls > WARM_UP_ITERATIONS)
-    assert losses == [one.total for one in seen]
-    assert torch.equal(repeated.image(), picture)
+    assert losses == [iteration.total for iteration in seen]
+    assert torch.equal(repeated.image(), image)
     static = (repeated.current.parameters.values, repeated.current.best, repeated.current.losses)
-    assert [one.data_ptr() for one in static] == places
+    assert [tensor.data_ptr() for tensor in static] == places
 
 
 def test_ctrl_c_waits_for_the_end_of_a_step(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
-    """Else a picture could have moved and its step not be counted, and what is resumed would be another run."""
+    """Otherwise an image could have moved without its step being counted, and resuming would give another result."""
     whole, _ = run(content, style, TINY, weights)
     stopped = ImageOptimization(content, [style], TINY, weights)
     told: list[int] = []
@@ -135,9 +142,9 @@ def test_ctrl_c_waits_for_the_end_of_a_step(content: torch.Tensor, style: torch.
         while stopped.step(lambda iteration: told.append(iteration.number)):
             pass
     assert told == [1, 2, 3, 4, 5]
-    picture, rest = run(content, style, TINY, weights, resume=stopped.state())
-    assert [one.number for one in rest] == list(range(6, TINY.iterations + 1))
-    assert torch.equal(picture, whole)
+    image, rest = run(content, style, TINY, weights, resume=stopped.state())
+    assert [iteration.number for iteration in rest] == list(range(6, TINY.iterations + 1))
+    assert torch.equal(image, whole)
 
 
 def test_bfloat16_rounds_the_loss_network_alone(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
@@ -158,11 +165,13 @@ def test_the_graph_computes_what_its_operations_do(
     settings = preset("johnson2016-baseline", {"size": 128, "iterations": 30} | changes)
     losses: list[list[float]] = []
     for graph in (True, False):
-        one = ImageOptimization(content, [style], settings, weights, device=torch.device("cuda"), precision="fp32")
-        assert one.graph is not None
-        one.graph = one.graph if graph else None
+        optimization = ImageOptimization(
+            content, [style], settings, weights, device=torch.device("cuda"), precision="fp32"
+        )
+        assert optimization.graph is not None
+        optimization.graph = optimization.graph if graph else None
         losses.append([])
-        while one.step(lambda iteration: losses[-1].append(iteration.total)):
+        while optimization.step(lambda iteration: losses[-1].append(iteration.total)):
             pass
     assert losses[0][:15] == pytest.approx(losses[1][:15], rel=0.01)
     assert losses[0][-1] == pytest.approx(losses[1][-1], rel=0.03)
@@ -176,9 +185,9 @@ def test_every_precision_reaches_the_same_loss(content: torch.Tensor, style: tor
     judge = ImageOptimization(content, [style], settings, weights, device=device, precision="fp32")
     reached: dict[str, float] = {}
     for precision in get_args(Precision):
-        picture, seen = run(content, style, settings, weights, device=device, precision=precision)
+        image, seen = run(content, style, settings, weights, device=device, precision=precision)
         with torch.no_grad():
-            reached[precision] = judge.loss(picture, judge.target).total.item()
+            reached[precision] = judge.loss(image, judge.target).total.item()
         milliseconds = 1000.0 * (seen[-1].seconds - seen[9].seconds) / (len(seen) - 10)
         print(f"{precision}: loss {reached[precision]:.4f} after 100 iterations, {milliseconds:.2f} ms each")
     assert reached["tf32"] == pytest.approx(reached["fp32"], rel=0.02)
@@ -196,27 +205,27 @@ def test_it_optimises_on_the_gpu_as_on_the_cpu(
     halves[0, :, :, :32] = halves[1, :, :, 32:] = 1.0
     more = {"guides": (halves, [halves])}
     _, cpu = run(content, style, settings, weights, **more)
-    picture, gpu = run(content, style, settings, weights, **more, device=torch.device("cuda"))
-    assert picture.device.type == "cuda"
+    image, gpu = run(content, style, settings, weights, **more, device=torch.device("cuda"))
+    assert image.device.type == "cuda"
     assert gpu[0].total == pytest.approx(cpu[0].total, rel=0.01)
     assert gpu[-1].total == pytest.approx(cpu[-1].total, rel=0.05)
 
 
 def test_a_texture_has_the_exemplars_statistics(style: torch.Tensor, weights: Weights) -> None:
     settings = preset("gatys2015-texture", {"size": 64, "iterations": 150})
-    picture, seen = run(None, style, settings, weights, shape=(2, 3))
-    assert picture.shape == (1, 3, 43, 64)
-    assert min(one.style for one in seen) < 0.05 * seen[0].style
-    assert all(one.content == 0 for one in seen)
+    image, seen = run(None, style, settings, weights, shape=(2, 3))
+    assert image.shape == (1, 3, 43, 64)
+    assert min(iteration.style for iteration in seen) < 0.05 * seen[0].style
+    assert all(iteration.content == 0 for iteration in seen)
 
 
 def test_a_tileable_texture_has_no_edges(style: torch.Tensor, weights: Weights) -> None:
     """Rolled by any multiple of the poolings it is the same texture; with edges it is not quite."""
-    picture = style[..., :64, :64]
-    rolled = picture.roll((16, 32), dims=(2, 3))
+    image = style[..., :64, :64]
+    rolled = image.roll((16, 32), dims=(2, 3))
     for tileable in (True, False):
         vgg = Vgg16(weights, tileable=tileable)
-        loss = PerceptualLoss(vgg, picture, LossWeights(0.0, 1.0, 0.0), content_layers={})
+        loss = PerceptualLoss(vgg, image, LossWeights(0.0, 1.0, 0.0), content_layers={})
         difference = loss(rolled, {}).style.item()
         assert (difference < 1e-8) == tileable, difference
     texture, _ = run(
@@ -226,9 +235,9 @@ def test_a_tileable_texture_has_no_edges(style: torch.Tensor, weights: Weights) 
 
 
 def test_the_same_seed_gives_the_same_picture(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
-    one, again, other = (run(content, style, replace(TINY, seed=seed), weights)[0] for seed in (0, 0, 1))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
+    image, again, other = (run(content, style, replace(TINY, seed=seed), weights)[0] for seed in (0, 0, 1))
+    assert torch.equal(image, again)
+    assert not torch.equal(image, other)
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
@@ -257,9 +266,11 @@ def test_resuming_gives_the_uninterrupted_run(
     with pytest.raises(KeyboardInterrupt):
         optimize(content, [style], settings, weights=weights, on_iteration=interrupt)
     state = torch.load(tmp_path / "state", weights_only=True)
-    picture, rest = run(content, style, settings, weights, resume=state)
-    assert [(one.number, one.total) for one in [*parts, *rest]] == [(one.number, one.total) for one in seen]
-    assert torch.equal(picture, whole)
+    image, rest = run(content, style, settings, weights, resume=state)
+    assert [(iteration.number, iteration.total) for iteration in [*parts, *rest]] == [
+        (iteration.number, iteration.total) for iteration in seen
+    ]
+    assert torch.equal(image, whole)
 
 
 def test_scales_go_up_by_the_root_of_two(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
@@ -267,20 +278,23 @@ def test_scales_go_up_by_the_root_of_two(content: torch.Tensor, style: torch.Ten
     assert settings.sizes() == [48, 68, 96]
     assert settings.total_iterations() == 7
     _, seen = run(content, style, settings, weights)
-    assert [one.size for one in seen] == [(32, 48)] * 2 + [(45, 68)] * 2 + [(64, 96)] * 3
+    assert [iteration.size for iteration in seen] == [(32, 48)] * 2 + [(45, 68)] * 2 + [(64, 96)] * 3
 
 
 def test_recomputation_changes_nothing(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
-    one, two = (run(content, style, replace(TINY, low_memory=low), weights)[1] for low in (False, True))
-    assert [a.total for a in one] == pytest.approx([b.total for b in two], rel=1e-3)
+    kept, recomputed = (
+        [iteration.total for iteration in run(content, style, replace(TINY, low_memory=low), weights)[1]]
+        for low in (False, True)
+    )
+    assert kept == pytest.approx(recomputed, rel=1e-3)
 
 
 def test_luminance_keeps_the_contents_colours(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
-    picture, _ = run(content, style, replace(TINY, colors="luminance", init="content"), weights)
-    small = torch.nn.functional.interpolate(content, picture.shape[2:], mode="bicubic", antialias=True).clamp(0, 1)
-    chroma = (picture - color.luminance(picture)) - (small - color.luminance(small))
+    image, _ = run(content, style, replace(TINY, colors="luminance", init="content"), weights)
+    small = torch.nn.functional.interpolate(content, image.shape[2:], mode="bicubic", antialias=True).clamp(0, 1)
+    chroma = (image - color.luminance(image)) - (small - color.luminance(small))
     assert chroma.abs().mean() < 0.02  # but where the sum left 0-1
-    assert (color.luminance(picture) - color.luminance(small)).abs().mean() > 0.02
+    assert (color.luminance(image) - color.luminance(small)).abs().mean() > 0.02
 
 
 def test_match_colors_gives_mean_and_covariance(content: torch.Tensor, style: torch.Tensor) -> None:
@@ -299,12 +313,12 @@ def test_a_region_takes_its_own_style(content: torch.Tensor, weights: Weights) -
     left[..., :32] = 1
     regions = torch.cat([left, 1 - left])
     settings = replace(TINY, iterations=40, content_weight=0.0, tv_weight=0.0, size=64)
-    picture, _ = run(content[..., :64, :64], style, settings, weights, guides=(regions.flip(0), [regions]))
+    image, _ = run(content[..., :64, :64], style, settings, weights, guides=(regions.flip(0), [regions]))
     exchanged, straight = (
         PerceptualLoss(Vgg16(weights), style, LossWeights(), content_layers={}, guides=(guide, [regions]))
         for guide in (regions.flip(0), regions)
     )
-    assert exchanged(picture, {}).style < 0.5 * straight(picture, {}).style
+    assert exchanged(image, {}).style < 0.5 * straight(image, {}).style
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
@@ -313,10 +327,10 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_picture(
 ) -> None:
     genuine, calls = PerceptualLoss.__call__, 0
 
-    def poisoned(self: PerceptualLoss, pictures: torch.Tensor, target: dict[str, torch.Tensor]) -> object:
+    def poisoned(self: PerceptualLoss, images: torch.Tensor, target: dict[str, torch.Tensor]) -> object:
         nonlocal calls
         calls += 1
-        return genuine(self, pictures * (math.inf if calls > 6 else 1.0), target)
+        return genuine(self, images * (math.inf if calls > 6 else 1.0), target)
 
     monkeypatch.setattr(PerceptualLoss, "__call__", poisoned)
     with pytest.raises(OptimizationError, match="iteration 7: the loss is") as error:

@@ -57,7 +57,7 @@ def test_a_texture_of_the_size_that_was_asked_for(tmp_path: Path, photographs: d
 
 
 def test_ctrl_c_writes_the_best_so_far_and_resume_goes_on(tmp_path: Path, photographs: dict[str, Path]) -> None:
-    """As a person uses it; the resumed run ends with the picture of an uninterrupted one."""
+    """As a person uses it; the resumed run ends with the image of an uninterrupted run."""
     nst = str(Path(sys.executable).parent / "nst")
     given = ["optimize", str(photographs["coffee"]), str(photographs["chelsea"]), "--preset", "johnson2016-baseline"]
     given += ["--size", "96", "--iterations", "60", "--save-every", "2"]
@@ -117,9 +117,9 @@ def test_regions_are_found_by_colour(tmp_path: Path) -> None:
     assert content.shape == (2, 1, 4, 6)
     assert content[0, 0, 0].tolist() == [1, 1, 1, 0, 0, 0]
     assert style[0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
-    Image.fromarray(colors[:, :2]).save(tmp_path / "one.png")
+    Image.fromarray(colors[:, :2]).save(tmp_path / "small.png")
     with pytest.raises(InputError, match="lacks the colour #ff0000"):
-        read_masks(tmp_path / "content.png", [tmp_path / "one.png"])
+        read_masks(tmp_path / "content.png", [tmp_path / "small.png"])
 
 
 def test_a_photograph_is_no_mask(photographs: dict[str, Path]) -> None:
@@ -154,9 +154,9 @@ def test_a_size_beyond_memory_is_refused_with_one_that_fits(monkeypatch: pytest.
 def test_wrong_options_are_one_line(
     tmp_path: Path, photographs: dict[str, Path], options: list[str], words: str
 ) -> None:
-    picture = tmp_path / "p.png"
-    save_image(ImageData(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)), picture)
-    result = CliRunner().invoke(optimize_app, [*[str(picture)] * 3, "-o", str(tmp_path / "a.png"), *options])
+    image = tmp_path / "p.png"
+    save_image(ImageData(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3)), image)
+    result = CliRunner().invoke(optimize_app, [*[str(image)] * 3, "-o", str(tmp_path / "a.png"), *options])
     assert result.exit_code != 0
     assert words in result.stderr
     assert not (tmp_path / "a.png").exists()
@@ -191,7 +191,7 @@ def test_an_option_without_effect_is_refused(app: typer.Typer, options: list[str
 def test_the_second_ctrl_c_saves_nothing(
     tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both in the middle of a step of L-BFGS: the picture has moved, and its history has not."""
+    """Both in the middle of a step of L-BFGS: the image has moved, and its history has not."""
     genuine = Lbfgs.step
 
     def interrupted(self: Lbfgs) -> None:

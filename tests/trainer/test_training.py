@@ -38,7 +38,7 @@ SMALL = TrainingSettings(width=0.25, iterations=30, batch=2, crop=64, style_size
 
 @pytest.fixture
 def folder(tmp_path: Path, photographs: dict[str, Path]) -> Path:
-    """Three photographs and a text file that calls itself one."""
+    """Three photographs and a text file that claims to be a photograph."""
     folder = tmp_path / "photos" / "deeper"
     folder.mkdir(parents=True)
     for name in ("astronaut", "coffee", "rocket"):
@@ -57,12 +57,21 @@ def train(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     **how: Any,
 ) -> Checkpoint:
-    pictures = [styles] if isinstance(styles, Path) else styles
-    return Training(pictures, photos, output, vgg, settings, **how).run(on_progress)
+    images = [styles] if isinstance(styles, Path) else styles
+    return Training(images, photos, output, vgg, settings, **how).run(on_progress)
 
 
 def history(steps: list[Progress]) -> list[tuple[int, float, float]]:
     return [(step.iteration, step.content, step.style) for step in steps]
+
+
+def write_former_names(state_file: Path) -> None:
+    """Rename settings and loss terms of a saved training as versions before their present names had them."""
+    state = torch.load(state_file, weights_only=True)
+    state["settings"]["steady"] = state["settings"].pop("temporal_weight")
+    state["averages"]["lattice"] = state["averages"].pop("checkerboard")
+    state["averages"]["frame"] = state["averages"].pop("border")
+    torch.save(state, state_file)
 
 
 def test_crops_depend_on_their_number_alone(folder: Path) -> None:
@@ -89,8 +98,8 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
 
 
 def test_pixels_survive_the_way_to_a_tensor_and_back(photographs: dict[str, Path]) -> None:
-    picture = open_image(photographs["chelsea"])
-    assert (to_image(to_tensor(picture)).pixels == picture.pixels).all()
+    image = open_image(photographs["chelsea"])
+    assert (to_image(to_tensor(image)).pixels == image.pixels).all()
 
 
 def test_the_network_learns(tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
@@ -99,7 +108,7 @@ def test_the_network_learns(tmp_path: Path, folder: Path, vgg: Vgg16, photograph
     output = tmp_path / "out" / "learned.pth"
     result = train(photographs["chelsea"], folder, output, vgg, SMALL, every=10, on_progress=steps.append)
     assert [step.iteration for step in steps] == list(range(1, 31))
-    photo = to_tensor(open_image(photographs["astronaut"], max_side=128))  # now on the whole picture
+    photo = to_tensor(open_image(photographs["astronaut"], max_side=128))  # now on the whole image
     loss = PerceptualLoss(vgg, to_tensor(open_image(photographs["chelsea"], max_side=128)), SMALL.loss_weights)
     torch.manual_seed(SMALL.seed)
     with torch.no_grad():
@@ -150,10 +159,12 @@ def test_resuming_gives_the_uninterrupted_run(
     with pytest.raises(InputError, match=r"begun with other settings: stepped by was None, is SOAP"):
         train(style, folder, output, vgg, SMALL, resume=True)
     state_file.write_bytes(kept)
+    write_former_names(state_file)
     second = train(style, folder, output, vgg, SMALL, resume=True, on_progress=parts.append)
     assert history(parts) == history(whole)
-    one, two = first.network.state_dict(), second.network.state_dict()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert second.metrics == first.metrics
+    weights, again = first.network.state_dict(), second.network.state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert not (tmp_path / "parts.pth.resume").exists()
 
 
@@ -223,10 +234,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_check(
     genuine = PerceptualLoss.__call__
     calls = 0
 
-    def poisoned(self: PerceptualLoss, pictures: torch.Tensor, *rest: object) -> object:
+    def poisoned(self: PerceptualLoss, images: torch.Tensor, *rest: object) -> object:
         nonlocal calls
         calls += 1
-        return genuine(self, pictures * (math.nan if calls > 5 else 1.0), *rest)
+        return genuine(self, images * (math.nan if calls > 5 else 1.0), *rest)
 
     monkeypatch.setattr(PerceptualLoss, "__call__", poisoned)
     with pytest.raises(TrainingError, match=r"iteration 5: the loss is nan.*learns nothing from it.*last check"):
@@ -240,9 +251,9 @@ def test_a_gradient_that_is_not_finite_stops_too(
     """The root of zero is finite, and its slope is not: training would go on and learn nothing."""
     genuine = PerceptualLoss.__call__
 
-    def steep(self: PerceptualLoss, pictures: torch.Tensor, *rest: object) -> Losses:
-        losses = genuine(self, pictures, *rest)
-        return replace(losses, content=losses.content + (0.0 * pictures).sqrt().mean())
+    def steep(self: PerceptualLoss, images: torch.Tensor, *rest: object) -> Losses:
+        losses = genuine(self, images, *rest)
+        return replace(losses, content=losses.content + (0.0 * images).sqrt().mean())
 
     monkeypatch.setattr(PerceptualLoss, "__call__", steep)
     with pytest.raises(TrainingError, match=r"iteration 0: the loss is \d.*, the norm of its gradient nan"):
@@ -272,9 +283,15 @@ def test_the_command_stops_cleanly_and_resumes(
     """As a person uses it: a real process, Ctrl-C (or a supervisor's SIGTERM), then --resume."""
     output = tmp_path / "a.pth"
     command = [
-        *(str(Path(sys.executable).parent / "nst-train"), "--style", str(photographs["chelsea"])),
-        *("--photos", str(folder), "-o", str(output), "--width", "0.125", "--crop", "64", "--batch", "1"),
-        *("--iterations", "30", "--every", "3"),
+        str(Path(sys.executable).parent / "nst-train"),
+        f"--style={photographs['chelsea']}",
+        f"--photos={folder}",
+        f"--output={output}",
+        "--width=0.125",
+        "--crop=64",
+        "--batch=1",
+        "--iterations=30",
+        "--every=3",
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
@@ -295,7 +312,7 @@ def test_the_command_stops_cleanly_and_resumes(
 def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not(
     tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
 ) -> None:
-    """In the middle of the optimiser's step: half of one is never written."""
+    """In the middle of the optimiser's step: half a step is never written."""
     style, output, short = photographs["coffee"], tmp_path / "a.pth", replace(SMALL, iterations=6)
     whole: list[Progress] = []
     first = train(style, folder, tmp_path / "whole.pth", vgg, short, on_progress=whole.append)
@@ -321,9 +338,9 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not(
     parts = stopped(1, resume=True)
     assert torch.load(f"{output}.resume", weights_only=True)["iteration"] == 4
     second = train(style, folder, output, vgg, short, resume=True, on_progress=parts.append)
-    assert history(parts) == [step for step in history(whole) if step[0] != 4]  # its progress was not told
-    one, two = first.network.state_dict(), second.network.state_dict()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert history(parts) == [step for step in history(whole) if step[0] != 4]  # its progress was not reported
+    weights, again = first.network.state_dict(), second.network.state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_a_full_disk_leaves_the_old_files(
@@ -375,9 +392,16 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
 
     def command(output: Path) -> list[str]:
         return [
-            *(str(Path(sys.executable).parent / "nst-train"), "--style", str(photographs["chelsea"])),
-            *("--photos", str(folder), "-o", str(output), "--width", "0.125", "--crop", "64", "--batch", "1"),
-            *("--iterations", "40", "--every", "5", "--progress-json", str(output.with_suffix(".events"))),
+            str(Path(sys.executable).parent / "nst-train"),
+            f"--style={photographs['chelsea']}",
+            f"--photos={folder}",
+            f"--output={output}",
+            "--width=0.125",
+            "--crop=64",
+            "--batch=1",
+            "--iterations=40",
+            "--every=5",
+            f"--progress-json={output.with_suffix('.events')}",
         ]
 
     killed, whole = tmp_path / "a.pth", tmp_path / "b.pth"
@@ -398,10 +422,10 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
     assert {(step["task"], step["total"], step["unit"]) for step in steps} == {("training", 40, "steps")}
     assert (steps[-1]["done"], steps[-1]["fraction"]) == (40, 1.0)
     assert {"iteration", "images_per_second", "style_loss", "content_loss"} <= steps[-1].keys()
-    one, two = load(killed), load(whole)
-    assert one.metrics == two.metrics
-    for name, tensor in one.network.state_dict().items():
-        assert torch.equal(tensor, two.network.state_dict()[name]), name
+    resumed, undisturbed = load(killed), load(whole)
+    assert resumed.metrics == undisturbed.metrics
+    for name, tensor in resumed.network.state_dict().items():
+        assert torch.equal(tensor, undisturbed.network.state_dict()[name]), name
 
 
 def losses_of(network: Any, photo: torch.Tensor, style: Path, vgg: Vgg16, style_weights: torch.Tensor | None) -> float:
@@ -411,9 +435,9 @@ def losses_of(network: Any, photo: torch.Tensor, style: Path, vgg: Vgg16, style_
 
 
 @pytest.fixture(scope="module")
-def paintings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def style_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three styles that nobody mistakes for each other: red bars, blue bars across, a green grain."""
-    folder = tmp_path_factory.mktemp("paintings")
+    folder = tmp_path_factory.mktemp("style_images")
     across = np.indices((128, 128))[1] // 6 % 2 * 200
     dark = np.full_like(across, 20)
     grain = np.random.default_rng(0).integers(0, 255, (128, 128))
@@ -425,37 +449,38 @@ def paintings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def gallery(
-    tmp_path_factory: pytest.TempPathFactory, paintings: dict[str, Path], photographs: dict[str, Path], vgg: Vgg16
+    tmp_path_factory: pytest.TempPathFactory, style_images: dict[str, Path], photographs: dict[str, Path], vgg: Vgg16
 ) -> Path:
     """Two styles in one network, a few dozen steps each."""
     output = tmp_path_factory.mktemp("gallery") / "gallery.pth"
-    styles = [paintings["red"], paintings["blue"]]
+    styles = [style_images["red"], style_images["blue"]]
     train(styles, photographs["coffee"].parent, output, vgg, replace(SMALL, iterations=130))
     return output
 
 
 def test_two_styles_do_not_leak_into_each_other(
-    gallery: Path, vgg: Vgg16, paintings: dict[str, Path], photographs: dict[str, Path]
+    gallery: Path, vgg: Vgg16, style_images: dict[str, Path], photographs: dict[str, Path]
 ) -> None:
-    """Each style paints its own picture: its loss is under 0.7 of what the other one has against it."""
+    """Each style gives its own image: its loss is under 0.7 of the other style's against it."""
     result = load(gallery)
     assert result.styles == ("red", "blue")
     photo = to_tensor(open_image(photographs["astronaut"], max_side=128))
     own, other = torch.eye(2)[:1], torch.eye(2)[1:]
     for style, right, wrong in (("red", own, other), ("blue", other, own)):
         values = [
-            losses_of(result.network, photo, paintings[style], vgg, style_weights) for style_weights in (right, wrong)
+            losses_of(result.network, photo, style_images[style], vgg, style_weights)
+            for style_weights in (right, wrong)
         ]
         assert values[0] < 0.7 * values[1], (style, values)
 
 
 def test_one_more_style_leaves_the_others_as_they_are(
-    tmp_path: Path, gallery: Path, vgg: Vgg16, paintings: dict[str, Path], photographs: dict[str, Path]
+    tmp_path: Path, gallery: Path, vgg: Vgg16, style_images: dict[str, Path], photographs: dict[str, Path]
 ) -> None:
     output = tmp_path / "more.pth"
     before = load(gallery)
     how = {"add_to": gallery, "on_progress": lambda step: None}
-    result = train(paintings["green"], None, output, vgg, replace(SMALL, iterations=40), **how)
+    result = train(style_images["green"], None, output, vgg, replace(SMALL, iterations=40), **how)
     assert result.styles == ("red", "blue", "green")
     assert result.training["before"]["style_images"] == ["red.png", "blue.png"]
     after = load(output)
@@ -472,16 +497,16 @@ def test_one_more_style_leaves_the_others_as_they_are(
     assert not changed
     mean = torch.tensor([[0.5, 0.5, 0.0]])  # what the new style began as
     new, began = (
-        losses_of(after.network, photo, paintings["green"], vgg, style_weights)
+        losses_of(after.network, photo, style_images["green"], vgg, style_weights)
         for style_weights in (torch.eye(3)[2:], mean)
     )
     assert new < 0.75 * began
     with pytest.raises(InputError, match="two styles would be called green"):
-        train(paintings["green"], None, tmp_path / "again.pth", vgg, SMALL, add_to=output)
+        train(style_images["green"], None, tmp_path / "again.pth", vgg, SMALL, add_to=output)
 
 
 def test_styles_added_are_written_at_the_end_only(
-    tmp_path: Path, gallery: Path, vgg: Vgg16, paintings: dict[str, Path], photographs: dict[str, Path]
+    tmp_path: Path, gallery: Path, vgg: Vgg16, style_images: dict[str, Path], photographs: dict[str, Path]
 ) -> None:
     """A stop in the middle leaves the gallery as it was; --resume finishes."""
     output = tmp_path / "gallery.pth"
@@ -493,9 +518,9 @@ def test_styles_added_are_written_at_the_end_only(
 
     short = replace(SMALL, iterations=6)
     with pytest.raises(KeyboardInterrupt):
-        train(paintings["green"], None, output, vgg, short, add_to=output, every=2, on_progress=interrupt)
+        train(style_images["green"], None, output, vgg, short, add_to=output, every=2, on_progress=interrupt)
     assert output.read_bytes() == gallery.read_bytes()
-    train(paintings["green"], None, output, vgg, short, add_to=output, resume=True)
+    train(style_images["green"], None, output, vgg, short, add_to=output, resume=True)
     assert load(output).styles == ("red", "blue", "green")
 
 
@@ -516,7 +541,7 @@ def test_ulyanovs_network_learns_to_stylise(
 def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
     tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
 ) -> None:
-    """Half-size crops are painted as the teacher paints them; on the larger ones the loss network judges."""
+    """On half-size crops it learns the teacher's images; on the larger crops the loss network judges."""
     train(photographs["chelsea"], folder, tmp_path / "teacher.pth", vgg, SMALL)
     settings = replace(SMALL, arch="fast", width=0.5, iterations=60, crop=128)
     steps: list[Progress] = []
@@ -541,11 +566,11 @@ def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
         train(both[0], folder, tmp_path / "n.pth", vgg, replace(settings, grow=False), teacher=tmp_path / "teacher.pth")
 
 
-def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, paintings: dict[str, Path]) -> None:
+def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, style_images: dict[str, Path]) -> None:
     """Its samples differ with the noise, and not with the seed fixed; they tile."""
     settings = replace(SMALL, arch="ulyanov", texture=True, width=1.0, iterations=50)
     output = tmp_path / "texture.pth"
-    result = train(paintings["red"], None, output, vgg, settings)
+    result = train(style_images["red"], None, output, vgg, settings)
     empty = torch.zeros(1, 3, 128, 128)
     torch.manual_seed(settings.seed)
     fresh = Ulyanov(texture=True)
@@ -554,7 +579,7 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, painti
         with torch.no_grad():
             return network(empty, None, network.draw_noise(empty, torch.Generator().manual_seed(seed)))
 
-    loss = PerceptualLoss(vgg, to_tensor(open_image(paintings["red"], max_side=128)), settings.loss_weights)
+    loss = PerceptualLoss(vgg, to_tensor(open_image(style_images["red"], max_side=128)), settings.loss_weights)
     with torch.no_grad():
         after, before = (loss(sample(network, 1), {}).style.item() for network in (result.network, fresh))
     assert after < before / 3
@@ -578,10 +603,12 @@ def test_a_temporally_consistent_network_changes_less(
         settings = replace(SMALL, temporal_weight=temporal_weight)
         network = train(style, folder, tmp_path / f"{temporal_weight}.pth", vgg, settings).network
         with torch.no_grad():
-            painted = network(photo)
+            stylized = network(photo)
             values.append(
                 sum(
-                    temporal_consistency_loss(network, photo, painted, None, torch.Generator().manual_seed(seed)).item()
+                    temporal_consistency_loss(
+                        network, photo, stylized, None, torch.Generator().manual_seed(seed)
+                    ).item()
                     for seed in range(4)
                 )
             )
@@ -610,9 +637,9 @@ def test_the_best_on_held_out_photographs_is_kept(
     genuine = Validation.__call__
 
     def worse(self: Validation, network: Johnson) -> object:
-        losses, painted = genuine(self, network)
+        losses, stylized = genuine(self, network)
         weights.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        return losses | {"total": float(len(weights))}, painted
+        return losses | {"total": float(len(weights))}, stylized
 
     monkeypatch.setattr(Validation, "__call__", worse)
     result = train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, SMALL, every=10)
@@ -628,15 +655,19 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path, folder: Path, p
     for processes in (1, 2):
         output = tmp_path / f"{processes}.pt"
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
-            *(str(Path(__file__).with_name("gradients.py")), str(photographs["chelsea"]), str(folder), str(output)),
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            *map(str, (Path(__file__).with_name("gradients.py"), photographs["chelsea"], folder, output)),
         ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr
         gradients.append(torch.load(output, weights_only=True))
-    for name, one in gradients[0].items():
-        assert (one - gradients[1][name]).norm() < 1e-3 * one.norm(), name
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).norm() < 1e-3 * gradient.norm(), name
     wrong = Team(rank=0, size=3)
     with pytest.raises(InputError, match="multiple of the 3 processes"):
         wrong.part(4)
@@ -650,11 +681,11 @@ def test_a_teams_mean_gradient_is_the_whole_batchs(folder: Path, vgg: Vgg16, pho
     loss = PerceptualLoss(vgg, style, SMALL.loss_weights)
     batch = next(Photos(sorted(folder.rglob("*.jpg")), batch=4, crop_of=lambda i: 64, seed=0).batches(range(1)))
 
-    def gradient(pictures: torch.Tensor) -> torch.Tensor:
-        painted = network(pictures)
-        total = loss(painted, loss.content_target(pictures)).total + CHECKERBOARD_WEIGHT * checkerboard_loss(painted)
-        total = total + BORDER_WEIGHT * border_loss(painted)
-        return torch.cat([one.flatten() for one in torch.autograd.grad(total, list(network.parameters()))])
+    def gradient(images: torch.Tensor) -> torch.Tensor:
+        stylized = network(images)
+        total = loss(stylized, loss.content_target(images)).total + CHECKERBOARD_WEIGHT * checkerboard_loss(stylized)
+        total = total + BORDER_WEIGHT * border_loss(stylized)
+        return torch.cat([values.flatten() for values in torch.autograd.grad(total, list(network.parameters()))])
 
     whole, halves = gradient(batch), (gradient(batch[:2]) + gradient(batch[2:])) / 2
     assert (whole - halves).norm() < 1e-3 * whole.norm()

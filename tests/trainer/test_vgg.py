@@ -36,12 +36,12 @@ def test_the_weights_are_the_authors(vgg: Vgg16) -> None:
 
 
 def test_the_first_layers_are_what_the_paper_says(vgg: Vgg16) -> None:
-    pictures = torch.rand(1, 3, 20, 24)
+    images = torch.rand(1, 3, 20, 24)
     weights = vgg16_weights()
-    x = pictures * 255 - torch.tensor(MEAN).view(1, 3, 1, 1)
+    x = images * 255 - torch.tensor(MEAN).view(1, 3, 1, 1)
     x = F.relu(F.conv2d(x, weights["conv1_1.weight"], weights["conv1_1.bias"], padding=1))
     x = F.relu(F.conv2d(x, weights["conv1_2.weight"], weights["conv1_2.bias"], padding=1))
-    features = vgg(pictures, ["relu1_2", "pool1"])
+    features = vgg(images, ["relu1_2", "pool1"])
     assert torch.allclose(features["relu1_2"], x, rtol=1e-4, atol=1e-2)
     assert torch.allclose(features["pool1"], F.max_pool2d(x, 2), rtol=1e-4, atol=1e-2)
 
@@ -72,8 +72,8 @@ def test_normalized_filters_are_the_same_filters_with_a_mean_near_one(vgg: Vgg16
     plain = Vgg16(vgg16_weights(), pooling="average")
     layers = ["relu1_1", "relu3_1", "relu5_1"]
     pairs = [
-        (plain(picture, layers), scaled(picture, layers))
-        for picture in (to_tensor(open_image(path, max_side=256)) for path in photographs.values())
+        (plain(image, layers), scaled(image, layers))
+        for image in (to_tensor(open_image(path, max_side=256)) for path in photographs.values())
     ]
     for layer in layers:
         for before, after in pairs:
@@ -120,7 +120,7 @@ def torchvision_layout(weights: Weights) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """torchvision's file on a server of this machine; its SHA-256 is the one that is expected."""
+    """torchvision's file on a server of this machine; its SHA-256 is what is expected."""
     folder = tmp_path / "served"
     folder.mkdir()
     file = folder / "vgg16.pth"
@@ -237,10 +237,10 @@ def test_a_user_without_a_home_needs_a_cache_that_can_be_read(
     os.chown(work, 12345, 12345)
     capabilities = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # Python may be below /root
     become = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", *capabilities, "env", "-u", "HOME"]
-    pictures = [str(photographs["coffee"]), str(photographs["chelsea"])]
+    images = [str(photographs["coffee"]), str(photographs["chelsea"])]
     words = {
-        "train": ["--style", pictures[0], "-o", "a.pth", "--width", "0.125", "--crop", "64", "--batch", "1"],
-        "optimize": [*pictures, "-o", "a.png", "--size", "64", "--trace", "t.json"],
+        "train": ["--style", images[0], "-o", "a.pth", "--width", "0.125", "--crop", "64", "--batch", "1"],
+        "optimize": [*images, "-o", "a.png", "--size", "64", "--trace", "t.json"],
     }[command]
     nst = [str(Path(sys.executable).parent / "nst"), command, *words, "--iterations", "2"]
     environment = {name: value for name, value in os.environ.items() if name not in ("NST_CACHE", "XDG_CACHE_HOME")}
@@ -278,8 +278,8 @@ def test_a_download_of_other_content_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_gradient_reaches_the_weights(vgg: Vgg16) -> None:
-    picture = torch.rand(1, 3, 16, 16, requires_grad=True)
-    vgg(picture, ["relu2_2"])["relu2_2"].sum().backward()
-    assert picture.grad is not None
-    assert np.isfinite(picture.grad.numpy()).all()
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    vgg(image, ["relu2_2"])["relu2_2"].sum().backward()
+    assert image.grad is not None
+    assert np.isfinite(image.grad.numpy()).all()
     assert all(parameter.grad is None for parameter in vgg.parameters())

@@ -1,5 +1,5 @@
-"""Styles learned and painted: the loss network, the losses, the networks, the two ways to a picture.
+"""Neural style transfer: the loss network, the losses, the networks, and the two ways to a stylized image.
 
-The feed-forward way (Johnson et al. 2016) trains a network once and stylises in milliseconds;
-the optimisation (Gatys et al. 2016) needs no training and minutes a picture.
+The feed-forward way (Johnson et al. 2016) trains a network once and stylizes in milliseconds;
+the optimisation (Gatys et al. 2016) needs no training, and minutes for each image.
 """

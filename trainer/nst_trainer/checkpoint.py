@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write contract 2's file, weights as FP16 (half the size; pictures differ by a level at most)."""
+    """Write contract 2's file, weights as FP16 (half the size; images differ by at most 1 of 255)."""
     network = checkpoint.network
     document = {
         "format": FORMAT,

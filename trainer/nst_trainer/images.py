@@ -11,8 +11,8 @@ from torch import Tensor
 from nst_core.errors import InputError
 from nst_core.images import ImageData, Pixels, open_image
 
-BLANK = 2
-"""Levels of 255 that a channel of a blank image spans at most: one colour, with the noise of JPEG's compression."""
+BLANK_MAXIMUM_SPAN = 2
+"""Maximum of 255 that a channel of a blank image spans: one colour, with the noise of JPEG's compression."""
 
 
 def is_blank(pixels: Pixels) -> bool:
@@ -22,23 +22,23 @@ def is_blank(pixels: Pixels) -> bool:
     the gradient has a norm of 1e18 or is infinite. An image of two colours has an ordinary gradient (dev/LOG.md).
     """
     flat = pixels.reshape(-1, pixels.shape[-1])
-    return bool((flat.max(axis=0) - flat.min(axis=0) <= BLANK).all())
+    return bool((flat.max(axis=0) - flat.min(axis=0) <= BLANK_MAXIMUM_SPAN).all())
 
 
 def open_style(path: Path, *, max_side: int | None = None) -> ImageData:
     """A style image, as `open_image` reads it; `InputError` for a blank one, which has no style to learn."""
-    picture = open_image(path, max_side=max_side)
-    if is_blank(picture.pixels):
+    image = open_image(path, max_side=max_side)
+    if is_blank(image.pixels):
         raise InputError(f"{path}: one colour all over, so it has no style; give an image with strokes or forms")
-    return picture
+    return image
 
 
-def to_tensor(picture: ImageData) -> Tensor:
-    """The picture's pixels as `[1, 3, H, W]`, FP32 in [0, 1]."""
-    return torch.from_numpy(picture.pixels.transpose(2, 0, 1)[None].astype(np.float32)) / 255.0
+def to_tensor(image: ImageData) -> Tensor:
+    """The image's pixels as `[1, 3, H, W]`, FP32 in [0, 1]."""
+    return torch.from_numpy(image.pixels.transpose(2, 0, 1)[None].astype(np.float32)) / 255.0
 
 
 def to_image(tensor: Tensor) -> ImageData:
-    """One picture `[1, 3, H, W]` in [0, 1] as pixels, rounded to the nearest level."""
-    levels = tensor.detach()[0].cpu().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
-    return ImageData(np.ascontiguousarray(levels.permute(1, 2, 0).numpy()))
+    """An image `[1, 3, H, W]` in [0, 1] as pixels, rounded to the nearest of 256 values."""
+    rounded = tensor.detach()[0].cpu().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    return ImageData(np.ascontiguousarray(rounded.permute(1, 2, 0).numpy()))

@@ -27,7 +27,7 @@ def gram_matrix(features: Tensor, guide: Tensor | None = None) -> Tensor:
     """Correlations of channels, `[N, C, H, W]` to `[N, C, C]`, divided by C*H*W (Johnson, equation 3).
 
     `guide` `[K, 1, H, W]`, not negative, weights the places (Gatys et al. 2017): the
-    features of one picture then give `[K, C, C]`, one matrix a region, as if the region were all
+    features of an image then give `[K, C, C]`, a matrix for each region, as if the region were all
     that there is. A guide of ones changes nothing.
     """
     n, c, h, w = features.shape
@@ -70,13 +70,13 @@ def style_loss(gram: Tensor, target: Tensor) -> Tensor:
     return distances
 
 
-def total_variation(pictures: Tensor) -> Tensor:
+def total_variation(images: Tensor) -> Tensor:
     """Squared differences of neighbouring pixels, `[N, 3, H, W]` in [0, 1] to a scalar.
 
     Johnson et al., section 3.2. A mean, not their sum, so that a weight means the same at every size.
     """
-    down = pictures[:, :, 1:, :] - pictures[:, :, :-1, :]
-    across = pictures[:, :, :, 1:] - pictures[:, :, :, :-1]
+    down = images[:, :, 1:, :] - images[:, :, :-1, :]
+    across = images[:, :, :, 1:] - images[:, :, :, :-1]
     variation: Tensor = down.square().mean() + across.square().mean()
     return variation
 
@@ -125,7 +125,7 @@ class Losses:
 
 
 class PerceptualLoss:
-    """Content, style and total variation against style pictures, by one loss network.
+    """Content, style and total variation against style images, by one loss network.
 
     The same object serves the feed-forward trainer, the optimisation and the benchmarks, so
     their losses are comparable by construction.
@@ -144,30 +144,30 @@ class PerceptualLoss:
         guides: tuple[Tensor, Sequence[Tensor]] | None = None,
         apart: bool = False,
     ) -> None:
-        """`styles` are pictures `[1, 3, H, W]` in [0, 1] at the sizes whose strokes are wanted.
+        """`styles` are images `[1, 3, H, W]` in [0, 1] at the sizes whose strokes are wanted.
 
         Layers come with their weights. Several styles are interpolated: the target is the mean of their
         Gram matrices, weighted by `style_weights`; or with `apart` each is a target of its own.
         With `relative` a layer's (and region's) style loss is divided by its target's squared norm,
-        so that 1 is the loss of a black picture. This deviates from equation 4, whose bare sum hardly sees
-        relu4_3 (the layers' squared norms differ by four orders of magnitude) and weighs paintings
+        so that 1 is the loss of a black image. This deviates from equation 4, whose bare sum hardly sees
+        relu4_3 (the layers' squared norms differ by four orders of magnitude) and weighs style images
         differently (by up to 16 times, over ten of them). `guides` are regions: `[K, 1, h, w]` of the
         content and of each style; a region takes the style of the same region.
         """
-        pictures = [styles] if isinstance(styles, Tensor) else list(styles)
-        parts = list(style_weights) if style_weights is not None else [1.0] * len(pictures)
-        if not pictures or len(parts) != len(pictures) or min(parts) < 0 or sum(parts) <= 0:
-            raise InputError(f"{len(pictures)} styles with the weights {parts}: one weight each, and not all 0")
+        images = [styles] if isinstance(styles, Tensor) else list(styles)
+        parts = list(style_weights) if style_weights is not None else [1.0] * len(images)
+        if not images or len(parts) != len(images) or min(parts) < 0 or sum(parts) <= 0:
+            raise InputError(f"{len(images)} styles with the weights {parts}: one weight each, and not all 0")
         self.vgg = vgg
         self.weights = weights
         self.content_layers = dict(content_layers)
         self.style_layers = dict(style_layers)
         self.guide = guides[0] if guides else None
         if apart:
-            each = [self._targets([picture], [1.0], [None]) for picture in pictures]
-            self.style_targets = {name: torch.cat([one[name] for one in each]) for name in self.style_layers}
+            by_style = [self._targets([image], [1.0], [None]) for image in images]
+            self.style_targets = {name: torch.cat([each[name] for each in by_style]) for name in self.style_layers}
         else:
-            self.style_targets = self._targets(pictures, parts, guides[1] if guides else [None] * len(pictures))
+            self.style_targets = self._targets(images, parts, guides[1] if guides else [None] * len(images))
         self.factors = {
             name: weights.style
             * self.style_layers[name]
@@ -177,11 +177,11 @@ class PerceptualLoss:
 
     @torch.no_grad()
     def _targets(
-        self, pictures: Sequence[Tensor], parts: Sequence[float], guides: Sequence[Tensor | None]
+        self, images: Sequence[Tensor], parts: Sequence[float], guides: Sequence[Tensor | None]
     ) -> dict[str, Tensor]:
-        targets = dict.fromkeys(self.style_layers, torch.zeros((), device=pictures[0].device))
-        for picture, part, guide in zip(pictures, parts, guides, strict=True):
-            features = self.vgg(picture, self.style_layers)
+        targets = dict.fromkeys(self.style_layers, torch.zeros((), device=images[0].device))
+        for image, part, guide in zip(images, parts, guides, strict=True):
+            features = self.vgg(image, self.style_layers)
             for name in self.style_layers:
                 targets[name] = targets[name] + part / sum(parts) * gram_matrix(
                     features[name], _at(guide, features[name])
@@ -189,18 +189,18 @@ class PerceptualLoss:
         return targets
 
     @torch.no_grad()
-    def content_target(self, pictures: Tensor) -> dict[str, Tensor]:
+    def content_target(self, images: Tensor) -> dict[str, Tensor]:
         """The content layers' features of `[N, 3, H, W]`, computed no deeper than the deepest of them."""
-        targets: dict[str, Tensor] = self.vgg(pictures, self.content_layers) if self.content_layers else {}
+        targets: dict[str, Tensor] = self.vgg(images, self.content_layers) if self.content_layers else {}
         return targets
 
-    def __call__(self, pictures: Tensor, content_target: Mapping[str, Tensor], style: Tensor | None = None) -> Losses:
-        """The losses of `[N, 3, H, W]` in [0, 1] against a `content_target` of the same pictures.
+    def __call__(self, images: Tensor, content_target: Mapping[str, Tensor], style: Tensor | None = None) -> Losses:
+        """The losses of `[N, 3, H, W]` in [0, 1] against the `content_target` of their content images.
 
-        `style` `[N]` numbers the style of each picture, if they were kept `apart`.
+        `style` `[N]` numbers the style of each image, if the styles are kept `apart`.
         """
-        features = self.vgg(pictures, [*self.content_layers, *self.style_layers])
-        none = pictures.new_zeros(())
+        features = self.vgg(images, [*self.content_layers, *self.style_layers])
+        none = images.new_zeros(())
         by_layer = {}
         for name, factor in self.factors.items():
             gram = gram_matrix(features[name], _at(self.guide, features[name]))
@@ -218,7 +218,7 @@ class PerceptualLoss:
         return Losses(
             content=self.weights.content * content,
             style=sum(by_layer.values(), none),
-            total_variation=self.weights.total_variation * total_variation(pictures),
+            total_variation=self.weights.total_variation * total_variation(images),
             style_by_layer=by_layer,
         )
 

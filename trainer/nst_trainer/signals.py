@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps of a computation, never in the middle of one."""
+"""Ctrl-C and SIGTERM between two steps of a computation, never within a step."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ def check(result: tuple[Any, ...]) -> Any:
     status, *values = result
     if int(status) != 0:
         name = runtime().cudaGetErrorName(status)[1]
-        said = runtime().cudaGetErrorString(status)[1]
-        raise CudaError(": ".join(part.decode() if isinstance(part, bytes) else str(part) for part in (name, said)))
+        text = runtime().cudaGetErrorString(status)[1]
+        raise CudaError(": ".join(part.decode() if isinstance(part, bytes) else str(part) for part in (name, text)))
     return values[0] if values else None
 
 

@@ -27,17 +27,17 @@ DEFAULTS = {CUDA: {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy
 """Options that differ from ONNX Runtime's own: its exhaustive search takes ten times as long and gains little, an arena
 that serves one shape has no use for memory in powers of two, and what is called FP32 has 24 bits, not TF32's 11."""
 
-ON_A_STREAM = (CUDA, "TensorrtExecutionProvider")
+STREAM_PROVIDERS = (CUDA, "TensorrtExecutionProvider")
 """Providers that take a stream from us."""
 
-RUN_VALUES = 3 << 17
+RUN_COST_VALUES = 3 << 17
 """What a run costs besides its images, in input values: about half an image of 512x512, measured on an H100."""
 
 MEMORY_SHARE = 0.5
 """The part of the GPU memory that is free at the start which the sessions may take, if no limit is given."""
 
-OUT_OF_MEMORY = ("out of memory", "failed to allocate", "available memory", "alloc_failed")
-"""How ONNX Runtime, CUDA, cuDNN and cuBLAS say it, in lower case."""
+OUT_OF_MEMORY_TEXTS = ("out of memory", "failed to allocate", "available memory", "alloc_failed")
+"""What ONNX Runtime, CUDA, cuDNN and cuBLAS report, in lower case."""
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -87,8 +87,8 @@ class CudaSessions:
         self._own: OrderedDict[Shapes, _Session] = OrderedDict()  # the least recently used first
         self._seen: OrderedDict[Shapes, int] = OrderedDict()  # shapes without a session, and when they ran
         self._clock, self._closed = 0, False
-        self._most = sessions
-        self._bytes_per_value = 0.0  # of the session that takes most for its size
+        self._max_sessions = sessions
+        self._bytes_per_value = 0.0  # of the session that takes the maximum for its size
         self._shared: _Session | None = self._open()
         inputs, outputs = self._shared.session.get_inputs(), self._shared.session.get_outputs()
         self.inputs = tuple(tensor.name for tensor in inputs)
@@ -139,7 +139,9 @@ class CudaSessions:
         completed = []
         for name, options in providers:
             placed = {"device_id": str(self._device), "user_compute_stream": str(self._stream.handle)}
-            completed.append((name, DEFAULTS.get(name, {}) | dict(options) | (placed if name in ON_A_STREAM else {})))
+            completed.append(
+                (name, DEFAULTS.get(name, {}) | dict(options) | (placed if name in STREAM_PROVIDERS else {}))
+            )
         return completed
 
     def _open(self) -> _Session:
@@ -163,7 +165,7 @@ class CudaSessions:
         run_options = onnxruntime.RunOptions()
         for name, value in self._run_config.items():
             run_options.add_run_config_entry(name, value)
-        place = ("cuda", self._device) if asked[0] in ON_A_STREAM else ("cpu", 0)
+        place = ("cuda", self._device) if asked[0] in STREAM_PROVIDERS else ("cpu", 0)
         return _Session(session, run_options, place, self._cuda)
 
     def _run(self, arrays: list[np.ndarray], padding: int, outputs: Sequence[str]) -> list[np.ndarray]:
@@ -172,7 +174,7 @@ class CudaSessions:
         try:
             return self._attempt(staged, padding, outputs)
         except Exception as error:  # ONNX Runtime's exceptions have no common root
-            if not any(words in str(error).lower() for words in OUT_OF_MEMORY):
+            if not any(text in str(error).lower() for text in OUT_OF_MEMORY_TEXTS):
                 raise
         self._close_shared()
         self._evict(len(self._own))
@@ -220,13 +222,13 @@ class CudaSessions:
             session.used = self._clock
             return session, None
         before = self._seen.pop(shapes, 0)
-        if self._most == 0 or not self._admits(shapes, before):
+        if self._max_sessions == 0 or not self._admits(shapes, before):
             self._seen[shapes] = self._clock
-            if len(self._seen) > 8 * self._most:
+            if len(self._seen) > 8 * self._max_sessions:
                 self._seen.popitem(last=False)
             if self._shared is None:
                 self._shared = self._open()
-            return self._shared, self._cuda.free_memory() if self._most else None
+            return self._shared, self._cuda.free_memory() if self._max_sessions else None
         self._make_room(shapes)
         free = self._cuda.free_memory()
         session = self._own[shapes] = self._open()
@@ -237,7 +239,7 @@ class CudaSessions:
         """Whether a shape that ran at `before` last (0: never) gets its own session now."""
         if self._expected(shapes) > self._limit:
             return False
-        if len(self._own) < self._most and self._taken() + self._expected(shapes) <= self._limit:
+        if len(self._own) < self._max_sessions and self._taken() + self._expected(shapes) <= self._limit:
             return True
         oldest = next(iter(self._own.values()), None)
         return oldest is None or before > oldest.used
@@ -251,7 +253,9 @@ class CudaSessions:
 
     def _make_room(self, shapes: Shapes) -> None:
         """Close the least recently used sessions until another fits."""
-        while self._own and (len(self._own) >= self._most or self._taken() + self._expected(shapes) > self._limit):
+        while self._own and (
+            len(self._own) >= self._max_sessions or self._taken() + self._expected(shapes) > self._limit
+        ):
             self._evict(1)
 
     def _evict(self, count: int) -> None:
@@ -273,7 +277,7 @@ class CudaSessions:
         if self._taken() > self._limit:
             self._close_shared()
         while self._own and self._taken() > self._limit:
-            self._evict(1)  # in the end the new one itself
+            self._evict(1)  # in the end also the new session
 
     def _drop(self, shapes: Shapes, session: _Session) -> None:
         """Close the session that has failed; the next run opens another."""
@@ -341,7 +345,7 @@ def batch_sizes(count: int, values: int) -> list[int]:
         return [count]
     split = [power, *batch_sizes(count - power, values)]
     padded = [2 * power]
-    return min((padded, split), key=lambda sizes: sum(sizes) * values + len(sizes) * RUN_VALUES)
+    return min((padded, split), key=lambda sizes: sum(sizes) * values + len(sizes) * RUN_COST_VALUES)
 
 
 def _values(shapes: Shapes) -> int:

@@ -14,10 +14,10 @@ PINNED_LIMIT_BYTES = 256 << 20
 
 
 class PinnedPool:
-    """Arrays in pinned memory, which serves the next one when nobody refers to an array any more."""
+    """Arrays in pinned memory, which is used again when nobody refers to an array any more."""
 
     def __init__(self, cuda: Any, limit: int = PINNED_LIMIT_BYTES) -> None:
-        """`limit` bytes are pinned at most."""
+        """`limit` is the maximum of pinned bytes."""
         self._cuda, self._limit = cuda, limit
         self._free: dict[int, list[Any]] = {}  # blocks by their size, a power of two
         self._size = 0

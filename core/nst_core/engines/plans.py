@@ -28,12 +28,12 @@ GRAPH, PLAN, RECORD = "model.onnx", "model.plan", "plan.json"
 
 
 class PlanError(RuntimeError):
-    """A plan that cannot be had or used; the message is one line with the reason and what to do."""
+    """A plan that cannot be built, found or used; the message is a line with the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes of a plan's images: the smallest, the one it is fastest for, and the largest."""
+    """The shapes of a plan's images: the smallest, the shape it is fastest for, and the largest."""
 
     minimum: Shape
     optimum: Shape
@@ -53,7 +53,7 @@ class Profile:
             batch, height, width = sides if len(sides) == 3 else (1, *sides)
             shapes.append((batch, height, width))
         if len(shapes) != 3 or any(not a <= b <= c for a, b, c in zip(*shapes, strict=True)):
-            raise ValueError(f"{text!r} is no profile: give min/opt/max, no side smaller than the one before")
+            raise ValueError(f"{text!r} is no profile: give min/opt/max, no side smaller than the side before it")
         return cls(*shapes)
 
     def __str__(self) -> str:
@@ -161,7 +161,7 @@ def _home() -> Path:
 
 
 def key_of(graph: Path, profile: Profile, gpu: str, compute_capability: str, tensorrt: str) -> PlanKey:
-    """The key of the plan that is wanted; a graph that is not there is one of which only the plan is kept."""
+    """The key of the plan that is wanted; without its graph, the key matches a plan of any graph."""
     sha256 = _sha256(graph.read_bytes()) if graph.is_file() else ""
     # CUDA adds the slice to the name of a card in slices, NVML does not.
     return PlanKey(gpu.partition(" MIG ")[0], compute_capability, tensorrt, sha256, str(profile))
@@ -170,8 +170,8 @@ def key_of(graph: Path, profile: Profile, gpu: str, compute_capability: str, ten
 def find(version: Path, key: PlanKey) -> Path | None:
     """A plan for `key` that is built already: the version's own, else the cache's; None where there is none.
 
-    A `model.plan` without a `plan.json` is taken as it is: somebody put it there, and TensorRT itself refuses one
-    that it cannot run. A damaged plan is none.
+    A `model.plan` without a `plan.json` is taken as it is: somebody put it there, and TensorRT itself refuses a
+    plan that it cannot run. A damaged plan is none.
     """
     own = version / PLAN
     if own.is_file() and _differences(version, key) == [] and _is_whole(own, version / RECORD):
@@ -216,7 +216,7 @@ def _differences(version: Path, key: PlanKey) -> list[tuple[str, str, str]]:
 
 
 def _is_whole(plan: Path, record: Path) -> bool:
-    """Whether a plan is what its record says; one without a record is trusted."""
+    """Whether a plan is what its record says; a plan without a record is trusted."""
     if not record.is_file():
         return plan.parent != cache_folder() and plan.stat().st_size > 0
     try:

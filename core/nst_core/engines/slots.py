@@ -225,7 +225,7 @@ class Memory:
     def grow(self, size: int) -> None:
         """Have at least `size` bytes, at a new address if they were not there."""
         if not self.holds(size):
-            self.free()  # before the larger one is taken: both need not fit
+            self.free()  # before the larger block is taken: both need not fit
             self._memory = self._kind(_with_reserve(size))
 
     def free(self) -> None:

@@ -128,7 +128,7 @@ class TensorRTEngine:
         return self._plan.shapes(feeds)
 
     def _take_any(self, shapes: Shapes) -> Slot:
-        """A free context, one that has the graph for `shapes` if there is one."""
+        """A free context, preferably with the graph for `shapes`."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._free)
             self._check_open()
@@ -169,7 +169,7 @@ class Pending:
         self.close()
 
     def result(self) -> Array:
-        """Wait, and the output, which is the caller's; raises as `TensorRTEngine.run`, and ends this."""
+        """Wait and return the output, which is the caller's; raises as `TensorRTEngine.run`, and ends this."""
         with self:
             answer = self.wait()
             if self._out is None:
@@ -178,7 +178,7 @@ class Pending:
             return self._out
 
     def wait(self) -> Array:
-        """Wait, and the output in the engine's own pinned memory, to be read until `close`; raises as `result`."""
+        """Wait and return the output in the engine's pinned memory, valid until `close`; raises as `result`."""
         return self._running().wait()
 
     @property

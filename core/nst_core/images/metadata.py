@@ -1,4 +1,4 @@
-"""What an image file says beside its pixels, carried from the content image to the stylized one.
+"""What an image file says beside its pixels, carried from the content image to the stylized image.
 
 EXIF (GPS and the maker's notes with it), XMP, resolution and ICC profile. Left behind is what would be wrong of the new
 file: the orientation, since the pixels are upright; thumbnails, since they show the old image; how the old

@@ -18,7 +18,7 @@ _KEPT_TEXTS = {b"XML:com.adobe.xmp", b"Raw profile type exif"}
 def without_texts(stream: BinaryIO) -> BinaryIO:
     """A PNG file without the texts that are not read or too long: Pillow takes more than 1 MB of them as damage.
 
-    Image generators write their whole graph into one. XMP and EXIF stay, one of each.
+    Image generators write their whole graph into such a text. XMP and EXIF stay, each once.
     """
     gaps: list[tuple[int, int]] = []
     kept: set[bytes] = set()
@@ -41,7 +41,7 @@ def without_texts(stream: BinaryIO) -> BinaryIO:
 
 
 def _is_short(kind: bytes, length: int, stream: BinaryIO) -> bool:
-    """Whether a text, expanded, is one that Pillow takes."""
+    """Whether Pillow takes a text, expanded."""
     maximum = PngImagePlugin.MAX_TEXT_CHUNK
     if length > maximum:
         return False

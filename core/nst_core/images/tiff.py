@@ -18,13 +18,13 @@ TILE_WIDTH, TILE_LENGTH = 322, 323
 
 
 def is_reduced(image: Image.Image) -> bool:
-    """Whether the current page of a TIFF says that it is a smaller version of another one."""
+    """Whether the current page of a TIFF says that it is a smaller version of another page."""
     kind = image.tag_v2.get(SUBFILE_TYPE, 0)  # type: ignore[attr-defined]
     return isinstance(kind, int) and kind & 1 == 1
 
 
 def to_largest(image: Image.Image) -> None:
-    """Turn to the first page that is no smaller version of another one."""
+    """Turn to the first page that is no smaller version of another page."""
     with suppress(EOFError):
         for page in range(1, _MAX_DIRECTORIES):
             if not is_reduced(image):

@@ -10,8 +10,8 @@ from nst_core.devices import Gpu
 from nst_core.distribution import install_command
 from nst_core.errors import InputError
 
-OLDEST_CUDA = 12
-"""The oldest major version of CUDA that `nst[gpu-cu12]` needs."""
+MINIMUM_CUDA = 12
+"""The major version of CUDA that `nst[gpu-cu12]` needs at least."""
 
 CUDA_RUNTIME = re.compile(r"nvidia-cuda-runtime(?:-cu\d+)?\W*(\d+)")
 """In what `onnxruntime-gpu` requires: the CUDA that it is built for, `nvidia-cuda-runtime~=13.0; extra == "cuda"`."""
@@ -20,7 +20,7 @@ CUDA_RUNTIME = re.compile(r"nvidia-cuda-runtime(?:-cu\d+)?\W*(\d+)")
 def check_driver(gpu: Gpu) -> None:
     """Raise `InputError` if a package of this environment is built for a newer CUDA than the driver of `gpu` runs.
 
-    It looks at ONNX Runtime, TensorRT and cuda-bindings by their metadata and imports none of them. An older CUDA is
+    It reads the metadata of ONNX Runtime, TensorRT and cuda-bindings and imports none of them. An older CUDA is
     no error: drivers run the programs of every CUDA before theirs.
     """
     for package, version, cuda in _built_for():
@@ -30,8 +30,8 @@ def check_driver(gpu: Gpu) -> None:
 
 
 def _way_out(gpu: Gpu) -> str:
-    if gpu.cuda[0] < OLDEST_CUDA:
-        return f"update the driver to one of CUDA {OLDEST_CUDA} or later, or use --device cpu"
+    if gpu.cuda[0] < MINIMUM_CUDA:
+        return f"update the driver to one of CUDA {MINIMUM_CUDA} or later, or use --device cpu"
     return install_command("gpu-cu12")
 
 

@@ -1,11 +1,11 @@
-"""Feed-forward networks: a picture in, the stylised picture out, in one pass."""
+"""Feed-forward networks: a content image in, the stylized image out, in one pass."""
 
 from nst_trainer.networks.fast import Fast
 from nst_trainer.networks.johnson import Johnson
 from nst_trainer.networks.styled import ConditionalInstanceNorm, StyledNetwork
 from nst_trainer.networks.ulyanov import Ulyanov
 
-ARCHITECTURES: dict[str, type[StyledNetwork]] = {one.name: one for one in (Johnson, Fast, Ulyanov)}
+ARCHITECTURES: dict[str, type[StyledNetwork]] = {network.name: network for network in (Johnson, Fast, Ulyanov)}
 """Every network that a checkpoint can name."""
 
 __all__ = ["ARCHITECTURES", "ConditionalInstanceNorm", "Fast", "Johnson", "StyledNetwork", "Ulyanov"]

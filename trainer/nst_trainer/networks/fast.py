@@ -1,8 +1,8 @@
 """A network for CPUs: Johnson's, with its arithmetic and its memory traffic where a CPU does them well.
 
 Not of a paper; what was tried is in dev/LOG.md. Johnson et al.'s network spends most of its time at width 0.5 and
-below on the picture's own grid, where few channels fill few lanes of a vector register and every
-normalisation reads and writes the whole picture. Here nothing but pixels is on that grid.
+below on the image's own grid, where few channels fill few lanes of a vector register and every
+normalisation reads and writes the whole image. Here nothing but pixels is on that grid.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Fast(StyledNetwork):
             for values in self.last.parameters():
                 values.copy_(values[::4].repeat_interleave(4, dim=0))
 
-    def forward(self, pictures: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
+    def forward(self, content: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
         """See `StyledNetwork`; values in (0, 1). It takes no noise."""
-        x = pictures * 2.0 - 1.0
+        x = content * 2.0 - 1.0
         for layer in self.encoder:
             x = F.relu(layer(x, style_weights))
         for block in self.residual:

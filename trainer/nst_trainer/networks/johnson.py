@@ -1,6 +1,6 @@
 """The image transformation network of Johnson, Alahi and Fei-Fei 2016 (supplementary material, table 1).
 
-With the improvements that everybody has since accepted, each named where it is.
+It has the improvements that are generally accepted since; comments name each of them.
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ class Johnson(StyledNetwork):
         )
         self.last = nn.Conv2d(fine, 3, ends, padding=ends // 2, padding_mode="reflect")
 
-    def forward(self, pictures: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
+    def forward(self, content: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
         """See `StyledNetwork`; values in (0, 1) if `bounded`. It takes no noise.
 
         The scaled tanh of the paper's table 1 gives 0-255; here it gives 0-1.
         """
-        x = pictures * 2.0 - 1.0  # centred, which the paper gets from subtracting the mean pixel
+        x = content * 2.0 - 1.0  # centred, which the paper gets from subtracting the mean pixel
         for layer in self.encoder:
             x = F.relu(layer(x, style_weights))
         for block in self.residual:
@@ -105,7 +105,7 @@ class Johnson(StyledNetwork):
         return 0.5 + 0.5 * torch.tanh(y) if self.arguments["bounded"] else y
 
     def widened(self, width: float, generator: torch.Generator) -> Johnson:
-        """A wider network that paints nearly the same, to go on learning from (Net2WiderNet).
+        """A wider network that computes nearly the same, to continue training from (Net2WiderNet).
 
         Chen, Goodfellow and Shlens 2016, section 2.2.
 

@@ -34,7 +34,7 @@ class ConditionalInstanceNorm(nn.Module):
         It interpolates scales and shifts, not images (section 3.3).
         """
         # A group of one channel is an instance. In training this kernel saves the copies of the other, which
-        # leaves channels-last; the exporter knows the other one.
+        # leaves channels-last; the exporter knows instance_norm.
         # Its backward is slow in bfloat16, and statistics want FP32.
         if style_weights is None:
             weight, bias = self.weight[0], self.bias[0]
@@ -59,7 +59,7 @@ class ConditionalInstanceNorm(nn.Module):
 class StyledNetwork(nn.Module):
     """A network for S styles, S >= 1. Its constructor takes `styles` and gives `arguments` that make it again.
 
-    H and W of its pictures are multiples of `multiple`, from `min_side` up (pixels).
+    H and W of its images are multiples of `multiple`, from `min_side` up (pixels).
     """
 
     name: ClassVar[str]
@@ -76,16 +76,16 @@ class StyledNetwork(nn.Module):
         count: int = self.arguments["styles"]
         return count
 
-    def forward(self, pictures: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
-        """RGB `[N, 3, H, W]` in [0, 1] to the stylised pictures of the same shape.
+    def forward(self, content: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
+        """RGB `[N, 3, H, W]` in [0, 1] to the stylized images of the same shape.
 
         `style_weights` `[N, S]`, rows that sum to 1, may be left out for one style; `noise` is what `draw_noise` gives,
         or nothing.
         """
         raise NotImplementedError
 
-    def draw_noise(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """Noise for `pictures` `[N, 3, H, W]`, if the network takes any; one generator state, one noise."""
+    def draw_noise(self, content: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Noise for `content` `[N, 3, H, W]`, if the network takes any; one generator state, one noise."""
         return []
 
     def norms(self) -> list[ConditionalInstanceNorm]:

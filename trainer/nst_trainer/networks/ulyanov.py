@@ -1,6 +1,6 @@
 """The texture network of Ulyanov, Lebedev, Vedaldi and Lempitsky 2016 (*Texture Networks*, section 4, figure 2).
 
-A pyramid: noise (and for stylisation the photograph) at several sizes, each through a block of
+A pyramid: noise (and for stylization the content image) at several sizes, each through a block of
 convolutions, joined from coarse to fine.
 """
 
@@ -17,8 +17,8 @@ from nst_trainer.networks.styled import ConditionalInstanceNorm, StyledNetwork
 
 Padding = Literal["reflect", "circular"]
 
-NOISE = 3
-"""Channels of noise at every size, as many as the photograph has."""
+NOISE_CHANNELS = 3
+"""At every size; as many as the content image has."""
 
 
 class ConvolutionBlock(nn.Module):
@@ -61,11 +61,11 @@ class Join(nn.Module):
 
 
 class Ulyanov(StyledNetwork):
-    """A texture from noise, or with `texture` False a stylised photograph.
+    """A texture from noise, or with `texture` False a stylized image.
 
-    Five sizes for a texture and six for stylisation, eight channels more at each, as in the paper;
+    Five sizes for a texture and six for stylization, eight channels more at each, as in the paper;
     `width` scales the eight. A texture wraps around (circular convolutions, as in the paper), so it
-    tiles; a photograph is reflected at its border. 71 thousand parameters for a texture.
+    tiles; a content image is reflected at its border. 71 thousand parameters for a texture.
     Noise is uniform in [-1/2, 1/2], the paper's [0, 1] centred, so that none, which is what is
     served, is its mean.
     """
@@ -80,7 +80,7 @@ class Ulyanov(StyledNetwork):
         self.min_side = 2 * self.multiple  # two pixels on the coarsest grid: reflection needs them
         channels = max(4, round(8 * width))
         padding: Padding = "circular" if texture else "reflect"
-        inputs = NOISE if texture else NOISE + 3
+        inputs = NOISE_CHANNELS if texture else NOISE_CHANNELS + 3
         self.first = nn.ModuleList([ConvolutionBlock(inputs, channels, styles, padding) for _ in range(scales)])
         self.joins = nn.ModuleList([Join(channels * step, channels, styles) for step in range(1, scales)])
         self.merged = nn.ModuleList(
@@ -91,33 +91,33 @@ class Ulyanov(StyledNetwork):
         )
         self.last = nn.Conv2d(channels * scales, 3, 1)
 
-    def forward(self, pictures: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
-        """See `StyledNetwork`; values in (0, 1). Of a texture's `pictures` only the shape counts.
+    def forward(self, content: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
+        """See `StyledNetwork`; values in (0, 1). Of a texture's `content` only the shape counts.
 
         Deviation: the paper clips to the range of colours, a sigmoid does not lose the gradient.
         """
-        inputs = self._inputs(pictures, noise)
+        inputs = self._inputs(content, noise)
         x = self.first[0](inputs[0], style_weights)
         for first, join, merged, fine in zip(self.first[1:], self.joins, self.merged, inputs[1:], strict=True):
             x = merged(join(x, first(fine, style_weights), style_weights), style_weights)
         y: Tensor = self.last(x)
         return torch.sigmoid(y)
 
-    def draw_noise(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
+    def draw_noise(self, content: Tensor, generator: torch.Generator) -> list[Tensor]:
         """See `StyledNetwork`: `[N, 3, H / 2^k, W / 2^k]` in [-1/2, 1/2], coarse to fine."""
-        n, _, height, width = pictures.shape
+        n, _, height, width = content.shape
         sides = [2**halvings for halvings in reversed(range(len(self.first)))]
         return [
-            (torch.rand(n, NOISE, height // side, width // side, generator=generator) - 0.5).to(pictures)
+            (torch.rand(n, NOISE_CHANNELS, height // side, width // side, generator=generator) - 0.5).to(content)
             for side in sides
         ]
 
-    def _inputs(self, pictures: Tensor, noise: Sequence[Tensor]) -> list[Tensor]:
-        """Noise, and the photograph, `[N, 3 or 6, H / 2^k, W / 2^k]`, coarse to fine."""
+    def _inputs(self, content: Tensor, noise: Sequence[Tensor]) -> list[Tensor]:
+        """Noise, and the content image, `[N, 3 or 6, H / 2^k, W / 2^k]`, coarse to fine."""
         if self.texture and noise:
             return list(noise)
-        small = [F.avg_pool2d(pictures, 2**k) if k else pictures for k in reversed(range(len(self.first)))]
-        noise = noise or [torch.zeros_like(one) for one in small]
+        small = [F.avg_pool2d(content, 2**k) if k else content for k in reversed(range(len(self.first)))]
+        noise = noise or [torch.zeros_like(image) for image in small]
         if self.texture:
             return list(noise)
-        return [torch.cat([2.0 * one - 1.0, grain], dim=1) for one, grain in zip(small, noise, strict=True)]
+        return [torch.cat([2.0 * image - 1.0, grain], dim=1) for image, grain in zip(small, noise, strict=True)]

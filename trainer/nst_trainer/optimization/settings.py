@@ -22,7 +22,7 @@ MINIMUM_SIDE_PIXELS = 32
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """What decides an optimised picture; every field is an option of `nst optimize` and `nst texture`.
+    """What decides an optimised image; every field is an option of `nst optimize` and `nst texture`.
 
     The defaults are the preset `best`. Layers are comma-separated names.
     """
@@ -36,17 +36,17 @@ class OptimizationSettings:
     history: int = option(100, "L-BFGS: steps that it remembers.")
     frequency_decay: float = option(0.25, "L-BFGS: above 0 finds large forms sooner; 0 moves bare pixels.")
     learning_rate: float = option(0.02, "Adam's.")
-    average: float = option(0.6, "Decay of the average of pictures that is the result; 0 takes the best one.")
-    init: str = option("recolored", f"Begin from: {', '.join(INITS)}, or a picture's path. Recolored: as the style.")
+    average: float = option(0.6, "Decay of the average of images that is the result; 0 takes the best image.")
+    init: str = option("recolored", f"Begin from: {', '.join(INITS)}, or an image's path. Recolored: as the style.")
     content_layers: str = option("relu3_3", "Where the content is compared; name:weight sets a weight, 1 if not given.")
     style_layers: str = option("relu1_2,relu2_2,relu3_3,relu4_3", "Where the style is compared; name:weight likewise.")
-    content_weight: float = option(LossWeights.content, "More keeps more of the photograph.")
-    style_weight: float = option(LossWeights.style, "More gives more of the painting.")
+    content_weight: float = option(LossWeights.content, "More keeps more of the content.")
+    style_weight: float = option(LossWeights.style, "More gives more of the style.")
     tv_weight: float = option(LossWeights.total_variation, "More smooths (total variation).")
     relative: bool = option(True, "Divide a layer's style loss by the style's own norm; the papers do not.")
     normalize: bool = option(False, "Rescale the loss network to a mean activation of 1 (Gatys et al. 2015).")
     pooling: Pooling = option("max", "The loss network's pooling.")
-    style_scale: float = option(1.0, "Size of the style picture over the content's: above 1, larger strokes.")
+    style_scale: float = option(1.0, "Size of the style image over the content's: above 1, larger strokes.")
     colors: Colors = option("style", "Whose colours: the style's, or the content's by luminance or histogram.")
     seed: int = option(0, "Decides the noise.")
     low_memory: bool = option(False, "Compute blocks again instead of keeping them: 0.7 of the memory at 768 pixels.")

@@ -22,8 +22,8 @@ from nst_core.errors import ImageError, InputError
 from nst_core.images import ImageData, Pixels, fit, open_image
 from nst_trainer.images import is_blank, to_tensor
 
-AHEAD = 4
-"""Batches that are read while the network works on one."""
+BATCHES_AHEAD = 4
+"""Batches that are read while the network works on another."""
 
 
 class Photos:
@@ -46,7 +46,7 @@ class Photos:
     ) -> None:
         """`crop_of(iteration)` is the side of that iteration's crops in pixels, asked for when they are to be read.
 
-        `part` is which pictures of each batch to read, if not all: a process's of several.
+        `part` is which photographs of each batch to read, if not all: a process's of several.
         """
         self.photos = photos
         self.batch = batch
@@ -68,7 +68,7 @@ class Photos:
         try:
             wanted = self._wanted(iterations)
             reading: deque[Future[Tensor]] = deque()
-            reading.extend(pool.submit(self.crop, *crop) for crop in islice(wanted, AHEAD * len(self.part)))
+            reading.extend(pool.submit(self.crop, *crop) for crop in islice(wanted, BATCHES_AHEAD * len(self.part)))
             while reading:
                 batch = [reading.popleft().result() for _ in self.part]
                 reading.extend(pool.submit(self.crop, *crop) for crop in islice(wanted, len(self.part)))
@@ -118,18 +118,18 @@ class Photos:
 
 def read_crop(path: Path, size: int, choice: random.Random) -> Pixels:
     """A random crop of `size` pixels a side, mirrored half of the time."""
-    # Not far from the whole photograph: objects at the scale that people will stylise.
+    # Not far from the whole photograph: objects at the scale that people will stylize.
     covering = round(size * choice.uniform(1.0, 1.4))
-    picture = open_image(path)
-    shorter = min(picture.width, picture.height)
-    picture = fit(
-        picture,
-        max(size, round(picture.width * covering / shorter)),
-        max(size, round(picture.height * covering / shorter)),
+    image = open_image(path)
+    shorter = min(image.width, image.height)
+    image = fit(
+        image,
+        max(size, round(image.width * covering / shorter)),
+        max(size, round(image.height * covering / shorter)),
     )
-    left = choice.randint(0, picture.width - size)
-    top = choice.randint(0, picture.height - size)
-    pixels = picture.pixels[top : top + size, left : left + size]
+    left = choice.randint(0, image.width - size)
+    top = choice.randint(0, image.height - size)
+    pixels = image.pixels[top : top + size, left : left + size]
     if choice.random() < 0.5:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)

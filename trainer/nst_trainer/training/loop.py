@@ -308,7 +308,7 @@ class Training:
         return checkpoint.Checkpoint(checkpoint.frozen(network), self.names, history, metrics)
 
     def _identity(self) -> dict[str, Any]:
-        """What a saved training must have besides the settings to be this one."""
+        """What a saved training must share with this training, besides the settings."""
         return {
             "styles": list(self.names),
             "teacher": self.teacher_name,

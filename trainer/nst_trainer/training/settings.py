@@ -16,7 +16,7 @@ PHASES = ((0.6, 0.5), (0.85, 0.75), (1.0, 1.0))
 """Where crops grow: until a share of the iterations, their side over the last side.
 
 Colours and strokes are learned as well on small crops, at a quarter of the arithmetic; the last part learns how they
-continue over a whole picture.
+continue over a whole image.
 """
 
 
@@ -25,7 +25,7 @@ class TrainingSettings:
     """What decides the result; a run is resumed only with the same settings.
 
     `crop` (pixels) is the side of the crops at the end; see `crop_at` for the beginning.
-    `style_size` (pixels) is the longer side of the style picture: larger paints larger strokes.
+    `style_size` (pixels) is the longer side of the style image: larger gives larger strokes.
     """
 
     arch: Architecture = option(
@@ -37,10 +37,10 @@ class TrainingSettings:
     batch: int = option(4, "Photographs in a step.")
     crop: int = option(256, "Side of the crops at the end, pixels.")
     grow: bool = option(True, "Begin with small crops; without, to go on from a trained style, all are whole.")
-    style_size: int = option(448, "Longer side of the style picture, pixels: larger strokes.")
+    style_size: int = option(448, "Longer side of the style image, pixels: larger strokes.")
     learning_rate: float = option(3e-3, "SOAP's, at its highest.")
-    content_weight: float = option(LossWeights.content, "More keeps more of the photograph.")
-    style_weight: float = option(LossWeights.style, "More gives more of the painting.")
+    content_weight: float = option(LossWeights.content, "More keeps more of the content.")
+    style_weight: float = option(LossWeights.style, "More gives more of the style.")
     tv_weight: float = option(LossWeights.total_variation, "More smooths (total variation).")
     temporal_weight: float = option(
         0.0, "Temporal consistency of video: weight of the change after small shifts and noise; 100 is much."

@@ -23,7 +23,10 @@ class Soap(SOAP):
             found: list[Any] = SOAP.get_orthogonal_matrix(mat)
             return found
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            return [torch.eye(len(one), device=one.device, dtype=one.dtype) if len(one) else [] for one in mat]
+            return [
+                torch.eye(len(matrix), device=matrix.device, dtype=matrix.dtype) if len(matrix) else []
+                for matrix in mat
+            ]
 
     def get_orthogonal_matrix_qr(self, state: Any, *options: Any, **more: Any) -> list[Any]:
         """The bases brought up to date, or as they are if that fails."""
@@ -42,12 +45,12 @@ def soap(network: StyledNetwork, learning_rate: float) -> Soap:
     Normalisations learn by Adam still: a style's must not depend on another's. For several styles they take larger
     steps: styles begin alike, and their scales, of about 1, would part slowly at a pace made for convolutions.
     """
-    own = {id(values) for norm in network.norms() for values in (norm.weight, norm.bias)}
-    learned = [one for one in network.parameters() if one.requires_grad]
+    normalisations = {id(values) for norm in network.norms() for values in (norm.weight, norm.bias)}
+    learned = [values for values in network.parameters() if values.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [one for one in learned if id(one) not in own], "factor": 1.0},
+        {"params": [values for values in learned if id(values) not in normalisations], "factor": 1.0},
         {
-            "params": [one for one in learned if id(one) in own],
+            "params": [values for values in learned if id(values) in normalisations],
             "factor": 1.0 if network.styles == 1 else NORM_FACTOR,
             "max_precondition_dim": 0,
         },

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of one training; by default there is one.
+    """The processes of a training; by default a single process.
 
     What the processes do together raises `TeamError` if one of them stopped or was lost.
     """
@@ -62,7 +62,7 @@ class Team:
         return self.rank == 0
 
     def part(self, batch: int) -> range:
-        """Which of a batch's pictures this process takes; `InputError` if they do not come out even."""
+        """Which images of a batch this process takes; `InputError` if the processes cannot share it evenly."""
         if batch % self.size:
             raise InputError(f"batch is {batch}: it must be a multiple of the {self.size} processes")
         share = batch // self.size

@@ -1,4 +1,4 @@
-"""Files that are made to hurt: each is a `ImageError` or a picture, soon, and in bounded memory."""
+"""Files that are made to hurt: each is an `ImageError` or an image, soon, and in bounded memory."""
 
 import io
 import random
@@ -97,7 +97,7 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 def test_ten_thousand_mutated_files(capfd: pytest.CaptureFixture[str]) -> None:
-    """Each is a picture, which can be written again, or a `ImageError` of one line; nothing is printed."""
+    """Each is an image, which can be written again, or an `ImageError` of a line; nothing is printed."""
     chance = random.Random(2016)
     files = list(valid_files().values())
     read = refused = 0
@@ -257,7 +257,7 @@ def long_texts() -> dict[str, bytes]:
 
 
 def test_a_png_is_read_whatever_its_texts_are(tmp_path: Path) -> None:
-    """Image generators write the whole graph into one."""
+    """Image generators write the whole graph into a text."""
     for name, data in long_texts().items():
         (tmp_path / "a.png").write_bytes(data)
         picture = open_image(tmp_path / "a.png")
