@@ -30,7 +30,7 @@ from nst_client.options import (
     read_token,
 )
 from nst_client.styles import Style, parse_style_weights
-from nst_client.stylize.contact_sheet import contact_sheet, sample_photograph, thumbnails
+from nst_client.stylize.contact_sheet import contact_sheet, default_photograph, thumbnails
 from nst_client.stylize.jobs import Job, Outcome, find_jobs, find_unreadable
 from nst_client.stylize.processing import StylizeOptions
 from nst_client.stylize.report import Report
@@ -155,7 +155,7 @@ def styles(
         if not offered:
             raise InputError(f"{url} offers no style")
         if sheet:
-            _save_sheet(sheet, client, offered, open_image(content) if content else sample_photograph())
+            _save_sheet(sheet, client, offered, open_image(content) if content else default_photograph())
 
 
 def _save_sheet(target: Path, client: StyleClient, offered: list[Style], content: ImageData) -> None:
