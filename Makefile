@@ -62,20 +62,15 @@ gallery: $(VENV)
 OF_CPU := frontier gatys perf-analyzer results serving-wide styles video
 CARDS = $(filter-out $(OF_CPU:%=docs/benchmark/%.json),$(wildcard docs/benchmark/*.json))
 
+RESULTS := docs/benchmark
 readme: $(VENV)
-	$(BIN)/nst-bench report docs/benchmark/results.json -o docs/benchmark
-	$(BIN)/nst-bench report docs/benchmark/results.json $(CARDS) --readme README.md
-	$(BIN)/nst-bench report docs/benchmark/results.json $(CARDS) --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/results.json $(CARDS) --readme docs/export.md
-	$(BIN)/nst-bench report docs/benchmark/results.json $(CARDS) --readme docs/training.md
-	$(BIN)/nst-bench report docs/benchmark/gatys.json $(CARDS) --readme docs/optimization.md
-	$(BIN)/nst-bench report docs/benchmark/serving-wide.json --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/perf-analyzer.json --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/video.json --readme docs/video.md
-	$(BIN)/nst-bench report docs/benchmark/frontier.json --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/styles.json --readme docs/benchmark.md
-	$(BIN)/nst-bench report docs/benchmark/styles.json --readme README.md
-	$(BIN)/nst-bench capacity docs/benchmark/results.json docs/benchmark/serving-wide.json $(CARDS) --readme docs/capacity.md
+	$(BIN)/nst-bench report $(RESULTS)/results.json -o $(RESULTS)
+	$(BIN)/nst-bench report $(RESULTS)/results.json $(CARDS) $(foreach page,README.md $(addprefix docs/,benchmark.md export.md training.md),--readme $(page))
+	$(BIN)/nst-bench report $(RESULTS)/gatys.json $(CARDS) --readme docs/optimization.md
+	for name in serving-wide perf-analyzer frontier styles; do $(BIN)/nst-bench report $(RESULTS)/$$name.json --readme docs/benchmark.md || exit; done
+	$(BIN)/nst-bench report $(RESULTS)/styles.json --readme README.md
+	$(BIN)/nst-bench report $(RESULTS)/video.json --readme docs/video.md
+	$(BIN)/nst-bench capacity $(RESULTS)/results.json $(RESULTS)/serving-wide.json $(CARDS) --readme docs/capacity.md
 
 venv: $(VENV)
 

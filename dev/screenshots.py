@@ -66,7 +66,7 @@ def opened(browser: Browser, url: str, photo: str, width: int, height: int) -> P
 
 def stylize(page: Page, count: int, divider: int) -> None:
     """Stylize, and show `divider` percent of the content image beside the result; `count` results are then listed."""
-    page.click("#paint")
+    page.click("#stylize")
     page.wait_for_function(
         """(count) => {
           const images = [...document.querySelectorAll("#queue img")];
@@ -92,7 +92,7 @@ def desktop(browser: Browser, url: str) -> None:
     """A cup of coffee in one style, then in an interpolation of two."""
     page = opened(browser, url, "coffee", 1180, 900)
     stylize(page, 1, 0)
-    page.check("#mix")
+    page.check("#interpolate")
     page.click("[data-style='composition-vii']")
     for style, percent in (("great-wave", 100), ("composition-vii", 35)):
         page.locator(f"[aria-label='How much of {style}']").fill(str(percent))

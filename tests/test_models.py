@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from nst_bench.suites.quality import border_levels, lattice_levels, painter
+from nst_bench.suites.quality import border_artifact, checkerboard_artifact, stylizer
 from nst_core.images import fit, open_image
 from nst_trainer.checkpoint import load
 from nst_trainer.images import to_tensor
@@ -29,11 +29,11 @@ def test_no_lattice_and_no_frame(path: Path, photographs: dict[str, Path]) -> No
     checkpoint = load(path)
     pictures = {name: to_tensor(fit(open_image(photograph), 384, 288)) for name, photograph in photographs.items()}
     for style in checkpoint.styles:
-        paint = painter(checkpoint, style)
+        paint = stylizer(checkpoint, style)
         painted = {name: paint(picture) for name, picture in pictures.items()}
         for name, painting in painted.items():
-            assert lattice_levels(painting) <= 1.0, (style, name)
-        added = [border_levels(painted[name]) - border_levels(pictures[name]) for name in pictures]
+            assert checkerboard_artifact(painting) <= 1.0, (style, name)
+        added = [border_artifact(painted[name]) - border_artifact(pictures[name]) for name in pictures]
         assert abs(fmean(added)) <= 12.0, (style, added)
         assert fmean(border_loss(painted[name]).item() for name in pictures) <= 0.002, style
 

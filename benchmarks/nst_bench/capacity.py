@@ -1,4 +1,4 @@
-"""How many machines a load needs, and what many pictures cost: arithmetic on results that were measured.
+"""How many machines a load needs, and what many images cost: arithmetic on results that were measured.
 
 Nothing is assumed but `HEADROOM`; every other number is of the documents.
 """
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst_bench import report
-from nst_bench.results import Document, suites
-from nst_bench.tables import arrangement, machine_lines, table, throughputs
+from nst_bench.results import suites
+from nst_bench.suite import Document
+from nst_bench.suites.drawing.serving import arrangement, throughputs
+from nst_bench.tables import machine_lines, table
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 
@@ -26,12 +28,12 @@ LOADS = (1, 10, 100, 1000)
 
 BILLION = 1e9
 FLEETS = (10, 100, 1000)
-"""Machines that the days of a billion pictures are given for."""
+"""Machines that the days of a billion images are given for."""
 
 
 @dataclass(frozen=True)
-class Served:
-    """What a machine did with one model at one size: pictures a second, and how it was called."""
+class Throughput:
+    """What a machine did with one model at one size: images a second, and how it was called."""
 
     document: Document
     size: int
@@ -41,7 +43,7 @@ class Served:
 
     @property
     def core_hours(self) -> float:
-        """Of a billion pictures."""
+        """Of a billion images."""
         return BILLION / self.rate / 3600 * int(self.document["machine"]["cores"])
 
 
@@ -52,13 +54,13 @@ def text(documents: Sequence[Document], core_hour: float | None = None) -> str:
     """
     serving, training = _of("serving", documents), _of("training", documents)
     if not serving:
-        raise InputError("no results of nst-bench serving among them: they say how many pictures a machine serves")
-    served = [one for document in serving for one in _served(document)]
+        raise InputError("no results of nst-bench serving among them: they say how many images a machine serves")
+    rates = [rate for document in serving for rate in _throughputs(document)]
     blocks = [
         _measured(serving),
-        ["## Pictures a second", "", *_rates(served)],
+        ["## Images a second", "", *_rates(rates)],
         ["## Requests a second", "", *_machines(serving)],
-        ["## A billion pictures", "", *_billion(served, core_hour)],
+        ["## A billion images", "", *_billion(rates, core_hour)],
     ]
     if training:
         blocks.append(["## Learning a style", "", *_training(training, core_hour)])
@@ -68,14 +70,14 @@ def text(documents: Sequence[Document], core_hour: float | None = None) -> str:
 def inject(documents: Sequence[Document], page: Path, core_hour: float | None = None) -> None:
     """Put the tables between the markers of `page`; `InputError` if it has none."""
     new = report.between(page, page.read_text(), (BEGIN, END), text(documents, core_hour))
-    with atomic_write(page) as beside:
-        beside.write_text(new)
+    with atomic_write(page) as temporary:
+        temporary.write_text(new)
 
 
 def _of(suite: str, documents: Sequence[Document]) -> list[Document]:
     """The documents of a suite, those within runs too, that were measured to their end."""
     found = [suites(document).get(suite, {"missing": ""}) for document in documents]
-    return [one for one in found if "missing" not in one and "stopped" not in one]
+    return [own for own in found if "missing" not in own and "stopped" not in own]
 
 
 def _on_gpu(document: Document) -> bool:
@@ -87,17 +89,17 @@ def _name(document: Document) -> str:
     return f"`{model['name']}`" + (f", width {model['width']:g}" if model["width"] else "")
 
 
-def _served(document: Document) -> list[Served]:
+def _throughputs(document: Document) -> list[Throughput]:
     """One request at a time by size, and the most that callers at once got."""
     found = [
-        Served(document, one["size"], 1000 / one["median"], "one request at a time", one["unstable"])
-        for one in document["latency"]
-        if one["way"] == "gRPC"
+        Throughput(document, row["size"], 1000 / row["median"], "one request at a time", row["unstable"])
+        for row in document["latency"]
+        if row["way"] == "gRPC"
     ]
     for throughput in reversed(throughputs(document)):
-        best = max(throughput["rows"], key=lambda one: (not one["rate_unstable"], one["rate"]))
+        best = max(throughput["rows"], key=lambda row: (not row["rate_unstable"], row["rate"]))
         how = f"{best['callers']} callers at once" if best["callers"] > 1 else "1 caller"
-        found.append(Served(document, throughput["size"], best["rate"], how, best["rate_unstable"]))
+        found.append(Throughput(document, throughput["size"], best["rate"], how, best["rate_unstable"]))
     return found
 
 
@@ -110,30 +112,31 @@ def _measured(serving: Sequence[Document]) -> list[str]:
     return lines
 
 
-def _rates(served: Sequence[Served]) -> list[str]:
+def _rates(rates: Sequence[Throughput]) -> list[str]:
     body = []
-    for one in served:
-        machine = one.document["machine"]
-        if _on_gpu(one.document):
-            per = "*served on the GPU*", f"{one.rate:.2f}"
+    for own in rates:
+        machine = own.document["machine"]
+        if _on_gpu(own.document):
+            per = "*served on the GPU*", f"{own.rate:.2f}"
         else:
             reason = "served on the CPU" if machine["gpu"] else machine.get("cuda", {}).get("missing", "no GPU at hand")
-            per = f"{one.rate / machine['cores']:.2f}", f"*{reason}*"
-        body.append([_name(one.document), f"{one.size}²", one.how, _rate(one), *per])
-    head = ["model", "size", "called by", "pictures a second", "a core", "a GPU"]
+            per = f"{own.rate / machine['cores']:.2f}", f"*{reason}*"
+        rate = f"{own.rate:.2f}" + (" *unstable*" if own.unstable else "")
+        body.append([_name(own.document), f"{own.size}²", own.how, rate, *per])
+    head = ["model", "size", "called by", "images a second", "a core", "a GPU"]
     return [
         *table(head, body, left=3),
         "",
         "One request at a time is a second over the median. A core is a machine's rate over its cores, which client "
-        "and server shared. Pictures came over gRPC as pixels: reading and writing files is not in it.",
+        "and server shared. Images came over gRPC as pixels: reading and writing files is not in it.",
     ]
 
 
 def _machines(serving: Sequence[Document]) -> list[str]:
     """What `LOADS` need so that the measured percentile stays within its limit."""
     body, brackets = [], []
-    for document in (one for one in serving if "arrivals" in one):
-        arrivals, best = document["arrivals"], _served(document)[-1]
+    for document in (own for own in serving if "arrivals" in own):
+        arrivals, best = document["arrivals"], _throughputs(document)[-1]
         limit = f"{arrivals['percentile']} % within {arrivals['limit']:.0f} ms"
         called = [_name(document), f"{arrivals['size']}²"]
         if arrivals["rate"]:
@@ -166,24 +169,24 @@ def _counts(rate: float, document: Document) -> list[str]:
 
 
 def _bracket(document: Document) -> str:
-    """How well the rate is known: the next one that was tried and failed, and how many requests it stands on."""
+    """How well the rate is known: the next that was tried and failed, and how many requests it stands on."""
     arrivals = document["arrivals"]
     rate = arrivals["rate"]
-    held = next(one for one in arrivals["rows"] if one["rate"] == rate)
-    above = [one["rate"] for one in arrivals["rows"] if one["rate"] > rate and not one["within"]]
-    failed = f"{min(above):.2f} a second did not" if above else "no higher one was tried"
+    held = next(row for row in arrivals["rows"] if row["rate"] == rate)
+    above = [row["rate"] for row in arrivals["rows"] if row["rate"] > rate and not row["within"]]
+    failed = f"{min(above):.2f} a second did not" if above else "no higher rate was tried"
     return f"- {_name(document)}: {rate:.2f} a second kept the limit ({held['n']} requests), {failed}."
 
 
-def _billion(served: Sequence[Served], core_hour: float | None) -> list[str]:
+def _billion(rates: Sequence[Throughput], core_hour: float | None) -> list[str]:
     """Core-hours, and days on so many machines."""
     body = []
-    for one in served:
-        days = [f"{BILLION / one.rate / 86400 / count:,.1f}" for count in FLEETS]
-        gpu = _on_gpu(one.document)
-        hours = "*served on the GPU*" if gpu else f"{one.core_hours:,.0f}"
-        price = [] if core_hour is None else ["" if gpu else f"{one.core_hours * core_hour:,.0f}"]
-        body.append([_name(one.document), f"{one.size}²", one.how, hours, *days, *price])
+    for own in rates:
+        days = [f"{BILLION / own.rate / 86400 / count:,.1f}" for count in FLEETS]
+        gpu = _on_gpu(own.document)
+        hours = "*served on the GPU*" if gpu else f"{own.core_hours:,.0f}"
+        price = [] if core_hour is None else ["" if gpu else f"{own.core_hours * core_hour:,.0f}"]
+        body.append([_name(own.document), f"{own.size}²", own.how, hours, *days, *price])
     head = ["model", "size", "called by", "core-hours", *(f"days on {count:,} machines" for count in FLEETS)]
     return [*table([*head, *_price(core_hour)], body, left=3), "", _priced(core_hour)]
 
@@ -202,15 +205,11 @@ def _training(training: Sequence[Document], core_hour: float | None) -> list[str
     """What photographs cost that a network learns from, once for each style."""
     body = []
     for document in training:
-        for one in document["crops"]:
-            rate = one["nst"]["images_per_second"]
+        for row in document["crops"]:
+            rate = row["nst"]["images_per_second"]
             hours = 1e6 / rate / 3600 * document["machine"]["cores"]
             price = [] if core_hour is None else [f"{hours * core_hour:,.0f}"]
-            words = [f"width {document['width']:g}", f"{one['crop']}²"]
+            words = [f"width {document['width']:g}", f"{row['crop']}²"]
             body.append([*words, f"{rate:.2f}", f"{rate / document['machine']['cores']:.2f}", f"{hours:,.0f}", *price])
     head = ["Johnson's network", "crops", "photographs a second", "a core", "core-hours for a million"]
     return table([*head, *_price(core_hour)], body, left=2)
-
-
-def _rate(one: Served) -> str:
-    return f"{one.rate:.2f}" + (" *unstable*" if one.unstable else "")

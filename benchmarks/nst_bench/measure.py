@@ -1,4 +1,4 @@
-"""Taking times, and saying what they are worth."""
+"""Taking times, and saying how well they are known."""
 
 from __future__ import annotations
 
@@ -8,11 +8,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-REST = 0.01
-"""Seconds before a single request: the threads of the engine before it spin no longer on the cores that all share."""
+REST_SECONDS = 0.01
+"""Before a single request: the threads of the engine before it no longer spin on the cores that all share."""
 
 UNSTABLE = 0.10
 """A figure is unstable when the medians of its first and last half differ by more than this share."""
+
+FEWEST = 5
+"""Samples below which nothing is said about how well their median is known."""
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How well the median of samples is known.
+
+    `error` is its standard error, as a share of the median. A sample is like the one before it, so that all count as
+    fewer `independent` ones.
+    """
+
+    error: float
+    independent: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Precision | None:
+        """By a bootstrap with a fixed seed; None of fewer than `FEWEST`."""
+        count = len(samples)
+        if count < FEWEST:
+            return None
+        values, independent = np.asarray(samples), independent_samples(samples)
+        drawn = values[np.random.default_rng(0).integers(count, size=(RESAMPLES, count))]
+        variance = float(np.log(np.median(drawn, axis=1)).var(ddof=1))
+        return cls((variance * count / independent) ** 0.5, independent)
 
 
 @dataclass(frozen=True)
@@ -20,7 +48,8 @@ class Summary:
     """Samples of one thing, in milliseconds.
 
     `spread` is the middle half's width as a share of the median. `unstable`: it drifted while it was measured.
-    `samples` are all of them, in the order in which they were taken, so that two documents can be compared.
+    `median_precision` is what two documents are compared by. `samples` are all of them, in the order in which they were
+    taken.
     """
 
     n: int
@@ -31,6 +60,7 @@ class Summary:
     maximum: float
     spread: float
     unstable: bool
+    median_precision: Precision | None
     samples: tuple[float, ...]
 
 
@@ -42,16 +72,29 @@ def summarize(seconds: Sequence[float]) -> Summary:
     drift = abs(np.median(samples[:half]) - np.median(samples[-half:])) / median if half >= 3 else 0.0
     low, high, p95, p99 = np.percentile(samples, (25, 75, 95, 99)).tolist()
     return Summary(
-        len(samples),
-        median,
-        p95,
-        p99,
-        float(samples.min()),
-        float(samples.max()),
-        (high - low) / median,
-        bool(drift > UNSTABLE),
-        tuple(samples.round(3).tolist()),
+        n=len(samples),
+        median=median,
+        p95=p95,
+        p99=p99,
+        minimum=float(samples.min()),
+        maximum=float(samples.max()),
+        spread=(high - low) / median,
+        unstable=bool(drift > UNSTABLE),
+        median_precision=Precision.of(samples.tolist()),
+        samples=tuple(samples.round(3).tolist()),
     )
+
+
+def independent_samples(samples: Sequence[float]) -> float:
+    """How many independent samples these count as, by the correlation of each one's rank with the next one's.
+
+    A short series' own mean hides a part of the correlation, which Kendall's correction adds again.
+    """
+    count = len(samples)
+    ranks = np.argsort(np.argsort(samples)) - (count - 1) / 2.0
+    found = float(ranks[1:] @ ranks[:-1] / (ranks @ ranks))
+    correlation = min(0.9, max(0.0, found + (1.0 + 3.0 * found) / count))
+    return count * (1.0 - correlation) / (1.0 + correlation)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -83,17 +126,22 @@ def interleaved(
     rounds: int,
     *,
     rest: float = 0.0,
-    on_progress: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each work in `rounds` rounds, taking turns, so that a drift of the machine hits all alike.
 
     The works must be warm. Each waits `rest` seconds, in which idle threads of the one before stop looking for
-    more to do. `on_progress` is called after each.
+    more to do.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             time.sleep(rest)
             seconds[name].append(timed(work))
-            on_progress()
     return seconds
+
+
+def in_turns(works: Mapping[str, Callable[[], object]], seconds: float, fewest: int, most: int) -> dict[str, Summary]:
+    """Summaries of warm works that take turns for about so many seconds, in `fewest` to `most` rounds."""
+    a_round = timed(lambda: [work() for work in works.values()]) + REST_SECONDS * len(works)
+    rounds = min(most, max(fewest, round(seconds / a_round)))
+    return {name: summarize(taken) for name, taken in interleaved(works, rounds, rest=REST_SECONDS).items()}

@@ -8,44 +8,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nst_bench import page, plots, results, tables
-from nst_bench.results import RUN, Document, Row, machine_name, suites
-from nst_bench.results import read as read
+from nst_bench import page, results
+from nst_bench.plots import Plot
+from nst_bench.results import Row, machine_name, measured, suite_of, suites
+from nst_bench.suite import Document, load, names
+from nst_bench.suites.drawing import speedup
+from nst_bench.tables import machine_lines, milliseconds, table
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 
-TITLES = {
-    "latency": "Latency by size",
-    "serving": "Serving",
-    "gatys": "The optimisation",
-    "speedup": "The served network against the optimisation",
-    "styles": "Several styles in one model",
-    "cold": "Cold starts",
-    "soak": "Memory of serving",
-    "quality": "What the network is worth",
-    "frontier": "Quality over time",
-    "methods": "Methods",
-    "peers": "Peers",
-    "video": "Video",
-    "training": "Training",
-    "export": "Export",
-    "energy": "Energy",
-    "perf-analyzer": "NVIDIA's perf_analyzer",
-}
+DRAW_OTHERS = {"latency", "soak"}
+"""Suites whose plots also draw what other suites measured: `serving` and `gatys`."""
 
 
 def title(suite: str) -> str:
     """A suite's, such as `Serving`; of a further checkpoint, `Serving, gallery`."""
     name, comma, model = suite.partition(", ")
-    return f"{TITLES.get(name, name)}{comma}{model}"
+    return f"{load(name).title if name in names() else name}{comma}{model}"
 
 
-def markers(document: Document, page: str) -> tuple[str, str]:
-    """The lines of a page between which this suite's tables stand; those of the document's model if it has some."""
-    suite = document["schema"]
-    own = f"{suite} {document.get('model', {}).get('name')}"
-    name = own if f"<!-- {own}: begin -->" in page else suite
-    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+def tables(document: Document, *, machine: bool = True, beside: Sequence[Document] = ()) -> str:
+    """A suite's tables, ending with a new line; with the lines of the machine that it was measured on, or without.
+
+    `beside` are documents of the same suite from machines with a GPU.
+    """
+    suite = load(suite_of(document))
+    lines = [*machine_lines(document), ""] if machine else []
+    if beside and suite.tables_beside:
+        lines += suite.tables_beside(document, beside)
+    else:
+        lines += suite.tables(document)
+        for other in beside:
+            lines += ["", *machine_lines(other), "", *suite.tables(other)]
+    stopped = ["", f"It ended before it was done: {document['stopped']}."] if "stopped" in document else []
+    return "\n".join([*lines, *stopped, ""])
+
+
+def plots(document: Document) -> list[Plot]:
+    """Those that the document has figures for."""
+    own, machine = measured(document), machine_name(document)
+    known = ({name.partition(", ")[0] for name in own} & set(names())) | DRAW_OTHERS
+    drawn = (draw(own, machine) for name in sorted(known) for draw in load(name).plots)
+    return [plot for plot in drawn if plot]
 
 
 def markdown(document: Document, beside: Sequence[Document] = ()) -> str:
@@ -53,14 +57,10 @@ def markdown(document: Document, beside: Sequence[Document] = ()) -> str:
 
     With a suite's the same suite of `beside`, documents from machines with a GPU.
     """
-    if document["schema"] == RUN:
-        return _run(document)
-    return tables.tables(document, beside=[one for other in beside for one in _same(document, other)])
-
-
-def _same(document: Document, other: Document) -> list[Document]:
-    """The suite of `document` in another one, if it was measured there."""
-    return [one for one in suites(other).values() if "missing" not in one and one["schema"] == document["schema"]][:1]
+    if suite_of(document) == "run":
+        return "\n".join([*machine_lines(document), "", one_table(document), _suites(document)])
+    same = [own for other in beside for own in measured(other).values() if own["schema"] == document["schema"]]
+    return tables(document, beside=same[: len(beside)])
 
 
 def write(documents: Sequence[Document], folder: Path) -> Path:
@@ -68,25 +68,32 @@ def write(documents: Sequence[Document], folder: Path) -> Path:
     files = [
         (plot.name if len(documents) == 1 else f"{plot.name}-{number}", plot)
         for number, document in enumerate(documents, 1)
-        for plot in plots.plots(document)
+        for plot in plots(document)
     ]
     files.sort(key=lambda pair: pair[1].name)  # the same plot of every machine, beside each other
     if len(documents) == 1:
-        title = f"nst-bench, {machine_name(documents[0])}, {documents[0]['date']}"
+        heading = f"nst-bench, {machine_name(documents[0])}, {documents[0]['date']}"
     else:
-        title = f"nst-bench, {len(documents)} results side by side"
+        heading = f"nst-bench, {len(documents)} results side by side"
     images = "\n".join(f"![{plot.alt}]({name}.png)" for name, plot in files)
-    blocks = [f"# {title}", *_first(documents), images, *_details(documents)]
+    blocks = [f"# {heading}", *_first(documents), images, *_details(documents)]
     text = "\n\n".join(block.strip("\n") for block in blocks if block.strip()) + "\n"
     for name, plot in files:
-        with atomic_write(folder / f"{name}.png") as beside:
-            beside.write_bytes(plot.png)
-    with atomic_write(folder / "report.html") as beside:
-        beside.write_text(page.html(title, text, {f"{name}.png": plot.png for name, plot in files}))
-    report = folder / "report.md"
-    with atomic_write(report) as beside:
-        beside.write_text(text)
-    return report
+        with atomic_write(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(plot.png)
+    with atomic_write(folder / "report.html") as temporary:
+        temporary.write_text(page.html(heading, text, {f"{name}.png": plot.png for name, plot in files}))
+    with atomic_write(folder / "report.md") as temporary:
+        temporary.write_text(text)
+    return folder / "report.md"
+
+
+def markers(document: Document, text: str) -> tuple[str, str]:
+    """The lines of a page between which this suite's tables stand; those of the document's model if it has some."""
+    suite = f"nst-bench-{suite_of(document)}"
+    own = f"{suite} {document.get('model', {}).get('name')}"
+    name = own if f"<!-- {own}: begin -->" in text else suite
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def inject(document: Document, readme: Path, beside: Sequence[Document] = ()) -> None:
@@ -95,35 +102,34 @@ def inject(document: Document, readme: Path, beside: Sequence[Document] = ()) ->
     Suites that only `beside` has, documents from machines with a GPU, have their own tables.
     """
     text = readme.read_text()
-    measured = [one for one in suites(document).values() if "missing" not in one]
-    known = {one["schema"] for one in measured}
-    measured += [
-        one for other in beside for one in suites(other).values() if "missing" not in one and one["schema"] not in known
-    ]
-    text, said = _with_words(measured, readme, text)
-    found = [one for one in measured if all(mark in text for mark in markers(one, text))]
-    if not found and not said:
-        wanted = ", or ".join(" and ".join(markers(one, text)) for one in measured)
+    own = list(measured(document).values())
+    known = {suite["schema"] for suite in own}
+    others = [suite for other in beside for suite in measured(other).values() if suite["schema"] not in known]
+    text, in_words = _with_words([*own, *others], readme, text)
+    found = [suite for suite in (*own, *others) if all(mark in text for mark in markers(suite, text))]
+    if not found and not in_words:
+        wanted = ", or ".join(" and ".join(markers(suite, text)) for suite in (*own, *others))
         raise InputError(f"{readme}: lacks the lines {wanted}")
-    for one in found:
-        shown = markdown(one, beside) if one["schema"] in known else markdown(one)
-        text = between(readme, text, markers(one, text), shown)
-    with atomic_write(readme) as beside_it:
-        beside_it.write_text(text)
+    for suite in found:
+        shown = markdown(suite, beside if suite["schema"] in known else ())
+        text = between(readme, text, markers(suite, text), shown)
+    with atomic_write(readme) as temporary:
+        temporary.write_text(text)
 
 
-def _with_words(measured: Sequence[Document], page: Path, text: str) -> tuple[str, bool]:
+def _with_words(documents: Sequence[Document], page: Path, text: str) -> tuple[str, bool]:
     """`text` with what a suite says in words where the page asks for it, and whether it does."""
-    said = False
-    for one in measured:
-        begin, end = (f"<!-- {one['schema']} in words: {edge} -->" for edge in ("begin", "end"))
-        if one["schema"] in tables.WORDS and begin in text:
-            text, said = between(page, text, (begin, end), tables.WORDS[one["schema"]](one), line=""), True
-    return text, said
+    found = False
+    for document in documents:
+        name = suite_of(document)
+        begin, end = (f"<!-- nst-bench-{name} in words: {edge} -->" for edge in ("begin", "end"))
+        if begin in text and (in_words := load(name).in_words):
+            text, found = between(page, text, (begin, end), in_words(document), line=""), True
+    return text, found
 
 
 def between(page: Path, text: str, marks: tuple[str, str], block: str, *, line: str = "\n") -> str:
-    """`text`, which is that of `page`, with `block` between its `marks`; `InputError` if it lacks one.
+    """`text`, which is that of `page`, with `block` between its `marks`; `InputError` if it lacks a mark.
 
     A block of lines begins on a `line` of its own.
     """
@@ -134,87 +140,53 @@ def between(page: Path, text: str, marks: tuple[str, str], block: str, *, line: 
     return f"{before}{begin}{line}{block}{end}{rest.split(end, 1)[1]}"
 
 
+def one_table(document: Document) -> str:
+    """The table that matters, of a run's or a speed-up's document: a served image, and what it replaces."""
+    found = suites(document).get("speedup", {"missing": "not in this document"})
+    if "missing" in found:
+        return f"The served network against the optimisation was not measured: {found['missing']}.\n"
+    return "\n".join([*speedup.summary_table(found), ""])
+
+
 def headline(document: Document) -> str:
-    """The one sentence of a document with the speed-up: the largest size, the most iterations, over gRPC."""
-    every = suites(document)["speedup"]["speedup"]
-    last = [one for one in every if one["served"] == every[0]["served"]][-1]
-    return (
-        f"at {last['size']}x{last['size']} a served picture takes {last['served_ms']:.0f} ms; Gatys' "
-        f"{last['iterations']} iterations take {last['gatys_seconds']:.0f} s: {last['ratio']:,.0f} times as long"
-    )
+    """The speed-up of a run's or a speed-up's document in a sentence."""
+    return speedup.headline(suites(document)["speedup"])
 
 
 def side_by_side(documents: Sequence[Document]) -> str:
-    """Every row that one of them has, a column a document: median (95th percentile), milliseconds or a second."""
+    """Every row that one of the documents has, a column each: median (95th percentile), milliseconds or a second."""
     columns = [results.rows(document) for document in documents]
     keys = list(dict.fromkeys(key for column in columns for key in column))
-    head = ["", *map(_column, documents)]
     blocks = []
     for suite in dict.fromkeys(key[0] for key in keys):
         own = [key for key in keys if key[0] == suite and len(key) > 1]
         body = [[" / ".join(key[1:]), *(_figure(column.get(key)) for column in columns)] for key in own]
         if body:
-            blocks += [f"## {title(suite)}", "\n".join(tables.table(head, body))]
+            blocks += [f"## {title(suite)}", "\n".join(table(["", *map(_column, documents)], body))]
     return "\n\n".join(blocks) + "\n"
 
 
-def one_table(document: Document) -> str:
-    """The table that matters, of a run's or a speed-up's document: a served picture, and what it replaces."""
-    speedup = suites(document).get("speedup", {"missing": "not in this document"})
-    if "missing" in speedup:
-        return f"The served network against the optimisation was not measured: {speedup['missing']}.\n"
-    warm = {(one["engine"], one["size"]): one for one in speedup["rows"] if one["phase"] == "steady"}
-    body = []
-    served = speedup["speedup"][0]["served"]
-    for size, engine in {one["size"]: served for one in speedup["speedup"]}.items():
-        median, *others = tables.cells(warm[engine, size])
-        for number, (what, one) in enumerate(_replaced(speedup, size)):
-            times = f"**{one['ratio']:,.0f}**"
-            shown = [median, times, *others] if number == 0 else ["", times, *[""] * len(others)]
-            body.append([f"{size}²", what, f"{one['gatys_seconds']:,.0f} s", *shown])
-    head = ["size", "Gatys' optimisation", "takes", "a served picture, ms: p50", "times", *tables.HEAD[1:]]
-    missing: dict[str, list[str]] = {}
-    for one in speedup["equal_loss"]:
-        if "missing" in one:
-            missing.setdefault(one["missing"], []).append(f"{one['size']}²")
-    why = "; ".join(f"{', '.join(sizes)}: {reason}" for reason, sizes in missing.items())
-    reasons = ["", *_by_memory(speedup)] if len({one["served"] for one in speedup["speedup"]}) > 1 else []
-    reasons += ["", f"Not compared at equal loss, {why}."] if why else []
-    return "\n".join([*tables.table(head, body, left=2), *reasons, ""])
+def _column(document: Document) -> str:
+    model = document.get("model", {}).get("name")
+    return ", ".join(part for part in (machine_name(document), model, document["date"]) if part)
 
 
-def _replaced(speedup: Document, size: int) -> list[tuple[str, Document]]:
-    """What a picture of `size` replaces: the iterations to its loss, and those of Johnson et al.'s table 1."""
-    equal = [one for one in speedup["equal_loss"] if one["size"] == size and "missing" not in one]
-    served = speedup["speedup"][0]["served"]
-    fixed = [one for one in speedup["speedup"] if (one["size"], one["served"]) == (size, served)]
-    rows = [(f"{one['iterations']} iterations", one) for one in fixed]
-    if equal:
-        equal.sort(key=lambda one: float(one["ratio"]))
-        middle = equal[len(equal) // 2]
-        of = f" (of {len(equal)} photographs)" if len(equal) > 1 else ""
-        rows.insert(0, (f"same loss: {middle['iteration']} iterations{of}", middle))
-    return rows
-
-
-def _by_memory(speedup: Document) -> list[str]:
-    """The same by shared memory, of the most iterations."""
-    last = speedup["speedup"][-1]
-    own = [one for one in speedup["speedup"] if one["served"] == last["served"]]
-    most = [one for one in own if one["iterations"] == last["iterations"]]
-    said = ", ".join(
-        f"{tables.milliseconds(one['served_ms'])} ms at {one['size']}², **{one['ratio']:,.0f}** times" for one in most
-    )
-    return [f"By shared memory a picture takes {said} less than {last['iterations']} iterations."]
+def _figure(row: Row | None) -> str:
+    if row is None or row.median is None:
+        return f"*{row.missing}*" if row and row.missing else ""
+    mark = " *unstable*" if row.unstable else ""
+    if row.rate or row.p95 is None:
+        return f"{row.median:.2f}{mark}"
+    return f"{milliseconds(row.median)} ({milliseconds(row.p95)}){mark}"
 
 
 def _first(documents: Sequence[Document]) -> list[str]:
     """What is read first: the machine and the table that matters, or the machines side by side."""
     if len(documents) > 1:
-        machines = [f"- {' '.join(tables.machine_lines(document))}" for document in documents]
+        machines = [f"- {' '.join(machine_lines(document))}" for document in documents]
         what = "Median (95th percentile), milliseconds, where nothing else is said:"
         return ["\n".join(machines), what, side_by_side(documents)]
-    machine = "\n".join(tables.machine_lines(documents[0]))
+    machine = "\n".join(machine_lines(documents[0]))
     return [machine, one_table(documents[0])] if "speedup" in suites(documents[0]) else [machine]
 
 
@@ -224,28 +196,10 @@ def _details(documents: Sequence[Document]) -> list[str]:
     return [f"# {machine_name(document)}, {document['date']}\n\n{_suites(document)}" for document in documents]
 
 
-def _run(document: Document) -> str:
-    return "\n".join([*tables.machine_lines(document), "", one_table(document), _suites(document)])
-
-
 def _suites(document: Document) -> str:
-    """Every suite's tables under its title; one that failed has its reason."""
+    """Every suite's tables under its title; the reason of a suite that failed."""
     blocks = []
-    for name, one in suites(document).items():
-        shown = f"Not measured: {one['missing']}.\n" if "missing" in one else tables.tables(one, machine=False)
+    for name, own in suites(document).items():
+        shown = f"Not measured: {own['missing']}.\n" if "missing" in own else tables(own, machine=False)
         blocks.append(f"## {title(name)}\n\n{shown}")
     return "\n".join(blocks)
-
-
-def _column(document: Document) -> str:
-    model = document.get("model", {}).get("name")
-    return ", ".join(part for part in (machine_name(document), model, document["date"]) if part)
-
-
-def _figure(one: Row | None) -> str:
-    if one is None or one.median is None:
-        return f"*{one.missing}*" if one and one.missing else ""
-    mark = " *unstable*" if one.unstable else ""
-    if one.rate or one.p95 is None:
-        return f"{one.median:.2f}{mark}"
-    return f"{tables.milliseconds(one.median)} ({tables.milliseconds(one.p95)}){mark}"

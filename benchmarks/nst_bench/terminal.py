@@ -105,7 +105,7 @@ class _Column:
 
 
 def _kept(columns: Sequence[_Column], width: int) -> list[_Column]:
-    """Those that have a place in `width`; words that say which row it is always have one."""
+    """Those that have a place in `width`; words that say which row it is always do."""
     kept = [column for column in columns if any(column.cells) or not column.numbers]
     while sum(column.least + GAP for column in kept) - GAP > width:
         numbers = [column for column in kept if column.numbers]

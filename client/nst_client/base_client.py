@@ -32,7 +32,7 @@ from nst_core.images import Pixels
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
 """Before the first retry, and at most: each pause is twice the one before it, times a random factor of 0.5 to 1."""
 
-log = logging.getLogger("nst_client")
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ImageOrArray = TypeVar("ImageOrArray")

@@ -95,8 +95,3 @@ def read_token(file: Path | None) -> str | None:
     if not token:
         raise InputError(f"{file} is empty: it should hold the server's token")
     return token
-
-
-def silence_grpc() -> None:
-    """For the process of a command: keep gRPC's own log off stderr, since the command reports the errors itself."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

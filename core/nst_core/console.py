@@ -60,7 +60,7 @@ class _Log(logging.Handler):
     """Log records as one-line messages on stderr, above the progress bar, if there is any."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Such as `warning: the model is left out`; a traceback follows if the record has one."""
+        """Such as `warning: the model is left out`; a traceback follows if the record has any."""
         try:
             style = {logging.WARNING: "bold yellow", logging.ERROR: "bold red"}.get(record.levelno, "dim")
             source = f"{record.name}: " if record.levelno <= logging.DEBUG else ""

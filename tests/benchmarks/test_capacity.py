@@ -61,9 +61,9 @@ def test_another_figure_gives_another_page(field: str) -> None:
     before = capacity.text(documents)
     own = documents[1][field]
     if field == "latency":
-        next(one for one in own if one["way"] == "gRPC")["median"] *= 1.1
+        next(row for row in own if row["way"] == "gRPC")["median"] *= 1.1
     elif field == "throughput":
-        max(own["rows"], key=lambda one: (not one["rate_unstable"], one["rate"]))["rate"] *= 1.1
+        max(own["rows"], key=lambda row: (not row["rate_unstable"], row["rate"]))["rate"] *= 1.1
     else:
         low = own["rate"] or 1.0
         own.update(rate=low * 2, rows=[*own["rows"], own["rows"][0] | {"rate": low * 2, "within": True}])
@@ -72,9 +72,9 @@ def test_another_figure_gives_another_page(field: str) -> None:
 
 def test_the_arithmetic() -> None:
     text = capacity.text([_known()], core_hour=0.5)
-    rates = _table(text, "Pictures a second")
-    assert [one["pictures a second"] for one in rates] == ["20.00", "4.00", "4.00"]
-    assert [one["a core"] for one in rates] == ["10.00", "2.00", "2.00"]
+    rates = _table(text, "Images a second")
+    assert [row["images a second"] for row in rates] == ["20.00", "4.00", "4.00"]
+    assert [row["a core"] for row in rates] == ["10.00", "2.00", "2.00"]
     assert rates[2]["called by"] == "4 callers at once", "the most that was stable"
     limited, unlimited = _table(text, "Requests a second")
     # 4 a second, of which 30 % stay free: 2.8; without a limit 4.
@@ -84,7 +84,7 @@ def test_the_arithmetic() -> None:
     assert unlimited["1,000 a second"] == "250 (500)"
     assert "4.00 a second kept the limit" in text
     assert "5.00 a second did not" in text
-    billion = _table(text, "A billion pictures")
+    billion = _table(text, "A billion images")
     assert billion[0]["core-hours"] == "27,778"  # 1e9 / 20 / 3600 * 2
     assert billion[0]["days on 100 machines"] == "5.8"
     assert billion[0]["price"] == "13,889"
@@ -95,11 +95,11 @@ def test_what_was_not_measured_says_why() -> None:
     document["machine"]["gpu"], document["machine"]["cuda"] = None, {"missing": "the driver is asleep"}
     document["arrivals"]["rate"] = None
     text = capacity.text([document])
-    assert {one["a GPU"] for one in _table(text, "Pictures a second")} == {"*the driver is asleep*"}
+    assert {row["a GPU"] for row in _table(text, "Images a second")} == {"*the driver is asleep*"}
     assert "none of the rates that were tried" in _table(text, "Requests a second")[0]["answered"]
-    assert "price" not in _table(text, "A billion pictures")[0]
+    assert "price" not in _table(text, "A billion images")[0]
     document["machine"]["gpu"], document["model"]["provider"] = "A GPU", "CUDAExecutionProvider"
-    assert [one["a GPU"] for one in _table(capacity.text([document]), "Pictures a second")] == ["20.00", "4.00", "4.00"]
+    assert [row["a GPU"] for row in _table(capacity.text([document]), "Images a second")] == ["20.00", "4.00", "4.00"]
 
 
 def test_the_command_draws_the_page(tmp_path: Path) -> None:

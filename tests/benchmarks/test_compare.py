@@ -1,4 +1,6 @@
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ from typer.testing import CliRunner
 
 from nst_bench import results
 from nst_bench.cli import app
-from nst_bench.compare import FASTER, FEWEST, SAME, SLOWER, Comparison, _student, compare, ratio, verdict
-from nst_bench.measure import summarize
+from nst_bench.compare import FASTER, SAME, SLOWER, Comparison, compare, interval, verdict
+from nst_bench.measure import FEWEST, Precision, summarize
 from nst_core.errors import InputError
 
 MACHINE = {
@@ -30,17 +32,17 @@ def _document(
     engines: dict[str, list[float]], *, suite: str = "latency", size: int = 256, model: str = "m", **machine: Any
 ) -> dict[str, Any]:
     rows = [
-        {"engine": name, "size": size, "phase": "steady", **vars(summarize(seconds))}
+        {"engine": name, "size": size, "phase": "steady", **asdict(summarize(seconds))}
         for name, seconds in engines.items()
     ]
     return {
-        **{"schema": f"nst-bench-{suite}/1", "date": "2026-01-01 00:00 UTC", "machine": {**MACHINE, **machine}},
+        **{"schema": results.schema(suite), "date": "2026-01-01 00:00 UTC", "machine": {**MACHINE, **machine}},
         **{"model": {"name": model}, "rows": rows},
     }
 
 
 def _verdicts(comparison: Comparison) -> dict[str, str]:
-    return {one.key[1]: one.verdict for one in comparison.rows}
+    return {row.key[1]: row.verdict for row in comparison.rows}
 
 
 def _engines(seed: int, count: int = 30) -> dict[str, list[float]]:
@@ -65,28 +67,34 @@ def test_a_fifth_slower_is_found_among_others() -> None:
     comparison = compare(_document(_engines(1)), _document(after))
     found = _verdicts(comparison)
     assert found["engine 7"] == SLOWER and found["engine 9"] == FASTER
-    assert sum(one != SAME for one in found.values()) == 2
+    assert sum(judged != SAME for judged in found.values()) == 2
     (slower,) = comparison.slower
     assert slower.low and slower.high and slower.low < 1.2 < slower.high
     assert slower.ratio == pytest.approx(1.2, rel=0.05)
     assert comparison.exit_code == 1
-    assert verdict(comparison).startswith("1 of 30 became slower; the most latency / engine 7 / 256² / steady: 1.")
+    assert verdict(comparison).startswith("1 of 30 became slower; the slowest latency / engine 7 / 256² / steady: 1.")
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     """Of 200 pairs of samples of one distribution nine in ten intervals of 90 % hold 1, or a few more."""
     held = 0
     for seed in range(200):
-        middle, low, high = ratio(_samples(seed, count=20), _samples(seed + 500, count=20), 0.9)
-        assert low < middle < high
-        held += low <= 1.0 <= high
+        sides = [_samples(number, count=20) for number in (seed, seed + 500)]
+        before, after = (Precision.of(side) for side in sides)
+        assert before and after
+        factor, middle = interval(before, after, 0.9), np.median(sides[1]) / np.median(sides[0])
+        held += middle / factor <= 1.0 <= middle * factor
     assert 180 <= held <= 199
 
 
 def test_quantiles_are_those_of_the_tables() -> None:
-    assert _student(0.975, 10) == pytest.approx(2.228, abs=0.002)
-    assert _student(0.995, 5) == pytest.approx(4.032, abs=0.03)
-    assert _student(0.975, 1e6) == pytest.approx(1.960, abs=0.001)
+    def reach(confidence: float, freedom: float) -> float:
+        sides = Precision(1.0, freedom), Precision(0.0, 2.0)
+        return math.log(interval(*sides, confidence))
+
+    assert reach(0.95, 10) == pytest.approx(2.228, abs=0.001)
+    assert reach(0.99, 5) == pytest.approx(4.032, abs=0.001)
+    assert reach(0.95, 1e6) == pytest.approx(1.960, abs=0.001)
 
 
 def test_a_rate_that_falls_is_slower() -> None:
@@ -106,17 +114,17 @@ def test_a_rate_that_falls_is_slower() -> None:
 
 def test_what_only_one_has_is_said() -> None:
     """A suite, a row, and a row that could no longer be measured."""
-    one, other = _document({"a": _samples(1), "b": _samples(2), "c": _samples(3)}), _document({"a": _samples(4)})
-    other["rows"].append({"engine": "b", "size": 256, "phase": "steady", "missing": "not installed"})
-    run = {name: one[name] for name in ("date", "machine")} | {"schema": results.RUN}
-    a = run | {"suites": {"latency": one, "cold": _document({}, suite="cold"), "gatys": {"missing": "no memory"}}}
-    b = run | {"suites": {"latency": other, "gatys": _document({}, suite="gatys")}}
+    first, second = _document({"a": _samples(1), "b": _samples(2), "c": _samples(3)}), _document({"a": _samples(4)})
+    second["rows"].append({"engine": "b", "size": 256, "phase": "steady", "missing": "not installed"})
+    run = {name: first[name] for name in ("date", "machine")} | {"schema": results.schema("run")}
+    a = run | {"suites": {"latency": first, "cold": _document({}, suite="cold"), "gatys": {"missing": "no memory"}}}
+    b = run | {"suites": {"latency": second, "gatys": _document({}, suite="gatys")}}
     remarks = compare(a, b).remarks
     assert "only in A: the suite cold" in remarks
     assert "not measured in A: gatys: no memory" in remarks
     assert "not measured in B: latency / b / 256² / steady: not installed" in remarks
     assert "only in A: latency / c / 256² / steady" in remarks
-    assert compare(a, other).exit_code == 0  # a run and one suite's document have that suite in common
+    assert compare(a, second).exit_code == 0  # a run and one suite's document have that suite in common
 
 
 def test_nothing_is_said_of_what_cannot_be_compared() -> None:
@@ -130,7 +138,7 @@ def test_nothing_is_said_of_what_cannot_be_compared() -> None:
     drifting = compare(before, _document({"a": [0.1 + 0.01 * number for number in range(20)]}))
     assert (drifting.rows[0].verdict, drifting.exit_code) == ("*unstable*", 2)
     old = _document({"a": _samples(2)})
-    del old["rows"][0]["samples"]
+    old["rows"][0]["median_precision"] = None
     assert compare(before, old).rows[0].verdict == "no samples"
     with pytest.raises(InputError, match="nothing to compare: one has latency, the other cold"):
         compare(before, _document({"a": _samples(1)}, suite="cold"))

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nst_bench import tables
+from nst_bench import report
 from nst_bench.cli import app
 from nst_bench.machine import nvml
+from nst_bench.suite import Context
 from nst_bench.suites import energy
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -80,14 +81,14 @@ def test_joules_an_image_of_the_network_and_of_the_optimisation(
         energy, "document_header", lambda schema: {"schema": schema, "date": "today", "machine": MACHINE}
     )
     served: Any = SimpleNamespace(model="seven", exported=SimpleNamespace(precision="fp16"))
-    document = energy.measure(small_checkpoint, served, card)
+    document = energy.of_server(small_checkpoint, served, Context(card, energy.EnergyEffort()))
     network, gatys = document["rows"]
     assert (network["pieces"], gatys["pieces"]) == (4000, 800)
     assert (network["joules"], gatys["joules"]) == (pytest.approx(0.3), pytest.approx(1000.0))
     assert (network["watts"], gatys["watts"]) == (pytest.approx(300.0), pytest.approx(400.0))
     assert gatys["ratio"] == pytest.approx(1000 / 0.3)
     assert document["idle_watts"] == pytest.approx(IDLE) and document["idle_subtracted"] is False
-    text = tables.tables(document)
+    text = report.tables(document)
     assert "The 70 W that it draws while it does nothing are in it, not subtracted." in text
     assert "| 512² | Gatys, 500 iterations | 1,000 | **3,333** | 400 | 800 | 4.0 |" in text
 
@@ -102,7 +103,7 @@ def test_without_a_counter_there_is_a_reason(driver: Any, card: Device) -> None:
 
 def test_without_a_gpu_there_is_a_reason(cpu: Device, small_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no NVIDIA GPU \(for this test\)"):
-        energy.measure(small_checkpoint, SimpleNamespace(), cpu)  # type: ignore[arg-type]
+        energy.of_server(small_checkpoint, SimpleNamespace(), Context(cpu, energy.EnergyEffort()))  # type: ignore[arg-type]
     result = CliRunner().invoke(app, ["energy", "--device", "cpu", "-r", str(tmp_path)])
     assert result.exit_code == 1
     assert "energy is measured on a GPU alone: asked for with --device cpu" in result.stderr

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nst_bench import plots, tables
+from nst_bench import report
 from nst_bench.results import rows
+from nst_bench.suite import Context
 from nst_bench.suites import frontier
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -15,7 +16,7 @@ from nst_trainer.networks import Fast, Johnson
 from nst_trainer.weights import vgg16_weights
 
 
-def test_two_networks_by_time_and_worth(
+def test_two_networks_by_time_and_equivalent_iterations(
     tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cpu: Device
 ) -> None:
     monkeypatch.setattr(frontier, "LONGEST", 4)
@@ -25,16 +26,17 @@ def test_two_networks_by_time_and_worth(
     save(Checkpoint(frozen(Johnson(width=0.5)), ("slow",)), files[0])
     save(Checkpoint(frozen(Fast(width=0.125)), ("quick",)), files[1])
     photos = [photographs["chelsea"], photographs["rocket"]]
-    document = frontier.measure(files, photographs["coffee"], photos, vgg16_weights(), cpu, size=64, side=256)
+    context = Context(cpu, frontier.FrontierEffort(quality_size=64, size=256))
+    document = frontier.of_networks(files, photographs["coffee"], photos, vgg16_weights(), context)
     quick, slow = document["rows"]
     assert (quick["name"], slow["name"]) == ("quick", "slow")
     assert quick["median"] < slow["median"]
     assert quick["best_for_its_time"] and slow["best_for_its_time"] is (slow["loss"] < quick["loss"])
-    assert all(1 <= one["worth"] <= 4 and one["loss"] > one["style"] > 0 for one in (quick, slow))
+    assert all(1 <= row["equivalent_iterations"] <= 4 and row["loss"] > row["style"] > 0 for row in (quick, slow))
     assert len(rows(document)) == 2
-    plot = plots.plots(document)[0]
+    plot = report.plots(document)[0]
     assert plot.name == "frontier" and "quick" in plot.alt
-    assert "| slow | johnson, width 0.5 |" in tables.tables(document).replace("**", "")
+    assert "| slow | johnson, width 0.5 |" in report.tables(document).replace("**", "")
 
 
 def test_two_files_of_one_name(tmp_path: Path, cpu: Device) -> None:
@@ -43,4 +45,4 @@ def test_two_files_of_one_name(tmp_path: Path, cpu: Device) -> None:
         save(Checkpoint(frozen(Fast(width=0.125)), ("x",)), tmp_path / folder / "x.pth")
     files = [tmp_path / "a" / "x.pth", tmp_path / "b" / "x.pth"]
     with pytest.raises(InputError, match="the same name"):
-        frontier.measure(files, tmp_path / "no.jpg", [], {}, cpu)
+        frontier.of_networks(files, tmp_path / "no.jpg", [], {}, Context(cpu, frontier.FrontierEffort()))

@@ -14,9 +14,11 @@ from nst_bench.engines.base import Stylize
 from nst_bench.engines.contestants import Contestant
 from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
 from nst_bench.peers import process
+from nst_bench.results import schema
 from nst_bench.served.export import export_checkpoint, untrained_checkpoint
 from nst_bench.served.exported import ExportedModel
 from nst_bench.served.server import ModelServer, serve_model
+from nst_bench.suite import Context
 from nst_bench.suites import cold, latency, peers
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -70,24 +72,25 @@ def test_every_engine_has_rows_or_a_reason(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     parts: list[int] = []
-    document = latency.measure(
-        *(tiny, server, cpu),
-        effort=latency.Effort((112, 96), 0.1),
+    context = Context(
+        cpu,
+        latency.LatencyEffort((112, 96), 0.1),
         keep=lambda part: parts.append(len({row["size"] for row in part["rows"] if "median" in row} - {None})),
     )
+    document = latency.of_every_engine(tiny, server, context)
     assert parts == [1, 2]
-    assert document["schema"] == "nst-bench-latency/1"
+    assert document["schema"] == schema("latency")
     assert json.loads(json.dumps(document))["model"]["width"] == 0.125
     steady = {(row["engine"], row["device"]): row for row in document["rows"] if row["phase"] == "steady"}
-    painting = {engine for engine, row in steady.items() if "median" in row}
-    assert {("PyTorch eager", "CPU"), ("ONNX Runtime", "CPU"), ("served, HTTP", "CPU")} <= painting
-    assert {("served, gRPC", "CPU"), ("served, shared memory", "CPU")} <= painting
+    running = {engine for engine, row in steady.items() if "median" in row}
+    assert {("PyTorch eager", "CPU"), ("ONNX Runtime", "CPU"), ("served, HTTP", "CPU")} <= running
+    assert {("served, gRPC", "CPU"), ("served, shared memory", "CPU")} <= running
     assert "needs a C++ compiler" in steady["PyTorch compiled", "CPU"]["missing"]
-    for engine in painting:
+    for engine in running:
         row = steady[engine]
-        assert row["n"] >= latency.FEWEST and row["levels"] <= 1
+        assert row["n"] >= latency.FEWEST_ROUNDS and row["max_difference"] <= 1
         assert row["gflop"] > 0 and row["share_of_matrix_rate"] > 0 and row["share_of_bandwidth"] > 0
-    assert ("in the process (local:)", "CPU") in painting
+    assert ("in the process (local:)", "CPU") in running
     on_card = {engine: row["missing"] for engine, row in steady.items() if engine[1] == "GPU"}
     assert {name for name, _ in on_card} == {
         *("PyTorch eager", "PyTorch compiled", "PyTorch, CUDA graph, FP16", "ONNX Runtime, CUDA, FP32"),
@@ -95,7 +98,7 @@ def test_every_engine_has_rows_or_a_reason(
     }
     assert set(on_card.values()) == {cpu.reason}
     firsts = [row for row in document["rows"] if row["phase"] == "first of a shape"]
-    assert {(row["engine"], row["device"]) for row in firsts} == painting
+    assert {(row["engine"], row["device"]) for row in firsts} == running
     cold_rows = [row for row in document["rows"] if row["phase"] == "cold"]
     assert all(row["n"] == 1 and row["size"] is None for row in cold_rows) and len(cold_rows) >= 2
 
@@ -125,7 +128,7 @@ def test_an_engine_that_breaks_is_a_reason_and_the_others_go_on(
 
     engines = [Contestant("fine", "CPU", lambda: lambda pixels: pixels), Contestant("late", "CPU", lambda: breaks)]
     monkeypatch.setattr(latency, "contestants", lambda *_, **__: [*engines, Contestant("never", "CPU", load)])
-    document = latency.measure(tiny, server, cpu, effort=latency.Effort((96, 112), 0.05))
+    document = latency.of_every_engine(tiny, server, Context(cpu, latency.LatencyEffort((96, 112), 0.05)))
     steady = {(row["engine"], row["size"]): row for row in document["rows"] if row["phase"] == "steady"}
     assert steady["late", 112]["missing"] == "RuntimeError: out of memory" and "median" in steady["late", 96]
     assert {steady["never", size]["missing"] for size in (96, 112)} == {"ValueError: seven"}
@@ -134,15 +137,14 @@ def test_an_engine_that_breaks_is_a_reason_and_the_others_go_on(
 
 
 def test_what_compiles_is_left_out_first() -> None:
-    less = latency.CARD.scaled(0.8)
+    less = latency.GPU.scaled(0.8)
     assert (less.sizes, less.compiled, less.seconds) == ((256, 512, 1024), (), pytest.approx(8.0))
-    assert latency.CARD.scaled(0.5).sizes == (256, 512)
-    assert latency.CARD.scaled(1.0) is latency.CARD
+    assert latency.GPU.scaled(0.5).sizes == (256, 512)
 
 
 def test_starts_of_the_real_server(repository: Path, cpu: Device) -> None:
-    effort = cold.Effort(1, 2, ((64, 64), (80, 72)))
-    document = cold.measure(ROOT / ".triton", repository, "untrained-0.125", cpu, effort=effort)
+    context = Context(cpu, cold.ColdEffort(1, 2, ((64, 64), (80, 72))))
+    document = cold.measure(context, model="untrained-0.125", repository=repository, triton=ROOT / ".triton")
     rows = {(row["what"], row["height"], row["width"]): row for row in document["rows"]}
     assert [row["what"] for row in document["rows"]] == sorted((key[0] for key in rows), key=cold.WHAT.index)
     assert set(rows) == {
@@ -154,8 +156,10 @@ def test_starts_of_the_real_server(repository: Path, cpu: Device) -> None:
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path, cpu: Device) -> None:
     (tmp_path / "models" / "empty").mkdir(parents=True)
+    (tmp_path / "models" / "empty" / "config.pbtxt").write_text('backend: "none"')
+    context = Context(cpu, cold.ColdEffort(1, 1))
     with pytest.raises(cold.ColdError, match="ended without being ready"):
-        cold.measure(ROOT / ".triton", tmp_path / "models", "empty", cpu, effort=cold.Effort(1, 1))
+        cold.measure(context, model="empty", repository=tmp_path / "models", triton=ROOT / ".triton")
 
 
 WORKER = """
@@ -184,7 +188,7 @@ main.main(sys.argv[1:])
 
 
 def test_peers_take_turns_with_ours(
-    tiny: Checkpoint, server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Checkpoint, server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(WORKER.format(real=str(process.WORKER.parent)))
@@ -196,16 +200,16 @@ def test_peers_take_turns_with_ours(
     )
     monkeypatch.setattr(process, "WORKER", script)
     monkeypatch.setattr(peers, "PEERS", shown)
-    document = peers.measure(tiny, server, Path(sys.prefix), effort=peers.Effort((96,), 2))
+    document = peers.against_peers(tiny, server, Path(sys.prefix), Context(cpu, peers.PeersEffort((96,), 2)))
     assert json.loads(json.dumps(document)) == document | {"rows": json.loads(json.dumps(document["rows"]))}
     steady = {(row["peer"], row["way"]): row for row in document["rows"] if row["phase"] == "steady"}
     assert steady["Broken", "HTTP"]["missing"].startswith("does not serve: it has no wings")
     assert steady["Absent", "in a process"]["missing"].endswith("install no-such-package")
     for name in ("ONNX Runtime", "nst, the bare session"):
-        assert steady[name, "in a process"]["levels"] <= 1 and steady[name, "in a process"]["n"] == 2
+        assert steady[name, "in a process"]["max_difference"] <= 1 and steady[name, "in a process"]["n"] == 2
     ours, echo = steady["nst, Triton", "HTTP"], steady["Echo", "HTTP"]
     assert ours["ratio"] == 1.0 and echo["ratio"] == pytest.approx(echo["median"] / ours["median"])
-    assert echo["levels"] is None and echo["version"] == "1"
+    assert echo["max_difference"] is None and echo["version"] == "1"
     assert "pip install onnxruntime-openvino fastapi" in document["command"]
 
 

@@ -10,6 +10,7 @@ from nst_bench.machine import description
 from nst_bench.machine.cuda import torch_device, why_no_cuda
 from nst_bench.machine.roofline import Roofline, Workload, network_workload
 from nst_bench.served.exported import ExportedModel
+from nst_bench.suite import Context
 from nst_bench.suites import methods, quality, speedup
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 
 def test_arithmetic_and_memory_are_those_of_the_layers() -> None:
     """By hand: kernel, channels in, channels out, side of the result."""
-    network, size = frozen(Johnson(width=0.5, blocks=1)), 66  # painted as 68 x 68
+    network, size = frozen(Johnson(width=0.5, blocks=1)), 66  # padded to 68 x 68
     layers = [(9, 3, 16, 68), (3, 16, 32, 34), (3, 32, 64, 17), (3, 64, 64, 17), (3, 64, 64, 17)]
     layers += [(3, 64, 32, 34), (3, 32, 16, 68), (9, 16, 3, 68)]
     gflop = sum(2 * k**2 * before * after * side**2 for k, before, after, side in layers) / 1e9
@@ -88,14 +89,15 @@ def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest
     trained = Checkpoint(frozen(Johnson(width=0.125, styles=3)), ("a", "b", "c"), history, {"held out total": 2.5})
     save(trained, tmp_path / "three.pth")
     monkeypatch.setattr(methods, "UNTRAINED", {methods.MANY: methods.UNTRAINED[methods.MANY]})
-    document = methods.measure([tmp_path / "three.pth"], cpu, effort=methods.Effort((64,), 2))
+    context = Context(cpu, methods.MethodsEffort((64,), 2))
+    document = methods.measure(context, checkpoints=[tmp_path / "three.pth"])
     gatys, many = document["rows"]
     assert (gatys["method"], gatys["n"], gatys["trained"]) == (methods.GATYS, 2, False)
-    assert gatys["picture_seconds"] == pytest.approx(methods.ITERATIONS * gatys["median"] / 1000)
-    assert many["picture_seconds"] == pytest.approx(many["median"] / 1000)
+    assert gatys["image_seconds"] == pytest.approx(methods.ITERATIONS * gatys["median"] / 1000)
+    assert many["image_seconds"] == pytest.approx(many["median"] / 1000)
     assert gatys["peak_mib"] > 100 and many["peak_mib"] > 100
     assert gatys["gflop"] > many["gflop"] > 0
-    described = {one["method"]: one for one in document["methods"]}
+    described = {method["method"]: method for method in document["methods"]}
     assert described[methods.MANY]["styles"] == 3
     assert described[methods.MANY]["loss"] == {"value": 2.5, "size": 128, "photos": 4, "of": "three"}
     learned = {"seconds": 30.0, "from": "three's training of 3 style(s), H100"}
@@ -104,17 +106,18 @@ def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_stands_for_a_method() -> None:
-    shown = {one.name: one for one in methods.methods([])}
+    shown = {method.name: method for method in methods.methods([])}
     assert list(shown) == [methods.GATYS, methods.JOHNSON, methods.FAST, methods.ULYANOV, methods.MANY, methods.ADDED]
-    assert all(one.trained is None for one in shown.values())
-    for one in shown.values():
-        assert "no trained checkpoint" in methods._loss(one).get("missing", "") or one.name == methods.GATYS
+    assert all(method.trained is None for method in shown.values())
+    for method in shown.values():
+        missing = methods._loss(method).get("missing", "")
+        assert "no trained checkpoint" in missing or method.name == methods.GATYS
 
 
 def test_a_style_that_was_added_is_a_method_of_its_own(tmp_path: Path) -> None:
     for name, history in (("many", {}), ("added", {"before": {"photos": 9}, "style_images": ["b.jpg"]})):
         save(Checkpoint(frozen(Johnson(width=0.125, styles=2)), ("a", "b"), history), tmp_path / f"{name}.pth")
-    shown = {one.name: one for one in methods.methods([tmp_path / "many.pth", tmp_path / "added.pth"])}
+    shown = {method.name: method for method in methods.methods([tmp_path / "many.pth", tmp_path / "added.pth"])}
     assert (shown[methods.MANY].source, shown[methods.ADDED].source) == ("many", "added")
     begun = Checkpoint(frozen(Johnson(width=0.125)), ("a",), {"seconds": 9.0, "from": "b.pth"})
     again = methods._new_style(methods.Method(methods.JOHNSON, trained=begun, source="a"))
@@ -153,7 +156,7 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
         {"engine": speedup.SERVED[2], "size": 64, "phase": "steady", "median": 2.5},
     ]
     checkpoint = Checkpoint(frozen(Johnson(width=0.125)), ("coffee",), {"style_size": 64})
-    effort = speedup.Effort(1, 1, 1, equal_loss=(64,))
+    effort = speedup.SpeedupEffort(1, 1, 1, equal_loss=(64,))
     style, weights = photographs["coffee"], vgg16_weights()
     content = to_tensor(fit(open_image(sample_photographs()[0]), 64, 64))
     run = ImageOptimization(content, [to_tensor(open_image(style))], quality.baseline(checkpoint, 64, 6), weights)
@@ -161,17 +164,17 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     while run.step(lambda iteration: curve.append(iteration.total)):
         pass
     goal = 1.001 * curve[3]
-    monkeypatch.setattr(speedup, "network_losses", lambda run, paint: {"loss": goal})
+    monkeypatch.setattr(speedup, "network_losses", lambda run, stylize: {"loss": goal})
     (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
     assert row["iteration"] == next(number for number, loss in enumerate(curve, 1) if loss <= goal)
     assert row["gatys_seconds"] == pytest.approx(0.3 * row["iteration"])
     assert row["ratio"] == pytest.approx(60.0 * row["iteration"])
     assert row["shared_memory_ratio"] == pytest.approx(2 * row["ratio"])
     monkeypatch.setattr(speedup, "LONGEST", 2)
-    monkeypatch.setattr(speedup, "network_losses", lambda run, paint: {"loss": 0.0})
+    monkeypatch.setattr(speedup, "network_losses", lambda run, stylize: {"loss": 0.0})
     (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
     assert row["missing"].startswith("after 2 iterations")
     (row,) = speedup._equal_loss(checkpoint, style, 128, effort, weights, figures, CPU)
     assert row == {"size": 128, "missing": "the optimisation was not run at this size"}
     (row,) = speedup._equal_loss(checkpoint, None, 64, effort, weights, figures, CPU)
-    assert row["missing"] == "the painting is not at hand to compare losses: --style"
+    assert row["missing"] == "the style image is not at hand to compare losses: --style"

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from nst_bench import report
+from nst_bench import report, results
 from nst_bench.cli import app
 from nst_bench.suites import quality
-from nst_bench.suites.quality import border_levels, iterations_worth, lattice_levels, warping_error
+from nst_bench.suites.quality import border_artifact, checkerboard_artifact, equivalent_iterations, warping_error
 from nst_core.errors import InputError
 from nst_core.images import fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, save
@@ -22,41 +22,41 @@ from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import vgg16_weights
 
 
-def test_worth_is_the_first_iteration_at_or_below() -> None:
-    assert iterations_worth([5.0, 3.0, 2.0, 2.5], 3.0) == 2
-    assert iterations_worth([5.0, 3.0, 2.0, 2.5], 2.9) == 3
-    assert iterations_worth([5.0, 3.0], 1.0) is None
+def test_equivalent_is_the_first_iteration_at_or_below() -> None:
+    assert equivalent_iterations([5.0, 3.0, 2.0, 2.5], 3.0) == 2
+    assert equivalent_iterations([5.0, 3.0, 2.0, 2.5], 2.9) == 3
+    assert equivalent_iterations([5.0, 3.0], 1.0) is None
 
 
-def test_a_steady_painter_has_no_warping_error_but_the_noise() -> None:
-    """Painting nothing leaves the noise of both frames: 2 sqrt(2) levels. Noise of its own adds to it."""
-    picture = torch.rand(1, 3, 96, 96) * 0.8 + 0.1
-    assert warping_error(lambda x: x, picture) == pytest.approx(2.0 * 2**0.5, rel=0.05)
-    assert warping_error(lambda x: 0.5 * x, picture) == pytest.approx(2**0.5, rel=0.05)
+def test_a_network_that_does_nothing_has_no_warping_error_but_the_noise() -> None:
+    """The noise of both frames is left: 2 sqrt(2) of 255. Noise of its own adds to it."""
+    image = torch.rand(1, 3, 96, 96) * 0.8 + 0.1
+    assert warping_error(lambda x: x, image) == pytest.approx(2.0 * 2**0.5, rel=0.05)
+    assert warping_error(lambda x: 0.5 * x, image) == pytest.approx(2**0.5, rel=0.05)
 
     def flickering(x: Tensor) -> Tensor:
         return x + torch.rand(1) * 0.2
 
     torch.manual_seed(0)
-    assert warping_error(flickering, picture) > 10
+    assert warping_error(flickering, image) > 10
 
 
-def test_a_grid_and_a_frame_are_seen() -> None:
+def test_a_grid_and_a_border_are_seen() -> None:
     flat = torch.full((1, 3, 64, 64), 0.5)
-    assert lattice_levels(flat) == 0
-    assert border_levels(flat) == pytest.approx(0, abs=1e-3)
+    assert checkerboard_artifact(flat) == 0
+    assert border_artifact(flat) == pytest.approx(0, abs=1e-3)
     flat[:, :, ::4, ::4] += 16 / 255  # one phase of sixteen: a deviation of 16 * sqrt(15) / 16
-    assert lattice_levels(flat) == pytest.approx(15**0.5, rel=1e-3)
+    assert checkerboard_artifact(flat) == pytest.approx(15**0.5, rel=1e-3)
     framed = torch.full((1, 3, 64, 64), 0.5)
     framed[:, :, [0, -1]] += 20 / 255
     framed[:, :, :, [0, -1]] = 0.5 + 20 / 255
-    assert border_levels(framed) == pytest.approx(20, rel=1e-3)
+    assert border_artifact(framed) == pytest.approx(20, rel=1e-3)
 
 
 def test_the_command_measures_a_network(
     tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network that learned nothing is worth little; with several styles the picture's name chooses."""
+    """A network that learned nothing is equivalent to little; with several styles the file's name chooses."""
     monkeypatch.setattr(quality, "CURVE", 3)
     monkeypatch.setattr(quality, "LONGEST", 4)
     (tmp_path / "photos").mkdir()
@@ -75,14 +75,14 @@ def test_the_command_measures_a_network(
     result = CliRunner().invoke(app, [*command, "--style", str(photographs["chelsea"])])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout.splitlines()[-1])
-    assert document == report.read(tmp_path / "q.json")
+    assert document == results.read(tmp_path / "q.json")
     assert [row["photo"] for row in document["photos"]] == ["coffee.jpg", "rocket.jpg"]
     for row in document["photos"]:
         assert row["loss"] == pytest.approx(row["content"] + row["style"] + row["total_variation"])
         assert row["style"] == pytest.approx(sum(row["style_by_layer"].values()))
         assert len(row["curve"]) == len(row["curve_in_range"]) == 3
         assert row["curve"][0] == pytest.approx(row["curve_in_range"][0])  # noise is within the range
-    assert document["worth"]["median"] <= 4
+    assert document["equivalent_iterations"]["median"] <= 4
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
     assert "iterations** of the optimisation at 256²" in report.markdown(document)
     wrong = CliRunner().invoke(app, [*command, "--style", str(photographs["rocket"])])
@@ -94,18 +94,18 @@ def test_the_command_measures_a_network(
 def test_the_style_is_what_the_training_had(
     tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path], side: int
 ) -> None:
-    """A style picture of 48 pixels is not enlarged to the 64 of the training's settings, one of 96 is made smaller."""
+    """A style image of 48 pixels is not enlarged to the 64 of the training's settings, one of 96 is made smaller."""
     style = tmp_path / "coffee.png"
     save_image(fit(open_image(photographs["coffee"]), side, side), style)
     checkpoint = Checkpoint(Johnson(width=0.125), ("coffee",), {"style_size": 64})
     learned = PerceptualLoss(vgg, to_tensor(open_image(style, max_side=64)), LossWeights())
-    painting = quality.painting_of(checkpoint, style)
+    style_image = quality.style_image_of(checkpoint, style)
     content = to_tensor(fit(open_image(photographs["rocket"]), 32, 32))
-    run = ImageOptimization(content, [painting], quality.baseline(checkpoint, 32, 1, painting), vgg16_weights())
+    run = ImageOptimization(content, [style_image], quality.baseline(checkpoint, 32, 1, style_image), vgg16_weights())
     for layer, target in learned.style_targets.items():
         assert torch.allclose(run.loss.style_targets[layer], target, rtol=1e-3, atol=1e-5 * float(target.max())), layer
 
 
 def test_a_texture_network_has_nothing_to_compare() -> None:
-    with pytest.raises(InputError, match="paints no photographs"):
-        quality.painter(Checkpoint(Ulyanov(texture=True), ("t",)), "t")
+    with pytest.raises(InputError, match="stylizes no photographs"):
+        quality.stylizer(Checkpoint(Ulyanov(texture=True), ("t",)), "t")

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nst_bench import capacity, plots, report, results, tables
+from nst_bench import capacity, report, results, tables
 from nst_bench.cli import app
 from nst_bench.measure import summarize
+from nst_bench.served import turns
 from nst_bench.served.callers import Call
 from nst_bench.suites import energy, serving, speedup
 from nst_client import Statistics
@@ -56,21 +57,21 @@ class _Page(HTMLParser):
 def _blocks(page: Path) -> list[tuple[str, str]]:
     """The markers of suites on a page, and what stands between them."""
     return re.findall(
-        r"<!-- (nst-bench-\w[\w-]*/\d[^:]*): begin -->\n(.*?)<!-- \1: end -->", page.read_text(), re.DOTALL
+        r"<!-- (nst-bench-(?!capacity)[^:]*): begin -->\n(.*?)<!-- \1: end -->", page.read_text(), re.DOTALL
     )
 
 
 def _drawn(document: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> set[str]:
     """The tables of a document's suites, as they are drawn now, with those of GPUs beside them."""
-    return {report.markdown(one, beside) for one in results.suites(document).values() if "missing" not in one}
+    return {report.markdown(own, beside) for own in results.measured(document).values()}
 
 
 def test_the_pages_tables_are_those_of_the_committed_results() -> None:
     """All that the pages show is of a committed document, and every document is shown, those of GPUs beside others."""
     shown = {block: name for page in PAGES for name, block in _blocks(page) if block}  # a GPU's alone may be empty
     documents = {name: results.read(FOLDER / name) for name in NAMES}
-    cards = [one for one in documents.values() if one["machine"]["gpu"]]
-    drawn = {name: _drawn(one) | _drawn(one, cards) for name, one in documents.items()}
+    cards = [document for document in documents.values() if document["machine"]["gpu"]]
+    drawn = {name: _drawn(document) | _drawn(document, cards) for name, document in documents.items()}
     for block, name in shown.items():
         assert any(block in blocks for blocks in drawn.values()), f"{name}: make readme"
     for name, blocks in drawn.items():
@@ -100,11 +101,11 @@ def test_every_line_of_a_table_has_as_many_cells_as_its_head(name: str) -> None:
 
 def test_ratios_are_those_of_the_figures() -> None:
     document = _suite("speedup")
-    median = {(one["engine"], one["size"]): one["median"] for one in document["rows"] if one["phase"] == "steady"}
+    median = {(row["engine"], row["size"]): row["median"] for row in document["rows"] if row["phase"] == "steady"}
     assert len(document["speedup"]) == 9
-    for one in document["speedup"]:
-        gatys = median["Gatys, one iteration", one["size"]] * one["iterations"]
-        assert one["ratio"] == pytest.approx(gatys / median["Triton, gRPC", one["size"]])
+    for row in document["speedup"]:
+        gatys = median["Gatys, one iteration", row["size"]] * row["iterations"]
+        assert row["ratio"] == pytest.approx(gatys / median["Triton, gRPC", row["size"]])
 
 
 def test_a_run_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
@@ -139,14 +140,14 @@ def test_a_run_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
 def test_the_table_that_matters_has_the_equal_loss_first() -> None:
     document = _suite("speedup")
     reached = {"size": 256, "photo": "a.jpg", "loss": 2.5, "iteration": 24, "gatys_seconds": 8.4, "ratio": 221.7}
-    document["equal_loss"] = [{**reached, "served_ms": 37.9}, {"size": 512, "missing": "no painting was given"}]
+    document["equal_loss"] = [{**reached, "served_ms": 37.9}, {"size": 512, "missing": "no style image was given"}]
     lines = report.one_table(document).splitlines()
-    shown = {one["size"]: f"{one['served_ms']:.1f}" for one in document["speedup"]}
-    hundred = next(one for one in document["speedup"] if (one["size"], one["iterations"]) == (512, 100))
+    shown = {row["size"]: f"{row['served_ms']:.1f}" for row in document["speedup"]}
+    hundred = next(row for row in document["speedup"] if (row["size"], row["iterations"]) == (512, 100))
     seconds, ratio = hundred["gatys_seconds"], hundred["ratio"]
     assert lines[2].startswith(f"| 256² | same loss: 24 iterations | 8 s | {shown[256]} | **222** |")
     assert lines[6].startswith(f"| 512² | 100 iterations | {seconds:.0f} s | {shown[512]} | **{ratio:,.0f}** |")
-    assert lines[-1] == "Not compared at equal loss, 512²: no painting was given."
+    assert lines[-1] == "Not compared at equal loss, 512²: no style image was given."
     assert "| 256² | a.jpg | 2.500 | 24 | 8.4 s | 37.9 ms | **222** |" in report.markdown(document)
 
 
@@ -163,31 +164,38 @@ def _card_run() -> dict[str, Any]:
     figures = [speedup._figure(way, 512, "steady", seconds) for way, seconds in milli.items()]
     figures += [speedup._figure(speedup.GATYS, 512, "steady", [0.008] * 5)]
     figures += [speedup._figure("Triton, from start to ready", None, "cold", [6.0])]
-    steady = {(one["engine"], one["size"]): one["median"] for one in figures}
+    steady = {(row["engine"], row["size"]): row["median"] for row in figures}
     equal = {"size": 512, "photo": "a.jpg", "loss": 2.5, "iteration": 31, "gatys_seconds": 0.248, "curve": [9.0, 2.4]}
-    first = {"schema": "nst-bench-speedup/1", **about, "model": model, "device": "GPU", "rows": figures}
+    first = {"schema": results.schema("speedup"), **about, "model": model, "device": "GPU", "rows": figures}
     first |= {"speedup": speedup._speedups(figures, (512,))}
     first |= {"equal_loss": [equal | speedup._against(248.0, steady, 512)]}
     row = {"engine": "TensorRT, FP16", "device": "GPU", "size": 512, "phase": "steady"}
-    by_engine = [{**row, **asdict(summarize([0.0005] * 5)), "levels": 4}, {**row, "engine": "T", "missing": "not here"}]
+    by_engine = [
+        {**row, **asdict(summarize([0.0005] * 5)), "max_difference": 4},
+        {**row, "engine": "T", "missing": "not here"},
+    ]
     calls = [Call(0.001 * number, 0.001 * number + 0.004) for number in range(20)]
-    turn = serving.Turn(calls, Statistics(20, 0, 20, 10, {2: 10}, 0.001, 0.002))
-    own = serving._rate([turn.rate]) | serving.summary([turn])
-    load = {"size": 512, "requests": 20, "bare": serving._rate([1000.0])}
+    turn = turns.Turn(calls, Statistics(20, 0, 20, 10, {2: 10}, 0.001, 0.002))
+    own = turns.rate_of([turn.rate]) | turns.summary([turn])
+    load = {"size": 512, "requests": 20, "bare": turns.rate_of([1000.0])}
     load |= {"rows": [{"callers": count, **own, "ratio": 0.5, "against_one": 1.0} for count in (1, 32)]}
     mixed = [{"mixture": serving.CHANGING, "callers": 32, **own, "one_caller": 2000.0, "against_one": 0.7}]
-    loaded = {"schema": "nst-bench-serving/1", **about, "latency": [{"size": 512, "way": "gRPC", **own, "ratio": 1.0}]}
+    loaded = {
+        "schema": results.schema("serving"),
+        **about,
+        "latency": [{"size": 512, "way": "gRPC", **own, "ratio": 1.0}],
+    }
     loaded |= {"model": {"name": "s", "width": 1.0, "provider": "TensorRT", "instances": 2, "threads": None}}
     loaded["model"]["precision"] = "fp16"
     loaded |= {"throughput": load, "throughput_by_size": [load | {"size": 256}]}
     loaded |= {"mixed": {"sides": [128, 640], "rows": mixed}, "stopped": "no time left"}
     loaded["slowest_against_one"] = serving.slowest([load], mixed)
     rows = [energy._row(energy.NETWORK, 512, 1.0, energy.Block(1000, 1.0, 300.0)) | {"ratio": 1.0}]
-    used = {"schema": "nst-bench-energy/1", **about, "model": {"name": "s"}, "iterations": 500, "rows": rows}
+    used = {"schema": results.schema("energy"), **about, "model": {"name": "s"}, "iterations": 500, "rows": rows}
     used |= {"idle_watts": 70.0, "idle_subtracted": False}
-    by_size = {"schema": "nst-bench-latency/1", **about, "model": model, "rows": by_engine}
+    by_size = {"schema": results.schema("latency"), **about, "model": model, "rows": by_engine}
     suites = {"speedup": first, "latency": by_size, "serving": loaded, "energy": used, "serving, gallery": loaded}
-    return {"schema": results.RUN, **about, "device": f"gpu: {CARD}", "suites": suites}
+    return {"schema": results.schema("run"), **about, "device": f"gpu: {CARD}", "suites": suites}
 
 
 def test_a_run_on_a_gpu_is_drawn(tmp_path: Path) -> None:
@@ -197,11 +205,11 @@ def test_a_run_on_a_gpu_is_drawn(tmp_path: Path) -> None:
     assert f"GPU: {CARD}, driver 580.159.04, sm clock mhz 1980, precision matrix_products highest." in text
     assert "Gatys, 500 iterations | 4.00 | **2,000** | **1,000** |" in text, "over gRPC, and by shared memory"
     assert "| 512² | a.jpg | 2.500 | 31 | 0.25 s | 2.00 ms | **124** | 4.00 ms | **62** |" in text
-    assert "By shared memory a picture takes 4.00 ms at 512², **1,000** times less than 500 iterations." in text
+    assert "By shared memory an image takes 4.00 ms at 512², **1,000** times less than 500 iterations." in text
     assert "| TensorRT, FP16 | GPU | 512² | 0.50 |" in text and "| T | GPU | 512² | *not here* |" in text
     assert "`s` (width 1, 2 at once, TensorRT, FP16)." in text
     assert f"| {serving.CHANGING} | 32 |" in text
-    assert "There is a mixture of sizes and callers that is slower than one caller: the slowest, 32 callers, " in text
+    assert "A mixture of sizes and callers is slower than one caller: the slowest, 32 callers, " in text
     assert "It ended before it was done: no time left." in text
     assert "| 512² | the network, without a server | 0.3 | **1** | 300 | 1,000 | 1.0 |" in text
     assert "## Serving, gallery" in text and "## Energy" in text
@@ -212,19 +220,19 @@ def test_a_run_on_a_gpu_is_drawn(tmp_path: Path) -> None:
 def test_a_gpus_figures_have_a_column_beside_the_runs(tmp_path: Path) -> None:
     page, card = tmp_path / "page.md", tmp_path / "h100.json"
     results.write(_card_run(), card)
-    names = ("nst-bench-speedup/1", "nst-bench-latency/1", "nst-bench-energy/1", "nst-bench-gatys/1")
+    names = ("nst-bench-speedup", "nst-bench-latency", "nst-bench-energy", "nst-bench-gatys")
     page.write_text("".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in names))
     command = ["report", str(FOLDER / "results.json"), str(card), "--readme", str(page)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     blocks = dict(_blocks(page))
-    gatys = next(one for one in _suite("speedup")["rows"] if (one["engine"], one["size"]) == (speedup.GATYS, 512))
+    gatys = next(row for row in _suite("speedup")["rows"] if (row["engine"], row["size"]) == (speedup.GATYS, 512))
     line = next(line for line in blocks[names[0]].splitlines() if line.startswith("| 512² | Gatys, one iteration |"))
     assert line.startswith(f"| 512² | Gatys, one iteration | {tables.cells(gatys)[0]} |") and line.endswith("| 8.0 |")
     assert f"| first of a shape | p50 on {CARD} |" in blocks[names[0]]
     assert "| 512² | Triton, shared memory |  |  |  |  |  |  | 4.00 |" in blocks[names[0]], "a row that only one has"
     assert f"On {CARD}, the network and the optimisation on the GPU:" in blocks[names[0]]
-    assert blocks[names[1]].startswith("`starry-night-fast`") and "| TensorRT, FP16 | GPU | 512² |" in blocks[names[1]]
+    assert "`starry-night-fast`" in blocks[names[1]] and "| TensorRT, FP16 | GPU | 512² |" in blocks[names[1]]
     assert "| the network, without a server |" in blocks[names[2]], "a suite that only the GPU's run has"
     assert CARD not in blocks[names[3]], "a suite that only the whole run has"
     alone = report.markdown(_suite("speedup"))
@@ -267,8 +275,8 @@ def test_a_list_of_rows_is_shown_whatever_the_suite() -> None:
             for size in (256, 512)
         ),
     ]
-    document = {**_run_document(), "schema": "nst-bench-latency/1", "rows": rows}
-    lines = tables.tables(document, machine=False).splitlines()
+    document = {"machine": _run_document()["machine"], "schema": results.schema("latency"), "rows": rows}
+    lines = report.tables(document, machine=False).splitlines()
     assert "| ONNX Runtime | CPU | 256² | 20.0 *unstable* | 21.0 | 22.0 | 4% | 9 | 5.54 | 71% |" in lines
     assert "| TensorRT / RTX | GPU | 256², 512² | *no GPU* |  |  |  |  |  |  |" in lines
     assert "| ONNX Runtime | CPU | 300 *unstable* | 21.0 | 22.0 | 4% | 9 |" in lines
@@ -298,10 +306,10 @@ def test_a_page_gets_the_tables_that_it_has_markers_for(tmp_path: Path) -> None:
     page, file = tmp_path / "README.md", tmp_path / "run.json"
     results.write(_run_document(), file)
     page.write_text("# nothing to fill in\n")
-    with pytest.raises(InputError, match="lacks the lines <!-- nst-bench-speedup/1: begin -->"):
+    with pytest.raises(InputError, match="lacks the lines <!-- nst-bench-speedup: begin -->"):
         report.inject(results.read(file), page)
     assert page.read_text() == "# nothing to fill in\n"
-    page.write_text("above\n<!-- nst-bench-gatys/1: begin -->\nold\n<!-- nst-bench-gatys/1: end -->\nbelow\n")
+    page.write_text("above\n<!-- nst-bench-gatys: begin -->\nold\n<!-- nst-bench-gatys: end -->\nbelow\n")
     result = CliRunner().invoke(app, ["report", str(file), "--readme", str(page)])
     assert result.exit_code == 0, result.output
     text = page.read_text()
@@ -313,10 +321,80 @@ def test_a_page_gets_the_tables_that_it_has_markers_for(tmp_path: Path) -> None:
 
 
 def test_the_loss_is_drawn_by_time() -> None:
-    """The optimisation's curve ends where its time says, at the loss of the network's picture."""
+    """The optimisation's curve ends where its time says, at the loss of the network's image."""
     document = _suite("speedup")
     row = {"size": 256, "photo": "a.jpg", "iteration": 3, "curve": [50.0, 9.0, 2.4], "loss": 2.5}
     document["equal_loss"] = [{**row, "gatys_seconds": 1.2, "served_ms": 38.0, "ratio": 31.6}]
-    (plot,) = (one for one in plots.plots(document) if one.name == "loss")
+    (plot,) = (plot for plot in report.plots(document) if plot.name == "loss")
     assert plot.png.startswith(b"\x89PNG")
-    assert "at 256² the served picture has a loss of 2.50 after 38 ms, the optimisation after 1 s (a.jpg)" in plot.alt
+    assert "at 256² the served image has a loss of 2.50 after 38 ms, the optimisation after 1 s (a.jpg)" in plot.alt
+
+
+BEFORE = {
+    "schema": "nst-bench-run/1",
+    "date": "2026-11-01 10:00 UTC",
+    "machine": {"processor": "P", "cores": 2, "memory_gib": 4.0, "gpu": None, "system": "S", "versions": {}}
+    | {"matrix_product_gflops": 100.0},
+}
+"""A run of version 1, of which a test fills in the suites."""
+
+
+def _summary(*samples: float) -> dict[str, Any]:
+    """As version 1 wrote it: with all samples, and without how well their median is known."""
+    found = asdict(summarize([sample / 1000 for sample in samples]))
+    del found["median_precision"]
+    return found
+
+
+def test_results_of_version_1_are_read(tmp_path: Path) -> None:
+    """Its words, its samples, and all of a soak's memory."""
+    own = {"date": BEFORE["date"], "machine": BEFORE["machine"], "model": {"name": "s"}}
+    steady = {"engine": "PyTorch eager", "device": "CPU", "size": 256, "phase": "steady", "levels": 1}
+    latency = {**own, "schema": "nst-bench-latency/1", "rows": [steady | _summary(5.0, 5.2, 5.1, 5.3, 5.0)]}
+    memory = [{"seconds": float(at), "Triton": 80.0 + at, "stubs": 90.0, "callers": 70.0} for at in range(5)]
+    trend = {"level": 83.0, "growth": 1.0, "error": 0.5, "grew": False}
+    soak = {**own, "schema": "nst-bench-soak/1", "minutes": 10, "callers": 4, "requests": 9, "shapes": 3, "errors": {}}
+    soak |= {"memory": memory, "trends": {"Triton": trend}, "latency_drift": 1.0, "latency_unstable": False}
+    row = {"form": "served, gRPC", "size": 512, "styles": "a mix of ten styles", "ratio": 1.1} | _summary(7.0)
+    styles = {**own, "schema": "nst-bench-styles/1", "network": "fast", "rows": [row]}
+    frontier = {"name": "a", "network": "fast", "arguments": {"width": 1.0}, "parameters": 9, "worth": 25.5}
+    frontier |= {"loss": 2.5, "content": 1.0, "style": 1.5, "size": 512, "phase": "steady", "best_for_its_time": True}
+    document = {**own, "schema": "nst-bench-frontier/1", "style": "s.jpg", "photos": ["p"], "quality_size": 256}
+    document["rows"] = [frontier | _summary(9.0)]
+    suites = {"latency": latency, "soak": soak, "styles": styles, "frontier": document}
+    (tmp_path / "old.json").write_text(json.dumps({**BEFORE, "suites": suites}))
+    read = results.read(tmp_path / "old.json")
+    assert read["schema"] == results.schema("run")
+    assert {name: own["schema"] for name, own in read["suites"].items()} == {
+        name: results.schema(name) for name in suites
+    }
+    (latency_row,) = read["suites"]["latency"]["rows"]
+    assert latency_row["max_difference"] == 1 and latency_row["median_precision"]["error"] > 0
+    assert read["suites"]["soak"]["trends"]["Triton"] == {
+        **{"start": 80.0, "half_time": 82.0, "end": 84.0, "peak": 84.0},
+        **trend,
+    }
+    text = report.markdown(read)
+    assert "| Triton | 80 | 82 | 84 | +1.0 ± 1.0 | stopped |" in text
+    assert "two of ten styles, interpolated" in text
+    assert "| **a** | fast, width 1 | 9 | 25.5 |" in text and "equivalent iterations" in text
+
+
+def test_results_of_before_the_suites_had_names_are_read(tmp_path: Path) -> None:
+    figure = {"engine": "Triton, gRPC", "size": 256, "phase": "steady", "unit": "ms", **_summary(5.0)}
+    ratio = {"size": 256, "iterations": 100, "gatys_seconds": 30.0, "served": "Triton, gRPC", "served_ms": 5.0}
+    document = {**BEFORE, "schema": "nst-bench/1", "model": {"name": "s"}, "figures": [figure]}
+    document["speedup"] = [ratio | {"ratio": 6000.0}]
+    (tmp_path / "oldest.json").write_text(json.dumps(document))
+    read = results.read(tmp_path / "oldest.json")
+    assert (read["schema"], read["equal_loss"]) == (results.schema("speedup"), [])
+    assert "| Gatys, 100 iterations | 30 | **6,000** |" in report.markdown(read)
+
+
+def test_a_summary_draws_what_its_samples_drew() -> None:
+    """Nothing that is shown or compared needs the samples."""
+    document = _card_run()
+    summary = results.summary(document)
+    assert "samples" in json.dumps(document) and "samples" not in json.dumps(summary)
+    assert report.markdown(summary) == report.markdown(document)
+    assert results.rows(summary).keys() == results.rows(document).keys()

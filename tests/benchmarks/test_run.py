@@ -1,18 +1,24 @@
+import inspect
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from nst_bench import results, run
+from nst_bench import results, run, suite
 from nst_bench.cli import app
-from nst_bench.run import Step, Subject
+from nst_bench.report import title
+from nst_bench.run import Run, Step, Subject
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
+from nst_bench.tables import list_of_rows
 from nst_core.devices import Device
 from nst_core.distribution import install_command
 from nst_core.errors import InputError
@@ -20,42 +26,44 @@ from nst_core.errors import InputError
 WORKS = """
 import os
 import time
-from pathlib import Path
 
 from nst_core.errors import InputError
 
 MACHINE = {"processor": "A (R) Chip", "cores": 2, "memory_gib": 4.0, "gpu": None, "system": "S", "versions": {}}
 MACHINE["matrix_product_gflops"] = 100.0
+ROW = {"what": "a", "n": 1, "median": 2.0, "p95": 2.0, "p99": 2.0, "spread": 0.0, "unstable": False, "samples": [2.0]}
 
 
-def good(subject, context):
+def good(context):
     context.on_progress("half")
-    return {"schema": "nst-bench-cold/1", "date": "2026-01-02 03:04 UTC", "machine": MACHINE, "rows": [{"what": "a",
-        "n": 1, "median": 2.0, "p95": 2.0, "p99": 2.0, "spread": 0.0, "unstable": False, "samples": [2.0]}]}
+    return {"schema": "nst-bench-cold/2", "date": "2026-01-02 03:04 UTC", "machine": MACHINE, "rows": [dict(ROW)]}
 
-def refuses(subject, context):
-    raise InputError("no painting:\\nwhere is it?")
+def refuses(context):
+    raise InputError("no style image:\\nwhere is it?")
 
-def lacks(subject, context):
+def lacks(context):
     import not_installed_anywhere
 
-def breaks(subject, context):
+def breaks(context):
     raise ValueError("seven")
 
-def dies(subject, context):
+def dies(context):
     os.kill(os.getpid(), 9)
 
-def dies_late(subject, context):
-    context.keep(good(subject, context))
+def dies_late(context):
+    context.keep(good(context))
     os.kill(os.getpid(), 9)
 
-def waits(subject, context):
+def needs(context, *, style):
+    return good(context)
+
+def waits(context, *, repository):
     try:
-        context.keep(good(subject, context))
+        context.keep(good(context))
         context.on_progress("waiting")
         time.sleep(600)
     finally:
-        (subject.repository / "ended").touch()
+        (repository / "ended").touch()
 """
 """What a plan's steps do, for processes that import it."""
 
@@ -66,7 +74,7 @@ def subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device) -> Sub
     (tmp_path / "works.py").write_text(WORKS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "works", raising=False)
-    (tmp_path / "models" / "s").mkdir(parents=True)
+    (tmp_path / "models" / "s" / "1").mkdir(parents=True)
     (tmp_path / "models" / "s" / "config.pbtxt").touch()
     (tmp_path / "s.pth").touch()
     return Subject(tmp_path / "s.pth", tmp_path / "models", tmp_path / "triton", cpu)
@@ -75,34 +83,41 @@ def subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device) -> Sub
 def _plan(*names: str) -> tuple[Step, ...]:
     import works  # type: ignore[import-not-found]
 
-    return tuple(Step(name, 10.0, getattr(works, name)) for name in names)
+    return tuple(_step(name, getattr(works, name), 10.0) for name in names)
+
+
+def _step(name: str, measure: Callable[..., Document], seconds: float) -> Step:
+    suite = Suite(name, f"The title of {name}", measure, list_of_rows, Effort())
+    return Step(name, suite, Cost(seconds, Effort()))
 
 
 def test_a_suite_that_fails_is_a_missing_cell_and_the_others_go_on(
     subject: Subject, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    plan, kept, seen = _plan("refuses", "lacks", "breaks", "dies", "dies_late", "good"), [], []
-    document = run.measure(
-        *(plan, subject),
-        keep=lambda one: kept.append(sorted(one["suites"])),
-        update=lambda behind, note: seen.append((behind, note)),
-    )
-    reasons = {name: one.get("missing") for name, one in document["suites"].items()}
+    plan, kept, seen = _plan("refuses", "lacks", "breaks", "dies", "dies_late", "needs", "good"), [], []
+    document = Run(
+        plan,
+        subject,
+        keep=lambda part: kept.append(sorted(part["suites"])),
+        on_progress=lambda behind, note: seen.append((behind, note)),
+    ).measure()
+    reasons = {name: own.get("missing") for name, own in document["suites"].items()}
     assert reasons == {
-        "refuses": "no painting: where is it?",
+        "refuses": "no style image: where is it?",
         "lacks": f"this needs the package 'not_installed_anywhere': {install_command('bench')}",
         "breaks": "ValueError: seven",
         "dies": "its process ended with status -9",
         "dies_late": None,
+        "needs": "it needs what is not given: --style",
         "good": None,
     }
     late = document["suites"]["dies_late"]
     assert late["stopped"] == "its process ended with status -9" and late["rows"]
     assert "Traceback" in capfd.readouterr().err  # a defect of ours keeps it
-    assert [len(names) for names in kept] == [1, 2, 3, 4, 5, 5, 6]
-    assert (document["schema"], document["machine"]["processor"]) == (results.RUN, "A (R) Chip")
+    assert [len(names) for names in kept] == [1, 2, 3, 4, 5, 5, 6, 7]
+    assert (document["schema"], document["machine"]["processor"]) == (results.schema("run"), "A (R) Chip")
     assert [behind for behind, _ in seen] == sorted(behind for behind, _ in seen)
-    assert 50.0 <= seen[-1][0] < 60.0 and seen[-1][1] == "good: half"
+    assert 60.0 <= seen[-1][0] < 70.0 and seen[-1][1] == "good: half"
 
 
 def test_a_file_says_when_and_where() -> None:
@@ -111,31 +126,36 @@ def test_a_file_says_when_and_where() -> None:
 
 
 def test_the_command_writes_a_report(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "PLAN", _plan("good", "refuses"))
-    monkeypatch.setattr(run, "SHORT", _plan("refuses"))
+    steps = {"default": _plan("good", "refuses"), "short": _plan("refuses")}
+    monkeypatch.setattr(run, "plan", lambda length, device, also: steps[length])
     command = ["--checkpoint", str(subject.checkpoint), "-r", str(subject.repository), "-o", str(tmp_path / "out")]
     command += ["--device", "cpu"]
-    result = CliRunner().invoke(app, command)
+    result = CliRunner().invoke(app, [*command, "--samples", str(tmp_path / "samples.json")])
     assert result.exit_code == 0, result.output
     assert "device cpu: asked for with --device cpu" in result.stderr
     document = json.loads(result.stdout.splitlines()[-1])
     (file,) = (tmp_path / "out").glob("*-a-chip-2-cores.json")
-    assert results.read(file) == document
-    assert "not measured: refuses: no painting" in result.stderr
-    assert "Not measured: no painting" in (tmp_path / "out" / "report.md").read_text()
+    assert results.read(file) == document and "samples" not in result.stdout
+    (row,) = json.loads((tmp_path / "samples.json").read_text())["suites"]["good"]["rows"]
+    assert row["samples"] == [2.0]
+    assert "not measured: refuses: no style image" in result.stderr
+    assert "Not measured: no style image" in (tmp_path / "out" / "report.md").read_text()
     assert "<h2>refuses</h2>" in (tmp_path / "out" / "report.html").read_text()
     nothing = CliRunner().invoke(app, [*command, "--short"])
     assert nothing.exit_code == 1
-    assert "nothing was measured; refuses: no painting" in nothing.stderr
+    assert "nothing was measured; refuses: no style image" in nothing.stderr
 
 
 def test_a_stopped_run_keeps_what_is_done(subject: Subject, tmp_path: Path) -> None:
     """Ctrl-C at the real command: the suite ends what it started, and the file is whole."""
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import works; from nst_bench import cli, run\n"
+        "import works; from nst_bench import cli, run, suite, tables\n"
         "names = ('good', works.good), ('waits', works.waits), ('later', works.good)\n"
-        "run.PLAN = tuple(run.Step(name, 9, work) for name, work in names)\n"
+        "def step(name, work):\n"
+        "    own = suite.Suite(name, name, work, tables.list_of_rows, suite.Effort())\n"
+        "    return run.Step(name, own, suite.Cost(9, suite.Effort()))\n"
+        "run.plan = lambda *_: tuple(step(*pair) for pair in names)\n"
         f"cli.app(['--checkpoint', {str(subject.checkpoint)!r}, '-r', {str(subject.repository)!r}, '-o', 'out', "
         "'--device', 'cpu'])"
     )
@@ -165,7 +185,7 @@ def test_the_suite_that_is_stopped_ends_what_it_started(subject: Subject) -> Non
 
     kept: list[results.Document] = []
     with pytest.raises(KeyboardInterrupt):
-        run.measure(_plan("waits"), subject, keep=kept.append, update=update)
+        Run(_plan("waits"), subject, keep=kept.append, on_progress=update).measure()
     assert (subject.repository / "ended").is_file()
     assert kept[-1]["suites"]["waits"]["stopped"] == "stopped before it was done"
 
@@ -199,7 +219,7 @@ def test_short_full_and_minutes_are_not_both() -> None:
 
 
 class Clock:
-    """Time that passes only while a step runs: each takes `lasts` of what it has, and remembers its share."""
+    """Time that passes only while a step runs: each takes `lasts` of what it has, and its share is remembered."""
 
     def __init__(self, **lasts: float) -> None:
         self.now, self.lasts, self.shares = 1000.0, lasts, dict[str, float]()
@@ -207,26 +227,26 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def alone(self, step: Step, subject: Subject, share: float, *_: Any) -> dict[str, Any]:
-        self.shares[step.suite] = round(share, 3)
-        self.now += share * self.lasts[step.suite]
-        return {"schema": f"nst-bench-{step.suite}/1", "machine": {}, "share": share}
+    def run(self, step: Step, subject: Subject, share: float, *_: Any) -> dict[str, Any]:
+        self.shares[step.name] = round(share, 3)
+        self.now += share * self.lasts[step.name]
+        return {"schema": results.schema(step.name), "machine": {}, "share": share}
 
 
-def _unused(subject: Subject, context: run.Context) -> dict[str, Any]:
+def _unused(context: Context[Effort]) -> dict[str, Any]:
     raise AssertionError("a test has its own way to run a step")
 
 
-STEPS = (
-    *(Step("speedup", 100, _unused, card=40), Step("latency", 100, _unused, card=60)),
-    *(Step("energy", 0, _unused, card=40), Step("export", None, _unused, card=30), Step("cold", 50, _unused, card=20)),
-)
+ON_CPU = {"speedup": 100, "latency": 100, "energy": 0, "cold": 50}
+ON_GPU = {"speedup": 40, "latency": 60, "energy": 40, "export": 30, "cold": 20}
+"""Seconds of the suites."""
 
 
-def _run(subject: Subject, clock: Clock, minutes: float | None) -> dict[str, Any]:
-    return run.measure(*(STEPS, subject), keep=lambda document: None, minutes=minutes, clock=clock, alone=clock.alone)[
-        "suites"
-    ]
+def _run(subject: Subject, clock: Clock, minutes: float | None, estimates: dict[str, int] = ON_CPU) -> dict[str, Any]:
+    steps = [_step(name, _unused, seconds) for name, seconds in estimates.items()]
+    running = Run(steps, subject, keep=lambda part: None, minutes=minutes, clock=clock, runner=clock.run)
+    suites: dict[str, Any] = running.measure()["suites"]
+    return suites
 
 
 def test_without_a_limit_all_steps_have_their_whole_time(subject: Subject) -> None:
@@ -255,18 +275,20 @@ def test_a_step_that_would_have_too_little_is_left_out_and_a_short_one_goes_on(s
 
 def test_a_card_has_estimates_of_its_own(subject: Subject, card: Device) -> None:
     clock = Clock(speedup=40, latency=60, energy=40, export=30, cold=20)
-    suites = _run(replace(subject, device=card), clock, 3.0)
+    suites = _run(replace(subject, device=card), clock, 3.0, ON_GPU)
     assert clock.shares == {"speedup": 1.0, "latency": 1.0, "energy": 1.0, "export": 1.0, "cold": 0.5}
     assert "missing" not in suites["energy"]
 
 
 def test_a_step_that_is_late_is_stopped_and_keeps_its_part(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, which ends what it started."""
-    monkeypatch.setattr(run, "GRACE", 2.0)
+    monkeypatch.setattr(run, "GRACE_SECONDS", 2.0)
     kept: list[str] = []
-    document = run.measure(
-        *(_plan("waits"), subject), keep=lambda one: kept.append(one["suites"]["waits"]["stopped"]), minutes=8 / 60
-    )
+
+    def keep(part: Document) -> None:
+        kept.append(part["suites"]["waits"]["stopped"])
+
+    document = Run(_plan("waits"), subject, keep=keep, minutes=8 / 60).measure()
     late = document["suites"]["waits"]
     assert late["stopped"] == "no time left" and late["rows"]
     assert kept == ["stopped before it was done", "no time left"]
@@ -274,24 +296,26 @@ def test_a_step_that_is_late_is_stopped_and_keeps_its_part(subject: Subject, mon
 
 
 def test_further_checkpoints_come_behind_the_first(subject: Subject, tmp_path: Path, cpu: Device) -> None:
-    plan = run.with_others(run.PLAN, [tmp_path / "gallery.pth"])
-    names = [step.suite for step in plan]
-    assert names[:5] == ["speedup", "latency", "serving", "latency, gallery", "serving, gallery"]
-    assert [step.checkpoint for step in plan[2:5]] == [None, tmp_path / "gallery.pth", tmp_path / "gallery.pth"]
-    assert run.with_others(run.SHORT, [])[0] is run.SHORT[0]
+    gallery = tmp_path / "gallery.pth"
+    steps = run.plan("default", cpu, [gallery, tmp_path / "b.pth"])
+    names = [step.name for step in steps]
+    further = ["latency, gallery", "serving, gallery", "latency, b", "serving, b"]
+    assert names[:7] == ["speedup", "latency", "serving", *further]
+    assert [step.checkpoint for step in steps[2:5]] == [None, gallery, gallery]
+    assert [step.name for step in run.plan("short", cpu)] == ["speedup"]
     given: list[Path] = []
 
-    def alone(step: Step, subject: Subject, *_: Any) -> dict[str, Any]:
+    def runner(step: Step, subject: Subject, *_: Any) -> dict[str, Any]:
         given.append(subject.checkpoint)
         return {"machine": {}}
 
-    run.measure(plan[2:4], subject, keep=lambda document: None, alone=alone)
-    assert given == [subject.checkpoint, tmp_path / "gallery.pth"]
+    Run(steps[2:4], subject, keep=lambda part: None, runner=runner).measure()
+    assert given == [subject.checkpoint, gallery]
     with pytest.raises(InputError, match=r"gallery.pth: no such file \(--also\)"):
-        replace(subject, also=(tmp_path / "gallery.pth",)).check()
-    (tmp_path / "gallery.pth").touch()
+        replace(subject, also=(gallery,)).check()
+    gallery.touch()
     with pytest.raises(InputError, match="has no model 'gallery'; export it first"):
-        replace(subject, also=(tmp_path / "gallery.pth",)).check()
+        replace(subject, also=(gallery,)).check()
 
 
 def test_another_device_than_the_models_is_refused_before_minutes_are_spent(subject: Subject, card: Device) -> None:
@@ -308,15 +332,40 @@ def test_another_device_than_the_models_is_refused_before_minutes_are_spent(subj
         replace(subject, device=card).check()
 
 
-def test_every_step_of_the_plans_can_be_sent_and_has_a_title(cpu: Device, card: Device) -> None:
-    from multiprocessing.reduction import ForkingPickler
-
-    from nst_bench.report import TITLES, title
-
-    for plan in (run.SHORT, run.PLAN, run.FULL):
-        for step in plan:
-            assert ForkingPickler.dumps(step.work) and step.suite in TITLES
-        assert len({step.suite for step in plan}) == len(plan)
-    assert title("serving, gallery") == "Serving, gallery"
+def test_every_suite_can_be_sent_and_is_in_its_place(cpu: Device, card: Device) -> None:
+    """A suite is a file of its name; runs are what the suites say they are."""
+    for name in suite.names():
+        found = suite.load(name)
+        assert found.name == name and ForkingPickler.dumps(found)
+        assert suite.description(name) == inspect.getdoc(found.measure)
     for device in (cpu, card):
-        assert sum(step.estimate(device) or 0.0 for step in run.PLAN) <= 600
+        assert sum(step.cost.seconds for step in run.plan("default", device)) <= 600
+    assert [step.name for step in run.plan("default", cpu)] == [
+        *("speedup", "latency", "serving", "styles", "energy", "cold", "gatys", "soak")
+    ]
+    full = [step.name for step in run.plan("full", cpu)]
+    assert full[8:] == ["methods", "peers", "quality", "training", "export"]
+    assert "peers" not in [step.name for step in run.plan("full", card)]
+    assert title("serving, gallery") == "Serving, gallery"
+
+
+def test_a_run_fills_in_what_a_suite_asks_for(subject: Subject) -> None:
+    """By the names of its parameters; the defaults of the others are those of its command."""
+    assert subject.options_of(suite.load("cold")) == {
+        **{"model": "s", "repository": subject.repository, "triton": subject.triton}
+    }
+    assert subject.options_of(suite.load("gatys")) == {"style": None, "vgg": None}
+    with pytest.raises(InputError, match="--style"):
+        subject.options_of(suite.load("quality"))
+
+
+def test_commands_have_the_options_of_their_suites() -> None:
+    """Those of `measure`, those of the effort with the limits, and those that all have."""
+    result = CliRunner().invoke(app, ["soak", "--help"], env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    for option in ("--model", "--width", "--minutes", "--callers", "--output", "--samples", "--device", "--quiet"):
+        assert option in result.output
+    assert "x>=0.5" in result.output and "--full" not in result.output
+    assert "--full" in CliRunner().invoke(app, ["latency", "--help"], env={"COLUMNS": "80"}).output
+    too_short = CliRunner().invoke(app, ["soak", "--minutes", "0.1"])
+    assert too_short.exit_code == 2

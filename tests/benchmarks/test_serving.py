@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from nst_bench import report
+from nst_bench import report, results
 from nst_bench.cli import app
 from nst_bench.engines.bare import BareModel
 from nst_bench.photographs import sample_photograph
+from nst_bench.served import turns
 from nst_bench.served.callers import SizedCall, send_in_turn, start_callers
 from nst_bench.served.server import ModelServer, serve_model
+from nst_bench.suite import Context
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
 from nst_client import MockTransport, Statistics, StyleClient
 from nst_client.transports import base as transports
@@ -28,7 +31,7 @@ from nst_core.errors import InputError
 from nst_export.export_plan import ExportPlan
 from nst_export.pipeline import export_and_publish
 from nst_server.installation.triton import find_triton
-from nst_trainer.checkpoint import Checkpoint, frozen, load, save
+from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 
 ROOT = Path(__file__).parents[2]
@@ -48,24 +51,24 @@ def server(repository: Path) -> Iterator[ModelServer]:
         yield running
 
 
-def test_the_whole_suite_with_a_real_triton(server: ModelServer, tmp_path: Path) -> None:
-    effort = serving.Effort(0.1, 2, 0.2, 0.5, 2, sizes=(32, 64), loaded=(32, 64), callers=(1, 4), mixed=(3,))
+def test_the_whole_suite_with_a_real_triton(server: ModelServer, tmp_path: Path, cpu: Device) -> None:
+    effort = serving.ServingEffort(0.1, 2, 0.2, 0.5, 2, sizes=(32, 64), loaded=(32, 64), callers=(1, 4), mixed=(3,))
     effort = replace(effort, mixed_turn=0.2, sides=(32, 64))
     parts: list[set[str]] = []
-    document = serving.measure(server, effort=effort, keep=lambda part: parts.append(set(part)))
-    (tmp_path / "a.json").write_text(json.dumps(document))
-    document = report.read(tmp_path / "a.json")
+    document = serving.of_server(server, Context(cpu, effort, keep=lambda part: parts.append(set(part))))
+    results.write(document, tmp_path / "a.json")
+    document = results.read(tmp_path / "a.json")
     assert [(row["size"], row["way"]) for row in document["latency"]] == [
         (size, way) for size in (32, 64) for way in (serving.BARE, *serving.WAYS)
     ]
     for row in document["latency"]:
-        bare = next(one for one in document["latency"] if one["size"] == row["size"])
+        bare = next(other for other in document["latency"] if other["size"] == row["size"])
         assert row["ratio"] == pytest.approx(row["median"] / bare["median"])
-        assert row["n"] >= serving.FEWEST
+        assert row["n"] >= serving.FEWEST_REQUESTS
     order = ("latency", "throughput", "throughput_by_size", "mixed", "slowest_against_one", "arrivals")
     assert [sorted(part & set(order)) for part in parts] == [sorted(order[: n + 1]) for n in range(len(order))]
     throughput, arrivals = document["throughput"], document["arrivals"]
-    assert throughput["size"] == 64 and [one["size"] for one in document["throughput_by_size"]] == [32]
+    assert throughput["size"] == 64 and [load["size"] for load in document["throughput_by_size"]] == [32]
     for row in throughput["rows"]:
         assert row["n"] == 2 * throughput["requests"]
         assert sum(int(size) * count for size, count in row["batches"].items()) == row["n"]
@@ -109,12 +112,11 @@ def test_the_slowest_of_all_is_named() -> None:
 def test_less_time_is_less_of_everything() -> None:
     half = serving.FULL.scaled(0.5)
     assert (half.latency, half.turn, half.arrivals, half.probes) == (15.0, 3.0, 4.5, 2)
-    assert serving.FULL.scaled(1.0) is serving.FULL
     assert speedup.FULL.scaled(0.5).rounds == 6 and speedup.FULL.scaled(0.5).photos == 1
 
 
-def test_the_batch_that_is_reported_is_the_one_that_was_sent(server: ModelServer) -> None:
-    """Requests of three and of five pictures, one at a time; nobody else is there to be put with them."""
+def test_the_batch_that_is_reported_is_the_batch_that_was_sent(server: ModelServer) -> None:
+    """Requests of three and of five images, one at a time; nobody else is there to be put with them."""
     with StyleClient(server.endpoints.grpc) as client:
         before = client.statistics("tiny")
         for size in (3, 5, 5):
@@ -122,7 +124,7 @@ def test_the_batch_that_is_reported_is_the_one_that_was_sent(server: ModelServer
         deadline = time.monotonic() + 10
         while (after := client.statistics("tiny")).requests < before.requests + 3 and time.monotonic() < deadline:
             time.sleep(0.01)
-    counted = serving.between(before, after)
+    counted = turns.between(before, after)
     assert (counted.requests, counted.images, counted.executions) == (3, 13, 3)
     assert counted.batches == {3: 1, 5: 2}
     assert counted.compute_seconds > 0
@@ -138,48 +140,52 @@ def test_callers_at_once_are_counted_one_by_one_on_a_cpu(server: ModelServer) ->
         while (after := client.statistics("tiny")).requests < before.requests + 40 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert len(calls) == 40
-    counted = serving.between(before, after)
+    counted = turns.between(before, after)
     assert counted.images == 40
     assert counted.batches == {1: 40} and counted.executions == 40
+
+
+def _note_parts(parts: list[list[str]], part: results.Document) -> None:
+    parts.append([name for name in ("speedup", "equal_loss") if part[name]])
 
 
 def test_the_speed_up_with_a_real_triton(
     repository: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpu: Device
 ) -> None:
     monkeypatch.setattr(speedup, "LONGEST", 3)
-    checkpoint, installation = load(repository.parent / "tiny.pth"), find_triton(ROOT / ".triton", print)
-    effort = speedup.Effort(blocks=1, rounds=2, iterations=2, equal_loss=(64,))
+    effort = speedup.SpeedupEffort(blocks=1, rounds=2, iterations=2, equal_loss=(64,), sizes=(64,))
     parts: list[list[str]] = []
+    keep = partial(_note_parts, parts)
     document = speedup.measure(
-        *(checkpoint, "tiny", repository, installation, cpu),
-        sizes=(64,),
-        effort=effort,
+        Context(cpu, effort, keep=keep),
+        checkpoint=repository.parent / "tiny.pth",
+        repository=repository,
+        triton=ROOT / ".triton",
         style=photographs["coffee"],
-        keep=lambda part: parts.append([name for name in ("speedup", "equal_loss") if part[name]]),
     )
     assert parts == [["speedup"], ["speedup", "equal_loss"]]
-    (tmp_path / "a.json").write_text(json.dumps(document))
-    document = report.read(tmp_path / "a.json")
+    results.write(document, tmp_path / "a.json")
+    document = results.read(tmp_path / "a.json")
     assert document["device"] == "CPU"
     steady = {row["engine"]: row for row in document["rows"] if row["phase"] == "steady"}
     assert set(steady) == {*speedup.SERVED, "in the process", "PyTorch", speedup.GATYS}
     assert all(row["n"] == 2 and row["median"] > 0 for row in steady.values())
-    assert [(one["served"], one["iterations"]) for one in document["speedup"]] == [
+    assert [(row["served"], row["iterations"]) for row in document["speedup"]] == [
         (way, iterations) for way in speedup.COMPARED for iterations in speedup.ITERATIONS
     ]
     assert "64²: times slower, shared memory" in report.markdown(document)
-    assert "By shared memory a picture takes" in report.one_table(document)
+    assert "By shared memory an image takes" in report.one_table(document)
     (equal,) = document["equal_loss"]
     assert equal["size"] == 64 and ("ratio" in equal or "after 3 iterations" in equal["missing"])
     assert "At equal loss" in report.markdown(document)
 
 
-def test_the_bare_session_paints_what_the_server_paints(server: ModelServer) -> None:
+def test_the_bare_session_stylizes_as_the_server(server: ModelServer) -> None:
     pixels = sample_photograph(61, 83)
     with StyleClient(server.endpoints.grpc) as client:
         answer = client.stylize(pixels, "tiny")
-    painted = BareModel(server.exported.folder).stylize(pixels)
-    assert np.abs(answer.astype(int) - painted.astype(int)).max() <= 1
+    stylized = BareModel(server.exported.folder).stylize(pixels)
+    assert np.abs(answer.astype(int) - stylized.astype(int)).max() <= 1
 
 
 def test_as_many_bare_sessions_as_instances(repository: Path, tmp_path: Path) -> None:
@@ -199,7 +205,7 @@ def test_as_many_bare_sessions_as_instances(repository: Path, tmp_path: Path) ->
 def test_what_a_server_counted_between_two_moments() -> None:
     before = Statistics(4, 1, 6, 3, {1: 2, 4: 1}, queue_seconds=0.5, compute_seconds=1.0)
     after = Statistics(8, 1, 14, 5, {1: 2, 4: 3}, queue_seconds=1.0, compute_seconds=2.0)
-    counted = serving.between(before, after)
+    counted = turns.between(before, after)
     assert (counted.requests, counted.failures, counted.images, counted.executions) == (4, 0, 8, 2)
     assert counted.batches == {4: 2}
     assert (counted.queue_seconds, counted.compute_seconds) == (pytest.approx(1.5), pytest.approx(3.0))
@@ -216,26 +222,26 @@ def test_an_arrival_waits_from_the_moment_when_it_was_due(server: ModelServer) -
 
 
 def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """50 ms a picture on a clock of our own, that a machine's load cannot disturb: twenty a second."""
+    """50 ms an image on a clock of our own, that a machine's load cannot disturb: twenty a second."""
     now = 100.0
 
     def sleep(seconds: float) -> None:
         nonlocal now
         now += seconds
 
-    def paint(request: transports.Request) -> transports.Array:
+    def stylize(request: transports.Request) -> transports.Array:
         sleep(0.05)
         return request.inputs[IMAGE]
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
-    client = StyleClient(transport=MockTransport(paint))
+    client = StyleClient(transport=MockTransport(stylize))
     calls = send_in_turn(10 * [sample_photograph(16, 16)], 101.0, client, "style")
     assert calls[0].due == 101.0
     assert [call.seconds for call in calls] == pytest.approx([0.05] * 10)
-    turn = serving.Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))
+    turn = turns.Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))
     assert turn.rate == pytest.approx(20.0)
-    row = serving.summary([turn])
+    row = turns.summary([turn])
     assert (row["median"], row["queue"], row["compute"], row["rest"]) == pytest.approx((50.0, 10.0, 30.0, 10.0))
     assert (row["batch"], row["batches"]) == (1.0, {"1": 10})
 
@@ -249,14 +255,15 @@ def test_a_caller_that_fails_says_why_and_goes_on(server: ModelServer) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_the_soak_with_a_real_triton(server: ModelServer) -> None:
-    document = soak.measure(server, minutes=0.1, callers=2, every=0.25)
+def test_the_soak_with_a_real_triton(server: ModelServer, cpu: Device) -> None:
+    effort = soak.SoakEffort(minutes=0.1, callers=2, every_seconds=0.25)
+    document = soak.of_server(server, Context(cpu, effort))
     assert document["errors"] == {}
     assert document["requests"] >= document["shapes"] > 0
-    last = document["memory"][-1]
-    assert all(last[name] > 10 for name in (soak.TRITON, soak.STUBS, soak.CALLERS))
-    assert document["passed"] == (not any(one["grew"] for one in document["trends"].values()))
-    assert "pictures of" in report.markdown(json.loads(json.dumps(document)))
+    trends = document["trends"]
+    assert all(trends[name]["peak"] >= trends[name]["end"] > 10 for name in (soak.TRITON, soak.STUBS, soak.CALLERS))
+    assert document["passed"] == (not any(trend["grew"] for trend in trends.values()))
+    assert "images of" in report.markdown(json.loads(json.dumps(document)))
 
 
 def _samples(of: str) -> tuple[np.ndarray, np.ndarray]:
@@ -283,7 +290,7 @@ def test_memory_that_goes_on_growing_is_told_from_what_stopped(of: str, grew: bo
 
 
 def test_the_rise_and_its_error() -> None:
-    """0.1 MiB a second for the half of ten minutes; the error covers the truth and is not worthless."""
+    """0.1 MiB a second for the half of ten minutes; the error covers the truth and is not too large."""
     found = soak.trend(*_samples("growing"))
     assert abs(found.growth - 30.0) < 2.5 * found.error
     assert 0.1 < found.error < 5.0
@@ -292,13 +299,13 @@ def test_the_rise_and_its_error() -> None:
 
 
 def test_latency_that_drifts_is_seen_in_the_sizes_that_come_again() -> None:
-    """Twice as long in the last third; a size that is painted once and pictures that failed say nothing."""
+    """Twice as long in the last third; a size that is asked for once and requests that failed say nothing."""
     slow = [
         SizedCall(*soak.SIZES[number % 3], float(number), 2.0 if number >= 200 else 1.0, None) for number in range(300)
     ]
     slow[5] = slow[5]._replace(seconds=900.0, error="TimedOut: late")
     assert soak.latency_drift(slow) == pytest.approx(2.0)
-    assert soak.latency_drift([one._replace(seconds=1.0) for one in slow]) == pytest.approx(1.0)
+    assert soak.latency_drift([request._replace(seconds=1.0) for request in slow]) == pytest.approx(1.0)
     assert soak.latency_drift([]) is None
 
 

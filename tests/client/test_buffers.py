@@ -11,7 +11,8 @@ import pytest
 from nst_client import MockTransport, StyleClient
 from nst_client.transports import buffers
 from nst_client.transports.buffers import BufferPool, size_class
-from nst_client.transports.triton.grpc_messages import array_of, decoded, encoded, outputs
+from nst_client.transports.triton.grpc_messages import decoded, encoded, outputs
+from nst_client.transports.triton.tensors import array_of
 
 SHAPE = (1, 512, 512, 3)
 

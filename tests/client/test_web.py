@@ -25,13 +25,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nst_client import AsyncStyleClient, MockTransport, Request, Unavailable, Unreachable
-from nst_client.web import app, cli, making, studio
+from nst_client.web import app, cli, studio, training
 from nst_client.web import server as server_module
 from nst_client.web.app import Site, application
 from nst_client.web.cli import web_app
-from nst_client.web.making import Failed, Maker, Making, _locked
 from nst_client.web.server import Server
 from nst_client.web.studio import Limits, Studio
+from nst_client.web.training import CommandFailed, StyleTrainer, StyleTraining, _locked
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
 
@@ -101,31 +101,31 @@ async def said(session: ClientSession, method: str, url: str, status: int, **mor
         return answer
 
 
-async def painting(session: ClientSession, url: str, style: object) -> dict[str, object]:
-    photo = await said(session, "POST", f"{url}/photos", 200, data=png())
-    body = json.dumps({"photo": photo["name"], "style": style})
-    return await said(session, "POST", f"{url}/paintings", 200, data=body)
+async def job(session: ClientSession, url: str, style: object) -> dict[str, object]:
+    content = await said(session, "POST", f"{url}/contents", 200, data=png())
+    body = json.dumps({"content": content["name"], "style": style})
+    return await said(session, "POST", f"{url}/jobs", 200, data=body)
 
 
 async def done(session: ClientSession, url: str) -> None:
     async with asyncio.timeout(60):
-        while any(one["status"] != "done" for one in (await said(session, "GET", f"{url}/state", 200))["paintings"]):
+        while any(known["status"] != "done" for known in (await said(session, "GET", f"{url}/state", 200))["jobs"]):
             await asyncio.sleep(0.02)
 
 
 def test_a_download_is_the_painting_in_the_photographs_format(tmp_path: Path) -> None:
     async def visit(session: ClientSession, url: str) -> None:
-        one = await painting(session, url, {"negative": 1})
+        one = await job(session, url, {"negative": 1})
         await done(session, url)
-        async with session.get(f"{url}/paintings/{one['name']}/whole?strength=0.25") as response:
+        async with session.get(f"{url}/jobs/{one['name']}/whole?strength=0.25") as response:
             assert response.headers["Content-Disposition"] == 'attachment; filename="negative.png"'
             assert response.headers["Cache-Control"] == "private, no-store"
             image = Image.open(io.BytesIO(await response.read()))
         assert image.format == "PNG"
-        photo = np.array(Image.open(io.BytesIO(png()))).astype(float)
-        assert np.abs(np.array(image) - (0.75 * photo + 0.25 * (255 - photo))).max() <= 1
+        content = np.array(Image.open(io.BytesIO(png()))).astype(float)
+        assert np.abs(np.array(image) - (0.75 * content + 0.25 * (255 - content))).max() <= 1
         for strength in ("2", "nan", "x"):
-            answer = await said(session, "GET", f"{url}/paintings/{one['name']}/shown?strength={strength}", 400)
+            answer = await said(session, "GET", f"{url}/jobs/{one['name']}/shown?strength={strength}", 400)
             assert answer["error"] == f"strength is {strength}: it is from 0 to 1"
 
     visited(tmp_path, visit)
@@ -133,22 +133,22 @@ def test_a_download_is_the_painting_in_the_photographs_format(tmp_path: Path) ->
 
 def test_another_visitor_finds_nothing(tmp_path: Path) -> None:
     async def visit(session: ClientSession, url: str) -> None:
-        one = await painting(session, url, {"negative": 1})
+        one = await job(session, url, {"negative": 1})
         await done(session, url)
         async with ClientSession() as other:
             assert (await said(other, "GET", f"{url}/state", 403))["error"].startswith("the page has lost its cookie")
             await load(other, url)
-            assert (await said(other, "GET", f"{url}/state", 200))["paintings"] == []
+            assert (await said(other, "GET", f"{url}/state", 200))["jobs"] == []
             for way in ("whole", "shown"):
-                await said(other, "GET", f"{url}/paintings/{one['name']}/{way}", 404)
-            await said(other, "GET", f"{url}/photos/{one['photo']['name']}", 404)
-            await said(other, "DELETE", f"{url}/paintings/{one['name']}", 404)
-            order = json.dumps({"photo": one["photo"]["name"], "style": {"negative": 1}})
-            await said(other, "POST", f"{url}/paintings", 404, data=order)
+                await said(other, "GET", f"{url}/jobs/{one['name']}/{way}", 404)
+            await said(other, "GET", f"{url}/contents/{one['content']['name']}", 404)
+            await said(other, "DELETE", f"{url}/jobs/{one['name']}", 404)
+            order = json.dumps({"content": one["content"]["name"], "style": {"negative": 1}})
+            await said(other, "POST", f"{url}/jobs", 404, data=order)
             for path in ("/../cli.py", "/page/page.css", "/%2e%2e/cli.py", "/cli.py"):
                 await said(other, "GET", url + path, 404)
-        await said(session, "DELETE", f"{url}/paintings/{one['name']}", 200)
-        await said(session, "GET", f"{url}/paintings/{one['name']}/whole", 404)
+        await said(session, "DELETE", f"{url}/jobs/{one['name']}", 200)
+        await said(session, "GET", f"{url}/jobs/{one['name']}/whole", 404)
 
     visited(tmp_path, visit)
 
@@ -165,20 +165,20 @@ def test_what_is_too_much_is_refused_in_one_line(tmp_path: Path) -> None:
                 yield bytes(10_000)
 
         for data in (bytes(100_001), endless()):  # with its length, and without
-            answer = await said(session, "POST", f"{url}/photos", 400, data=data)
+            answer = await said(session, "POST", f"{url}/contents", 400, data=data)
             assert answer["error"] == "the file is over the limit of 0.1 MB"
-        assert "pixels" in (await said(session, "POST", f"{url}/photos", 400, data=png(201, 100)))["error"]
-        assert "not an image" in (await said(session, "POST", f"{url}/photos", 400, data=b"GIF"))["error"]
+        assert "pixels" in (await said(session, "POST", f"{url}/contents", 400, data=png(201, 100)))["error"]
+        assert "not an image" in (await said(session, "POST", f"{url}/contents", 400, data=b"GIF"))["error"]
         for _ in range(2):
-            one = await painting(session, url, {"negative": 1})
-        order = {"photo": one["photo"]["name"], "style": {"negative": 1}}
-        answer = await said(session, "POST", f"{url}/paintings", 400, data=json.dumps(order))
-        assert answer["error"].startswith("2 of your paintings are waiting, and no more may")
-        await said(session, "DELETE", f"{url}/paintings/{one['name']}", 200)
-        large = await said(session, "POST", f"{url}/photos", 200, data=png(150, 100))
-        order["photo"] = large["name"]
-        answer = await said(session, "POST", f"{url}/paintings", 400, data=json.dumps(order))
-        assert answer["error"] == "negative paints this picture up to 122 pixels here: choose a smaller size"
+            one = await job(session, url, {"negative": 1})
+        order = {"content": one["content"]["name"], "style": {"negative": 1}}
+        answer = await said(session, "POST", f"{url}/jobs", 400, data=json.dumps(order))
+        assert answer["error"].startswith("2 of your images are waiting, the maximum")
+        await said(session, "DELETE", f"{url}/jobs/{one['name']}", 200)
+        large = await said(session, "POST", f"{url}/contents", 200, data=png(150, 100))
+        order["content"] = large["name"]
+        answer = await said(session, "POST", f"{url}/jobs", 400, data=json.dumps(order))
+        assert answer["error"] == "negative takes this image up to 122 pixels here: choose a smaller size"
 
     visited(tmp_path, visit, away)
 
@@ -197,9 +197,9 @@ def test_what_is_too_much_is_refused_in_one_line(tmp_path: Path) -> None:
 )
 def test_a_mix_that_cannot_be(tmp_path: Path, style: object, words: str) -> None:
     async def visit(session: ClientSession, url: str) -> None:
-        photo = await said(session, "POST", f"{url}/photos", 200, data=png())
-        body = json.dumps({"photo": photo["name"], "style": style})
-        assert words in (await said(session, "POST", f"{url}/paintings", 400, data=body))["error"]
+        content = await said(session, "POST", f"{url}/contents", 200, data=png())
+        body = json.dumps({"content": content["name"], "style": style})
+        assert words in (await said(session, "POST", f"{url}/jobs", 400, data=body))["error"]
 
     visited(tmp_path, visit)
 
@@ -207,7 +207,7 @@ def test_a_mix_that_cannot_be(tmp_path: Path, style: object, words: str) -> None
 @pytest.mark.parametrize("body", ["", "[]", "[" * 100_000, "no", "9" * 5000, b"\xff{}"])
 def test_a_body_that_is_no_object(tmp_path: Path, body: str | bytes) -> None:
     async def visit(session: ClientSession, url: str) -> None:
-        assert (await said(session, "POST", f"{url}/paintings", 400, data=body))["error"] == "this is no JSON object"
+        assert (await said(session, "POST", f"{url}/jobs", 400, data=body))["error"] == "this is no JSON object"
 
     visited(tmp_path, visit)
 
@@ -215,15 +215,15 @@ def test_a_body_that_is_no_object(tmp_path: Path, body: str | bytes) -> None:
 def test_another_sites_page_may_not_ask(tmp_path: Path) -> None:
     async def visit(session: ClientSession, url: str) -> None:
         foreign = {"Origin": "https://example.org"}
-        await said(session, "POST", f"{url}/photos", 403, data=png(), headers=foreign)
+        await said(session, "POST", f"{url}/contents", 403, data=png(), headers=foreign)
         await said(session, "GET", f"{url}/live", 403, headers=foreign)
-        await said(session, "POST", f"{url}/photos", 200, data=png(), headers={"Origin": url})
+        await said(session, "POST", f"{url}/contents", 200, data=png(), headers={"Origin": url})
         # A proxy may call the page by another name than the browser does.
         for forwarded in ({"X-Forwarded-Host": "example.org"}, {"Origin": "https://paint.example:8443"}):
-            await said(session, "POST", f"{url}/photos", 200, data=png(), headers=foreign | forwarded)
+            await said(session, "POST", f"{url}/contents", 200, data=png(), headers=foreign | forwarded)
         # Another program's page on this machine is another site's.
         for origin in ("http://127.0.0.1:9", "http://localhost:9", "null"):
-            await said(session, "POST", f"{url}/photos", 403, data=png(), headers={"Origin": origin})
+            await said(session, "POST", f"{url}/contents", 403, data=png(), headers={"Origin": origin})
 
     visited(tmp_path, visit, names=("https://paint.example:8443/",))
 
@@ -248,8 +248,8 @@ MISSHAPEN = {
 
 def test_what_is_misshapen_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever comes, over every address: never a fault of the page's own."""
-    addresses = ["GET /", "GET /state", "GET /live", "GET /photos/%00", "GET /thumbnails/%ff", "POST /photos"]
-    addresses += ["POST /paintings", "GET /paintings/x/shown?strength=%ff", "DELETE /paintings/x", "FOO /state"]
+    addresses = ["GET /", "GET /state", "GET /live", "GET /contents/%00", "GET /thumbnails/%ff", "POST /contents"]
+    addresses += ["POST /jobs", "GET /jobs/x/shown?strength=%ff", "DELETE /jobs/x", "FOO /state"]
     addresses += ["POST /styles?name=%ed%a0%80", "POST /styles/x", "GET /%", "OPTIONS *", "CONNECT x:1"]
 
     async def status(port: int, address: str, headers: dict[str, str]) -> int:
@@ -305,11 +305,11 @@ def test_only_to_its_own_names_the_page_answers(tmp_path: Path) -> None:
             "a b",
         ):
             rebound = {"Host": host, "Origin": f"http://{host}"}
-            for method, path in (("GET", "/"), ("GET", "/state"), ("GET", "/live"), ("POST", "/photos")):
+            for method, path in (("GET", "/"), ("GET", "/state"), ("GET", "/live"), ("POST", "/contents")):
                 answer = await said(session, method, url + path, 403, data=png(), headers=rebound)
                 assert "--public-name" in answer["error"]
         known = ("localhost", "127.0.0.1", "[::1]", "192.168.1.7", "paint.example", "Paint.Example")
-        for host in (*known, *(f"{one}:8080" for one in known)):
+        for host in (*known, *(f"{name}:8080" for name in known)):
             await said(session, "GET", f"{url}/state", 200, headers={"Host": host, "Origin": f"http://{host}"})
 
     visited(tmp_path, visit, names=("127.0.0.1", "PAINT.example"))
@@ -345,7 +345,7 @@ async def studio_of(folder: Path, limits: Limits = LIMITS, handler: Callable[[Re
 
 def test_who_has_the_camera_on_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for others who come, however long ago the page was asked for anything else."""
-    monkeypatch.setattr(studio, "VISITORS", 3)
+    monkeypatch.setattr(studio, "MAX_VISITORS", 3)
 
     async def run() -> None:
         room = await studio_of(tmp_path)
@@ -363,7 +363,7 @@ def test_who_has_the_camera_on_is_not_forgotten(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_camera_that_is_stopped_counts_as_seen_then(tmp_path: Path) -> None:
-    """Else whoever painted live for an hour would be forgotten at its end."""
+    """Else whoever stylized live for an hour would be forgotten at its end."""
 
     async def visit(session: ClientSession, url: str, site: Site) -> None:
         async with session.ws_connect(f"{url}/live") as live:
@@ -378,30 +378,30 @@ def test_a_camera_that_is_stopped_counts_as_seen_then(tmp_path: Path) -> None:
 
 def test_all_visitors_together_take_so_much_of_the_disk(tmp_path: Path) -> None:
     """Those who have gone make room, the longest away first; then it is said. Nothing is left of what has no room."""
-    photo = png()  # with what is shown of it about 15 kB
+    content = png()  # with what is shown of it about 15 kB
 
     async def run() -> None:
         room = await studio_of(tmp_path, Limits(100_000, 20_000, 2, disk=50_000, free=0))
         ann, ben, cleo, dan = (room.visitor(name) for name in ("ann", "ben", "cleo", "dan"))
         for visitor in (ann, ben, cleo):
-            await room.take(visitor, photo)
+            await room.add_content(visitor, content)
         assert 40_000 < sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 50_000
-        with pytest.raises(InputError, match="no room for it: remove paintings"):
-            await room.take(dan, photo)
+        with pytest.raises(InputError, match="no room for it: remove images"):
+            await room.add_content(dan, content)
         assert list(dan.folder.iterdir()) == [] and dan.kept == {}
         ann.seen, ben.seen, cleo.seen = ann.seen - 900, ben.seen - 800, cleo.seen - 700
         ann.live = True
-        await room.take(dan, photo)
+        await room.add_content(dan, content)
         assert {ann.key, cleo.key, dan.key} == set(room.visitors)
-        painted = room.order(dan, next(iter(dan.photos.values())), {"negative": 1.0}, None)
-        await until(lambda: painted.status == "done")
+        stylized = room.submit(dan, next(iter(dan.contents.values())), {"negative": 1.0}, None)
+        await until(lambda: stylized.status == "done")
         assert {ann.key, dan.key} == set(room.visitors)
-        painted = room.order(dan, next(iter(dan.photos.values())), {"negative": 1.0}, None)
-        await until(lambda: painted.status == "failed")
-        assert "no room for it" in painted.error and not painted.file.exists()
+        stylized = room.submit(dan, next(iter(dan.contents.values())), {"negative": 1.0}, None)
+        await until(lambda: stylized.status == "failed")
+        assert "no room for it" in stylized.error and not stylized.file.exists()
         room.limits = Limits(100_000, 20_000, 2, free=10**18)
         with pytest.raises(InputError, match="no room for it"):
-            await room.take(dan, photo)
+            await room.add_content(dan, content)
 
     asyncio.run(run())
 
@@ -412,18 +412,18 @@ def test_what_the_disk_says_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / next(iter(path.name for path in tmp_path.iterdir())) / "part").touch()
         raise fault
 
-    monkeypatch.setattr(studio, "_keep_photo", full)
+    monkeypatch.setattr(studio, "_keep_content", full)
 
     async def visit(session: ClientSession, url: str) -> None:
-        answer = await said(session, "POST", f"{url}/photos", 400, data=png())
-        assert re.search("cannot keep your picture: No space left|has forgotten your pictures", str(answer["error"]))
+        answer = await said(session, "POST", f"{url}/contents", 400, data=png())
+        assert re.search("cannot keep your image: No space left|has forgotten your images", str(answer["error"]))
 
     visited(tmp_path, visit)
 
 
 def test_a_model_that_stays_unavailable_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its paintings wait without a turn, and then say why they are not painted; thumbnails of others are painted."""
-    monkeypatch.setattr(studio, "PAUSE", 0.05)
+    """Its jobs wait without a turn, and then say why they are not stylized; thumbnails of others are stylized."""
+    monkeypatch.setattr(studio, "RETRY_PAUSE_SECONDS", 0.05)
     asked = []
 
     def handler(request: Request) -> Pixels:
@@ -433,20 +433,20 @@ def test_a_model_that_stays_unavailable_holds_nobody_up(tmp_path: Path, monkeypa
         return negative(request)
 
     async def visit(session: ClientSession, url: str, site: Site) -> None:
-        _, second = [await painting(session, url, {"wave": 1}) for _ in range(2)]
+        _, second = [await job(session, url, {"wave": 1}) for _ in range(2)]
         await until(lambda: len(asked) > 4)
         (visitor,) = site.studio.visitors.values()
-        given = visitor.paintings.values()
+        given = visitor.jobs.values()
         await until(lambda: any("trying again" in known.error and known.status == "waiting" for known in given))
         async with ClientSession() as other:
             await load(other, url)
-            await painting(other, url, {"negative": 1})
+            await job(other, url, {"negative": 1})
             await done(other, url)
         assert site.server.up.is_set()
-        await until(lambda: len(site.server.thumbnails) == 1)  # of `scream`; `negative` takes no picture of this size
-        monkeypatch.setattr(studio, "PATIENCE", 0.1)
+        await until(lambda: len(site.server.thumbnails) == 1)  # of `scream`; `negative` takes no image of this size
+        monkeypatch.setattr(studio, "UNAVAILABLE_TIMEOUT_SECONDS", 0.1)
         await until(lambda: all(known.status == "failed" for known in given))
-        assert "cannot paint in this style now, try again later" in visitor.paintings[second["name"]].error
+        assert "cannot run this style now, try again later" in visitor.jobs[second["name"]].error
 
     visited(tmp_path, visit, handler)
 
@@ -458,12 +458,12 @@ def test_a_picture_that_ends_the_server_is_given_up(tmp_path: Path) -> None:
 
         room = await studio_of(tmp_path, handler=handler)
         ann = room.visitor("ann")
-        given = room.order(ann, await room.take(ann, png()), {"negative": 1.0}, None)
-        for _ in range(studio.CUTS):
+        given = room.submit(ann, await room.add_content(ann, png()), {"negative": 1.0}, None)
+        for _ in range(studio.MAX_DISCONNECTS):
             room.server.up.set()
             await until(lambda: not room.server.up.is_set())
         await until(lambda: given.status == "failed")
-        assert given.error.startswith(f"the painter went away {studio.CUTS} times")
+        assert given.error.startswith(f"the server went away {studio.MAX_DISCONNECTS} times")
 
     asyncio.run(run())
 
@@ -471,9 +471,9 @@ def test_a_picture_that_ends_the_server_is_given_up(tmp_path: Path) -> None:
 def test_a_fault_of_our_own_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Background work that fails is told in the log and on the page, and begins again; a painting says it too."""
-    monkeypatch.setattr(app, "RESTART", 0.01)
-    monkeypatch.setattr(server_module, "EVERY", 0.01)
+    """Background work that fails is told in the log and on the page, and begins again; a job says it too."""
+    monkeypatch.setattr(app, "RESTART_SECONDS", 0.01)
+    monkeypatch.setattr(server_module, "POLL_SECONDS", 0.01)
 
     async def visit(session: ClientSession, url: str, site: Site) -> None:
         monkeypatch.setattr(site.server, "look", broken)
@@ -484,10 +484,10 @@ def test_a_fault_of_our_own_is_seen(
         site.server.styles, site.server.up = [], asyncio.Event()
         await until(site.server.up.is_set)
         monkeypatch.setattr(site.server.client, "stylize", broken)
-        given = await painting(session, url, {"negative": 1})
+        given = await job(session, url, {"negative": 1})
         (visitor,) = site.studio.visitors.values()
-        await until(lambda: visitor.paintings[given["name"]].status == "failed")
-        assert visitor.paintings[given["name"]].error.startswith("a fault of nst web (ZeroDivisionError)")
+        await until(lambda: visitor.jobs[given["name"]].status == "failed")
+        assert visitor.jobs[given["name"]].error.startswith("a fault of nst web (ZeroDivisionError)")
 
     async def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError
@@ -512,60 +512,60 @@ def test_below_a_path_of_a_proxy(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def maker(tmp_path: Path) -> Callable[[], Maker]:
+def trainer(tmp_path: Path) -> Callable[[], StyleTrainer]:
     (tmp_path / "gallery.pth").write_bytes(b"")
 
-    def started() -> Maker:
+    def started() -> StyleTrainer:
         server = Server(AsyncStyleClient(transport=MockTransport(negative, MODELS)))
-        return Maker(server, tmp_path / "gallery.pth", tmp_path, "grpc://127.0.0.1:1", "--minutes 1", 20_000)
+        return StyleTrainer(server, tmp_path / "gallery.pth", tmp_path, "grpc://127.0.0.1:1", "--minutes 1", 20_000)
 
     return started
 
 
-def test_what_was_ordered_is_found_again(maker: Callable[[], Maker], tmp_path: Path) -> None:
+def test_what_was_ordered_is_found_again(trainer: Callable[[], StyleTrainer], tmp_path: Path) -> None:
     async def order() -> None:
-        first = maker()
+        first = trainer()
         with pytest.raises(InputError, match="does not answer"):
-            await first.order("ann", "wave", png())
+            await first.submit("ann", "wave", png())
         await first.server.look()
-        await first.order("ann", "../My Wave!", png())
+        await first.submit("ann", "../My Wave!", png())
         for owner, name, words in (
             ("ben", "my wave", "already"),
-            ("ann", "sea", "being made"),
+            ("ann", "sea", "being trained"),
             ("ben", "!", "letters"),
         ):
             with pytest.raises(InputError, match=words):
-                await first.order(owner, name, png())
+                await first.submit(owner, name, png())
         with pytest.raises(ImageError):
-            await first.order("ben", "sea", b"no picture")
+            await first.submit("ben", "sea", b"no image")
 
     asyncio.run(order())
-    assert [path.name for path in (tmp_path / "gallery.making").iterdir()] == ["my-wave"]
-    (again,) = maker().makings.values()
+    assert [path.name for path in (tmp_path / "gallery.training").iterdir()] == ["my-wave"]
+    (again,) = trainer().trainings.values()
     assert (again.name, again.owner, again.status) == ("my-wave", "ann", "waiting")
-    maker().forget(again)
-    assert not maker().makings
+    trainer().discard(again)
+    assert not trainer().trainings
 
 
-def test_a_trainer_that_outlived_the_page_is_waited_for(maker: Callable[[], Maker], tmp_path: Path) -> None:
+def test_a_trainer_that_outlived_the_page_is_waited_for(trainer: Callable[[], StyleTrainer], tmp_path: Path) -> None:
     async def run() -> None:
-        first = maker()
+        first = trainer()
         await first.server.look()
-        making = await first.order("ann", "sea", png())
-        own = tmp_path / "gallery.making" / making.name
+        training = await first.submit("ann", "sea", png())
+        own = tmp_path / "gallery.training" / training.name
         with (own / "lock").open("wb") as orphans:
             fcntl.flock(orphans, fcntl.LOCK_EX)
-            second = maker()
-            (found,) = second.makings.values()
+            second = trainer()
+            (found,) = second.trainings.values()
             task = asyncio.create_task(second.run())
             await asyncio.sleep(0.3)
             assert found.status == "waiting"
         await until(lambda: found.status == "failed")  # the gallery is an empty file
         assert "gallery.pth" in found.error and "\n" not in found.error
-        second.again(found)
+        second.retry(found)
         await until(lambda: found.status == "training")
-        with pytest.raises(InputError, match="being made now"):
-            second.forget(found)
+        with pytest.raises(InputError, match="being trained now"):
+            second.discard(found)
         await until(lambda: found.status == "failed")
         task.cancel()
 
@@ -578,7 +578,7 @@ class Commands:
     def __init__(self, gallery: Path, *faults: Exception | None) -> None:
         self.gallery, self.faults, self.ran = gallery, list(faults), list[str]()
 
-    async def __call__(self, making: Making, lock: object, module: str, *arguments: Any) -> None:
+    async def __call__(self, training: StyleTraining, lock: object, module: str, *arguments: Any) -> None:
         self.ran.append(module + (" again" if "--resume" in arguments else ""))
         if module.startswith("nst_trainer"):
             new = Path(arguments[arguments.index("--output") + 1])
@@ -586,37 +586,39 @@ class Commands:
         if fault := self.faults.pop(0) if self.faults else None:
             raise fault
         if module.startswith("nst_trainer"):
-            new.write_text(f"{self.gallery.read_text()}{making.name}\n")
+            new.write_text(f"{self.gallery.read_text()}{training.name}\n")
             new.with_name(f"{new.name}.resume").unlink()
 
 
-async def made(run: Maker, *orders: tuple[str, str], commands: Commands) -> None:
+async def made(run: StyleTrainer, *orders: tuple[str, str], commands: Commands) -> None:
     """Order what is not known yet, try the others again, and wait until nothing is pending."""
     run._run = commands  # type: ignore[method-assign]
     await run.server.look()
     for owner, name in orders:
-        if name in run.makings:
-            run.again(run.makings[name])
+        if name in run.trainings:
+            run.retry(run.trainings[name])
         else:
-            await run.order(owner, name, png())
+            await run.submit(owner, name, png())
     task = asyncio.create_task(run.run())
-    await until(lambda: not any(making.pending for making in run.makings.values()))
+    await until(lambda: not any(training.pending for training in run.trainings.values()))
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-def test_a_style_whose_export_failed_is_published_by_another_try(maker: Callable[[], Maker], tmp_path: Path) -> None:
+def test_a_style_whose_export_failed_is_published_by_another_try(
+    trainer: Callable[[], StyleTrainer], tmp_path: Path
+) -> None:
     """The gallery has it already: it is not learned once more. Also by a page that was started again."""
-    commands = Commands(tmp_path / "gallery.pth", None, Failed("no room"), Failed("no room"))
+    commands = Commands(tmp_path / "gallery.pth", None, CommandFailed("no room"), CommandFailed("no room"))
 
     async def run() -> None:
-        first = maker()
+        first = trainer()
         await made(first, ("ann", "sea"), commands=commands)
-        assert (first.makings["sea"].status, first.makings["sea"].error) == ("failed", "no room")
+        assert (first.trainings["sea"].status, first.trainings["sea"].error) == ("failed", "no room")
         await made(first, ("ann", "sea"), commands=commands)
-        second = maker()
+        second = trainer()
         await made(second, ("ann", "sea"), commands=commands)
-        assert second.makings["sea"].status == "done"
+        assert second.trainings["sea"].status == "done"
 
     asyncio.run(run())
     assert commands.ran == ["nst_trainer", "nst_export", "nst_export", "nst_export"]
@@ -624,17 +626,17 @@ def test_a_style_whose_export_failed_is_published_by_another_try(maker: Callable
 
 
 def test_what_is_tried_again_loses_no_style_that_was_added_meanwhile(
-    maker: Callable[[], Maker], tmp_path: Path
+    trainer: Callable[[], StyleTrainer], tmp_path: Path
 ) -> None:
     """What was begun is of the gallery as it was then, and would take the other's place."""
-    commands = Commands(tmp_path / "gallery.pth", Failed("killed"))
+    commands = Commands(tmp_path / "gallery.pth", CommandFailed("killed"))
 
     async def run() -> None:
-        page = maker()
+        page = trainer()
         await made(page, ("ann", "sea"), ("ben", "fire"), commands=commands)
-        assert [making.status for making in page.makings.values()] == ["failed", "done"]
+        assert [training.status for training in page.trainings.values()] == ["failed", "done"]
         await made(page, ("ann", "sea"), commands=commands)
-        commands.faults = [Failed("killed")]
+        commands.faults = [CommandFailed("killed")]
         await made(page, ("cleo", "ice"), commands=commands)
         await made(page, ("cleo", "ice"), commands=commands)
 
@@ -644,47 +646,47 @@ def test_what_is_tried_again_loses_no_style_that_was_added_meanwhile(
 
 
 def test_a_style_that_fails_in_any_way_keeps_no_other_from_being_made(
-    maker: Callable[[], Maker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: Callable[[], StyleTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = Commands(tmp_path / "gallery.pth", ZeroDivisionError(), OSError("no disk"))
-    monkeypatch.setattr(making, "KEPT", 2)
+    monkeypatch.setattr(training, "MAX_KEPT", 2)
 
     async def run() -> None:
-        page = maker()
+        page = trainer()
         await made(page, ("ann", "sea"), ("ben", "fire"), commands=commands)
-        assert page.makings["sea"].error.startswith("a fault of nst web (ZeroDivisionError)")
-        assert page.makings["fire"].error == "no disk"
+        assert page.trainings["sea"].error.startswith("a fault of nst web (ZeroDivisionError)")
+        assert page.trainings["fire"].error == "no disk"
         monkeypatch.setattr(page, "_keep", refused)
         with pytest.raises(WriteError):
-            page.again(page.makings["sea"])
+            page.retry(page.trainings["sea"])
         with pytest.raises(WriteError):
-            await page.order("cleo", "ice", png())
-        assert [known.status for known in page.makings.values()] == ["failed"]  # fire: the oldest made room for ice
+            await page.submit("cleo", "ice", png())
+        assert [known.status for known in page.trainings.values()] == ["failed"]  # fire: the oldest made room for ice
         monkeypatch.undo()
 
     def refused(*arguments: object) -> None:
         raise WriteError("no room")
 
     asyncio.run(run())
-    assert [folder.name for folder in (tmp_path / "gallery.making").iterdir()] == ["fire"]
+    assert [folder.name for folder in (tmp_path / "gallery.training").iterdir()] == ["fire"]
 
 
 def test_a_learned_style_waits_for_the_server_but_not_for_ever(
-    maker: Callable[[], Maker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: Callable[[], StyleTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(making, "PATIENCE", 0.01)
+    monkeypatch.setattr(training, "SERVER_TIMEOUT_SECONDS", 0.01)
 
     async def run() -> None:
-        page, commands = maker(), Commands(tmp_path / "gallery.pth")
+        page, commands = trainer(), Commands(tmp_path / "gallery.pth")
         await page.server.look()
-        await page.order("ann", "sea", png())
+        await page.submit("ann", "sea", png())
         monkeypatch.setattr(page.server, "look", lambda: asyncio.sleep(0))
         page.server.up.clear()
         await made(page, commands=commands)
-        assert "it is learned, but the painter has not answered" in page.makings["sea"].error
+        assert "it is trained, but the server has not answered" in page.trainings["sea"].error
         page.server.up.set()
         await made(page, ("ann", "sea"), commands=commands)
-        assert page.makings["sea"].status == "done"
+        assert page.trainings["sea"].status == "done"
 
     asyncio.run(run())
 
@@ -692,14 +694,14 @@ def test_a_learned_style_waits_for_the_server_but_not_for_ever(
 PAGE = """
 import asyncio, fcntl, sys
 from pathlib import Path
-from nst_client.web.making import Maker, Making
+from nst_client.web.training import StyleTrainer, StyleTraining
 
 async def run():
-    maker = object.__new__(Maker)
-    maker.folder = Path(sys.argv[1])
-    with (maker.folder / "sea" / "lock").open("wb") as lock:
+    trainer = object.__new__(StyleTrainer)
+    trainer.folder = Path(sys.argv[1])
+    with (trainer.folder / "sea" / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        await maker._run(Making("sea", "ann"), lock, "sleeper", maker.folder / "began")
+        await trainer._run(StyleTraining("sea", "ann"), lock, "sleeper", trainer.folder / "began")
 
 asyncio.run(run())
 """
@@ -727,12 +729,28 @@ def test_a_trainer_ends_with_a_page_that_is_killed(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_half_an_order_is_none(maker: Callable[[], Maker], tmp_path: Path) -> None:
+def test_what_an_earlier_version_has_left_is_found(trainer: Callable[[], StyleTrainer], tmp_path: Path) -> None:
+    for name, more in (("sea", {}), ("ice", {"learned": [9, 9], "left": "1:20", "learned_whole": True})):
+        folder = tmp_path / "gallery.making" / name
+        folder.mkdir(parents=True)
+        document = {"name": name, "owner": "ann", "ordered": 7.0, "status": "training", "error": "", "base": "b"} | more
+        (folder / "making.json").write_text(json.dumps(document))
+    for _ in range(2):
+        found = trainer().trainings
+        assert sorted((training.name, training.in_gallery) for training in found.values()) == [
+            ("ice", True),
+            ("sea", False),
+        ]
+        assert all(training.submitted == 7.0 and training.pending for training in found.values())
+    assert not (tmp_path / "gallery.making").exists()
+
+
+def test_half_an_order_is_none(trainer: Callable[[], StyleTrainer], tmp_path: Path) -> None:
     for name, text in (("half", '{"name": "ha'), ("other", '{"size": 3}')):
-        (tmp_path / "gallery.making" / name).mkdir(parents=True)
-        (tmp_path / "gallery.making" / name / "making.json").write_text(text)
-    assert maker().makings == {}
-    assert not Making("x", "ann", status="done").pending
+        (tmp_path / "gallery.training" / name).mkdir(parents=True)
+        (tmp_path / "gallery.training" / name / "training.json").write_text(text)
+    assert trainer().trainings == {}
+    assert not StyleTraining("x", "ann", status="done").pending
 
 
 def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
@@ -761,7 +779,7 @@ def test_what_a_killed_page_left_goes_and_what_another_holds_stays(
     (tmp_path / "nst-web-link").symlink_to(tmp_path)
     with cli._visitors_folder() as young:
         assert (tmp_path / "nst-web-left").exists() and young.stat().st_mode & 0o777 == 0o700
-        monkeypatch.setattr(cli, "YOUNG", -1.0)
+        monkeypatch.setattr(cli, "YOUNG_SECONDS", -1.0)
         with cli._visitors_folder() as other:
             assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name, "nst-web-link"}
     assert [path.name for path in tmp_path.iterdir()] == ["nst-web-link"]

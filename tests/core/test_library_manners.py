@@ -35,7 +35,7 @@ def run(code: str, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["nst_core", "nst_core.images", "nst_core.engines.onnx_cuda", "nst_client", "nst_server.triton"]
+    "module", ["nst_core", "nst_core.images", "nst_core.engines.onnx_cuda", "nst_client", "nst_server"]
 )
 def test_an_import_leaves_the_process_alone(module: str) -> None:
     run(f"import {module}\nassert state() == before, (state(), before)")

@@ -34,11 +34,11 @@ def test_a_photograph_in_every_style(url: str, tmp_path: Path) -> None:
     result = styles("--url", url, "--sheet", target, "--content", photo)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.split() == ["a", "b", "one"]
-    assert result.stderr.endswith(f"{target}: a photograph in 3 styles\n")
+    assert result.stderr.endswith(f"{target}: an image in 3 styles\n")
     drawn = open_image(target).pixels
     large = fit(open_image(photo), 2 * WIDTH, 2 * HEIGHT)
     assert np.array_equal(thumbnail(drawn, 0), resize(large, WIDTH, HEIGHT).pixels)
-    small = resize(large, 282, 212)  # the most that the model of a and b takes in one pass
+    small = resize(large, 282, 212)  # the maximum that the model of a and b takes in one pass
     assert 282 * 212 <= LIMIT < 284 * 213
     with StyleClient(url) as client:
         for number, (style, given) in enumerate((("a", small), ("b", small), ("one", large)), 1):

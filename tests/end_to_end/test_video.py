@@ -13,10 +13,12 @@ from statistics import median
 import numpy as np
 import pytest
 
-from nst_bench import tables
+from nst_bench import report
 from nst_bench.served.server import ModelServer
+from nst_bench.suite import Context
 from nst_bench.suites import video
 from nst_client.video.parts import PART_FRAMES
+from nst_core.devices import Device
 
 from ..client.clips import apart, clip, panned, seen, sound
 from .serving import BIN, Models, Server, run, serve, succeeded
@@ -167,8 +169,9 @@ def test_a_server_that_is_not_there(film: Path, tmp_path: Path) -> None:
 
 def test_what_the_bench_measures(server: Server, models: Models) -> None:
     """All ways, every frame of the film that is not dropped, and rates that are those of the whole run."""
+    context = Context(Device("cpu", "for this test"), video.VideoEffort(frames=16, rounds=2))
     running = ModelServer("one", models.repository, server.endpoints, server.process, 0.0)
-    document = json.loads(json.dumps(video.measure(running, frames=16, rounds=2)))
+    document = json.loads(json.dumps(video.of_server(running, context)))
     rows = {row["way"]: row for row in document["rows"]}
     assert list(rows) == [video.BARE, video.FILE, video.WINDOW, video.PAGE, f"{video.WINDOW}, latency"]
     assert rows[video.BARE]["n"] == rows[video.FILE]["n"] == 32
@@ -185,4 +188,4 @@ def test_what_the_bench_measures(server: Server, models: Models) -> None:
         assert 0 < rows[video.PAGE]["frames_per_second"] < 1.5 * document["film_rate"]
     else:
         assert "no chromium" in rows[video.PAGE]["missing"]
-    assert "| file to file |" in tables.tables(document)
+    assert "| file to file |" in report.tables(document)

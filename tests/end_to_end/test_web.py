@@ -50,7 +50,7 @@ PAINTED = """() => {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return canvas.width === 512 && new Set(data).size > 20;
 }"""
-"""Whether the camera's canvas has a picture, and no blank one."""
+"""Whether the camera's canvas shows an image that is not blank."""
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
@@ -103,7 +103,7 @@ def server(repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def site(server: Server) -> Iterator[Web]:
-    """Small limits, no making of styles."""
+    """Small limits, no training of styles."""
     options = ("--max-upload", 0.5, "--max-pixels", 400_000, "--public-name", "paint.example")
     running = web(server.endpoints.grpc, *options)
     yield running
@@ -144,9 +144,9 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 
 @pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As PNG, so that a download can be compared; over the models' limit, so that it goes by tiles."""
-    path = tmp_path_factory.mktemp("photo") / "cat.png"
+    path = tmp_path_factory.mktemp("content") / "cat.png"
     Image.fromarray(fit(open_image(sample_photographs()[1]), 840, 112).pixels).save(path)
     return path
 
@@ -156,9 +156,9 @@ def choose(page: Page, file: Path, style: str) -> None:
     page.click(f"#styles button[data-style='{style}']")
 
 
-def painted(page: Page, before: int = 0) -> None:
-    """Press the button, and wait until the painting is shown that it adds to those before."""
-    page.click("#paint")
+def stylized(page: Page, before: int = 0) -> None:
+    """Press the button, and wait until the job is shown that it adds to those before."""
+    page.click("#stylize")
     expect(page.locator("#queue li")).to_have_count(before + 1)
     expect(page.locator("#after")).to_be_visible()
 
@@ -190,15 +190,15 @@ def alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def test_a_picture_is_painted_with_every_control(
-    site: Web, server: Server, visit: Callable[..., Page], photo: Path
+    site: Web, server: Server, visit: Callable[..., Page], content: Path
 ) -> None:
     page = visit(site.url)
     expect(page.locator("#styles img")).to_have_count(3)
     expect(page.locator("#off")).to_contain_text("--gallery")
-    expect(page.locator("#paint")).to_be_disabled()
-    choose(page, photo, "a")
-    painted(page)
-    pixels = open_image(photo).pixels
+    expect(page.locator("#stylize")).to_be_disabled()
+    choose(page, content, "a")
+    stylized(page)
+    pixels = open_image(content).pixels
     with StyleClient(server.endpoints.grpc) as client:
         whole = client.stylize(pixels, "a")
         mix = client.stylize(pixels, {"a": 0.4, "b": 0.2})
@@ -219,15 +219,15 @@ def test_a_picture_is_painted_with_every_control(
     clip = page.locator("#after").evaluate("image => getComputedStyle(image).clipPath")
     assert clip == "inset(0px 0px 0px 30%)"
 
-    page.check("#mix")
+    page.check("#interpolate")
     page.click("#styles button[data-style='b']")
     slide(page, "input[aria-label='How much of a']", 40)
     slide(page, "input[aria-label='How much of b']", 20)
-    painted(page, 1)
+    stylized(page, 1)
     assert alike(downloaded(page), mix)
 
     page.select_option("#size", "800")
-    painted(page, 2)
+    stylized(page, 2)
     assert downloaded(page).shape == (107, 800, 3)
     page.click("#queue li:last-child .show")
     assert alike(downloaded(page), whole)
@@ -267,12 +267,12 @@ def test_a_name_that_leads_here_is_not_enough(site: Web, visit: Callable[..., Pa
 
 
 def test_what_cannot_be_painted_is_said_in_one_line(
-    site: Web, visit: Callable[..., Page], photo: Path, tmp_path: Path
+    site: Web, visit: Callable[..., Page], content: Path, tmp_path: Path
 ) -> None:
     page = visit(site.url)
     expect(page.locator("#styles img")).to_have_count(3)
     text, large, wide, tiny = (tmp_path / name for name in ("text.jpg", "large.png", "wide.png", "tiny.png"))
-    text.write_text("no picture")
+    text.write_text("no image")
     large.write_bytes(os.urandom(600_000))
     Image.new("RGB", (1000, 500)).save(wide)
     Image.new("RGB", (8, 8)).save(tiny)
@@ -280,44 +280,44 @@ def test_what_cannot_be_painted_is_said_in_one_line(
         page.set_input_files("#file", file)
         expect(page.locator("#error")).to_contain_text(words)
         assert "\n" not in page.locator("#error").inner_text()
-        expect(page.locator("#paint")).to_be_disabled()
+        expect(page.locator("#stylize")).to_be_disabled()
     choose(page, tiny, "a")
 
     def failed(route: Route) -> None:
         state = route.fetch().json()
-        for painting in state["paintings"]:
-            painting |= {"status": "failed", "error": "the painter has no room"}
+        for job in state["jobs"]:
+            job |= {"status": "failed", "error": "the server has no room"}
         route.fulfill(json=state)
 
     page.route("**/state", failed)
-    page.click("#paint")
-    expect(page.locator("#error")).to_contain_text("The painter has no room")
+    page.click("#stylize")
+    expect(page.locator("#error")).to_contain_text("The server has no room")
     expect(page.locator("#queue")).to_have_text(re.compile("Failed"))
     page.unroute("**/state", failed)
-    page.set_input_files("#file", photo)
+    page.set_input_files("#file", content)
     expect(page.locator("#error")).to_be_hidden()
-    painted(page, 1)
+    stylized(page, 1)
     expect(page.locator("#error")).to_be_hidden()
 
 
 def test_two_visitors_paint_at_once_and_see_nothing_of_each_other(
-    site: Web, visit: Callable[..., Page], photo: Path
+    site: Web, visit: Callable[..., Page], content: Path
 ) -> None:
     ann, ben = visit(site.url), visit(site.url)
     for page, style in ((ann, "a"), (ben, "one")):
-        choose(page, photo, style)
+        choose(page, content, style)
     for page in (ann, ben):
-        page.click("#paint")
+        page.click("#stylize")
     for page in (ann, ben):
         expect(page.locator("#after")).to_be_visible()
         expect(page.locator("#queue li")).to_have_count(1)
     own = [ann.locator("#after").get_attribute("src"), ann.locator("#before").get_attribute("src")]
-    painting = f"paintings/{ann.locator('#queue li').get_attribute('data-painting')}"
-    for address in (*own, f"{painting}/whole"):
+    job = f"jobs/{ann.locator('#queue li').get_attribute('data-job')}"
+    for address in (*own, f"{job}/whole"):
         assert ann.request.get(f"{site.url}/{address}").status == 200
         assert ben.request.get(f"{site.url}/{address}").status == 404
-    assert ben.request.delete(f"{site.url}/{painting}").status == 404
-    assert len(ann.request.get(f"{site.url}/state").json()["paintings"]) == 1
+    assert ben.request.delete(f"{site.url}/{job}").status == 404
+    assert len(ann.request.get(f"{site.url}/state").json()["jobs"]) == 1
 
 
 PREFIX = "/user/ann/proxy/8080"
@@ -388,15 +388,15 @@ def proxy(site: Web, tmp_path: Path) -> Iterator[str]:
     thread.join(60)
 
 
-def test_below_a_path_behind_a_proxy(proxy: str, visit: Callable[..., Page], photo: Path) -> None:
+def test_below_a_path_behind_a_proxy(proxy: str, visit: Callable[..., Page], content: Path) -> None:
     """As in JupyterHub or a codespace: all that the page asks for lies below its own address, the camera's way too."""
     page = visit(proxy)
     expect(page.locator("#styles img")).to_have_count(3)
     for image in page.locator("#styles img, h1 img").all():
         assert image.evaluate("image => image.complete && image.naturalWidth > 0 || image.decode().then(() => true)")
-    choose(page, photo, "a")
-    painted(page)
-    assert downloaded(page).shape == open_image(photo).pixels.shape
+    choose(page, content, "a")
+    stylized(page)
+    assert downloaded(page).shape == open_image(content).pixels.shape
     (cookie,) = page.context.cookies()
     assert cookie["path"] == PREFIX and cookie["httpOnly"]
     with page.expect_event("websocket") as opened:
@@ -408,7 +408,7 @@ def test_below_a_path_behind_a_proxy(proxy: str, visit: Callable[..., Page], pho
     expect(page.locator("#queue li")).to_have_count(0)
 
 
-def test_a_phone_and_a_keyboard_are_enough(site: Web, visit: Callable[..., Page], photo: Path) -> None:
+def test_a_phone_and_a_keyboard_are_enough(site: Web, visit: Callable[..., Page], content: Path) -> None:
     page = visit(site.url, PHONE)
     expect(page.locator("#styles img")).to_have_count(3)
 
@@ -422,14 +422,14 @@ def test_a_phone_and_a_keyboard_are_enough(site: Web, visit: Callable[..., Page]
     tab_to("#choose")
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
-    chooser.value.set_files(photo)
+    chooser.value.set_files(content)
     expect(page.locator("#frame")).to_be_visible()
     tab_to("#styles button[data-style='b']")
     page.keyboard.press("Space")
     expect(page.locator("#styles button[data-style='b']")).to_have_attribute("aria-pressed", "true")
     for selector in ("#strength", "#preserve", "#size"):
         tab_to(selector)
-    tab_to("#paint")
+    tab_to("#stylize")
     page.keyboard.press("Enter")
     expect(page.locator("#after")).to_be_visible()
     for selector in ("#compare", "#download", "#queue .show", "#queue .gone"):
@@ -439,7 +439,7 @@ def test_a_phone_and_a_keyboard_are_enough(site: Web, visit: Callable[..., Page]
 
 
 def test_a_style_is_made_though_it_failed_and_the_page_is_started_again(
-    server: Server, repository: Path, visit: Callable[..., Page], vgg: Vgg16, tmp_path: Path, photo: Path
+    server: Server, repository: Path, visit: Callable[..., Page], vgg: Vgg16, tmp_path: Path, content: Path
 ) -> None:
     torch.manual_seed(2)
     gallery = tmp_path / "gallery.pth"
@@ -452,45 +452,45 @@ def test_a_style_is_made_though_it_failed_and_the_page_is_started_again(
     try:
         page = visit(running.url)
         expect(page.locator("#styles img")).to_have_count(3)
-        page.set_input_files("#painting", sample_photographs()[3])
+        page.set_input_files("#style-image", sample_photographs()[3])
         expect(page.locator("#name")).to_have_value("rocket")
         page.fill("#name", "a")
         page.click("#learn")
         expect(page.locator("#new-error")).to_contain_text("there is a style a already", ignore_case=True)
         page.fill("#name", "My Rocket")
         page.click("#learn")
-        expect(page.locator("#makings")).to_contain_text(f"my-rocket: not made: {photographs}: no such folder")
+        expect(page.locator("#trainings")).to_contain_text(f"my-rocket: not trained: {photographs}: no such folder")
         shutil.copytree(sample_photographs()[0].parent, photographs)
         page.get_by_role("button", name="Try again").click()
-        expect(page.locator("#makings progress")).to_be_visible()
-        begun = gallery.with_suffix(".making") / "my-rocket" / "gallery.pth.resume"
+        expect(page.locator("#trainings progress")).to_be_visible()
+        begun = gallery.with_suffix(".training") / "my-rocket" / "gallery.pth.resume"
         until(begun.exists)
         running.stop()
         assert begun.exists()
         assert load(gallery).styles == ("p", "q")
         expect(page.locator("#away")).to_be_visible()
         running = web(server.endpoints.grpc, *options, port=port)
-        expect(page.locator("#makings")).to_contain_text("my-rocket: learning, ")
-        expect(page.locator("#makings")).to_contain_text("my-rocket: done", timeout=3 * PATIENCE)
+        expect(page.locator("#trainings")).to_contain_text("my-rocket: training, ")
+        expect(page.locator("#trainings")).to_contain_text("my-rocket: done", timeout=3 * PATIENCE)
         assert load(gallery).styles == ("p", "q", "my-rocket")
-        choose(page, photo, "my-rocket")
+        choose(page, content, "my-rocket")
         page.select_option("#size", "800")
-        painted(page)
-        page.click("#makings button")
-        expect(page.locator("#makings li")).to_have_count(0)
+        stylized(page)
+        page.click("#trainings button")
+        expect(page.locator("#trainings li")).to_have_count(0)
     finally:
         running.stop()
 
 
 def test_a_server_may_go_away_and_come_back(
-    site: Web, server: Server, repository: Path, visit: Callable[..., Page], photo: Path
+    site: Web, server: Server, repository: Path, visit: Callable[..., Page], content: Path
 ) -> None:
     page = visit(site.url)
-    choose(page, photo, "a")
+    choose(page, content, "a")
     server.stop()
     expect(page.locator("#away")).to_be_visible()
-    page.click("#paint")
-    expect(page.locator("#said")).to_have_text("Waiting for the painter to come back")
+    page.click("#stylize")
+    expect(page.locator("#said")).to_have_text("Waiting for the server to come back")
     again = serve(repository, repository.parent / "again.log", endpoints=server.endpoints)
     server.process = again.process  # for the fixture to stop
     expect(page.locator("#after")).to_be_visible()

@@ -1,7 +1,10 @@
-"""What is slow once: from the start of the server's process to its first pictures, each by itself.
+"""What is slow once: from the start of the server's process to its first images, each by itself.
 
 The real `nst-serve` is started and ended again and again. Files are in the system's cache after the first time, as
 they are on a machine that serves; the first start after a boot takes longer by what its disk takes.
+
+`model`: `name`. `rows`: `what` (one of `WHAT`), `height` and `width` (pixels, or null), `warmed_up` (whether the
+server's own warm-up has seen this shape, or null).
 """
 
 from __future__ import annotations
@@ -13,18 +16,22 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from nst_bench import options
 from nst_bench.engines.bare import BareModel
 from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import sample_photograph
+from nst_bench.results import schema
+from nst_bench.served.exported import ExportedModel
 from nst_bench.served.server import ModelServer
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
+from nst_bench.tables import list_of_rows
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError
@@ -32,32 +39,30 @@ from nst_server import state
 from nst_server.control import Control
 from nst_server.endpoints import Endpoints
 
-SCHEMA = "nst-bench-cold/1"
-
 START = "nst-serve, from its start to ready"
 LOAD = "the server loads the model and warms it up"
 SESSION = "a session in the process, without a server"
 FIRST = "first request of a new client"
-SHAPE = "first picture of a shape"
+SHAPE = "first image of a shape"
 STEADY = "the same shape again"
 WHAT = (START, LOAD, SESSION, FIRST, SHAPE, STEADY)
 
 
 @dataclass(frozen=True)
-class Effort:
-    """Starts, pictures of a shape in the steady state after each, and the shapes, (height, width) in pixels."""
+class ColdEffort(Effort):
+    """Starts, images of a shape in the steady state after each, and the shapes, (height, width) in pixels."""
 
     starts: int
     again: int
     shapes: tuple[tuple[int, int], ...] = ((256, 256), (512, 512), (333, 501), (480, 270))
 
-    def scaled(self, share: float) -> Effort:
-        """For a share of the time."""
+    def scaled(self, share: float) -> ColdEffort:
+        """Fewer starts."""
         return replace(self, starts=max(1, int(share * self.starts)))
 
 
-SHORT = Effort(2, 5)
-FULL = Effort(6, 9)
+Seconds = dict[tuple[str, int | None, int | None], list[float]]
+"""By what is timed, and the height and width of the image, or None."""
 
 
 class ColdError(NstError):
@@ -65,34 +70,32 @@ class ColdError(NstError):
 
 
 def measure(
-    environment: Path,
-    repository: Path,
-    model: str,
-    device: Device,
+    context: Context[ColdEffort],
     *,
-    effort: Effort = FULL,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """Start `nst-serve` on a copy of `model` alone, with the Triton of the folder `environment`; a document.
+    model: options.Model = options.MODEL,
+    repository: options.Repository = options.REPOSITORY,
+    triton: options.Triton = options.TRITON,
+) -> Document:
+    """Measure what is slow once: nst-serve from its start to ready, loading, first request, first of each shape.
 
-    The model is unloaded and loaded again after each start. On a GPU the plan is in the cache when the first start is
-    timed. Raises `ColdError`.
+    Takes half a minute, --full two.
     """
-    document = document_header(SCHEMA)
-    seconds: dict[tuple[str, int | None, int | None], list[float]] = defaultdict(list)
+    ExportedModel(repository / model).check_device(context.device)
+    document, effort = document_header(schema("cold")), context.effort
+    seconds: Seconds = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "models"
         shutil.copytree(repository / model, copy / model)
-        if device.gpu:
-            BareModel(copy / model)
+        if context.device.gpu:
+            BareModel(copy / model)  # from now on the plan is in the cache
         for number in range(effort.starts):
-            with _nst_serve(environment, copy, model, device) as (server, control):
+            with _nst_serve(triton, copy, model, context.device) as (server, control):
                 seconds[START, None, None].append(server.seconds)
-                _pictures(server, effort, seconds)
+                _stylize(server, effort, seconds)
                 control.unload(model)
                 seconds[LOAD, None, None].append(timed(partial(control.load, model)))
             seconds[SESSION, None, None].append(timed(partial(BareModel, copy / model)))
-            on_progress(f"start {number + 1} of {effort.starts}: ready after {server.seconds:.1f} s")
+            context.on_progress(f"start {number + 1} of {effort.starts}: ready after {server.seconds:.1f} s")
         warm = _warmed_up(server)
     rows = [
         {
@@ -105,29 +108,27 @@ def measure(
     return {**document, "model": {"name": model}, "rows": rows}
 
 
-def _pictures(
-    server: ModelServer, effort: Effort, seconds: dict[tuple[str, int | None, int | None], list[float]]
-) -> None:
+def _stylize(server: ModelServer, effort: ColdEffort, seconds: Seconds) -> None:
     """A new client's first request, then each shape for the first time and again."""
     with StyleClient(server.endpoints.grpc, timeout=300.0, shared_memory=False) as client:
 
         def first() -> None:
-            style = next(one.name for one in client.styles() if one.model == server.model)
+            style = next(known.name for known in client.styles() if known.model == server.model)
             client.stylize(sample_photograph(*effort.shapes[0]), style)
 
         seconds[FIRST, *effort.shapes[0]].append(timed(first))
-        style = server.style
         for height, width in effort.shapes:
-            again = partial(client.stylize, sample_photograph(height, width), style)
+            again = partial(client.stylize, sample_photograph(height, width), server.style)
             if (height, width) != effort.shapes[0]:
                 seconds[SHAPE, height, width].append(timed(again))
             seconds[STEADY, height, width] += [timed(again) for _ in range(effort.again)]
 
 
 def _warmed_up(server: ModelServer) -> set[tuple[int, int]]:
-    """Shapes that the model's config has the server paint before it is ready."""
-    dims = [tuple(one.dims) for warm in server.exported.config.model_warmup for one in warm.inputs.values()]
-    return {(one[0], one[1]) for one in dims if len(one) == 3}
+    """Shapes that the model's config has the server run before it is ready."""
+    warmups = server.exported.config.model_warmup
+    shapes = [tuple(content.dims) for warmup in warmups for content in warmup.inputs.values()]
+    return {(shape[0], shape[1]) for shape in shapes if len(shape) == 3}
 
 
 @contextmanager
@@ -167,3 +168,17 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> None:
             return
         said = line.strip() or said
     raise ColdError(f"nst-serve ended without being ready: {said}")
+
+
+SHORT, FULL = ColdEffort(2, 5), ColdEffort(6, 9)
+
+SUITE = Suite(
+    name="cold",
+    title="Cold starts",
+    measure=measure,
+    tables=list_of_rows,
+    effort=SHORT,
+    on_cpu={"default": Cost(40, SHORT), "full": Cost(70, FULL)},
+    on_gpu={"default": Cost(45, SHORT), "full": Cost(110, FULL)},
+    rank=60,
+)

@@ -3,6 +3,10 @@
 The card counts its own energy, all of the card's and nothing of the processor's, and the count moves some ten times a
 second: a block takes seconds. What the card draws while it does nothing is *not* subtracted, since it is paid for
 too; it stands beside.
+
+`model`: `name`, `precision`. `iterations` (of the optimisation for an image), `idle_watts`, `idle_subtracted` (false).
+`rows`: `what`, `size`, `pieces` (images, or iterations of the optimisation), `seconds`, `watts` (mean), `joules` (an
+image), `ratio` (to the network's without a server). Of the whole card, by its own counter.
 """
 
 from __future__ import annotations
@@ -17,24 +21,24 @@ from typing import Any
 
 import torch
 
+from nst_bench import options
 from nst_bench.engines.bare import BareModel
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.description import document_header
 from nst_bench.machine.nvml import joules
 from nst_bench.measure import timed
-from nst_bench.photographs import sample_photograph
+from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
+from nst_bench.results import schema
 from nst_bench.served.callers import start_callers
 from nst_bench.served.server import ModelServer
+from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_checkpoint
 from nst_bench.suites.quality import baseline
+from nst_bench.tables import number, table
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
-from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.checkpoint import Checkpoint
-from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.weights import vgg16_weights
-
-SCHEMA = "nst-bench-energy/1"
 
 NETWORK, ALONE, MANY, GATYS = "the network, without a server", "served, 1 caller", "served, {} callers", "Gatys"
 ITERATIONS = 500
@@ -42,19 +46,16 @@ ITERATIONS = 500
 
 
 @dataclass(frozen=True)
-class Effort:
+class EnergyEffort(Effort):
     """Seconds of a block, sides of the images in pixels, callers at once."""
 
     seconds: float = 4.0
     sizes: tuple[int, ...] = (512,)
     callers: int = 8
 
-    def scaled(self, share: float) -> Effort:
-        """For a share of the time."""
+    def scaled(self, share: float) -> EnergyEffort:
+        """Shorter blocks."""
         return replace(self, seconds=max(2.0, share * self.seconds))
-
-
-FULL = Effort()
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Meter:
         self.idle_watts = (joules(gpu) - used) / (time.monotonic() - begun)
 
     def block(self, work: Callable[[int], int], seconds: float) -> Block:
-        """`work` does so many pieces, and says how many they were; about `seconds` of it, after a short one."""
+        """`work` does so many pieces, and says how many they were; about `seconds` of it, after a short block."""
         tried = 8
         work(tried)  # the first ones of a shape are other figures
         taken = timed(partial(work, tried))
@@ -87,36 +88,50 @@ class Meter:
 
 
 def measure(
-    checkpoint: Checkpoint,
-    served: ModelServer,
-    device: Device,
+    context: Context[EnergyEffort],
     *,
-    vgg: Path | None = None,
-    effort: Effort = FULL,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """Energy an image of the network, of `served`, and of the optimisation with the settings of its training.
+    checkpoint: options.Checkpoint = options.CHECKPOINT,
+    repository: options.Repository = options.REPOSITORY,
+    width: options.Width = None,
+    vgg: options.Vgg = None,
+    triton: options.Triton = options.TRITON,
+) -> Document:
+    """Measure a GPU's energy an image: the network, served, and 500 iterations of the optimisation.
+
+    Takes a minute.
+    """
+    if context.device.gpu is None:
+        raise InputError(f"energy is measured on a GPU alone: {context.device.reason}")
+    with served_checkpoint(checkpoint, repository, width, triton, context) as (trained, server):
+        return of_server(trained, server, context, vgg=vgg)
+
+
+def of_server(
+    checkpoint: Checkpoint, server: ModelServer, context: Context[EnergyEffort], *, vgg: Path | None = None
+) -> Document:
+    """Energy an image of the network, of `server`, and of the optimisation with the settings of its training.
 
     Rows have joules an image, and the mean power. Raises `InputError` without a GPU, `EnergyError` where it does not
     count its energy.
     """
-    if device.gpu is None:
-        raise InputError(device.reason)
-    document = document_header(SCHEMA)
-    meter = Meter(device.gpu, effort.seconds / 2)
+    if context.device.gpu is None:
+        raise InputError(context.device.reason)
+    document, effort = document_header(schema("energy")), context.effort
+    meter = Meter(context.device.gpu, effort.seconds / 2)
     rows = []
     for size in effort.sizes:
-        for what, images, work in _works(checkpoint, served, device, size, vgg, effort.callers):
+        for what, images, work in _works(checkpoint, server, context, size, vgg):
             with work as run:
                 row = _row(what, size, images, meter.block(run, effort.seconds))
             rows.append(row)
-            on_progress(f"{size} x {size}, {what}: {row['joules']:.3g} J an image, {row['watts']:.0f} W")
+            used = f"{row['joules']:.3g} J an image, {row['watts']:.0f} W"
+            context.on_progress(f"{size} x {size}, {what}: {used}")
     for row in rows:
-        network = next(one for one in rows if (one["what"], one["size"]) == (NETWORK, row["size"]))
+        network = next(other for other in rows if (other["what"], other["size"]) == (NETWORK, row["size"]))
         row["ratio"] = row["joules"] / network["joules"]
     return {
         **document,
-        "model": {"name": served.model, "precision": served.exported.precision},
+        "model": {"name": server.model, "precision": server.exported.precision},
         "iterations": ITERATIONS,
         "idle_watts": meter.idle_watts,
         "idle_subtracted": False,
@@ -125,19 +140,20 @@ def measure(
 
 
 def _works(
-    checkpoint: Checkpoint, served: ModelServer, device: Device, size: int, vgg: Path | None, callers: int
+    checkpoint: Checkpoint, server: ModelServer, context: Context[EnergyEffort], size: int, vgg: Path | None
 ) -> Iterator[tuple[str, float, Any]]:
     """What is measured at a size: its name, the images that a piece of it makes, and a context with the work."""
-    yield NETWORK, 1.0, _network(served, size)
-    yield ALONE, 1.0, _called(served, size, 1)
-    yield MANY.format(callers), 1.0, _called(served, size, callers)
-    yield f"{GATYS}, {ITERATIONS} iterations", 1.0 / ITERATIONS, _optimisation(checkpoint, device, size, vgg)
+    callers = context.effort.callers
+    yield NETWORK, 1.0, _network(server, size)
+    yield ALONE, 1.0, _called(server, size, 1)
+    yield MANY.format(callers), 1.0, _called(server, size, callers)
+    yield f"{GATYS}, {ITERATIONS} iterations", 1.0 / ITERATIONS, _optimisation(checkpoint, context.device, size, vgg)
 
 
 @contextmanager
-def _network(served: ModelServer, size: int) -> Iterator[Callable[[int], int]]:
+def _network(server: ModelServer, size: int) -> Iterator[Callable[[int], int]]:
     """The bare sessions, images in main memory."""
-    bare, pixels = BareModel(served.exported.folder), sample_photograph(size, size)
+    bare, pixels = BareModel(server.exported.folder), sample_photograph(size, size)
 
     def work(pieces: int) -> int:
         bare.seconds_for(pixels, pieces)
@@ -147,10 +163,10 @@ def _network(served: ModelServer, size: int) -> Iterator[Callable[[int], int]]:
 
 
 @contextmanager
-def _called(served: ModelServer, size: int, count: int) -> Iterator[Callable[[int], int]]:
+def _called(server: ModelServer, size: int, count: int) -> Iterator[Callable[[int], int]]:
     """Callers by shared memory, as they are on one host; a block begins with the fifth of a second that they wait."""
     pixels = sample_photograph(size, size)
-    with start_callers(count, served.endpoints.grpc, served.style, shared_memory=True) as callers:
+    with start_callers(count, server.endpoints.grpc, server.style, shared_memory=True) as callers:
         yield lambda pieces: len(callers.closed_loop(count, max(pieces, count), pixels))
 
 
@@ -158,12 +174,10 @@ def _called(served: ModelServer, size: int, count: int) -> Iterator[Callable[[in
 def _optimisation(
     checkpoint: Checkpoint, device: Device, size: int, vgg: Path | None
 ) -> Iterator[Callable[[int], int]]:
-    """Iterations of one run that never ends; a photograph stands in the painting's place, as it costs the same."""
-    style = to_tensor(open_image(sample_photographs()[0]))
-    content = to_tensor(fit(open_image(sample_photographs()[-1]), size, size))
+    """Iterations of one run that never ends; a photograph stands in for the style image, as it costs the same."""
     where = torch_device(device)
     settings = baseline(checkpoint, size, 10**9)
-    run = ImageOptimization(content, [style], settings, vgg16_weights(vgg), device=where)
+    run = ImageOptimization(content_tensor(size), [style_tensor()], settings, vgg16_weights(vgg), device=where)
 
     def work(pieces: int) -> int:
         for _ in range(pieces):
@@ -175,7 +189,7 @@ def _optimisation(
     yield work
 
 
-def _row(what: str, size: int, images: float, block: Block) -> dict[str, Any]:
+def _row(what: str, size: int, images: float, block: Block) -> Document:
     """Joules an image, of a block in which a piece makes so many of them."""
     made = images * block.pieces
     return {
@@ -186,3 +200,37 @@ def _row(what: str, size: int, images: float, block: Block) -> dict[str, Any]:
         "watts": block.joules / block.seconds,
         "joules": block.joules / made,
     }
+
+
+def tables(document: Document) -> list[str]:
+    """Joules an image."""
+    body = [
+        [
+            *(f"{row['size']}²", row["what"], number(row["joules"]), f"**{number(row['ratio'])}**"),
+            *(f"{row['watts']:.0f}", f"{row['pieces']:,}", f"{row['seconds']:.1f}"),
+        ]
+        for row in document["rows"]
+    ]
+    head = ["size", "what", "joules an image", "times the network's", "mean power, W", "counted over", "seconds"]
+    return [
+        f"`{document['model']['name']}`.",
+        "",
+        "Energy of the whole card by its own counter (NVML), without the processor's. The "
+        f"{document['idle_watts']:.0f} W that it draws while it does nothing are in it, not subtracted. Served images "
+        f"go by shared memory; the optimisation's {document['iterations']} iterations are scaled from those that were "
+        "counted.",
+        "",
+        *table(head, body, left=2),
+    ]
+
+
+SUITE = Suite(
+    name="energy",
+    title="Energy",
+    measure=measure,
+    tables=tables,
+    effort=EnergyEffort(),
+    on_cpu={"default": Cost(0, EnergyEffort()), "full": Cost(0, EnergyEffort())},
+    on_gpu={"default": Cost(40, EnergyEffort()), "full": Cost(40, EnergyEffort())},
+    rank=50,
+)

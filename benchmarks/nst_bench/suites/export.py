@@ -15,16 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 import torch
 
 from nst_bench.machine.description import document_header
 from nst_bench.measure import interleaved, summarize
-from nst_bench.tables import OURS
+from nst_bench.results import schema
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
+from nst_bench.tables import narrow, table
 from nst_core import devices
 from nst_core.contract import IMAGE
-from nst_core.devices import Device, Gpu
+from nst_core.devices import Gpu
 from nst_core.engines import building, plans
 from nst_core.errors import NstError
 from nst_core.images import Pixels
@@ -42,11 +43,8 @@ from nst_export.verification.pytorch import run_pytorch, verify
 from nst_trainer.checkpoint import frozen
 from nst_trainer.networks import Fast, Johnson
 
-SCHEMA = "nst-bench-export/1"
-WIDTHS = (1.0, 0.5, 0.25)
-SIZES = (256, 512)
-
 PLAIN, ALL = "plain", "all for the CPU"
+FOR_TENSORRT = "for TensorRT"
 
 NORMS = ("group-norm", "decomposed-norm")
 """Other forms of the normalisation than the graph's own."""
@@ -62,7 +60,7 @@ CPU_FORMS: dict[str, tuple[str, ...]] = {
 CUDA_FORMS = {PLAIN: (), "upsample": ("upsample",), **{name: (name,) for name in NORMS}}
 
 TENSORRT_FORMS: dict[str, tuple[str, ...]] = {
-    OURS: DEFAULT_REWRITES["tensorrt"],
+    FOR_TENSORRT: DEFAULT_REWRITES["tensorrt"],
     "upsample-windows": (
         "upsample-windows",
         *(name for name in DEFAULT_REWRITES["tensorrt"] if name != "upsample-3x3"),
@@ -71,9 +69,9 @@ TENSORRT_FORMS: dict[str, tuple[str, ...]] = {
 }
 
 ODD = (1, 333, 501)
-"""Batch, height, width of a picture that an engine on the GPU is checked with besides those that are timed."""
+"""Batch, height, width of an image that an engine on the GPU is checked with besides those that are timed."""
 
-Paint = Callable[[Pixels], object]
+Run = Callable[[Pixels], object]
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class _Engine:
 
     @contextmanager
     def running(self, graph: Path, largest: int, gpu: Gpu) -> Iterator[Engine]:
-        """The engine with a graph, for pictures of up to `largest` pixels a side; raises `ExportError`, `PlanError`."""
+        """The engine with a graph, for images of up to `largest` pixels a side; raises `ExportError`, `PlanError`."""
         if self.target == "onnx":
             with cuda_engine(graph, gpu) as engine:
                 yield engine
@@ -117,76 +115,75 @@ GPU_ENGINES = (
 )
 
 
-def measure(
-    *,
-    device: Device | None = None,
-    widths: tuple[float, ...] = WIDTHS,
-    sizes: tuple[int, ...] = SIZES,
-    rounds: int | None = None,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """Every form of the networks on pictures of `sizes`^2 pixels, `rounds` warm runs each in turn.
+@dataclass(frozen=True)
+class ExportEffort(Effort):
+    """`rounds` of warm runs, on images of `sizes`^2 pixels; `widths` of Johnson's network, on a CPU."""
 
-    On a CPU Johnson's network at `widths` on the engines for it, nine rounds; on a GPU the fast network at width 1 on
-    those for the GPU, sixty. `device` None is the GPU if there is one. What cannot run has a row with the reason.
-    """
-    device = device or devices.choose()
-    if device.gpu is None:
-        rows = [row for width in widths for row in _on_cpu(width, sizes, rounds or 9, on_progress)]
-        rows += [_missing(engine, sizes, engine.missing() or device.reason) for engine in GPU_ENGINES]
+    rounds: int = 9
+    widths: tuple[float, ...] = (1.0, 0.5, 0.25)
+    sizes: tuple[int, ...] = (256, 512)
+
+
+def measure(context: Context[ExportEffort]) -> Document:
+    """Measure what each rewrite of an exported graph saves, on each engine that is here."""
+    # On a CPU Johnson's network on the engines for it; on a GPU the fast network at width 1 on those for the GPU. What
+    # cannot run has a row with the reason.
+    if context.device.gpu is None:
+        rows = [row for width in context.effort.widths for row in _on_cpu(width, context)]
+        rows += [_missing(engine, context, engine.missing() or context.device.reason) for engine in GPU_ENGINES]
     else:
-        rows = [row for engine in GPU_ENGINES for row in _on_gpu(engine, device.gpu, sizes, rounds or 60, on_progress)]
-    return {**document_header(SCHEMA), "rows": rows}
+        rows = [row for engine in GPU_ENGINES for row in _on_gpu(engine, context.device.gpu, context)]
+    return {**document_header(schema("export")), "rows": rows}
 
 
-def _on_cpu(
-    width: float, sizes: Sequence[int], rounds: int, on_progress: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
-    model = _served(Johnson(width=width))
+def _on_cpu(width: float, context: Context[ExportEffort]) -> Iterator[Document]:
+    model, effort = _served(Johnson(width=width)), context.effort
     with tempfile.TemporaryDirectory() as folder:
         files = _files(model, CPU_FORMS, Path(folder))
         for file in files.values():
             verify(model, onnx_engines(file), TOLERANCES["fp32"])
-        flop = _arithmetic(files, sizes)
+        flop = _arithmetic(files, effort.sizes)
         for engine, provider in installed_providers().items():
-            sessions = {form: open_session(file, provider) for form, file in files.items()}
-            works: dict[str, Paint] = {
-                form: partial(lambda session, picture: session.run(None, {IMAGE: picture}), session)
-                for form, session in sessions.items()
+            works: dict[str, Run] = {
+                form: partial(_run_session, open_session(file, provider)) for form, file in files.items()
             }
-            for size in sizes:
-                figures = _race(works, size, rounds)
+            for size in effort.sizes:
+                figures = _race(works, size, effort.rounds)
                 about = {"engine": engine, "network": Johnson.name, "precision": "fp32", "width": width, "size": size}
                 yield from _rows(about, figures, flop)
-                ratio = figures[ALL]["ratio"]
-                on_progress(f"width {width:g}, {size} x {size}, {engine}: {ratio:.2f} of the plain export's time")
+                share = f"{figures[ALL]['ratio']:.2f} of the plain export's time"
+                context.on_progress(f"width {width:g}, {size} x {size}, {engine}: {share}")
 
 
-def _on_gpu(
-    engine: _Engine, gpu: Gpu, sizes: Sequence[int], rounds: int, on_progress: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+def _run_session(session: Any, image: Pixels) -> object:
+    """ONNX Runtime's answer."""
+    return session.run(None, {IMAGE: image})
+
+
+def _on_gpu(engine: _Engine, gpu: Gpu, context: Context[ExportEffort]) -> Iterator[Document]:
     if reason := engine.missing():
-        yield _missing(engine, sizes, reason)
+        yield _missing(engine, context, reason)
         return
-    model = _served(Fast())
+    model, sizes = _served(Fast()), context.effort.sizes
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         files = _files(model, engine.forms, Path(folder))
         flop = _arithmetic(files, sizes)
-        works: dict[str, Paint] = {}
+        works: dict[str, Run] = {}
         for form, file in files.items():
             try:
                 works[form] = stack.enter_context(_checked(engine, model, file, sizes, gpu))
-                on_progress(f"{engine.name}, {form}: built and checked")
+                context.on_progress(f"{engine.name}, {form}: built and checked")
             except (NstError, plans.PlanError) as error:
-                yield _missing(engine, sizes, str(error), form)
+                yield _missing(engine, context, str(error), form)
         for size in sizes if works else ():
             about = {"engine": engine.name, "network": Fast.name, "precision": engine.precision}
-            yield from _rows(about | {"width": 1.0, "size": size}, _race(works, size, rounds), flop)
+            figures = _race(works, size, context.effort.rounds)
+            yield from _rows(about | {"width": 1.0, "size": size}, figures, flop)
 
 
 @contextmanager
-def _checked(engine: _Engine, model: ServedModel, file: Path, sizes: Sequence[int], gpu: Gpu) -> Iterator[Paint]:
-    """What paints with a form of the graph, once it has passed the gate on the GPU; raises as `_Engine.running`."""
+def _checked(engine: _Engine, model: ServedModel, file: Path, sizes: Sequence[int], gpu: Gpu) -> Iterator[Run]:
+    """What runs a form of the graph, once it has passed the gate on the GPU; raises as `_Engine.running`."""
     graph = file.with_suffix(f".{engine.precision}.onnx")
     proto = onnx.load(file)
     if engine.precision == "fp16":
@@ -196,7 +193,7 @@ def _checked(engine: _Engine, model: ServedModel, file: Path, sizes: Sequence[in
     with engine.running(graph, max(*sizes, *ODD), gpu) as running:
         feeds = example_feeds(model.inputs, shapes)
         require_agreement(feeds, lambda feed: run_pytorch(model, feed), [running], limits)
-        yield lambda picture: running.run({IMAGE: picture})
+        yield lambda image: running.run({IMAGE: image})
 
 
 def _served(network: Johnson | Fast) -> ServedModel:
@@ -222,26 +219,86 @@ def _arithmetic(files: dict[str, Path], sizes: Sequence[int]) -> dict[str, dict[
     return {form: {size: arithmetic(proto, size) for size in sizes} for form, proto in protos.items()}
 
 
-def _race(works: dict[str, Paint], size: int, rounds: int) -> dict[str, dict[str, Any]]:
+def _race(works: dict[str, Run], size: int, rounds: int) -> dict[str, Document]:
     """Warm runs of every form in turn, on one photograph: a summary and the share of the first form's time."""
-    picture = photograph_batches([(1, size, size)])[0]
-    turns: dict[str, Callable[[], object]] = {form: partial(work, picture) for form, work in works.items()}
+    image = photograph_batches([(1, size, size)])[0]
+    turns: dict[str, Callable[[], object]] = {form: partial(work, image) for form, work in works.items()}
     for turn in turns.values():
-        for _ in range(3):  # the first picture of a shape is another figure, and the second records a CUDA graph
+        for _ in range(3):  # the first image of a shape is another figure, and the second records a CUDA graph
             turn()
     figures = {form: summarize(seconds) for form, seconds in interleaved(turns, rounds).items()}
     first = next(iter(figures.values()))
-    return {form: asdict(one) | {"ratio": one.median / first.median} for form, one in figures.items()}
+    return {form: asdict(own) | {"ratio": own.median / first.median} for form, own in figures.items()}
 
 
-def _rows(
-    about: dict[str, Any], figures: dict[str, dict[str, Any]], flop: dict[str, dict[int, int]]
-) -> Iterator[dict[str, Any]]:
+def _rows(about: Document, figures: dict[str, Document], flop: dict[str, dict[int, int]]) -> Iterator[Document]:
     for form, figure in figures.items():
         yield about | {"form": form, "gflop": flop[form][about["size"]] / 1e9} | figure
 
 
-def _missing(engine: _Engine, sizes: Sequence[int], reason: str, form: str | None = None) -> dict[str, Any]:
+def _missing(engine: _Engine, context: Context[ExportEffort], reason: str, form: str | None = None) -> Document:
     """The row of what was not measured."""
     about = {"engine": engine.name, "network": Fast.name, "precision": engine.precision, "width": 1.0}
-    return about | {"size": int(np.max(sizes)), "form": form or next(iter(engine.forms)), "missing": reason}
+    return about | {"size": max(context.effort.sizes), "form": form or next(iter(engine.forms)), "missing": reason}
+
+
+def tables(document: Document) -> list[str]:
+    """What the rewrites of an exported graph save; older documents are of one network alone."""
+    rows = [row for row in document["rows"] if "missing" not in row]
+    lines = []
+    if rows:
+        several = "network" in rows[0]
+        forms = list(dict.fromkeys(row["form"] for row in rows))
+        head = ["engine", *(["network"] if several else []), "width", "size", *forms]
+        lines += [
+            "Milliseconds, median (95th percentile) of warm runs, and, in bold, the share of the plain export's time:",
+            "",
+            *table(head, _by_form(rows, forms), left=2 if several else 1),
+            "",
+            f"Arithmetic of the convolutions at {max(row['size'] for row in rows)}², GFLOP: {_gflop(rows)}.",
+        ]
+        if FOR_TENSORRT in forms:
+            share = f"its shares are of the form *{FOR_TENSORRT}*"
+            lines += ["", f"TensorRT builds no plain export of dynamic sides: {share}."]
+    missing = [row for row in document["rows"] if "missing" in row]
+    reasons = dict.fromkeys(f"{row['engine']}, {row['form']}: {row['missing']}" for row in missing)
+    return [*lines, *(["", f"Not measured: {'; '.join(reasons)}."] if reasons else [])]
+
+
+def _by_form(rows: Sequence[Document], forms: Sequence[str]) -> list[list[str]]:
+    """A line for each engine, network and size; the first form that an engine has is what the others are shares of."""
+    groups: dict[tuple[str, ...], dict[str, Document]] = {}
+    for row in rows:
+        network = [f"{row['network']}, {row['precision']}"] if "network" in row else []
+        about = (row["engine"], *network, f"{row['width']:g}", f"{row['size']}²")
+        groups.setdefault(about, {})[row["form"]] = row
+    body = []
+    for about, own in groups.items():
+        first = next(iter(own))
+        digits = 2 if own[first]["median"] < 10 else 0
+        shares = {form: "" if form == first else f", **{row['ratio']:.2f}**" for form, row in own.items()}
+        body.append([*about, *(narrow(own[form], digits) + shares[form] if form in own else "" for form in forms)])
+    return body
+
+
+def _gflop(rows: Sequence[Document]) -> str:
+    """Each form's arithmetic at the largest size, by the network's width; it does not depend on the engine."""
+    largest = max(row["size"] for row in rows)
+    found = {
+        (row.get("network", "johnson"), row["width"], row["form"]): row["gflop"]
+        for row in rows
+        if row["size"] == largest and row["engine"] == rows[0]["engine"]
+    }
+    return "; ".join(f"width {width:g} {form} {gflop:.1f}" for (_, width, form), gflop in found.items())
+
+
+SUITE = Suite(
+    name="export",
+    title="Export",
+    measure=measure,
+    tables=tables,
+    effort=ExportEffort(),
+    on_cpu={"full": Cost(350, ExportEffort())},
+    on_gpu=dict.fromkeys(("command", "default", "full"), Cost(120, ExportEffort(rounds=60))),
+    rank=130,
+)

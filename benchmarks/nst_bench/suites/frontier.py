@@ -1,87 +1,115 @@
-"""Quality over time: which of several networks for one painting gives the most for its latency.
+"""Quality over time: which of several networks for one style image gives the most for its latency.
 
-What each is worth, all against the same optimisation (see `quality`), and how long a picture takes in the form in which
-it is served: exported for this device, in the engine that serves it, the networks taking turns.
+The equivalent iterations of each (see `quality`), and how long an image takes in the form in which it is served:
+exported for this device, in the engine that serves it, the networks taking turns.
+
+`style` (the style image's file), `photos` (names), `quality_size` (side in pixels). `rows`, by time: `name`, `network`,
+`arguments`, `parameters`, `loss`, `content`, `style` (means), `equivalent_iterations` (median), `size`, a summary of an
+image, `best_for_its_time` (no faster row has a loss as low).
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
-import torch
+import typer
 
+from nst_bench import options
 from nst_bench.engines.bare import BareModel
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.description import document_header
-from nst_bench.measure import REST, interleaved, summarize
+from nst_bench.measure import REST_SECONDS, interleaved, summarize
 from nst_bench.photographs import sample_photograph
+from nst_bench.plots import Plot, decades, figure
+from nst_bench.results import schema
 from nst_bench.served.export import default_export_plan
-from nst_bench.suites.quality import baseline, iterations_worth, network_losses, painter, painting_of
-from nst_core.devices import Device
+from nst_bench.suite import Context, Document, Effort, Suite
+from nst_bench.suites.quality import (
+    baseline,
+    equivalent_iterations,
+    network_losses,
+    style_image_of,
+    stylizer,
+)
+from nst_bench.tables import HEAD, cells, milliseconds, table
 from nst_core.errors import InputError
-from nst_core.images import fit, open_image
+from nst_core.images import find_images, fit, open_image, sample_photographs
 from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, load, parameters
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.vgg import Weights
-
-SCHEMA = "nst-bench-frontier/1"
+from nst_trainer.weights import vgg16_weights
 
 LONGEST = 200
-"""Iterations of the optimisation where the search for the best network's worth ends."""
+"""Iterations of the optimisation where the search for the best network's equivalent ends."""
 
 ROUNDS = 21
-"""Pictures of each network that are timed."""
+"""Images of each network that are timed."""
+
+LOSSES = ("loss", "content", "style")
+
+
+@dataclass(frozen=True)
+class FrontierEffort(Effort):
+    """Sides of the images whose losses are compared, and of those that are timed, pixels."""
+
+    quality_size: int = 256
+    size: int = 512
 
 
 def measure(
-    files: Sequence[Path],
-    style: Path,
-    photos: Sequence[Path],
-    weights: Weights,
-    device: Device,
+    context: Context[FrontierEffort],
     *,
-    size: int = 256,
-    side: int = 512,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """The checkpoints `files` of the painting `style`: losses on `photos` at `size`^2, milliseconds at `side`^2.
+    checkpoints: Annotated[list[Path], typer.Argument(help="Trained styles (.pth), all of one style image.")],
+    style: Annotated[Path, typer.Option(help="The style image that they learned.")],
+    photos: options.Photos = None,
+    vgg: options.Vgg = None,
+) -> Document:
+    """Measure which network gives the most for its time: losses at 256 x 256, milliseconds at 512 x 512."""
+    contents = find_images(photos) if photos else sample_photographs()
+    return of_networks(checkpoints, style, contents, vgg16_weights(vgg), context)
 
-    Losses have the weights of the first one's training. The optimisation runs on `device`, and so do the networks.
-    Raises `InputError` for two of one name, for a texture network, and for many styles without this one.
+
+def of_networks(
+    files: Sequence[Path], style: Path, photos: Sequence[Path], weights: Weights, context: Context[FrontierEffort]
+) -> Document:
+    """The checkpoints `files` of the style image `style`: losses on `photos`, and milliseconds.
+
+    Losses have the weights of the first network's training. The optimisation runs on the device, and so do the
+    networks. Raises `InputError` for two of the same name, for a texture network, and for many styles without this
+    style.
     """
     networks = {path.stem: load(path) for path in files}
     if len(networks) < len(files):
-        raise InputError("two checkpoints have the same name: rename one")
-    document = document_header(SCHEMA)
-    figures = _quality(networks, style, photos, weights, size, torch_device(device), on_progress)
-    taken = _latencies(files, side, device, on_progress)
-    rows = [
+        raise InputError("two checkpoints have the same name: rename one of them")
+    document, effort = document_header(schema("frontier")), context.effort
+    figures = _quality(networks, style, photos, weights, context)
+    taken = _latencies(files, context)
+    rows: list[Document] = [
         {
             "name": name,
-            "network": one.network.name,
-            "arguments": one.network.arguments,
-            "parameters": parameters(one.network),
+            "network": checkpoint.network.name,
+            "arguments": checkpoint.network.arguments,
+            "parameters": parameters(checkpoint.network),
             **figures[name],
-            "size": side,
+            "size": effort.size,
             "phase": "steady",
             **asdict(summarize(taken[name])),
         }
-        for name, one in networks.items()
+        for name, checkpoint in networks.items()
     ]
     rows.sort(key=lambda row: float(row["median"]))
     for row in rows:
         row["best_for_its_time"] = all(row["loss"] < other["loss"] for other in rows if other["median"] < row["median"])
-    about = {"style": style.name, "photos": [photo.name for photo in photos], "quality_size": size}
-    return {**document, **about, "rows": rows}
+    photo_names = [photo.name for photo in photos]
+    return {**document, "style": style.name, "photos": photo_names, "quality_size": effort.quality_size, "rows": rows}
 
 
 def _quality(
@@ -89,30 +117,30 @@ def _quality(
     style: Path,
     photos: Sequence[Path],
     weights: Weights,
-    size: int,
-    device: torch.device,
-    on_progress: Callable[[str], None],
-) -> dict[str, dict[str, Any]]:
-    """Of each network the mean losses and the median worth."""
-    paints = {name: painter(one, style.stem) for name, one in networks.items()}
+    context: Context[FrontierEffort],
+) -> dict[str, dict[str, float]]:
+    """Of each network the mean losses and the median of the equivalent iterations."""
+    size, device = context.effort.quality_size, torch_device(context.device)
+    stylizers = {name: stylizer(checkpoint, style.stem) for name, checkpoint in networks.items()}
     first = next(iter(networks.values()))
-    painting = painting_of(first, style)
-    settings = baseline(first, size, LONGEST, painting)
+    style_image = style_image_of(first, style)
+    settings = baseline(first, size, LONGEST, style_image)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     for photo in photos:
         run = ImageOptimization(
-            to_tensor(fit(open_image(photo), size, size)), [painting], settings, weights, device=device
+            to_tensor(fit(open_image(photo), size, size)), [style_image], settings, weights, device=device
         )
-        losses = {name: network_losses(run, paint) for name, paint in paints.items()}
-        curve = _curve(run, min(one["loss"] for one in losses.values()))
-        for name, one in losses.items():
-            worth = iterations_worth(curve, one["loss"]) or LONGEST
-            found[name].append({"worth": worth, **{term: one[term] for term in ("loss", "content", "style")}})
-        on_progress(f"{photo.name}: " + ", ".join(f"{name} {rows[-1]['worth']}" for name, rows in found.items()))
+        losses = {name: network_losses(run, stylize) for name, stylize in stylizers.items()}
+        curve = _curve(run, min(own["loss"] for own in losses.values()))
+        for name, own in losses.items():
+            count = equivalent_iterations(curve, own["loss"]) or LONGEST
+            found[name].append({"equivalent_iterations": count, **{term: own[term] for term in LOSSES}})
+        counts = (f"{name} {rows[-1]['equivalent_iterations']}" for name, rows in found.items())
+        context.on_progress(f"{photo.name}: {', '.join(counts)}")
     return {
         name: {
-            **{term: float(np.mean([row[term] for row in rows])) for term in ("loss", "content", "style")},
-            "worth": float(np.median([row["worth"] for row in rows])),
+            **{term: float(np.mean([row[term] for row in rows])) for term in LOSSES},
+            "equivalent_iterations": float(np.median([row["equivalent_iterations"] for row in rows])),
         }
         for name, rows in found.items()
     }
@@ -121,23 +149,76 @@ def _quality(
 def _curve(run: ImageOptimization, goal: float) -> list[float]:
     """The optimisation's loss by iteration, until it is at `goal`."""
     seen: list[Iteration] = []
-    while len(seen) < LONGEST and (not seen or min(one.total for one in seen) > goal):
+    while len(seen) < LONGEST and (not seen or min(iteration.total for iteration in seen) > goal):
         if not run.step(seen.append):
             break
-    return [one.total for one in seen]
+    return [iteration.total for iteration in seen]
 
 
-def _latencies(
-    files: Sequence[Path], side: int, device: Device, on_progress: Callable[[str], None]
-) -> dict[str, list[float]]:
-    """Seconds of a picture of `side`^2 through each, as `nst-export` leaves it for the device."""
-    plan = default_export_plan(device)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[str, list[float]]:
+    """Seconds of an image through each, as `nst-export` leaves it for the device."""
+    plan, side = default_export_plan(context.device), context.effort.size
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         for file in files:
-            export_and_publish(file, file.stem, folder, plan, on_progress=on_progress)
+            export_and_publish(file, file.stem, folder, plan, on_progress=context.on_progress)
         pixels = sample_photograph(side, side)
         works = {file.stem: partial(BareModel(folder / file.stem).stylize, pixels) for file in files}
         for work in works.values():
             work()
-        return interleaved(works, ROUNDS, rest=REST)
+        return interleaved(works, ROUNDS, rest=REST_SECONDS)
+
+
+def tables(document: Document) -> list[str]:
+    """Networks of one style image by their time; bold: no faster network has a lower loss."""
+    body = []
+    for row in document["rows"]:
+        name = f"**{row['name']}**" if row["best_for_its_time"] else row["name"]
+        network = f"{row['network']}, width {row['arguments']['width']:g}"
+        losses = [f"{row[term]:.3f}" for term in LOSSES]
+        body.append(
+            [name, network, f"{row['parameters']:,}", f"{row['equivalent_iterations']:g}", *losses, *cells(row)]
+        )
+    head = ["checkpoint", "network", "parameters", "equivalent iterations", *LOSSES, *HEAD]
+    return [
+        f"{document['style']}, {len(document['photos'])} photographs at {document['quality_size']}² (equivalent "
+        f"iterations: median; losses: means), milliseconds at {document['rows'][0]['size']}²; bold: nothing faster has "
+        "a lower loss.",
+        "",
+        *table(head, body, left=2),
+    ]
+
+
+def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
+    """Each network's equivalent iterations over its time; in colour those that nothing faster beats."""
+    if "frontier" not in own:
+        return None
+    document = own["frontier"]
+    rows, side = document["rows"], document["rows"][0]["size"]
+    with figure("frontier", f"Quality over time, {document['style']}\n{machine}") as (axes, finish):
+        below = False
+        for before, row in zip([None, *rows], rows, strict=False):
+            place = row["median"], row["equivalent_iterations"]
+            axes.plot(*place, "o", color="C0" if row["best_for_its_time"] else "0.6", markersize=4)
+            # Names of neighbours go above and below in turn, or they would lie on each other.
+            near = before and place[0] < 1.4 * before["median"] and abs(place[1] - before["equivalent_iterations"]) < 2
+            below = bool(near) and not below
+            axes.annotate(row["name"], place, (4, -9 if below else 4), textcoords="offset points", fontsize=7)
+        axes.set_xscale("log")
+        decades(axes.xaxis, lambda value: f"{value:g}")
+        axes.margins(x=0.15, y=0.1)
+        axes.set_xlabel(f"milliseconds an image at {side}², logarithmic")
+        axes.set_ylabel(f"equivalent iterations of L-BFGS at {document['quality_size']}²")
+        points = (f"{row['name']} {row['equivalent_iterations']:g} in {milliseconds(row['median'])} ms" for row in rows)
+        return finish(f"Equivalent iterations over time on {machine}: {', '.join(points)}.")
+
+
+SUITE = Suite(
+    name="frontier",
+    title="Quality over time",
+    measure=measure,
+    tables=tables,
+    plots=(plot,),
+    plot_beside=True,
+    effort=FrontierEffort(),
+)

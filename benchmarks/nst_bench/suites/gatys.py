@@ -1,7 +1,7 @@
 """What the optimisation costs: an iteration by size against the machine's arithmetic, and a result.
 
 An artist waits for the result, not for the iteration: how long does the preset `best` take to the
-loss that Johnson's baseline has after some hundred iterations, both measured by the baseline's loss of the picture
+loss that Johnson's baseline has after some hundred iterations, both measured by the baseline's loss of the image
 that is written?
 """
 
@@ -9,35 +9,49 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
+import typer
 
+from nst_bench import options
+from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.description import document_header, matrix_product_rate
 from nst_bench.measure import summarize
+from nst_bench.results import schema
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
+from nst_bench.tables import HEAD, cells, seconds, table
 from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.cuda_graph import WARM_UP_ITERATIONS
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.vgg import BLOCKS, CONVOLUTIONS, LAYERS, Weights
+from nst_trainer.weights import vgg16_weights
 
-SCHEMA = "nst-bench-gatys/1"
 SIZES = (128, 256, 512, 1024)
 EFFICIENCY = 0.75
 """Share of the matrix product's rate that convolutions are expected to reach."""
-WHOLE = 500
-"""Iterations of a whole run, as Johnson et al. count them."""
+WHOLE_ITERATIONS = 500
+"""Of a whole run, as Johnson et al. count them."""
 
-CPU = torch.device("cpu")
+
+@dataclass(frozen=True)
+class GatysEffort(Effort):
+    """The result that is waited for; the `SIZES` from `smallest` to `largest`, each for so many `timed` iterations."""
+
+    size: Annotated[int, typer.Option(help="Side of the result that is waited for, pixels.", min=64)] = 256
+    iterations: Annotated[int, typer.Option(help="Of the baseline, whose loss is the goal.", min=1)] = 300
+    largest: Annotated[int, typer.Option(help="Largest side of which iterations are timed, pixels.", min=128)] = 1024
+    smallest: int = 128
+    timed: int = 6
 
 
 def gflop(settings: OptimizationSettings, weights: Weights, size: int) -> float:
-    """Arithmetic of one iteration at `size`^2: the convolutions forward, and backward to the picture."""
+    """Arithmetic of one iteration at `size`^2: the convolutions forward, and backward to the image."""
     deepest = max(LAYERS.index(name) for kind in ("content", "style") for name in settings.layers(kind))
     total = 0.0
     for block, names in enumerate(BLOCKS):
@@ -48,47 +62,42 @@ def gflop(settings: OptimizationSettings, weights: Weights, size: int) -> float:
 
 
 def measure(
-    weights: Weights,
+    context: Context[GatysEffort],
     *,
-    sizes: tuple[int, ...] = SIZES,
-    iterations: int = 6,
-    result_size: int = 256,
-    result_iterations: int = 300,
-    style: Path | None = None,
-    device: torch.device = CPU,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """Iterations on `device` at each of `sizes`, ascending, then the time to a result at `result_size`; a document.
-
-    On a GPU the iterations are those of its CUDA graph, ten times as many, and each size also has the whole run of
-    `WHOLE` iterations as a person waits for it: loss network, targets and capture included. Each iteration ends with
-    its losses on the CPU, so that its time is the device's.
-    """
+    style: Annotated[
+        Path | None, typer.Option(help="A style image; if not given, a photograph stands in for it.")
+    ] = None,
+    vgg: options.Vgg = None,
+) -> Document:
+    """Measure the optimisation: an iteration by size, its memory, and the time to a result."""
+    # On a GPU the iterations are those of its CUDA graph, ten times as many, and each size also has the whole run of
+    # `WHOLE_ITERATIONS` as a person waits for it: loss network, targets and capture included. Each iteration ends with
+    # its losses on the CPU, so that its time is the device's.
+    weights, device, effort = vgg16_weights(vgg), torch_device(context.device), context.effort
     on_gpu = device.type == "cuda"
-    whole: list[dict[str, Any]] = []
-    rows = []
-    for size in sizes:
-        rows.append(_iterations(weights, size, 10 * iterations if on_gpu else iterations, device))
-        on_progress(f"{size} x {size}: {rows[-1]['median']:.{1 if on_gpu else 0}f} ms")
+    rows, whole = [], []
+    for size in (size for size in SIZES if effort.smallest <= size <= effort.largest):
+        rows.append(_iterations(weights, size, 10 * effort.timed if on_gpu else effort.timed, device))
+        context.on_progress(f"{size} x {size}: {rows[-1]['median']:.{1 if on_gpu else 0}f} ms")
         if on_gpu:
             whole.append(_whole(weights, size, device))
-            on_progress(f"{size} x {size}: {WHOLE} iterations in {whole[-1]['seconds']:.2f} s")
+            context.on_progress(f"{size} x {size}: {WHOLE_ITERATIONS} iterations in {whole[-1]['seconds']:.2f} s")
     return {
-        **document_header(SCHEMA),
+        **document_header(schema("gatys")),
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "iterations": rows,
         "whole": whole,
-        "result": _result(weights, result_size, result_iterations, style, device, on_progress),
+        "result": _result(weights, style, device, context),
     }
 
 
-def _iterations(weights: Weights, size: int, iterations: int, device: torch.device) -> dict[str, Any]:
+def _iterations(weights: Weights, size: int, iterations: int, device: torch.device) -> Document:
     """The time of an iteration at `size`^2, against what its arithmetic takes."""
     on_gpu = device.type == "cuda"
     skipped = WARM_UP_ITERATIONS + 1 if on_gpu else 1  # those before the graph and the one that captures it
     settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations + skipped)
     rate = _tf32_rate(device) if on_gpu else matrix_product_rate()
-    content, style = _pictures(size, None)
+    content, style = _images(size, None)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     run = ImageOptimization(content, [style], settings, weights, device=device)
@@ -119,10 +128,10 @@ def _tf32_rate(device: torch.device) -> float:
         torch.set_float32_matmul_precision(kept)
 
 
-def _whole(weights: Weights, size: int, device: torch.device) -> dict[str, Any]:
-    """Seconds by the clock from pictures on the CPU to the result on the CPU, in a process that is warm."""
-    settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=WHOLE)
-    content, style = _pictures(size, None)
+def _whole(weights: Weights, size: int, device: torch.device) -> Document:
+    """Seconds by the clock from images on the CPU to the result on the CPU, in a process that is warm."""
+    settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=WHOLE_ITERATIONS)
+    content, style = _images(size, None)
     torch.cuda.synchronize(device)
     started = time.perf_counter()
     run = ImageOptimization(content, [style], settings, weights, device=device)
@@ -133,34 +142,28 @@ def _whole(weights: Weights, size: int, device: torch.device) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     return {
         "size": size,
-        "iterations": WHOLE,
+        "iterations": WHOLE_ITERATIONS,
         "seconds": seconds,
         "precision": run.precision,
         "lowest_loss": min(losses),
     }
 
 
-def _pictures(size: int, style: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _images(size: int, style: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     photographs = sample_photographs()
     content = to_tensor(fit(open_image(photographs[-1]), size, size))
     return content, to_tensor(open_image(style or photographs[2]))
 
 
-def _result(
-    weights: Weights,
-    size: int,
-    iterations: int,
-    style: Path | None,
-    device: torch.device,
-    on_progress: Callable[[str], None],
-) -> dict[str, Any]:
-    """Seconds of the baseline for its loss after `iterations`, and of `best` to the same loss.
+def _result(weights: Weights, style: Path | None, device: torch.device, context: Context[GatysEffort]) -> Document:
+    """Seconds of the baseline for its loss after some iterations, and of `best` to the same loss.
 
-    Both are judged by the baseline's loss of the picture as it would be written, its values cut to [0, 1].
+    Both are judged by the baseline's loss of the image as it would be written, its values cut to [0, 1].
     """
-    content, painting = _pictures(size, style)
+    size, iterations = context.effort.size, context.effort.iterations
+    content, style_image = _images(size, style)
     settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations)
-    baseline = ImageOptimization(content, [painting], settings, weights, device=device)
+    baseline = ImageOptimization(content, [style_image], settings, weights, device=device)
 
     @torch.no_grad()
     def judged(run: ImageOptimization) -> float:
@@ -169,8 +172,8 @@ def _result(
     while baseline.step(lambda iteration: None):
         pass
     goal, needed = judged(baseline), baseline.seconds
-    on_progress(f"{iterations} iterations of the baseline: loss {goal:.4g} after {needed:.1f} s")
-    run = ImageOptimization(content, [painting], replace(PRESETS["best"], size=size), weights, device=device)
+    context.on_progress(f"{iterations} iterations of the baseline: loss {goal:.4g} after {needed:.1f} s")
+    run = ImageOptimization(content, [style_image], replace(PRESETS["best"], size=size), weights, device=device)
     reached: float | None = None
     lowest = float("inf")
     latest: list[Iteration] = []
@@ -178,7 +181,7 @@ def _result(
         if latest[-1].size == (size, size) and latest[-1].number % 5 == 0:
             lowest = min(lowest, judged(run))
             reached = run.seconds if lowest <= goal else None
-    on_progress(f"best: loss {lowest:.4g} after {run.seconds:.1f} s")
+    context.on_progress(f"best: loss {lowest:.4g} after {run.seconds:.1f} s")
     return {
         "size": size,
         "iterations": iterations,
@@ -188,3 +191,58 @@ def _result(
         "best_lowest_loss": lowest,
         "ratio": None if reached is None else reached / needed,
     }
+
+
+def tables(document: Document) -> list[str]:
+    """An iteration by size, and the time to a result."""
+    head = ["size", "an iteration, ms: p50", *HEAD[1:], "over the bound", "a megapixel", "peak memory"]
+    body = [
+        [
+            f"{row['size']}²",
+            *cells(row),
+            f"{row['ratio_to_bound']:.2f}",
+            f"{row['median'] / 1000 / (row['size'] ** 2 / 1e6):.2f} s",
+            f"{row['peak_mib']:.0f} MiB",
+        ]
+        for row in document["iterations"]
+    ]
+    whole = document.get("whole") or []
+    precisions = sorted({row["precision"].upper() for row in document["iterations"]}) if whole else []
+    return [
+        "The bound is the arithmetic of the convolutions, forward and backward, at three quarters of the matrix "
+        "product's rate measured just before." + "".join(f" On the GPU both are in {name}." for name in precisions),
+        "",
+        *table(head, body),
+        *(["", *map(_whole_line, whole)] if whole else []),
+        *(["", _result_line(document["result"])] if document["result"] else []),
+    ]
+
+
+def _whole_line(run: Document) -> str:
+    return (
+        f"- {run['iterations']} iterations at {run['size']}², from the two images to the result: "
+        f"**{run['seconds']:.2f} s**, to the loss {run['lowest_loss']:.3f}."
+    )
+
+
+def _result_line(result: Document) -> str:
+    goal = f"the loss {result['loss']:.3f} of `johnson2016-baseline` after {result['iterations']} iterations"
+    goal += f" ({seconds(result['baseline_seconds'])} s)"
+    if result["ratio"] is None:
+        return f"At {result['size']}² `best` does not reach {goal}; its lowest is {result['best_lowest_loss']:.3f}."
+    took = f"{seconds(result['best_seconds'])} s: **{result['ratio']:.2f}** of its time."
+    return f"At {result['size']}² `best` reaches {goal} in {took}"
+
+
+GPU = GatysEffort(smallest=256, timed=50)
+
+SUITE = Suite(
+    name="gatys",
+    title="The optimisation",
+    measure=measure,
+    tables=tables,
+    effort=GatysEffort(),
+    on_cpu={"default": Cost(60, GatysEffort(size=128, iterations=100, largest=512)), "full": Cost(180, GatysEffort())},
+    on_gpu={"default": Cost(30, GPU), "full": Cost(30, GPU)},
+    rank=70,
+)

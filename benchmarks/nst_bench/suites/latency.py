@@ -1,54 +1,62 @@
-"""How long one picture takes, by size and engine: in PyTorch, in ONNX Runtime, in TensorRT, and served.
+"""How long one image takes, by size and engine: in PyTorch, in ONNX Runtime, in TensorRT, and served.
 
-Every time begins and ends with the picture in main memory, so that a GPU's copies count and its work is done; by CUDA
+Every time begins and ends with the image in main memory, so that a GPU's copies count and its work is done; by CUDA
 shared memory alone it begins and ends on the card. Engines take turns, so that a drift of the machine hits all alike.
-Three figures are never mixed: `cold` (loading and a first picture of 64 x 64), `first of a shape`, and `steady`. One
-run measures one device; an engine that is not here is a row with the reason.
+Three figures are never mixed: `cold` (loading and a first image of 64 x 64), `first of a shape`, and `steady`. A
+document measures one device; an engine that is not here is a row with the reason.
+
+`model`: `name`, `network`, the network's arguments, `parameters`. `rows`: `engine`, `device` (`CPU` or `GPU`), `size`
+(side in pixels), `phase` (`cold`: size null; `first of a shape`; `steady`), `max_difference` (steady state: from the
+image of PyTorch on the processor, of 255). Where the arithmetic is known, a row of the steady state also has `gflop`
+(of what that engine runs for one image), `share_of_matrix_rate` and `share_of_bandwidth` (`machine.roofline`).
 """
 
 from __future__ import annotations
 
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from nst_bench import options
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.contestants import Contestant, contestants
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.description import document_header
 from nst_bench.machine.roofline import Roofline, Workload, graph_workload, network_workload
-from nst_bench.measure import REST, interleaved, summarize, timed
+from nst_bench.measure import in_turns, summarize, timed
 from nst_bench.photographs import sample_photograph
+from nst_bench.plots import Plot, decades, figure, seconds
+from nst_bench.results import schema
 from nst_bench.served.server import ModelServer
+from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_checkpoint
+from nst_bench.tables import list_of_rows, milliseconds
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError
 from nst_core.images import Pixels
 from nst_trainer.checkpoint import Checkpoint, parameters
 
-SCHEMA = "nst-bench-latency/1"
-
-SMALL = 64
-"""Side of the picture with which an engine is loaded, pixels."""
+SMALL_PIXELS = 64
+"""Side of the image with which an engine is loaded."""
 
 NARROWER = (12, 28, 44)
 """Pixels that new shapes are narrower by; for every further engine one more, since a server is several of them."""
 
-FEWEST, MOST = 5, 200
-"""Rounds of a size."""
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
+"""Of a size."""
 
 CUDA_SHARED_MEMORY = "served, CUDA shared memory"
 
 
 @dataclass(frozen=True)
-class Effort:
-    """Sizes (sides in pixels), and the seconds in which all engines take turns at one of them.
+class LatencyEffort(Effort):
+    """Sizes (sides in pixels), and the seconds in which all engines take turns at each of them.
 
     `compiled` are the sizes for engines that compile each shape for seconds, all of `sizes` if None; with a choice of
     sizes there is no cold start of these engines, which is for one more shape.
@@ -58,21 +66,26 @@ class Effort:
     seconds: float
     compiled: tuple[int, ...] | None = None
 
-    def scaled(self, share: float) -> Effort:
-        """For a share of the time; what compiles is left out first, then the largest size."""
-        if share >= 1.0:
-            return self
+    def scaled(self, share: float) -> LatencyEffort:
+        """What compiles is left out first, then the largest size."""
         sizes = self.sizes[:-1] if share < 0.6 and len(self.sizes) > 2 else self.sizes
         return replace(self, sizes=sizes, seconds=share * self.seconds, compiled=())
 
 
-SHORT = Effort((256, 512), 12.0)
-FULL = Effort((256, 512, 1024), 90.0)
-CARD = Effort((256, 512, 1024), 10.0, compiled=(512,))
-"""On a GPU, where a picture takes milliseconds and torch.compile half a minute a shape."""
+def measure(
+    context: Context[LatencyEffort],
+    *,
+    checkpoint: options.Checkpoint = options.CHECKPOINT,
+    repository: options.Repository = options.REPOSITORY,
+    width: options.Width = None,
+    triton: options.Triton = options.TRITON,
+) -> Document:
+    """Measure one image by size and engine: PyTorch, ONNX Runtime, and served by every protocol.
 
-CARD_SHORT = Effort((256, 512, 1024), 3.0, compiled=())
-"""A further model on a GPU."""
+    Takes two minutes, --full ten.
+    """
+    with served_checkpoint(checkpoint, repository, width, triton, context) as (trained, served):
+        return of_every_engine(trained, served, context)
 
 
 @dataclass
@@ -80,58 +93,45 @@ class _Loaded:
     """An engine at work, and what its arithmetic at a size is counted from."""
 
     engine: Contestant
-    paint: Stylize
-    work: Callable[[int], Workload]
-    first_of_shape: dict[int, list[float]] = field(default_factory=dict)
+    stylize: Stylize
+    workload: Callable[[int], Workload]
 
-    def painting(self, pixels: Pixels) -> Callable[[], object]:
-        """What is timed: a picture from where its caller has it."""
-        return self.paint.work(pixels) if isinstance(self.paint, CudaTensorStylizer) else partial(self.paint, pixels)
+    def work(self, pixels: Pixels) -> Callable[[], object]:
+        """What is timed: an image from where its caller has it."""
+        if isinstance(self.stylize, CudaTensorStylizer):
+            return self.stylize.work(pixels)
+        return partial(self.stylize, pixels)
+
+    def about(self, size: int, phase: str) -> Document:
+        """What says which row it is."""
+        return {"engine": self.engine.name, "device": self.engine.device, "size": size, "phase": phase}
 
 
-def measure(
-    checkpoint: Checkpoint,
-    served: ModelServer,
-    device: Device,
-    *,
-    effort: Effort = FULL,
-    on_progress: Callable[[str], None] = lambda note: None,
-    keep: Callable[[dict[str, Any]], None] = lambda document: None,
-) -> dict[str, Any]:
-    """Every engine with the network of `checkpoint`, and `served`, which was exported from it; a document.
-
-    Its rows are described in `nst_bench.suites`; those of the steady state also have `levels`, the largest difference
-    from the picture of PyTorch on the processor, of 255. `keep` gets the document after every size.
-    """
-    document = {**document_header(SCHEMA), "model": about(checkpoint, served.model)}
-    rows: list[dict[str, Any]] = []
+def of_every_engine(checkpoint: Checkpoint, served: ModelServer, context: Context[LatencyEffort]) -> Document:
+    """Every engine with the network of `checkpoint`, and `served`, which was exported from it; a document."""
+    document = {**document_header(schema("latency")), "model": about(checkpoint, served.model)}
+    rows: list[Document] = []
     reference = pytorch_eager(checkpoint.network, "CPU")
     with ExitStack() as stack:
-        loaded = _load(stack, checkpoint, served, device, effort, rows, on_progress)
-        for size in effort.sizes:
-            rows += _at_size(loaded, reference, size, effort, document["machine"])
-            on_progress(_note(rows, size))
-            keep({**document, "rows": rows})
+        loaded = _load(stack, checkpoint, served, context, rows)
+        for size in context.effort.sizes:
+            rows += _at_size(loaded, reference, size, context.effort, document["machine"])
+            context.on_progress(_note(rows, size))
+            context.keep({**document, "rows": rows})
     return {**document, "rows": rows}
 
 
-def about(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+def about(checkpoint: Checkpoint, name: str) -> Document:
     """What a document says of its model."""
     network = checkpoint.network
     return {"name": name, "network": network.name, **network.arguments, "parameters": parameters(network)}
 
 
 def _load(
-    stack: ExitStack,
-    checkpoint: Checkpoint,
-    served: ModelServer,
-    device: Device,
-    effort: Effort,
-    rows: list[dict[str, Any]],
-    on_progress: Callable[[str], None],
+    stack: ExitStack, checkpoint: Checkpoint, served: ModelServer, context: Context[LatencyEffort], rows: list[Document]
 ) -> list[_Loaded]:
-    """The engines that paint here; rows of the cold start, and of those that do not."""
-    network, exported = checkpoint.network, served.exported
+    """The engines that run here; rows of the cold start, and of those that do not."""
+    network, exported, effort = checkpoint.network, served.exported, context.effort
     file = exported.graph
 
     def of_file(size: int) -> Workload:
@@ -140,43 +140,53 @@ def _load(
     def of_module(size: int) -> Workload:
         return network_workload(network, size)
 
-    loaded = []
-    small = sample_photograph(SMALL, SMALL)
-    for engine in contestants(network, exported, device, on_progress=on_progress):
+    def is_missing(engine: Contestant, reason: str) -> None:
         about = {"engine": engine.name, "device": engine.device}
+        rows.extend({**about, "size": size, "phase": "steady", "missing": reason} for size in effort.sizes)
+
+    loaded = []
+    small = sample_photograph(SMALL_PIXELS, SMALL_PIXELS)
+    for engine in contestants(network, exported, context.device, on_progress=context.on_progress):
         if engine.compiles and effort.compiled == () and engine.device == exported.device:
-            rows += [{**about, "size": size, "phase": "steady", "missing": _COMPILES} for size in effort.sizes]
+            is_missing(engine, _COMPILES)
             continue
+        sparing = engine.compiles and effort.compiled is not None  # the small image would be compiled for, too
         try:
-            paints: list[Stylize] = []
-            seconds = timed(lambda engine=engine, paints=paints: paints.append(engine.load()))  # type: ignore[misc]
-            sparing = engine.compiles and effort.compiled is not None  # the small picture would be compiled for, too
-            seconds += 0.0 if sparing else timed(partial(paints[0], small))
+            begun = time.perf_counter()
+            stylize = engine.load()
+            if not sparing:
+                stylize(small)
+            seconds = time.perf_counter() - begun
         except Exception as error:
-            rows += [{**about, "size": size, "phase": "steady", "missing": _reason(error)} for size in effort.sizes]
-            on_progress(f"{engine.name} ({engine.device}): {_reason(error)}")
+            is_missing(engine, _reason(error))
+            context.on_progress(f"{engine.name} ({engine.device}): {_reason(error)}")
             continue
         if not sparing:
+            about = {"engine": engine.name, "device": engine.device}
             rows.append({**about, "size": None, "phase": "cold", **asdict(summarize([seconds]))})
-            on_progress(f"{engine.name} ({engine.device}): loaded, with a first picture, in {seconds:.1f} s")
-        work = of_module if engine.name.startswith("PyTorch") else of_file
-        loaded.append(_Loaded(engine, paints[0], work))
-    for way, paint in ways(stack, served, served.style).items():
-        loaded.append(_Loaded(Contestant(way, exported.device, lambda paint=paint: paint), paint, of_file))  # type: ignore[misc]
-    on_card = Contestant(CUDA_SHARED_MEMORY, "GPU", partial(_on_card, stack, served, device, small))
+            context.on_progress(f"{engine.name} ({engine.device}): loaded, with a first image, in {seconds:.1f} s")
+        workload = of_module if engine.name.startswith("PyTorch") else of_file
+        loaded.append(_Loaded(engine, stylize, workload))
+    for way, stylize in ways(stack, served, served.style).items():
+        loaded.append(_Loaded(Contestant(way, exported.device, partial(_itself, stylize)), stylize, of_file))
+    on_card = Contestant(CUDA_SHARED_MEMORY, "GPU", partial(_on_card, stack, served, context.device, small))
     try:
         loaded.append(_Loaded(on_card, on_card.load(), of_file))
     except Exception as error:
-        about = {"engine": CUDA_SHARED_MEMORY, "device": "GPU", "phase": "steady"}
-        rows += [{**about, "size": size, "missing": _reason(error)} for size in effort.sizes]
+        is_missing(on_card, _reason(error))
     return loaded
+
+
+def _itself(stylize: Stylize) -> Stylize:
+    """What is loaded already."""
+    return stylize
 
 
 _COMPILES = "no time left: torch.compile takes half a minute for each shape"
 
 
 def _reason(error: Exception) -> str:
-    """Why an engine does not paint, in one line; what it did not say itself is a defect that keeps its traceback."""
+    """Why an engine does not run, in one line; what it did not say itself is a defect that keeps its traceback."""
     if isinstance(error, NstError):
         return str(error)
     traceback.print_exception(error)
@@ -199,55 +209,110 @@ def ways(stack: ExitStack, served: ModelServer, style: str) -> dict[str, Stylize
 
 
 def _on_card(stack: ExitStack, served: ModelServer, device: Device, small: Pixels) -> CudaTensorStylizer:
-    """The served model by CUDA shared memory, which has painted once. Raises `MissingEngine`."""
+    """The served model by CUDA shared memory, which has stylized once. Raises `MissingEngine`."""
     if device.gpu is None:
         raise MissingEngine(device.reason)
     torch_device(device)
     client = stack.enter_context(StyleClient(served.endpoints.grpc, timeout=300.0))
-    paint = CudaTensorStylizer(partial(client.stylize, style=served.style))
-    paint(small)
-    return paint
+    stylize = CudaTensorStylizer(partial(client.stylize, style=served.style))
+    stylize(small)
+    return stylize
 
 
 def _at_size(
-    loaded: list[_Loaded], reference: Stylize, size: int, effort: Effort, machine: dict[str, Any]
-) -> list[dict[str, Any]]:
-    picture = sample_photograph(size, size)
-    wanted = reference(picture).astype(int)
-    rows: list[dict[str, Any]] = []
-    levels: list[int] = []
-    painting: list[_Loaded] = []
-    for position, one in enumerate(loaded):
-        shapes = [sample_photograph(size, size - narrower - position) for narrower in NARROWER]
+    loaded: list[_Loaded], reference: Stylize, size: int, effort: LatencyEffort, machine: Document
+) -> list[Document]:
+    image = sample_photograph(size, size)
+    wanted = reference(image).astype(int)
+    rows: list[Document] = []
+    differences: list[int] = []
+    running: list[_Loaded] = []
+    for position, own in enumerate(loaded):
         try:
-            if one.engine.compiles and effort.compiled is not None and size not in effort.compiled:
+            if own.engine.compiles and effort.compiled is not None and size not in effort.compiled:
                 raise MissingEngine("not compiled for this size, which takes half a minute")
-            shown = [picture] if one.engine.compiles else shapes
-            firsts = [timed(one.painting(pixels)) for pixels in shown]
-            levels.append(int(np.abs(one.paint(picture).astype(int) - wanted).max()))
-            one.paint(picture)
+            shapes = [sample_photograph(size, size - narrower - position) for narrower in NARROWER]
+            firsts = [timed(own.work(pixels)) for pixels in ([image] if own.engine.compiles else shapes)]
+            differences.append(int(np.abs(own.stylize(image).astype(int) - wanted).max()))
+            own.stylize(image)
         except Exception as error:
-            about = {"engine": one.engine.name, "device": one.engine.device, "size": size, "phase": "steady"}
-            rows.append({**about, "missing": _reason(error)})
+            rows.append({**own.about(size, "steady"), "missing": _reason(error)})
             continue
-        painting.append(one)
-        rows.append(_row(one, size, "first of a shape", firsts))
-    works = {f"{position}": one.painting(picture) for position, one in enumerate(painting)}
-    turn = timed(lambda: [work() for work in works.values()]) + REST * len(works)
-    samples = interleaved(works, min(MOST, max(FEWEST, round(effort.seconds / turn))), rest=REST)
-    for one, level, seconds in zip(painting, levels, samples.values(), strict=True):
-        row = _row(one, size, "steady", seconds)
-        ceiling = Roofline.of(machine, one.engine.device)
-        rows.append({**row, "levels": level, **ceiling.shares(one.work(size), row["median"])})
+        running.append(own)
+        rows.append({**own.about(size, "first of a shape"), **asdict(summarize(firsts))})
+    works = {str(position): own.work(image) for position, own in enumerate(running)}
+    summaries = in_turns(works, effort.seconds, FEWEST_ROUNDS, MOST_ROUNDS).values()
+    for own, difference, summary in zip(running, differences, summaries, strict=True):
+        shares = Roofline.of(machine, own.engine.device).shares(own.workload(size), summary.median)
+        rows.append({**own.about(size, "steady"), **asdict(summary), "max_difference": difference, **shares})
     return rows
 
 
-def _row(one: _Loaded, size: int, phase: str, seconds: list[float]) -> dict[str, Any]:
-    about = {"engine": one.engine.name, "device": one.engine.device, "size": size, "phase": phase}
-    return {**about, **asdict(summarize(seconds))}
-
-
-def _note(rows: list[dict[str, Any]], size: int) -> str:
+def _note(rows: list[Document], size: int) -> str:
     steady = [row for row in rows if row["size"] == size and row["phase"] == "steady" and "median" in row]
     steady.sort(key=lambda row: float(row["median"]))
     return f"{size} x {size}: " + ", ".join(f"{row['engine']} {row['median']:.1f} ms" for row in steady)
+
+
+def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
+    """Latency by size, a line an engine; the bar above a point ends at the 95th percentile.
+
+    Without this suite that of single requests, from `serving`.
+    """
+    rows: list[tuple[str, int, Document]] = []
+    if "latency" in own:
+        steady = [row for row in own["latency"]["rows"] if "median" in row and row["phase"] == "steady"]
+        several = len({row["device"] for row in steady}) > 1
+        rows = [(f"{row['engine']}, {row['device']}" if several else row["engine"], row["size"], row) for row in steady]
+    elif "serving" in own:
+        rows = [(row["way"], row["size"], row) for row in own["serving"]["latency"]]
+    return _drawn(rows, machine) if rows else None
+
+
+def _drawn(rows: Sequence[tuple[str, int, Document]], machine: str) -> Plot:
+    lines: dict[str, list[tuple[int, float, float]]] = {}
+    for engine, size, row in rows:
+        lines.setdefault(engine, []).append((size, row["median"], row["p95"]))
+    with figure("latency-by-size", f"Latency by size\n{machine}") as (axes, finish):
+        for position, (engine, points) in enumerate(lines.items()):
+            sizes, medians, p95 = (np.array(values) for values in zip(*sorted(points), strict=True))
+            above = np.maximum(p95 - medians, 0.0)
+            bars, style = [np.zeros_like(above), above], "-" if position < 10 else "--"
+            axes.errorbar(sizes, medians, bars, fmt=f"o{style}", capsize=2, markersize=3, label=engine)
+        axes.set_xscale("log", base=2)
+        ticks = sorted({size for _, size, _ in rows})
+        axes.set_xticks(ticks, [f"{size}²" for size in ticks])
+        axes.set_yscale("log")
+        decades(axes.yaxis, lambda value: seconds(value / 1000))
+        axes.set_ylabel("median, and up to the 95th percentile")
+        if len(lines) > 6:
+            axes.figure.legend(fontsize=7, loc="outside lower center", ncols=3)
+        else:
+            axes.legend(fontsize=7)
+        largest = [f"{engine} {milliseconds(row['median'])}" for engine, size, row in rows if size == ticks[-1]]
+        return finish(f"Latency by size on {machine}. Medians at {ticks[-1]}², milliseconds: {', '.join(largest)}.")
+
+
+SHORT = LatencyEffort((256, 512), 12.0)
+FULL = LatencyEffort((256, 512, 1024), 90.0)
+GPU = LatencyEffort((256, 512, 1024), 10.0, compiled=(512,))
+"""On a GPU an image takes milliseconds, and torch.compile half a minute a shape."""
+
+SUITE = Suite(
+    name="latency",
+    title="Latency by size",
+    measure=measure,
+    tables=list_of_rows,
+    plots=(plot,),
+    effort=SHORT,
+    on_cpu={
+        "default": Cost(100, SHORT),
+        "full": Cost(350, FULL),
+        "further": Cost(60, replace(SHORT, compiled=())),
+    },
+    on_gpu={
+        **dict.fromkeys(("command", "default", "full"), Cost(90, GPU)),
+        "further": Cost(35, replace(GPU, seconds=3.0, compiled=())),
+    },
+    rank=20,
+)

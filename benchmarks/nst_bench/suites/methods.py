@@ -1,9 +1,14 @@
 """The methods that are here, as in the table of Jing et al. 2019, *Neural Style Transfer: A Review*.
 
-Seconds and memory by size, styles of one network, the loss, and the time to a new style. All paint in PyTorch, each in
+Seconds and memory by size, styles of one network, the loss, and the time to a new style. All run in PyTorch, each in
 a process of its own, and the processes take turns. Speed and memory do not depend on what was learned: a method
 without a trained checkpoint is measured with an untrained network of the paper's width, and says so. Losses are those
 of trained checkpoints alone, as their training measured them on photographs that it held out.
+
+`methods`: `method`, `network`, `parameters`, `styles` (of one network, or null: any), `loss` (`value`, `size`,
+`photos`, `of`; or `missing`), `new_style` (`seconds`, `from`; or `missing`). `rows`: `method`, `size`, `trained`,
+`iterations` (1, or of the optimisation, for an image), a summary of the milliseconds of one pass or iteration,
+`image_seconds` (`iterations` times the median), `peak_mib` (resident memory of its own process).
 """
 
 from __future__ import annotations
@@ -15,32 +20,34 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
+from nst_bench import options
 from nst_bench.engines.pytorch import pytorch_eager
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.description import document_header
 from nst_bench.machine.roofline import Roofline, network_workload
 from nst_bench.measure import summarize, timed
-from nst_bench.photographs import sample_photograph
+from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
+from nst_bench.results import schema
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites import gatys
+from nst_bench.tables import by_phase, table
 from nst_core.devices import Device
 from nst_core.errors import NstError
-from nst_core.images import ImageData, open_image, sample_photographs
+from nst_core.images import sample_photographs
 from nst_core.memory import keep_freed_memory
 from nst_trainer.checkpoint import Checkpoint, frozen, load, parameters
-from nst_trainer.images import to_tensor
 from nst_trainer.networks import ARCHITECTURES
 from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.weights import vgg16_weights
 
-SCHEMA = "nst-bench-methods/1"
-
 ITERATIONS = 300
-"""Of the optimisation, for a picture; they are scaled from the seconds of some."""
+"""Of the optimisation, for an image; they are scaled from the seconds of some."""
 
 GATYS, JOHNSON, ULYANOV = "Gatys et al. 2016", "Johnson et al. 2016", "Ulyanov et al. 2016"
 FAST = "Johnson et al. 2016, rearranged for CPUs"
@@ -57,15 +64,11 @@ UNTRAINED: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Effort:
-    """Sides of the pictures in pixels, ascending, and the pictures or iterations of each method at each."""
+class MethodsEffort(Effort):
+    """Sides of the images in pixels, ascending, and the images or iterations of each method at each."""
 
     sizes: tuple[int, ...]
     rounds: int
-
-
-SHORT = Effort((256,), 5)
-FULL = Effort((256, 512, 1024), 7)
 
 
 class MethodError(NstError):
@@ -83,33 +86,32 @@ class Method:
 
 
 def measure(
-    checkpoints: Sequence[Path],
-    device: Device,
+    context: Context[MethodsEffort],
     *,
-    vgg: Path | None = None,
-    effort: Effort = FULL,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """Every method on `device`, those of `checkpoints` with their networks; a document.
+    checkpoints: Annotated[
+        list[Path] | None, typer.Argument(help="Trained styles (.pth); if not given, those of models/.")
+    ] = None,
+    vgg: options.Vgg = None,
+) -> Document:
+    """Measure the methods side by side: seconds and memory by size, loss, styles, time to a new style.
 
-    Raises `CheckpointError`, or `InputError` if PyTorch cannot use the GPU.
+    Takes half a minute, --full four.
     """
-    torch_device(device)
-    document = document_header(SCHEMA)
-    found = methods(checkpoints)
-    ceiling = Roofline.of(document["machine"], device.kind.upper())
-    rows: list[dict[str, Any]] = []
-    for size in effort.sizes:
-        rows += _at_size(found, size, vgg, effort, ceiling, device)
-        on_progress(
-            f"{size} x {size}: "
-            + ", ".join(f"{row['method']} {row['picture_seconds']:.3g} s" for row in rows[-len(found) :])
-        )
+    torch_device(context.device)
+    document = document_header(schema("methods"))
+    found = methods(checkpoints or sorted(options.CHECKPOINT.parent.glob("*.pth")))
+    roofline = Roofline.of(document["machine"], context.device.kind.upper())
+    rows: list[Document] = []
+    for size in context.effort.sizes:
+        own = _at_size(found, size, vgg, roofline, context)
+        rows += own
+        times = (f"{row['method']} {row['image_seconds']:.3g} s" for row in own)
+        context.on_progress(f"{size} x {size}: {', '.join(times)}")
     return {**document, "methods": [_described(method) for method in found], "rows": rows}
 
 
 def methods(checkpoints: Sequence[Path]) -> list[Method]:
-    """The optimisation and every kind of network, each with the first checkpoint of its kind if there is one."""
+    """The optimisation and every kind of network, each with the first checkpoint of its kind, if any."""
     found: dict[str, Method] = {}
     for path in checkpoints:
         trained = load(path)
@@ -123,7 +125,7 @@ def methods(checkpoints: Sequence[Path]) -> list[Method]:
     return [Method(GATYS), *(found.get(kind, Method(kind, network)) for kind, network in UNTRAINED.items())]
 
 
-def _described(method: Method) -> dict[str, Any]:
+def _described(method: Method) -> Document:
     """What does not depend on the size."""
     styles: int | None = None
     network, count = None, None
@@ -141,8 +143,8 @@ def _described(method: Method) -> dict[str, Any]:
     }
 
 
-def _loss(method: Method) -> dict[str, Any]:
-    """The weighted loss on held-out photographs, as the training measured it; it depends on the painting."""
+def _loss(method: Method) -> Document:
+    """The weighted loss on held-out photographs, as the training measured it; it depends on the style image."""
     if method.name == GATYS:
         return {"missing": "it falls with every iteration; the speed-up at equal loss compares it"}
     value = method.trained.metrics.get("held out total") if method.trained else None
@@ -152,8 +154,8 @@ def _loss(method: Method) -> dict[str, Any]:
     return {"value": value, "size": size, "photos": len(sample_photographs()), "of": method.source}
 
 
-def _new_style(method: Method) -> dict[str, Any]:
-    """Seconds until a new painting can be painted with, from the training's own record."""
+def _new_style(method: Method) -> Document:
+    """Seconds until a new style image can be used, from the training's own record."""
     if method.name == GATYS:
         return {"seconds": 0.0, "from": "nothing is trained"}
     seconds = method.trained.training.get("seconds") if method.trained else None
@@ -169,37 +171,39 @@ def _new_style(method: Method) -> dict[str, Any]:
 
 
 def _at_size(
-    found: Sequence[Method], size: int, vgg: Path | None, effort: Effort, ceiling: Roofline, device: Device
-) -> list[dict[str, Any]]:
+    found: Sequence[Method], size: int, vgg: Path | None, roofline: Roofline, context: Context[MethodsEffort]
+) -> list[Document]:
     """Each method in a process of its own, in turns."""
     with ExitStack() as stack:
-        painters = {one.name: stack.enter_context(_process(one.architecture, size, vgg, device)) for one in found}
-        works = {name: partial(ask, "paint") for name, ask in painters.items()}
-        taken: dict[str, list[float]] = {name: [] for name in works}
-        for number in range(1 + effort.rounds):
-            for name, work in works.items():
-                seconds = work()  # by the process's own clock
-                if number:  # the first picture of a process is another figure
+        asked = {
+            method.name: stack.enter_context(_process(method.architecture, size, vgg, context.device))
+            for method in found
+        }
+        taken: dict[str, list[float]] = {name: [] for name in asked}
+        for number in range(1 + context.effort.rounds):
+            for name, ask in asked.items():
+                seconds = ask("stylize")  # by the process's own clock
+                if number:  # the first image of a process is another figure
                     taken[name].append(seconds)
-        peaks = {name: ask("peak") for name, ask in painters.items()}
+        peaks = {name: ask("peak") for name, ask in asked.items()}
     rows = []
     for method in found:
         summary = summarize(taken[method.name])
         iterations = ITERATIONS if method.architecture is None else 1
         about = {"method": method.name, "size": size, "trained": method.trained is not None, "iterations": iterations}
-        costs = {"picture_seconds": iterations * summary.median / 1000.0, "peak_mib": peaks[method.name]}
-        rows.append({**about, **asdict(summary), **costs, **_shares(method, size, vgg, ceiling, summary.median)})
+        costs = {"image_seconds": iterations * summary.median / 1000.0, "peak_mib": peaks[method.name]}
+        rows.append({**about, **asdict(summary), **costs, **_shares(method, size, vgg, roofline, summary.median)})
     return rows
 
 
-def _shares(method: Method, size: int, vgg: Path | None, ceiling: Roofline, median: float) -> dict[str, float]:
+def _shares(method: Method, size: int, vgg: Path | None, roofline: Roofline, median: float) -> dict[str, float]:
     """Of the machine's rates; of the optimisation only the arithmetic is counted."""
     if method.architecture is None:
         gflop = gatys.gflop(_settings(size), vgg16_weights(vgg), size)
-        assert ceiling.gflops is not None  # PyTorch uses the device, and so its rates are known
-        return {"gflop": gflop, "share_of_matrix_rate": gflop / (median / 1000.0) / ceiling.gflops}
+        assert roofline.gflops is not None  # PyTorch uses the device, and so its rates are known
+        return {"gflop": gflop, "share_of_matrix_rate": gflop / (median / 1000.0) / roofline.gflops}
     network = ARCHITECTURES[method.architecture["name"]](**method.architecture["arguments"])
-    return ceiling.shares(network_workload(frozen(network), size), median)
+    return roofline.shares(network_workload(frozen(network), size), median)
 
 
 def _settings(size: int) -> OptimizationSettings:
@@ -210,7 +214,7 @@ def _settings(size: int) -> OptimizationSettings:
 def _process(
     architecture: dict[str, Any] | None, size: int, vgg: Path | None, device: Device
 ) -> Iterator[Callable[[str], float]]:
-    """A process that paints when asked for `paint` (seconds), and knows its memory's `peak` (MiB)."""
+    """A process that stylizes when asked to `stylize` (seconds), and knows its memory's `peak` (MiB)."""
     spawning = multiprocessing.get_context("spawn")
     here, there = spawning.Pipe()
     process = spawning.Process(target=_serve, args=(architecture, size, vgg, device, there), daemon=True)
@@ -236,9 +240,9 @@ def _serve(
     architecture: dict[str, Any] | None, size: int, vgg: Path | None, device: Device, orders: Connection
 ) -> None:
     where = torch_device(device)
-    paint = _optimisation(size, vgg, where) if architecture is None else _network(architecture, size, where)
+    work = _optimisation(size, vgg, where) if architecture is None else _network(architecture, size, where)
     while order := orders.recv():
-        orders.send(_peak_mib(where) if order == "peak" else timed(paint))
+        orders.send(_peak_mib(where) if order == "peak" else timed(work))
 
 
 def _network(architecture: dict[str, Any], size: int, where: torch.device) -> Callable[[], object]:
@@ -247,11 +251,9 @@ def _network(architecture: dict[str, Any], size: int, where: torch.device) -> Ca
 
 
 def _optimisation(size: int, vgg: Path | None, where: torch.device) -> Callable[[], object]:
-    """An iteration, with the memory settings of the commands; a photograph stands in for the painting."""
+    """An iteration, with the memory settings of the commands; a photograph stands in for the style image."""
     keep_freed_memory()
-    content = to_tensor(ImageData(sample_photograph(size, size)))
-    style = to_tensor(open_image(sample_photographs()[0]))
-    run = ImageOptimization(content, [style], _settings(size), vgg16_weights(vgg), device=where)
+    run = ImageOptimization(content_tensor(size), [style_tensor()], _settings(size), vgg16_weights(vgg), device=where)
 
     def iterate() -> None:
         run.step(lambda iteration: None)
@@ -269,3 +271,34 @@ def _peak_mib(where: torch.device) -> float:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024.0
     return float("nan")
+
+
+def tables(document: Document) -> list[str]:
+    """Methods against each other, as in the review of Jing et al."""
+    body = []
+    for row in document["methods"]:
+        loss, style = row["loss"], row["new_style"]
+        body.append(
+            [
+                *(row["method"], row["network"] or "", f"{row['parameters']:,}" if row["parameters"] else ""),
+                "any" if row["styles"] is None else str(row["styles"]),
+                f"*{loss['missing']}*" if "missing" in loss else f"{loss['value']:.3f} ({loss['of']})",
+                f"*{style['missing']}*" if "missing" in style else f"{style['seconds']:,.0f} s, {style['from']}",
+            ]
+        )
+    head = ["method", "network", "parameters", "styles", "loss", "time to a new style"]
+    return [*table(head, body, left=6), "", *by_phase(document["rows"])]
+
+
+SHORT, FULL = MethodsEffort((256,), 5), MethodsEffort((256, 512, 1024), 7)
+
+SUITE = Suite(
+    name="methods",
+    title="Methods",
+    measure=measure,
+    tables=tables,
+    effort=SHORT,
+    on_cpu={"full": Cost(240, FULL)},
+    on_gpu={"full": Cost(240, FULL)},
+    rank=90,
+)

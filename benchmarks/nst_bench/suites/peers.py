@@ -1,10 +1,15 @@
-"""What else could paint or serve here, in one run and in turns with nst, so that a drift of the machine hits all.
+"""What else could stylize or serve here, in one run and in turns with nst, so that a drift of the machine hits all.
 
 Peers are installed in an environment of their own, since two packages that both contain the module `onnxruntime` must
 not share one; there they run as processes (`nst_bench/peers/worker`). Those in a process are timed by that
-process's own clock, from a picture in memory to a picture in memory; those behind HTTP by ours, from the request to
+process's own clock, from an image in memory to an image in memory; those behind HTTP by ours, from the request to
 the last byte of the answer, one request at a time over a connection that is open. Behind HTTP each runs OpenVINO in
 FP32 on the very file that Triton serves: what differs is the server. A peer that is not there is a row with the reason.
+
+`model` as in `latency`, `environment` (`python`, `packages`: versions by name), `command` (repeats it). `rows`: `peer`,
+`package` (as pip knows it), `version`, `way` (`in a process`, `HTTP`, `gRPC`), `runs` (`the same file`, or what else),
+`engine`, `size`, `phase`, `ratio` (of the median to nst's own by the same way, steady state only), `max_difference`
+(from nst's image, of 255; null for another network).
 """
 
 from __future__ import annotations
@@ -17,18 +22,23 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+import typer
 
+from nst_bench import options
 from nst_bench.engines.bare import BareModel
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.machine.description import document_header
-from nst_bench.measure import REST, summarize, timed
+from nst_bench.measure import REST_SECONDS, summarize, timed
 from nst_bench.peers.process import installed_packages, start_peer
 from nst_bench.photographs import sample_photograph
+from nst_bench.results import schema
 from nst_bench.served.server import ModelServer
+from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_checkpoint
 from nst_bench.suites.latency import NARROWER, about, ways
+from nst_bench.tables import list_of_rows
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import Pixels
@@ -66,15 +76,11 @@ OURS = {PROCESS: "nst, the bare session", HTTP: "nst, Triton"}
 
 
 @dataclass(frozen=True)
-class Effort:
-    """Sides of the pictures in pixels, and how many each peer paints of each."""
+class PeersEffort(Effort):
+    """Sides of the images in pixels, and how many of each each peer stylizes."""
 
     sizes: tuple[int, ...]
     rounds: int
-
-
-SHORT = Effort((256, 512), 12)
-FULL = Effort((256, 512, 1024), 40)
 
 
 @dataclass(frozen=True)
@@ -88,40 +94,55 @@ class _Running:
 
 
 def measure(
-    checkpoint: Checkpoint,
-    served: ModelServer,
-    environment: Path,
+    context: Context[PeersEffort],
     *,
-    effort: Effort = FULL,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """The peers of the virtual environment `environment`, and nst with `served`; a document.
+    environment: Annotated[
+        Path, typer.Option(help="The peers' own virtual environment; the extra bench-peers says what goes in.")
+    ] = Path(".peers"),
+    checkpoint: options.Checkpoint = options.CHECKPOINT,
+    repository: options.Repository = options.REPOSITORY,
+    width: options.Width = None,
+    triton: options.Triton = options.TRITON,
+) -> Document:
+    """Measure what else could stylize or serve the same file, in turns with nst; in an environment of their own.
 
-    Rows of the steady state also have `levels`, the largest difference from nst's picture, of 255, for those that run
-    the same network. Raises `InputError` if there is no Python in `environment`.
+    Takes a minute, --full six.
     """
-    python = check(environment)
+    check(environment, context.device)
+    with served_checkpoint(checkpoint, repository, width, triton, context) as (trained, server):
+        return against_peers(trained, server, environment, context)
+
+
+def against_peers(
+    checkpoint: Checkpoint, server: ModelServer, environment: Path, context: Context[PeersEffort]
+) -> Document:
+    """The peers of the virtual environment `environment`, and nst with `server`; a document.
+
+    Raises `InputError` if there is no Python in `environment`.
+    """
+    python, sizes = check(environment), context.effort.sizes
     versions = installed_packages(python)
-    document = document_header(SCHEMA)
-    rows: list[dict[str, Any]] = []
+    document = document_header(schema("peers"))
+    rows: list[Document] = []
     with ExitStack() as stack:
-        running = _ours(stack, served)
+        running = _ours(stack, server)
         for peer in PEERS:
             try:
-                running.append(stack.enter_context(_started(peer, python, served, versions)))
-                on_progress(f"{peer.name} {running[-1].version}: started")
+                running.append(stack.enter_context(_started(peer, python, server, versions)))
+                context.on_progress(f"{peer.name} {running[-1].version}: started")
             except MissingEngine as error:
-                said = _about(peer, versions.get(peer.package))
-                rows += [{**said, "size": size, "phase": "steady", "missing": str(error)} for size in effort.sizes]
-                on_progress(f"{peer.name}: {error}")
-        for size in effort.sizes:
-            rows += _at_size(running, size, effort.rounds)
+                known = _about(peer, versions.get(peer.package))
+                rows += [{**known, "size": size, "phase": "steady", "missing": str(error)} for size in sizes]
+                context.on_progress(f"{peer.name}: {error}")
+        for size in sizes:
+            rows += _at_size(running, size, context.effort.rounds)
             steady = [row for row in rows if row["size"] == size and "ratio" in row]
-            on_progress(f"{size} x {size}: " + ", ".join(f"{row['peer']} {row['median']:.1f} ms" for row in steady))
+            medians = (f"{row['peer']} {row['median']:.1f} ms" for row in steady)
+            context.on_progress(f"{size} x {size}: {', '.join(medians)}")
     command = f"{_installation(environment)} && nst-bench peers --environment {shlex.quote(str(environment))}"
     return {
         **document,
-        "model": about(checkpoint, served.model),
+        "model": about(checkpoint, server.model),
         "environment": {"python": str(python), "packages": versions},
         "command": command,
         "rows": rows,
@@ -144,7 +165,7 @@ def _installation(environment: Path) -> str:
     return f"python -m venv {where} && {where}/bin/pip install {packages}"
 
 
-def _about(peer: Peer, version: str | None) -> dict[str, Any]:
+def _about(peer: Peer, version: str | None) -> Document:
     return {
         "peer": peer.name,
         "package": peer.package,
@@ -155,62 +176,72 @@ def _about(peer: Peer, version: str | None) -> dict[str, Any]:
     }
 
 
-def _ours(stack: ExitStack, served: ModelServer) -> list[_Running]:
+def _ours(stack: ExitStack, server: ModelServer) -> list[_Running]:
     """The bare session, and the served model over HTTP and gRPC."""
-    bare = BareModel(served.exported.folder)
+    bare = BareModel(server.exported.folder)
     engine = "OpenVINO" if bare.provider == "OpenVINOExecutionProvider" else "ONNX Runtime"
-    protocols = ways(stack, served, served.style)
-    paints = {
-        PROCESS: bare.stylize,
-        HTTP: protocols["served, HTTP"],
-        "gRPC": protocols["served, gRPC"],
-    }
+    protocols = ways(stack, server, server.style)
+    stylizers = {PROCESS: bare.stylize, HTTP: protocols["served, HTTP"], "gRPC": protocols["served, gRPC"]}
     return [
-        _Running(
-            Peer(OURS.get(way, OURS[HTTP]), "nst", way, engine),
-            version("nst"),
-            lambda pixels, paint=paint: timed(partial(paint, pixels)),  # type: ignore[misc]
-            paint,
-        )
-        for way, paint in paints.items()
+        _Running(Peer(OURS.get(way, OURS[HTTP]), "nst", way, engine), version("nst"), partial(_timed, stylize), stylize)
+        for way, stylize in stylizers.items()
     ]
 
 
-def _at_size(running: list[_Running], size: int, rounds: int) -> list[dict[str, Any]]:
-    """First pictures of new shapes, then `rounds` warm ones of each in turn."""
-    picture = sample_photograph(size, size)
-    ours = running[0].stylize(picture).astype(int)
-    rows, levels = [], []
-    for position, one in enumerate(running):
+def _timed(stylize: Stylize, pixels: Pixels) -> float:
+    """Seconds of an image, by our clock."""
+    return timed(partial(stylize, pixels))
+
+
+def _at_size(running: list[_Running], size: int, rounds: int) -> list[Document]:
+    """First images of new shapes, then `rounds` warm images of each in turn."""
+    image = sample_photograph(size, size)
+    ours = running[0].stylize(image).astype(int)
+    rows: list[Document] = []
+    differences = []
+    for position, own in enumerate(running):
         shapes = [sample_photograph(size, size - narrower - position) for narrower in NARROWER]
-        firsts = [one.seconds(shape) for shape in shapes]
-        said = _about(one.peer, one.version)
-        rows.append({**said, "size": size, "phase": "first of a shape", **asdict(summarize(firsts))})
-        same = one.peer.runs.startswith(SAME)
-        levels.append(int(np.abs(one.stylize(picture).astype(int) - ours).max()) if same else None)
-        one.seconds(picture)
+        firsts = summarize([own.seconds(shape) for shape in shapes])
+        known = _about(own.peer, own.version)
+        rows.append({**known, "size": size, "phase": "first of a shape", **asdict(firsts)})
+        same = own.peer.runs.startswith(SAME)
+        differences.append(int(np.abs(own.stylize(image).astype(int) - ours).max()) if same else None)
+        own.seconds(image)
     taken: list[list[float]] = [[] for _ in running]
     for _ in range(rounds):
-        for one, seconds in zip(running, taken, strict=True):
-            time.sleep(REST)
-            seconds.append(one.seconds(picture))
+        for own, seconds in zip(running, taken, strict=True):
+            time.sleep(REST_SECONDS)
+            seconds.append(own.seconds(image))
     summaries = [summarize(seconds) for seconds in taken]
-    pairs = list(zip(running, summaries, strict=True))
-    base = {one.peer.way: summary.median for one, summary in pairs if one.peer.package == "nst"}
-    for (one, summary), level in zip(pairs, levels, strict=True):
-        row = {**_about(one.peer, one.version), "size": size, "phase": "steady", **asdict(summary)}
-        rows.append({**row, "levels": level, "ratio": summary.median / base[one.peer.way]})
+    medians = zip(running, summaries, strict=True)
+    base = {own.peer.way: summary.median for own, summary in medians if own.peer.package == "nst"}
+    for own, summary, difference in zip(running, summaries, differences, strict=True):
+        row = {**_about(own.peer, own.version), "size": size, "phase": "steady", **asdict(summary)}
+        rows.append({**row, "max_difference": difference, "ratio": summary.median / base[own.peer.way]})
     return rows
 
 
 @contextmanager
-def _started(peer: Peer, python: Path, served: ModelServer, versions: dict[str, str]) -> Iterator[_Running]:
+def _started(peer: Peer, python: Path, server: ModelServer, versions: dict[str, str]) -> Iterator[_Running]:
     """A peer at work on the served model's file; ended with the block. Raises `MissingEngine`."""
     installed = versions.get(peer.package)
     if installed is None:
         raise MissingEngine(f"not installed: {python.with_name('pip')} install {peer.package}")
-    file = served.exported.model_file
+    file = server.exported.model_file
     if not file.is_file():
-        raise MissingEngine(f"{served.model} is served as an engine: there is no ONNX file to give it")
+        raise MissingEngine(f"{server.model} is served as an engine: there is no ONNX file to give it")
     with start_peer(python, peer.key or peer.package, file, over_http=peer.way == HTTP) as process:
         yield _Running(peer, installed, process.seconds, process.stylize)
+
+
+SHORT, FULL = PeersEffort((256, 512), 12), PeersEffort((256, 512, 1024), 40)
+
+SUITE = Suite(
+    name="peers",
+    title="Peers",
+    measure=measure,
+    tables=list_of_rows,
+    effort=SHORT,
+    on_cpu={"full": Cost(220, FULL)},
+    rank=100,
+)

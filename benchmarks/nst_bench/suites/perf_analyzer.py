@@ -16,30 +16,33 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+import typer
 
+from nst_bench import options
 from nst_bench.machine.description import document_header
 from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
+from nst_bench.results import schema
 from nst_bench.served.callers import Callers, start_callers
 from nst_bench.served.server import ModelServer
+from nst_bench.suite import Context, Document, Effort, Suite, served_model
+from nst_bench.tables import mark, table
 from nst_core.contract import IMAGE
 from nst_core.errors import NstError
 from nst_core.images import Pixels
 
-SCHEMA = "nst-bench-perf-analyzer/1"
-
 PACKAGES = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79")
 LIBRARY, PACKAGE = "libb64.so.0d", "libb64-0d"
-CALLERS = (1, 4)
+
 
 WINDOWS = 3
-"""What perf_analyzer takes its figures from."""
+"""That perf_analyzer takes its figures from."""
 
-ANY = 1000
-"""Per cent by which its windows may differ; beyond, it would give none. Turns that differ are marked here instead."""
+ANY_PER_CENT = 1000
+"""By which its windows may differ; beyond, it would give no figures. Turns that differ are marked here instead."""
 
 
 class PerfAnalyzerError(NstError):
@@ -48,7 +51,7 @@ class PerfAnalyzerError(NstError):
 
 @dataclass(frozen=True)
 class Figures:
-    """Pictures a second, and the median latency in milliseconds."""
+    """Images a second, and the median latency in milliseconds."""
 
     rate: float
     median: float
@@ -69,30 +72,30 @@ class Tool:
                 *(str(self.folder / "perf_analyzer"), "-m", model, "-u", host, "-i", protocol, "-b", "1"),
                 *("--shape", f"{IMAGE}:{size},{size},3", "--concurrency-range", str(callers)),
                 *("--measurement-mode", "count_windows", "--measurement-request-count", str(requests)),
-                *("-s", str(ANY), "-f", str(table)),
+                *("-s", str(ANY_PER_CENT), "-f", str(table)),
             ]
             libraries = [str(self.folder), os.environ.get("LD_LIBRARY_PATH", "")]
             environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
             result = subprocess.run(command, capture_output=True, text=True, env=environment)
             if result.returncode != 0 or not table.is_file():
-                said = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
-                raise PerfAnalyzerError(f"perf_analyzer failed: {' '.join(said[-2:]) or result.returncode}")
+                output = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+                raise PerfAnalyzerError(f"perf_analyzer failed: {' '.join(output[-2:]) or result.returncode}")
             return read(table)
 
 
 def read(table: Path) -> Figures:
-    """The one row of the table that perf_analyzer writes; its latencies are microseconds."""
+    """The only row of the table that perf_analyzer writes; its latencies are microseconds."""
     with table.open() as file:
         (row,) = csv.DictReader(file)
     return Figures(float(row["Inferences/Second"]), float(row["p50 latency"]) / 1000.0)
 
 
-def fetch(folder: Path, say: Callable[[str], None]) -> Tool:
+def fetch(folder: Path, on_progress: Callable[[str], None]) -> Tool:
     """The tool in `folder`, fetched there first if need be; raises `PerfAnalyzerError` with what is missing."""
     complete = folder / "fetched.txt"
     wanted = "\n".join((*PACKAGES, LIBRARY))
     if not complete.is_file() or complete.read_text() != wanted:
-        say(f"fetching perf_analyzer into {folder} ({', '.join(PACKAGES)})")
+        on_progress(f"fetching perf_analyzer into {folder} ({', '.join(PACKAGES)})")
         folder.mkdir(parents=True, exist_ok=True)
         complete.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
@@ -140,54 +143,98 @@ def _run(*command: str, cwd: Path | None = None) -> None:
     except OSError as error:
         raise PerfAnalyzerError(f"{command[0]}: {error.strerror}") from error
     if result.returncode != 0:
-        said = result.stderr.strip().splitlines() or ["no reason given"]
-        raise PerfAnalyzerError(f"{' '.join(command[:4])} failed: {said[-1]}")
+        lines = result.stderr.strip().splitlines() or ["no reason given"]
+        raise PerfAnalyzerError(f"{' '.join(command[:4])} failed: {lines[-1]}")
+
+
+@dataclass(frozen=True)
+class PerfAnalyzerEffort(Effort):
+    """The side of the images in pixels, callers at once, and turns of some seconds."""
+
+    size: int = 512
+    callers: tuple[int, ...] = (1, 4)
+    blocks: int = 3
+    seconds: float = 7.5
 
 
 def measure(
-    served: ModelServer,
-    tool: Tool,
+    context: Context[PerfAnalyzerEffort],
     *,
-    size: int = 512,
-    callers: Sequence[int] = CALLERS,
-    blocks: int = 3,
-    seconds: float = 7.5,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """Both in turns of about `seconds`, `blocks` each, over gRPC and HTTP at `size`^2; a document."""
-    document = document_header(SCHEMA)
-    pixels = sample_photograph(size, size)
-    rows: list[dict[str, Any]] = []
-    for protocol, url in (("gRPC", served.endpoints.grpc), ("HTTP", served.endpoints.http)):
-        with start_callers(max(callers), url, served.style) as ready:
-            alone = ready.closed_loop(1, 5, pixels)
-            window = max(5, round(seconds / WINDOWS * 5 / (alone[-1].done - alone[0].due)))
-            for count in callers:
-                ready.closed_loop(count, 2 * count, pixels)  # the first run of a size of batch is slower
+    tool: Annotated[Path, typer.Option(help="Where perf_analyzer is, or goes.")] = Path(".perf_analyzer"),
+    model: options.Model = options.MODEL,
+    repository: options.Repository = options.REPOSITORY,
+    width: options.Width = None,
+    triton: options.Triton = options.TRITON,
+) -> Document:
+    """Measure serving with NVIDIA's own perf_analyzer too, and say how far the figures are apart."""
+    fetched = fetch(tool, context.on_progress)
+    with served_model(model, repository, width, triton, context) as server:
+        return of_server(server, fetched, context)
+
+
+def of_server(server: ModelServer, tool: Tool, context: Context[PerfAnalyzerEffort]) -> Document:
+    """Both in turns, over gRPC and HTTP; a document."""
+    document, effort = document_header(schema("perf-analyzer")), context.effort
+    size, pixels = effort.size, sample_photograph(effort.size, effort.size)
+    rows: list[Document] = []
+    for protocol, url in (("gRPC", server.endpoints.grpc), ("HTTP", server.endpoints.http)):
+        with start_callers(max(effort.callers), url, server.style) as callers:
+            alone = callers.closed_loop(1, 5, pixels)
+            window = max(5, round(effort.seconds / WINDOWS * 5 / (alone[-1].done - alone[0].due)))
+            for count in effort.callers:
+                callers.closed_loop(count, 2 * count, pixels)  # the first run of a size of batch is slower
                 turns = [
-                    (_ours(ready, count, WINDOWS * window, pixels), tool.run(served.model, url, size, count, window))
-                    for _ in range(blocks)
+                    (_ours(callers, count, WINDOWS * window, pixels), tool.run(server.model, url, size, count, window))
+                    for _ in range(effort.blocks)
                 ]
                 row = {"protocol": protocol, "callers": count, **_compared(turns)}
                 rows.append(row)
-                on_progress(f"{protocol}, {count} callers: {row['rate_ratio']:.3f} of their rate")
+                context.on_progress(f"{protocol}, {count} callers: {row['rate_ratio']:.3f} of their rate")
     apart = max(abs(1.0 - row[name]) for row in rows for name in ("rate_ratio", "median_ratio"))
-    return {**document, "model": {"name": served.model}, "size": size, "rows": rows, "largest_difference": apart}
+    return {**document, "model": {"name": server.model}, "size": size, "rows": rows, "largest_difference": apart}
 
 
-def _ours(ready: Callers, count: int, requests: int, pixels: Pixels) -> Figures:
-    calls = ready.closed_loop(count, requests, pixels)
+def _ours(callers: Callers, count: int, requests: int, pixels: Pixels) -> Figures:
+    calls = callers.closed_loop(count, requests, pixels)
     seconds = max(call.done for call in calls) - calls[0].due
     return Figures(len(calls) / seconds, 1000.0 * float(np.median([call.seconds for call in calls])))
 
 
-def _compared(turns: Sequence[tuple[Figures, Figures]]) -> dict[str, Any]:
+def _compared(turns: Sequence[tuple[Figures, Figures]]) -> Document:
     """Medians of our turns and theirs, the ratios of these, and whether the rates of either drifted."""
-    row: dict[str, Any] = {"unstable": False}
+    row: Document = {"unstable": False}
     for who, figures in zip(("ours", "theirs"), zip(*turns, strict=True), strict=True):
-        rates = [one.rate for one in figures]
+        rates = [turn.rate for turn in figures]
         rate = float(np.median(rates))
-        row[who] = {"rate": rate, "median": float(np.median([one.median for one in figures])), "rates": rates}
+        row[who] = {"rate": rate, "median": float(np.median([turn.median for turn in figures])), "rates": rates}
         row["unstable"] |= (max(rates) - min(rates)) / rate > UNSTABLE
     ratios = {f"{name}_ratio": row["ours"][name] / row["theirs"][name] for name in ("rate", "median")}
     return row | ratios
+
+
+def tables(document: Document) -> list[str]:
+    """Our figures against NVIDIA's."""
+    head = ["", "callers", "images/s: ours", "perf_analyzer's", "ratio", "p50, ms: ours", "perf_analyzer's", "ratio"]
+    body = []
+    for row in document["rows"]:
+        shown = [row["protocol"] + mark(row), str(row["callers"])]
+        for name, digits in (("rate", 2), ("median", 1)):
+            shown += [f"{row[who][name]:.{digits}f}" for who in ("ours", "theirs")]
+            shown.append(f"**{row[f'{name}_ratio']:.3f}**")
+        body.append(shown)
+    return [
+        f"`{document['model']['name']}` at {document['size']}², by nst-bench and perf_analyzer in turns.",
+        "",
+        *table(head, body),
+        "",
+        f"The two are {document['largest_difference']:.1%} apart at most.",
+    ]
+
+
+SUITE = Suite(
+    name="perf-analyzer",
+    title="NVIDIA's perf_analyzer",
+    measure=measure,
+    tables=tables,
+    effort=PerfAnalyzerEffort(),
+)

@@ -1,25 +1,38 @@
-"""What a trained network is worth: the iterations of the optimisation that reach its loss.
+"""How many iterations of the optimisation a trained network is equivalent to: those that reach its loss.
 
-As in figure 5 of Johnson et al. 2016. And what the loss does not see: whether a moving picture flickers, whether
-the network's grid shows, whether there is a frame at the border.
+As in figure 5 of Johnson et al. 2016. And what the loss does not see: whether a moving image flickers, whether the
+network's grid shows (the checkerboard artifact), and whether its border is brighter or darker.
+
+`model` as in `latency`, and `style` (the style image's file). `size`. `equivalent_iterations` and
+`equivalent_iterations_in_range`: `median`, `quartiles`, `minimum`, `maximum`. `photos`: rows of losses, artifacts, and
+the optimisation's loss by iteration (`curve`, and `curve_in_range` with values cut to [0, 1]).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor
 
+from nst_bench import options
+from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.description import document_header
+from nst_bench.plots import Plot, decades, figure
+from nst_bench.results import schema
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
+from nst_bench.suites.latency import about
+from nst_bench.tables import table
 from nst_core.errors import InputError
-from nst_core.images import ImageData, fit, open_image
-from nst_trainer.checkpoint import Checkpoint, parameters
+from nst_core.images import ImageData, find_images, fit, open_image, sample_photographs
+from nst_trainer.checkpoint import Checkpoint, load
 from nst_trainer.images import to_tensor
 from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import checkerboard_loss
@@ -28,69 +41,84 @@ from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import Weights
+from nst_trainer.weights import vgg16_weights
 
-SCHEMA = "nst-bench-quality/1"
 CURVE = 120
 """Iterations of the optimisation that are drawn for every photograph."""
 
 LONGEST = 500
-"""Where the search for a network's worth ends."""
+"""Iterations after which the search for those that are equivalent ends."""
 
-Paint = Callable[[Tensor], Tensor]
-"""Pictures `[N, 3, H, W]` in [0, 1] to stylised ones."""
+Stylize = Callable[[Tensor], Tensor]
+"""Images `[N, 3, H, W]` in [0, 1] to stylized images."""
+
+
+@dataclass(frozen=True)
+class QualityEffort(Effort):
+    """The side of the images, pixels."""
+
+    size: int = 256
 
 
 def measure(
+    context: Context[QualityEffort],
+    *,
+    checkpoint: Annotated[Path, typer.Argument(help="A trained style (.pth).")],
+    style: Annotated[Path, typer.Option(help="The style image that it learned.")],
+    photos: options.Photos = None,
+    full: Annotated[bool, typer.Option("--full", help="At 512 x 512 instead of 256 x 256.")] = False,
+    vgg: options.Vgg = None,
+) -> Document:
+    """Measure how many iterations of the optimisation a network is equivalent to: those that reach its loss."""
+    contents = find_images(photos) if photos else sample_photographs()
+    effort = QualityEffort(512) if full else context.effort
+    trained, weights = load(checkpoint), vgg16_weights(vgg)
+    return of_network(trained, checkpoint.stem, style, contents, weights, replace(context, effort=effort))
+
+
+def of_network(
     checkpoint: Checkpoint,
     name: str,
     style: Path,
     photos: Sequence[Path],
     weights: Weights,
-    *,
-    size: int = 256,
-    device: torch.device | None = None,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """Measure the style called as the picture `style`, or the only one, on `photos` cut to `size`^2; a document.
+    context: Context[QualityEffort],
+) -> Document:
+    """Compare the network with the optimisation on `photos`; a document.
 
-    The optimisation runs on `device`, the CPU if not given; the network on the CPU.
-
-    Raises `InputError` for a network without this style, and for a texture network.
+    The style is that called as the file `style`, or the only style. The optimisation runs on the device, the network on
+    the CPU. Raises `InputError` for a network without this style, and for a texture network.
     """
-    paint = painter(checkpoint, style.stem)
-    painting = painting_of(checkpoint, style)
-    settings = baseline(checkpoint, size, LONGEST, painting)
+    size, device = context.effort.size, torch_device(context.device)
+    stylize = stylizer(checkpoint, style.stem)
+    style_image = style_image_of(checkpoint, style)
+    settings = baseline(checkpoint, size, LONGEST, style_image)
     rows = []
     for photo in photos:
-        picture = fit(open_image(photo), size, size)
-        run = ImageOptimization(to_tensor(picture), [painting], settings, weights, device=device or torch.device("cpu"))
-        row = {"photo": photo.name, **network_losses(run, paint), **appearance(paint, picture)}
+        content = fit(open_image(photo), size, size)
+        run = ImageOptimization(to_tensor(content), [style_image], settings, weights, device=device)
+        row = {"photo": photo.name, **network_losses(run, stylize), **appearance(stylize, content)}
         curve, in_range = _curves(run, row["loss"])
         row |= {
-            "worth": iterations_worth(curve, row["loss"]),
-            "worth_in_range": iterations_worth(in_range, row["loss"]),
+            "equivalent_iterations": equivalent_iterations(curve, row["loss"]),
+            "equivalent_iterations_in_range": equivalent_iterations(in_range, row["loss"]),
         }
         rows.append(row | {"curve": curve[:CURVE], "curve_in_range": in_range[:CURVE], "iterations": len(curve)})
-        on_progress(f"{photo.name}: loss {row['loss']:.3f}, worth {row['worth'] or f'more than {LONGEST}'}")
-    worths = [row["worth"] or LONGEST for row in rows]
+        found = row["equivalent_iterations"] or f"more than {LONGEST}"
+        context.on_progress(f"{photo.name}: loss {row['loss']:.3f}, equivalent to {found} iterations")
+    in_range_found = [row["equivalent_iterations_in_range"] or row["iterations"] for row in rows]
     return {
-        **document_header(SCHEMA),
-        "model": {
-            "name": name,
-            "style": style.name,
-            "network": checkpoint.network.name,
-            **checkpoint.network.arguments,
-            "parameters": parameters(checkpoint.network),
-        },
+        **document_header(schema("quality")),
+        "model": {"style": style.name, **about(checkpoint, name)},
         "size": size,
-        "worth": _spread(worths),
-        "worth_in_range": _spread([row["worth_in_range"] or row["iterations"] for row in rows]),
+        "equivalent_iterations": _spread([row["equivalent_iterations"] or LONGEST for row in rows]),
+        "equivalent_iterations_in_range": _spread(in_range_found),
         "photos": rows,
     }
 
 
-def painting_of(checkpoint: Checkpoint, style: Path) -> Tensor:
-    """The style's picture `[1, 3, H, W]` as the network's training had it: made smaller if need be, never larger."""
+def style_image_of(checkpoint: Checkpoint, style: Path) -> Tensor:
+    """The style image `[1, 3, H, W]` as the network's training had it: made smaller if need be, never larger."""
     return to_tensor(open_image(style, max_side=_style_size(checkpoint)))
 
 
@@ -100,14 +128,14 @@ def _style_size(checkpoint: Checkpoint) -> int:
 
 
 def baseline(
-    checkpoint: Checkpoint, size: int, iterations: int, painting: Tensor | None = None
+    checkpoint: Checkpoint, size: int, iterations: int, style_image: Tensor | None = None
 ) -> OptimizationSettings:
     """Johnson's baseline at `size` with the weights of the network's own training.
 
-    It leaves a `painting` `[1, 3, H, W]` as it is; without one the style has the size of the training's settings.
+    It leaves a `style_image` `[1, 3, H, W]` as it is; without it the style has the size of the training's settings.
     """
     trained = checkpoint.training
-    style_size = _style_size(checkpoint) if painting is None else max(painting.shape[2:])
+    style_size = _style_size(checkpoint) if style_image is None else max(style_image.shape[2:])
     return replace(
         PRESETS["johnson2016-baseline"],
         size=size,
@@ -119,38 +147,35 @@ def baseline(
     )
 
 
-def painter(checkpoint: Checkpoint, style: str) -> Paint:
+def stylizer(checkpoint: Checkpoint, style: str) -> Stylize:
     """The network with the style called `style`, or its only one; values in [0, 1]."""
     network = checkpoint.network
     if network.arguments.get("texture"):
-        raise InputError("a texture network paints no photographs: there is nothing to compare it with")
-    mix: Tensor | None = None
+        raise InputError("a texture network stylizes no photographs: there is nothing to compare it with")
+    weights: Tensor | None = None
     if network.styles > 1:
         if style not in checkpoint.styles:
             raise InputError(f"no style {style!r}; the checkpoint has {', '.join(checkpoint.styles)}")
-        mix = torch.eye(network.styles)[checkpoint.styles.index(style)]
+        weights = torch.eye(network.styles)[checkpoint.styles.index(style)]
 
-    def paint(pictures: Tensor) -> Tensor:
-        return _padded(network, pictures, mix)
-
-    return paint
+    return partial(_padded, network, weights)
 
 
 @torch.no_grad()
-def _padded(network: StyledNetwork, pictures: Tensor, mix: Tensor | None) -> Tensor:
-    height, width = pictures.shape[2:]
+def _padded(network: StyledNetwork, style_weights: Tensor | None, images: Tensor) -> Tensor:
+    height, width = images.shape[2:]
     edges = (0, -width % network.multiple, 0, -height % network.multiple)
-    padded = torch.nn.functional.pad(pictures, edges, mode="reflect")
-    rows = None if mix is None else mix.expand(len(pictures), -1)
-    painted: Tensor = network(padded, rows)[:, :, :height, :width].clamp(0.0, 1.0)
-    return painted
+    padded = torch.nn.functional.pad(images, edges, mode="reflect")
+    rows = None if style_weights is None else style_weights.expand(len(images), -1)
+    stylized: Tensor = network(padded, rows)[:, :, :height, :width].clamp(0.0, 1.0)
+    return stylized
 
 
 @torch.no_grad()
-def network_losses(run: ImageOptimization, paint: Paint) -> dict[str, Any]:
+def network_losses(run: ImageOptimization, stylize: Stylize) -> Document:
     """The network's losses by the optimisation's own measure, weighted; style also by layer."""
     assert run.content is not None
-    losses = run.loss(paint(run.content.cpu()).to(run.device), run.target)
+    losses = run.loss(stylize(run.content.cpu()).to(run.device), run.target)
     return {
         "loss": losses.total.item(),
         "content": losses.content.item(),
@@ -163,80 +188,149 @@ def network_losses(run: ImageOptimization, paint: Paint) -> dict[str, Any]:
 def _curves(run: ImageOptimization, goal: float) -> tuple[list[float], list[float]]:
     """The optimisation's loss by iteration, until it is at `goal` and long enough to be drawn.
 
-    First of the picture as it is, second of the picture with its values cut to [0, 1], as a file would hold it
+    First of the image as it is, second of the image with its values cut to [0, 1], as a file would hold it
     and as Johnson et al. have it after every iteration (section 4.1); a network's result is within the range.
     """
     seen: list[Iteration] = []
     in_range: list[float] = []
-    while len(seen) < CURVE or min(one.total for one in seen) > goal:
+    while len(seen) < CURVE or min(iteration.total for iteration in seen) > goal:
         with torch.no_grad():
             in_range.append(run.loss(run.current.parameters.pixels().clamp(0.0, 1.0), run.target).total.item())
         if not run.step(seen.append):
             in_range.pop()
             break
-    return [one.total for one in seen], in_range
+    return [iteration.total for iteration in seen], in_range
 
 
-def _spread(worths: Sequence[int]) -> dict[str, Any]:
+def _spread(counts: Sequence[int]) -> Document:
     return {
-        "median": float(np.median(worths)),
-        "quartiles": np.percentile(worths, [25, 75]).tolist(),
-        "minimum": min(worths),
-        "maximum": max(worths),
+        "median": float(np.median(counts)),
+        "quartiles": np.percentile(counts, [25, 75]).tolist(),
+        "minimum": min(counts),
+        "maximum": max(counts),
     }
 
 
-def iterations_worth(curve: Sequence[float], goal: float) -> int | None:
-    """The first iteration, counted from 1, whose loss is at or below `goal`; None if there is none."""
+def equivalent_iterations(curve: Sequence[float], goal: float) -> int | None:
+    """The first iteration, counted from 1, whose loss is at or below `goal`; None without such an iteration."""
     return next((number for number, loss in enumerate(curve, 1) if loss <= goal), None)
 
 
-def appearance(paint: Paint, photo: ImageData) -> dict[str, float]:
-    """What the loss does not see, in levels of 255."""
-    pictures = to_tensor(photo)
-    painted = paint(pictures)
+def appearance(stylize: Stylize, photo: ImageData) -> dict[str, float]:
+    """What the loss does not see, of 255."""
+    images = to_tensor(photo)
+    stylized = stylize(images)
     return {
-        "warping_error": warping_error(paint, pictures),
-        "lattice": lattice_levels(painted),
-        "border": border_levels(painted),
+        "warping_error": warping_error(stylize, images),
+        "checkerboard": checkerboard_artifact(stylized),
+        "border": border_artifact(stylized),
     }
 
 
-def warping_error(paint: Paint, picture: Tensor, frames: int = 4) -> float:
-    """Root mean square between frames of a pan after the motion is undone, in levels of 255.
+def warping_error(stylize: Stylize, image: Tensor, frames: int = 4) -> float:
+    """Root mean square between frames of a pan after the motion is undone, of 255.
 
-    The camera moves by (1, 3) pixels a frame over `picture` `[1, 3, H, W]` and sees noise of two levels, so
+    The camera moves by (1, 3) pixels a frame over `image` `[1, 3, H, W]` and sees noise of 2 of 255, so
     the true motion is known and nothing is hidden but at the border, which does not count.
     """
     generator = torch.Generator().manual_seed(0)
     down, right = 1, 3
-    height, width = picture.shape[2] - down * frames, picture.shape[3] - right * frames
-    painted = []
+    height, width = image.shape[2] - down * frames, image.shape[3] - right * frames
+    stylized = []
     for frame in range(frames):
         top, left = down * frame, right * frame
-        seen = picture[:, :, top : top + height, left : left + width]
-        painted.append(paint(seen + torch.randn(seen.shape, generator=generator) * (2.0 / 255.0)))
+        seen = image[:, :, top : top + height, left : left + width]
+        stylized.append(stylize(seen + torch.randn(seen.shape, generator=generator) * (2.0 / 255.0)))
     edge = 8
     errors = [
         (before[:, :, down:, right:] - after[:, :, :-down, :-right])[:, :, edge:-edge, edge:-edge].square().mean()
-        for before, after in pairwise(painted)
+        for before, after in pairwise(stylized)
     ]
     return 255.0 * float(torch.stack(errors).mean().sqrt())
 
 
-def lattice_levels(pictures: Tensor) -> float:
-    """How much the network's grid of 4 pixels shows, rms in levels of 255 (`nst_trainer.losses.checkerboard_loss`)."""
-    height, width = (side // 4 * 4 for side in pictures.shape[2:])
-    return 255.0 * float(checkerboard_loss(pictures[:, :, :height, :width]).sqrt())
+def checkerboard_artifact(images: Tensor) -> float:
+    """How much the network's grid of 4 pixels shows, root mean square of 255 (the root of `checkerboard_loss`)."""
+    height, width = (side // 4 * 4 for side in images.shape[2:])
+    return 255.0 * float(checkerboard_loss(images[:, :, :height, :width]).sqrt())
 
 
-def border_levels(pictures: Tensor) -> float:
-    """The mean of the outermost pixels less that of the ring 16 pixels further in, in levels of 255."""
-    outer, inner = _ring(pictures, 0), _ring(pictures, 16)
+def border_artifact(images: Tensor) -> float:
+    """The mean of the outermost pixels less that of the ring 16 pixels further in, of 255."""
+    outer, inner = _ring(images, 0), _ring(images, 16)
     return 255.0 * float(outer.mean() - inner.mean())
 
 
-def _ring(pictures: Tensor, distance: int) -> Tensor:
-    inside = pictures[:, :, distance : pictures.shape[2] - distance, distance : pictures.shape[3] - distance]
+def _ring(images: Tensor, distance: int) -> Tensor:
+    inside = images[:, :, distance : images.shape[2] - distance, distance : images.shape[3] - distance]
     sides = (inside[:, :, 0], inside[:, :, -1], inside[:, :, :, 0], inside[:, :, :, -1])
     return torch.cat([side.flatten() for side in sides])
+
+
+def tables(document: Document) -> list[str]:
+    """The equivalent iterations, the losses and what the loss does not see, by photograph."""
+    model, found, size = document["model"], document["equivalent_iterations"], document["size"]
+    photos, in_range = document["photos"], document["equivalent_iterations_in_range"]
+    low, high = found["quartiles"]
+    head = ["photograph", "equivalent iterations", "in range", "loss", "content", "style", *photos[0]["style_by_layer"]]
+    head += ["total variation", "warping error", "checkerboard", "border"]
+    body = []
+    for row in photos:
+        names = ("equivalent_iterations", "equivalent_iterations_in_range")
+        counts = [str(row[name] or f"> {row['iterations']}") for name in names]
+        losses = [row["loss"], row["content"], row["style"], *row["style_by_layer"].values(), row["total_variation"]]
+        artifacts = [f"{row[name]:.2f}" for name in ("warping_error", "checkerboard", "border")]
+        body.append([row["photo"], *counts, *(f"{value:.3f}" for value in losses), *artifacts])
+    return [
+        f"`{model['name']}` ({model['network']}, width {model['width']:g}, {model['parameters']:,} parameters) in the "
+        f"style of {model['style']} is equivalent to **{found['median']:g} iterations** of the optimisation at {size}² "
+        f"(median of {len(photos)} photographs; half of them {low:.0f}-{high:.0f}, "
+        f"all {found['minimum']}-{found['maximum']}), or to {in_range['median']:g} "
+        f"({in_range['minimum']}-{in_range['maximum']}) if the optimisation's images, too, are cut to the range of "
+        "colours that a file can hold.",
+        "",
+        *table(head, body),
+        "",
+        "Losses are weighted as in training; the last three are of 255.",
+    ]
+
+
+def plot(own: Mapping[str, Document], _machine: str) -> Plot | None:
+    """Johnson et al.'s figure 5: the optimisation's loss by iteration, and the network's as a line."""
+    if "quality" not in own:
+        return None
+    document = own["quality"]
+    rows, found, name = document["photos"], document["equivalent_iterations"]["median"], document["model"]["name"]
+    shortest = min(len(row["curve"]) for row in rows)
+    curves, in_range = (np.array([row[kind][:shortest] for row in rows]) for kind in ("curve", "curve_in_range"))
+    numbers, losses = np.arange(1, shortest + 1), [row["loss"] for row in rows]
+    title = f"{len(rows)} photographs at {document['size']}²; shades: all of them"
+    with figure("quality", title) as (axes, finish):
+        axes.plot(numbers, np.median(curves, axis=0), color="C0", label="optimisation from noise (median)")
+        axes.fill_between(numbers, curves.min(axis=0), curves.max(axis=0), color="C0", alpha=0.2, linewidth=0)
+        label = "the same, cut to the range (median)"
+        axes.plot(numbers, np.median(in_range, axis=0), color="C0", linestyle="--", label=label)
+        axes.axhline(float(np.median(losses)), color="C1", label=f"{name}, one pass (median)")
+        axes.axhspan(min(losses), max(losses), color="C1", alpha=0.2, linewidth=0)
+        axes.axvline(found, color="0.6", linestyle=":", label=f"equivalent to {found:g} iterations (median)")
+        axes.set_yscale("log")
+        decades(axes.yaxis, lambda value: f"{value:g}")
+        axes.set_xlabel("iterations of L-BFGS")
+        axes.set_ylabel("loss, weighted as in training")
+        axes.legend(fontsize=7)
+        of_network = f"of {name}, which is equivalent to {found:g} iterations"
+        return finish(f"Loss of the optimisation by iteration at {document['size']}², and {of_network}.")
+
+
+SUITE = Suite(
+    name="quality",
+    title="What the network is equivalent to",
+    measure=measure,
+    tables=tables,
+    plots=(plot,),
+    plot_beside=True,
+    effort=QualityEffort(),
+    on_cpu={"full": Cost(270, QualityEffort())},
+    on_gpu={"full": Cost(60, QualityEffort())},
+    rank=110,
+)

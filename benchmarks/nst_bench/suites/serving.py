@@ -1,37 +1,46 @@
 """What serving costs: a request against the bare session, many callers, mixed sizes, and arrivals at their own times.
 
-The bare session is the served model in this process with the engine, threads and instances of its config, and
-pictures in memory. It and Triton share the machine, so they never run at the same moment: both stay loaded and take
-turns, in one run, so that a drift of the machine hits both alike.
+The bare session is the served model in this process with the engine, threads and instances of its config, and images in
+memory. It and Triton share the machine, so they never run at the same moment: both stay loaded and take turns, in one
+run, so that a drift of the machine hits both alike. Callers at once must not be slower than a single caller: each of
+their rates stands against that of one caller who asks for the same images, of one size and of mixed sizes.
 
-Callers at once must not be slower than one: each of their rates stands against that of one caller who paints the same
-pictures, of one size and of mixed sizes.
+`model`: `name`, `network`, `width`, `styles`, `precision`, `provider`, `instances`, `threads` (null on a GPU),
+`seconds_to_ready`. `latency`: rows of `size`, `way`, a summary, `ratio` (to the bare session). `throughput`, at the
+size of the arrivals, and `throughput_by_size`, a list of the others: `size`, `requests` (a turn's), `bare` (`rate`,
+images a second, and its turns' `rates`), `rows` of `callers`, `rate`, `rates`, `ratio` (to the bare sessions),
+`against_one` (to one caller's), a summary of the latency, `batch`, `batches`, `mean`, `queue`, `compute`, `rest`.
+`mixed`, if measured: `sides`, `rows` with `mixture`, `callers`, `one_caller` (images a second of one caller with the
+same images) and the rest as above. `slowest_against_one`: `ratio`, the lowest `against_one` of callers at once, and
+`who` has it. `arrivals`: `size`, `limit`, `percentile`, `rate`, `rows`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
+from nst_bench import options
 from nst_bench.engines.bare import BareModel
 from nst_bench.machine.description import document_header
-from nst_bench.measure import REST, UNSTABLE, interleaved, summarize, timed
+from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
-from nst_bench.served.callers import Call, Callers, start_callers
+from nst_bench.results import schema
+from nst_bench.served.callers import Callers, start_callers
 from nst_bench.served.server import ModelServer
-from nst_client import ServiceError, Statistics, StyleClient
+from nst_bench.served.turns import Turn, rate_of, summary, take_turn
+from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_model
+from nst_bench.suites.drawing.serving import plot, tables
+from nst_client import StyleClient
 from nst_core.images import Pixels
-
-SCHEMA = "nst-bench-serving/1"
 
 BARE = "bare session"
 WAYS = ("gRPC", "HTTP", "shared memory")
@@ -42,14 +51,17 @@ APART, CHANGING = "each caller another size", "each caller changes sizes"
 PERCENTILE = 95
 """Of the latency that the limit is for."""
 
+FEWEST_REQUESTS, MOST_REQUESTS = 20, 200
+"""Of one way and size, and the fewest of a rate of arrivals."""
+
 
 @dataclass(frozen=True)
-class Effort:
+class ServingEffort(Effort):
     """How long to measure, in seconds: a size's latency, a turn of `blocks` of the throughput, a rate of arrivals.
 
-    `sizes` are the sides of the pictures of single requests, `loaded` of those that `callers` ask for at once, and
+    `sizes` are the sides of the images of single requests, `loaded` of those that `callers` ask for at once, and
     arrivals come at the last of `loaded`. `mixed` are the callers of mixed sizes, of sides within `sides`, whose turns
-    take `mixed_turn`.
+    take `mixed_turn`. `limit` is for the arrivals: the rate is searched at which the 95th percentile stays below.
     """
 
     latency: float = 30.0
@@ -63,93 +75,102 @@ class Effort:
     mixed: tuple[int, ...] = ()
     mixed_turn: float = 2.0
     sides: tuple[int, int] = (128, 640)
+    limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Milliseconds that 95 % of the arrivals may take; if not given, twice a single request's.", min=1.0
+        ),
+    ] = None
 
-    def scaled(self, share: float) -> Effort:
-        """For a share of the time."""
-        if share >= 1.0:
-            return self
+    def scaled(self, share: float) -> ServingEffort:
+        """Shorter, and fewer rates of arrival."""
         turns = {name: share * getattr(self, name) for name in ("latency", "turn", "arrivals", "mixed_turn")}
         return replace(self, **turns, probes=max(2, round(share * self.probes)))
 
 
-FULL = Effort(mixed=(4,))
-CARD = Effort(4.0, 2, 1.0, 2.0, 4, loaded=(256, 512), callers=(1, 2, 4, 8, 32), mixed=(8, 32), mixed_turn=1.0)
-"""On a GPU, where a picture takes milliseconds."""
-
-CARD_SHORT = Effort(2.0, 2, 0.7, 1.0, 0, loaded=(512,), callers=(1, 8, 32), mixed=(8,), mixed_turn=0.7)
-"""A further model on a GPU."""
-
-FEWEST, MOST = 20, 200
-"""Requests of one way and size, and the fewest of a rate of arrivals."""
-
-
 @dataclass(frozen=True)
-class _Measured:
+class _Setup:
     """What is measured, and with what."""
 
-    served: ModelServer
-    style: str
+    server: ModelServer
     bare: BareModel
     callers: Callers
-    effort: Effort
-    on_progress: Callable[[str], None]
+    context: Context[ServingEffort]
+
+    @property
+    def effort(self) -> ServingEffort:
+        """Of the context."""
+        return self.context.effort
+
+    @property
+    def style(self) -> str:
+        """The style that is asked for."""
+        return self.server.style
+
+    def client(self) -> StyleClient:
+        """A client over gRPC."""
+        return StyleClient(self.server.endpoints.grpc, timeout=300.0, shared_memory=False)
 
 
 def measure(
-    served: ModelServer,
+    context: Context[ServingEffort],
     *,
-    limit: float | None = None,
-    effort: Effort = FULL,
-    on_progress: Callable[[str], None] = lambda note: None,
-    keep: Callable[[dict[str, Any]], None] = lambda document: None,
-) -> dict[str, Any]:
-    """Latency of single requests, throughput by callers, mixed sizes, arrivals; a document.
+    model: options.Model = options.MODEL,
+    repository: options.Repository = options.REPOSITORY,
+    width: options.Width = None,
+    triton: options.Triton = options.TRITON,
+) -> Document:
+    """Measure serving: a request against the bare session, callers at once, mixed sizes, latency by rate of arrival.
 
-    `limit` is for the arrivals, in milliseconds: the rate is searched at which the 95th percentile stays below;
-    if not given, twice the median of a single request over gRPC. `keep` gets the document after each part.
+    Takes five minutes, on a GPU two.
     """
-    document = document_header(SCHEMA)
-    bare = BareModel(served.exported.folder)
-    document["model"] = _model(served, bare)
-    with start_callers(max((*effort.callers, *effort.mixed)), served.endpoints.grpc, served.style) as ready:
-        on = _Measured(served, served.style, bare, ready, effort, on_progress)
-        for name, part in _parts(on, limit):
+    with served_model(model, repository, width, triton, context) as server:
+        return of_server(server, context)
+
+
+def of_server(server: ModelServer, context: Context[ServingEffort]) -> Document:
+    """Latency of single requests, throughput by callers, mixed sizes, arrivals; a document."""
+    bare, effort = BareModel(server.exported.folder), context.effort
+    document = {**document_header(schema("serving")), "model": _model(server, bare)}
+    with start_callers(max((*effort.callers, *effort.mixed)), server.endpoints.grpc, server.style) as callers:
+        for name, part in _parts(_Setup(server, bare, callers, context)):
             document[name] = part
-            keep(document)
+            context.keep(document)
     return document
 
 
-def _parts(on: _Measured, limit: float | None) -> Iterator[tuple[str, Any]]:
+def _parts(setup: _Setup) -> Iterator[tuple[str, Any]]:
     """What a document holds, in the order of importance."""
-    effort = on.effort
-    latency = [row for size in effort.sizes for row in _latency(on, size)]
+    effort = setup.effort
+    latency = [row for size in effort.sizes for row in _latency(setup, size)]
     yield "latency", latency
     loads = []
     for size in reversed(effort.loaded):
         pixels = sample_photograph(size, size)
-        _warm_batches(on, pixels, max(effort.callers))
-        loads.append(_throughput(on, pixels, _alone(on, pixels)))
+        _warm_batches(setup, pixels, max(effort.callers))
+        loads.append(_throughput(setup, pixels, _seconds_alone(setup, pixels)))
     yield "throughput", loads[0]
     yield "throughput_by_size", loads[1:]
     if effort.mixed:
-        mixed = [row for count in effort.mixed for row in _mixed(on, count)]
+        mixed = [row for count in effort.mixed for row in _mixed(setup, count)]
         yield "mixed", {"sides": list(effort.sides), "rows": mixed}
         yield "slowest_against_one", slowest(loads, mixed)
     if effort.probes:
-        size = effort.loaded[-1]
-        single = next((row["median"] for row in latency if (row["size"], row["way"]) == (size, WAYS[0])), None)
-        single = single or 1000.0 * _alone(on, sample_photograph(size, size))
-        most = loads[0]["bare"]["rate"] if on.bare.threads else max(row["rate"] for row in loads[0]["rows"])
-        yield "arrivals", _arrivals(on, sample_photograph(size, size), most, limit or 2.0 * single)
+        pixels = sample_photograph(effort.loaded[-1], effort.loaded[-1])
+        single = [row["median"] for row in latency if (row["size"], row["way"]) == (len(pixels), WAYS[0])]
+        limit = effort.limit or 2.0 * (single[0] if single else 1000.0 * _seconds_alone(setup, pixels))
+        bare_rate = loads[0]["bare"]["rate"]
+        highest = bare_rate if setup.bare.threads else max(row["rate"] for row in loads[0]["rows"])
+        yield "arrivals", _arrivals(setup, pixels, highest, limit)
 
 
-def _model(served: ModelServer, bare: BareModel) -> dict[str, Any]:
+def _model(server: ModelServer, bare: BareModel) -> Document:
     """What is served and how, as its own folder says."""
-    exported = served.exported
+    exported = server.exported
     verification = exported.version / "verification.json"
     network = json.loads(verification.read_text())["network"] if verification.is_file() else {}
     return {
-        "name": served.model,
+        "name": server.model,
         "network": network.get("name"),
         "width": network.get("width"),
         "styles": len(exported.styles),
@@ -157,113 +178,108 @@ def _model(served: ModelServer, bare: BareModel) -> dict[str, Any]:
         "provider": bare.provider,
         "instances": len(bare.sessions),
         "threads": bare.threads,
-        "seconds_to_ready": served.seconds,
+        "seconds_to_ready": server.seconds,
     }
 
 
-def _latency(on: _Measured, size: int) -> list[dict[str, Any]]:
+def _latency(setup: _Setup, size: int) -> list[Document]:
     """Single requests, every way in turn; each with its ratio to the bare session's median."""
-    pixels = sample_photograph(size, size)
-    endpoints = on.served.endpoints
+    pixels, ends = sample_photograph(size, size), setup.server.endpoints
+    urls = {"gRPC": (ends.grpc, False), "HTTP": (ends.http, False), "shared memory": (ends.grpc, True)}
+    works: dict[str, Callable[[], object]] = {BARE: partial(setup.bare.stylize, pixels)}
     with ExitStack() as stack:
-        clients = {
-            "gRPC": StyleClient(endpoints.grpc, shared_memory=False),
-            "HTTP": StyleClient(endpoints.http, shared_memory=False),
-            "shared memory": StyleClient(endpoints.grpc, shared_memory=True),
-        }
-        works: dict[str, Callable[[], object]] = {BARE: partial(on.bare.stylize, pixels)}
-        for way, client in clients.items():
-            works[way] = partial(stack.enter_context(client).stylize, pixels, on.style)
+        for way, (url, shared) in urls.items():
+            client = stack.enter_context(StyleClient(url, shared_memory=shared))
+            works[way] = partial(client.stylize, pixels, setup.style)
         for work in works.values():
-            work()  # the first picture of a shape is another figure
+            work()  # the first image of a shape is another figure
             work()
-        round_seconds = timed(lambda: [work() for work in works.values()]) + REST * len(works)
-        rounds = min(MOST, max(FEWEST, round(on.effort.latency / round_seconds)))
-        samples = interleaved(works, rounds, rest=REST)
-    rows = [{"size": size, "way": way, **asdict(summarize(seconds))} for way, seconds in samples.items()]
-    for row in rows:
-        row["ratio"] = row["median"] / rows[0]["median"]
-    served = ", ".join(f"{row['way']} {row['ratio']:.3f}" for row in rows[1:])
-    on.on_progress(f"{size} x {size}: {rows[0]['median']:.1f} ms bare; times as long: {served}")
+        summaries = in_turns(works, setup.effort.latency, FEWEST_REQUESTS, MOST_REQUESTS)
+    bare = summaries[BARE].median
+    rows = [
+        {"size": size, "way": way, **asdict(summary), "ratio": summary.median / bare}
+        for way, summary in summaries.items()
+    ]
+    ratios = ", ".join(f"{row['way']} {row['ratio']:.3f}" for row in rows[1:])
+    setup.context.on_progress(f"{size} x {size}: {bare:.1f} ms bare; times as long: {ratios}")
     return rows
 
 
-def _alone(on: _Measured, pixels: Pixels) -> float:
-    """Seconds of a single warm request over gRPC."""
-    with StyleClient(on.served.endpoints.grpc, timeout=300.0, shared_memory=False) as client:
-        client.stylize(pixels, on.style)
-        return min(timed(partial(client.stylize, pixels, on.style)) for _ in range(3))
+def _seconds_alone(setup: _Setup, pixels: Pixels) -> float:
+    """Of a single warm request over gRPC."""
+    with setup.client() as client:
+        client.stylize(pixels, setup.style)
+        return min(timed(partial(client.stylize, pixels, setup.style)) for _ in range(3))
 
 
-def _warm_batches(on: _Measured, pixels: Pixels, largest: int) -> None:
+def _warm_batches(setup: _Setup, pixels: Pixels, largest: int) -> None:
     """Every size of batch that callers at once can make is a shape of its own, and its first run is slower."""
-    config = on.served.exported.config
+    config = setup.server.exported.config
     if not config.HasField("dynamic_batching"):
         return
-    with StyleClient(on.served.endpoints.grpc, timeout=300.0, shared_memory=False) as client:
+    with setup.client() as client:
         for size in range(1, min(largest, config.max_batch_size) + 1):
-            client.stylize(np.repeat(pixels[None], size, axis=0), on.style)
+            client.stylize(np.repeat(pixels[None], size, axis=0), setup.style)
 
 
-def _throughput(on: _Measured, pixels: Pixels, alone: float) -> dict[str, Any]:
-    """Pictures a second by callers, and of the bare sessions together, in `blocks` of a turn each.
+def _throughput(setup: _Setup, pixels: Pixels, alone: float) -> Document:
+    """Images a second by callers, and of the bare sessions together, in `blocks` of a turn each.
 
-    A turn is a fixed number of pictures, two a caller or more, of `alone` seconds each, and its time ends with
-    the last: with more than one instance some are idle then, which is held against either side alike.
+    A turn is a fixed number of images, two a caller or more, of `alone` seconds each, and its time ends with the last:
+    with more than one instance some are idle then, which is held against either side alike.
     """
-    callers = on.effort.callers
-    most = max(callers)
-    wanted = on.effort.turn * len(on.bare.sessions) / alone
+    counts = setup.effort.callers
+    most = max(counts)
+    wanted = setup.effort.turn * len(setup.bare.sessions) / alone
     requests = most * max(2, math.ceil(wanted / most))
-    rates: list[float] = []
-    turns: dict[int, list[Turn]] = {count: [] for count in callers}
-    on.callers.closed_loop(most, 2 * most, pixels)
-    for _ in range(on.effort.blocks):
-        rates.append(requests / on.bare.seconds_for(pixels, requests))
-        for count in callers:
-            turns[count].append(_turn(on, partial(on.callers.closed_loop, count, requests, pixels)))
-    one = [turn.rate for turn in turns.get(1, [])]
+    bare_rates: list[float] = []
+    turns: dict[int, list[Turn]] = {count: [] for count in counts}
+    setup.callers.closed_loop(most, 2 * most, pixels)
+    for _ in range(setup.effort.blocks):
+        bare_rates.append(requests / setup.bare.seconds_for(pixels, requests))
+        for count in counts:
+            turns[count].append(take_turn(setup.server, partial(setup.callers.closed_loop, count, requests, pixels)))
+    single = [turn.rate for turn in turns.get(1, [])]
     rows = []
     for count, own in turns.items():
-        row = {"callers": count, **_rate([turn.rate for turn in own]), "ratio": _over(own, rates)}
-        against = {"against_one": _over(own, one)} if one else {}
+        row = {"callers": count, **rate_of([turn.rate for turn in own]), "ratio": _over(own, bare_rates)}
+        against = {"against_one": _over(own, single)} if single else {}
         rows.append(row | against | summary(own))
-        on.on_progress(
-            f"{count} callers: {row['rate']:.2f} pictures a second, {row['ratio']:.3f} of the bare sessions'"
-        )
-    return {"size": len(pixels), "requests": requests, "bare": _rate(rates), "rows": rows}
+        rate = f"{row['rate']:.2f} images a second, {row['ratio']:.3f} of the bare sessions'"
+        setup.context.on_progress(f"{count} callers: {rate}")
+    return {"size": len(pixels), "requests": requests, "bare": rate_of(bare_rates), "rows": rows}
 
 
-def _mixed(on: _Measured, count: int) -> list[dict[str, Any]]:
-    """Pictures a second of `count` callers and as many sizes, against one caller that paints the same pictures.
+def _mixed(setup: _Setup, count: int) -> list[Document]:
+    """Images a second of `count` callers and as many sizes, against one caller with the same images.
 
     Every size comes equally often, in a turn of all: one caller takes them in turn; callers at once have a size of
     their own each, or take all in turn, each beginning with another.
     """
-    sizes = mixture(count, *on.effort.sides)
+    sizes, callers = mixture(count, *setup.effort.sides), setup.callers
     photo = sample_photograph(*(max(side) for side in zip(*sizes, strict=True)))
-    on.callers.mixed_sizes(photo, [sizes])
-    warm = on.callers.mixed_sizes(photo, [sizes])
-    each = max(2, math.ceil(on.effort.mixed_turn / sum(call.seconds for call in warm)))
+    callers.mixed_sizes(photo, [sizes])
+    warm = callers.mixed_sizes(photo, [sizes])
+    each = max(2, math.ceil(setup.effort.mixed_turn / sum(call.seconds for call in warm)))
     orders = {
         None: [each * sizes],
         APART: [each * [size] for size in sizes],
         CHANGING: [[sizes[(caller + turn) % count] for turn in range(each)] for caller in range(count)],
     }
     for order in orders.values():
-        on.callers.mixed_sizes(photo, order)  # batches of sizes that have not met are first ones
-    turns: dict[str | None, list[Turn]] = {mixture: [] for mixture in orders}
-    for _ in range(on.effort.blocks):
+        callers.mixed_sizes(photo, order)  # batches of sizes that have not met are first ones
+    turns: dict[str | None, list[Turn]] = {name: [] for name in orders}
+    for _ in range(setup.effort.blocks):
         for name, order in orders.items():
-            turns[name].append(_turn(on, partial(on.callers.mixed_sizes, photo, order)))
-    one = [turn.rate for turn in turns.pop(None)]
+            turns[name].append(take_turn(setup.server, partial(callers.mixed_sizes, photo, order)))
+    single = [turn.rate for turn in turns.pop(None)]
+    rate = float(np.median(single))
     rows = []
     for name, own in turns.items():
-        row = {"mixture": name, "callers": count, **_rate([turn.rate for turn in own])}
-        rows.append(row | {"one_caller": float(np.median(one)), "against_one": _over(own, one)} | summary(own))
-        on.on_progress(
-            f"{count} callers, {name}: {row['rate']:.2f} pictures a second; one caller: {np.median(one):.2f}"
-        )
+        row = {"mixture": name, "callers": count, **rate_of([turn.rate for turn in own])}
+        rows.append(row | {"one_caller": rate, "against_one": _over(own, single)} | summary(own))
+        note = f"{count} callers, {name}: {row['rate']:.2f} images a second; one caller: {rate:.2f}"
+        setup.context.on_progress(note)
     return rows
 
 
@@ -277,7 +293,7 @@ def mixture(count: int, smallest: int, largest: int) -> list[tuple[int, int]]:
     return list(found)
 
 
-def slowest(loads: Sequence[dict[str, Any]], mixed: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def slowest(loads: Sequence[Document], mixed: Sequence[Document]) -> Document | None:
     """The lowest rate of callers at once against one caller's, of one size and of mixed sizes, and whose it is."""
     found = [
         (row["against_one"], f"{row['callers']} callers at {load['size']}²")
@@ -297,104 +313,55 @@ def _over(own: Sequence[Turn], rates: Sequence[float]) -> float:
     return float(np.median([turn.rate / rate for turn, rate in zip(own, rates, strict=True)]))
 
 
-def _arrivals(on: _Measured, pixels: Pixels, capacity: float, limit: float) -> dict[str, Any]:
+def _arrivals(setup: _Setup, pixels: Pixels, capacity: float, limit: float) -> Document:
     """Latency at rates of arrival, and by bisection the highest rate at which its percentile is within `limit` (ms).
 
-    Requests come as a Poisson process, whatever became of those before. The rates lie below `capacity`, pictures a
+    Requests come as a Poisson process, whatever became of those before. The rates lie below `capacity`, images a
     second, which the bare sessions reach, or callers at once where the transport is slower than they are.
     """
     low, high, rows = 0.0, capacity, []
-    for number in range(on.effort.probes):
+    for number in range(setup.effort.probes):
         rate = (low + high) / 2.0
-        count = max(FEWEST, round(rate * on.effort.arrivals))
+        count = max(FEWEST_REQUESTS, round(rate * setup.effort.arrivals))
         offsets = np.cumsum(np.random.default_rng(number).exponential(1.0 / rate, count)).tolist()
-        turn = _turn(on, partial(on.callers.open_loop, offsets, pixels))
-        row = {"rate": rate, **summary([turn])}
+        row = {"rate": rate, **summary([take_turn(setup.server, partial(setup.callers.open_loop, offsets, pixels))])}
         row["within"] = row[f"p{PERCENTILE}"] <= limit
         low, high = (rate, high) if row["within"] else (low, rate)
         rows.append(row)
-        on.on_progress(f"{rate:.2f} arrivals a second: {PERCENTILE} % within {row[f'p{PERCENTILE}']:.0f} ms")
+        within = f"{PERCENTILE} % within {row[f'p{PERCENTILE}']:.0f} ms"
+        setup.context.on_progress(f"{rate:.2f} arrivals a second: {within}")
     rows.sort(key=lambda row: row["rate"])
     return {"size": len(pixels), "limit": limit, "percentile": PERCENTILE, "rate": low or None, "rows": rows}
 
 
-@dataclass(frozen=True)
-class Turn:
-    """Calls, and what the server counted while they ran."""
+FULL = ServingEffort(mixed=(4,))
+SHORTER = ServingEffort(latency=12.0, turn=3.0, arrivals=6.0, probes=3)
+FURTHER = ServingEffort(latency=6.0, turn=2.0, probes=0, callers=(1, 4))
+GPU = ServingEffort(
+    latency=4.0,
+    blocks=2,
+    turn=1.0,
+    arrivals=2.0,
+    probes=4,
+    loaded=(256, 512),
+    callers=(1, 2, 4, 8, 32),
+    mixed=(8, 32),
+    mixed_turn=1.0,
+)
+"""On a GPU an image takes milliseconds."""
 
-    calls: list[Call]
-    counted: Statistics
+GPU_FURTHER = ServingEffort(
+    latency=2.0, blocks=2, turn=0.7, arrivals=1.0, probes=0, callers=(1, 8, 32), mixed=(8,), mixed_turn=0.7
+)
 
-    @property
-    def rate(self) -> float:
-        """Pictures a second, from the first call to the last answer."""
-        return len(self.calls) / (max(call.done for call in self.calls) - self.calls[0].due)
-
-
-def _turn(on: _Measured, run: Callable[[], list[Call]]) -> Turn:
-    with StyleClient(on.served.endpoints.grpc, shared_memory=False) as client:
-        before = client.statistics(on.style)
-        calls = run()
-        deadline = time.monotonic() + 5.0  # Triton answers first and counts after, requests before batches
-        while True:
-            counted = between(before, client.statistics(on.style))
-            pictures = sum(size * count for size, count in counted.batches.items())
-            if min(counted.requests, pictures) >= len(calls):
-                return Turn(calls, counted)
-            if time.monotonic() > deadline:
-                raise ServiceError(f"{len(calls)} requests were answered, and the server counted {counted}")
-            time.sleep(0.01)
-
-
-def between(before: Statistics, after: Statistics) -> Statistics:
-    """What the server counted from one moment to a later one."""
-    requests = after.requests - before.requests
-    batches = Counter(after.batches)
-    batches.subtract(before.batches)
-
-    def mean(name: str) -> float:
-        total = getattr(after, name) * after.requests - getattr(before, name) * before.requests
-        return total / requests if requests else 0.0
-
-    return Statistics(
-        requests,
-        after.failures - before.failures,
-        after.images - before.images,
-        after.executions - before.executions,
-        {size: count for size, count in sorted(batches.items()) if count},
-        mean("queue_seconds"),
-        mean("compute_seconds"),
-    )
-
-
-def _rate(rates: Sequence[float]) -> dict[str, Any]:
-    """The median of the turns' rates; `spread` is their range as a share of it."""
-    median = float(np.median(rates))
-    spread = (max(rates) - min(rates)) / median
-    return {"rate": median, "rates": list(rates), "rate_spread": spread, "rate_unstable": spread > UNSTABLE}
-
-
-def summary(turns: Sequence[Turn]) -> dict[str, Any]:
-    """Latency in milliseconds, where it was spent, and the real batches, of turns together.
-
-    `batch` is the mean number of pictures in a run of the model; a request's compute time is that of its whole
-    run. What is left of its latency is the network and the client.
-    """
-    calls = [call for turn in turns for call in turn.calls]
-    counted = [turn.counted for turn in turns]
-    requests = sum(one.requests for one in counted)
-    batches: Counter[int] = Counter()
-    for one in counted:
-        batches.update(one.batches)
-    queue = sum(one.queue_seconds * one.requests for one in counted) / requests
-    compute = sum(one.compute_seconds * one.requests for one in counted) / requests
-    mean = float(np.mean([call.seconds for call in calls]))
-    return {
-        **asdict(summarize([call.seconds for call in calls])),
-        "batch": sum(one.images for one in counted) / sum(one.executions for one in counted),
-        "batches": {str(size): count for size, count in sorted(batches.items())},
-        "mean": 1000.0 * mean,
-        "queue": 1000.0 * queue,
-        "compute": 1000.0 * compute,
-        "rest": 1000.0 * (mean - queue - compute),
-    }
+SUITE = Suite(
+    name="serving",
+    title="Serving",
+    measure=measure,
+    tables=tables,
+    plots=(plot,),
+    effort=FULL,
+    on_cpu={"default": Cost(130, SHORTER), "full": Cost(320, FULL), "further": Cost(60, FURTHER)},
+    on_gpu={**dict.fromkeys(("command", "default", "full"), Cost(90, GPU)), "further": Cost(40, GPU_FURTHER)},
+    rank=30,
+)

@@ -1,7 +1,11 @@
-"""Whether a server's memory stops growing: pictures of changing sizes from several callers, for minutes.
+"""Whether a server's memory stops growing: images of changing sizes from several callers, for minutes.
 
 Half of the sizes are a few odd ones that come again and again, half are drawn anew, so that what an engine keeps
 by shape shows. Memory is the resident set of Triton, of its stubs (where the models run) and of the callers.
+
+`model`: `name`. `minutes`, `callers`, `requests`, `shapes`, `errors` (counted by their texts). `trends`, by processes,
+MiB: `start`, `half_time`, `end`, `peak`, and of the second half `level`, `growth`, `error`, `grew`. `latency_drift`,
+`latency_unstable`, `passed`.
 """
 
 from __future__ import annotations
@@ -9,30 +13,38 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+import typer
 
+from nst_bench import options
 from nst_bench.machine.description import document_header
 from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
+from nst_bench.plots import Plot, figure
+from nst_bench.results import schema
 from nst_bench.served.callers import SizedCall, send_changing_sizes, start_callers
 from nst_bench.served.server import ModelServer
-
-SCHEMA = "nst-bench-soak/1"
+from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_model
+from nst_bench.tables import table
+from nst_bench.upgrades import memory_shown
 
 SIZES = ((97, 131), (181, 255), (256, 256), (333, 501), (480, 271), (512, 512))
 """(height, width) that come again and again; none that is drawn is larger than the last."""
-SMALLEST = 64
-"""Side of those that are drawn, pixels."""
+SMALLEST_PIXELS = 64
+"""Side of those that are drawn."""
 
 TOLERANCE = 0.01
 """Memory that grows by no more than this share of itself in the second half has stopped growing."""
+
+SHORTEST_MINUTES = 5.0
+"""Below which memory still fills up, so that its growth says nothing."""
 
 STUBS, TRITON, CALLERS = "stubs", "Triton", "callers"
 
@@ -52,62 +64,80 @@ class Trend:
     grew: bool
 
 
+@dataclass(frozen=True)
+class SoakEffort(Effort):
+    """How long, and how often the memory is looked at."""
+
+    minutes: Annotated[float, typer.Option(help="How long.", min=0.5)] = 10.0
+    callers: Annotated[int, typer.Option(help="At once, each a process.", min=1)] = 4
+    every_seconds: float = 2.0
+
+    def scaled(self, share: float) -> SoakEffort:
+        """Shorter."""
+        return replace(self, minutes=share * self.minutes)
+
+
 def measure(
-    served: ModelServer,
+    context: Context[SoakEffort],
     *,
-    minutes: float = 10.0,
-    callers: int = 4,
-    every: float = 2.0,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """Paint for `minutes` with so many callers, looking at the memory `every` seconds; a document."""
-    document = document_header(SCHEMA)
-    seconds = 60.0 * minutes
-    style = served.style
-    with start_callers(callers, served.endpoints.grpc, style) as ready:
+    model: options.Model = options.MODEL,
+    repository: options.Repository = options.REPOSITORY,
+    width: options.Width = None,
+    triton: options.Triton = options.TRITON,
+) -> Document:
+    """Stylize images of changing sizes for minutes, and exit with 1 if memory grows on or a request fails."""
+    with served_model(model, repository, width, triton, context) as server:
+        return of_server(server, context)
+
+
+def of_server(server: ModelServer, context: Context[SoakEffort]) -> Document:
+    """Keep the server busy, looking at the memory; a document."""
+    effort, document = context.effort, document_header(schema("soak"))
+    seconds = 60.0 * effort.minutes
+    with start_callers(effort.callers, server.endpoints.grpc, server.style) as callers:
         photo = sample_photograph(*SIZES[-1])
-        answers = ready.assign(
-            [partial(send_changing_sizes, photo, SIZES, SMALLEST, seconds, seed) for seed in range(callers)]
-        )
-        memory = _watch(served.process.pid, ready.pids, seconds, every, on_progress)
-        requests = sorted((one for answer in answers() for one in answer), key=lambda one: one.sent)
-    errors = Counter(one.error for one in requests if one.error)
-    times = [one["seconds"] for one in memory]
-    trends = {name: trend(times, [one[name] for one in memory]) for name in (TRITON, STUBS, CALLERS)}
+        tasks = [partial(send_changing_sizes, photo, SIZES, SMALLEST_PIXELS, seconds, n) for n in range(effort.callers)]
+        answers = callers.assign(tasks)
+        times, memory = _watch(server.process.pid, callers.pids, seconds, context)
+        requests = sorted((request for answer in answers() for request in answer), key=lambda request: request.sent)
+    errors = Counter(request.error for request in requests if request.error)
+    trends = {name: trend(times, mib) for name, mib in memory.items()}
     drift = latency_drift(requests)
     return {
         **document,
-        "model": {"name": served.model},
-        "minutes": minutes,
-        "callers": callers,
+        "model": {"name": server.model},
+        "minutes": effort.minutes,
+        "callers": effort.callers,
         "requests": len(requests),
-        "shapes": len({(one.height, one.width) for one in requests}),
+        "shapes": len({(request.height, request.width) for request in requests}),
         "errors": dict(errors),
-        "memory": memory,
-        "trends": {name: asdict(one) for name, one in trends.items()},
+        "trends": {name: memory_shown(mib) | asdict(trends[name]) for name, mib in memory.items()},
         "latency_drift": drift,
         "latency_unstable": drift is not None and abs(drift - 1.0) > UNSTABLE,
-        "passed": not errors and not any(one.grew for one in trends.values()),
+        "passed": not errors and not any(own.grew for own in trends.values()),
     }
 
 
 def _watch(
-    server: int, callers: Sequence[int], seconds: float, every: float, on_progress: Callable[[str], None]
-) -> list[dict[str, float]]:
-    """Samples of the memory in MiB, with the seconds since the beginning."""
+    server: int, callers: Sequence[int], seconds: float, context: Context[SoakEffort]
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Seconds since the beginning, and samples of the memory in MiB by processes."""
     begin = time.monotonic()
-    samples: list[dict[str, float]] = []
-    said = 0.0
+    times: list[float] = []
+    memory: dict[str, list[float]] = {TRITON: [], STUBS: [], CALLERS: []}
+    noted = 0.0
     while (now := time.monotonic() - begin) < seconds:
-        group = processes_of_group(server)
-        stubs = [pid for pid in group if pid != server]
-        parts = {TRITON: [server], STUBS: stubs, CALLERS: callers}
-        samples.append({"seconds": now, **{name: sum(map(resident_mib, pids)) for name, pids in parts.items()}})
-        if now - said >= 30.0:
-            said = now
-            on_progress(f"{now:.0f} s: " + ", ".join(f"{name} {samples[-1][name]:.0f} MiB" for name in parts))
-        time.sleep(every)
-    return samples
+        stubs = [pid for pid in processes_of_group(server) if pid != server]
+        times.append(now)
+        for name, pids in ((TRITON, [server]), (STUBS, stubs), (CALLERS, callers)):
+            memory[name].append(sum(map(resident_mib, pids)))
+        if now - noted >= 30.0:
+            noted = now
+            context.on_progress(
+                f"{now:.0f} s: " + ", ".join(f"{name} {mib[-1]:.0f} MiB" for name, mib in memory.items())
+            )
+        time.sleep(context.effort.every_seconds)
+    return times, memory
 
 
 def trend(seconds: Sequence[float], mib: Sequence[float]) -> Trend:
@@ -117,21 +147,21 @@ def trend(seconds: Sequence[float], mib: Sequence[float]) -> Trend:
     times, values = times[late] - times[late].mean(), values[late]
     slope = float(times @ values / (times @ times))
     residuals = values - values.mean() - slope * times
-    # Memory that is up stays up: n samples, each correlated with the one before, are worth fewer independent ones.
+    # Memory that is up stays up: n samples, each correlated with the one before, count as fewer independent ones.
     power = float(residuals @ residuals)
     correlation = float(residuals[1:] @ residuals[:-1]) / power if power > 0 else 0.0
-    worth = len(times) * (1.0 - max(0.0, correlation)) / (1.0 + max(0.0, correlation))
-    deviation = (power / max(1.0, worth - 2.0) / float(times @ times)) ** 0.5
+    independent = len(times) * (1.0 - max(0.0, correlation)) / (1.0 + max(0.0, correlation))
+    deviation = (power / max(1.0, independent - 2.0) / float(times @ times)) ** 0.5
     span = float(times[-1] - times[0])
     level, growth, error = float(np.median(values)), slope * span, deviation * span
     return Trend(level, growth, error, growth - 2.0 * error > TOLERANCE * level)
 
 
 def latency_drift(requests: Sequence[SizedCall]) -> float | None:
-    """How long a picture takes in the last third against the middle one, for the sizes that come again.
+    """How long an image takes in the last third against the middle one, for the sizes that come again.
 
-    The median over the sizes of the ratio of medians; None if no size was painted in both. The first third is
-    not looked at: first pictures of a shape are slower.
+    The median over the sizes of the ratio of medians; None if no size was asked for in both. The first third is
+    not looked at: first images of a shape are slower.
     """
     if not requests:
         return None
@@ -139,8 +169,10 @@ def latency_drift(requests: Sequence[SizedCall]) -> float | None:
     edges = np.linspace(begin, end, 4)
     ratios = []
     for size in SIZES:
-        own = [one for one in requests if (one.height, one.width) == size and not one.error]
-        middle, last = ([one.seconds for one in own if start < one.sent <= stop] for start, stop in pairwise(edges[1:]))
+        same = [request for request in requests if (request.height, request.width) == size and not request.error]
+        middle, last = (
+            [own.seconds for own in same if start < own.sent <= stop] for start, stop in pairwise(edges[1:])
+        )
         if middle and last:
             ratios.append(float(np.median(last) / np.median(middle)))
     return float(np.median(ratios)) if ratios else None
@@ -166,3 +198,71 @@ def resident_mib(pid: int) -> float:
     except OSError:
         return 0.0
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def tables(document: Document) -> list[str]:
+    """Whether memory stopped growing."""
+    errors, drift = document["errors"], document["latency_drift"]
+    body = []
+    for name, own in document["trends"].items():
+        values = [f"{own[moment]:.0f}" for moment in ("start", "half_time", "end")]
+        judged = "grew" if own["grew"] else "stopped"
+        if document["minutes"] < SHORTEST_MINUTES:
+            judged = "too short to say"
+        body.append([name, *values, f"{own['growth']:+.1f} ± {2 * own['error']:.1f}", judged])
+    latency = "Latency was not compared."
+    if drift is not None:
+        latency = f"The last third took {drift:.3f} of the middle's time"
+        latency += " (*unstable*)." if document["latency_unstable"] else "."
+    return [
+        f"`{document['model']['name']}`.",
+        "",
+        f"For {document['minutes']:g} minutes, {document['callers']} callers: {document['requests']:,} images of "
+        f"{document['shapes']:,} sizes, {sum(errors.values())} errors. {latency}",
+        "",
+        "Resident memory, MiB. A line is fitted to the second half; memory grew if the line rises by more than "
+        "1 % of the median, by more than twice the error of that rise:",
+        "",
+        *table(["", "at the start", "at half time", "at the end", "rise in the second half", ""], body),
+        *(["", *(f"- {count} x {error}" for error, count in errors.items())] if errors else []),
+    ]
+
+
+def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
+    """The optimisation's peak by size (from `gatys`), and what the processes of serving hold."""
+    peaks = {f"optimisation, {row['size']}²": row["peak_mib"] for row in own.get("gatys", {}).get("iterations", ())}
+    trends = own.get("soak", {}).get("trends", {})
+    bars = peaks | {f"serving: {name}, peak": processes["peak"] for name, processes in trends.items()}
+    if not bars:
+        return None
+    with figure("memory", f"Resident memory\n{machine}") as (axes, finish):
+        drawn = axes.barh(list(bars), list(bars.values()), color=["C0"] * len(peaks) + ["C1"] * len(trends))
+        axes.bar_label(drawn, [f"{value:,.0f} MiB" for value in bars.values()], padding=3, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(right=1.25 * max(bars.values()))
+        axes.set_xlabel("MiB")
+        by_name = ", ".join(f"{name} {value:,.0f}" for name, value in bars.items())
+        return finish(f"Resident memory on {machine}, MiB: {by_name}.")
+
+
+def failure(document: Document) -> str | None:
+    """What grew, and what failed."""
+    if document["passed"]:
+        return None
+    grown = [name for name, own in document["trends"].items() if own["grew"]]
+    failed = sum(document["errors"].values())
+    return f"memory that grew: {', '.join(grown) or 'none'}; requests that failed: {failed}"
+
+
+SUITE = Suite(
+    name="soak",
+    title="Memory of serving",
+    measure=measure,
+    tables=tables,
+    plots=(plot,),
+    failure=failure,
+    effort=SoakEffort(),
+    on_cpu={"default": Cost(75, SoakEffort(minutes=1.0)), "full": Cost(640, SoakEffort())},
+    on_gpu={"default": Cost(75, SoakEffort(minutes=1.0)), "full": Cost(640, SoakEffort())},
+    rank=80,
+)

@@ -1,39 +1,46 @@
 """How much faster the served network is than the optimisation that it replaces, on one device.
 
 Table 1 of Johnson, Alahi and Fei-Fei 2016 with a server in the way: a request over gRPC, HTTP and shared memory,
-the same model in this process, the same network in PyTorch, and an iteration of the optimisation
-with the loss network, layers and weights of the network's own training. Cold start, the first
-picture of a new shape and the steady state are three figures.
+the same model in this process, the same network in PyTorch, and an iteration of the optimisation with the loss network,
+layers and weights of the network's own training. Cold start, the first image of a new shape and the steady state are
+three figures.
 
-A fixed number of iterations flatters the network if its picture is worth fewer. The figure beside it is the speed-up
-at equal loss: the iterations after which the optimisation's loss is the network's, found on real photographs.
+A fixed number of iterations flatters the network if its image is equivalent to fewer. The figure beside it is the
+speed-up at equal loss: the iterations after which the optimisation's loss is the network's, found on real photographs.
+
+`model` as in `latency`. `device` (`CPU` or `GPU`) of both. `rows`: `engine`, `size`, `phase`. `speedup`: `size`,
+`iterations` (100, 300, 500), `gatys_seconds` (scaled from the median iteration), `served` (the engine), `served_ms`,
+`ratio`. `equal_loss`: `size`, `photo`, `loss` (the network's), `iteration` (the first of the optimisation at or below
+it), `curve` (its losses until then), `gatys_seconds`, `served_ms` and `ratio` over gRPC, `shared_memory_ms` and
+`shared_memory_ratio`; or `size` and `missing`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from nst_bench import options
 from nst_bench.engines.pytorch import pytorch_eager
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.description import document_header
 from nst_bench.measure import interleaved, summarize, timed
-from nst_bench.photographs import sample_photograph
-from nst_bench.served.exported import ExportedModel
-from nst_bench.served.server import ModelServer, serve_model
+from nst_bench.photographs import sample_photograph, style_tensor
+from nst_bench.results import schema
+from nst_bench.served.server import ModelServer
+from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_checkpoint
+from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables, tables_beside
 from nst_bench.suites.latency import about
-from nst_bench.suites.quality import baseline, network_losses, painter, painting_of
+from nst_bench.suites.quality import baseline, network_losses, style_image_of, stylizer
 from nst_client import StyleClient
-from nst_core.devices import Device
 from nst_core.images import Pixels, fit, open_image, sample_photographs
-from nst_server.installation.triton import Installation
 from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration, optimize
@@ -41,19 +48,17 @@ from nst_trainer.optimization.settings import OptimizationSettings
 from nst_trainer.vgg import Weights
 from nst_trainer.weights import vgg16_weights
 
-SCHEMA = "nst-bench-speedup/1"
-ITERATIONS = (100, 300, 500)
-"""Johnson et al.'s table 1."""
-
-GATYS = "Gatys, one iteration"
 SERVED = ("Triton, gRPC", "Triton, HTTP", "Triton, shared memory")
 COMPARED = (SERVED[0], SERVED[2])
-"""What the optimisation is divided by: a picture by the network's protocol, and as a client on the same host has it."""
+"""What the optimisation is divided by: an image by the network's protocol, and as a client on the same host has it."""
+
+LONGEST = 100
+"""Iterations after which the search for a network's loss is given up."""
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How long to measure: `blocks` times `rounds` requests of each engine and `iterations` of Gatys.
+class SpeedupEffort(Effort):
+    """At each of `sizes`, `blocks` times `rounds` requests of each engine and `iterations` of Gatys.
 
     At each of the sizes of `equal_loss` the optimisation runs down to the network's loss, on so many `photos`.
     """
@@ -63,26 +68,12 @@ class Effort:
     iterations: int
     equal_loss: tuple[int, ...] = ()
     photos: int = 1
+    sizes: tuple[int, ...] = (256, 512, 1024)
 
-    def ticks(self, sizes: int, engines: int) -> int:
-        """Single measurements in all, for the progress."""
-        return sizes * self.blocks * (engines * self.rounds + self.iterations + 1)
-
-    def scaled(self, share: float) -> Effort:
-        """For a share of the time: one photograph at equal loss, and less of everything else."""
-        if share >= 1.0:
-            return self
-        least = {name: max(2, round(share * getattr(self, name))) for name in ("rounds", "iterations")}
-        return replace(self, **least, photos=1)
-
-
-SHORT = Effort(blocks=2, rounds=6, iterations=4, equal_loss=(256,))
-FULL = Effort(blocks=4, rounds=12, iterations=6, equal_loss=(256, 512), photos=4)
-CARD = Effort(blocks=3, rounds=60, iterations=50, equal_loss=(256, 512), photos=4)
-"""On a GPU, where both take milliseconds."""
-
-LONGEST = 100
-"""Iterations after which the search for a network's loss is given up."""
+    def scaled(self, share: float) -> SpeedupEffort:
+        """One photograph at equal loss, and less of everything else."""
+        rounds, iterations = (max(2, round(share * count)) for count in (self.rounds, self.iterations))
+        return replace(self, rounds=rounds, iterations=iterations, photos=1)
 
 
 @dataclass
@@ -94,78 +85,81 @@ class _Samples:
 
 
 def measure(
-    checkpoint: Checkpoint,
-    name: str,
-    repository: Path,
-    installation: Installation,
-    device: Device,
+    context: Context[SpeedupEffort],
     *,
-    sizes: tuple[int, ...] = (256, 512),
-    effort: Effort = FULL,
+    checkpoint: options.Checkpoint = options.CHECKPOINT,
+    style: options.StyleImage = None,
+    repository: options.Repository = options.REPOSITORY,
+    vgg: options.Vgg = None,
+    triton: options.Triton = options.TRITON,
+) -> Document:
+    """Measure Johnson et al.'s table 1 on this machine, up to 1024 x 1024, and the speed-up at equal loss.
+
+    Takes four minutes, --full fifteen.
+    """
+    with served_checkpoint(checkpoint, repository, None, triton, context) as (trained, server):
+        return against_optimization(trained, server, context, vgg=vgg, style=style)
+
+
+def against_optimization(
+    checkpoint: Checkpoint,
+    server: ModelServer,
+    context: Context[SpeedupEffort],
+    *,
     vgg: Path | None = None,
     style: Path | None = None,
-    on_progress: Callable[[], None] = lambda: None,
-    keep: Callable[[dict[str, Any]], None] = lambda document: None,
-) -> dict[str, Any]:
-    """Measure model `name` of `repository`, which `nst-export` made of `checkpoint`; a document.
+) -> Document:
+    """Measure `server`, which serves what was exported of `checkpoint`, against the optimisation; a document.
 
-    Starts a Triton of its own on free ports of this machine, with this model alone, and ends it. `style` is the
-    painting that it learned; without, there are no losses to compare. All run on `device`. `keep` gets the document
-    after every size, first without the comparison at equal loss. Raises `InputError` when the repository lacks the
-    model, or has it for another device, or PyTorch cannot use the GPU.
+    `style` is the style image that it learned; without it there are no losses to compare. `keep` gets the document
+    after every size, first without the comparison at equal loss. Raises `InputError` where PyTorch cannot use the GPU.
     """
-    ExportedModel(repository / name).check_device(device)
-    where = torch_device(device)
-    document = {**document_header(SCHEMA), "model": about(checkpoint, name), "device": device.kind.upper()}
-    figures: list[dict[str, Any]] = []
-    equal_loss: list[dict[str, Any]] = []
+    device, effort = torch_device(context.device), context.effort
+    model, kind = about(checkpoint, server.model), context.device.kind.upper()
+    document = {**document_header(schema("speedup")), "model": model, "device": kind}
+    figures = [_figure("Triton, from start to ready", None, "cold", [server.seconds])]
+    equal_loss: list[Document] = []
 
-    def all_of(done: tuple[int, ...]) -> dict[str, Any]:
+    def all_of(done: tuple[int, ...]) -> Document:
         return {**document, "rows": figures, "speedup": _speedups(figures, done), "equal_loss": equal_loss}
 
     with ExitStack() as stack:
-        server = stack.enter_context(serve_model(installation, repository, name))
-        figures.append(_figure("Triton, from start to ready", None, "cold", [server.seconds]))
         engines = _engines(stack, checkpoint, server, figures)
-        loaded: list[Weights] = []
-        seconds = timed(lambda: loaded.append(vgg16_weights(vgg)))
-        figures.append(_figure("Gatys, load the loss network's weights", None, "cold", [seconds]))
-        for number, size in enumerate(sizes, 1):
+        begun = time.perf_counter()
+        weights = vgg16_weights(vgg)
+        loading = [time.perf_counter() - begun]
+        figures.append(_figure("Gatys, load the loss network's weights", None, "cold", loading))
+        for number, size in enumerate(effort.sizes, 1):
             settings = baseline(checkpoint, size, effort.iterations + 1)
-            samples = _at_size(
-                size, engines, partial(_iterations, settings, loaded[0], where, on_progress), effort, on_progress
-            )
-            for engine, taken in samples.items():
+            iterations = partial(_iterations, settings, weights, device)
+            for engine, taken in _at_size(size, engines, iterations, context).items():
                 figures.append(_figure(engine, size, "steady", taken.steady))
                 if taken.first_of_shape:
                     figures.append(_figure(engine, size, "first of a shape", taken.first_of_shape))
-            keep(all_of(sizes[:number]))
-    for size in sizes:
-        equal_loss += _equal_loss(checkpoint, style, size, effort, loaded[0], figures, where)
-        keep(all_of(sizes))
-    return all_of(sizes)
+            context.keep(all_of(effort.sizes[:number]))
+    for size in effort.sizes:
+        equal_loss += _equal_loss(checkpoint, style, size, effort, weights, figures, device)
+        context.on_progress(f"{size} x {size}: compared at equal loss")
+        context.keep(all_of(effort.sizes))
+    return all_of(effort.sizes)
 
 
 Engine = Callable[[Pixels], object]
 
 
 def _engines(
-    stack: ExitStack,
-    checkpoint: Checkpoint,
-    server: ModelServer,
-    figures: list[dict[str, Any]],
+    stack: ExitStack, checkpoint: Checkpoint, server: ModelServer, figures: list[Document]
 ) -> dict[str, Engine]:
-    """What paints `uint8 [H, W, 3]`, by name; the cold start of the one in this process is measured."""
-    ends = server.endpoints
-    urls = (ends.grpc, ends.http, ends.grpc, f"local:{server.repository}")
+    """What stylizes `uint8 [H, W, 3]`, by name; the cold start of the engine in this process is measured."""
+    ends, local = server.endpoints, "in the process"
+    urls = dict(zip((*SERVED, local), (ends.grpc, ends.http, ends.grpc, f"local:{server.repository}"), strict=True))
     clients = {
         engine: stack.enter_context(StyleClient(url, timeout=300.0, shared_memory=engine == SERVED[2]))
-        for engine, url in zip((*SERVED, "in the process"), urls, strict=True)
+        for engine, url in urls.items()
     }
-    small = sample_photograph(256, 256)
     style = server.model if checkpoint.network.styles == 1 else checkpoint.styles[0]
-    seconds = timed(lambda: clients["in the process"].stylize(small, style))
-    figures.append(_figure("in the process, load and first picture", None, "cold", [seconds]))
+    seconds = timed(lambda: clients[local].stylize(sample_photograph(256, 256), style))
+    figures.append(_figure("in the process, load and first image", None, "cold", [seconds]))
     return {
         **{engine: partial(client.stylize, style=style) for engine, client in clients.items()},
         "PyTorch": pytorch_eager(checkpoint.network, server.exported.device),
@@ -176,58 +170,52 @@ def _at_size(
     size: int,
     engines: dict[str, Engine],
     iterations: Callable[[torch.Tensor], tuple[float, list[float]]],
-    effort: Effort,
-    on_progress: Callable[[], None],
+    context: Context[SpeedupEffort],
 ) -> dict[str, _Samples]:
-    """Steady state at `size`^2, blocks of requests and of iterations in turn; first pictures of other shapes."""
+    """Steady state at `size`^2, blocks of requests and of iterations in turn; first images of other shapes."""
     samples = {engine: _Samples() for engine in (*engines, GATYS)}
-    picture = sample_photograph(size, size)
-    for position, (engine, paint) in enumerate(engines.items()):
+    image = sample_photograph(size, size)
+    for position, (engine, stylize) in enumerate(engines.items()):
         for narrower in (12, 20, 28):  # one more for each engine, since one server is two of them
             shape = sample_photograph(size, size - narrower - position)
-            samples[engine].first_of_shape.append(timed(partial(paint, shape)))
-        paint(picture)
-    content = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous() / 255.0
-    for _ in range(effort.blocks):
-        works = {engine: partial(paint, picture) for engine, paint in engines.items()}
-        for engine, seconds in interleaved(works, effort.rounds, on_progress=on_progress).items():
+            samples[engine].first_of_shape.append(timed(partial(stylize, shape)))
+        stylize(image)
+    content = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous() / 255.0
+    for block in range(1, context.effort.blocks + 1):
+        works = {engine: partial(stylize, image) for engine, stylize in engines.items()}
+        for engine, seconds in interleaved(works, context.effort.rounds).items():
             samples[engine].steady += seconds
         first, steady = iterations(content)
         samples[GATYS].first_of_shape.append(first)
         samples[GATYS].steady += steady
+        context.on_progress(f"{size} x {size}: block {block} of {context.effort.blocks}")
     return samples
 
 
 def _iterations(
-    settings: OptimizationSettings,
-    weights: Weights,
-    device: torch.device,
-    on_progress: Callable[[], None],
-    content: torch.Tensor,
+    settings: OptimizationSettings, weights: Weights, device: torch.device, content: torch.Tensor
 ) -> tuple[float, list[float]]:
-    """Seconds of the first iteration, and of each later one.
+    """Seconds of the first iteration, and of each later iteration.
 
-    A photograph stands in the painting's place, which a checkpoint does not hold: an iteration
-    costs the same whatever the picture is, and losses are not compared here.
+    A photograph stands in for the style image, which a checkpoint does not hold: an iteration costs the same whatever
+    the image is, and losses are not compared here.
     """
     stamps: list[float] = []
 
     def stamp(iteration: Iteration) -> None:
         stamps.append(iteration.seconds)
-        on_progress()
 
-    style = to_tensor(open_image(sample_photographs()[0]))
-    optimize(content, [style], settings, weights=weights, on_iteration=stamp, device=device)
+    optimize(content, [style_tensor()], settings, weights=weights, on_iteration=stamp, device=device)
     return stamps[0], [after - before for before, after in pairwise(stamps)]
 
 
-def _figure(engine: str, size: int | None, phase: str, seconds: list[float]) -> dict[str, Any]:
+def _figure(engine: str, size: int | None, phase: str, seconds: list[float]) -> Document:
     return {"engine": engine, "size": size, "phase": phase, "unit": "ms", **asdict(summarize(seconds))}
 
 
-def _speedups(figures: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+def _speedups(figures: list[Document], sizes: tuple[int, ...]) -> list[Document]:
     """Median iteration x number of iterations over the median request, for each size and each way of `COMPARED`."""
-    steady = {(one["engine"], one["size"]): one["median"] for one in figures if one["phase"] == "steady"}
+    steady = _steady(figures)
     return [
         {
             "size": size,
@@ -243,49 +231,54 @@ def _speedups(figures: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[dic
     ]
 
 
+def _steady(figures: list[Document]) -> dict[tuple[str, int], float]:
+    """Medians in the steady state, by engine and size."""
+    return {(row["engine"], row["size"]): row["median"] for row in figures if row["phase"] == "steady"}
+
+
 def _equal_loss(
     checkpoint: Checkpoint,
     style: Path | None,
     size: int,
-    effort: Effort,
+    effort: SpeedupEffort,
     weights: Weights,
-    figures: list[dict[str, Any]],
+    figures: list[Document],
     device: torch.device,
-) -> list[dict[str, Any]]:
+) -> list[Document]:
     """On each photograph the first iteration whose loss is the network's or lower, times the median iteration.
 
-    The loss is that of the optimisation's picture as it is, which falls sooner than that of values cut to [0, 1].
+    The loss is that of the optimisation's image as it is, which falls sooner than that of values cut to [0, 1].
     """
     if style is None:
-        learned = ", ".join(map(str, checkpoint.training.get("style_images", ()))) or "the painting"
+        learned = ", ".join(map(str, checkpoint.training.get("style_images", ()))) or "the style image"
         return [{"size": size, "missing": f"{learned} is not at hand to compare losses: --style"}]
     if size not in effort.equal_loss:
         return [{"size": size, "missing": "the optimisation was not run at this size"}]
-    steady = {(one["engine"], one["size"]): one["median"] for one in figures if one["phase"] == "steady"}
-    paint = painter(checkpoint, style.stem)
-    painting = painting_of(checkpoint, style)
-    rows: list[dict[str, Any]] = []
+    steady = _steady(figures)
+    stylize = stylizer(checkpoint, style.stem)
+    style_image = style_image_of(checkpoint, style)
+    rows: list[Document] = []
     for photo in sample_photographs()[: effort.photos]:
         content = to_tensor(fit(open_image(photo), size, size))
         run = ImageOptimization(
-            content, [painting], baseline(checkpoint, size, LONGEST, painting), weights, device=device
+            content, [style_image], baseline(checkpoint, size, LONGEST, style_image), weights, device=device
         )
-        loss = network_losses(run, paint)["loss"]
+        loss = network_losses(run, stylize)["loss"]
         seen: list[Iteration] = []
         while run.step(seen.append) and seen[-1].total > loss:
             pass
-        row: dict[str, Any] = {"size": size, "photo": photo.name}
+        row: Document = {"size": size, "photo": photo.name}
         if seen[-1].total > loss:
             rows.append({**row, "missing": f"after {LONGEST} iterations the optimisation's loss is above {loss:.3g}"})
             continue
         needed = steady[GATYS, size] * len(seen)
-        row |= {"loss": loss, "iteration": len(seen), "curve": [one.total for one in seen]}
+        row |= {"loss": loss, "iteration": len(seen), "curve": [iteration.total for iteration in seen]}
         rows.append({**row, "gatys_seconds": needed / 1000.0, **_against(needed, steady, size)})
     return rows
 
 
 def _against(needed: float, steady: dict[tuple[str, int], float], size: int) -> dict[str, float]:
-    """The milliseconds `needed` over those of a picture by each way of `COMPARED`."""
+    """The milliseconds `needed` over those of an image by each way of `COMPARED`."""
     by_network, by_memory = (steady[way, size] for way in COMPARED)
     return {
         "served_ms": by_network,
@@ -293,3 +286,27 @@ def _against(needed: float, steady: dict[tuple[str, int], float], size: int) -> 
         "shared_memory_ms": by_memory,
         "shared_memory_ratio": needed / by_memory,
     }
+
+
+SHORT = SpeedupEffort(blocks=2, rounds=6, iterations=4, equal_loss=(256,))
+DEFAULT = SpeedupEffort(blocks=3, rounds=8, iterations=5, equal_loss=(256, 512), sizes=(256, 512))
+FULL = SpeedupEffort(blocks=4, rounds=12, iterations=6, equal_loss=(256, 512), photos=4)
+GPU = SpeedupEffort(blocks=3, rounds=60, iterations=50, equal_loss=(256, 512), photos=4)
+"""On a GPU both take milliseconds."""
+
+SUITE = Suite(
+    name="speedup",
+    title="The served network against the optimisation",
+    measure=measure,
+    tables=tables,
+    tables_beside=tables_beside,
+    plots=(plot_loss, plot_times),
+    effort=SHORT,
+    on_cpu={
+        "short": Cost(40, replace(SHORT, equal_loss=(), sizes=(256, 512))),
+        "default": Cost(130, DEFAULT),
+        "full": Cost(520, FULL),
+    },
+    on_gpu={"short": Cost(60, GPU), **dict.fromkeys(("command", "default", "full"), Cost(70, GPU))},
+    rank=10,
+)

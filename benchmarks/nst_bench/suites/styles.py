@@ -2,7 +2,10 @@
 
 Alone: the graphs as `nst-export` writes them for this device, on the engine that serves them, in FP32 and in half
 precision, and the two halves of the tiled form. Served: both models in one Triton. A model of ten styles stylizes in
-one of them and in a mix. The weights are random, which no engine looks at.
+one of them, and in two interpolated. The weights are random, which no engine looks at.
+
+`network`, its arguments without the styles. `rows`: `form` (the graph alone, or served), `styles` (`ONE`, `OF_TEN`,
+`INTERPOLATED`), `size`, a summary, `ratio` (to the median of the model of one style).
 """
 
 from __future__ import annotations
@@ -19,29 +22,30 @@ import numpy as np
 import onnx
 import torch
 
+from nst_bench import options
 from nst_bench.engines.bare import BareModel
 from nst_bench.machine.description import document_header
-from nst_bench.measure import REST, interleaved, summarize, timed
+from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
+from nst_bench.results import schema
 from nst_bench.served.export import export_checkpoint
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
+from nst_bench.tables import narrow, table
 from nst_client import StyleClient
 from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
-from nst_core.devices import Device
 from nst_export.graph.conversion import export_onnx, write_onnx
 from nst_export.graph.half_precision import to_half
 from nst_export.graph.rewrites import DEFAULT_REWRITES, apply_rewrites
 from nst_export.modules import Exportable, ServedModel, StatisticsModel, TiledModel
 from nst_export.verification.cpu import installed_providers, open_session
 from nst_server.endpoints import Endpoints
-from nst_server.installation.triton import Installation
+from nst_server.installation.triton import Installation, find_triton
 from nst_server.process.supervisor import run_triton
-from nst_trainer.checkpoint import Checkpoint, frozen
+from nst_trainer.checkpoint import Checkpoint, frozen, load
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork
 
-SCHEMA = "nst-bench-styles/1"
-
 STYLES = 10
-ONE, OF_TEN, MIX = "a model of one style", "one of ten styles", "a mix of ten styles"
+ONE, OF_TEN, INTERPOLATED = "a model of one style", "one of ten styles", "two of ten styles, interpolated"
 """What takes turns; the first is what the others are compared with."""
 
 FORMS: dict[str, tuple[type[Exportable], bool]] = {
@@ -52,51 +56,49 @@ FORMS: dict[str, tuple[type[Exportable], bool]] = {
 }
 """By name: what is exported, and whether in half precision."""
 
-FEWEST, MOST = 10, 200
-"""Rounds of a form and size."""
+FEWEST_ROUNDS, MOST_ROUNDS = 10, 200
+"""Of a form and size."""
 
 
 @dataclass(frozen=True)
-class Effort:
+class StylesEffort(Effort):
     """Sides of the images in pixels, the seconds for one form at one of them, and those that warm up each model."""
 
     sizes: tuple[int, ...]
     seconds: float
     warm_up: float = 0.0
 
-    def scaled(self, share: float) -> Effort:
-        """For a share of the time."""
-        return self if share >= 1.0 else replace(self, seconds=share * self.seconds, warm_up=share * self.warm_up)
-
-
-SHORT = Effort((512,), 3.0, 4.0)
-FULL = Effort((256, 512, 1024), 12.0, 8.0)
-CARD = Effort((256, 512, 1024), 2.0, 1.0)
-"""On a GPU, where an image takes milliseconds."""
+    def scaled(self, share: float) -> StylesEffort:
+        """Shorter."""
+        return replace(self, seconds=share * self.seconds, warm_up=share * self.warm_up)
 
 
 def measure(
-    checkpoint: Checkpoint,
-    installation: Installation,
-    device: Device,
+    context: Context[StylesEffort],
     *,
-    effort: Effort = FULL,
-    on_progress: Callable[[str], None] = lambda note: None,
-    keep: Callable[[dict[str, Any]], None] = lambda document: None,
-) -> dict[str, Any]:
-    """The network of `checkpoint` with one style and with ten, alone and served; a document.
+    checkpoint: options.Checkpoint = options.CHECKPOINT,
+    triton: options.Triton = options.TRITON,
+) -> Document:
+    """Measure what several styles in one model cost: a network of ten styles against one of one style.
 
-    `keep` gets the document after every form.
+    Takes a minute, --full seven.
     """
+    installation = find_triton(triton, context.on_progress, device=context.device)
+    return of_network(load(checkpoint), installation, context)
+
+
+def of_network(checkpoint: Checkpoint, installation: Installation, context: Context[StylesEffort]) -> Document:
+    """The network of `checkpoint` with one style and with ten, alone and served; a document."""
     network = checkpoint.network
     arguments = {key: value for key, value in network.arguments.items() if key != "styles"}
     networks = {count: _network(network.name, arguments, count) for count in (1, STYLES)}
-    document = {**document_header(SCHEMA), "network": network.name, **arguments, "rows": []}
-    for rows in _rows(networks, installation, device, effort):
+    document = {**document_header(schema("styles")), "network": network.name, **arguments, "rows": []}
+    for rows in _rows(networks, installation, context):
         document["rows"] += rows
         slowest = max(rows, key=lambda row: float(row["ratio"]))
-        on_progress(f"{slowest['form']}, {slowest['size']} x {slowest['size']}: {slowest['ratio']:.2f} times as long")
-        keep(document)
+        at = f"{slowest['form']}, {slowest['size']} x {slowest['size']}"
+        context.on_progress(f"{at}: {slowest['ratio']:.2f} times as long")
+        context.keep(document)
     return document
 
 
@@ -106,36 +108,33 @@ def _network(name: str, arguments: Mapping[str, Any], styles: int) -> StyledNetw
 
 
 def _rows(
-    networks: Mapping[int, StyledNetwork], installation: Installation, device: Device, effort: Effort
-) -> Iterator[list[dict[str, Any]]]:
+    networks: Mapping[int, StyledNetwork], installation: Installation, context: Context[StylesEffort]
+) -> Iterator[list[Document]]:
+    device, effort = context.device, context.effort
     if device.gpu is None:
         for form in FORMS:
             yield from _alone(form, networks, effort)
     with tempfile.TemporaryDirectory() as scratch:
         repository = Path(scratch) / "model_repository"
-        one, several = (
-            export_checkpoint(
-                Checkpoint(network, tuple(f"style-{number}" for number in _numbers(count))), repository, device
-            )
-            for count, network in networks.items()
-        )
+        models = {count: Checkpoint(network, _style_names(count)) for count, network in networks.items()}
+        names = {count: export_checkpoint(model, repository, device) for count, model in models.items()}
         if device.gpu:
-            bare = {what: BareModel(repository / model) for what, model in ((ONE, one), (OF_TEN, several))}
+            bare = {what: BareModel(repository / names[count]) for what, count in ((ONE, 1), (OF_TEN, STYLES))}
             for size in effort.sizes:
                 pixels = sample_photograph(size, size)
-                works = {what: partial(engine.stylize, pixels) for what, engine in bare.items()}
+                works = {what: partial(model.stylize, pixels) for what, model in bare.items()}
                 yield _race("alone", size, works, effort)
         endpoints = Endpoints.free()
         with run_triton(installation, repository, endpoints, Path(scratch) / "triton.log"):
             yield from _served(endpoints, effort)
 
 
-def _numbers(count: int) -> range:
-    """Of a model's styles: no two models have one of the same name."""
-    return range(1) if count == 1 else range(1, count + 1)
+def _style_names(count: int) -> tuple[str, ...]:
+    """Of a model's styles: no two models have one name."""
+    return tuple(f"style-{number}" for number in (range(1) if count == 1 else range(1, count + 1)))
 
 
-def _alone(form: str, networks: Mapping[int, StyledNetwork], effort: Effort) -> Iterator[list[dict[str, Any]]]:
+def _alone(form: str, networks: Mapping[int, StyledNetwork], effort: StylesEffort) -> Iterator[list[Document]]:
     """A form of the graph on the engine that serves it."""
     made, half = FORMS[form]
     *_, provider = installed_providers().values()
@@ -146,14 +145,14 @@ def _alone(form: str, networks: Mapping[int, StyledNetwork], effort: Effort) -> 
             for count, model in models.items()
         }
     for size in effort.sizes:
-        feeds = {what: _feeds(models[count], size, shares) for what, (count, shares) in _turns().items()}
+        feeds = {what: _feeds(models[count], size, weights) for what, (count, weights) in _turns().items()}
         works = {what: partial(sessions[count].run, None, feeds[what], None) for what, (count, _) in _turns().items()}
         yield _race(form, size, works, effort)
 
 
 def _turns() -> dict[str, tuple[int, Mapping[int, float]]]:
-    """What takes turns: how many styles its model has, and the shares of those that it is asked for."""
-    return {ONE: (1, {}), OF_TEN: (STYLES, {3: 1.0}), MIX: (STYLES, {3: 0.6, 5: 0.4})}
+    """What takes turns: how many styles its model has, and the style weights that it is asked for."""
+    return {ONE: (1, {}), OF_TEN: (STYLES, {3: 1.0}), INTERPOLATED: (STYLES, {3: 0.6, 5: 0.4})}
 
 
 def _exported(model: Exportable, file: Path, half: bool) -> Path:
@@ -166,27 +165,26 @@ def _exported(model: Exportable, file: Path, half: bool) -> Path:
     return file
 
 
-def _feeds(model: Exportable, size: int, shares: Mapping[int, float]) -> dict[str, Any]:
+def _feeds(model: Exportable, size: int, weights: Mapping[int, float]) -> dict[str, Any]:
     """Its inputs for one image; the statistics are those of a normalisation that changes nothing."""
     feeds: dict[str, Any] = {}
     for spec in model.inputs:
         if spec.name == IMAGE:
             feeds[spec.name] = sample_photograph(size, size)[None]
         elif spec.name == STYLE_WEIGHTS:
-            weights = np.zeros((1, int(spec.axes[1])), np.float32)
-            weights[0, list(shares)] = list(shares.values())
-            feeds[spec.name] = weights
+            feeds[spec.name] = np.zeros((1, int(spec.axes[1])), np.float32)
+            feeds[spec.name][0, list(weights)] = list(weights.values())
         elif spec.name == STATISTICS:
             feeds[spec.name] = np.ones((1, int(spec.axes[1])), np.float32)
     return feeds
 
 
-def _served(endpoints: Endpoints, effort: Effort) -> Iterator[list[dict[str, Any]]]:
+def _served(endpoints: Endpoints, effort: StylesEffort) -> Iterator[list[Document]]:
     """Both models in one Triton, over gRPC and by shared memory."""
     asked: dict[str, str | dict[str, float]] = {
         ONE: "style-0",
         OF_TEN: "style-4",
-        MIX: {"style-4": 0.6, "style-6": 0.4},
+        INTERPOLATED: {"style-4": 0.6, "style-6": 0.4},
     }
     for form, shared in (("served, gRPC", False), ("served, shared memory", True)):
         with ExitStack() as stack:
@@ -207,15 +205,56 @@ def _warm(work: Callable[[], object], seconds: float) -> None:
         taken, runs = taken + timed(work), runs + 1
 
 
-def _race(form: str, size: int, works: Mapping[str, Callable[[], object]], effort: Effort) -> list[dict[str, Any]]:
+def _race(form: str, size: int, works: Mapping[str, Callable[[], object]], effort: StylesEffort) -> list[Document]:
     """Warm runs in turns; each row with its ratio to the first's median."""
     for work in works.values():
         _warm(work, effort.warm_up)
-    turn = timed(lambda: [work() for work in works.values()]) + REST * len(works)
-    rounds = min(MOST, max(FEWEST, round(effort.seconds / turn)))
-    summaries = {what: summarize(seconds) for what, seconds in interleaved(works, rounds, rest=REST).items()}
+    summaries = in_turns(works, effort.seconds, FEWEST_ROUNDS, MOST_ROUNDS)
     first = summaries[ONE].median
     return [
         {"form": form, "styles": what, "size": size, **asdict(summary), "ratio": summary.median / first}
         for what, summary in summaries.items()
     ]
+
+
+def tables(document: Document) -> list[str]:
+    """A model of ten styles against a model of one style."""
+    found: dict[tuple[int, str], dict[str, Document]] = {}
+    for row in document["rows"]:
+        found.setdefault((row["size"], row["form"]), {})[row["styles"]] = row
+    titles = list(dict.fromkeys(row["styles"] for row in document["rows"]))
+    body = []
+    for (size, form), own in sorted(found.items(), key=lambda pair: pair[0][0]):
+        shown = [narrow(own[title], 1) if title in own else "" for title in titles]
+        ratios = [f"**{own[title]['ratio']:.2f}**" if title in own else "" for title in titles[1:]]
+        body.append([f"{size}²", form, *shown, *ratios])
+    return [
+        f"`{document['network']}`, milliseconds, median (95th percentile), in turns:",
+        "",
+        *table(["size", "", *titles, *(f"{title}: times" for title in titles[1:])], body, left=2),
+    ]
+
+
+def in_words(document: Document) -> str:
+    """What a model of several styles takes at 512 x 512, for a page's running text."""
+    alone = document["rows"][0]["styles"]  # what the others are compared with
+    ratios = [row["ratio"] for row in document["rows"] if row["size"] == 512 and row["styles"] != alone]
+    return f"{min(ratios):.2f} to {max(ratios):.2f} times as long as a network of one style"
+
+
+SHORT = StylesEffort((512,), 3.0, 4.0)
+FULL = StylesEffort((256, 512, 1024), 12.0, 8.0)
+GPU = StylesEffort((256, 512, 1024), 2.0, 1.0)
+"""On a GPU an image takes milliseconds."""
+
+SUITE = Suite(
+    name="styles",
+    title="Several styles in one model",
+    measure=measure,
+    tables=tables,
+    in_words=in_words,
+    effort=SHORT,
+    on_cpu={"default": Cost(65, SHORT), "full": Cost(400, FULL)},
+    on_gpu={"command": Cost(90, GPU), "full": Cost(90, GPU)},
+    rank=40,
+)

@@ -1,7 +1,7 @@
 """Images a second in training: ours against a plain loop, written as most tutorials write it.
 
-The plain loop reads its photographs between the steps, keeps PyTorch's contiguous layout, and sends the painted
-*and* the original pictures through the loss network to relu4_3. Network, loss, size and batch are the same.
+The plain loop reads its photographs between the steps, keeps PyTorch's contiguous layout, and sends the stylized
+*and* the content images through the loss network to relu4_3. Network, loss, size and batch are the same.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+import typer
 from torch import Tensor
 
+from nst_bench import options
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
-from nst_core.devices import Device
+from nst_bench.results import schema
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
+from nst_bench.tables import HEAD, cells, table
 from nst_core.images import open_image, sample_photographs
 from nst_core.memory import keep_freed_memory
 from nst_trainer.images import to_tensor
@@ -36,47 +40,44 @@ from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import CONVOLUTIONS, MEAN, Vgg16, Weights
 from nst_trainer.weights import vgg16_weights
 
-SCHEMA = "nst-bench-training/1"
-CROPS = (128, 256)
-WARM = 2
-"""Steps of each loop that are not counted."""
+WARM_STEPS = 2
+"""Of each loop, that are not counted."""
 
 
-def measure(
-    vgg: Path | None,
-    device: Device,
-    *,
-    width: float = 1.0,
-    batch: int = 4,
-    steps: int = 8,
-    crops: tuple[int, ...] = CROPS,
-    on_progress: Callable[[str], None] = lambda note: None,
-) -> dict[str, Any]:
-    """Both loops on `device` in turn, `steps` warm steps each at each of `crops` (pixels); a document.
+@dataclass(frozen=True)
+class TrainingEffort(Effort):
+    """The network and its steps, at each of `crops` (pixels)."""
 
-    Each loop runs in a process of its own, as a user has it: ours with the memory settings of `nst-train`. Raises
-    `InputError` if PyTorch cannot use the GPU.
-    """
-    where = torch_device(device)
+    width: Annotated[float, typer.Option(help="Of Johnson's network.", min=0.1)] = 1.0
+    batch: Annotated[int, typer.Option(help="Photographs in a step.", min=1)] = 4
+    steps: int = 8
+    crops: tuple[int, ...] = (128, 256)
+
+
+def measure(context: Context[TrainingEffort], *, vgg: options.Vgg = None) -> Document:
+    """Measure a training's images a second against a plain loop, as most tutorials write it."""
+    # Each loop runs in a process of its own, as a user has it: ours with the memory settings of `nst-train`.
+    device, effort = torch_device(context.device), context.effort
     rows = []
-    for crop in crops:
-        settings = TrainingSettings(width=width, batch=batch, crop=crop, iterations=100 * steps)
-        with _process("plain", settings, vgg, where) as plain, _process("nst", settings, vgg, where) as ours:
+    for crop in effort.crops:
+        settings = TrainingSettings(width=effort.width, batch=effort.batch, crop=crop, iterations=100 * effort.steps)
+        with _process("plain", settings, vgg, device) as plain, _process("nst", settings, vgg, device) as ours:
             seconds: dict[str, list[float]] = {"plain": [], "nst": []}
-            for _ in range(WARM + steps):
+            for _ in range(WARM_STEPS + effort.steps):
                 for name, step in (("plain", plain), ("nst", ours)):
                     seconds[name].append(step())
-        figures = {name: summarize(one[WARM:]) for name, one in seconds.items()}
-        rate = {name: 1000.0 * batch / one.median for name, one in figures.items()}
-        row = {"crop": crop, **{name: asdict(one) | {"images_per_second": rate[name]} for name, one in figures.items()}}
-        rows.append(row | {"ratio": rate["nst"] / rate["plain"]})
-        on_progress(f"{crop} x {crop}: {rate['nst']:.2f} against {rate['plain']:.2f} images a second")
-    precision, why = Team(device=where).precision()
+        figures = {name: summarize(taken[WARM_STEPS:]) for name, taken in seconds.items()}
+        rate = {name: 1000.0 * effort.batch / summary.median for name, summary in figures.items()}
+        own = {name: asdict(summary) | {"images_per_second": rate[name]} for name, summary in figures.items()}
+        rows.append({"crop": crop, **own, "ratio": rate["nst"] / rate["plain"]})
+        rates = f"{rate['nst']:.2f} against {rate['plain']:.2f} images a second"
+        context.on_progress(f"{crop} x {crop}: {rates}")
+    precision, why = Team(device=device).precision()
     return {
-        **document_header(SCHEMA),
+        **document_header(schema("training")),
         "precision": {"nst": str(precision).removeprefix("torch."), "why": why, "plain": "float32"},
-        "width": width,
-        "batch": batch,
+        "width": effort.width,
+        "batch": effort.batch,
         "crops": rows,
     }
 
@@ -163,8 +164,8 @@ class _PlainVgg:
         ]
         self.mean = torch.tensor(MEAN, device=where).view(1, 3, 1, 1)
 
-    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
-        x, features = 255.0 * pictures - self.mean, {}
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        x, features = 255.0 * images - self.mean, {}
         for name, weight, bias in self.convolutions:
             if name.endswith("_1") and name != "conv1_1":
                 x = F.max_pool2d(x, 2)
@@ -179,3 +180,38 @@ def _gram(features: Tensor) -> Tensor:
     n, c, h, w = features.shape
     flat = features.view(n, c, h * w)
     return flat @ flat.transpose(1, 2) / (c * h * w)
+
+
+def tables(document: Document) -> list[str]:
+    """Images a second against a plain loop."""
+    precision = document["precision"]
+    body = [
+        [
+            f"{row['crop']}²",
+            title,
+            f"{row[name]['images_per_second']:.2f}",
+            "" if name == "plain" else f"**{row['ratio']:.2f}**",
+            *cells(row[name]),
+        ]
+        for row in document["crops"]
+        for name, title in (("plain", "a plain loop"), ("nst", "nst"))
+    ]
+    return [
+        f"Johnson's network at width {document['width']:g}, batches of {document['batch']}; "
+        f"the plain loop in {precision['plain']}, nst's convolutions in {precision['nst']}: {precision['why']}. "
+        "Milliseconds are a step's.",
+        "",
+        *table(["crops", "loop", "images/s", "times the plain loop", *HEAD], body, left=2),
+    ]
+
+
+SUITE = Suite(
+    name="training",
+    title="Training",
+    measure=measure,
+    tables=tables,
+    effort=TrainingEffort(),
+    on_cpu={"full": Cost(130, TrainingEffort())},
+    on_gpu={"full": Cost(130, TrainingEffort())},
+    rank=120,
+)

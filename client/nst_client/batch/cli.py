@@ -26,7 +26,6 @@ from nst_client.options import (
     Timeout,
     TokenFile,
     read_token,
-    silence_grpc,
 )
 from nst_client.styles import parse_style_weights
 from nst_client.stylize.processing import StylizeOptions
@@ -115,7 +114,6 @@ def batch(
         from nst_client.batch.workers import ConnectionSettings
 
         keep_freed_memory()
-        silence_grpc()
         suffix = f".{file_format.value}" if file_format else None
         options = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
         job = BatchJob(Folder.at(source), Folder.at(target), options, suffix)

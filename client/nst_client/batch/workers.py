@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from nst_client.batch.job import BatchJob
 from nst_client.client import StyleClient
-from nst_client.options import silence_grpc
 from nst_client.stylize.runner import is_fatal
 from nst_client.transports.local import LocalTransport
 from nst_core.errors import NstError
@@ -82,7 +81,6 @@ class StylizeWorker:
 
     def __init__(self, job: BatchJob, connect: Connect) -> None:
         keep_freed_memory()
-        silence_grpc()
         self.job, self.connect = job, connect
         self.client: StyleClient | None = None
 

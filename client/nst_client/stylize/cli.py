@@ -28,10 +28,9 @@ from nst_client.options import (
     TokenFile,
     Url,
     read_token,
-    silence_grpc,
 )
 from nst_client.styles import Style, parse_style_weights
-from nst_client.stylize.contact_sheet import contact_sheet, sample_photograph, thumbnails
+from nst_client.stylize.contact_sheet import contact_sheet, default_photograph, thumbnails
 from nst_client.stylize.jobs import Job, Outcome, find_jobs, find_unreadable
 from nst_client.stylize.processing import StylizeOptions
 from nst_client.stylize.report import Report
@@ -106,7 +105,6 @@ def stylize(
     """
     with one_line_errors("local"):
         keep_freed_memory()
-        silence_grpc()
         if as_json and output == STDIO:
             raise InputError("--json and -o - both write to stdout: choose one")
         suffix = f".{file_format.value}" if file_format else None
@@ -143,7 +141,6 @@ def styles(
     ca: CaFile = None,
 ) -> None:
     """List the styles that a server offers, and show them."""
-    silence_grpc()
     with (
         one_line_errors("local"),
         StyleClient(url, timeout=timeout, retries=0, token=read_token(token_file), ca=ca) as client,
@@ -158,7 +155,7 @@ def styles(
         if not offered:
             raise InputError(f"{url} offers no style")
         if sheet:
-            _save_sheet(sheet, client, offered, open_image(content) if content else sample_photograph())
+            _save_sheet(sheet, client, offered, open_image(content) if content else default_photograph())
 
 
 def _save_sheet(target: Path, client: StyleClient, offered: list[Style], content: ImageData) -> None:

@@ -22,7 +22,7 @@ GAP, CAPTION_HEIGHT, FONT_SIZE = 12, 26, 18
 """Pixels between thumbnails, of the line of a name, and of its letters."""
 
 
-def sample_photograph() -> ImageData:
+def default_photograph() -> ImageData:
     """The default content image: a cat, whose fur and eyes show what a style does."""
     (cat,) = [path for path in sample_photographs() if path.stem == "chelsea"]
     return open_image(cat)

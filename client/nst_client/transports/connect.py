@@ -32,12 +32,16 @@ def connect(
 
         return LocalTransport(Path(url.removeprefix("local:")), aio=aio)
     scheme, host, path = _parsed(url)
-    from nst_client.transports.triton.grpc import GrpcTransport
-    from nst_client.transports.triton.http import HttpTransport
     from nst_client.transports.triton.settings import TritonSettings
 
     settings = TritonSettings(host, scheme.endswith("s"), timeout, token, ca, shared_memory, aio, path)
-    return GrpcTransport(settings) if scheme.startswith("grpc") else HttpTransport(settings)
+    if scheme.startswith("grpc"):
+        from nst_client.transports.triton.grpc import GrpcTransport
+
+        return GrpcTransport(settings)
+    from nst_client.transports.triton.http import HttpTransport
+
+    return HttpTransport(settings)
 
 
 def _parsed(url: str) -> tuple[str, str, str]:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from nst_client.errors import Rejected, ServiceError
 from nst_client.transports import buffers
 from nst_client.transports.base import Array, ModelConfig, Request
 from nst_client.transports.coroutines import in_thread
+from nst_client.transports.grpc_library import model_config_pb2
 from nst_client.transports.statistics import Statistics
 from nst_core.contract import IMAGE, STYLIZED, Parameter
 from nst_core.devices import Gpu, gpus

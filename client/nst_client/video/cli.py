@@ -23,7 +23,6 @@ from nst_client.options import (
     TokenFile,
     Url,
     read_token,
-    silence_grpc,
 )
 from nst_client.stylize.processing import postprocess
 from nst_client.video.schedule import Schedule
@@ -124,7 +123,6 @@ def video(
         from nst_client.video.stylize import stylize_video
 
         keep_freed_memory()
-        silence_grpc()
         plan = VideoSettings(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
         access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca, "retries": RETRIES}
         with _frames() as on_progress:
@@ -178,7 +176,6 @@ def webcam(
         from nst_client.video import webcam as live_video
 
         keep_freed_memory()
-        silence_grpc()
         access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca}
         with StyleClient(url, **access) as client:
             names = [offered.name for offered in client.styles()]

@@ -1,4 +1,4 @@
-"""What the browser talks to: the page, JSON, pictures, and a WebSocket for the camera."""
+"""What the browser talks to: the page, JSON, images, and a WebSocket for the camera."""
 
 from __future__ import annotations
 
@@ -7,47 +7,32 @@ import io
 import json
 import logging
 import re
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
-from aiohttp.typedefs import Middleware
 
 from nst_client.errors import Unavailable, Unreachable
 from nst_client.stylize.processing import StylizeOptions, postprocess
-from nst_client.web.making import Maker, Making
+from nst_client.web.security import guard, set_secret, visitor_secret
 from nst_client.web.server import key
-from nst_client.web.studio import Painting, Photo, Studio, Visitor
+from nst_client.web.studio import ContentImage, Studio, StylizeJob, Visitor
+from nst_client.web.training import StyleTrainer, StyleTraining
 from nst_core.errors import InputError, NstError
 from nst_core.images import ImageData, encode_image, open_image
 
 PAGE = Path(__file__).parent / "page"
 
-COOKIE = "nst-visitor"
-COOKIE_SECONDS = 30 * 24 * 3600
-"""So long a visitor may come back to a style that is being made."""
-
 FRAME_BYTES, FRAME_PIXELS = 2_000_000, 1_000_000
-"""The largest frame of the camera: a JPEG of so many bytes, a picture of so many pixels."""
+"""The largest frame of the camera: a JPEG of so many bytes, an image of so many pixels."""
 
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
-    "base-uri 'none'; form-action 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-
-RESTART, SHOWN_FAULT = 10.0, 60.0
+RESTART_SECONDS, FAULT_SHOWN_SECONDS = 10.0, 60.0
 """Seconds after which background work that has failed begins again, and for which the page says that it failed."""
 
-log = logging.getLogger("nst_client")
+log = logging.getLogger(__name__)
 
 PRIVATE = {"Cache-Control": "private, no-store"}
 
@@ -56,10 +41,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
-    """The routes; each looks for a picture in the visitor's own tables alone."""
+    """The routes; each looks for an image in the visitor's own tables alone."""
 
-    def __init__(self, studio: Studio, maker: Maker | None) -> None:
-        self.studio, self.server, self.maker, self.limits = studio, studio.server, maker, studio.limits
+    def __init__(self, studio: Studio, trainer: StyleTrainer | None) -> None:
+        self.studio, self.server, self.trainer, self.limits = studio, studio.server, trainer, studio.limits
         self.sockets: set[web.WebSocketResponse] = set()
         self.faults: dict[str, float] = {}
         """When background work has failed last, by its name."""
@@ -71,14 +56,14 @@ class Site:
             web.get("/{file:page\\.css|page\\.js|icon\\.svg}", self.page),
             web.get("/state", self.state),
             web.get("/thumbnails/{key}", self.thumbnail),
-            web.post("/photos", self.take),
-            web.get("/photos/{name}", self.photo),
-            web.post("/paintings", self.order),
-            web.get("/paintings/{name}/{what:shown|whole}", self.painting),
-            web.delete("/paintings/{name}", self.remove),
-            web.post("/styles", self.make),
-            web.post("/styles/{name}", self.make_again),
-            web.delete("/styles/{name}", self.forget),
+            web.post("/contents", self.upload),
+            web.get("/contents/{name}", self.content),
+            web.post("/jobs", self.submit),
+            web.get("/jobs/{name}/{what:shown|whole}", self.job),
+            web.delete("/jobs/{name}", self.remove),
+            web.post("/styles", self.train),
+            web.post("/styles/{name}", self.retry),
+            web.delete("/styles/{name}", self.discard),
             web.get("/live", self.live),
         ]
 
@@ -86,16 +71,7 @@ class Site:
         """The page and its parts; it brings the visitor's secret."""
         response = web.FileResponse(PAGE / request.match_info.get("file", "index.html"))
         response.headers["Cache-Control"] = "no-cache"
-        if not _secret(request):
-            response.set_cookie(
-                COOKIE,
-                secrets.token_urlsafe(32),
-                max_age=COOKIE_SECONDS,
-                path="",  # that is the folder of the page, as the browser sees it: below another's, not the whole host
-                httponly=True,
-                samesite="Strict",
-                secure=request.secure,
-            )
+        set_secret(request, response)
         return response
 
     async def state(self, request: web.Request) -> web.Response:
@@ -105,22 +81,22 @@ class Site:
             {
                 "name": style.name,
                 "model": style.model,
-                "mixes": style.count > 1,
+                "interpolates": style.count > 1,
                 "thumbnail": self._thumbnail(key(style)),
             }
             for style in self.server.styles
         ]
-        paintings = [self._painting(painting) for painting in reversed(visitor.paintings.values())]
+        jobs = [self._job_state(job) for job in reversed(visitor.jobs.values())]
         now = time.monotonic()
-        faults = [what for what, failed in self.faults.items() if now - failed < SHOWN_FAULT]
+        faults = [what for what, failed in self.faults.items() if now - failed < FAULT_SHOWN_SECONDS]
         limits = {"bytes": self.limits.upload, "pixels": self.limits.pixels}
         return web.json_response(
             {
                 "up": self.server.up.is_set(),
                 "styles": styles,
-                "paintings": paintings,
+                "jobs": jobs,
                 "limits": limits,
-                "making": self._making(visitor),
+                "training": self._training(visitor),
                 "faults": faults,
             }
         )
@@ -134,7 +110,7 @@ class Site:
             except Exception:
                 log.exception("%s has failed, and begins again", what)
             self.faults[what] = time.monotonic()
-            await asyncio.sleep(RESTART)
+            await asyncio.sleep(RESTART_SECONDS)
 
     async def thumbnail(self, request: web.Request) -> web.Response:
         """A style's, the same for everybody."""
@@ -143,75 +119,75 @@ class Site:
             raise web.HTTPNotFound(text="no such thumbnail")
         return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "max-age=86400"})
 
-    async def take(self, request: web.Request) -> web.Response:
-        """The body is a photograph's file."""
-        photo = await self.studio.take(self._visitor(request), await self._body(request))
-        return web.json_response(_photo(photo))
+    async def upload(self, request: web.Request) -> web.Response:
+        """The body is a content image's file."""
+        content = await self.studio.add_content(self._visitor(request), await self._body(request))
+        return web.json_response(_content_state(content))
 
-    async def photo(self, request: web.Request) -> web.Response:
-        """A photograph as the page shows it: upright, small, JPEG."""
-        photo = _of(self._visitor(request).photos, request.match_info["name"], "photograph")
-        shown = await self.studio.shown_before(photo)
+    async def content(self, request: web.Request) -> web.Response:
+        """A content image as the page shows it: upright, small, JPEG."""
+        content = _of(self._visitor(request).contents, request.match_info["name"], "content image")
+        shown = await self.studio.shown_before(content)
         return web.Response(body=shown, content_type="image/jpeg", headers=PRIVATE)
 
-    async def order(self, request: web.Request) -> web.Response:
-        """JSON: photo, style {name: weight}, max_side or null."""
+    async def submit(self, request: web.Request) -> web.Response:
+        """JSON: content, style {name: weight}, max_side or null."""
         visitor, asked = self._visitor(request), await _json(request)
-        photo = _of(visitor.photos, asked.get("photo"), "photograph")
+        content = _of(visitor.contents, asked.get("content"), "content image")
         max_side = asked.get("max_side")
         if max_side is not None and not (isinstance(max_side, int) and 16 <= max_side <= 65_536):
             raise InputError("max_side is a number of pixels from 16 up")
-        painting = self.studio.order(visitor, photo, _mix(asked.get("style")), max_side)
-        return web.json_response(self._painting(painting))
+        job = self.studio.submit(visitor, content, _style_weights(asked.get("style")), max_side)
+        return web.json_response(self._job_state(job))
 
-    async def painting(self, request: web.Request) -> web.Response:
-        """A finished painting, shown or whole, with the strength and the colours that the query says."""
-        painting = self._own_painting(request)
-        if painting.status != "done":
-            raise web.HTTPConflict(text="this painting is not finished")
+    async def job(self, request: web.Request) -> web.Response:
+        """A finished image, shown or whole, with the strength and the colours that the query says."""
+        job = self._own_job(request)
+        if job.status != "done":
+            raise web.HTTPConflict(text="this image is not finished")
         strength, preserve = _strength(request.query.get("strength", "1")), request.query.get("preserve") == "1"
-        recipe = StylizeOptions(painting.style, strength, preserve, painting.max_side)
+        recipe = StylizeOptions(job.style, strength, preserve, job.max_side)
         if request.match_info["what"] == "shown":
-            shown = await self.studio.shown(painting, recipe)
+            shown = await self.studio.shown(job, recipe)
             return web.Response(body=shown, content_type="image/jpeg", headers=PRIVATE)
-        data, kind = await self.studio.whole(painting, recipe)
+        data, kind = await self.studio.whole(job, recipe)
         suffix = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[kind]
-        name = re.sub(r"[^A-Za-z0-9-]+", "-", "-".join(painting.style))[:80] or "painting"
+        name = re.sub(r"[^A-Za-z0-9-]+", "-", "-".join(job.style))[:80] or "stylized"
         headers = PRIVATE | {"Content-Disposition": f'attachment; filename="{name}.{suffix}"'}
         return web.Response(body=data, content_type=f"image/{kind.lower()}", headers=headers)
 
     async def remove(self, request: web.Request) -> web.Response:
-        """Forget a painting, wherever it is."""
-        self.studio.remove(self._visitor(request), self._own_painting(request))
+        """Forget a job, wherever it is."""
+        self.studio.remove(self._visitor(request), self._own_job(request))
         return web.json_response({})
 
-    async def make(self, request: web.Request) -> web.Response:
-        """The body is a painting's file, the query its style's name."""
-        visitor, maker = self._visitor(request), self._maker()
-        making = await maker.order(visitor.key, request.query.get("name", ""), await self._body(request))
-        return web.json_response({"name": making.name})
+    async def train(self, request: web.Request) -> web.Response:
+        """The body is the file of a style image, the query the name of the style."""
+        visitor, trainer = self._visitor(request), self._trainer()
+        training = await trainer.submit(visitor.key, request.query.get("name", ""), await self._body(request))
+        return web.json_response({"name": training.name})
 
-    async def make_again(self, request: web.Request) -> web.Response:
-        """Try a style once more that could not be made."""
-        making = self._own_making(request)
-        if making.status != "failed":
-            raise web.HTTPConflict(text=f"{making.name} has not failed")
-        self._maker().again(making)
+    async def retry(self, request: web.Request) -> web.Response:
+        """Try a style again whose training failed."""
+        training = self._own_training(request)
+        if training.status != "failed":
+            raise web.HTTPConflict(text=f"{training.name} has not failed")
+        self._trainer().retry(training)
         return web.json_response({})
 
-    async def forget(self, request: web.Request) -> web.Response:
+    async def discard(self, request: web.Request) -> web.Response:
         """Give up a style that waits or has failed, or take the notice away that it is done."""
-        self._maker().forget(self._own_making(request))
+        self._trainer().discard(self._own_training(request))
         return web.json_response({})
 
     async def live(self, request: web.Request) -> web.StreamResponse:
-        """Frames of a camera, JPEG, each answered by its painting; a text before them says how to paint.
+        """Frames of a camera, JPEG, each answered by its stylized image; a text before them says how.
 
         The browser sends a frame when the one before has come back: what the server has no time for is never sent.
         """
         visitor = self._visitor(request)
         if visitor.live:
-            raise web.HTTPConflict(text="your camera is painted in another window already: stop it there")
+            raise web.HTTPConflict(text="your camera runs in another window already: stop it there")
         socket = web.WebSocketResponse(max_msg_size=FRAME_BYTES, heartbeat=20)
         visitor.live = True
         self.sockets.add(socket)
@@ -237,24 +213,24 @@ class Site:
 
     def _recipe(self, text: str) -> StylizeOptions:
         asked = _document(text)
-        style = _mix(asked.get("style"))
+        style = _style_weights(asked.get("style"))
         self.studio.check(style)
         return StylizeOptions(style, _strength(asked.get("strength", 1)), bool(asked.get("preserve")))
 
     async def _frame(self, data: bytes, recipe: StylizeOptions) -> bytes:
         if not self.server.up.is_set():
-            raise InputError("the painter does not answer: trying again")
+            raise InputError("the server does not answer: trying again")
         frame = (await asyncio.to_thread(open_image, io.BytesIO(data), max_pixels=FRAME_PIXELS)).pixels
         try:
-            painted = await self.server.client.stylize(frame, recipe.style_weights)
+            stylized = await self.server.client.stylize(frame, recipe.style_weights)
         except Unreachable as error:
             self.server.lost(error)
-            raise InputError("the painter does not answer: trying again") from error
+            raise InputError("the server does not answer: trying again") from error
         except Unavailable as error:
-            raise InputError("the painter cannot paint in this style just now: trying again") from error
+            raise InputError("the server cannot run this style just now: trying again") from error
 
         def encoded() -> bytes:
-            result = postprocess(frame, painted, recipe.strength, recipe.preserve_color)
+            result = postprocess(frame, stylized, recipe.strength, recipe.preserve_color)
             return encode_image(ImageData(result), "JPEG", quality=85)
 
         return await asyncio.to_thread(encoded)
@@ -270,57 +246,60 @@ class Site:
             raise too_large from None
 
     def _visitor(self, request: web.Request) -> Visitor:
-        if not (secret := _secret(request)):
+        if not (secret := visitor_secret(request)):
             raise web.HTTPForbidden(text="the page has lost its cookie: load it again, with cookies allowed")
         return self.studio.visitor(secret)
 
-    def _own_painting(self, request: web.Request) -> Painting:
-        return _of(self._visitor(request).paintings, request.match_info["name"], "painting")
+    def _own_job(self, request: web.Request) -> StylizeJob:
+        return _of(self._visitor(request).jobs, request.match_info["name"], "image")
 
-    def _own_making(self, request: web.Request) -> Making:
+    def _own_training(self, request: web.Request) -> StyleTraining:
         visitor = self._visitor(request)
-        own = {name: making for name, making in self._maker().makings.items() if making.owner == visitor.key}
+        own = {name: training for name, training in self._trainer().trainings.items() if training.owner == visitor.key}
         return _of(own, request.match_info["name"], "style")
 
-    def _maker(self) -> Maker:
-        if self.maker is None:
-            raise web.HTTPNotFound(text="no styles are made here")
-        return self.maker
+    def _trainer(self) -> StyleTrainer:
+        if self.trainer is None:
+            raise web.HTTPNotFound(text="no styles are trained here")
+        return self.trainer
 
     def _thumbnail(self, name: str) -> str | None:
         return f"thumbnails/{name}" if name in self.server.thumbnails else None
 
-    def _painting(self, painting: Painting) -> dict[str, Any]:
-        done, total = painting.tiles
+    def _job_state(self, job: StylizeJob) -> dict[str, Any]:
+        done, total = job.tiles
         return {
-            "name": painting.name,
-            "photo": _photo(painting.photo),
-            "style": dict(painting.style),
-            "status": painting.status,
-            "before": self.studio.before(painting),
+            "name": job.name,
+            "content": _content_state(job.content),
+            "style": dict(job.style),
+            "status": job.status,
+            "before": self.studio.before(job),
             "done": done,
             "total": total,
-            "error": painting.error,
+            "error": job.error,
         }
 
-    def _making(self, visitor: Visitor) -> dict[str, Any] | None:
-        """None where no styles are made."""
-        if self.maker is None:
+    def _training(self, visitor: Visitor) -> dict[str, Any] | None:
+        """None where no styles are trained."""
+        if self.trainer is None:
             return None
-        pending = sorted((one for one in self.maker.makings.values() if one.pending), key=lambda one: one.ordered)
+        trainings = self.trainer.trainings.values()
+        pending = sorted(
+            (training for training in trainings if training.pending), key=lambda training: training.submitted
+        )
         own = [
             {
-                "name": one.name,
-                "status": one.status,
-                "done": one.learned[0],
-                "total": one.learned[1],
-                "unit": one.unit,
-                "left": one.left,
-                "error": one.error,
-                "before": pending.index(one) if one.pending else 0,
+                "name": training.name,
+                "status": training.status,
+                "done": training.trained[0],
+                "total": training.trained[1],
+                "unit": training.unit,
+                "left": training.time_left,
+                "error": training.error,
+                "before": pending.index(training) if training.pending else 0,
             }
-            for one in self.maker.makings.values()
-            if one.owner == visitor.key
+            for training in trainings
+            if training.owner == visitor.key
         ]
         return {"styles": own}
 
@@ -330,15 +309,15 @@ def application(site: Site, names: Iterable[str] = (), address: str = "localhost
 
     It answers to its public `names`, to the `address` at which it listens, to localhost and to IP addresses.
     """
-    app = web.Application(client_max_size=site.limits.upload, middlewares=[_guard(names, address)])
+    app = web.Application(client_max_size=site.limits.upload, middlewares=[guard(names, address)])
     app.add_routes(site.routes())
 
     async def running(app: web.Application) -> AsyncIterator[None]:
         work = {
             "looking at the server": site.server.watch,
-            "painting thumbnails": site.server.illustrate,
+            "stylizing thumbnails": site.server.illustrate,
             "forgetting visitors": site.studio.sweep,
-            **({"making styles": site.maker.run} if site.maker else {}),
+            **({"training styles": site.trainer.run} if site.trainer else {}),
         }
         tasks = [asyncio.create_task(site.lasting(what, endless)) for what, endless in work.items()]
         yield
@@ -357,77 +336,8 @@ def application(site: Site, names: Iterable[str] = (), address: str = "localhost
     return app
 
 
-def _photo(photo: Photo) -> dict[str, Any]:
-    return {"name": photo.name, "width": photo.width, "height": photo.height}
-
-
-def _guard(names: Iterable[str], address: str) -> Middleware:
-    """Every answer has its headers, every error is one line of JSON, and no other site's page may ask for anything.
-
-    A page of another site whose name is made to lead here would be this one for the browser, cookies and all (DNS
-    rebinding); so only known names are answered to. An address cannot be made to lead elsewhere.
-    """
-    public = {name for given in names if (name := _name(given.rpartition("://")[2]))}
-    known = public | {"localhost", address.lower()}
-
-    def check(request: web.Request) -> None:
-        name = _name(request.host)
-        if name not in known and not _is_address(name):
-            raise web.HTTPForbidden(text=f"this page is not called {name!r}: nst web --public-name tells it its name")
-        origin = request.headers.get("Origin")
-        # A proxy may call us by another name than the browser calls it; another site's page cannot send this header.
-        hosts = request.host, request.headers.get("X-Forwarded-Host", request.host)
-        if origin is not None and _host(origin) not in hosts and _name(_host(origin)) not in public:
-            raise web.HTTPForbidden(text="only this page's own requests are answered: nst web --public-name")
-
-    @web.middleware
-    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            check(request)
-            response = await handler(request)
-        except web.HTTPException as error:
-            said = " ".join((error.text or "").split()) or error.reason
-            response = web.json_response({"error": said}, status=error.status)
-        except NstError as error:
-            response = web.json_response({"error": " ".join(str(error).split())}, status=400)
-        except web.RequestPayloadError as error:  # cut off, or not encoded as its header says
-            said = str(error.__cause__ or error).splitlines()[0]
-            response = web.json_response({"error": f"the request's body cannot be read: {said}"}, status=400)
-        if not response.prepared:
-            response.headers.update(HEADERS)
-        return response
-
-    return guarded
-
-
-def _host(origin: str) -> str:
-    """The host and the port of an `Origin`; empty if it is none."""
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return ""
-
-
-def _name(host: str) -> str:
-    """What a request's `Host` calls the server, without the port; empty if it is no host."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _secret(request: web.Request) -> str | None:
-    """What the visitor's cookie says, if it is one of ours."""
-    secret = request.cookies.get(COOKIE, "")
-    return secret if re.fullmatch(r"[A-Za-z0-9_-]{43}", secret) else None
+def _content_state(content: ContentImage) -> dict[str, Any]:
+    return {"name": content.name, "width": content.width, "height": content.height}
 
 
 def _of(own: Mapping[str, T], name: object, what: str) -> T:
@@ -450,8 +360,12 @@ def _document(text: str | bytes) -> dict[str, Any]:
     return document
 
 
-def _mix(style: object) -> dict[str, float]:
-    if not isinstance(style, dict) or not style or not all(isinstance(one, int | float) for one in style.values()):
+def _style_weights(style: object) -> dict[str, float]:
+    if (
+        not isinstance(style, dict)
+        or not style
+        or not all(isinstance(weight, int | float) for weight in style.values())
+    ):
         raise InputError("style is an object of names and weights: choose one")
     try:
         return {str(name): float(weight) for name, weight in style.items()}

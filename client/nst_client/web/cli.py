@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nst_client.client import AsyncStyleClient
-from nst_client.options import DEFAULT_URL, CaFile, Timeout, TokenFile, Url, read_token, silence_grpc
+from nst_client.options import DEFAULT_URL, CaFile, Timeout, TokenFile, Url, read_token
 from nst_core.console import one_line_errors, say
 from nst_core.errors import InputError
 from nst_core.memory import keep_freed_memory
@@ -27,12 +27,12 @@ from nst_core.options import CommandLine
 if TYPE_CHECKING:
     from aiohttp.web import Application
 
-_PAGE, _LIMITS, _MAKING = "Page", "Limits of a visitor", "Making styles"
+_PAGE, _LIMITS, _TRAINING = "Page", "Limits of a visitor", "Training styles"
 
-GOODBYE = 2.0
+SHUTDOWN_GRACE_SECONDS = 2.0
 """Seconds that requests have to end when the page is stopped."""
 
-FOLDER, YOUNG = "nst-web-", 60.0
+FOLDER, YOUNG_SECONDS = "nst-web-", 60.0
 """How a folder of visitors' files begins, and seconds in which its page may not have locked it yet."""
 
 
@@ -52,42 +52,41 @@ def web(
     ] = None,
     max_upload: Annotated[float, typer.Option(help="Largest file, megabytes.", min=0.01, rich_help_panel=_LIMITS)] = 32,
     max_pixels: Annotated[
-        int, typer.Option(help="Largest picture, pixels.", min=256, rich_help_panel=_LIMITS)
+        int, typer.Option(help="Largest image, pixels.", min=256, rich_help_panel=_LIMITS)
     ] = 25_000_000,
     max_jobs: Annotated[
-        int, typer.Option(help="Paintings that may wait or be made at a time.", min=1, rich_help_panel=_LIMITS)
+        int, typer.Option(help="Images that may wait or be stylized at a time.", min=1, rich_help_panel=_LIMITS)
     ] = 4,
     gallery: Annotated[
         Path | None,
         typer.Option(
             help="A checkpoint that visitors may add styles of their own to; if not given, they cannot.",
-            rich_help_panel=_MAKING,
+            rich_help_panel=_TRAINING,
         ),
     ] = None,
     repository: Annotated[
-        Path, typer.Option(help="The model repository that the server serves.", rich_help_panel=_MAKING)
+        Path, typer.Option(help="The model repository that the server serves.", rich_help_panel=_TRAINING)
     ] = Path("model_repository"),
     train: Annotated[
-        str, typer.Option(help="How a style is learned: options of nst train.", rich_help_panel=_MAKING)
+        str, typer.Option(help="How a style is trained: options of nst train.", rich_help_panel=_TRAINING)
     ] = "--minutes 15",
     url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
 ) -> None:
-    """Show a page that paints pictures and the camera in the styles of a server.
+    """Show a page that stylizes images and the camera in the styles of a server.
 
-    With --gallery and --repository visitors make styles of their own: a painting is learned by nst train --add, and
+    With --gallery and --repository visitors train styles of their own: a style image is learned by nst train --add, and
     published by nst export. This needs the extra "export" and a server on this machine, with this repository.
     """
     with one_line_errors("web"):
         from nst_client.web.app import Site, application
-        from nst_client.web.making import Maker
         from nst_client.web.server import Server
         from nst_client.web.studio import Limits, Studio
+        from nst_client.web.training import StyleTrainer
 
         keep_freed_memory()
-        silence_grpc()
         token = read_token(token_file)
 
         async def run() -> None:
@@ -96,9 +95,9 @@ def web(
                 asyncio.get_running_loop().add_signal_handler(sign, stopped.set)
             with _visitors_folder() as folder:
                 server = Server(AsyncStyleClient(url, timeout=timeout, retries=0, token=token, ca=ca))
-                maker = Maker(server, gallery, repository, url, train, max_pixels) if gallery else None
+                trainer = StyleTrainer(server, gallery, repository, url, train, max_pixels) if gallery else None
                 limits = Limits(int(max_upload * 1e6), max_pixels, max_jobs)
-                site = Site(Studio(server, folder, limits), maker)
+                site = Site(Studio(server, folder, limits), trainer)
                 host = address.removeprefix("[").removesuffix("]")
                 await _serve(application(site, public_name or (), host), host, port, stopped)
 
@@ -119,7 +118,7 @@ def _visitors_folder() -> Iterator[Path]:
         temporary = tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True)
     except OSError as error:
         raise InputError(
-            f"no folder for the visitors' pictures ({error.strerror or error}): set TMPDIR to one with room"
+            f"no folder for the visitors' images ({error.strerror or error}): set TMPDIR to one with room"
         ) from error
     with temporary as name:
         lock = os.open(name, os.O_RDONLY)
@@ -136,7 +135,7 @@ def _remove_left(folder: Path) -> None:
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         found = os.fstat(lock)
-        if found.st_uid == os.getuid() and time.time() - found.st_ctime > YOUNG:
+        if found.st_uid == os.getuid() and time.time() - found.st_ctime > YOUNG_SECONDS:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
     finally:
@@ -150,7 +149,7 @@ async def _serve(app: Application, address: str, port: int, stopped: asyncio.Eve
     shown = f"[{address}]" if ":" in address else address
     logger = logging.getLogger("nst_client.web")
     logger.addFilter(_no_misshapen_request)
-    runner = AppRunner(app, access_log=None, logger=logger, shutdown_timeout=GOODBYE)
+    runner = AppRunner(app, access_log=None, logger=logger, shutdown_timeout=SHUTDOWN_GRACE_SECONDS)
     await runner.setup()
     try:
         try:

@@ -1,4 +1,4 @@
-"""What the server offers now, whether it answers, and a painted thumbnail of each style."""
+"""What the server offers now, whether it answers, and a stylized thumbnail of each style."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 from nst_client.client import AsyncStyleClient
 from nst_client.styles import Style
-from nst_client.stylize.contact_sheet import sample_photograph
+from nst_client.stylize.contact_sheet import default_photograph
 from nst_core.console import say
 from nst_core.errors import NstError
 from nst_core.images import ImageData, encode_image, fit
 
-EVERY = 2.0
+POLL_SECONDS = 2.0
 """Seconds between two looks at the server."""
 
 THUMBNAIL = 288, 216
@@ -35,21 +35,21 @@ class Server:
         """Look for ever."""
         while True:
             await self.look()
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def illustrate(self) -> None:
-        """Paint the thumbnails that are missing, for ever; beside `watch`, which a model that hangs must not stop."""
-        photo = await asyncio.to_thread(lambda: fit(sample_photograph(), *THUMBNAIL))
+        """Stylize the thumbnails that are missing, for ever; beside `watch`, which a model that hangs must not stop."""
+        content = await asyncio.to_thread(lambda: fit(default_photograph(), *THUMBNAIL))
         while True:
             await self.up.wait()
             for style in self.styles:
                 if key(style) not in self.thumbnails:
-                    with suppress(NstError):  # a style that cannot be painted now is tried again later
-                        painted = await self.client.stylize(photo.pixels, style.name)
-                        self.thumbnails[key(style)] = encode_image(ImageData(painted), "JPEG", quality=88)
+                    with suppress(NstError):  # a style that cannot be stylized now is tried again later
+                        stylized = await self.client.stylize(content.pixels, style.name)
+                        self.thumbnails[key(style)] = encode_image(ImageData(stylized), "JPEG", quality=88)
             known = {key(style) for style in self.styles}
             self.thumbnails = {name: data for name, data in self.thumbnails.items() if name in known}
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def look(self) -> None:
         """Ask once what is served. Never raises `NstError`: it is kept in `trouble` and told in the terminal."""

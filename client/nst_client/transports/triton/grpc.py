@@ -17,6 +17,7 @@ from nst_client.transports.coroutines import in_thread, maybe_await
 from nst_client.transports.triton.addresses import HTTPS_PORT, resolved
 from nst_client.transports.triton.proxies import Proxy, proxy_for_grpc
 from nst_client.transports.triton.settings import TritonSettings, system_ca
+from nst_client.transports.triton.tensors import array_of
 from nst_client.transports.triton.transport import InferenceOutput, SharedTensor, TritonTransport
 from nst_core.contract import TOKEN_HEADER
 from nst_core.errors import InputError
@@ -64,7 +65,7 @@ class GrpcTransport(TritonTransport):
 
     def _make_client(self) -> Any:
         _check_fork()
-        import grpc  # type: ignore[import-untyped]
+        from nst_client.transports.grpc_library import grpc
 
         target, options = self.settings.host, list(CHANNEL_OPTIONS)
         if self.settings.several:  # all of them show a certificate of the first name
@@ -80,8 +81,7 @@ class GrpcTransport(TritonTransport):
         return library.secure_channel(target, credentials, options=options)
 
     async def _infer(self, request: Request, shared: Mapping[str, SharedTensor], seconds: float) -> InferenceOutput:
-        from tritonclient.grpc import service_pb2
-
+        from nst_client.transports.grpc_library import service_pb2
         from nst_client.transports.triton import grpc_messages
 
         message = service_pb2.ModelInferRequest(model_name=request.model)
@@ -102,14 +102,14 @@ class GrpcTransport(TritonTransport):
                 if tensor.name == request.output:
                     shape = list(tensor.shape)
                     in_message = request.output not in shared
-                    sent = grpc_messages.array_of(content, tensor.datatype, shape) if in_message else None
+                    sent = array_of(content, tensor.datatype, shape) if in_message else None
                     return InferenceOutput(shape, tensor.datatype, sent)
         return InferenceOutput([], "", None)
 
     async def _call(self, method: str, *arguments: Any, seconds: float) -> Any:
         from google.protobuf.json_format import MessageToDict
-        from tritonclient.grpc import service_pb2
 
+        from nst_client.transports.grpc_library import service_pb2
         from nst_client.transports.triton import grpc_messages
 
         name, fields, wrapper = METHODS[method]
@@ -151,7 +151,7 @@ class GrpcTransport(TritonTransport):
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
         """Raises gRPC's errors in the block as `ServiceError`."""
-        import grpc
+        from nst_client.transports.grpc_library import grpc
 
         try:
             yield

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from math import prod
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import service_pb2
-from tritonclient.utils import triton_to_np_dtype
+
+from nst_client.transports.grpc_library import service_pb2
+from nst_client.transports.triton.tensors import bytes_of
 
 _LENGTH_DELIMITED = 2
 """Protobuf's wire type of fields that have a length."""
@@ -36,12 +35,6 @@ def encoded(message: Any, tensors: Sequence[npt.NDArray[Any]]) -> bytes:
     for tensor in tensors:
         parts += [bytes([_INPUT_TAG]), _varint(tensor.nbytes), bytes_of(tensor)]
     return b"".join(parts)
-
-
-def bytes_of(tensor: npt.NDArray[Any]) -> memoryview:
-    """The bytes of a contiguous tensor, not copied."""
-    content: Any = tensor.reshape(-1).view(np.uint8).data
-    return cast(memoryview, content)
 
 
 def decoded(data: bytes) -> tuple[Any, list[memoryview]]:
@@ -66,23 +59,6 @@ def message_of(kind: Any, data: bytes) -> Any:
 def outputs(message: Any, tensors: Sequence[memoryview]) -> Iterator[tuple[Any, memoryview]]:
     """The outputs that a `ModelInferResponse` describes, each with its tensor; an empty one where none was sent."""
     return zip_longest(message.outputs, tensors[: len(message.outputs)], fillvalue=memoryview(b""))
-
-
-def dtype_of(datatype: str) -> np.dtype[Any]:
-    """NumPy's type for Triton's. Raises `ValueError` for a type that is not numeric."""
-    found = triton_to_np_dtype(datatype)
-    kind: np.dtype[Any] = np.dtype(found)
-    if found is None or kind.hasobject:
-        raise ValueError(f"an output of the type {datatype!r}")
-    return kind
-
-
-def array_of(content: memoryview, datatype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
-    """A tensor, read-only, in the memory of `content`. Raises `ValueError` for a shape of another size."""
-    kind = dtype_of(datatype)
-    if min(shape, default=0) < 0 or prod(shape) * kind.itemsize != len(content):
-        raise ValueError(f"{datatype} {list(shape)} in {len(content)} bytes")
-    return np.frombuffer(content, kind).reshape(shape)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:

@@ -21,7 +21,6 @@ from tritonclient.utils import np_to_triton_dtype
 from nst_client.errors import ServiceError, Unavailable
 from nst_client.transports.base import Array, Request
 from nst_client.transports.coroutines import maybe_await
-from nst_client.transports.triton import grpc_messages
 from nst_client.transports.triton.http_connections import (
     AsyncConnections,
     BlockingConnections,
@@ -32,6 +31,7 @@ from nst_client.transports.triton.http_connections import (
 )
 from nst_client.transports.triton.proxies import Proxy, proxy_for_http
 from nst_client.transports.triton.settings import TritonSettings, system_ca
+from nst_client.transports.triton.tensors import array_of, bytes_of, dtype_of
 from nst_client.transports.triton.transport import (
     InferenceOutput,
     SharedTensor,
@@ -82,7 +82,7 @@ class HttpTransport(TritonTransport):
                 "outputs": [{"name": request.output, "parameters": _tensor_parameters(shared.get(request.output))}],
             }
         ).encode()
-        body: list[bytes | memoryview] = [header, *(grpc_messages.bytes_of(values) for values in tensors)]
+        body: list[bytes | memoryview] = [header, *(bytes_of(values) for values in tensors)]
         headers = {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"}
         path = f"/v2/models/{quote(request.model, safe='')}/infer"
         answer = await self._exchange(HttpRequest("POST", path, headers, body), seconds)
@@ -202,9 +202,9 @@ def _output_of(content: Any, tensors: memoryview, output: str, *, in_message: bo
         if not in_message:
             return InferenceOutput(shape, tensor["datatype"], None)
         if size is None:
-            values = np.array(tensor["data"], grpc_messages.dtype_of(tensor["datatype"])).reshape(shape)
+            values = np.array(tensor["data"], dtype_of(tensor["datatype"])).reshape(shape)
         else:
-            values = grpc_messages.array_of(tensors[start : start + size], tensor["datatype"], shape)
+            values = array_of(tensors[start : start + size], tensor["datatype"], shape)
         return InferenceOutput(shape, tensor["datatype"], values)
     return InferenceOutput([], "", None)
 

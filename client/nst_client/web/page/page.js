@@ -3,13 +3,13 @@ const $ = (id) => document.getElementById(id);
 const SIZES = [2048, 1280, 800];
 
 const here = {
-  state: { up: true, styles: [], paintings: [], making: null, limits: null },
-  file: null, // the picture as it was given, so that it can be sent again
-  photo: null, // what the server calls it: {name, width, height}
-  shown: null, // the name of the painting in the frame
+  state: { up: true, styles: [], jobs: [], training: null, limits: null },
+  file: null, // the content image as it was given, so that it can be sent again
+  content: null, // what the server calls it: {name, width, height}
+  shown: null, // the name of the job in the frame
   weights: new Map(), // the chosen styles
   camera: null,
-  painting: null, // the file of a painting to learn
+  styleImage: null, // the file of the style image to train
 };
 
 // --- the server ----------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ async function refresh() {
     if (error.status) complain(error.message);
   }
   show();
-  const busy = here.state.paintings.some(pending) || here.state.making?.styles.some(pending) || !here.state.up;
+  const busy = here.state.jobs.some(pending) || here.state.training?.styles.some(pending) || !here.state.up;
   timer = setTimeout(refresh, busy ? 500 : 2500);
 }
 
@@ -69,29 +69,29 @@ async function attempt(work, id = "error") {
   }
 }
 
-// --- the picture ---------------------------------------------------------------------------------------------------
+// --- the image ---------------------------------------------------------------------------------------------------
 
 function fits(file) {
-  const most = here.state.limits?.bytes;
-  if (most && file.size > most) throw new Refused(`The file is over the limit of ${most / 1e6} MB.`);
+  const maximum = here.state.limits?.bytes;
+  if (maximum && file.size > maximum) throw new Refused(`The file is over the limit of ${maximum / 1e6} MB.`);
 }
 
 async function take(file) {
   fits(file);
   stopCamera();
-  setPhoto(await post("photos", file));
+  setContent(await post("contents", file));
   Object.assign(here, { file, shown: null });
   show();
 }
 
-function setPhoto(photo) {
-  here.photo = photo;
-  $("before").src = `photos/${photo.name}`;
+function setContent(content) {
+  here.content = content;
+  $("before").src = `contents/${content.name}`;
   offerSizes();
 }
 
 function offerSizes() {
-  const { width, height } = here.photo;
+  const { width, height } = here.content;
   const longer = Math.max(width, height);
   const smaller = SIZES.filter((side) => side < longer);
   $("size").replaceChildren(
@@ -102,20 +102,20 @@ function offerSizes() {
 
 async function order() {
   const wanted = () =>
-    post("paintings", JSON.stringify({
-      photo: here.photo.name,
+    post("jobs", JSON.stringify({
+      content: here.content.name,
       style: Object.fromEntries(here.weights),
       max_side: Number($("size").value) || null,
     }));
-  let painting;
+  let job;
   try {
-    painting = await wanted();
+    job = await wanted();
   } catch (error) {
     if (error.status !== 404 || !here.file) throw error;
-    here.photo = await post("photos", here.file); // the page's server was started again and has forgotten it
-    painting = await wanted();
+    here.content = await post("contents", here.file); // the page's server was started again and has forgotten it
+    job = await wanted();
   }
-  here.shown = painting.name;
+  here.shown = job.name;
   await refresh();
 }
 
@@ -125,11 +125,11 @@ function show() {
   showStyles();
   showFrame();
   showQueue();
-  showMaking();
+  showTraining();
   const { limits } = here.state;
   if (limits) $("limits").textContent = `Up to ${limits.bytes / 1e6} MB and ${Math.round(limits.pixels / 1e6)} megapixels.`;
-  $("paint").disabled = !(here.photo && total() > 0) || Boolean(here.camera);
-  $("paint").hidden = Boolean(here.camera);
+  $("stylize").disabled = !(here.content && total() > 0) || Boolean(here.camera);
+  $("stylize").hidden = Boolean(here.camera);
 }
 
 const total = () => [...here.weights.values()].reduce((sum, one) => sum + one, 0);
@@ -141,7 +141,7 @@ function showStyles() {
   if (!here.weights.size && styles.length) here.weights.set(styles[0].name, 1);
   const model = styles.find((style) => here.weights.has(style.name))?.model;
   $("none").hidden = styles.length > 0 || !here.state.up;
-  $("mixing").hidden = !styles.some((style) => style.mixes);
+  $("interpolating").hidden = !styles.some((style) => style.interpolates);
   reconcile($("styles"), styles, (style) => style.name + style.thumbnail, (style) => {
     const button = make("button", { type: "button", title: style.name });
     button.dataset.style = style.name;
@@ -153,9 +153,9 @@ function showStyles() {
   for (const button of $("styles").children) {
     const style = styles.find((one) => one.name === button.dataset.style);
     button.setAttribute("aria-pressed", here.weights.has(style.name));
-    button.classList.toggle("apart", $("mix").checked && style.model !== model);
+    button.classList.toggle("apart", $("interpolate").checked && style.model !== model);
   }
-  const chosen = $("mix").checked ? [...here.weights.keys()] : [];
+  const chosen = $("interpolate").checked ? [...here.weights.keys()] : [];
   reconcile($("weights"), chosen.length > 1 ? chosen : [], (name) => name, (name) => {
     const label = make("label", { className: "slider" });
     const output = make("output", { textContent: `${Math.round(100 * here.weights.get(name))} %` });
@@ -174,7 +174,7 @@ function showStyles() {
 
 function pick(style) {
   const model = here.state.styles.find((one) => here.weights.has(one.name))?.model;
-  if (!$("mix").checked || style.model !== model) here.weights.clear(); // styles of one network alone can be mixed
+  if (!$("interpolate").checked || style.model !== model) here.weights.clear(); // only styles of one network can be interpolated
   if (here.weights.has(style.name) && here.weights.size > 1) here.weights.delete(style.name);
   else here.weights.set(style.name, here.weights.size ? 0.5 : 1);
   show();
@@ -182,26 +182,26 @@ function pick(style) {
 }
 
 function showFrame() {
-  const painting = here.state.paintings.find((one) => one.name === here.shown);
-  const done = painting?.status === "done";
+  const job = here.state.jobs.find((one) => one.name === here.shown);
+  const done = job?.status === "done";
   const live = Boolean(here.camera);
-  $("empty").hidden = Boolean(here.photo) || live;
-  $("frame").hidden = !here.photo || live;
+  $("empty").hidden = Boolean(here.content) || live;
+  $("frame").hidden = !here.content || live;
   $("live").hidden = !live;
-  $("actions").hidden = !here.photo && !live;
+  $("actions").hidden = !here.content && !live;
   $("another").hidden = $("camera2").hidden = live;
   $("shoot").hidden = $("stop").hidden = !live;
-  $("sizing").hidden = !here.photo || live;
+  $("sizing").hidden = !here.content || live;
   $("download").hidden = !done || live;
-  $("busy").hidden = !painting || !pending(painting);
-  if (painting && pending(painting)) {
-    $("said").textContent = progressOf(painting);
-    if (painting.total) Object.assign($("bar"), { max: painting.total, value: painting.done });
+  $("busy").hidden = !job || !pending(job);
+  if (job && pending(job)) {
+    $("said").textContent = progressOf(job);
+    if (job.total) Object.assign($("bar"), { max: job.total, value: job.done });
     else $("bar").removeAttribute("value");
   }
-  if (painting?.status === "failed") complain(painting.error);
+  if (job?.status === "failed") complain(job.error);
   if (done) {
-    const look = lookOf(painting);
+    const look = lookOf(job);
     if ($("after").dataset.look !== look) {
       $("after").dataset.look = look;
       $("after").src = look;
@@ -212,14 +212,14 @@ function showFrame() {
   if (!done) delete $("after").dataset.look, delete $("after").dataset.ready;
 }
 
-const lookOf = (painting) =>
-  `paintings/${painting.name}/shown?strength=${$("strength").value / 100}&preserve=${Number($("preserve").checked)}`;
+const lookOf = (job) =>
+  `jobs/${job.name}/shown?strength=${$("strength").value / 100}&preserve=${Number($("preserve").checked)}`;
 
-function progressOf(painting) {
-  if (!here.state.up) return "Waiting for the painter to come back";
-  if (painting.status === "waiting" && painting.error) return `Waiting: ${painting.error}`;
-  if (painting.status === "waiting") return painting.before ? `Waiting: ${painting.before} before yours` : "Waiting";
-  return painting.total ? `Painting: ${painting.done} of ${painting.total} tiles` : "Painting";
+function progressOf(job) {
+  if (!here.state.up) return "Waiting for the server to come back";
+  if (job.status === "waiting" && job.error) return `Waiting: ${job.error}`;
+  if (job.status === "waiting") return job.before ? `Waiting: ${job.before} before yours` : "Waiting";
+  return job.total ? `Stylizing: ${job.done} of ${job.total} tiles` : "Stylizing";
 }
 
 function cut() {
@@ -233,65 +233,65 @@ function cut() {
 
 const words = (name) => name.replaceAll(/[-_]/g, " ");
 
-const nameOf = (mix) =>
-  Object.entries(mix).filter(([, weight]) => weight > 0).map(([name]) => words(name)).join(" + ");
+const nameOf = (weights) =>
+  Object.entries(weights).filter(([, weight]) => weight > 0).map(([name]) => words(name)).join(" + ");
 
 function showQueue() {
-  $("paintings").hidden = !here.state.paintings.length;
-  reconcile($("queue"), here.state.paintings, (one) => one.name + one.status, (one) => {
+  $("jobs").hidden = !here.state.jobs.length;
+  reconcile($("queue"), here.state.jobs, (one) => one.name + one.status, (one) => {
     const item = make("li");
     const open = make("button", { type: "button", className: "show" });
-    open.setAttribute("aria-label", `Show the painting in ${nameOf(one.style)}`);
+    open.setAttribute("aria-label", `Show the image in ${nameOf(one.style)}`);
     open.addEventListener("click", () => reopen(one));
-    if (one.status === "done") open.append(make("img", { src: `paintings/${one.name}/shown`, alt: "", loading: "lazy" }));
+    if (one.status === "done") open.append(make("img", { src: `jobs/${one.name}/shown`, alt: "", loading: "lazy" }));
     const gone = make("button", { type: "button", className: "gone", textContent: "✕" });
-    gone.setAttribute("aria-label", `Remove the painting in ${nameOf(one.style)}`);
+    gone.setAttribute("aria-label", `Remove the image in ${nameOf(one.style)}`);
     gone.addEventListener("click", () => attempt(async () => {
-      await ask(`paintings/${one.name}`, { method: "DELETE" });
+      await ask(`jobs/${one.name}`, { method: "DELETE" });
       if (here.shown === one.name) here.shown = null;
       await refresh();
     }));
     const line = make("div", { className: "row" });
     line.append(make("span", { textContent: nameOf(one.style), title: nameOf(one.style) }), gone);
     item.append(open, line);
-    item.dataset.painting = one.name;
+    item.dataset.job = one.name;
     return item;
   });
   for (const item of $("queue").children) {
-    const one = here.state.paintings.find((painting) => painting.name === item.dataset.painting);
+    const one = here.state.jobs.find((job) => job.name === item.dataset.job);
     const open = item.querySelector(".show");
     open.setAttribute("aria-current", one.name === here.shown);
     if (one.status !== "done") open.textContent = one.status === "failed" ? "Failed" : progressOf(one);
   }
 }
 
-/** Into the frame again, with the picture that it was made of. */
-function reopen(painting) {
+/** Into the frame again, with the image that it was made of. */
+function reopen(job) {
   stopCamera();
-  if (here.photo?.name !== painting.photo.name) {
-    setPhoto(painting.photo);
+  if (here.content?.name !== job.content.name) {
+    setContent(job.content);
     here.file = null;
   }
-  here.shown = painting.name;
+  here.shown = job.name;
   show();
   $("stage").scrollIntoView({ block: "nearest" });
 }
 
 // --- my own style --------------------------------------------------------------------------------------------------
 
-function showMaking() {
-  const { making } = here.state;
-  $("off").hidden = Boolean(making);
-  $("new").hidden = !making;
-  if (!making) {
+function showTraining() {
+  const { training } = here.state;
+  $("off").hidden = Boolean(training);
+  $("new").hidden = !training;
+  if (!training) {
     $("off").textContent = "Off here: it needs nst web --gallery models/x.pth --repository model_repository.";
-    $("makings").replaceChildren();
+    $("trainings").replaceChildren();
     return;
   }
-  $("learn").disabled = !here.painting || making.styles.some(pending);
-  reconcile($("makings"), making.styles, (one) => one.name + one.status + one.error, (one) => {
+  $("learn").disabled = !here.styleImage || training.styles.some(pending);
+  reconcile($("trainings"), training.styles, (one) => one.name + one.status + one.error, (one) => {
     const item = make("li");
-    item.dataset.making = one.name;
+    item.dataset.training = one.name;
     item.append(make("span", { className: "said" }));
     if (pending(one)) item.append(make("progress"));
     const line = make("div", { className: "row" });
@@ -303,8 +303,8 @@ function showMaking() {
     item.append(line);
     return item;
   });
-  for (const item of $("makings").children) {
-    const one = making.styles.find((style) => style.name === item.dataset.making);
+  for (const item of $("trainings").children) {
+    const one = training.styles.find((style) => style.name === item.dataset.training);
     item.querySelector(".said").textContent = `${one.name}: ${wordsOf(one)}`;
     const bar = item.querySelector("progress");
     if (bar && one.status === "training" && one.total) Object.assign(bar, { max: one.total, value: one.done });
@@ -312,13 +312,13 @@ function showMaking() {
 }
 
 function wordsOf(one) {
-  if (one.status === "waiting") return one.before ? `${one.before} to be made before it` : "it begins in a moment";
+  if (one.status === "waiting") return one.before ? `${one.before} to be trained before it` : "it begins in a moment";
   if (one.status === "training") {
-    if (!one.total) return "the painting is looked at";
-    return `learning, ${one.done} of ${one.total} ${one.unit}${one.left ? `, ${one.left} left` : ""}`;
+    if (!one.total) return "the training begins";
+    return `training, ${one.done} of ${one.total} ${one.unit}${one.left ? `, ${one.left} left` : ""}`;
   }
-  if (one.status === "publishing") return "learned; it is handed to the painter";
-  return one.status === "done" ? "done. Choose it above." : `not made: ${one.error}`;
+  if (one.status === "publishing") return "trained; the server loads it";
+  return one.status === "done" ? "done. Choose it above." : `not trained: ${one.error}`;
 }
 
 function doing(words, work) {
@@ -330,7 +330,7 @@ function doing(words, work) {
 // --- the camera ----------------------------------------------------------------------------------------------------
 
 const WIDE = 512; // of the frames, pixels
-const UNDERWAY = 2; // frames: while one is painted, the next is on its way; a camera's others are never sent
+const UNDERWAY = 2; // frames: while one is stylized, the next is on its way; a camera's others are never sent
 
 async function startCamera() {
   if (!navigator.mediaDevices) throw new Refused("The browser gives the camera to https:// pages and localhost alone.");
@@ -368,14 +368,14 @@ function connect(camera) {
       return;
     }
     sendFrame(camera);
-    const picture = await createImageBitmap(data);
-    Object.assign($("canvas"), { width: picture.width, height: picture.height });
-    $("canvas").getContext("2d").drawImage(picture, 0, 0);
+    const image = await createImageBitmap(data);
+    Object.assign($("canvas"), { width: image.width, height: image.height });
+    $("canvas").getContext("2d").drawImage(image, 0, 0);
     tellPace(camera);
   };
   socket.onclose = () => {
     if (camera !== here.camera) return;
-    $("pace").textContent = "The camera's way to the painter is cut: trying again.";
+    $("pace").textContent = "The connection to the page's server is lost: trying again.";
     setTimeout(() => camera === here.camera && connect(camera), 2000);
   };
 }
@@ -467,9 +467,9 @@ $("shoot").addEventListener("click", () => attempt(shoot));
 $("controls").addEventListener("submit", (event) => { event.preventDefault(); attempt(order); });
 $("strength").addEventListener("input", lookChanged);
 $("preserve").addEventListener("change", lookChanged);
-$("mix").addEventListener("change", () => {
+$("interpolate").addEventListener("change", () => {
   const [first] = here.weights.keys();
-  if (!$("mix").checked && first) here.weights = new Map([[first, 1]]);
+  if (!$("interpolate").checked && first) here.weights = new Map([[first, 1]]);
   show();
   tellCamera();
 });
@@ -493,16 +493,16 @@ addEventListener("drop", (event) => {
   $("stage").classList.remove("dropping");
   const [file] = event.dataTransfer.files;
   attempt(() => {
-    if (!file) throw new Refused("That was no file: drop a picture's file.");
+    if (!file) throw new Refused("That was no file: drop an image's file.");
     return take(file);
   });
 });
 
-$("pick").addEventListener("click", () => $("painting").click());
-$("painting").addEventListener("change", () => {
-  const [file] = $("painting").files;
+$("pick").addEventListener("click", () => $("style-image").click());
+$("style-image").addEventListener("change", () => {
+  const [file] = $("style-image").files;
   if (!file) return;
-  here.painting = file;
+  here.styleImage = file;
   $("picked").src = URL.createObjectURL(file);
   $("picked").hidden = false;
   if (!$("name").value) $("name").value = file.name.replace(/\.[^.]*$/, "").toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40);
@@ -511,10 +511,10 @@ $("painting").addEventListener("change", () => {
 $("new").addEventListener("submit", (event) => {
   event.preventDefault();
   attempt(async () => {
-    fits(here.painting);
-    await post(`styles?name=${encodeURIComponent($("name").value)}`, here.painting);
-    here.painting = null;
-    $("painting").value = $("name").value = "";
+    fits(here.styleImage);
+    await post(`styles?name=${encodeURIComponent($("name").value)}`, here.styleImage);
+    here.styleImage = null;
+    $("style-image").value = $("name").value = "";
     $("picked").hidden = true;
     await refresh();
   }, "new-error");
