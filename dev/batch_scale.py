@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
+from nst_apps.batch.cluster import cluster
+from nst_apps.batch.job import BatchJob
+from nst_apps.batch.manifest import MANIFEST_FILE, Manifest
+from nst_apps.batch.storage import Folder
+from nst_apps.batch.workers import stylize_all
 from nst_client import StyleClient
-from nst_client.batch.cluster import cluster
-from nst_client.batch.job import BatchJob
-from nst_client.batch.manifest import MANIFEST_FILE, Manifest
-from nst_client.batch.storage import Folder
-from nst_client.batch.workers import stylize_all
 from nst_client.stylize.processing import StylizeOptions
 from nst_core.console import progress, say
 from nst_core.errors import ImageError

@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from nst_apps.video.codec.decoder import VideoSource
+from nst_apps.video.codec.encoder import Encoder
+from nst_apps.video.codec.formats import Frame, VideoFormat
+from nst_apps.video.schedule import Schedule
+from nst_apps.video.settings import VideoSettings
+from nst_apps.video.stylize import stylize_video
 from nst_client import AsyncStyleClient, StyleClient
 from nst_client.stylize.contact_sheet import contact_sheet
-from nst_client.video.codec.decoder import VideoSource
-from nst_client.video.codec.encoder import Encoder
-from nst_client.video.codec.formats import Frame, VideoFormat
-from nst_client.video.schedule import Schedule
-from nst_client.video.settings import VideoSettings
-from nst_client.video.stylize import stylize_video
 from nst_core.console import one_line_errors, progress, say
 from nst_core.files import atomic_write
 from nst_core.images import (

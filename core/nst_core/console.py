@@ -33,7 +33,7 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
 
 
-PACKAGES = ("nst_core", "nst_trainer", "nst_export", "nst_server", "nst_client", "nst_bench")
+PACKAGES = ("nst_core", "nst_trainer", "nst_export", "nst_server", "nst_client", "nst_apps", "nst_bench")
 """The roots of the logger hierarchies that `-v` and `-q` set."""
 
 _quiet = False

@@ -15,7 +15,7 @@ from nst_export.repository.publishing import publish_version
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Fast, StyledNetwork, Ulyanov
 
-from ..client.clips import clip, panned
+from ..apps.clips import clip, panned
 from ..end_to_end.serving import certificate
 from .pages import ROOT, shipped_styles
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from nst_client.video.schedule import Schedule
+from nst_apps.video.schedule import Schedule
 from nst_core.cli import umbrella
 from nst_trainer.checkpoint import read_plain_data
 

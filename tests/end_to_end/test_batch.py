@@ -17,20 +17,20 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from nst_apps.batch.cli import batch_app
+from nst_apps.batch.cluster import cluster
+from nst_apps.batch.job import BatchJob
+from nst_apps.batch.storage import Folder
+from nst_apps.batch.workers import stylize_all
+from nst_apps.video.codec.decoder import VideoSource
 from nst_client import MockTransport, Request, StyleClient
-from nst_client.batch.cli import batch_app
-from nst_client.batch.cluster import cluster
-from nst_client.batch.job import BatchJob
-from nst_client.batch.storage import Folder
-from nst_client.batch.workers import stylize_all
 from nst_client.stylize.processing import StylizeOptions
-from nst_client.video.codec.decoder import VideoSource
 from nst_core.images import Pixels, open_image
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import find_triton
 from nst_server.process.supervisor import run_triton
 
-from ..client.clips import clip, panned
+from ..apps.clips import clip, panned
 from .serving import BIN, TRITON, Models, descendants, run
 
 COUNT = 2000

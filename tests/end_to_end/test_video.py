@@ -13,14 +13,14 @@ from statistics import median
 import numpy as np
 import pytest
 
+from nst_apps.video.parts import PART_FRAMES
 from nst_bench import report
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context
 from nst_bench.suites import video
-from nst_client.video.parts import PART_FRAMES
 from nst_core.devices import Device
 
-from ..client.clips import apart, clip, panned, seen, sound
+from ..apps.clips import apart, clip, panned, seen, sound
 from .serving import BIN, Models, Server, run, serve, succeeded
 
 FRAMES = 10 * PART_FRAMES

@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 from av import VideoFrame
 
+from nst_apps.video.codec.decoder import VideoSource
+from nst_apps.video.codec.encoder import Encoder
+from nst_apps.video.codec.formats import Frame, VideoFormat
+from nst_apps.video.schedule import Schedule
+from nst_apps.video.settings import VideoSettings
+from nst_apps.video.stylize import stylize_video
+from nst_apps.video.webcam import LiveFrame, LiveStatistics, Window, file_frames, show_live
 from nst_bench.served.server import ModelServer
 from nst_client import AsyncStyleClient, StyleClient
-from nst_client.video.codec.decoder import VideoSource
-from nst_client.video.codec.encoder import Encoder
-from nst_client.video.codec.formats import Frame, VideoFormat
-from nst_client.video.schedule import Schedule
-from nst_client.video.settings import VideoSettings
-from nst_client.video.stylize import stylize_video
-from nst_client.video.webcam import LiveFrame, LiveStatistics, Window, file_frames, show_live
 from nst_core.distribution import install_command
 from nst_core.errors import NstError
 from nst_core.images import Pixels, fit, open_image, sample_photographs

@@ -19,8 +19,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from nst_client.video.codec.decoder import VideoSource
-from nst_client.video.codec.formats import (
+from nst_apps.video.codec.decoder import VideoSource
+from nst_apps.video.codec.formats import (
     CODECS,
     CONTAINERS,
     SWSCALE_NUMBERS,

@@ -8,8 +8,8 @@ import time
 from contextlib import suppress
 from typing import IO, Any
 
-from nst_client.batch.storage import Folder
-from nst_client.batch.workers import BlockResult
+from nst_apps.batch.storage import Folder
+from nst_apps.batch.workers import BlockResult
 
 MANIFEST_FILE = "nst-batch.jsonl"
 """The errors of the last run, a line of JSON each, and its summary."""

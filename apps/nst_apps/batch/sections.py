@@ -17,13 +17,13 @@ from tempfile import TemporaryDirectory
 
 import av
 
-from nst_client.batch.storage import OWN_FOLDER, Folder
+from nst_apps.batch.storage import OWN_FOLDER, Folder
+from nst_apps.video.codec.decoder import VideoSource
+from nst_apps.video.codec.encoder import Encoder, check_target
+from nst_apps.video.codec.formats import Frame
+from nst_apps.video.codec.joining import join_parts
 from nst_client.client import StyleClient
 from nst_client.stylize.processing import StylizeOptions
-from nst_client.video.codec.decoder import VideoSource
-from nst_client.video.codec.encoder import Encoder, check_target
-from nst_client.video.codec.formats import Frame
-from nst_client.video.codec.joining import join_parts
 from nst_core.errors import ImageError, InputError, NstError
 from nst_core.images import ImageData
 

@@ -22,10 +22,10 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
+from nst_apps.video.codec.decoder import VideoSource
+from nst_apps.video.codec.encoder import Encoder, check_target
+from nst_apps.video.codec.formats import CONTAINERS, Frame, VideoFormat
 from nst_client.stylize.runner import GRACE_SECONDS
-from nst_client.video.codec.decoder import VideoSource
-from nst_client.video.codec.encoder import Encoder, check_target
-from nst_client.video.codec.formats import CONTAINERS, Frame, VideoFormat
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 from nst_core.images import ImageData, Pixels, resize

@@ -21,21 +21,21 @@ import pytest
 from typer.testing import CliRunner
 
 import nst_client.base_client
+from nst_apps.batch.sections import Section, SectionedVideo
+from nst_apps.batch.storage import OWN_FOLDER, Folder
+from nst_apps.video import stylize as room
+from nst_apps.video.cli import video_app
+from nst_apps.video.codec.decoder import VideoSource
+from nst_apps.video.codec.encoder import Encoder
+from nst_apps.video.codec.formats import CODECS, Frame, VideoFormat
+from nst_apps.video.flow import Smoother, motion
+from nst_apps.video.parts import PART_FRAMES
+from nst_apps.video.schedule import Schedule
+from nst_apps.video.settings import VideoSettings
+from nst_apps.video.stylize import VideoResult, stylize_video
 from nst_client import AsyncStyleClient, MockTransport, Rejected, Request, StyleClient, UnknownStyle
-from nst_client.batch.sections import Section, SectionedVideo
-from nst_client.batch.storage import OWN_FOLDER, Folder
 from nst_client.stylize.processing import StylizeOptions
 from nst_client.transports.base import Array
-from nst_client.video import stylize as room
-from nst_client.video.cli import video_app
-from nst_client.video.codec.decoder import VideoSource
-from nst_client.video.codec.encoder import Encoder
-from nst_client.video.codec.formats import CODECS, Frame, VideoFormat
-from nst_client.video.flow import Smoother, motion
-from nst_client.video.parts import PART_FRAMES
-from nst_client.video.schedule import Schedule
-from nst_client.video.settings import VideoSettings
-from nst_client.video.stylize import VideoResult, stylize_video
 from nst_core.contract import IMAGE, STYLE_WEIGHTS
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
@@ -628,9 +628,9 @@ def test_a_stop_says_how_far_it_came(film: Path, tmp_path: Path, served: MockTra
 
 
 def test_without_the_extra(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "nst_client.video.stylize")
-    monkeypatch.setitem(sys.modules, "nst_client.video.codec.decoder", None)
-    monkeypatch.delitem(sys.modules, "nst_client.video.codec.decoder")
+    monkeypatch.delitem(sys.modules, "nst_apps.video.stylize")
+    monkeypatch.setitem(sys.modules, "nst_apps.video.codec.decoder", None)
+    monkeypatch.delitem(sys.modules, "nst_apps.video.codec.decoder")
     monkeypatch.setitem(sys.modules, "av", None)
     result = CliRunner().invoke(video_app, [str(film), "-o", str(tmp_path / "o.mp4"), "-s", "same"])
     assert result.exit_code == 1

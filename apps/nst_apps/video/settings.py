@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nst_client.video.codec.formats import CODECS
-from nst_client.video.schedule import Schedule
+from nst_apps.video.codec.formats import CODECS
+from nst_apps.video.schedule import Schedule
 
 
 @dataclass(frozen=True)

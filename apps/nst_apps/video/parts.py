@@ -16,11 +16,11 @@ from typing import Any, Self
 import av
 import numpy as np
 
-from nst_client.video.codec.decoder import VideoSource
-from nst_client.video.codec.encoder import Encoder
-from nst_client.video.codec.formats import Frame
-from nst_client.video.flow import Motion, Smoother
-from nst_client.video.settings import VideoSettings
+from nst_apps.video.codec.decoder import VideoSource
+from nst_apps.video.codec.encoder import Encoder
+from nst_apps.video.codec.formats import Frame
+from nst_apps.video.flow import Motion, Smoother
+from nst_apps.video.settings import VideoSettings
 from nst_core.errors import InputError, WriteError
 from nst_core.files import atomic_write
 from nst_core.images import Pixels

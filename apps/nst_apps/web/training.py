@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from nst_client.web.server import Server
+from nst_apps.web.server import Server
 from nst_core.console import duration, say
 from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.events import EventReader
@@ -227,7 +227,7 @@ class StyleTrainer:
         command = (module, *map(str, arguments), "--progress-json", str(events))
         with output.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "nst_client.web.child", str(os.getpid()), *command),
+                *(sys.executable, "-m", "nst_apps.web.child", str(os.getpid()), *command),
                 stdout=file,
                 stderr=file,
                 stdin=asyncio.subprocess.DEVNULL,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nst_apps.video.schedule import Schedule
 from nst_client.client import AsyncStyleClient, StyleClient
 from nst_client.options import (
     DEFAULT_URL,
@@ -25,7 +26,6 @@ from nst_client.options import (
     read_token,
 )
 from nst_client.stylize.processing import postprocess
-from nst_client.video.schedule import Schedule
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError, WriteError
 from nst_core.images import Pixels
@@ -33,8 +33,8 @@ from nst_core.memory import keep_freed_memory
 from nst_core.options import CommandLine, ProgressJson
 
 if TYPE_CHECKING:
-    from nst_client.video.stylize import VideoResult
-    from nst_client.video.webcam import LiveStatistics
+    from nst_apps.video.stylize import VideoResult
+    from nst_apps.video.webcam import LiveStatistics
 
 
 Strength = Annotated[
@@ -119,8 +119,8 @@ def video(
     the video, the style or an option is different, --restart begins again.
     """
     with one_line_errors("video", command="nst video", progress_json=progress_json) as events:
-        from nst_client.video.settings import VideoSettings
-        from nst_client.video.stylize import stylize_video
+        from nst_apps.video.settings import VideoSettings
+        from nst_apps.video.stylize import stylize_video
 
         keep_freed_memory()
         plan = VideoSettings(Schedule.of(style), strength, preserve_color, max_side, smooth, preview, codec.value, crf)
@@ -173,7 +173,7 @@ def webcam(
     so that what is shown is never old.
     """
     with one_line_errors("video"):
-        from nst_client.video import webcam as live_video
+        from nst_apps.video import webcam as live_video
 
         keep_freed_memory()
         access: dict[str, Any] = {"timeout": timeout, "token": read_token(token_file), "ca": ca}

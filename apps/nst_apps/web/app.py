@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 
 from aiohttp import WSMsgType, web
 
+from nst_apps.web.security import guard, set_secret, visitor_secret
+from nst_apps.web.server import key
+from nst_apps.web.studio import ContentImage, Studio, StylizeJob, Visitor
+from nst_apps.web.training import StyleTrainer, StyleTraining
 from nst_client.errors import Unavailable, Unreachable
 from nst_client.stylize.processing import StylizeOptions, postprocess
-from nst_client.web.security import guard, set_secret, visitor_secret
-from nst_client.web.server import key
-from nst_client.web.studio import ContentImage, Studio, StylizeJob, Visitor
-from nst_client.web.training import StyleTrainer, StyleTraining
 from nst_core.errors import InputError, NstError
 from nst_core.images import ImageData, encode_image, open_image
 

@@ -24,14 +24,14 @@ from aiohttp import ClientSession, WSMsgType, web
 from PIL import Image
 from typer.testing import CliRunner
 
+from nst_apps.web import app, cli, studio, training
+from nst_apps.web import server as server_module
+from nst_apps.web.app import Site, application
+from nst_apps.web.cli import web_app
+from nst_apps.web.server import Server
+from nst_apps.web.studio import Limits, Studio
+from nst_apps.web.training import CommandFailed, StyleTrainer, StyleTraining, _locked
 from nst_client import AsyncStyleClient, MockTransport, Request, Unavailable, Unreachable
-from nst_client.web import app, cli, studio, training
-from nst_client.web import server as server_module
-from nst_client.web.app import Site, application
-from nst_client.web.cli import web_app
-from nst_client.web.server import Server
-from nst_client.web.studio import Limits, Studio
-from nst_client.web.training import CommandFailed, StyleTrainer, StyleTraining, _locked
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
 
@@ -273,7 +273,7 @@ def test_what_is_misshapen_is_refused(tmp_path: Path, caplog: pytest.LogCaptureF
                     assert await status(port, address, {name: value}) < 500, (address, name, value)
 
     visited(tmp_path, visit)
-    assert not [record for record in caplog.records if record.name == "nst_client"]
+    assert not [record for record in caplog.records if record.name.startswith("nst_")]
 
 
 def test_messages_of_a_camera_that_are_misshapen_are_answered(tmp_path: Path) -> None:
@@ -694,7 +694,7 @@ def test_a_learned_style_waits_for_the_server_but_not_for_ever(
 PAGE = """
 import asyncio, fcntl, sys
 from pathlib import Path
-from nst_client.web.training import StyleTrainer, StyleTraining
+from nst_apps.web.training import StyleTrainer, StyleTraining
 
 async def run():
     trainer = object.__new__(StyleTrainer)
@@ -799,7 +799,7 @@ def has_ipv6() -> bool:
 @pytest.mark.parametrize("when", ["starting", "ready"])
 def test_a_page_by_ipv6_is_stopped_by_sigterm_and_leaves_nothing(tmp_path: Path, when: str) -> None:
     """Also while it starts."""
-    code = "from nst_client.web.cli import web_app; web_app()"
+    code = "from nst_apps.web.cli import web_app; web_app()"
     if when == "starting":  # as soon as there is what might be left
         code = f"""import os, signal, tempfile
 made = tempfile.TemporaryDirectory

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from nst_apps.batch import sections
+from nst_apps.batch.cli import batch_app
+from nst_apps.batch.cluster import keyboard_interrupts
+from nst_apps.batch.job import JOB_FILE, BatchJob
+from nst_apps.batch.storage import OWN_FOLDER, Folder
+from nst_apps.video.codec.decoder import VideoSource
 from nst_client import MockTransport, StyleClient
-from nst_client.batch import sections
-from nst_client.batch.cli import batch_app
-from nst_client.batch.cluster import keyboard_interrupts
-from nst_client.batch.job import JOB_FILE, BatchJob
-from nst_client.batch.storage import OWN_FOLDER, Folder
 from nst_client.stylize.processing import StylizeOptions
-from nst_client.video.codec.decoder import VideoSource
 from nst_core.distribution import install_command
 from nst_core.errors import ImageError, InputError, NstError, WriteError
 from nst_core.images import open_image, process_of_file
@@ -259,7 +259,7 @@ def test_a_wrong_input(tmp_path: Path, url: str, said: str) -> None:
 
 def test_without_the_extra(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.delitem(sys.modules, "nst_client.batch.workers", raising=False)
+    monkeypatch.delitem(sys.modules, "nst_apps.batch.workers", raising=False)
     result = CliRunner().invoke(batch_app, [str(photos), str(tmp_path / "out"), "--style", "x"])
     assert result.exit_code == 1
     assert " ".join(result.stderr.split()) == f"error: this needs the package 'pyarrow': {install_command('batch')}"

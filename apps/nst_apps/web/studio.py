@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from nst_apps.web.server import Server
 from nst_client.errors import Unavailable, UnknownStyle, Unreachable
 from nst_client.styles import resolve_style_weights
 from nst_client.stylize.processing import StylizeOptions, postprocess
-from nst_client.web.server import Server
 from nst_core.errors import InputError, NstError
 from nst_core.images import WRITABLE_FORMATS, ImageData, encode_image, open_image, resize
 

@@ -13,9 +13,9 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from nst_client.video.codec.decoder import VideoSource
-from nst_client.video.codec.encoder import decoding_times, opened_to_write, reorder_depth, writing
-from nst_client.video.codec.formats import CONTAINERS, VideoFormat, ffmpeg_path
+from nst_apps.video.codec.decoder import VideoSource
+from nst_apps.video.codec.encoder import decoding_times, opened_to_write, reorder_depth, writing
+from nst_apps.video.codec.formats import CONTAINERS, VideoFormat, ffmpeg_path
 from nst_core.files import atomic_write
 
 

@@ -37,9 +37,9 @@ from nst_core.memory import keep_freed_memory
 from nst_core.options import CommandLine
 
 if TYPE_CHECKING:
-    from nst_client.batch.job import BatchJob
-    from nst_client.batch.manifest import Manifest
-    from nst_client.batch.workers import ConnectionSettings
+    from nst_apps.batch.job import BatchJob
+    from nst_apps.batch.manifest import Manifest
+    from nst_apps.batch.workers import ConnectionSettings
 
 LISTING_REPORT_SECONDS = 30
 """Between two lines of progress while folders are listed."""
@@ -108,10 +108,10 @@ def batch(
     in OUTPUT/nst-batch.jsonl.
     """
     with one_line_errors("batch"):
-        from nst_client.batch.job import BatchJob
-        from nst_client.batch.manifest import Manifest
-        from nst_client.batch.storage import Folder
-        from nst_client.batch.workers import ConnectionSettings
+        from nst_apps.batch.job import BatchJob
+        from nst_apps.batch.manifest import Manifest
+        from nst_apps.batch.storage import Folder
+        from nst_apps.batch.workers import ConnectionSettings
 
         keep_freed_memory()
         suffix = f".{file_format.value}" if file_format else None
@@ -141,7 +141,7 @@ def _list_work(job: BatchJob, begun: bool) -> tuple[list[Any], int]:
     """The names of what is missing, an Arrow array for each folder, and how many images exist already."""
     import pyarrow as pa
 
-    from nst_client.batch.sections import Section
+    from nst_apps.batch.sections import Section
 
     names, existing, count, reported, has_sections = [], 0, 0, time.monotonic(), False
     for listing in job.listings(begun):
@@ -168,8 +168,8 @@ def _stylize_with_progress(
     manifest: Manifest,
 ) -> str:
     """Stylize with progress. Returns the error that ended the run early, or an empty text."""
-    from nst_client.batch.cluster import cluster, keyboard_interrupts
-    from nst_client.batch.workers import stylize_all
+    from nst_apps.batch.cluster import cluster, keyboard_interrupts
+    from nst_apps.batch.workers import stylize_all
 
     with keyboard_interrupts() as check_interrupt, cluster(address, workers) as cpus:
         count = workers or cpus

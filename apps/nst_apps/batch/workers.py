@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nst_client.batch.job import BatchJob
+from nst_apps.batch.job import BatchJob
 from nst_client.client import StyleClient
 from nst_client.stylize.runner import is_fatal
 from nst_client.transports.local import LocalTransport

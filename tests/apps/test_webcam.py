@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 import nst_client.base_client
+from nst_apps.video import webcam as room
+from nst_apps.video.cli import webcam_app
+from nst_apps.video.webcam import LiveFrame, LiveStatistics, Newest, file_frames, show_live, style_for_key
 from nst_client import MockTransport, Request, Unreachable
 from nst_client.transports.base import Array
-from nst_client.video import webcam as room
-from nst_client.video.cli import webcam_app
-from nst_client.video.webcam import LiveFrame, LiveStatistics, Newest, file_frames, show_live, style_for_key
 from nst_core.contract import IMAGE
 from nst_core.errors import InputError
 from nst_core.images import Pixels
@@ -307,7 +307,7 @@ def test_the_style_of_a_key(key: str, style: str) -> None:
 def test_a_camera_that_is_not_there_is_one_line() -> None:
     """Also of what OpenCV's own code would write to the process's stderr."""
     code = (
-        "from nst_client.video.webcam import camera_frames\n"
+        "from nst_apps.video.webcam import camera_frames\n"
         "try:\n    next(camera(99, None))\n"
         "except Exception as error:\n    print(error)\n"
     )
@@ -322,7 +322,7 @@ def test_json_is_all_on_stdout_beside_a_window(tmp_path: Path) -> None:
         "from nst_client import MockTransport, StyleClient\n"
         "from nst_client import base_client\n"
         "base_client.connect = lambda *arguments, **options: MockTransport(lambda request: request.inputs['image'])\n"
-        "from nst_client.video.cli import webcam_app\n"
+        "from nst_apps.video.cli import webcam_app\n"
         "webcam_app()\n"
     )
     source = clip(tmp_path / "s.mp4", panned(3, 32, 32))

@@ -16,18 +16,18 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from nst_apps.video.codec.decoder import VideoSource
+from nst_apps.video.codec.encoder import check_target
+from nst_apps.video.codec.formats import Frame, output_sides
+from nst_apps.video.codec.joining import join_parts
+from nst_apps.video.flow import Motion, motion
+from nst_apps.video.parts import Parts
+from nst_apps.video.schedule import Moment
+from nst_apps.video.settings import VideoSettings
 from nst_client.client import AsyncStyleClient
 from nst_client.errors import UnknownStyle
 from nst_client.styles import resolve_style_weights
 from nst_client.stylize.processing import postprocess
-from nst_client.video.codec.decoder import VideoSource
-from nst_client.video.codec.encoder import check_target
-from nst_client.video.codec.formats import Frame, output_sides
-from nst_client.video.codec.joining import join_parts
-from nst_client.video.flow import Motion, motion
-from nst_client.video.parts import Parts
-from nst_client.video.schedule import Moment
-from nst_client.video.settings import VideoSettings
 from nst_core.errors import InputError
 from nst_core.images import Pixels, blend
 

@@ -1,4 +1,4 @@
-"""`python -m nst_client.web.child PID MODULE ...` is `python -m MODULE ...`, stopped when its parent PID is gone.
+"""`python -m nst_apps.web.child PID MODULE ...` is `python -m MODULE ...`, stopped when its parent PID is gone.
 
 On Linux the kernel sends SIGTERM when the parent ends, however it ends. Elsewhere a killed parent leaves it running.
 """

@@ -14,12 +14,12 @@ from pathlib import Path
 from posixpath import splitext
 from typing import Any
 
-from nst_client.batch.sections import Section, SectionedVideo
-from nst_client.batch.storage import OWN_FOLDER, Folder
+from nst_apps.batch.sections import Section, SectionedVideo
+from nst_apps.batch.storage import OWN_FOLDER, Folder
+from nst_apps.video.codec.formats import CONTAINERS
 from nst_client.client import StyleClient
 from nst_client.stylize.jobs import output_suffix
 from nst_client.stylize.processing import StylizeOptions
-from nst_client.video.codec.formats import CONTAINERS
 from nst_core.errors import InputError
 from nst_core.images import READABLE_SUFFIXES, UNREADABLE_SUFFIXES, check_size, encode_image, image_format
 

@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from nst_client.video.codec.formats import (
+from nst_apps.video.codec.formats import (
     BT601,
     BT709,
     SWSCALE_NUMBERS,

@@ -81,10 +81,10 @@ def web(
     published by nst export. This needs the extra "export" and a server on this machine, with this repository.
     """
     with one_line_errors("web"):
-        from nst_client.web.app import Site, application
-        from nst_client.web.server import Server
-        from nst_client.web.studio import Limits, Studio
-        from nst_client.web.training import StyleTrainer
+        from nst_apps.web.app import Site, application
+        from nst_apps.web.server import Server
+        from nst_apps.web.studio import Limits, Studio
+        from nst_apps.web.training import StyleTrainer
 
         keep_freed_memory()
         token = read_token(token_file)
@@ -147,7 +147,7 @@ async def _serve(app: Application, address: str, port: int, stopped: asyncio.Eve
     from aiohttp.web import AppRunner, TCPSite
 
     shown = f"[{address}]" if ":" in address else address
-    logger = logging.getLogger("nst_client.web")
+    logger = logging.getLogger("nst_apps.web")
     logger.addFilter(_no_misshapen_request)
     runner = AppRunner(app, access_log=None, logger=logger, shutdown_timeout=SHUTDOWN_GRACE_SECONDS)
     await runner.setup()
