@@ -53,7 +53,7 @@ class Site:
         """Every address that there is."""
         return [
             web.get("/", self.page),
-            web.get("/{file:page\\.css|page\\.js|icon\\.svg}", self.page),
+            web.get("/{file:[a-z]+\\.js|page\\.css|icon\\.svg}", self.page),
             web.get("/state", self.state),
             web.get("/thumbnails/{key}", self.thumbnail),
             web.post("/contents", self.upload),

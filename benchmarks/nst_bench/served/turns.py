@@ -51,7 +51,7 @@ def take_turn(server: ModelServer, run: Callable[[], list[Call]]) -> Turn:
 
 
 def between(before: Statistics, after: Statistics) -> Statistics:
-    """What the server counted from one moment to a later one."""
+    """What the server counted between two moments."""
     requests = after.requests - before.requests
     batches = Counter(after.batches)
     batches.subtract(before.batches)

@@ -1,39 +1,12 @@
 // All that is shown comes from /state, asked again and again: a restarted server or page loses nothing but time.
-const $ = (id) => document.getElementById(id);
+import { snapshot, startCamera, stopCamera, tellCamera } from "./camera.js";
+import { $, attempt, complain, make, reconcile } from "./elements.js";
+import { Refused, ask, post } from "./server.js";
+import { here, total } from "./state.js";
+
 const SIZES = [2048, 1280, 800];
 
-const here = {
-  state: { up: true, styles: [], jobs: [], training: null, limits: null },
-  file: null, // the content image as it was given, so that it can be sent again
-  content: null, // what the server calls it: {name, width, height}
-  shown: null, // the name of the job in the frame
-  weights: new Map(), // the chosen styles
-  camera: null,
-  styleImage: null, // the file of the style image to train
-};
-
-// --- the server ----------------------------------------------------------------------------------------------------
-
-class Refused extends Error {
-  constructor(message, status) {
-    super(message);
-    this.status = status;
-  }
-}
-
-async function ask(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch {
-    throw new Refused("This page's server does not answer. Try again in a moment.", 0);
-  }
-  const answer = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
-  if (!response.ok) throw new Refused(answer.error, response.status);
-  return answer;
-}
-
-const post = (path, body) => ask(path, { method: "POST", body });
+// --- what the server says ------------------------------------------------------------------------------------------
 
 let timer;
 async function refresh() {
@@ -52,22 +25,7 @@ async function refresh() {
   timer = setTimeout(refresh, busy ? 500 : 2500);
 }
 
-const pending = (one) => !["done", "failed"].includes(one.status);
-
-function complain(message, id = "error") {
-  $(id).textContent = message ? message[0].toUpperCase() + message.slice(1) : "";
-  $(id).hidden = !message;
-}
-
-/** Do what a person asked for; what goes wrong is one line beside it. */
-async function attempt(work, id = "error") {
-  complain("", id);
-  try {
-    await work();
-  } catch (error) {
-    complain(error.message, id);
-  }
-}
+const pending = (entry) => !["done", "failed"].includes(entry.status);
 
 // --- the image ---------------------------------------------------------------------------------------------------
 
@@ -78,7 +36,7 @@ function fits(file) {
 
 async function take(file) {
   fits(file);
-  stopCamera();
+  leaveCamera();
   setContent(await post("contents", file));
   Object.assign(here, { file, shown: null });
   show();
@@ -132,8 +90,6 @@ function show() {
   $("stylize").hidden = Boolean(here.camera);
 }
 
-const total = () => [...here.weights.values()].reduce((sum, one) => sum + one, 0);
-
 function showStyles() {
   const { styles } = here.state;
   const names = new Set(styles.map((style) => style.name));
@@ -151,7 +107,7 @@ function showStyles() {
     return button;
   });
   for (const button of $("styles").children) {
-    const style = styles.find((one) => one.name === button.dataset.style);
+    const style = styles.find((offered) => offered.name === button.dataset.style);
     button.setAttribute("aria-pressed", here.weights.has(style.name));
     button.classList.toggle("apart", $("interpolate").checked && style.model !== model);
   }
@@ -173,7 +129,7 @@ function showStyles() {
 }
 
 function pick(style) {
-  const model = here.state.styles.find((one) => here.weights.has(one.name))?.model;
+  const model = here.state.styles.find((offered) => here.weights.has(offered.name))?.model;
   if (!$("interpolate").checked || style.model !== model) here.weights.clear(); // only styles of one network can be interpolated
   if (here.weights.has(style.name) && here.weights.size > 1) here.weights.delete(style.name);
   else here.weights.set(style.name, here.weights.size ? 0.5 : 1);
@@ -182,7 +138,7 @@ function pick(style) {
 }
 
 function showFrame() {
-  const job = here.state.jobs.find((one) => one.name === here.shown);
+  const job = here.state.jobs.find((job) => job.name === here.shown);
   const done = job?.status === "done";
   const live = Boolean(here.camera);
   $("empty").hidden = Boolean(here.content) || live;
@@ -238,36 +194,36 @@ const nameOf = (weights) =>
 
 function showQueue() {
   $("jobs").hidden = !here.state.jobs.length;
-  reconcile($("queue"), here.state.jobs, (one) => one.name + one.status, (one) => {
+  reconcile($("queue"), here.state.jobs, (job) => job.name + job.status, (job) => {
     const item = make("li");
     const open = make("button", { type: "button", className: "show" });
-    open.setAttribute("aria-label", `Show the image in ${nameOf(one.style)}`);
-    open.addEventListener("click", () => reopen(one));
-    if (one.status === "done") open.append(make("img", { src: `jobs/${one.name}/shown`, alt: "", loading: "lazy" }));
+    open.setAttribute("aria-label", `Show the image in ${nameOf(job.style)}`);
+    open.addEventListener("click", () => reopen(job));
+    if (job.status === "done") open.append(make("img", { src: `jobs/${job.name}/shown`, alt: "", loading: "lazy" }));
     const gone = make("button", { type: "button", className: "gone", textContent: "✕" });
-    gone.setAttribute("aria-label", `Remove the image in ${nameOf(one.style)}`);
+    gone.setAttribute("aria-label", `Remove the image in ${nameOf(job.style)}`);
     gone.addEventListener("click", () => attempt(async () => {
-      await ask(`jobs/${one.name}`, { method: "DELETE" });
-      if (here.shown === one.name) here.shown = null;
+      await ask(`jobs/${job.name}`, { method: "DELETE" });
+      if (here.shown === job.name) here.shown = null;
       await refresh();
     }));
     const line = make("div", { className: "row" });
-    line.append(make("span", { textContent: nameOf(one.style), title: nameOf(one.style) }), gone);
+    line.append(make("span", { textContent: nameOf(job.style), title: nameOf(job.style) }), gone);
     item.append(open, line);
-    item.dataset.job = one.name;
+    item.dataset.job = job.name;
     return item;
   });
   for (const item of $("queue").children) {
-    const one = here.state.jobs.find((job) => job.name === item.dataset.job);
+    const job = here.state.jobs.find((known) => known.name === item.dataset.job);
     const open = item.querySelector(".show");
-    open.setAttribute("aria-current", one.name === here.shown);
-    if (one.status !== "done") open.textContent = one.status === "failed" ? "Failed" : progressOf(one);
+    open.setAttribute("aria-current", job.name === here.shown);
+    if (job.status !== "done") open.textContent = job.status === "failed" ? "Failed" : progressOf(job);
   }
 }
 
 /** Into the frame again, with the image that it was made of. */
 function reopen(job) {
-  stopCamera();
+  leaveCamera();
   if (here.content?.name !== job.content.name) {
     setContent(job.content);
     here.file = null;
@@ -289,36 +245,36 @@ function showTraining() {
     return;
   }
   $("learn").disabled = !here.styleImage || training.styles.some(pending);
-  reconcile($("trainings"), training.styles, (one) => one.name + one.status + one.error, (one) => {
+  reconcile($("trainings"), training.styles, (style) => style.name + style.status + style.error, (style) => {
     const item = make("li");
-    item.dataset.training = one.name;
+    item.dataset.training = style.name;
     item.append(make("span", { className: "said" }));
-    if (pending(one)) item.append(make("progress"));
+    if (pending(style)) item.append(make("progress"));
     const line = make("div", { className: "row" });
-    if (one.status === "failed") line.append(doing("Try again", () => post(`styles/${one.name}`)));
-    if (!["training", "publishing"].includes(one.status)) {
+    if (style.status === "failed") line.append(doing("Try again", () => post(`styles/${style.name}`)));
+    if (!["training", "publishing"].includes(style.status)) {
       const words = { done: "Dismiss", failed: "Give it up", waiting: "Take it back" };
-      line.append(doing(words[one.status], () => ask(`styles/${one.name}`, { method: "DELETE" })));
+      line.append(doing(words[style.status], () => ask(`styles/${style.name}`, { method: "DELETE" })));
     }
     item.append(line);
     return item;
   });
   for (const item of $("trainings").children) {
-    const one = training.styles.find((style) => style.name === item.dataset.training);
-    item.querySelector(".said").textContent = `${one.name}: ${wordsOf(one)}`;
+    const style = training.styles.find((known) => known.name === item.dataset.training);
+    item.querySelector(".said").textContent = `${style.name}: ${wordsOf(style)}`;
     const bar = item.querySelector("progress");
-    if (bar && one.status === "training" && one.total) Object.assign(bar, { max: one.total, value: one.done });
+    if (bar && style.status === "training" && style.total) Object.assign(bar, { max: style.total, value: style.done });
   }
 }
 
-function wordsOf(one) {
-  if (one.status === "waiting") return one.before ? `${one.before} to be trained before it` : "it begins in a moment";
-  if (one.status === "training") {
-    if (!one.total) return "the training begins";
-    return `training, ${one.done} of ${one.total} ${one.unit}${one.left ? `, ${one.left} left` : ""}`;
+function wordsOf(training) {
+  if (training.status === "waiting") return training.before ? `${training.before} to be trained before it` : "it begins in a moment";
+  if (training.status === "training") {
+    if (!training.total) return "the training begins";
+    return `training, ${training.done} of ${training.total} ${training.unit}${training.left ? `, ${training.left} left` : ""}`;
   }
-  if (one.status === "publishing") return "trained; the server loads it";
-  return one.status === "done" ? "done. Choose it above." : `not trained: ${one.error}`;
+  if (training.status === "publishing") return "trained; the server loads it";
+  return training.status === "done" ? "done. Choose it above." : `not trained: ${training.error}`;
 }
 
 function doing(words, work) {
@@ -327,122 +283,10 @@ function doing(words, work) {
   return button;
 }
 
-// --- the camera ----------------------------------------------------------------------------------------------------
-
-const WIDE = 512; // of the frames, pixels
-const UNDERWAY = 2; // frames: while one is stylized, the next is on its way; a camera's others are never sent
-
-async function startCamera() {
-  if (!navigator.mediaDevices) throw new Refused("The browser gives the camera to https:// pages and localhost alone.");
-  let stream;
-  try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, facingMode: "user" } });
-  } catch (error) {
-    throw new Refused(error.name === "NotFoundError" ? "There is no camera." : `The camera cannot be used: ${error.message}.`);
-  }
-  here.camera = { stream, underway: 0, times: [], socket: null, small: document.createElement("canvas") };
-  $("video").srcObject = stream;
-  await $("video").play();
-  connect(here.camera);
+function leaveCamera() {
+  if (!here.camera) return;
+  stopCamera();
   show();
-  $("stop").focus();
-}
-
-function connect(camera) {
-  const address = new URL("live", location.href);
-  address.protocol = address.protocol.replace("http", "ws");
-  const socket = new WebSocket(address);
-  socket.binaryType = "blob";
-  camera.socket = socket;
-  camera.underway = 0;
-  socket.onopen = () => {
-    tellCamera();
-    for (let frame = 0; frame < UNDERWAY; frame++) sendFrame(camera);
-  };
-  socket.onmessage = async ({ data }) => {
-    if (camera !== here.camera) return;
-    camera.underway--;
-    if (typeof data === "string") {
-      $("pace").textContent = JSON.parse(data).error;
-      setTimeout(() => sendFrame(camera), 1000);
-      return;
-    }
-    sendFrame(camera);
-    const image = await createImageBitmap(data);
-    Object.assign($("canvas"), { width: image.width, height: image.height });
-    $("canvas").getContext("2d").drawImage(image, 0, 0);
-    tellPace(camera);
-  };
-  socket.onclose = () => {
-    if (camera !== here.camera) return;
-    $("pace").textContent = "The connection to the page's server is lost: trying again.";
-    setTimeout(() => camera === here.camera && connect(camera), 2000);
-  };
-}
-
-function sendFrame(camera) {
-  const video = $("video");
-  if (camera !== here.camera || camera.socket.readyState !== WebSocket.OPEN || camera.underway >= UNDERWAY) return;
-  camera.underway++;
-  const width = Math.min(WIDE, video.videoWidth);
-  const height = Math.round((video.videoHeight * width) / video.videoWidth);
-  Object.assign(camera.small, { width, height });
-  camera.small.getContext("2d").drawImage(video, 0, 0, width, height);
-  camera.small.toBlob((frame) => camera.socket.send(frame), "image/jpeg", 0.85);
-}
-
-function tellPace(camera) {
-  const now = performance.now();
-  camera.times = [...camera.times.filter((time) => now - time < 3000), now];
-  const span = now - camera.times[0];
-  if (span > 500) $("pace").textContent = `${((1000 * (camera.times.length - 1)) / span).toFixed(1)} frames a second`;
-}
-
-function tellCamera() {
-  if (here.camera?.socket?.readyState !== WebSocket.OPEN || !(total() > 0)) return;
-  here.camera.socket.send(JSON.stringify({
-    style: Object.fromEntries(here.weights),
-    strength: $("strength").value / 100,
-    preserve: $("preserve").checked,
-  }));
-}
-
-function stopCamera() {
-  const camera = here.camera;
-  if (!camera) return;
-  here.camera = null;
-  camera.socket?.close();
-  for (const track of camera.stream.getTracks()) track.stop();
-  $("video").srcObject = null;
-  $("pace").textContent = "";
-  show();
-}
-
-async function shoot() {
-  const video = $("video");
-  const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
-  canvas.getContext("2d").drawImage(video, 0, 0);
-  await take(await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.95)));
-}
-
-// --- small tools ---------------------------------------------------------------------------------------------------
-
-function make(tag, properties = {}) {
-  return Object.assign(document.createElement(tag), properties);
-}
-
-/** Children as the list has them; one whose key is unchanged stays, and with it the focus of the keyboard. */
-function reconcile(parent, list, keyOf, build) {
-  const before = new Map([...parent.children].map((child) => [child.dataset.key, child]));
-  const after = list.map((one) => {
-    const key = keyOf(one);
-    const child = before.get(key) ?? build(one);
-    child.dataset.key = key;
-    return child;
-  });
-  if (after.length !== parent.children.length || after.some((child, at) => child !== parent.children[at])) {
-    parent.replaceChildren(...after);
-  }
 }
 
 let pause;
@@ -456,14 +300,20 @@ function lookChanged() {
 // --- what a person does --------------------------------------------------------------------------------------------
 
 for (const id of ["choose", "another"]) $(id).addEventListener("click", () => $("file").click());
-for (const id of ["camera", "camera2"]) $(id).addEventListener("click", () => attempt(startCamera));
+for (const id of ["camera", "camera2"]) {
+  $(id).addEventListener("click", () => attempt(async () => {
+    await startCamera();
+    show();
+    $("stop").focus();
+  }));
+}
 $("file").addEventListener("change", () => {
   const [file] = $("file").files;
   $("file").value = "";
   if (file) attempt(() => take(file));
 });
-$("stop").addEventListener("click", stopCamera);
-$("shoot").addEventListener("click", () => attempt(shoot));
+$("stop").addEventListener("click", leaveCamera);
+$("shoot").addEventListener("click", () => attempt(async () => take(await snapshot())));
 $("controls").addEventListener("submit", (event) => { event.preventDefault(); attempt(order); });
 $("strength").addEventListener("input", lookChanged);
 $("preserve").addEventListener("change", lookChanged);

@@ -1,0 +1,12 @@
+// What the page knows.
+export const here = {
+  state: { up: true, styles: [], jobs: [], training: null, limits: null },
+  file: null, // the content image as it was given, so that it can be sent again
+  content: null, // what the server calls it: {name, width, height}
+  shown: null, // the name of the job in the frame
+  weights: new Map(), // the chosen styles
+  camera: null,
+  styleImage: null, // the file of the style image to train
+};
+
+export const total = () => [...here.weights.values()].reduce((sum, weight) => sum + weight, 0);
