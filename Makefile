@@ -22,8 +22,7 @@ demo: $(VENV)
 	$(BIN)/python dev/demo.py
 
 test: $(VENV) $(TRITON)
-	CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
-	@echo "covered: $$($(BIN)/coverage report --format=total) % of the lines, without what other processes ran; by file: $(BIN)/coverage report"
+	CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)
 	$(BIN)/ruff format --check .

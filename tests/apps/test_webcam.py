@@ -256,7 +256,7 @@ def test_keys_choose_the_style_and_end(tmp_path: Path, server: MockTransport, mo
             number += 1
 
     monkeypatch.setattr(room.Window, "show", show)
-    monkeypatch.setattr(room, "played", endless)
+    monkeypatch.setattr(room, "file_frames", endless)
     result = CliRunner().invoke(webcam_app, ["--input", "camera", "--style", "black"])
     assert result.exit_code == 0, result.stderr
     assert not presses and "latency" in result.stderr
@@ -308,7 +308,7 @@ def test_a_camera_that_is_not_there_is_one_line() -> None:
     """Also of what OpenCV's own code would write to the process's stderr."""
     code = (
         "from nst_apps.video.webcam import camera_frames\n"
-        "try:\n    next(camera(99, None))\n"
+        "try:\n    next(camera_frames(99, None))\n"
         "except Exception as error:\n    print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

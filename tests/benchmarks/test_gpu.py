@@ -17,6 +17,7 @@ from nst_bench.machine.cuda import why_no_cuda
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.export import default_export_plan
 from nst_bench.served.exported import ExportedModel
+from nst_bench.suite import Context
 from nst_bench.suites import latency
 from nst_core import devices
 from nst_core.devices import Device, Gpu
@@ -120,10 +121,17 @@ def test_a_run_on_a_gpu_has_its_rows_or_reasons(
     monkeypatch.setattr(latency, "ways", lambda *_: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     served: Any = SimpleNamespace(exported=exported, model="two", style="a")
-    document = latency.measure(checkpoint, served, device, effort=latency.Effort((64,), 0.1, compiled=()))
+    document = latency.of_every_engine(
+        checkpoint, served, Context(device, latency.LatencyEffort((64,), 0.1, compiled=()))
+    )
     steady = {(row["engine"], row["device"]): row for row in document["rows"] if row["phase"] == "steady"}
     row = steady["TensorRT, FP32", "GPU"]
-    assert row["n"] >= latency.FEWEST and row["levels"] <= 1 and row["gflop"] > 0 and "share_of_matrix_rate" not in row
+    assert (
+        row["n"] >= latency.FEWEST_ROUNDS
+        and row["max_difference"] <= 1
+        and row["gflop"] > 0
+        and "share_of_matrix_rate" not in row
+    )
     reasons = {engine: row["missing"] for (engine, kind), row in steady.items() if kind == "GPU" and "missing" in row}
     assert reasons["PyTorch eager"] == reasons["PyTorch, CUDA graph, FP16"] == why_no_cuda()
     assert "has no CUDAExecutionProvider" in reasons["ONNX Runtime, CUDA, FP32"]

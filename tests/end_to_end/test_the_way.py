@@ -283,7 +283,9 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> No
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
     *before, line = result.stderr.strip().splitlines()
-    assert len(before) <= 1 and all(text.startswith("device cpu: ") for text in before)  # the choice and its reason
+    # What was chosen, with the reason, may come before it: each choice once.
+    choices = [text.partition(": ")[0] for text in before]
+    assert len(set(choices)) == len(choices) and set(choices) <= {"device cpu", "VGG-16's weights"}
     assert line.startswith("error: ")
     for word in words:
         assert word in line, line
@@ -331,7 +333,7 @@ def test_wrong_training_input(wrong: Path, photographs: dict[str, Path], tmp_pat
     for style, folder, words in (
         (wrong / "text.jpg", photos, "not an image"),
         (photographs["coffee"], wrong / "none", "no such folder"),
-        (photographs["coffee"], wrong / "empty", "no pictures"),
+        (photographs["coffee"], wrong / "empty", "no images"),
     ):
         assert_one_line(run("nst-train", "--style", style, "--photos", folder, "-o", output), words)
     assert not list(tmp_path.iterdir())
