@@ -22,7 +22,8 @@ demo: $(VENV)
 	$(BIN)/python dev/demo.py
 
 test: $(VENV) $(TRITON)
-	CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
+	@echo "covered: $$($(BIN)/coverage report --format=total) % of the lines, without what other processes ran; by file: $(BIN)/coverage report"
 
 lint: $(VENV)
 	$(BIN)/ruff format --check .

@@ -94,14 +94,14 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def said(session: ClientSession, method: str, url: str, status: int, **more: object) -> dict[str, object]:
+async def said(session: ClientSession, method: str, url: str, status: int, **more: Any) -> Any:
     async with session.request(method, url, **more) as response:
         answer = await response.json()
         assert response.status == status, answer
         return answer
 
 
-async def job(session: ClientSession, url: str, style: object) -> dict[str, object]:
+async def job(session: ClientSession, url: str, style: object) -> dict[str, Any]:
     content = await said(session, "POST", f"{url}/contents", 200, data=png())
     body = json.dumps({"content": content["name"], "style": style})
     return await said(session, "POST", f"{url}/jobs", 200, data=body)

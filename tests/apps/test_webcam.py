@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,12 +56,15 @@ class Camera:
         self._changed = threading.Condition()
         self._due = 1
 
+    def _is_due(self, count: int) -> bool:
+        return self._due >= count
+
     def __iter__(self) -> Iterator[LiveFrame]:
         for number in range(self.frames):
             with self._changed:
                 self.given = number  # the one before is where it goes
                 self._changed.notify_all()
-                assert self._changed.wait_for(lambda n=number: self._due > n, 30)
+                assert self._changed.wait_for(partial(self._is_due, number + 1), 30)
             yield LiveFrame(np.full((16, 16, 3), number, np.uint8), number, time.monotonic())
         with self._changed:
             self.given = self.frames
@@ -151,7 +155,7 @@ def test_what_goes_wrong_in_a_thread_is_raised() -> None:
 def test_a_window_that_is_closed_ends_it() -> None:
     stopped: list[bool] = []
 
-    def endless() -> Iterator[LiveFrame]:
+    def endless() -> Generator[LiveFrame, None, None]:
         try:
             number = 0
             while True:
@@ -174,8 +178,8 @@ def test_a_file_is_played_in_its_own_time(tmp_path: Path, monkeypatch: pytest.Mo
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr(room.time, "monotonic", lambda: now)
-    monkeypatch.setattr(room.time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "sleep", sleep)
     source = clip(tmp_path / "s.mp4", panned(4, 32, 32), stamps=[0, 512, 6400, 12_800])
     moments = []
     for frame in file_frames(source, None):

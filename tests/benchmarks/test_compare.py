@@ -14,7 +14,7 @@ from nst_bench.compare import FASTER, SAME, SLOWER, Comparison, compare, interva
 from nst_bench.measure import FEWEST, Precision, summarize
 from nst_core.errors import InputError
 
-MACHINE = {
+MACHINE: dict[str, Any] = {
     **{"processor": "P", "cores": 2, "memory_gib": 4.0, "gpu": None, "system": "S", "versions": {}},
     "matrix_product_gflops": 100.0,
 }
@@ -82,7 +82,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         sides = [_samples(number, count=20) for number in (seed, seed + 500)]
         before, after = (Precision.of(side) for side in sides)
         assert before and after
-        factor, middle = interval(before, after, 0.9), np.median(sides[1]) / np.median(sides[0])
+        factor, middle = interval(before, after, 0.9), float(np.median(sides[1]) / np.median(sides[0]))
         held += middle / factor <= 1.0 <= middle * factor
     assert 180 <= held <= 199
 

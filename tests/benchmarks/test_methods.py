@@ -12,6 +12,7 @@ from nst_bench.machine.roofline import Roofline, Workload, network_workload
 from nst_bench.served.exported import ExportedModel
 from nst_bench.suite import Context
 from nst_bench.suites import methods, quality, speedup
+from nst_bench.suites.drawing.speedup import GATYS
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import fit, open_image, sample_photographs
@@ -151,7 +152,7 @@ def test_the_optimisation_runs_where_the_model_is_served(
 def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A network whose loss the fourth iteration reaches, and one that the optimisation does not reach."""
     figures = [
-        {"engine": speedup.GATYS, "size": 64, "phase": "steady", "median": 300.0},
+        {"engine": GATYS, "size": 64, "phase": "steady", "median": 300.0},
         {"engine": speedup.SERVED[0], "size": 64, "phase": "steady", "median": 5.0},
         {"engine": speedup.SERVED[2], "size": 64, "phase": "steady", "median": 2.5},
     ]

@@ -15,6 +15,7 @@ from nst_bench.measure import summarize
 from nst_bench.served import turns
 from nst_bench.served.callers import Call
 from nst_bench.suites import energy, serving, speedup
+from nst_bench.suites.drawing.speedup import GATYS
 from nst_client import Statistics
 from nst_core.errors import InputError
 
@@ -162,7 +163,7 @@ def _card_run() -> dict[str, Any]:
     model = {"name": "s", "network": "fast", "width": 1.0, "parameters": 206540}
     milli = {way: [0.001 * (2 + number)] * 5 for number, way in enumerate((*speedup.SERVED, "in the process"))}
     figures = [speedup._figure(way, 512, "steady", seconds) for way, seconds in milli.items()]
-    figures += [speedup._figure(speedup.GATYS, 512, "steady", [0.008] * 5)]
+    figures += [speedup._figure(GATYS, 512, "steady", [0.008] * 5)]
     figures += [speedup._figure("Triton, from start to ready", None, "cold", [6.0])]
     steady = {(row["engine"], row["size"]): row["median"] for row in figures}
     equal = {"size": 512, "photo": "a.jpg", "loss": 2.5, "iteration": 31, "gatys_seconds": 0.248, "curve": [9.0, 2.4]}
@@ -180,7 +181,7 @@ def _card_run() -> dict[str, Any]:
     load = {"size": 512, "requests": 20, "bare": turns.rate_of([1000.0])}
     load |= {"rows": [{"callers": count, **own, "ratio": 0.5, "against_one": 1.0} for count in (1, 32)]}
     mixed = [{"mixture": serving.CHANGING, "callers": 32, **own, "one_caller": 2000.0, "against_one": 0.7}]
-    loaded = {
+    loaded: dict[str, Any] = {
         "schema": results.schema("serving"),
         **about,
         "latency": [{"size": 512, "way": "gRPC", **own, "ratio": 1.0}],
@@ -226,7 +227,7 @@ def test_a_gpus_figures_have_a_column_beside_the_runs(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     blocks = dict(_blocks(page))
-    gatys = next(row for row in _suite("speedup")["rows"] if (row["engine"], row["size"]) == (speedup.GATYS, 512))
+    gatys = next(row for row in _suite("speedup")["rows"] if (row["engine"], row["size"]) == (GATYS, 512))
     line = next(line for line in blocks[names[0]].splitlines() if line.startswith("| 512² | Gatys, one iteration |"))
     assert line.startswith(f"| 512² | Gatys, one iteration | {tables.cells(gatys)[0]} |") and line.endswith("| 8.0 |")
     assert f"| first of a shape | p50 on {CARD} |" in blocks[names[0]]

@@ -183,7 +183,7 @@ def test_the_suite_that_is_stopped_ends_what_it_started(subject: Subject) -> Non
         if note.endswith("waiting"):
             raise KeyboardInterrupt
 
-    kept: list[results.Document] = []
+    kept: list[Document] = []
     with pytest.raises(KeyboardInterrupt):
         Run(_plan("waits"), subject, keep=kept.append, on_progress=update).measure()
     assert (subject.repository / "ended").is_file()

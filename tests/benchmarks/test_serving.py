@@ -21,8 +21,9 @@ from nst_bench.photographs import sample_photograph
 from nst_bench.served import turns
 from nst_bench.served.callers import SizedCall, send_in_turn, start_callers
 from nst_bench.served.server import ModelServer, serve_model
-from nst_bench.suite import Context
+from nst_bench.suite import Context, Document
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
+from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS
 from nst_client import MockTransport, Statistics, StyleClient
 from nst_client.transports import base as transports
 from nst_core.contract import IMAGE
@@ -145,7 +146,7 @@ def test_callers_at_once_are_counted_one_by_one_on_a_cpu(server: ModelServer) ->
     assert counted.batches == {1: 40} and counted.executions == 40
 
 
-def _note_parts(parts: list[list[str]], part: results.Document) -> None:
+def _note_parts(parts: list[list[str]], part: Document) -> None:
     parts.append([name for name in ("speedup", "equal_loss") if part[name]])
 
 
@@ -168,10 +169,10 @@ def test_the_speed_up_with_a_real_triton(
     document = results.read(tmp_path / "a.json")
     assert document["device"] == "CPU"
     steady = {row["engine"]: row for row in document["rows"] if row["phase"] == "steady"}
-    assert set(steady) == {*speedup.SERVED, "in the process", "PyTorch", speedup.GATYS}
+    assert set(steady) == {*speedup.SERVED, "in the process", "PyTorch", GATYS}
     assert all(row["n"] == 2 and row["median"] > 0 for row in steady.values())
     assert [(row["served"], row["iterations"]) for row in document["speedup"]] == [
-        (way, iterations) for way in speedup.COMPARED for iterations in speedup.ITERATIONS
+        (way, iterations) for way in speedup.COMPARED for iterations in ITERATIONS
     ]
     assert "64²: times slower, shared memory" in report.markdown(document)
     assert "By shared memory an image takes" in report.one_table(document)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import socket
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,7 +255,7 @@ def test_this_host() -> None:
 
 def test_a_name_of_several_hosts_is_not_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(2, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "192.0.2.1")]
-    monkeypatch.setattr(nst_client.transports.triton.addresses.socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     assert not nst_client.transports.triton.addresses.is_this_host("tritons:8001")
 
 

@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-import nst_client
+import nst_client.base_client
+import nst_client.stylize.cli
+import nst_client.stylize.processing
 from nst_client import MockTransport, Rejected, Request, StyleClient, TimedOut, Unreachable
 from nst_client.options import read_token
 from nst_client.styles import parse_style_weights
@@ -26,10 +28,16 @@ from nst_client.stylize.jobs import Job, Outcome, find_jobs
 from nst_client.stylize.processing import StylizeOptions
 from nst_client.stylize.runner import run_jobs
 from nst_client.stylize.stdio import STDIO
+from nst_client.transports.base import Array
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels, open_image, process_of_file
 
 MODELS = {"negative": {"min_side": "16", "max_pixels": "10000"}, "gallery": {"styles": "wave,scream"}}
+
+
+def echo(request: Request) -> Array:
+    """A style that changes nothing."""
+    return request.inputs["image"]
 
 
 @pytest.fixture
@@ -248,7 +256,7 @@ def test_an_image_that_its_format_cannot_hold_is_one_line(
 def test_an_image_that_the_memory_does_not_hold_is_one_line(
     server: MockTransport, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = nst_client.stylize.processing.open_image
+    real = open_image
 
     def opened(source: Path, **options: int) -> object:
         if source.name == "b.png":
@@ -551,7 +559,7 @@ def test_several_at_a_time_in_order() -> None:
         assert third.wait(30)
         return Outcome(job)
 
-    with_three = run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 3)
+    with_three = run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(echo)), 3)
     assert [outcome.job for outcome in with_three] == jobs
     assert len(threads) == 3
 
@@ -565,7 +573,7 @@ def test_a_run_that_is_left_begins_no_more_pictures() -> None:
         time.sleep(0.02)
         return Outcome(job)
 
-    outcomes = run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 2)
+    outcomes = run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(echo)), 2)
     assert next(outcomes).job == jobs[0]
     outcomes.close()
     count = len(begun)
@@ -580,12 +588,12 @@ def test_a_defect_of_ours_keeps_its_traceback() -> None:
 
     jobs = [Job(Path("a.png"), Path("b.png"))] * 2
     with pytest.raises(ZeroDivisionError):
-        list(run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(lambda request: request)), 2))
+        list(run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(echo)), 2))
 
 
 def test_progress_by_tile(server: MockTransport, tmp_path: Path) -> None:
     server.configs |= MockTransport(
-        lambda request: request,
+        echo,
         {
             "negative_statistics": {"purpose": "statistics"},
             "negative_tiled": {"purpose": "tiled", "multiple": "4", "overlap": "8", "max_pixels": "10000"},
@@ -627,9 +635,12 @@ def test_the_way_to_the_server_is_passed_on(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: MockTransport
 ) -> None:
     given: list[tuple[str, dict[str, object]]] = []
-    monkeypatch.setattr(
-        nst_client.base_client, "connect", lambda url, **settings: given.append((url, settings)) or server
-    )
+
+    def connect(url: str, **settings: object) -> MockTransport:
+        given.append((url, settings))
+        return server
+
+    monkeypatch.setattr(nst_client.base_client, "connect", connect)
     monkeypatch.setenv("NST_TOKEN", "secret")
     monkeypatch.setenv("NST_CA", str(tmp_path / "ca.pem"))
     result = stylize(photos / "a.png", "-o", tmp_path / "a.png", "-u", "grpcs://there:1", "--timeout", 5)

@@ -288,7 +288,12 @@ def build_slowly(folder: Path, told: Any, barrier: Any) -> None:
     with fake_gpu() as gpu:
         barrier.wait(60)
         notes: list[str] = []
-        ensure(folder, gpu, on_progress=lambda done, note: notes.append(note) or threading.Event().wait(0.1))
+
+        def slow(done: int, note: str) -> None:
+            notes.append(note)
+            threading.Event().wait(0.1)
+
+        ensure(folder, gpu, on_progress=slow)
         told.put((gpu.tensorrt.counts["builds"], notes))
 
 

@@ -127,10 +127,10 @@ def boxed_files() -> dict[str, bytes]:
     deep = io.BytesIO()
     pillow_heif.from_bytes("RGB;16", photo.size, (np.asarray(photo).astype(np.uint16) * 257).tobytes()).save(deep)
     files = {"heic deep": deep.getvalue()}
-    for name, image in (("", photo), (" opacity", photo.convert("RGBA")), (" grey", photo.convert("L"))):
+    for name, variant in (("", photo), (" opacity", photo.convert("RGBA")), (" grey", photo.convert("L"))):
         buffer = io.BytesIO()
-        pillow_heif.from_pillow(image).save(buffer)
-        files |= {f"heic{name}": buffer.getvalue(), f"avif{name}": encoded(image, "AVIF")}
+        pillow_heif.from_pillow(variant).save(buffer)
+        files |= {f"heic{name}": buffer.getvalue(), f"avif{name}": encoded(variant, "AVIF")}
     return files
 
 

@@ -22,7 +22,7 @@ from nst_core.engines.pinned import PinnedPool
 from ..server import graphs
 from .host_cuda import HostCuda
 
-CPU = [("CPUExecutionProvider", {})]
+CPU: list[tuple[str, dict[str, str]]] = [("CPUExecutionProvider", {})]
 OUT = ["stylized"]
 
 
@@ -46,7 +46,7 @@ def invert(opened: CudaSessions, values: np.ndarray) -> None:
     assert np.array_equal(answer, 255 - values)
 
 
-def sides(opened: CudaSessions) -> list[tuple[int, int, int]]:
+def sides(opened: CudaSessions) -> list[tuple[int, ...]]:
     """Batch, height and width of the shapes with a session of their own."""
     return [shapes[0][:3] for shapes in opened.shapes]
 

@@ -45,7 +45,7 @@ def _selected(node: Any, grouped: frozenset[str]) -> Iterator[tuple[str, frozens
         grouped |= frozenset(node.modifier.labels)
     selector = getattr(node, "vector_selector", node)
     if isinstance(selector, promql_parser.VectorSelector):
-        yield selector.name, grouped | {matcher.name for matcher in selector.matchers.matchers}
+        yield selector.name or "", grouped | {matcher.name for matcher in selector.matchers.matchers}
         return
     for part in ("expr", "lhs", "rhs"):
         if (child := getattr(node, part, None)) is not None:

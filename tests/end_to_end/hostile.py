@@ -102,7 +102,7 @@ def wrong_value(rng: random.Random) -> Hostile:
 
 def wrong_key(rng: random.Random) -> Hostile:
     """Something left out, something twice, something that is nobody's."""
-    document = copy.deepcopy(DOCUMENT)
+    document: dict[str, Any] = copy.deepcopy(DOCUMENT)
     container, key = rng.choice(places(document))
     if rng.random() < 0.5 or isinstance(container, list):
         del container[key]

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 TRITON = ROOT / ".triton"
 
 
-def run(*command: object, timeout: float = 300.0, **options: object) -> subprocess.CompletedProcess[str]:
+def run(*command: object, timeout: float = 300.0, **options: Any) -> subprocess.CompletedProcess[str]:
     name, *arguments = map(str, command)
     return subprocess.run([str(BIN / name), *arguments], capture_output=True, text=True, timeout=timeout, **options)
 

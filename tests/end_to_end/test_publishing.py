@@ -17,17 +17,17 @@ from nst_export.modules import ServedModel, TextureModel
 from nst_export.verification.examples import example_feeds
 from nst_server.control import Control
 from nst_trainer.checkpoint import Checkpoint, frozen, save
-from nst_trainer.networks import Johnson, Ulyanov
+from nst_trainer.networks import Johnson, StyledNetwork, Ulyanov
 
 from .serving import Models, Server, publish, run, serve, succeeded
 
 
-def network(seed: int) -> Johnson:
+def network(seed: int) -> StyledNetwork:
     torch.manual_seed(seed)
     return frozen(Johnson(width=0.125))
 
 
-def stylized(version: Johnson, content: Pixels) -> bytes:
+def stylized(version: StyledNetwork, content: Pixels) -> bytes:
     """What a version answers, by PyTorch."""
     with torch.no_grad():
         return ServedModel(version)(torch.from_numpy(content[None]))[0].numpy().tobytes()

@@ -361,11 +361,11 @@ def test_the_allocator_keeps_its_blocks_unless_the_user_says_otherwise(guarded: 
         (guarded, ALLOCATOR_VARIABLES),
         (local, ALLOCATOR_VARIABLES | {"MALLOC_TOP_PAD_": "1048576"}),
     ):
-        found = []
+        found: list[dict[str, str]] = []
         for pid in descendants(daemon.state.pid):
             with suppress(OSError):  # a process that has ended
-                variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
-                found.append(dict(variable.partition("=")[::2] for variable in variables))
+                lines = Path(f"/proc/{pid}/environ").read_text().split("\0")
+                found.append({name: value for name, _, value in (line.partition("=") for line in lines)})
         assert len(found) > 1
         for variables in found:
             assert wanted.items() <= variables.items() and variables["CUDA_VISIBLE_DEVICES"] == ""

@@ -22,7 +22,7 @@ import pytest
 import torch
 import yarl
 from PIL import Image
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
 
 from nst_client import StyleClient
 from nst_core.images import blend, fit, keep_colors, open_image, sample_photographs
@@ -129,8 +129,13 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
+
+        def elsewhere(request: Request) -> None:
+            if not request.url.startswith((url, "blob:", "data:")):
+                complaints.append(request.url)
+
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda one: one.url.startswith((url, "blob:", "data:")) or complaints.append(one.url))
+        page.on("request", elsewhere)
         # From the beginning: told of it when the dialog is wanted, the browser may open a window of its own first.
         page.on("filechooser", lambda chooser: None)
         page.goto(url)

@@ -7,6 +7,7 @@ import platform
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_a_damaged_verification_is_one_line(tmp_path: Path) -> None:
         assert "damaged, or not of this nst-export" in failed("inspect", tmp_path / "repo")
 
 
-OLD_REPORT = {
+OLD_REPORT: dict[str, Any] = {
     "schema": "nst-verification/2",
     "date": "2026-10-05 08:14 UTC",
     "model": "tiny",

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import types
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -98,7 +98,7 @@ class MetricFamily:
     """In place of `pb_utils.MetricFamily`; the sums of all metrics are in `seen`."""
 
     COUNTER, HISTOGRAM = "counter", "histogram"
-    seen: ClassVar[Counter[str]] = Counter()
+    seen: ClassVar[defaultdict[str, float]] = defaultdict(float)
 
     def __init__(self, name: str, description: str, kind: str) -> None:
         self._name = name

@@ -20,7 +20,7 @@ class Notes(Control):
     url: str = ""
     calls: list[str] = field(default_factory=list)
 
-    def load(self, name: str) -> list[Model]:
+    def load(self, name: str, version: str | None = None) -> list[Model]:
         self.calls.append(f"load {name}")
         if name == "broken":
             raise ServerError("broken: no model")

@@ -143,7 +143,7 @@ def test_a_gradient_far_longer_than_the_last_ones_is_shortened(
         seen.append((torch.nn.utils.get_total_norm(gradients).item(), training.state.gradient_norm))
         return step()
 
-    training.state.optimizer.step = watched  # type: ignore[method-assign]
+    training.state.optimizer.step = watched  # type: ignore[method-assign, assignment]
     losses = [progress.style for progress in training.steps()]
     length, mean = seen[6]
     assert mean is not None
@@ -157,7 +157,8 @@ def test_a_step_that_is_not_finite_changes_neither_network_nor_files(
     """Not even by momentum; then --resume goes on from the last check, with a lower learning rate too."""
     output = tmp_path / "a.pth"
     training = Training([photographs["chelsea"]], None, output, vgg, SMALL, every=4)
-    genuine, kept = training.objective, {}
+    genuine = training.objective
+    kept: dict[Any, Any] = {}
 
     def poisoned(*given: Any, **how: Any) -> Any:
         total, terms = genuine(*given, **how)
@@ -186,7 +187,7 @@ def test_soap_goes_on_without_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> N
     optimizer = soap(network, 1e-3)
 
     def fails(*_: object, **__: object) -> None:
-        raise torch.linalg.LinAlgError("linalg.eigh: failed to converge")
+        raise torch.linalg.LinAlgError("linalg.eigh: failed to converge")  # type: ignore[attr-defined]
 
     def step() -> None:
         optimizer.zero_grad()

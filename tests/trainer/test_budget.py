@@ -67,7 +67,7 @@ def test_every_phase_has_its_part_of_the_time() -> None:
         (1e9, 1.0),
     ):
         budget.before = seconds
-        budget.started = budgets.monotonic()
+        budget.started = budgets.monotonic()  # type: ignore[attr-defined]
         assert budget.done(settings) == pytest.approx(done, abs=1e-3)
     assert budget.iterations(settings) == int(100 / whole)
     budget.before, budget.ending = 90.0, 10.0

@@ -327,7 +327,7 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not(
                 os.kill(os.getpid(), signal.SIGINT)
             genuine()
 
-        run.state.optimizer.step = interrupted  # type: ignore[method-assign]
+        run.state.optimizer.step = interrupted  # type: ignore[method-assign, assignment]
         with pytest.raises(KeyboardInterrupt):
             run.run(parts.append)
         return parts
