@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import random
 import socket
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,10 @@ SERVICES = ("http", "grpc", "metrics")
 
 ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Addresses that stand for all of a machine's, and where this machine reaches a server that listens on them."""
+
+CHOSEN_PORTS = range(10_240, 32_768)
+"""Where free ports are chosen: below those that Linux gives to outgoing connections, which could take a port between
+its choice and Triton's start."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,19 @@ def _family(number: str) -> socket.AddressFamily:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [taken.getsockname()[1] for taken in sockets]
-    for taken in sockets:
-        taken.close()
+    """Different ports of 127.0.0.1, by chance, so that two processes that choose at once rarely meet."""
+    chance = random.SystemRandom()
+    ports: list[int] = []
+    while len(ports) < count:
+        port = chance.choice(CHOSEN_PORTS)
+        if port not in ports and _is_free(port):
+            ports.append(port)
     return ports
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True

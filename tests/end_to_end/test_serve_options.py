@@ -595,22 +595,31 @@ READS_ALL = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
     os.getuid() != 0 or subprocess.run([*NOBODY, *READS_ALL, "true"], capture_output=True).returncode != 0,
     reason="only root can become another user",
 )
+def linked(source: str, target: str) -> None:
+    """A file in another folder without a copy of its bytes, where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def test_a_user_id_without_an_entry_and_without_a_home(repository: Path) -> None:
     """As OpenShift has them: a line that names the variable, and with it everything works."""
     endpoints = Endpoints.free()
     ports = [f"--{kind}-port={getattr(endpoints, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")]
     unset = [word for name in ("HOME", "NST_STATE", "NST_CACHE", "XDG_STATE_HOME") for word in ("-u", name)]
-    with tempfile.TemporaryDirectory() as name:  # the tests' own folder is closed to others
+    with tempfile.TemporaryDirectory() as name:  # the tests' own folder is closed to others, and ours may be
         folder = Path(name)
         folder.chmod(0o777)
         shutil.copytree(repository / "one", folder / "repository" / "one")
+        shutil.copytree(TRITON / "cpu", folder / ".triton" / "cpu", symlinks=True, copy_function=linked)
 
         def nst_serve(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
             given = [f"{name}={value}" for name, value in variables.items()]
             command = [*NOBODY, *READS_ALL, "env", *unset, *given, BIN / "nst-serve", *arguments]
             return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=folder, timeout=300)
 
-        options = ("-r", "repository", "--triton", TRITON, "--device", "cpu", "--detach", *ports)
+        options = ("-r", "repository", "--triton", ".triton", "--device", "cpu", "--detach", *ports)
         result = nst_serve(*options)
         assert result.returncode == 1
         assert "error: user id 12345 has no home folder: set NST_STATE to a folder" in result.stderr.splitlines()[-1]

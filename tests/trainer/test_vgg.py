@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -237,7 +238,7 @@ def test_a_user_without_a_home_needs_a_cache_that_can_be_read(
     os.chown(work, 12345, 12345)
     capabilities = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # Python may be below /root
     become = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", *capabilities, "env", "-u", "HOME"]
-    images = [str(photographs["coffee"]), str(photographs["chelsea"])]
+    images = [Path(shutil.copy(photographs[name], work / f"{name}.jpg")).name for name in ("coffee", "chelsea")]
     words = {
         "train": ["--style", images[0], "-o", "a.pth", "--width", "0.125", "--crop", "64", "--batch", "1"],
         "optimize": [*images, "-o", "a.png", "--size", "64", "--trace", "t.json"],
