@@ -5,12 +5,13 @@ BIN := .venv/bin
 VENV := .venv/.installed
 TRITON := .triton/cpu/installed.txt
 
-.PHONY: help demo test lint venv readme pictures gallery models clean
+.PHONY: help demo test coverage lint venv readme pictures gallery models clean
 
 help:
 	@echo "make demo      export the shipped styles, serve them, stylize with them, measure (into demo/)"
 	@echo "make test      every test that needs no GPU; a GPU of this machine is hidden from them"
-	@echo "make lint      ruff and mypy"
+	@echo "make coverage  the same, and which lines they run"
+	@echo "make lint      ruff, mypy and import-linter"
 	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings TEXTURES=folder PHOTOS=folder"
 	@echo "make pictures  make the README's pictures; with PHOTOS='a.jpg b.jpg c.jpg d.jpg' starry-night-fast.jpg too"
 	@echo "make gallery   run the commands of docs/optimization.md: make gallery PAINTINGS=folder TEXTURES=folder"
@@ -21,9 +22,14 @@ help:
 demo: $(VENV)
 	$(BIN)/python dev/demo.py
 
+TESTS = CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV) $(TRITON)
-	CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
-	@echo "covered: $$($(BIN)/coverage report --format=total) % of the lines, without what other processes ran; by file: $(BIN)/coverage report"
+	$(TESTS)
+
+# A quarter longer than the tests alone; what other processes run is not in it.
+coverage: $(VENV) $(TRITON)
+	$(TESTS) --cov --cov-report=term:skip-covered
 
 lint: $(VENV)
 	$(BIN)/ruff format --check .
