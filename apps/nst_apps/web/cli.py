@@ -155,8 +155,8 @@ async def _serve(app: Application, address: str, port: int, stopped: asyncio.Eve
         try:
             await TCPSite(runner, address, port).start()
         except (OSError, UnicodeError) as error:  # the latter for what cannot be a host's name
-            said = getattr(error, "strerror", None) or error
-            raise InputError(f"cannot listen on {shown}:{port} ({said}): choose --port or --address") from None
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot listen on {shown}:{port} ({reason}): choose --port or --address") from None
         say(f"ready: http://{shown}:{runner.addresses[0][1]}")
         await stopped.wait()
         say("stopped")

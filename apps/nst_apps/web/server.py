@@ -52,7 +52,7 @@ class Server:
             await asyncio.sleep(POLL_SECONDS)
 
     async def look(self) -> None:
-        """Ask once what is served. Never raises `NstError`: it is kept in `trouble` and told in the terminal."""
+        """Ask once what is served. Never raises `NstError`: it is kept in `trouble` and shown in the terminal."""
         try:
             self.styles = await self.client.styles()
         except NstError as error:

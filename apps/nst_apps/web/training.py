@@ -90,7 +90,7 @@ class StyleTrainer:
     def __init__(self, server: Server, gallery: Path, repository: Path, url: str, train: str, max_pixels: int) -> None:
         """Find what an earlier run has left. Raises `InputError` for files that are not there, `MissingExtra`."""
         if not gallery.is_file():
-            raise InputError(f"--gallery {gallery}: no such checkpoint; train one with nst-train --style PICTURE")
+            raise InputError(f"--gallery {gallery}: no such checkpoint; train one with nst-train --style IMAGE")
         if not repository.is_dir():
             raise InputError(f"--repository {repository}: no such folder; it is what nst-serve serves")
         for module in ("torch", "onnxscript"):
