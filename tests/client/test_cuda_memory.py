@@ -42,37 +42,37 @@ def triton() -> Iterator[FakeTriton]:
         yield running
 
 
-def picture(*shape: int) -> np.ndarray:
+def content(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("kind", [GpuArray, DlpackArray])
 def test_pixels_on_a_gpu_are_answered_there(runtime: FakeRuntime, triton: FakeTriton, kind: type) -> None:
-    single, batch = picture(60, 90), picture(5, 60, 90)
+    single, batch = content(60, 90), content(5, 60, 90)
     with StyleClient(triton.url) as client:
         for _ in range(2):
-            painted: Any = client.stylize(kind(single), "negative")
-            assert isinstance(painted, CudaPixels)
-            assert np.array_equal(read(painted), 255 - single)
-        painted = client.stylize(kind(batch), "negative")  # in requests of two pictures
-        assert np.array_equal(read(painted), 255 - batch)
+            stylized: Any = client.stylize(kind(single), "negative")
+            assert isinstance(stylized, CudaPixels)
+            assert np.array_equal(read(stylized), 255 - single)
+        stylized = client.stylize(kind(batch), "negative")  # in requests of two images
+        assert np.array_equal(read(stylized), 255 - batch)
         assert len(triton.cuda_regions) == 1
     assert triton.sent == [0] * 5
     assert triton.calls.count("CudaSharedMemoryRegister") == 1
     assert not triton.cuda_regions
     assert runtime.device == 0, "the thread's device is as it was"
-    del painted
+    del stylized
     assert not runtime.memory
 
 
 def test_the_asynchronous_client_too(runtime: FakeRuntime, triton: FakeTriton) -> None:
-    single = picture(60, 90)
+    single = content(60, 90)
 
-    async def paint() -> list[Any]:
+    async def stylize() -> list[Any]:
         async with AsyncStyleClient(triton.url) as client:
             return await asyncio.gather(*(client.stylize(GpuArray(single), "negative") for _ in range(4)))
 
-    assert all(np.array_equal(read(painted), 255 - single) for painted in asyncio.run(paint()))
+    assert all(np.array_equal(read(stylized), 255 - single) for stylized in asyncio.run(stylize()))
 
 
 def test_a_library_gets_its_own_kind_and_its_streams_are_waited_for(
@@ -98,11 +98,11 @@ def test_a_library_gets_its_own_kind_and_its_streams_are_waited_for(
     torch = ModuleType("torch")
     torch.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=41))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch", torch)
-    single = picture(60, 90)
+    single = content(60, 90)
     with StyleClient(triton.url) as client:
-        painted = client.stylize(Tensor(single), "negative")
-        assert type(painted) is Tensor
-        assert np.array_equal(painted.values, 255 - single)
+        stylized = client.stylize(Tensor(single), "negative")
+        assert type(stylized) is Tensor
+        assert np.array_equal(stylized.values, 255 - single)
         assert runtime.synchronized[0] == 41
         batch = client.stylize(Tensor(single[None]), "negative")
         assert batch.values.shape == (1, 60, 90, 3)
@@ -110,11 +110,11 @@ def test_a_library_gets_its_own_kind_and_its_streams_are_waited_for(
 
 @pytest.mark.parametrize(("stream", "waited"), [(None, []), (5, [5])])
 def test_the_stream_of_the_interface_is_waited_for(runtime: FakeRuntime, stream: int | None, waited: list[int]) -> None:
-    found = pixels_on_gpu(GpuArray(picture(4, 6), stream))
+    found = pixels_on_gpu(GpuArray(content(4, 6), stream))
     assert found is not None
     assert (found.shape, found.device, len(found)) == ((1, 4, 6, 3), 1, 1)
     assert runtime.synchronized == waited
-    old = GpuArray(picture(4, 6))
+    old = GpuArray(content(4, 6))
     old.__cuda_array_interface__["version"] = 2
     assert pixels_on_gpu(old) is not None
     assert runtime.synchronized[-1] == -1, "an interface that knows no streams: the whole device"
@@ -131,7 +131,7 @@ def test_the_stream_of_the_interface_is_waited_for(runtime: FakeRuntime, stream:
         (GpuArray(np.zeros((120, 120, 3), np.uint8)), "120x120 is too large for negative"),
     ],
 )
-def test_pixels_that_cannot_be_painted(runtime: FakeRuntime, triton: FakeTriton, pixels: Any, words: str) -> None:
+def test_pixels_that_cannot_be_stylized(runtime: FakeRuntime, triton: FakeTriton, pixels: Any, words: str) -> None:
     with StyleClient(triton.url) as client, pytest.raises(InputError, match=words):
         client.stylize(pixels, "negative")
 
@@ -153,7 +153,7 @@ def test_where_pixels_on_a_gpu_cannot_go(runtime: FakeRuntime, triton: FakeTrito
             known.styles()
             client._styles = known._styles
     with pytest.raises(InputError, match=r"pixels on a GPU go to one Triton on this machine.*tensor.cpu\(\).numpy\(\)"):
-        client.stylize(GpuArray(picture(60, 90)), "negative")
+        client.stylize(GpuArray(content(60, 90)), "negative")
     client.close()
 
 
@@ -166,14 +166,14 @@ def test_a_server_without_the_gpu(runtime: FakeRuntime, triton: FakeTriton) -> N
         StyleClient(triton.url) as client,
         pytest.raises(Rejected, match="device context; the server must have this GPU"),
     ):
-        client.stylize(GpuArray(picture(60, 90)), "negative")
+        client.stylize(GpuArray(content(60, 90)), "negative")
 
 
 def test_a_gpu_that_shares_no_memory(runtime: FakeRuntime, triton: FakeTriton) -> None:
     """As in Windows' Linux."""
     runtime.shares = False
     with StyleClient(triton.url) as client, pytest.raises(InputError, match="GPU 1 fails: cudaErrorNotSupported"):
-        client.stylize(GpuArray(picture(60, 90)), "negative")
+        client.stylize(GpuArray(content(60, 90)), "negative")
     assert runtime.device == 0
 
 
@@ -183,8 +183,8 @@ def test_without_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cuda, "runtime", missing)
     with pytest.raises(MissingExtra, match=r"cuda-bindings.*\[gpu\]"):
-        pixels_on_gpu(GpuArray(picture(4, 4)))
-    assert pixels_on_gpu(picture(4, 4)) is None
+        pixels_on_gpu(GpuArray(content(4, 4)))
+    assert pixels_on_gpu(content(4, 4)) is None
 
 
 def test_http_registers_the_same_handle(runtime: FakeRuntime) -> None:
