@@ -42,7 +42,7 @@ def test_a_cpu_measures_its_engines_and_says_why_not_the_others(monkeypatch: pyt
 
 
 def test_a_card_measures_every_form_that_passes_its_gate(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT is the fake one; ONNX Runtime has no CUDA here, which is said."""
+    """TensorRT is the fake one; ONNX Runtime has no CUDA here, which the result says."""
     document = suite.measure(Context(Device("gpu", "a card", gpu), suite.ExportEffort(sizes=(64, 128), rounds=1)))
     assert forms(document, "TensorRT") == set(suite.TENSORRT_FORMS)
     rows = [row for row in document["rows"] if row["engine"] == "TensorRT"]

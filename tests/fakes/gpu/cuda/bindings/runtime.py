@@ -69,7 +69,7 @@ class _Stream:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def run(self, until: int) -> cudaError_t:
-        """Do the work up to a mark; an error skips the rest of it, and is told once."""
+        """Do the work up to a mark; an error skips the rest of it, and is reported once."""
         with self.lock:
             status = cudaError_t.cudaSuccess
             while self.waiting and self.done < until:
