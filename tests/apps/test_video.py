@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, product
 from pathlib import Path
@@ -480,7 +481,8 @@ def test_sections_of_a_video_that_was_replaced_are_not_used(tmp_path: Path) -> N
     video.target.prepare()
     client = StyleClient(transport=MockTransport(stylize, MODELS))
     section, end = Section("s.mp4", 0, 1), Section("s.mp4", 1, 1)
-    video._stylize(section, StylizeOptions({"same": 1.0}), client)
+    # Of two sections, so that nothing is joined yet.
+    video.stylize(replace(section, count=2), StylizeOptions({"same": 1.0}), client)
     assert video.missing() == [end]
     clip(source, panned(5, 32, 32))
     assert video.missing() == [section]

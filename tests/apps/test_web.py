@@ -16,7 +16,7 @@ import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ from nst_apps.web.app import Site, application
 from nst_apps.web.cli import web_app
 from nst_apps.web.server import Server
 from nst_apps.web.studio import Limits, Studio
-from nst_apps.web.training import CommandFailed, StyleTrainer, StyleTraining, _locked
+from nst_apps.web.training import CommandFailed, StyleTrainer, StyleTraining
 from nst_client import AsyncStyleClient, MockTransport, Request, Unavailable, Unreachable
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
@@ -409,10 +409,9 @@ def test_all_visitors_together_take_so_much_of_the_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), FileNotFoundError()])
 def test_what_the_disk_says_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError) -> None:
     def full(*arguments: object) -> None:
-        (tmp_path / next(iter(path.name for path in tmp_path.iterdir())) / "part").touch()
         raise fault
 
-    monkeypatch.setattr(studio, "_keep_content", full)
+    monkeypatch.setattr(np, "save", full)  # of what is shown, after the file itself
 
     async def visit(session: ClientSession, url: str) -> None:
         answer = await ask(session, "POST", f"{url}/contents", 400, data=png())
@@ -575,10 +574,10 @@ def test_a_trainer_that_outlived_the_page_is_waited_for(trainer: Callable[[], St
 class Commands:
     """In the place of the trainer and the exporter: a gallery is a text, and a style that is learned a line more."""
 
-    def __init__(self, gallery: Path, *faults: Exception | None) -> None:
-        self.gallery, self.faults, self.ran = gallery, list(faults), list[str]()
+    def __init__(self, gallery: Path) -> None:
+        self.gallery, self.faults, self.ran = gallery, list[Exception | None](), list[str]()
 
-    async def __call__(self, training: StyleTraining, lock: object, module: str, *arguments: Any) -> None:
+    async def __call__(self, folder: Path, lock: object, module: str, *arguments: Any) -> None:
         self.ran.append(module + (" again" if "--resume" in arguments else ""))
         if module.startswith("nst_trainer"):
             new = Path(arguments[arguments.index("--output") + 1])
@@ -586,13 +585,19 @@ class Commands:
         if fault := self.faults.pop(0) if self.faults else None:
             raise fault
         if module.startswith("nst_trainer"):
-            new.write_text(f"{self.gallery.read_text()}{training.name}\n")
+            new.write_text(f"{self.gallery.read_text()}{folder.name}\n")
             new.with_name(f"{new.name}.resume").unlink()
 
 
-async def made(run: StyleTrainer, *orders: tuple[str, str], commands: Commands) -> None:
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    commands = Commands(tmp_path / "gallery.pth")
+    monkeypatch.setattr(training, "run_command", commands)
+    return commands
+
+
+async def made(run: StyleTrainer, *orders: tuple[str, str]) -> None:
     """Order what is not known yet, try the others again, and wait until nothing is pending."""
-    run._run = commands  # type: ignore[method-assign]
     await run.server.look()
     for owner, name in orders:
         if name in run.trainings:
@@ -606,18 +611,18 @@ async def made(run: StyleTrainer, *orders: tuple[str, str], commands: Commands) 
 
 
 def test_a_style_whose_export_failed_is_published_by_another_try(
-    trainer: Callable[[], StyleTrainer], tmp_path: Path
+    trainer: Callable[[], StyleTrainer], commands: Commands, tmp_path: Path
 ) -> None:
     """The gallery has it already: it is not learned once more. Also by a page that was started again."""
-    commands = Commands(tmp_path / "gallery.pth", None, CommandFailed("no room"), CommandFailed("no room"))
+    commands.faults = [None, CommandFailed("no room"), CommandFailed("no room")]
 
     async def run() -> None:
         first = trainer()
-        await made(first, ("ann", "sea"), commands=commands)
+        await made(first, ("ann", "sea"))
         assert (first.trainings["sea"].status, first.trainings["sea"].error) == ("failed", "no room")
-        await made(first, ("ann", "sea"), commands=commands)
+        await made(first, ("ann", "sea"))
         second = trainer()
-        await made(second, ("ann", "sea"), commands=commands)
+        await made(second, ("ann", "sea"))
         assert second.trainings["sea"].status == "done"
 
     asyncio.run(run())
@@ -626,19 +631,19 @@ def test_a_style_whose_export_failed_is_published_by_another_try(
 
 
 def test_what_is_tried_again_loses_no_style_that_was_added_meanwhile(
-    trainer: Callable[[], StyleTrainer], tmp_path: Path
+    trainer: Callable[[], StyleTrainer], commands: Commands, tmp_path: Path
 ) -> None:
     """What was begun is of the gallery as it was then, and would take the other's place."""
-    commands = Commands(tmp_path / "gallery.pth", CommandFailed("killed"))
+    commands.faults = [CommandFailed("killed")]
 
     async def run() -> None:
         page = trainer()
-        await made(page, ("ann", "sea"), ("ben", "fire"), commands=commands)
+        await made(page, ("ann", "sea"), ("ben", "fire"))
         assert [training.status for training in page.trainings.values()] == ["failed", "done"]
-        await made(page, ("ann", "sea"), commands=commands)
+        await made(page, ("ann", "sea"))
         commands.faults = [CommandFailed("killed")]
-        await made(page, ("cleo", "ice"), commands=commands)
-        await made(page, ("cleo", "ice"), commands=commands)
+        await made(page, ("cleo", "ice"))
+        await made(page, ("cleo", "ice"))
 
     asyncio.run(run())
     assert commands.ran.count("nst_trainer again") == 1  # of ice, where nothing was added meanwhile
@@ -646,17 +651,17 @@ def test_what_is_tried_again_loses_no_style_that_was_added_meanwhile(
 
 
 def test_a_style_that_fails_in_any_way_keeps_no_other_from_being_made(
-    trainer: Callable[[], StyleTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: Callable[[], StyleTrainer], commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands = Commands(tmp_path / "gallery.pth", ZeroDivisionError(), OSError("no disk"))
+    commands.faults = [ZeroDivisionError(), OSError("no disk")]
     monkeypatch.setattr(training, "MAX_KEPT", 2)
 
     async def run() -> None:
         page = trainer()
-        await made(page, ("ann", "sea"), ("ben", "fire"), commands=commands)
+        await made(page, ("ann", "sea"), ("ben", "fire"))
         assert page.trainings["sea"].error.startswith("a fault of nst web (ZeroDivisionError)")
         assert page.trainings["fire"].error == "no disk"
-        monkeypatch.setattr(page, "_keep", refused)
+        monkeypatch.setattr(training, "atomic_write", refused)
         with pytest.raises(WriteError):
             page.retry(page.trainings["sea"])
         with pytest.raises(WriteError):
@@ -664,7 +669,7 @@ def test_a_style_that_fails_in_any_way_keeps_no_other_from_being_made(
         assert [known.status for known in page.trainings.values()] == ["failed"]  # fire: the oldest made room for ice
         monkeypatch.undo()
 
-    def refused(*arguments: object) -> None:
+    def refused(*arguments: object, **options: object) -> None:
         raise WriteError("no room")
 
     asyncio.run(run())
@@ -672,20 +677,20 @@ def test_a_style_that_fails_in_any_way_keeps_no_other_from_being_made(
 
 
 def test_a_learned_style_waits_for_the_server_but_not_for_ever(
-    trainer: Callable[[], StyleTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: Callable[[], StyleTrainer], commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "SERVER_TIMEOUT_SECONDS", 0.01)
 
     async def run() -> None:
-        page, commands = trainer(), Commands(tmp_path / "gallery.pth")
+        page = trainer()
         await page.server.look()
         await page.submit("ann", "sea", png())
         monkeypatch.setattr(page.server, "look", lambda: asyncio.sleep(0))
         page.server.up.clear()
-        await made(page, commands=commands)
+        await made(page)
         assert "it is trained, but the server has not answered" in page.trainings["sea"].error
         page.server.up.set()
-        await made(page, ("ann", "sea"), commands=commands)
+        await made(page, ("ann", "sea"))
         assert page.trainings["sea"].status == "done"
 
     asyncio.run(run())
@@ -694,22 +699,28 @@ def test_a_learned_style_waits_for_the_server_but_not_for_ever(
 PAGE = """
 import asyncio, fcntl, sys
 from pathlib import Path
-from nst_apps.web.training import StyleTrainer, StyleTraining
+from nst_apps.web.training import run_command
 
 async def run():
-    trainer = object.__new__(StyleTrainer)
-    trainer.folder = Path(sys.argv[1])
-    with (trainer.folder / "sea" / "lock").open("wb") as lock:
+    folder = Path(sys.argv[1])
+    with (folder / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        await trainer._run(StyleTraining("sea", "ann"), lock, "sleeper", trainer.folder / "began")
+        await run_command(folder, lock, "sleeper", folder / "began")
 
 asyncio.run(run())
 """
 
 
+def free(lock: BinaryIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a process that learns of its parent's end is Linux's")
 def test_a_trainer_ends_with_a_page_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "sea").mkdir()
     (tmp_path / "sleeper.py").write_text(
         "import sys, time, pathlib\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(600)\n"
     )
@@ -717,14 +728,12 @@ def test_a_trainer_ends_with_a_page_that_is_killed(tmp_path: Path) -> None:
     page = subprocess.Popen([sys.executable, "-c", PAGE, str(tmp_path)], env=os.environ | {"PYTHONPATH": paths})
 
     async def run() -> None:
-        with (tmp_path / "sea" / "lock").open("ab") as lock:
+        with (tmp_path / "lock").open("ab") as lock:
             await until((tmp_path / "began").exists)
-            with pytest.raises(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert not free(lock)
             page.kill()
             page.wait()
-            async with asyncio.timeout(60):
-                await _locked(lock)  # which the trainer holds as long as it lives
+            await until(lambda: free(lock))  # the trainer holds it as long as it lives
 
     asyncio.run(run())
 
@@ -777,14 +786,14 @@ def test_what_a_killed_page_left_goes_and_what_another_holds_stays(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "nst-web-left").mkdir()
     (tmp_path / "nst-web-link").symlink_to(tmp_path)
-    with cli._visitors_folder() as young:
+    with cli.visitors_folder() as young:
         assert (tmp_path / "nst-web-left").exists() and young.stat().st_mode & 0o777 == 0o700
         monkeypatch.setattr(cli, "YOUNG_SECONDS", -1.0)
-        with cli._visitors_folder() as other:
+        with cli.visitors_folder() as other:
             assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name, "nst-web-link"}
     assert [path.name for path in tmp_path.iterdir()] == ["nst-web-link"]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    with pytest.raises(InputError, match="set TMPDIR"), cli._visitors_folder():
+    with pytest.raises(InputError, match="set TMPDIR"), cli.visitors_folder():
         pass
 
 

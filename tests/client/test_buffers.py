@@ -77,7 +77,7 @@ def test_a_block_that_comes_back_in_the_middle_of_a_call_or_a_fork_is_let_go() -
     """Nobody waits for the pool's lock: its holder may be in this thread, or was in the parent's."""
     pool = BufferPool()
     array = buffers.empty(SHAPE, pool=pool)
-    with pool._lock:
+    with pool.lock:
         del array
         gc.collect()
         other = buffers.empty(SHAPE, pool=pool)

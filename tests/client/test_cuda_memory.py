@@ -15,8 +15,10 @@ import pytest
 
 from nst_client import AsyncStyleClient, MockTransport, Rejected, StyleClient
 from nst_client.transports import cuda_pixels
+from nst_client.transports.base import ModelConfig, Transport
 from nst_client.transports.cuda_pixels import CudaPixels, pixels_on_gpu
 from nst_client.transports.triton.cuda_memory import CudaRegion
+from nst_client.transports.triton.grpc import GrpcTransport
 from nst_client.transports.triton.http import HttpTransport
 from nst_client.transports.triton.http_connections import HttpRequest, HttpResponse
 from nst_client.transports.triton.settings import TritonSettings
@@ -31,9 +33,9 @@ from .fake_triton import DlpackArray, FakeRuntime, FakeTriton, GpuArray, read, s
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
     fake = FakeRuntime()
     monkeypatch.setattr(cuda, "runtime", lambda: fake)
-    cuda_pixels._stream.cache_clear()
+    cuda_pixels.stream_of.cache_clear()
     yield fake
-    cuda_pixels._stream.cache_clear()
+    cuda_pixels.stream_of.cache_clear()
 
 
 @pytest.fixture
@@ -136,25 +138,31 @@ def test_pixels_that_cannot_be_stylized(runtime: FakeRuntime, triton: FakeTriton
         client.stylize(pixels, "negative")
 
 
+class Unasked(GrpcTransport):
+    """Knows the model without asking the server."""
+
+    async def models(self, seconds: float) -> list[str]:
+        return ["negative"]
+
+    async def config(self, model: str, seconds: float) -> ModelConfig:
+        return ModelConfig({"styles": model}, 0)
+
+
 @pytest.mark.parametrize(
-    "settings",
+    "transport",
     [
-        {"url": "grpc://192.0.2.1:8001"},
-        {"url": "grpc://127.0.0.1:8001,127.0.0.1:8002"},
-        {"shared_memory": False},
-        {"transport": MockTransport(lambda request: request.inputs["image"], {"negative": {}})},
+        Unasked(TritonSettings("192.0.2.1:8001")),
+        Unasked(TritonSettings("127.0.0.1:8001,127.0.0.1:8002")),
+        Unasked(TritonSettings("127.0.0.1:8001", shared_memory=False)),
+        MockTransport(lambda request: request.inputs["image"], {"negative": {}}),
     ],
 )
-def test_where_pixels_on_a_gpu_cannot_go(runtime: FakeRuntime, triton: FakeTriton, settings: dict[str, Any]) -> None:
-    elsewhere = settings.get("url") is not None
-    client = StyleClient(**({} if "transport" in settings else {"url": triton.url}) | settings)
-    if elsewhere:  # the style is known, the server's answer would be waited for
-        with StyleClient(triton.url) as known:
-            known.styles()
-            client._styles = known._styles
-    with pytest.raises(InputError, match=r"pixels on a GPU go to one Triton on this machine.*tensor.cpu\(\).numpy\(\)"):
+def test_where_pixels_on_a_gpu_cannot_go(runtime: FakeRuntime, transport: Transport) -> None:
+    with (
+        StyleClient(transport=transport) as client,
+        pytest.raises(InputError, match=r"pixels on a GPU go to one Triton on this machine.*tensor.cpu\(\).numpy\(\)"),
+    ):
         client.stylize(GpuArray(content(60, 90)), "negative")
-    client.close()
 
 
 def test_a_server_without_the_gpu(runtime: FakeRuntime, triton: FakeTriton) -> None:
@@ -202,6 +210,6 @@ def test_http_registers_the_same_handle(runtime: FakeRuntime) -> None:
     content = json.loads(b"".join(request.body))
     assert content["device_id"] == 1
     assert content["byte_size"] == 2 * 2**20, "CUDA shares whole blocks of two megabytes"
-    assert int.from_bytes(base64.b64decode(content["raw_handle"]["b64"]), "little") == region._memory.pointer
+    assert base64.b64decode(content["raw_handle"]["b64"]) == region.registration()[0]
     region.end()
     assert not runtime.memory

@@ -18,6 +18,8 @@ import nst_client.transports.triton.shared_memory
 import nst_client.transports.triton.transport
 from nst_client import AsyncStyleClient, Rejected, StyleClient, Unreachable
 from nst_client.transports.triton.errors import NoRoom
+from nst_client.transports.triton.grpc import GrpcTransport
+from nst_client.transports.triton.settings import TritonSettings
 from nst_client.transports.triton.shared_memory import MAX_IDLE_REGIONS, SystemRegion, new_name, orphans
 from nst_core.images import Pixels
 
@@ -37,6 +39,10 @@ def triton() -> Iterator[FakeTriton]:
 def no_file_is_left() -> Iterator[None]:
     yield
     assert not list(Path("/dev/shm").glob(f"nst-*-{os.getpid()}-*"))
+
+
+def host_of(triton: FakeTriton) -> str:
+    return triton.url.removeprefix("grpc://")
 
 
 def content(width: int = 90, height: int = 60) -> Pixels:
@@ -201,10 +207,10 @@ def test_regions_of_the_dead_are_swept(triton: FakeTriton) -> None:
 @pytest.mark.parametrize("shared", [None, True])
 def test_a_forked_child_leaves_its_parents_regions_alone(triton: FakeTriton, shared: bool | None) -> None:
     """It has regions of its own, and what it closes or forgets are those."""
-    with StyleClient(triton.url, shared_memory=shared) as client:
+    transport = GrpcTransport(TritonSettings(host_of(triton), shared_memory=shared))
+    with StyleClient(transport=transport) as client:
         check_stylized(client, 2)
         (name,) = triton.regions
-        transport: Any = client._transport
         parents, owner = transport.regions, os.getpid()
         child = os.fork()
         if child == 0:  # gRPC itself does not survive a fork, so no server is asked here
@@ -214,7 +220,7 @@ def test_a_forked_child_leaves_its_parents_regions_alone(triton: FakeTriton, sha
                 assert os.getpid() != owner
                 del client, transport, parents
                 gc.collect()
-                nst_client.transports.triton.transport._kept_after_fork.clear()
+                nst_client.transports.triton.transport.kept_after_fork.clear()
                 gc.collect()
             except BaseException:
                 os._exit(1)
@@ -270,6 +276,15 @@ def test_a_region_is_memory_without_a_file_once_it_is_registered() -> None:
     region.end()
 
 
+class Answered(GrpcTransport):
+    """Gets `answer` without a server, whose memory is not the question; in the region lies what it stylized last."""
+
+    answer: bytes | None = None
+
+    async def _send(self, name: str, message: Any, seconds: float) -> bytes:
+        return self.answer or await super()._send(name, message, seconds)
+
+
 @pytest.mark.parametrize(("shared", "most"), [(True, 0.1), (False, 1.1)])
 def test_pixels_are_copied_once_each_way(triton: FakeTriton, shared: bool, most: float) -> None:
     """Of new memory a request by shared memory needs none, and one over the wire its message.
@@ -277,18 +292,13 @@ def test_pixels_are_copied_once_each_way(triton: FakeTriton, shared: bool, most:
     gRPC's own copies, in C, are not counted; nor is the result, which has the memory of the one before.
     """
     pixels = content(640, 480)
-    with StyleClient(triton.url, shared_memory=shared) as client:
+    transport = Answered(TritonSettings(host_of(triton), shared_memory=shared))
+    with StyleClient(transport=transport) as client:
         check_stylized(client, 3, pixels=pixels)
         response = service_pb2.ModelInferResponse()
         response.outputs.add(name="stylized", datatype="UINT8", shape=[1, *pixels.shape])
         response.raw_output_contents.append(b"" if shared else (255 - pixels).tobytes())
-        reply = response.SerializeToString()
-
-        async def instead(name: str, message: bytes, seconds: float) -> bytes:
-            """The fake server's own memory is not the question; in the region lies what it stylized last."""
-            return reply
-
-        client._transport._send = instead  # type: ignore[attr-defined]
+        transport.answer = response.SerializeToString()
         tracemalloc.start()
         try:
             stylized = client.stylize(pixels, "negative")

@@ -655,10 +655,10 @@ def test_providers_other_than_those_asked_for_are_refused(backend: Any, tmp_path
     model.path = str(tmp_path / "model.onnx")
     options = backend.session_options({}, {})
     model.settings = {"sess_options": options, "providers": [("CPUExecutionProvider", {})]}
-    assert model._open().get_providers() == ["CPUExecutionProvider"]
+    assert model.open_session().get_providers() == ["CPUExecutionProvider"]
     model.settings["providers"] = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
     with pytest.warns(UserWarning), pytest.raises(Exception, match="asked ONNX Runtime for CUDAExecutionProvider"):
-        model._open()
+        model.open_session()
 
 
 def test_the_backends_spell_parameters_as_the_contract_does(backend: Any) -> None:

@@ -57,7 +57,8 @@ def test_a_folder_for_temporary_files_with_an_odd_name_is_passed_over(
         monkeypatch.setenv("TMPDIR", str(place))
         with links.linked(tmp_path, None) as linked:
             assert (linked.folder.parent == place) == used
-    monkeypatch.setattr(links, "_places", list)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    monkeypatch.setattr(links, "TEMPORARY", ())
     with pytest.raises(ServerError, match="set TMPDIR to one"), links.linked(tmp_path, None):
         pass
 

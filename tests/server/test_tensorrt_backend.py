@@ -335,7 +335,7 @@ def test_a_batch_too_large_for_the_memory_that_is_left_runs_one_by_one(loaded: L
     alone = Request(image=images(64, 64, 4))
     model.execute([alone])
     assert alone.answer[0] == "INTERNAL" and "cudaErrorMemoryAllocation" in alone.answer[1]
-    fake.runtime._failures.clear()
+    fake.runtime.fail_no_more()
 
 
 def test_a_caller_that_has_gone_is_logged_and_no_more(loaded: Loaded, logged: list[str]) -> None:

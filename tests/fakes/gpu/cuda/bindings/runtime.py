@@ -106,6 +106,11 @@ def fail(call: str, status: cudaError_t = cudaError_t.cudaErrorMemoryAllocation,
     _failures.setdefault(call, []).extend([status] * times)
 
 
+def fail_no_more() -> None:
+    """Let all calls succeed again."""
+    _failures.clear()
+
+
 def in_use() -> int:
     """Bytes that are allocated, on the device and pinned."""
     with _lock:
