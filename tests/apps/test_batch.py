@@ -102,7 +102,7 @@ def test_an_output_inside_the_input_is_no_content(contents: Path, client: StyleC
 
 @pytest.fixture
 def video(contents: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of five seconds with sound, in sections of one, of which the third has no frame."""
+    """Five seconds with sound, in sections of a second; the third section has no frame."""
     monkeypatch.setattr(sections, "SECTION_SECONDS", 1.0)
     stamps = [512 * n for n in range(125) if not 45 <= n < 80]
     return clip(contents / "deep" / "video.mp4", panned(90, 64, 48), stamps=stamps, sound=True, key_every=20)
@@ -277,7 +277,7 @@ def ctrl_c() -> Iterator[None]:
 
 
 def test_an_interrupt_that_becomes_an_error(ctrl_c: None) -> None:
-    """As where Ray, torn down by it, fails in its own way."""
+    """Ray, which it tears down, may fail in its own way."""
     with pytest.raises(KeyboardInterrupt), keyboard_interrupts():
         try:
             signal.raise_signal(signal.SIGINT)

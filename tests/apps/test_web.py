@@ -55,7 +55,7 @@ def png(width: int = 60, height: int = 40) -> bytes:
 def visited(
     folder: Path, visit: Visit, handler: Callable[[Request], Pixels] = negative, names: tuple[str, ...] = ()
 ) -> None:
-    """Let somebody who has loaded the page ask on."""
+    """Run `visit` as a visitor who has loaded the page."""
 
     async def run() -> None:
         server = Server(AsyncStyleClient(transport=MockTransport(handler, MODELS), retries=0))
@@ -572,7 +572,7 @@ def test_a_trainer_that_outlived_the_page_is_waited_for(trainer: Callable[[], St
 
 
 class Commands:
-    """In the place of the trainer and the exporter: a gallery is a text, and a style that is learned a line more."""
+    """Stands in for the trainer and the exporter: a gallery is a text, and each style adds a line."""
 
     def __init__(self, gallery: Path) -> None:
         self.gallery, self.faults, self.ran = gallery, list[Exception | None](), list[str]()
@@ -633,7 +633,7 @@ def test_a_style_whose_export_failed_is_published_by_another_try(
 def test_what_is_tried_again_loses_no_style_that_was_added_meanwhile(
     trainer: Callable[[], StyleTrainer], commands: Commands, tmp_path: Path
 ) -> None:
-    """What was begun is of the gallery as it was then, and would take the other's place."""
+    """A training that was begun has the gallery of then, and would replace the other style."""
     commands.faults = [CommandFailed("killed")]
 
     async def run() -> None:

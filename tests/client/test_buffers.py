@@ -1,4 +1,4 @@
-"""Results have the memory of results before them, and never that of one which somebody still looks at."""
+"""Results reuse the memory of earlier results, and never memory that somebody still looks at."""
 
 import gc
 import subprocess

@@ -108,7 +108,7 @@ def test_a_server_that_never_answers_a_registration_is_called_as_ever(
 
 
 def test_several_servers_behind_one_address(triton: FakeTriton) -> None:
-    """The registration went to one, the request to another: it is answered, and memory is not tried again."""
+    """The registration goes to one server and the request to another: it is answered, and memory is not tried again."""
     with StyleClient(triton.url) as client:
         check_stylized(client)
         triton.refusals["ModelInfer"] = (
@@ -287,7 +287,7 @@ class Answered(GrpcTransport):
 
 @pytest.mark.parametrize(("shared", "most"), [(True, 0.1), (False, 1.1)])
 def test_pixels_are_copied_once_each_way(triton: FakeTriton, shared: bool, most: float) -> None:
-    """Of new memory a request by shared memory needs none, and one over the wire its message.
+    """A request by shared memory needs no new memory, and a request over the wire needs that of its message.
 
     gRPC's own copies, in C, are not counted; nor is the result, which has the memory of the one before.
     """

@@ -228,7 +228,7 @@ def _read(command: Any, name: str, arguments: list[str], parent: Any = None) -> 
 
 
 def misnamed_styles(read: Parsed) -> set[str]:
-    """Styles that a command that stylizes names, and that no checkpoint of models/ has."""
+    """Styles that a command names and that no checkpoint of models/ has."""
     if read.name.rpartition(" ")[2] not in ("stylize", "video", "webcam", "batch") or not read.values.get("style"):
         return set()
     named = {name for weights in Schedule.of(read.values["style"]).style_weights for name in weights}

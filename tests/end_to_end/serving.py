@@ -110,7 +110,7 @@ class Server:
         return key
 
     def started(self, times: int) -> None:
-        """Wait until it has said so often that it is ready."""
+        """Wait until it has been ready so many times."""
         deadline = time.monotonic() + 120
         while sum(line.startswith("ready:") for line in self.messages) < times:
             assert self.process.poll() is None and time.monotonic() < deadline, self.messages
@@ -171,7 +171,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Those that have not ended; one that nobody has waited for yet has."""
+    """Those that have not ended; a zombie has."""
     found = set()
     for pid in pids:
         with suppress(OSError):

@@ -213,7 +213,7 @@ def test_a_region_serves_every_request_of_its_size(
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way[2]], ids=named)
 def test_a_server_that_forgets_a_region_is_told_again(server: Server, way: tuple[str, bool, bool]) -> None:
-    """As one does that was started again."""
+    """As a server does after a new start."""
     with connected(server, way) as client:
         wanted = client.stylize(content(90, 60), "starry")
         with triton.InferenceServerClient(server.endpoints.grpc.removeprefix("grpc://")) as other:
@@ -422,7 +422,7 @@ def test_forked_workers_and_a_proxy_that_is_not_for_this_machine(server: Server)
 
 
 class Caller(threading.Thread):
-    """Asks for one image after the other until it is told to end."""
+    """Asks for one image after the other until it is stopped."""
 
     def __init__(self, server: Server, way: tuple[str, bool, bool], wanted: Pixels, **settings: Any) -> None:
         super().__init__()

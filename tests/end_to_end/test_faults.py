@@ -454,7 +454,7 @@ def test_a_process_that_died_before_it_was_looked_at(models: Models, tmp_path: P
 
 
 def test_an_unload_is_no_failure(fragile: Server) -> None:
-    """A model's process that ends because it should is not mourned."""
+    """A model's process that ends on purpose is no failure."""
     for action in ("unload", "load", "unload", "load"):
         succeeded(run("nst-serve", action, "starry", "--http-port", fragile.endpoints.http_port))
     with StyleClient(fragile.endpoints.grpc) as client:

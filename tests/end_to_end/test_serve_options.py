@@ -150,7 +150,7 @@ def is_post(call: str) -> bool:
 
 
 def left(processes: set[int]) -> set[int]:
-    """Those that run; a detached one is its machine's first process's to bury, which may take its time."""
+    """Those that run; the machine's first process collects a detached server's, which may take a while."""
     return {pid for pid in processes if state.started(pid) is not None}
 
 
@@ -553,7 +553,7 @@ exec {stub} "$@"
 
 @pytest.mark.parametrize("model", ["two", "*"])
 def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, model: str) -> None:
-    """Of one model: it is named, and the others are served. Of all: the reason, and not 300 seconds of silence."""
+    """One model is named, and the others are served; for all models the reason is shown, not 300 seconds of silence."""
     for name in ("starry", "two"):
         shutil.copytree(repository / name, tmp_path / "repository" / name)
     installation = install_triton(other_triton(tmp_path), print, Device("cpu", "a test"))

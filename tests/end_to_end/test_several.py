@@ -158,7 +158,7 @@ def test_a_name_with_several_addresses(several: Several, names: str) -> None:
 
 
 class Callers:
-    """Threads, each with a client of its own, and tasks that share one: they ask until they are told to end."""
+    """Threads, each with a client of its own, and tasks that share one: they ask until they are stopped."""
 
     def __init__(self, several: Several) -> None:
         self.several, self.ended = several, threading.Event()

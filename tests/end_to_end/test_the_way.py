@@ -154,7 +154,7 @@ def test_many_callers_at_once_each_get_their_own(server: Server, expected: list[
 
 
 def test_requests_at_once_run_one_by_one_on_a_cpu(server: Server, expected: list[tuple[Pixels, Pixels]]) -> None:
-    """Of 24 requests at once Triton makes 24 executions, since a batch costs memory there; its own counters say so."""
+    """Triton runs 24 concurrent requests in 24 executions, since a batch costs memory there; its counters say so."""
     triton = InferenceServerClient(server.endpoints.grpc.removeprefix("grpc://"))
 
     def counts() -> tuple[int, int]:

@@ -57,7 +57,7 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 @dataclass
 class Web:
-    """A running `nst web` and what it said."""
+    """A running `nst web` and its messages."""
 
     process: subprocess.Popen[str]
     url: str = ""
