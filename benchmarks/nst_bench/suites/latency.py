@@ -24,8 +24,8 @@ import numpy as np
 
 from nst_bench import options
 from nst_bench.engines.base import MissingEngine, Stylize
-from nst_bench.engines.contestants import Contestant, contestants
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
+from nst_bench.engines.registry import Engine, every_engine
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.description import document_header
 from nst_bench.machine.roofline import Roofline, Workload, graph_workload, network_workload
@@ -92,7 +92,7 @@ def measure(
 class _Loaded:
     """An engine at work, and what its arithmetic at a size is counted from."""
 
-    engine: Contestant
+    engine: Engine
     stylize: Stylize
     workload: Callable[[int], Workload]
 
@@ -140,13 +140,13 @@ def _load(
     def of_module(size: int) -> Workload:
         return network_workload(network, size)
 
-    def is_missing(engine: Contestant, reason: str) -> None:
+    def is_missing(engine: Engine, reason: str) -> None:
         about = {"engine": engine.name, "device": engine.device}
         rows.extend({**about, "size": size, "phase": "steady", "missing": reason} for size in effort.sizes)
 
     loaded = []
     small = sample_photograph(SMALL_PIXELS, SMALL_PIXELS)
-    for engine in contestants(network, exported, context.device, on_progress=context.on_progress):
+    for engine in every_engine(network, exported, context.device, on_progress=context.on_progress):
         if engine.compiles and effort.compiled == () and engine.device == exported.device:
             is_missing(engine, _COMPILES)
             continue
@@ -168,8 +168,8 @@ def _load(
         workload = of_module if engine.name.startswith("PyTorch") else of_file
         loaded.append(_Loaded(engine, stylize, workload))
     for way, stylize in ways(stack, served, served.style).items():
-        loaded.append(_Loaded(Contestant(way, exported.device, partial(_itself, stylize)), stylize, of_file))
-    on_card = Contestant(CUDA_SHARED_MEMORY, "GPU", partial(_on_card, stack, served, context.device, small))
+        loaded.append(_Loaded(Engine(way, exported.device, partial(_itself, stylize)), stylize, of_file))
+    on_card = Engine(CUDA_SHARED_MEMORY, "GPU", partial(_on_card, stack, served, context.device, small))
     try:
         loaded.append(_Loaded(on_card, on_card.load(), of_file))
     except Exception as error:

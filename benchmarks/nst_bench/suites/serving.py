@@ -29,7 +29,7 @@ import numpy as np
 import typer
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.description import document_header
 from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
@@ -93,7 +93,7 @@ class _Setup:
     """What is measured, and with what."""
 
     server: ModelServer
-    bare: BareModel
+    bare: Baseline
     callers: Callers
     context: Context[ServingEffort]
 
@@ -130,7 +130,7 @@ def measure(
 
 def of_server(server: ModelServer, context: Context[ServingEffort]) -> Document:
     """Latency of single requests, throughput by callers, mixed sizes, arrivals; a document."""
-    bare, effort = BareModel(server.exported.folder), context.effort
+    bare, effort = Baseline(server.exported.folder), context.effort
     document = {**document_header(schema("serving")), "model": _model(server, bare)}
     with start_callers(max((*effort.callers, *effort.mixed)), server.endpoints.grpc, server.style) as callers:
         for name, part in _parts(_Setup(server, bare, callers, context)):
@@ -164,7 +164,7 @@ def _parts(setup: _Setup) -> Iterator[tuple[str, Any]]:
         yield "arrivals", _arrivals(setup, pixels, highest, limit)
 
 
-def _model(server: ModelServer, bare: BareModel) -> Document:
+def _model(server: ModelServer, bare: Baseline) -> Document:
     """What is served and how, as its own folder says."""
     exported = server.exported
     verification = exported.version / "verification.json"

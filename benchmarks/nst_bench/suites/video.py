@@ -22,7 +22,7 @@ import numpy as np
 import typer
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
 from nst_bench.results import schema
@@ -66,7 +66,7 @@ def of_server(server: ModelServer, context: Context[VideoEffort]) -> Document:
     from nst_bench.served import video as ways  # it needs the packages of videos
 
     document, effort = document_header(schema("video")), context.effort
-    bare, style, missing = BareModel(server.exported.folder), server.style, ways.missing_browser()
+    bare, style, missing = Baseline(server.exported.folder), server.style, ways.missing_browser()
     seconds: dict[str, list[float]] = {way: [] for way in (BARE, FILE, WINDOW, *([] if missing else [PAGE]))}
     rates: dict[str, list[float]] = {way: [] for way in seconds}
     latencies: list[float] = []
