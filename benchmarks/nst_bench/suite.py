@@ -152,8 +152,7 @@ def served_model(
     model: str, repository: Path, width: float | None, triton: Path, context: Context[Any]
 ) -> Iterator[ModelServer]:
     """A Triton with the model of the repository, or with an untrained network of `width`."""
-    from nst_bench.served.export import export_checkpoint, untrained_checkpoint
-    from nst_bench.served.exported import ExportedModel
+    from nst_bench.served.exported import ExportedModel, export_checkpoint, untrained_checkpoint
     from nst_bench.served.server import serve_model
     from nst_server.installation.triton import find_triton
 
@@ -173,8 +172,7 @@ def served_checkpoint(
     checkpoint: Path, repository: Path, width: float | None, triton: Path, context: Context[Any]
 ) -> Iterator[tuple[Checkpoint, ModelServer]]:
     """A checkpoint, and a Triton with what the repository has of it; or both of an untrained network of `width`."""
-    from nst_bench.served.export import untrained_checkpoint
-    from nst_bench.served.exported import ExportedModel
+    from nst_bench.served.exported import ExportedModel, untrained_checkpoint
     from nst_trainer.checkpoint import load as load_checkpoint
 
     if width is None:

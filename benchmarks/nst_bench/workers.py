@@ -55,7 +55,7 @@ class Worker:
         """What the task returned. Raises its `NstError`, and `WorkerError` if the process has ended."""
         try:
             answer = self._pipe.recv()
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             raise WorkerError("a process that was measured ended: is there enough memory?") from error
         if isinstance(answer, NstError):
             raise answer

@@ -28,7 +28,7 @@ from nst_bench.machine.description import document_header
 from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.results import schema
-from nst_bench.served.export import export_checkpoint
+from nst_bench.served.exported import export_checkpoint
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import narrow, table
 from nst_client import StyleClient
