@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from nst_bench.engines.bare import BareModel
 from nst_bench.engines.base import MissingEngine, Stylize
-from nst_bench.engines.contestants import OTHER_DEVICE, contestants
+from nst_bench.engines.baseline import Baseline
+from nst_bench.engines.registry import OTHER_DEVICE, every_engine
 from nst_bench.engines.runtimes import TENSORRT_CONTEXTS, onnx_runtime_cuda, tensorrt_plan
 from nst_bench.machine.cuda import why_no_cuda
 from nst_bench.photographs import sample_photograph
@@ -60,7 +60,7 @@ def test_a_bare_tensorrt_engine_stylizes_as_the_network_does(
     fake: FakeGpu, exported: ExportedModel, checkpoint: Checkpoint
 ) -> None:
     assert exported.device == "GPU" and exported.styles == ("a", "b")
-    bare = BareModel(exported.folder)
+    bare = Baseline(exported.folder)
     assert (bare.provider, bare.threads, len(bare.sessions)) == ("TensorRT", None, TENSORRT_CONTEXTS)
     reference = on_cpu(checkpoint, exported)
     for size in ((64, 64), (61, 83)):
@@ -76,7 +76,7 @@ def test_a_model_for_a_gpu_says_why_it_does_not_run_here(
     exported: ExportedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
-    for load in (lambda: BareModel(exported.folder), lambda: onnx_runtime_cuda(Path("none.onnx"), 2)):
+    for load in (lambda: Baseline(exported.folder), lambda: onnx_runtime_cuda(Path("none.onnx"), 2)):
         with pytest.raises(MissingEngine, match=r"^no NVIDIA GPU \(for this test\)$"):
             load()
 
@@ -91,7 +91,7 @@ def test_a_model_that_is_not_for_tensorrt_has_no_plan(
     with pytest.raises(MissingEngine, match="two was not exported for TensorRT: nst-export --for tensorrt"):
         tensorrt_plan(ExportedModel(tmp_path / "two"))
     with pytest.raises(MissingEngine, match="has no CUDAExecutionProvider"):
-        BareModel(tmp_path / "two")
+        Baseline(tmp_path / "two")
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace("16x16/", "16/"))
     with pytest.raises(MissingEngine, match="16/"):
         tensorrt_plan(ExportedModel(tmp_path / "two"))
@@ -101,13 +101,13 @@ def test_a_run_has_the_engines_of_its_device_and_the_others_say_why(
     exported: ExportedModel, checkpoint: Checkpoint, card: Device, cpu: Device
 ) -> None:
     for device, kind, reason in ((card, "CPU", OTHER_DEVICE), (cpu, "GPU", cpu.reason)):
-        others = [engine for engine in contestants(checkpoint.network, exported, device) if engine.device == kind]
+        others = [engine for engine in every_engine(checkpoint.network, exported, device) if engine.device == kind]
         assert len(others) >= 4
         for engine in others:
             with pytest.raises(MissingEngine) as found:
                 engine.load()
             assert str(found.value) == reason
-    names = {engine.name for engine in contestants(checkpoint.network, exported, card) if engine.device == "GPU"}
+    names = {engine.name for engine in every_engine(checkpoint.network, exported, card) if engine.device == "GPU"}
     assert {"PyTorch, CUDA graph, FP16", "ONNX Runtime, CUDA, FP32", "TensorRT, FP32"} <= names
 
 
@@ -154,7 +154,7 @@ def test_every_engine_of_the_gpu_stylizes_as_the_cpu_does(
     device = devices.choose("gpu")
     reference = on_cpu(checkpoint, exported)
     stylized = 0
-    for engine in contestants(checkpoint.network, exported, device):
+    for engine in every_engine(checkpoint.network, exported, device):
         if engine.device == "CPU" or engine.compiles:
             continue
         try:
@@ -172,4 +172,4 @@ def test_every_engine_of_the_gpu_stylizes_as_the_cpu_does(
 
 def on_cpu(checkpoint: Checkpoint, exported: ExportedModel) -> Stylize:
     """PyTorch on the processor."""
-    return contestants(checkpoint.network, exported, Device("cpu", "for this test"))[0].load()
+    return every_engine(checkpoint.network, exported, Device("cpu", "for this test"))[0].load()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nst_bench.engines.base import Stylize
-from nst_bench.engines.contestants import Contestant
+from nst_bench.engines.registry import Engine
 from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
 from nst_bench.peers import process
 from nst_bench.served.export import export_checkpoint, untrained_checkpoint
@@ -130,8 +130,8 @@ def test_an_engine_that_breaks_is_a_reason_and_the_others_go_on(
     def load() -> Stylize:
         raise ValueError("seven")
 
-    engines = [Contestant("fine", "CPU", lambda: lambda pixels: pixels), Contestant("late", "CPU", lambda: breaks)]
-    monkeypatch.setattr(latency, "contestants", lambda *_, **__: [*engines, Contestant("never", "CPU", load)])
+    engines = [Engine("fine", "CPU", lambda: lambda pixels: pixels), Engine("late", "CPU", lambda: breaks)]
+    monkeypatch.setattr(latency, "every_engine", lambda *_, **__: [*engines, Engine("never", "CPU", load)])
     document = measured(latency.SUITE, Context(cpu, latency.LatencyEffort((96, 112), 0.05)), tiny, server)
     steady = {(row["engine"], row["size"]): row for row in document["rows"] if row["phase"] == "steady"}
     assert steady["late", 112]["missing"] == "RuntimeError: out of memory" and "median" in steady["late", 96]

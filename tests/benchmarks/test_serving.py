@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from nst_bench import report, results
 from nst_bench.cli import app
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.photographs import sample_photograph
 from nst_bench.served import turns
 from nst_bench.served.callers import SizedCall, send_in_turn, start_callers
@@ -188,7 +188,7 @@ def test_the_bare_session_stylizes_as_the_server(server: ModelServer) -> None:
     pixels = sample_photograph(61, 83)
     with StyleClient(server.endpoints.grpc) as client:
         answer = client.stylize(pixels, "tiny")
-    stylized = BareModel(server.exported.folder).stylize(pixels)
+    stylized = Baseline(server.exported.folder).stylize(pixels)
     assert np.abs(answer.astype(int) - stylized.astype(int)).max() <= 1
 
 
@@ -198,12 +198,12 @@ def test_as_many_bare_sessions_as_instances(repository: Path, tmp_path: Path) ->
     version.mkdir(parents=True)
     (version / "model.onnx").symlink_to(repository / "tiny" / "1" / "model.onnx")
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace("count: 1", "count: 2"))
-    bare = BareModel(tmp_path / "two")
+    bare = Baseline(tmp_path / "two")
     assert len(bare.sessions) == 2
     assert bare.seconds_for(sample_photograph(32, 32), 5) > 0
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace('"onnxruntime"', '"python"'))
     with pytest.raises(InputError, match="two is served by python: nothing here to compare it with"):
-        BareModel(tmp_path / "two")
+        Baseline(tmp_path / "two")
 
 
 def test_what_a_server_counted_between_two_moments() -> None:

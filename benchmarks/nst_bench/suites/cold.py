@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.exported import ExportedModel
@@ -85,14 +85,14 @@ def measure(
         copy = Path(scratch) / "models"
         shutil.copytree(repository / model, copy / model)
         if context.device.gpu:
-            BareModel(copy / model)  # from now on the plan is in the cache
+            Baseline(copy / model)  # from now on the plan is in the cache
         for number in range(effort.starts):
             with _nst_serve(triton, copy, model, context.device) as (server, control):
                 seconds[START, None, None].append(server.seconds)
                 _stylize(server, effort, seconds)
                 control.unload(model)
                 seconds[LOAD, None, None].append(timed(partial(control.load, model)))
-            seconds[SESSION, None, None].append(timed(partial(BareModel, copy / model)))
+            seconds[SESSION, None, None].append(timed(partial(Baseline, copy / model)))
             context.on_progress(f"start {number + 1} of {effort.starts}: ready after {server.seconds:.1f} s")
         warm = _warmed_up(server)
     rows = [

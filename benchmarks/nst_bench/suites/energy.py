@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.nvml import joules
 from nst_bench.measure import timed
@@ -140,7 +140,7 @@ def _works(
 @contextmanager
 def _network(server: ModelServer, size: int) -> Iterator[Callable[[int], int]]:
     """The bare sessions, images in main memory."""
-    bare, pixels = BareModel(server.exported.folder), sample_photograph(size, size)
+    bare, pixels = Baseline(server.exported.folder), sample_photograph(size, size)
 
     def work(pieces: int) -> int:
         bare.seconds_for(pixels, pieces)

@@ -21,7 +21,7 @@ import numpy as np
 import typer
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.cuda import torch_device
 from nst_bench.measure import REST_SECONDS, interleaved, summarize
 from nst_bench.photographs import sample_photograph
@@ -148,7 +148,7 @@ def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[
         for file in files:
             export_and_publish(file, file.stem, folder, plan, on_progress=context.on_progress)
         pixels = sample_photograph(side, side)
-        works = {file.stem: partial(BareModel(folder / file.stem).stylize, pixels) for file in files}
+        works = {file.stem: partial(Baseline(folder / file.stem).stylize, pixels) for file in files}
         for work in works.values():
             work()
         return interleaved(works, ROUNDS, rest=REST_SECONDS)

@@ -23,8 +23,8 @@ from functools import partial
 import numpy as np
 
 from nst_bench.engines.base import MissingEngine, Stylize
-from nst_bench.engines.contestants import contestants
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
+from nst_bench.engines.registry import every_engine
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.roofline import Roofline, Workload, graph_workload, network_workload
 from nst_bench.measure import in_turns, summarize, timed
@@ -123,7 +123,7 @@ def _load(
         rows.extend({**about, "size": size, "phase": "steady", "missing": _reason(error)} for size in effort.sizes)
         context.on_progress(f"{name} ({device}): {_reason(error)}")
 
-    for engine in contestants(network, exported, context.device, on_progress=context.on_progress):
+    for engine in every_engine(network, exported, context.device, on_progress=context.on_progress):
         about = {"engine": engine.name, "device": engine.device}
         sparing = engine.compiles and effort.compiled is not None  # the small image would be compiled for, too
         try:

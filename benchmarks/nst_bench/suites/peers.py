@@ -27,8 +27,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from nst_bench.engines.bare import BareModel
 from nst_bench.engines.base import MissingEngine, Stylize
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import REST_SECONDS, summarize, timed
 from nst_bench.peers.process import installed_packages, start_peer
 from nst_bench.photographs import sample_photograph
@@ -161,7 +161,7 @@ def _about(peer: Peer, version: str | None) -> Document:
 
 def _ours(stack: ExitStack, server: ModelServer) -> list[_Running]:
     """The bare session, and the served model over HTTP and gRPC."""
-    bare = BareModel(server.exported.folder)
+    bare = Baseline(server.exported.folder)
     engine = "OpenVINO" if bare.provider == "OpenVINOExecutionProvider" else "ONNX Runtime"
     protocols = ways(stack, server)
     stylizers = {PROCESS: bare.stylize, HTTP: protocols["served, HTTP"], "gRPC": protocols["served, gRPC"]}

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.callers import Callers, start_callers
@@ -91,7 +91,7 @@ class _Setup:
     """What is measured, and with what."""
 
     server: ModelServer
-    bare: BareModel
+    bare: Baseline
     callers: Callers
     context: Context[ServingEffort]
 
@@ -115,7 +115,7 @@ def measure(context: Context[ServingEffort], server: ModelServer) -> Document:
 
     Takes five minutes, on a GPU two.
     """
-    bare, effort = BareModel(server.exported.folder), context.effort
+    bare, effort = Baseline(server.exported.folder), context.effort
     document: Document = {"model": _model(server, bare)}
     with start_callers(max((*effort.callers, *effort.mixed)), server.endpoints.grpc, server.style) as callers:
         for name, part in _parts(_Setup(server, bare, callers, context)):
@@ -149,7 +149,7 @@ def _parts(setup: _Setup) -> Iterator[tuple[str, Any]]:
         yield "arrivals", _arrivals(setup, pixels, highest, limit)
 
 
-def _model(server: ModelServer, bare: BareModel) -> Document:
+def _model(server: ModelServer, bare: Baseline) -> Document:
     """What is served and how, as its own folder says."""
     exported = server.exported
     verification = exported.version / "verification.json"

@@ -23,7 +23,7 @@ import onnx
 import torch
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.export import export_checkpoint
@@ -112,7 +112,7 @@ def _rows(
         models = {count: Checkpoint(network, _style_names(count)) for count, network in networks.items()}
         names = {count: export_checkpoint(model, repository, device) for count, model in models.items()}
         if device.gpu:
-            bare = {what: BareModel(repository / names[count]) for what, count in ((ONE, 1), (OF_TEN, STYLES))}
+            bare = {what: Baseline(repository / names[count]) for what, count in ((ONE, 1), (OF_TEN, STYLES))}
             for size in effort.sizes:
                 pixels = sample_photograph(size, size)
                 works = {what: partial(model.stylize, pixels) for what, model in bare.items()}

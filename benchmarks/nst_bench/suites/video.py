@@ -21,7 +21,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import summarize, timed
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
@@ -50,7 +50,7 @@ def measure(context: Context[VideoEffort], server: ModelServer) -> Document:
     from nst_bench.served import video as ways  # it needs the packages of videos
 
     effort = context.effort
-    bare, style, missing = BareModel(server.exported.folder), server.style, ways.missing_browser()
+    bare, style, missing = Baseline(server.exported.folder), server.style, ways.missing_browser()
     seconds: dict[str, list[float]] = {way: [] for way in (BARE, FILE, WINDOW, *([] if missing else [PAGE]))}
     rates: dict[str, list[float]] = {way: [] for way in seconds}
     latencies: list[float] = []

@@ -19,7 +19,7 @@ OTHER_DEVICE = "this run measures the GPU: --device cpu measures the processor's
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Engine:
     """An engine that `load` loads, or that raises `MissingEngine`; `device` is `CPU` or `GPU`.
 
     `compiles`: it takes seconds for every new shape, so it is measured with as few shapes as possible.
@@ -31,37 +31,34 @@ class Contestant:
     compiles: bool = False
 
 
-def contestants(
+def every_engine(
     network: StyledNetwork,
     exported: ExportedModel,
     device: Device,
     *,
     on_progress: Callable[[str], None] = lambda note: None,
-) -> list[Contestant]:
+) -> list[Engine]:
     """Every engine that could run in this process: PyTorch with `network`, the others with its export.
 
     The engines of the other device refuse to load, and say why.
     """
     found = [
-        Contestant("PyTorch eager", "CPU", partial(pytorch_eager, network, "CPU")),
-        Contestant("PyTorch compiled", "CPU", partial(pytorch_compiled, network, "CPU"), compiles=True),
-        Contestant("ONNX Runtime", "CPU", partial(_on_cpu, exported, "CPUExecutionProvider")),
-        Contestant("ONNX Runtime, OpenVINO", "CPU", partial(_on_cpu, exported, "OpenVINOExecutionProvider")),
-        Contestant("PyTorch eager", "GPU", partial(pytorch_eager, network, "GPU")),
-        Contestant("PyTorch, CUDA graph, FP16", "GPU", partial(pytorch_cuda_graph, network)),
-        Contestant("PyTorch compiled", "GPU", partial(pytorch_compiled, network, "GPU"), compiles=True),
-        Contestant("ONNX Runtime, CUDA, FP32", "GPU", partial(_on_cuda, exported)),
-        Contestant(
+        Engine("PyTorch eager", "CPU", partial(pytorch_eager, network, "CPU")),
+        Engine("PyTorch compiled", "CPU", partial(pytorch_compiled, network, "CPU"), compiles=True),
+        Engine("ONNX Runtime", "CPU", partial(_on_cpu, exported, "CPUExecutionProvider")),
+        Engine("ONNX Runtime, OpenVINO", "CPU", partial(_on_cpu, exported, "OpenVINOExecutionProvider")),
+        Engine("PyTorch eager", "GPU", partial(pytorch_eager, network, "GPU")),
+        Engine("PyTorch, CUDA graph, FP16", "GPU", partial(pytorch_cuda_graph, network)),
+        Engine("PyTorch compiled", "GPU", partial(pytorch_compiled, network, "GPU"), compiles=True),
+        Engine("ONNX Runtime, CUDA, FP32", "GPU", partial(_on_cuda, exported)),
+        Engine(
             f"TensorRT, {exported.precision.upper()}",
             "GPU",
             partial(tensorrt_plan, exported, on_progress=on_progress),
         ),
     ]
     here, reason = ("GPU", OTHER_DEVICE) if device.gpu else ("CPU", device.reason)
-    return [
-        contestant if contestant.device == here else replace(contestant, load=partial(_refuse, reason))
-        for contestant in found
-    ]
+    return [engine if engine.device == here else replace(engine, load=partial(_refuse, reason)) for engine in found]
 
 
 def _on_cpu(exported: ExportedModel, provider: str) -> Stylize:

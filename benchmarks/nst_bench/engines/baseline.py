@@ -14,7 +14,7 @@ from nst_core.errors import InputError
 from nst_core.images import Pixels
 
 
-class BareModel:
+class Baseline:
     """The engine of a model's config in this process, with as many sessions as the server has instances.
 
     On a CPU that is ONNX Runtime with the config's provider and threads; on a GPU TensorRT or ONNX Runtime CUDA as the
