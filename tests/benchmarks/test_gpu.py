@@ -1,6 +1,6 @@
 """Engines on a GPU: fakes of CUDA and TensorRT where there is no GPU, and the real engines where there is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from nst_bench.engines.runtimes import TENSORRT_CONTEXTS, onnx_runtime_cuda, ten
 from nst_bench.machine.cuda import why_no_cuda
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.exported import ExportedModel, default_export_plan
-from nst_bench.suite import Context
+from nst_bench.suite import Context, Document
 from nst_bench.suites import latency
 from nst_core import devices
 from nst_core.devices import Device, Gpu
@@ -111,18 +111,19 @@ def test_a_run_has_the_engines_of_its_device_and_the_others_say_why(
 
 
 def test_a_run_on_a_gpu_has_its_rows_or_reasons(
-    fake: FakeGpu, exported: ExportedModel, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    fake: FakeGpu,
+    exported: ExportedModel,
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Callable[..., Document],
 ) -> None:
     """All but the server, on the fake GPU, which PyTorch and ONNX Runtime cannot use."""
     device = devices.choose("gpu")
-    machine = {"matrix_product_gflops": 1.0, "memory_gbs": 1.0, "cuda": {"unmeasured": "it is a fake"}}
-    monkeypatch.setattr(latency, "document_header", lambda schema: {"schema": schema, "machine": machine})
     monkeypatch.setattr(latency, "ways", lambda *_: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     served: Any = SimpleNamespace(exported=exported, model="two", style="a")
-    document = latency.of_every_engine(
-        checkpoint, served, Context(device, latency.LatencyEffort((64,), 0.1, compiled=()))
-    )
+    context = Context(device, latency.LatencyEffort((64,), 0.1, compiled=()))
+    document = measured(latency.SUITE, context, checkpoint, served)
     steady = {(row["engine"], row["device"]): row for row in document["rows"] if row["phase"] == "steady"}
     row = steady["TensorRT, FP32", "GPU"]
     assert (

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -51,11 +51,14 @@ def server(repository: Path) -> Iterator[ModelServer]:
         yield running
 
 
-def test_the_whole_suite_with_a_real_triton(server: ModelServer, tmp_path: Path, cpu: Device) -> None:
+def test_the_whole_suite_with_a_real_triton(
+    server: ModelServer, tmp_path: Path, cpu: Device, measured: Callable[..., Document]
+) -> None:
     effort = serving.ServingEffort(0.1, 2, 0.2, 0.5, 2, sizes=(32, 64), loaded=(32, 64), callers=(1, 4), mixed=(3,))
     effort = replace(effort, mixed_turn=0.2, sides=(32, 64))
     parts: list[set[str]] = []
-    document = serving.of_server(server, Context(cpu, effort, keep=lambda part: parts.append(set(part))))
+    context = Context(cpu, effort, keep=lambda part: parts.append(set(part)))
+    document = measured(serving.SUITE, context, server)
     results.write(document, tmp_path / "a.json")
     document = results.read(tmp_path / "a.json")
     assert [(row["size"], row["way"]) for row in document["latency"]] == [
@@ -156,7 +159,7 @@ def test_the_speed_up_with_a_real_triton(
     effort = speedup.SpeedupEffort(blocks=1, rounds=2, iterations=2, equal_loss=(64,), sizes=(64,))
     parts: list[list[str]] = []
     keep = partial(_note_parts, parts)
-    document = speedup.measure(
+    document = speedup.SUITE.run(
         Context(cpu, effort, keep=keep),
         checkpoint=repository.parent / "tiny.pth",
         repository=repository,
@@ -255,9 +258,9 @@ def test_a_caller_that_fails_says_why_and_goes_on(server: ModelServer) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_the_soak_with_a_real_triton(server: ModelServer, cpu: Device) -> None:
+def test_the_soak_with_a_real_triton(server: ModelServer, cpu: Device, measured: Callable[..., Document]) -> None:
     effort = soak.SoakEffort(minutes=0.1, callers=2, every_seconds=0.25)
-    document = soak.of_server(server, Context(cpu, effort))
+    document = measured(soak.SUITE, Context(cpu, effort), server)
     assert document["errors"] == {}
     assert document["requests"] >= document["shapes"] > 0
     trends = document["trends"]

@@ -24,10 +24,8 @@ from pathlib import Path
 
 from nst_bench import options
 from nst_bench.engines.baseline import Baseline
-from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import sample_photograph
-from nst_bench.results import schema
 from nst_bench.served.exported import ExportedModel
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
@@ -81,7 +79,7 @@ def measure(
     Takes half a minute, --full two.
     """
     ExportedModel(repository / model).check_device(context.device)
-    document, effort = document_header(schema("cold")), context.effort
+    effort = context.effort
     seconds: Seconds = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "models"
@@ -105,7 +103,7 @@ def measure(
         }
         for (what, height, width), taken in sorted(seconds.items(), key=lambda item: WHAT.index(item[0][0]))
     ]
-    return {**document, "model": {"name": model}, "rows": rows}
+    return {"model": {"name": model}, "rows": rows}
 
 
 def _stylize(server: ModelServer, effort: ColdEffort, seconds: Seconds) -> None:

@@ -26,11 +26,9 @@ import typer
 from nst_bench import options
 from nst_bench.engines.pytorch import pytorch_eager
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header
 from nst_bench.machine.roofline import Roofline, network_workload
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
-from nst_bench.results import schema
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites import gatys
 from nst_bench.tables import by_phase, table
@@ -92,16 +90,15 @@ def measure(
     Takes half a minute, --full four.
     """
     torch_device(context.device)
-    document = document_header(schema("methods"))
     found = methods(checkpoints or sorted(options.CHECKPOINT.parent.glob("*.pth")))
-    roofline = Roofline.of(document["machine"], context.device.kind.upper())
+    roofline = Roofline.of(context.machine, context.device.kind.upper())
     rows: list[Document] = []
     for size in context.effort.sizes:
         own = _at_size(found, size, vgg, roofline, context)
         rows += own
         times = (f"{row['method']} {row['image_seconds']:.3g} s" for row in own)
         context.on_progress(f"{size} x {size}: {', '.join(times)}")
-    return {**document, "methods": [_described(method) for method in found], "rows": rows}
+    return {"methods": [_described(method) for method in found], "rows": rows}
 
 
 def methods(checkpoints: Sequence[Path]) -> list[Method]:

@@ -20,9 +20,7 @@ from torch import Tensor
 
 from nst_bench import options
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
-from nst_bench.results import schema
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import HEAD, cells, table
 from nst_bench.workers import Worker
@@ -76,7 +74,6 @@ def measure(context: Context[TrainingEffort], *, vgg: options.Vgg = None) -> Doc
         context.on_progress(f"{crop} x {crop}: {rates}")
     precision, why = Team(device=device).precision()
     return {
-        **document_header(schema("training")),
         "precision": {"nst": str(precision).removeprefix("torch."), "why": why, "plain": "float32"},
         "width": effort.width,
         "batch": effort.batch,
