@@ -1,5 +1,6 @@
 """The methods side by side, the speed-up at equal loss, and the ceiling."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from nst_bench.machine import description
 from nst_bench.machine.cuda import torch_device, why_no_cuda
 from nst_bench.machine.roofline import Roofline, Workload, network_workload
 from nst_bench.served.exported import ExportedModel
-from nst_bench.suite import Context
+from nst_bench.suite import Context, Document
 from nst_bench.suites import methods, quality, speedup
 from nst_bench.suites.drawing.speedup import GATYS
 from nst_core.devices import Device
@@ -85,13 +86,15 @@ def test_the_gpu_says_its_rates() -> None:
     assert found["cuda"]["sm_clock_mhz"] > 0 and found["cuda"]["driver"]
 
 
-def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device) -> None:
+def test_each_method_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device, measured: Callable[..., Document]
+) -> None:
     history = {"crop": 128, "seconds": 90.0, "device": "H100", "style_images": ["a.jpg", "b.jpg", "c.jpg"]}
     trained = Checkpoint(frozen(Johnson(width=0.125, styles=3)), ("a", "b", "c"), history, {"held out total": 2.5})
     save(trained, tmp_path / "three.pth")
     monkeypatch.setattr(methods, "UNTRAINED", {methods.MANY: methods.UNTRAINED[methods.MANY]})
     context = Context(cpu, methods.MethodsEffort((64,), 2))
-    document = methods.measure(context, checkpoints=[tmp_path / "three.pth"])
+    document = measured(methods.SUITE, context, checkpoints=[tmp_path / "three.pth"])
     gatys, many = document["rows"]
     assert (gatys["method"], gatys["n"], gatys["trained"]) == (methods.GATYS, 2, False)
     assert gatys["image_seconds"] == pytest.approx(methods.ITERATIONS * gatys["median"] / 1000)

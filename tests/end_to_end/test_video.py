@@ -171,7 +171,7 @@ def test_what_the_bench_measures(server: Server, models: Models) -> None:
     """All ways, every frame of the video that is not dropped, and rates that are those of the whole run."""
     context = Context(Device("cpu", "for this test"), suite.VideoEffort(frames=16, rounds=2))
     running = ModelServer("starry", models.repository, server.endpoints, server.process, 0.0)
-    document = json.loads(json.dumps(suite.of_server(running, context)))
+    document = json.loads(json.dumps(suite.measure(context, running)))
     rows = {row["way"]: row for row in document["rows"]}
     assert list(rows) == [suite.BARE, suite.FILE, suite.WINDOW, suite.PAGE, f"{suite.WINDOW}, latency"]
     assert rows[suite.BARE]["n"] == rows[suite.FILE]["n"] == 32

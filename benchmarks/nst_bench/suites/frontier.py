@@ -21,14 +21,12 @@ import numpy as np
 import typer
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header
 from nst_bench.measure import REST_SECONDS, interleaved, summarize
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure
-from nst_bench.results import schema
-from nst_bench.served.export import default_export_plan
+from nst_bench.served.exported import default_export_plan
 from nst_bench.suite import Context, Document, Effort, Suite
 from nst_bench.suites.quality import (
     baseline,
@@ -74,24 +72,11 @@ def measure(
 ) -> Document:
     """Measure which network gives the most for its time: losses at 256 x 256, milliseconds at 512 x 512."""
     contents = find_images(photos) if photos else sample_photographs()
-    return of_networks(checkpoints, style, contents, vgg16_weights(vgg), context)
-
-
-def of_networks(
-    files: Sequence[Path], style: Path, photos: Sequence[Path], weights: Weights, context: Context[FrontierEffort]
-) -> Document:
-    """The checkpoints `files` of the style image `style`: losses on `photos`, and milliseconds.
-
-    Losses have the weights of the first network's training. The optimisation runs on the device, and so do the
-    networks. Raises `InputError` for two of the same name, for a texture network, and for many styles without this
-    style.
-    """
-    networks = {path.stem: load(path) for path in files}
-    if len(networks) < len(files):
+    networks = {path.stem: load(path) for path in checkpoints}
+    if len(networks) < len(checkpoints):
         raise InputError("two checkpoints have the same name: rename one of them")
-    document, effort = document_header(schema("frontier")), context.effort
-    figures = _quality(networks, style, photos, weights, context)
-    taken = _latencies(files, context)
+    figures = _quality(networks, style, contents, vgg16_weights(vgg), context)
+    taken = _latencies(checkpoints, context)
     rows: list[Document] = [
         {
             "name": name,
@@ -99,7 +84,7 @@ def of_networks(
             "arguments": checkpoint.network.arguments,
             "parameters": parameters(checkpoint.network),
             **figures[name],
-            "size": effort.size,
+            "size": context.effort.size,
             "phase": "steady",
             **asdict(summarize(taken[name])),
         }
@@ -108,8 +93,8 @@ def of_networks(
     rows.sort(key=lambda row: float(row["median"]))
     for row in rows:
         row["best_for_its_time"] = all(row["loss"] < other["loss"] for other in rows if other["median"] < row["median"])
-    photo_names = [photo.name for photo in photos]
-    return {**document, "style": style.name, "photos": photo_names, "quality_size": effort.quality_size, "rows": rows}
+    photo_names = [photo.name for photo in contents]
+    return {"style": style.name, "photos": photo_names, "quality_size": context.effort.quality_size, "rows": rows}
 
 
 def _quality(
@@ -163,7 +148,7 @@ def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[
         for file in files:
             export_and_publish(file, file.stem, folder, plan, on_progress=context.on_progress)
         pixels = sample_photograph(side, side)
-        works = {file.stem: partial(BareModel(folder / file.stem).stylize, pixels) for file in files}
+        works = {file.stem: partial(Baseline(folder / file.stem).stylize, pixels) for file in files}
         for work in works.values():
             work()
         return interleaved(works, ROUNDS, rest=REST_SECONDS)

@@ -24,11 +24,9 @@ from torch import Tensor
 
 from nst_bench import options
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header
 from nst_bench.plots import Plot, decades, figure
-from nst_bench.results import schema
+from nst_bench.served.resources import describe_network
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.latency import about
 from nst_bench.tables import table
 from nst_core.errors import InputError
 from nst_core.images import ImageData, find_images, fit, open_image, sample_photographs
@@ -40,7 +38,6 @@ from nst_trainer.networks import StyledNetwork
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.training.settings import TrainingSettings
-from nst_trainer.vgg import Weights
 from nst_trainer.weights import vgg16_weights
 
 CURVE = 120
@@ -71,30 +68,13 @@ def measure(
 ) -> Document:
     """Measure how many iterations of the optimisation a network is equivalent to: those that reach its loss."""
     contents = find_images(photos) if photos else sample_photographs()
-    effort = QualityEffort(512) if full else context.effort
-    trained, weights = load(checkpoint), vgg16_weights(vgg)
-    return of_network(trained, checkpoint.stem, style, contents, weights, replace(context, effort=effort))
-
-
-def of_network(
-    checkpoint: Checkpoint,
-    name: str,
-    style: Path,
-    photos: Sequence[Path],
-    weights: Weights,
-    context: Context[QualityEffort],
-) -> Document:
-    """Compare the network with the optimisation on `photos`; a document.
-
-    The style is that called as the file `style`, or the only style. The optimisation runs on the device, the network on
-    the CPU. Raises `InputError` for a network without this style, and for a texture network.
-    """
-    size, device = context.effort.size, torch_device(context.device)
-    stylize = stylizer(checkpoint, style.stem)
-    style_image = style_image_of(checkpoint, style)
-    settings = baseline(checkpoint, size, LONGEST, style_image)
+    trained, weights, device = load(checkpoint), vgg16_weights(vgg), torch_device(context.device)
+    size = 512 if full else context.effort.size
+    stylize = stylizer(trained, style.stem)
+    style_image = style_image_of(trained, style)
+    settings = baseline(trained, size, LONGEST, style_image)
     rows = []
-    for photo in photos:
+    for photo in contents:
         content = fit(open_image(photo), size, size)
         run = ImageOptimization(to_tensor(content), [style_image], settings, weights, device=device)
         row = {"photo": photo.name, **network_losses(run, stylize), **appearance(stylize, content)}
@@ -108,8 +88,7 @@ def of_network(
         context.on_progress(f"{photo.name}: loss {row['loss']:.3f}, equivalent to {found} iterations")
     in_range_found = [row["equivalent_iterations_in_range"] or row["iterations"] for row in rows]
     return {
-        **document_header(schema("quality")),
-        "model": {"style": style.name, **about(checkpoint, name)},
+        "model": {"style": style.name, **describe_network(trained, checkpoint.stem)},
         "size": size,
         "equivalent_iterations": _spread([row["equivalent_iterations"] or LONGEST for row in rows]),
         "equivalent_iterations_in_range": _spread(in_range_found),

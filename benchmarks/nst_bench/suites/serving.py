@@ -28,16 +28,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from nst_bench import options
-from nst_bench.engines.bare import BareModel
-from nst_bench.machine.description import document_header
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
-from nst_bench.results import schema
-from nst_bench.served.callers import Callers, start_callers
+from nst_bench.served.callers import Callers, Turn, rate_of, start_callers, summary, take_turn
+from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
-from nst_bench.served.turns import Turn, rate_of, summary, take_turn
-from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_model
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites.drawing.serving import plot, tables
 from nst_client import StyleClient
 from nst_core.images import Pixels
@@ -93,7 +90,7 @@ class _Setup:
     """What is measured, and with what."""
 
     server: ModelServer
-    bare: BareModel
+    bare: Baseline
     callers: Callers
     context: Context[ServingEffort]
 
@@ -112,26 +109,13 @@ class _Setup:
         return StyleClient(self.server.endpoints.grpc, timeout=300.0, shared_memory=False)
 
 
-def measure(
-    context: Context[ServingEffort],
-    *,
-    model: options.Model = options.MODEL,
-    repository: options.Repository = options.REPOSITORY,
-    width: options.Width = None,
-    triton: options.Triton = options.TRITON,
-) -> Document:
+def measure(context: Context[ServingEffort], server: ModelServer) -> Document:
     """Measure serving: a request against the bare session, callers at once, mixed sizes, latency by rate of arrival.
 
     Takes five minutes, on a GPU two.
     """
-    with served_model(model, repository, width, triton, context) as server:
-        return of_server(server, context)
-
-
-def of_server(server: ModelServer, context: Context[ServingEffort]) -> Document:
-    """Latency of single requests, throughput by callers, mixed sizes, arrivals; a document."""
-    bare, effort = BareModel(server.exported.folder), context.effort
-    document = {**document_header(schema("serving")), "model": _model(server, bare)}
+    bare, effort = Baseline(server.exported.folder), context.effort
+    document: Document = {"model": _model(server, bare)}
     with start_callers(max((*effort.callers, *effort.mixed)), server.endpoints.grpc, server.style) as callers:
         for name, part in _parts(_Setup(server, bare, callers, context)):
             document[name] = part
@@ -164,7 +148,7 @@ def _parts(setup: _Setup) -> Iterator[tuple[str, Any]]:
         yield "arrivals", _arrivals(setup, pixels, highest, limit)
 
 
-def _model(server: ModelServer, bare: BareModel) -> Document:
+def _model(server: ModelServer, bare: Baseline) -> Document:
     """What is served and how, as its own folder says."""
     exported = server.exported
     verification = exported.version / "verification.json"
@@ -357,6 +341,7 @@ GPU_FURTHER = ServingEffort(
 SUITE = Suite(
     name="serving",
     title="Serving",
+    resources=served_model,
     measure=measure,
     tables=tables,
     plots=(plot,),

@@ -30,14 +30,12 @@ import torch
 from nst_bench import options
 from nst_bench.engines.pytorch import pytorch_eager
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header
 from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.photographs import sample_photograph, style_tensor
-from nst_bench.results import schema
+from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_checkpoint
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables, tables_beside
-from nst_bench.suites.latency import about
 from nst_bench.suites.quality import baseline, network_losses, style_image_of, stylizer
 from nst_client import StyleClient
 from nst_core.images import Pixels, fit, open_image, sample_photographs
@@ -86,37 +84,19 @@ class _Samples:
 
 def measure(
     context: Context[SpeedupEffort],
+    checkpoint: Checkpoint,
+    server: ModelServer,
     *,
-    checkpoint: options.Checkpoint = options.CHECKPOINT,
     style: options.StyleImage = None,
-    repository: options.Repository = options.REPOSITORY,
     vgg: options.Vgg = None,
-    triton: options.Triton = options.TRITON,
 ) -> Document:
     """Measure Johnson et al.'s table 1 on this machine, up to 1024 x 1024, and the speed-up at equal loss.
 
     Takes four minutes, --full fifteen.
     """
-    with served_checkpoint(checkpoint, repository, None, triton, context) as (trained, server):
-        return against_optimization(trained, server, context, vgg=vgg, style=style)
-
-
-def against_optimization(
-    checkpoint: Checkpoint,
-    server: ModelServer,
-    context: Context[SpeedupEffort],
-    *,
-    vgg: Path | None = None,
-    style: Path | None = None,
-) -> Document:
-    """Measure `server`, which serves what was exported of `checkpoint`, against the optimisation; a document.
-
-    `style` is the style image that it learned; without it there are no losses to compare. `keep` gets the document
-    after every size, first without the comparison at equal loss. Raises `InputError` where PyTorch cannot use the GPU.
-    """
     device, effort = torch_device(context.device), context.effort
-    model, kind = about(checkpoint, server.model), context.device.kind.upper()
-    document = {**document_header(schema("speedup")), "model": model, "device": kind}
+    model, kind = describe_network(checkpoint, server.model), context.device.kind.upper()
+    document = {"model": model, "device": kind}
     figures = [_figure("Triton, from start to ready", None, "cold", [server.seconds])]
     equal_loss: list[Document] = []
 
@@ -297,6 +277,7 @@ GPU = SpeedupEffort(blocks=3, rounds=60, iterations=50, equal_loss=(256, 512), p
 SUITE = Suite(
     name="speedup",
     title="The served network against the optimisation",
+    resources=served_checkpoint,
     measure=measure,
     tables=tables,
     tables_beside=tables_beside,
