@@ -133,7 +133,7 @@ def report(
         if readme and (others := without_gpu[1:]):
             raise InputError(f"--readme takes one result, and beside it those of GPUs; {others[0]} has no GPU")
         for page in readme or ():
-            drawing.inject(read[0], page, read[1:])
+            drawing.inject(read, page)
         if output or not readme:
             written = drawing.write(read, output or Path("results"))
             say(f"{written}, {written.with_suffix('.html')}")
@@ -186,7 +186,7 @@ def compare(
         except InputError as error:
             fail(error)
             raise typer.Exit(2) from error
-        terminal.show(comparing.markdown(comparison))
-        show(comparing.verdict(comparison))
-        typer.echo(json.dumps(comparing.document(comparison)))
+        terminal.show(comparison.markdown)
+        show(comparison.verdict)
+        typer.echo(json.dumps(comparison.document))
         raise typer.Exit(comparison.exit_code)

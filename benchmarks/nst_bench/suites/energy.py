@@ -32,7 +32,7 @@ from nst_bench.served.resources import served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites.quality import baseline
-from nst_bench.tables import number, table
+from nst_bench.tables import Cell, number, table
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
 from nst_trainer.checkpoint import Checkpoint
@@ -191,14 +191,15 @@ def _row(what: str, size: int, images: float, block: Block) -> Document:
 
 def tables(document: Document) -> list[str]:
     """Joules an image."""
-    body = [
-        [
-            *(f"{row['size']}²", row["what"], number(row["joules"]), f"**{number(row['ratio'])}**"),
-            *(f"{row['watts']:.0f}", f"{row['pieces']:,}", f"{row['seconds']:.1f}"),
-        ]
-        for row in document["rows"]
-    ]
-    head = ["size", "what", "joules an image", "times the network's", "mean power, W", "counted over", "seconds"]
+    columns: dict[str, Cell] = {
+        "size": "{size}²",
+        "what": "{what}",
+        "joules an image": lambda row: number(row["joules"]),
+        "times the network's": lambda row: f"**{number(row['ratio'])}**",
+        "mean power, W": "{watts:.0f}",
+        "counted over": "{pieces:,}",
+        "seconds": "{seconds:.1f}",
+    }
     return [
         f"`{document['model']['name']}`.",
         "",
@@ -207,7 +208,7 @@ def tables(document: Document) -> list[str]:
         f"go by shared memory; the optimisation's {document['iterations']} iterations are scaled from those that were "
         "counted.",
         "",
-        *table(head, body, left=2),
+        *table(document["rows"], columns, left=2),
     ]
 
 

@@ -35,7 +35,7 @@ from nst_bench.suites.quality import (
     style_image_of,
     stylizer,
 )
-from nst_bench.tables import HEAD, cells, milliseconds, table
+from nst_bench.tables import SUMMARY, Cell, milliseconds, table
 from nst_core.errors import InputError
 from nst_core.images import find_images, fit, open_image, sample_photographs
 from nst_export.pipeline import export_and_publish
@@ -156,21 +156,20 @@ def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[
 
 def tables(document: Document) -> list[str]:
     """Networks of one style image by their time; bold: no faster network has a lower loss."""
-    body = []
-    for row in document["rows"]:
-        name = f"**{row['name']}**" if row["best_for_its_time"] else row["name"]
-        network = f"{row['network']}, width {row['arguments']['width']:g}"
-        losses = [f"{row[term]:.3f}" for term in LOSSES]
-        body.append(
-            [name, network, f"{row['parameters']:,}", f"{row['equivalent_iterations']:g}", *losses, *cells(row)]
-        )
-    head = ["checkpoint", "network", "parameters", "equivalent iterations", *LOSSES, *HEAD]
+    columns: dict[str, Cell] = {
+        "checkpoint": lambda row: f"**{row['name']}**" if row["best_for_its_time"] else row["name"],
+        "network": "{network}, width {arguments[width]:g}",
+        "parameters": "{parameters:,}",
+        "equivalent iterations": "{equivalent_iterations:g}",
+        **{term: f"{{{term}:.3f}}" for term in LOSSES},
+        **SUMMARY,
+    }
     return [
         f"{document['style']}, {len(document['photos'])} photographs at {document['quality_size']}² (equivalent "
         f"iterations: median; losses: means), milliseconds at {document['rows'][0]['size']}²; bold: nothing faster has "
         "a lower loss.",
         "",
-        *table(head, body, left=2),
+        *table(document["rows"], columns, left=2),
     ]
 
 

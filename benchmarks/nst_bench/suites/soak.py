@@ -30,7 +30,7 @@ from nst_bench.served.callers import SizedCall, send_changing_sizes, start_calle
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import table
+from nst_bench.tables import Cell, table
 from nst_bench.upgrades import memory_shown
 
 SIZES = ((97, 131), (181, 255), (256, 256), (333, 501), (480, 271), (512, 512))
@@ -187,13 +187,15 @@ def resident_mib(pid: int) -> float:
 def tables(document: Document) -> list[str]:
     """Whether memory stopped growing."""
     errors, drift = document["errors"], document["latency_drift"]
-    body = []
-    for name, own in document["trends"].items():
-        values = [f"{own[moment]:.0f}" for moment in ("start", "half_time", "end")]
-        judged = "grew" if own["grew"] else "stopped"
-        if document["minutes"] < SHORTEST_MINUTES:
-            judged = "too short to say"
-        body.append([name, *values, f"{own['growth']:+.1f} ± {2 * own['error']:.1f}", judged])
+    too_short = document["minutes"] < SHORTEST_MINUTES
+    columns: dict[str, Cell] = {
+        "processes": "{processes}",
+        "at the start": "{start:.0f}",
+        "at half time": "{half_time:.0f}",
+        "at the end": "{end:.0f}",
+        "rise in the second half": lambda row: f"{row['growth']:+.1f} ± {2 * row['error']:.1f}",
+        "verdict": lambda row: "too short to say" if too_short else "grew" if row["grew"] else "stopped",
+    }
     latency = "Latency was not compared."
     if drift is not None:
         latency = f"The last third took {drift:.3f} of the middle's time"
@@ -207,7 +209,7 @@ def tables(document: Document) -> list[str]:
         "Resident memory, MiB. A line is fitted to the second half; memory grew if the line rises by more than "
         "1 % of the median, by more than twice the error of that rise:",
         "",
-        *table(["", "at the start", "at half time", "at the end", "rise in the second half", ""], body),
+        *table([{"processes": name, **trend} for name, trend in document["trends"].items()], columns),
         *(["", *(f"- {count} x {error}" for error, count in errors.items())] if errors else []),
     ]
 

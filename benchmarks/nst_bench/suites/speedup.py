@@ -35,7 +35,7 @@ from nst_bench.photographs import sample_photograph, style_tensor
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables, tables_beside
+from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables
 from nst_bench.suites.quality import baseline, network_losses, style_image_of, stylizer
 from nst_client import StyleClient
 from nst_core.images import Pixels, fit, open_image, sample_photographs
@@ -280,7 +280,6 @@ SUITE = Suite(
     resources=served_checkpoint,
     measure=measure,
     tables=tables,
-    tables_beside=tables_beside,
     plots=(plot_loss, plot_times),
     effort=SHORT,
     on_cpu={

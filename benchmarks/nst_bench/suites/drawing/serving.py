@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from nst_bench.plots import Plot, figure
 from nst_bench.suite import Document
-from nst_bench.tables import HEAD, cells, milliseconds, table
+from nst_bench.tables import SUMMARY, Cell, milliseconds, rate, table
 
-SPLIT = ("batch", "queue", "compute", "rest")
+SPLIT = {"batch": "{batch:.2f}", "queue": "{queue:.1f}", "compute": "{compute:.1f}", "rest": "{rest:.1f}"}
 """Where the latency was spent, as columns."""
 
 
@@ -16,21 +16,19 @@ def tables(document: Document) -> list[str]:
     """Requests against the bare session, many callers, arrivals."""
     model = document["model"]
     width = f"width {model['width']:g}, " if model["width"] else ""
-    first = document["latency"][0]["way"]
-    single = [
-        [f"{row['size']}²", row["way"], *cells(row, 1), "" if row["way"] == first else f"**{row['ratio']:.3f}**"]
-        for row in document["latency"]
-    ]
+    bare = document["latency"][0]["way"]
+    columns: dict[str, Cell] = {"size": "{size}²", "way": "{way}", **SUMMARY}
+    columns["times the bare session"] = lambda row: "" if row["way"] == bare else f"**{row['ratio']:.3f}**"
     return [
         f"`{model['name']}` ({width}{arrangement(model)}).",
         "",
         "One request at a time, milliseconds; the bare session is the same file in the same arrangement, without a "
         "server, in turns with the others:",
         "",
-        *table(["size", "way", *HEAD, "times the bare session"], single, left=2),
-        *(line for load in throughputs(document) for line in ("", *_throughput_table(load))),
-        *(["", *_mixed_table(document)] if "mixed" in document else []),
-        *(["", *_arrivals_table(document["arrivals"])] if "arrivals" in document else []),
+        *table(document["latency"], columns, left=2),
+        *(line for load in throughputs(document) for line in ("", *_throughput(load))),
+        *(["", *_mixed(document)] if "mixed" in document else []),
+        *(["", *_arrivals(document["arrivals"])] if "arrivals" in document else []),
     ]
 
 
@@ -46,44 +44,43 @@ def throughputs(document: Document) -> list[Document]:
     return [*([document["throughput"]] if "throughput" in document else []), *document.get("throughput_by_size", [])]
 
 
-def _throughput_table(throughput: Document) -> list[str]:
-    bare, rows = throughput["bare"], throughput["rows"]
-    against = any("against_one" in row for row in rows)
-    body = [
-        [
-            *(str(row["callers"]), _rate_cell(row), f"**{row['ratio']:.3f}**"),
-            *([f"**{row['against_one']:.2f}**"] if against else []),
-            *(*cells(row, 1), *_split(row)),
-        ]
-        for row in rows
-    ]
-    head = ["callers", "images/s", "of the bare", *(["times one caller"] if against else []), *HEAD, *SPLIT]
+def _throughput(load: Document) -> list[str]:
+    bare = load["bare"]
+    columns: dict[str, Cell] = {
+        "callers": "{callers}",
+        "images/s": rate,
+        "of the bare": "**{ratio:.3f}**",
+        "times one caller": "**{against_one:.2f}**",
+        **SUMMARY,
+        **SPLIT,
+    }
     return [
-        f"Callers at once, each a process, at {throughput['size']}² over gRPC, against the {_rate_cell(bare)} images a "
-        f"second (spread {bare['rate_spread']:.0%}) that the bare sessions reach together; {throughput['requests']} "
+        f"Callers at once, each a process, at {load['size']}² over gRPC, against the {rate(bare)} images a "
+        f"second (spread {bare['rate_spread']:.0%}) that the bare sessions reach together; {load['requests']} "
         f"images a turn, {len(bare['rates'])} turns. The batch is the mean number of images in a run, from the "
         "server's counters, as are queue and compute; the rest is the network and the client. Means, milliseconds:",
         "",
-        *table(head, body, left=0),
+        *table(load["rows"], columns, left=0),
     ]
 
 
-def _mixed_table(document: Document) -> list[str]:
+def _mixed(document: Document) -> list[str]:
     """Callers of mixed sizes against one caller, and what is slowest of all that callers at once do."""
     smallest, largest = document["mixed"]["sides"]
-    body = [
-        [
-            *(row["mixture"], str(row["callers"]), _rate_cell(row), f"{row['one_caller']:.2f}"),
-            *(f"**{row['against_one']:.2f}**", *cells(row, 1), *_split(row)),
-        ]
-        for row in document["mixed"]["rows"]
-    ]
-    head = ["mixture", "callers", "images/s", "one caller's", "times one caller", *HEAD, *SPLIT]
+    columns: dict[str, Cell] = {
+        "mixture": "{mixture}",
+        "callers": "{callers}",
+        "images/s": rate,
+        "one caller's": "{one_caller:.2f}",
+        "times one caller": "**{against_one:.2f}**",
+        **SUMMARY,
+        **SPLIT,
+    }
     lines = [
         f"Mixed sizes, as many as callers, sides of {smallest} to {largest} pixels, each size equally often, over "
         "gRPC, against one caller with the same images, one size after the other:",
         "",
-        *table(head, body),
+        *table(document["mixed"]["rows"], columns),
     ]
     if found := document.get("slowest_against_one"):
         there_is = "No" if found["ratio"] >= 1.0 else "A"
@@ -92,26 +89,15 @@ def _mixed_table(document: Document) -> list[str]:
     return lines
 
 
-def _arrivals_table(arrivals: Document) -> list[str]:
+def _arrivals(arrivals: Document) -> list[str]:
     found = f"{arrivals['rate']:.2f} a second" if arrivals["rate"] else "none that was tried"
-    body = [
-        [f"{row['rate']:.2f}", *cells(row, 1), *_split(row), "yes" if row["within"] else "no"]
-        for row in arrivals["rows"]
-    ]
+    within: dict[str, Cell] = {"within": lambda row: "yes" if row["within"] else "no"}
     return [
         f"Arrivals at random times (Poisson) at {arrivals['size']}². The highest rate at which "
         f"{arrivals['percentile']} % are answered within {arrivals['limit']:.0f} ms, by bisection: **{found}**.",
         "",
-        *table(["arrivals/s", *HEAD, *SPLIT, "within"], body, left=0),
+        *table(arrivals["rows"], {"arrivals/s": "{rate:.2f}", **SUMMARY, **SPLIT, **within}, left=0),
     ]
-
-
-def _split(row: Document) -> list[str]:
-    return [f"{row['batch']:.2f}", *(f"{row[name]:.1f}" for name in SPLIT[1:])]
-
-
-def _rate_cell(row: Document) -> str:
-    return f"{row['rate']:.2f}" + (" *unstable*" if row["rate_unstable"] else "")
 
 
 def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
