@@ -6,7 +6,7 @@ Nothing is assumed but `HEADROOM`; every other number is of the documents.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from nst_bench.report import fill
 from nst_bench.results import suites
 from nst_bench.suite import Document
 from nst_bench.suites.drawing.serving import arrangement, throughputs
-from nst_bench.tables import Cell, machine_lines, rate, table
+from nst_bench.tables import Cell, columns, machine_lines, table
 from nst_core.errors import InputError
 
 BLOCK = "nst-bench-capacity"
@@ -30,7 +30,7 @@ BILLION = 1e9
 FLEETS = (10, 100, 1000)
 """Machines that the days of a billion images are given for."""
 
-CALLED: dict[str, Cell] = {"model": "{model}", "size": "{size}²", "called by": "{how}"}
+CALLED = columns("model | size | called by", "{model} | {size}² | {how}")
 
 
 def inject(documents: Sequence[Document], page: Path, core_hour: float | None = None) -> None:
@@ -74,32 +74,45 @@ def _measured(document: Document) -> str:
     return f"- {served}, {document['date']}, on {machine_lines(document)[0]}"
 
 
-def _rates(document: Document) -> Iterator[Document]:
+def _rates(document: Document) -> list[Document]:
     """Images a second of one request at a time by size, and the most that callers at once got."""
-    machine = document["machine"]
-    about = {"model": _name(document), "cores": machine["cores"], "no_gpu": None}
-    if not str(document["model"]["provider"]).startswith(("CUDA", "TensorRT", "Tensorrt", "NvTensorRTRTX")):
-        missing = machine.get("cuda", {}).get("missing", "no GPU at hand")
-        about["no_gpu"] = "served on the CPU" if machine["gpu"] else missing
-    for row in document["latency"]:
-        if row["way"] == "gRPC":
-            alone = {"rate": 1000 / row["median"], "rate_unstable": row["unstable"], "how": "one request at a time"}
-            yield {**about, "size": row["size"], **alone}
+    machine, cores = document["machine"], document["machine"]["cores"]
+    on_gpu = str(document["model"]["provider"]).startswith(("CUDA", "TensorRT", "Tensorrt", "NvTensorRTRTX"))
+    missing = machine.get("cuda", {}).get("missing", "no GPU at hand")
+    found = [
+        (row["size"], "one request at a time", 1000 / row["median"], row["unstable"])
+        for row in document["latency"]
+        if row["way"] == "gRPC"
+    ]
     for load in reversed(throughputs(document)):
         best = max(load["rows"], key=lambda row: (not row["rate_unstable"], row["rate"]))
         how = f"{best['callers']} callers at once" if best["callers"] > 1 else "1 caller"
-        yield {**best, **about, "size": load["size"], "how": how}
+        found.append((load["size"], how, best["rate"], best["rate_unstable"]))
+    return [
+        {
+            "model": _name(document),
+            "size": size,
+            "how": how,
+            "rate": rate,
+            "unstable": unstable,
+            "cores": cores,
+            "a_core": None if on_gpu else rate / cores,
+            "core_hours": None if on_gpu else BILLION / rate / 3600 * cores,
+            "no_core": "*served on the GPU*" if on_gpu else "",
+            "a_gpu": rate if on_gpu else None,
+            "no_gpu": "" if on_gpu else f"*{'served on the CPU' if machine['gpu'] else missing}*",
+        }
+        for size, how, rate, unstable in found
+    ]
 
 
 def _images(rates: Sequence[Document]) -> list[str]:
-    columns: dict[str, Cell] = {
-        **CALLED,
-        "images a second": rate,
-        "a core": lambda row: f"{row['rate'] / row['cores']:.2f}" if row["no_gpu"] else "*served on the GPU*",
-        "a GPU": lambda row: f"*{row['no_gpu']}*" if row["no_gpu"] else f"{row['rate']:.2f}",
-    }
+    figures = columns(
+        "images a second            | a core                | a GPU",
+        "{rate:.2f}{unstable:mark}  | {a_core:.2f}{no_core} | {a_gpu:.2f}{no_gpu}",
+    )
     return [
-        *table(rates, columns, left=3),
+        *table(rates, CALLED | figures, left=3),
         "",
         "One request at a time is a second over the median. A core is a machine's rate over its cores, which client "
         "and server shared. Images came over gRPC as pixels: reading and writing files is not in it.",
@@ -110,20 +123,20 @@ def _requests(serving: Sequence[Document]) -> list[str]:
     """What `LOADS` need so that the measured percentile stays within its limit, and what they need without one."""
     rows, known = [], []
     for document in serving:
-        arrivals, (*_, best) = document["arrivals"], _rates(document)
+        arrivals, best = document["arrivals"], _rates(document)[-1]
         limit = f"{arrivals['percentile']} % within {arrivals['limit']:.0f} ms"
-        within = {**best, "size": arrivals["size"], "answered": limit, "rate": arrivals["rate"]}
+        within = {**best, "size": arrivals["size"], "answered": limit}
         if arrivals["rate"]:
-            within["rate"] *= 1 - HEADROOM
+            within["rate"] = arrivals["rate"] * (1 - HEADROOM)
             known.append(_how_well_known(document))
         else:
-            within["answered"] += ": *none of the rates that were tried*"
+            within |= {"rate": None, "answered": f"{limit}: *none of the rates that were tried*"}
         rows += [within, {**best, "answered": "no limit: a queue that is never empty"}]
-    columns: dict[str, Cell] = {"model": "{model}", "size": "{size}²", "answered": "{answered}"}
+    about = columns("model | size | answered", "{model} | {size}² | {answered}")
     return [
         "Machines as measured, and their cores in brackets:",
         "",
-        *table(rows, columns | {f"{load:,} a second": partial(_machines, load) for load in LOADS}, left=3),
+        *table(rows, about | {f"{load:,} a second": partial(_machines, load) for load in LOADS}, left=3),
         "",
         "The model: machines = requests a second / (the highest rate of random (Poisson) arrivals at which one machine "
         f"kept the limit x {1 - HEADROOM:g}), rounded up; {HEADROOM:.0%} is headroom. Arrivals that are spread over "
@@ -154,28 +167,22 @@ def _how_well_known(document: Document) -> str:
 
 def _billion(rates: Sequence[Document], core_hour: float | None) -> list[str]:
     """Core-hours, and days on so many machines."""
-    rows = [{**row, "days": BILLION / row["rate"] / 86400} for row in rates]
-    for row in rows:
-        if row["no_gpu"]:
-            row["core_hours"] = row["days"] * 24 * row["cores"]
-    columns: dict[str, Cell] = {
-        **CALLED,
-        "core-hours": lambda row: f"{row['core_hours']:,.0f}" if row["no_gpu"] else "*served on the GPU*",
-        **{f"days on {count:,} machines": partial(_days, count) for count in FLEETS},
-        **_price(core_hour),
-    }
+    figures: dict[str, Cell] = {"core-hours": "{core_hours:,.0f}{no_core}"}
+    figures |= {f"days on {count:,} machines": partial(_days, count) for count in FLEETS}
     priced = "What that costs depends on where the cores are: `--core-hour PRICE` adds the price."
     if core_hour is not None:
         priced = f"The price is at {core_hour:g} for a core-hour."
-    return [*table(rows, columns, left=3), "", priced]
+    return [*table(rates, CALLED | figures | _price(core_hour), left=3), "", priced]
 
 
 def _days(machines: int, row: Document) -> str:
-    return f"{row['days'] / machines:,.1f}"
+    return f"{BILLION / row['rate'] / 86400 / machines:,.1f}"
 
 
 def _price(core_hour: float | None) -> dict[str, Cell]:
-    return {} if core_hour is None else {"price": lambda row: f"{row['core_hours'] * core_hour:,.0f}"}
+    if core_hour is None:
+        return {}
+    return {"price": lambda row: f"{row['core_hours'] * core_hour:,.0f}" if row["core_hours"] else ""}
 
 
 def _training(training: Sequence[Document], core_hour: float | None) -> list[str]:
@@ -185,12 +192,8 @@ def _training(training: Sequence[Document], core_hour: float | None) -> list[str
         for row in document["crops"]:
             a_core = row["nst"]["images_per_second"] / document["machine"]["cores"]
             rows.append({**row, "width": document["width"], "a_core": a_core, "core_hours": 1e6 / a_core / 3600})
-    columns: dict[str, Cell] = {
-        "Johnson's network": "width {width:g}",
-        "crops": "{crop}²",
-        "photographs a second": "{nst[images_per_second]:.2f}",
-        "a core": "{a_core:.2f}",
-        "core-hours for a million": "{core_hours:,.0f}",
-        **_price(core_hour),
-    }
-    return table(rows, columns, left=2)
+    about = columns(
+        "Johnson's network | crops   | photographs a second         | a core       | core-hours for a million",
+        "width {width:g}   | {crop}² | {nst[images_per_second]:.2f} | {a_core:.2f} | {core_hours:,.0f}",
+    )
+    return table(rows, about | _price(core_hour), left=2)

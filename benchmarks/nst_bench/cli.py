@@ -117,7 +117,7 @@ def report(
     readme: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Put the first result's tables between this page's markers instead, beside them those of GPUs; again "
+            help="Put the first result's tables between this page's markers instead, below them those of GPUs; again "
             "for more pages."
         ),
     ] = None,
@@ -131,7 +131,7 @@ def report(
         read = [results.read(path) for path in documents]
         without_gpu = [path for path, own in zip(documents, read, strict=True) if not own["machine"]["gpu"]]
         if readme and (others := without_gpu[1:]):
-            raise InputError(f"--readme takes one result, and beside it those of GPUs; {others[0]} has no GPU")
+            raise InputError(f"--readme takes one result, and below it those of GPUs; {others[0]} has no GPU")
         for page in readme or ():
             drawing.inject(read, page)
         if output or not readme:

@@ -18,7 +18,7 @@ from nst_bench import results
 from nst_bench.measure import FEWEST, Precision
 from nst_bench.results import Key, Row, machine_name
 from nst_bench.suite import Document
-from nst_bench.tables import Cell, milliseconds, table
+from nst_bench.tables import columns, table, text
 from nst_core.errors import InputError
 
 SCHEMA = "nst-bench-compare/1"
@@ -81,25 +81,24 @@ class Comparison:
     @property
     def markdown(self) -> str:
         """The rows, slower ones first, and the remarks."""
-        changed = (SLOWER, FASTER)
-        columns: dict[str, Cell] = {
-            "": lambda row: " / ".join(row["key"]),
-            "A": lambda row: _shown(row["a"], row["rate"]),
-            "B": lambda row: _shown(row["b"], row["rate"]),
-            "B's time over A's": "{ratio:.3f}",
-            f"with {CONFIDENCE:.0%} confidence for all": (
-                lambda row: f"{row['low']:.3f} to {row['high']:.3f}" if row["low"] else ""
-            ),
-            "verdict": lambda row: f"**{row['verdict']}**" if row["verdict"] in changed else row["verdict"],
-        }
-        rest = [row for row in self.rows if row.verdict not in changed]
-        rows = [row for verdict in changed for row in self.rows if row.verdict == verdict] + rest
-        lines = table(map(asdict, rows), columns) if rows else []
+        order = {SLOWER: 0, FASTER: 1}
+        shown = [
+            {
+                "key": " / ".join(row.key),
+                "a": text("{a:.2f} a second" if row.rate else "{a:short} ms", vars(row)),
+                "b": text("{b:.2f} a second" if row.rate else "{b:short} ms", vars(row)),
+                "ratio": row.ratio,
+                "interval": "" if row.low is None else f"{row.low:.3f} to {row.high:.3f}",
+                "verdict": f"**{row.verdict}**" if row.verdict in order else row.verdict,
+            }
+            for row in sorted(self.rows, key=lambda row: order.get(row.verdict, len(order)))
+        ]
+        about = columns(
+            f"      | A   | B   | B's time over A's | with {CONFIDENCE:.0%} confidence for all | verdict",
+            "{key} | {a} | {b} | {ratio:.3f}       | {interval}                   | {verdict}",
+        )
+        lines = table(shown, about) if shown else []
         return "\n".join([*lines, "", *(f"- {remark}" for remark in self.remarks), ""])
-
-
-def _shown(value: float, rate: bool) -> str:
-    return f"{value:.2f} a second" if rate else f"{milliseconds(value)} ms"
 
 
 def compare(a: Document, b: Document, *, tolerance: float = 0.05) -> Comparison:

@@ -16,7 +16,7 @@ from nst_bench.plots import Plot
 from nst_bench.results import Row, machine_name, measured, suite_of, suites
 from nst_bench.suite import Document, load, names
 from nst_bench.suites.drawing import speedup
-from nst_bench.tables import grid, machine_lines, narrow
+from nst_bench.tables import NARROW, grid, machine_lines, text
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 
@@ -83,9 +83,7 @@ def side_by_side(documents: Sequence[Document]) -> str:
 def _figure(row: Row | None) -> str:
     if row is None or row.median is None:
         return f"*{row.missing}*" if row and row.missing else ""
-    if row.rate or row.p95 is None:
-        return f"{row.median:.2f}{' *unstable*' if row.unstable else ''}"
-    return narrow(vars(row))
+    return text("{median:.2f}{unstable:mark}" if row.rate or row.p95 is None else NARROW, vars(row))
 
 
 def plots(document: Document) -> list[Plot]:
@@ -116,9 +114,9 @@ def write(documents: Sequence[Document], folder: Path) -> Path:
         details = [_suites(document)]
     images = "\n".join(f"![{plot.alt}]({name})" for name, plot in files.items())
     blocks = [f"# {heading}", *first, images, *details]
-    text = "\n\n".join(block.strip("\n") for block in blocks if block.strip()) + "\n"
+    whole = "\n\n".join(block.strip("\n") for block in blocks if block.strip()) + "\n"
     written = {name: plot.png for name, plot in files.items()}
-    written |= {"report.html": html(heading, text, written).encode(), "report.md": text.encode()}
+    written |= {"report.html": html(heading, whole, written).encode(), "report.md": whole.encode()}
     for name, content in written.items():
         with atomic_write(folder / name) as temporary:
             temporary.write_bytes(content)
@@ -135,13 +133,13 @@ def inject(documents: Sequence[Document], page: Path) -> None:
     Their block is `nst-bench-<suite> <model>`, or `nst-bench-<suite>` if the page has none for the model. What a suite
     says in words is in `nst-bench-<suite> in words`.
     """
-    text, blocks = page.read_text(), dict[str, Callable[[], str]]()
+    before, blocks = page.read_text(), dict[str, Callable[[], str]]()
     tables: dict[str, list[Document]] = {}
     for own in (own for document in documents for own in measured(document).values()):
         block = f"nst-bench-{suite_of(own)}"
         of_model = f"{block} {own.get('model', {}).get('name')}"
-        tables.setdefault(of_model if _marks(of_model)[0] in text else block, []).append(own)
-        if _marks(f"{block} in words")[0] in text and (in_words := load(suite_of(own)).in_words):
+        tables.setdefault(of_model if _marks(of_model)[0] in before else block, []).append(own)
+        if _marks(f"{block} in words")[0] in before and (in_words := load(suite_of(own)).in_words):
             blocks.setdefault(f"{block} in words", partial(in_words, own))
     fill(page, blocks | {block: partial(_below_each_other, several) for block, several in tables.items()})
 
@@ -155,15 +153,15 @@ def fill(page: Path, blocks: Mapping[str, Callable[[], str]]) -> None:
 
     Blocks that the page has no marks for are not drawn; `InputError` if it has none at all.
     """
-    text, filled = page.read_text(), False
+    whole, filled = page.read_text(), False
     for name, block in blocks.items():
-        if found := re.search(r"{}\n?(.*?){}".format(*map(re.escape, _marks(name))), text, re.DOTALL):
-            text, filled = text[: found.start(1)] + block() + text[found.end(1) :], True
+        if found := re.search(r"{}\n?(.*?){}".format(*map(re.escape, _marks(name))), whole, re.DOTALL):
+            whole, filled = whole[: found.start(1)] + block() + whole[found.end(1) :], True
     if not filled:
         wanted = ", or ".join(" and ".join(_marks(name)) for name in blocks)
         raise InputError(f"{page}: lacks the lines {wanted}")
     with atomic_write(page) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(whole)
 
 
 def _marks(block: str) -> tuple[str, str]:

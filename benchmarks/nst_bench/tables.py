@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import compress
 from operator import itemgetter
 from typing import Any
@@ -12,22 +12,23 @@ from nst_bench.results import identity
 from nst_bench.suite import Document
 
 Cell = str | Callable[[Any], str]
-"""What stands in a column: a format of a row's fields, or a function of the row."""
+"""What stands in a column: a format of a row's fields (`text`), or a function of the row."""
 
 
-def p50(row: Document) -> str:
-    """The median of a summary, milliseconds."""
-    return milliseconds(row["median"]) + mark(row)
+def columns(titles: str, cells: str) -> dict[str, Cell]:
+    """Columns as two lines of a table: their titles, and below them the formats of their cells."""
+    return dict(zip(*([part.strip() for part in line.split("|")] for line in (titles, cells)), strict=True))
 
 
-SUMMARY: Mapping[str, Cell] = {
-    "p50": p50,
-    "p95": lambda row: milliseconds(row["p95"]),
-    "p99": lambda row: milliseconds(row["p99"]),
-    "spread": "{spread:.0%}",
-    "n": "{n}",
-}
-"""The columns of a summary (`measure.Summary`); documents of version 1 may lack the p99 and the spread."""
+SUMMARY = columns(
+    "p50                           | p95         | p99         | spread       | n  ",
+    "{median:short}{unstable:mark} | {p95:short} | {p99:short} | {spread:.0%} | {n}",
+)
+"""Of a summary (`measure.Summary`), milliseconds; documents of version 1 may lack the p99 and the spread."""
+
+NARROW = "{median:short} ({p95:short}){unstable:mark}"
+"""A summary for tables without room for more."""
+
 
 PHASES = {"steady": "Warm runs", "first of a shape": "First images of new shapes", "cold": "Cold starts"}
 
@@ -44,7 +45,7 @@ NO_COLUMNS = ("n", "median", "p95", "p99", "minimum", "maximum", "spread", "unst
 """Numbers of a row that have no column of their own name."""
 
 
-def table(rows: Iterable[Document], columns: Mapping[str, Cell], *, left: int = 1) -> list[str]:
+def table(rows: Iterable[Document], by_title: Mapping[str, Cell], *, left: int = 1) -> list[str]:
     """A line for each row; a column by its title, of which the first `left` are words and the others numbers.
 
     A cell is empty where the row lacks what the cell is of, and a column without a cell is left out. What is `missing`
@@ -52,12 +53,12 @@ def table(rows: Iterable[Document], columns: Mapping[str, Cell], *, left: int = 
     """
     body = []
     for row in rows:
-        cells = [_cell(cell, row) for cell in columns.values()]
+        cells = [_cell(cell, row) for cell in by_title.values()]
         if "missing" in row:
             cells[left:] = [f"*{row['missing']}*", *[""] * (len(cells) - left - 1)]
         body.append(cells)
-    filled = [any(cells) for cells in zip(*body, strict=True)] or [True] * len(columns)
-    kept = [list(compress(cells, filled)) for cells in (list(columns), *body)]
+    filled = [any(cells) for cells in zip(*body, strict=True)] or [True] * len(by_title)
+    kept = [list(compress(cells, filled)) for cells in (list(by_title), *body)]
     return grid(kept[0], kept[1:], left=sum(filled[:left]))
 
 
@@ -73,9 +74,21 @@ def pivot(rows: Iterable[Document], about: Mapping[str, Cell], *, across: str, c
 
 def _cell(cell: Cell, row: Document) -> str:
     try:
-        return cell.format_map(row) if isinstance(cell, str) else cell(row)
+        return text(cell, row) if isinstance(cell, str) else cell(row)
     except KeyError:
         return ""
+
+
+def text(form: str, row: Mapping[str, Any]) -> str:
+    """`str.format` of a row's fields, which also knows the `FORMATS` of this package; a field that is null is empty."""
+    return _Formatter().vformat(form, (), row)
+
+
+class _Formatter(string.Formatter):
+    def format_field(self, value: Any, spec: str) -> str:
+        if value is None:
+            return ""
+        return FORMATS[spec](value) if spec in FORMATS else str(super().format_field(value, spec))
 
 
 def grid(head: Sequence[str], body: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
@@ -117,44 +130,28 @@ def model_name(model: Document) -> str:
     return f"`{model['name']}`" + (f" ({', '.join(known)})" if known else "")
 
 
-def milliseconds(value: float) -> str:
-    """With three digits or so."""
+def short(value: float) -> str:
+    """A time with three digits or so."""
     digits = 0 if value >= 200 else 1 if value >= 5 else 2
     return f"{value:,.{digits}f}"
 
 
-def seconds(value: float) -> str:
-    """Whole seconds, or with two decimals where there are few."""
-    return f"{value:.0f}" if value >= 10 else f"{value:.2f}"
-
-
-def number(value: float | None, *, share: bool = False) -> str:
-    """With three digits; a share in per cent."""
-    if value is None:
-        return ""
-    if share:
-        return f"{value:.0%}"
+def digits(value: float) -> str:
+    """Three of them, and all of a whole number."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
-def narrow(row: Document) -> str:
-    """`median (p95)`, milliseconds, for tables without room for more."""
-    return f"{milliseconds(row['median'])} ({milliseconds(row['p95'])}){mark(row)}"
+FORMATS: Mapping[str, Callable[[Any], str]] = {
+    "short": short,
+    "digits": digits,
+    "mark": lambda unstable: " *unstable*" if unstable else "",
+    "yes": lambda true: "yes" if true else "no",
+}
 
 
-def narrow_with_ratio(row: Document) -> str:
-    """The same and its ratio to the first of its kind, which has none itself."""
-    return narrow(row) + ("" if row["ratio"] == 1 else f", **{row['ratio']:.2f}**")
-
-
-def rate(row: Document) -> str:
-    """A rate a second."""
-    return f"{row['rate']:.2f}{' *unstable*' if row.get('rate_unstable') else ''}"
-
-
-def mark(row: Document) -> str:
-    """Of a figure that did not settle."""
-    return " *unstable*" if row["unstable"] else ""
+def with_ratio(row: Document) -> str:
+    """A narrow summary and, in bold, its ratio to the first of its kind, which has none itself."""
+    return text(NARROW if row["ratio"] == 1 else NARROW + ", **{ratio:.2f}**", row)
 
 
 def list_of_rows(document: Document) -> list[str]:
@@ -190,12 +187,9 @@ def _of_any_kind(rows: list[Document]) -> list[str]:
             continue
         for name, value in row.items():
             if isinstance(value, int | float) and name not in (*known, *NO_COLUMNS):
-                numbers[TITLES.get(name, name.replace("_", " "))] = partial(_number, name)
-        shown.append({**row, **dict.fromkeys(words, ""), **known, "version": row.get("version") or ""})
+                form = ".0%" if name.startswith("share_") else "digits"
+                numbers[TITLES.get(name, name.replace("_", " "))] = f"{{{name}:{form}}}"
+        shown.append({**row, **dict.fromkeys(words), **known, "version": row.get("version")})
     shown += [{**dict(known), "size": ", ".join(sizes)} for known, sizes in missing.items()]
     titles = {name.replace("_", " "): f"{{{name}}}" for name in words}
     return table(shown, {**titles, **SUMMARY, **numbers}, left=len(titles))
-
-
-def _number(name: str, row: Document) -> str:
-    return number(row.get(name), share=name.startswith("share_"))

@@ -144,11 +144,13 @@ def test_the_table_that_matters_has_the_equal_loss_first() -> None:
     lines = report.one_table(document).splitlines()
     shown = {row["size"]: f"{row['served_ms']:.1f}" for row in document["speedup"]}
     hundred = next(row for row in document["speedup"] if (row["size"], row["iterations"]) == (512, 100))
-    seconds, ratio = hundred["gatys_seconds"], hundred["ratio"]
-    assert lines[2].startswith(f"| 256² | same loss: 24 iterations | 8 s | {shown[256]} | **222** |")
-    assert lines[6].startswith(f"| 512² | 100 iterations | {seconds:.0f} s | {shown[512]} | **{ratio:,.0f}** |")
+    seconds, ratio = tables.short(hundred["gatys_seconds"]), hundred["ratio"]
+    assert lines[2].startswith(f"| 256² | same loss: 24 iterations | 8.4 s | {shown[256]} | **222** |")
+    assert lines[6].startswith(
+        f"| 512² | 100 iterations | {seconds} s | {shown[512]} | **{ratio:,.0f}** |"
+    )
     assert lines[-1] == "Not compared at equal loss, 512²: no style image was given."
-    assert "| 256² | a.jpg | 2.500 | 24 | 8.40 s | 37.9 ms | **222** |" in report.markdown(document)
+    assert "| 256² | a.jpg | 2.500 | 24 | 8.4 s | 37.9 ms | **222** |" in report.markdown(document)
 
 
 CARD = "NVIDIA H100 80GB HBM3"
@@ -231,8 +233,8 @@ def test_a_gpus_figures_stand_below_the_runs(tmp_path: Path) -> None:
     of_card = next(number for number, line in enumerate(lines) if CARD in line)
     ours, theirs = (number for number, line in enumerate(lines) if line.startswith("| 512² | Gatys, one iteration |"))
     assert ours < of_card < theirs
-    assert lines[ours].startswith(f"| 512² | Gatys, one iteration | {tables.p50(gatys)} |")
-    assert lines[theirs].startswith("| 512² | Gatys, one iteration | 8.00 |")
+    assert lines[ours].startswith(f"| 512² | Gatys, one iteration | {tables.short(gatys['median'])} |")
+    assert lines[theirs].startswith("| 512² | Gatys, one iteration | 8.0 |")
     assert "| 512² | Triton, shared memory | 4.00 |" in blocks[names[0]], "a row that only one has"
     assert "`starry-night-fast`" in blocks[names[1]] and "| TensorRT, FP16 | GPU | 512² |" in blocks[names[1]]
     assert "| the network, without a server |" in blocks[names[2]], "a suite that only the GPU's run has"
@@ -317,7 +319,7 @@ def test_a_page_gets_the_tables_that_it_has_markers_for(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
     two = CliRunner().invoke(app, ["report", str(file), str(file), "--readme", str(page)])
     assert two.exit_code == 1
-    assert "--readme takes one result, and beside it those of GPUs" in two.stderr
+    assert "--readme takes one result, and below it those of GPUs" in two.stderr
 
 
 def test_the_loss_is_drawn_by_time() -> None:
@@ -388,7 +390,7 @@ def test_results_of_before_the_suites_had_names_are_read(tmp_path: Path) -> None
     (tmp_path / "oldest.json").write_text(json.dumps(document))
     read = results.read(tmp_path / "oldest.json")
     assert (read["schema"], read["equal_loss"]) == (suite.schema("speedup"), [])
-    assert "| Gatys, 100 iterations | 30 | **6,000** |" in report.markdown(read)
+    assert "| Gatys, 100 iterations | 30.0 | **6,000** |" in report.markdown(read)
 
 
 def test_a_summary_draws_what_its_samples_drew() -> None:

@@ -32,7 +32,7 @@ from nst_bench.served.resources import served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites.quality import baseline
-from nst_bench.tables import Cell, number, table
+from nst_bench.tables import columns, table
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
 from nst_trainer.checkpoint import Checkpoint
@@ -191,15 +191,11 @@ def _row(what: str, size: int, images: float, block: Block) -> Document:
 
 def tables(document: Document) -> list[str]:
     """Joules an image."""
-    columns: dict[str, Cell] = {
-        "size": "{size}²",
-        "what": "{what}",
-        "joules an image": lambda row: number(row["joules"]),
-        "times the network's": lambda row: f"**{number(row['ratio'])}**",
-        "mean power, W": "{watts:.0f}",
-        "counted over": "{pieces:,}",
-        "seconds": "{seconds:.1f}",
-    }
+    an_image = columns(
+        "size    | what   | joules an image | times the network's",
+        "{size}² | {what} | {joules:digits} | **{ratio:digits}**",
+    )
+    counted = columns("mean power, W | counted over | seconds", "{watts:.0f} | {pieces:,} | {seconds:.1f}")
     return [
         f"`{document['model']['name']}`.",
         "",
@@ -208,7 +204,7 @@ def tables(document: Document) -> list[str]:
         f"go by shared memory; the optimisation's {document['iterations']} iterations are scaled from those that were "
         "counted.",
         "",
-        *table(document["rows"], columns, left=2),
+        *table(document["rows"], an_image | counted, left=2),
     ]
 
 

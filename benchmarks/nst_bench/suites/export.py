@@ -20,7 +20,7 @@ import torch
 
 from nst_bench.measure import interleaved, summarize
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import Cell, narrow_with_ratio, pivot
+from nst_bench.tables import columns, pivot, with_ratio
 from nst_core import devices
 from nst_core.contract import IMAGE
 from nst_core.devices import Gpu
@@ -245,12 +245,14 @@ def tables(document: Document) -> list[str]:
     rows = [row for row in document["rows"] if "missing" not in row]
     lines = []
     if rows:
-        about: dict[str, Cell] = {"engine": "{engine}", "network": "{network}, {precision}"}
-        about |= {"width": "{width:g}", "size": "{size}²"}
+        about = columns(
+            "engine   | network                | width     | size",
+            "{engine} | {network}, {precision} | {width:g} | {size}²",
+        )
         lines += [
             "Milliseconds, median (95th percentile) of warm runs, and, in bold, the share of the plain export's time:",
             "",
-            *pivot(rows, about, across="form", cell=narrow_with_ratio),
+            *pivot(rows, about, across="form", cell=with_ratio),
             "",
             f"Arithmetic of the convolutions at {max(row['size'] for row in rows)}², GFLOP: {_gflop(rows)}.",
         ]

@@ -31,7 +31,7 @@ from nst_bench.measure import summarize, timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites import gatys
-from nst_bench.tables import Cell, by_phase, table
+from nst_bench.tables import by_phase, columns, table, text
 from nst_bench.workers import Worker
 from nst_core.devices import Device
 from nst_core.images import sample_photographs
@@ -238,19 +238,22 @@ def _peak_mib(where: torch.device, work: Callable[[], object]) -> float:
 
 def tables(document: Document) -> list[str]:
     """Methods against each other, as in the review of Jing et al."""
-    columns: dict[str, Cell] = {
-        "method": "{method}",
-        "network": lambda row: row["network"] or "",
-        "parameters": lambda row: f"{row['parameters']:,}" if row["parameters"] else "",
-        "styles": lambda row: "any" if row["styles"] is None else str(row["styles"]),
-        "loss": lambda row: _or_why_not("{value:.3f} ({of})", row["loss"]),
-        "time to a new style": lambda row: _or_why_not("{seconds:,.0f} s, {from}", row["new_style"]),
-    }
-    return [*table(document["methods"], columns, left=6), "", *by_phase(document["rows"])]
-
-
-def _or_why_not(text: str, found: Document) -> str:
-    return f"*{found['missing']}*" if "missing" in found else text.format_map(found)
+    shown = []
+    for row in document["methods"]:
+        loss, style = row["loss"], row["new_style"]
+        shown.append(
+            {
+                **row,
+                "styles": "any" if row["styles"] is None else row["styles"],
+                "loss": text("*{missing}*" if "missing" in loss else "{value:.3f} ({of})", loss),
+                "new_style": text("*{missing}*" if "missing" in style else "{seconds:,.0f} s, {from}", style),
+            }
+        )
+    about = columns(
+        "method   | network   | parameters     | styles   | loss   | time to a new style",
+        "{method} | {network} | {parameters:,} | {styles} | {loss} | {new_style}",
+    )
+    return [*table(shown, about, left=6), "", *by_phase(document["rows"])]
 
 
 SHORT, FULL = MethodsEffort((256,), 5), MethodsEffort((256, 512, 1024), 7)

@@ -27,7 +27,7 @@ from nst_bench.served.callers import Callers, start_callers
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.tables import Cell, mark, table
+from nst_bench.tables import columns, table
 from nst_core.contract import IMAGE
 from nst_core.errors import NstError
 from nst_core.images import Pixels
@@ -205,20 +205,21 @@ def _compared(turns: Sequence[tuple[Figures, Figures]]) -> Document:
 
 def tables(document: Document) -> list[str]:
     """Our figures against NVIDIA's."""
-    columns: dict[str, Cell] = {
-        "": lambda row: row["protocol"] + mark(row),
-        "callers": "{callers}",
-        "images/s: ours": "{ours[rate]:.2f}",
-        "images/s: theirs": "{theirs[rate]:.2f}",
-        "images/s: ratio": "**{rate_ratio:.3f}**",
-        "p50, ms: ours": "{ours[median]:.1f}",
-        "p50, ms: theirs": "{theirs[median]:.1f}",
-        "p50, ms: ratio": "**{median_ratio:.3f}**",
-    }
     return [
         f"`{document['model']['name']}` at {document['size']}², in turns: nst-bench (ours) and perf_analyzer (theirs).",
         "",
-        *table(document["rows"], columns),
+        *table(
+            document["rows"],
+            columns("  | callers", "{protocol}{unstable:mark} | {callers}")
+            | columns(
+                "images/s: ours   | images/s: theirs   | images/s: ratio",
+                "{ours[rate]:.2f} | {theirs[rate]:.2f} | **{rate_ratio:.3f}**",
+            )
+            | columns(
+                "p50, ms: ours      | p50, ms: theirs      | p50, ms: ratio",
+                "{ours[median]:.1f} | {theirs[median]:.1f} | **{median_ratio:.3f}**",
+            ),
+        ),
         "",
         f"The two are {document['largest_difference']:.1%} apart at most.",
     ]

@@ -27,7 +27,7 @@ from nst_bench.machine.cuda import torch_device
 from nst_bench.plots import Plot, decades, figure
 from nst_bench.served.resources import describe_network
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import Cell, model_name, table
+from nst_bench.tables import columns, model_name, table
 from nst_core.errors import InputError
 from nst_core.images import ImageData, find_images, fit, open_image, sample_photographs
 from nst_trainer.checkpoint import Checkpoint, load
@@ -251,17 +251,23 @@ def tables(document: Document) -> list[str]:
     model, found, size = document["model"], document["equivalent_iterations"], document["size"]
     photos, in_range = document["photos"], document["equivalent_iterations_in_range"]
     low, high = found["quartiles"]
-    columns: dict[str, Cell] = {
-        "photograph": "{photo}",
-        "equivalent iterations": lambda row: str(row["equivalent_iterations"] or f"> {row['iterations']}"),
-        "in range": lambda row: str(row["equivalent_iterations_in_range"] or f"> {row['iterations']}"),
-        **{name: f"{{{name}:.3f}}" for name in ("loss", "content", "style")},
-        **{layer: f"{{style_by_layer[{layer}]:.3f}}" for layer in photos[0]["style_by_layer"]},
-        "total variation": "{total_variation:.3f}",
-        "warping error": "{warping_error:.2f}",
-        "checkerboard": "{checkerboard:.2f}",
-        "border": "{border:.2f}",
-    }
+    shown = [
+        {
+            **row,
+            "found": row["equivalent_iterations"] or f"> {row['iterations']}",
+            "in_range": row["equivalent_iterations_in_range"] or f"> {row['iterations']}",
+        }
+        for row in photos
+    ]
+    about = columns(
+        "photograph | equivalent iterations | in range   | loss       | content       | style",
+        "{photo}    | {found}               | {in_range} | {loss:.3f} | {content:.3f} | {style:.3f}",
+    )
+    about |= {layer: f"{{style_by_layer[{layer}]:.3f}}" for layer in photos[0]["style_by_layer"]}
+    about |= columns(
+        "total variation       | warping error       | checkerboard       | border",
+        "{total_variation:.3f} | {warping_error:.2f} | {checkerboard:.2f} | {border:.2f}",
+    )
     return [
         f"{model_name(model)} in the "
         f"style of {model['style']} is equivalent to **{found['median']:g} iterations** of the optimisation at {size}² "
@@ -270,7 +276,7 @@ def tables(document: Document) -> list[str]:
         f"({in_range['minimum']}-{in_range['maximum']}) if the optimisation's images, too, are cut to the range of "
         "colours that a file can hold.",
         "",
-        *table(photos, columns),
+        *table(shown, about),
         "",
         "Losses are weighted as in training; the last three are of 255.",
     ]

@@ -28,7 +28,7 @@ from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.exported import export_checkpoint
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import narrow_with_ratio, pivot
+from nst_bench.tables import columns, pivot, with_ratio
 from nst_client import StyleClient
 from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
 from nst_export.graph.conversion import export_onnx, write_onnx
@@ -215,7 +215,7 @@ def tables(document: Document) -> list[str]:
     return [
         f"`{document['network']}`, milliseconds, median (95th percentile), in turns, and, in bold, times the first:",
         "",
-        *pivot(document["rows"], {"size": "{size}²", "form": "{form}"}, across="styles", cell=narrow_with_ratio),
+        *pivot(document["rows"], columns("size | form", "{size}² | {form}"), across="styles", cell=with_ratio),
     ]
 
 

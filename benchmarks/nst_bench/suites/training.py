@@ -22,7 +22,7 @@ from nst_bench import options
 from nst_bench.machine.cuda import torch_device
 from nst_bench.measure import summarize, timed
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import SUMMARY, Cell, table
+from nst_bench.tables import SUMMARY, columns, table
 from nst_bench.workers import Worker
 from nst_core.images import open_image, sample_photographs
 from nst_core.memory import keep_freed_memory
@@ -164,19 +164,16 @@ def tables(document: Document) -> list[str]:
     for row in document["crops"]:
         rows.append({**row["plain"], "crop": row["crop"], "loop": "a plain loop"})
         rows.append({**row["nst"], "crop": row["crop"], "loop": "nst", "ratio": row["ratio"]})
-    columns: dict[str, Cell] = {
-        "crops": "{crop}²",
-        "loop": "{loop}",
-        "images/s": "{images_per_second:.2f}",
-        "times the plain loop": "**{ratio:.2f}**",
-        **SUMMARY,
-    }
+    about = columns(
+        "crops   | loop   | images/s                | times the plain loop",
+        "{crop}² | {loop} | {images_per_second:.2f} | **{ratio:.2f}**",
+    )
     return [
         f"Johnson's network at width {document['width']:g}, batches of {document['batch']}; "
         f"the plain loop in {precision['plain']}, nst's convolutions in {precision['nst']}: {precision['why']}. "
         "Milliseconds are a step's.",
         "",
-        *table(rows, columns, left=2),
+        *table(rows, about | SUMMARY, left=2),
     ]
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from nst_bench.plots import Plot, figure
 from nst_bench.suite import Document
-from nst_bench.tables import SUMMARY, Cell, milliseconds, rate, table
+from nst_bench.tables import SUMMARY, columns, short, table, text
 
-SPLIT = {"batch": "{batch:.2f}", "queue": "{queue:.1f}", "compute": "{compute:.1f}", "rest": "{rest:.1f}"}
+SPLIT = columns("batch | queue | compute | rest", "{batch:.2f} | {queue:.1f} | {compute:.1f} | {rest:.1f}")
 """Where the latency was spent, as columns."""
 
 
@@ -16,16 +16,14 @@ def tables(document: Document) -> list[str]:
     """Requests against the bare session, many callers, arrivals."""
     model = document["model"]
     width = f"width {model['width']:g}, " if model["width"] else ""
-    bare = document["latency"][0]["way"]
-    columns: dict[str, Cell] = {"size": "{size}²", "way": "{way}", **SUMMARY}
-    columns["times the bare session"] = lambda row: "" if row["way"] == bare else f"**{row['ratio']:.3f}**"
+    alone = columns("size | way", "{size}² | {way}") | SUMMARY | {"times the bare session": "**{ratio:.3f}**"}
     return [
         f"`{model['name']}` ({width}{arrangement(model)}).",
         "",
         "One request at a time, milliseconds; the bare session is the same file in the same arrangement, without a "
         "server, in turns with the others:",
         "",
-        *table(document["latency"], columns, left=2),
+        *table(document["latency"], alone, left=2),
         *(line for load in throughputs(document) for line in ("", *_throughput(load))),
         *(["", *_mixed(document)] if "mixed" in document else []),
         *(["", *_arrivals(document["arrivals"])] if "arrivals" in document else []),
@@ -45,42 +43,33 @@ def throughputs(document: Document) -> list[Document]:
 
 
 def _throughput(load: Document) -> list[str]:
-    bare = load["bare"]
-    columns: dict[str, Cell] = {
-        "callers": "{callers}",
-        "images/s": rate,
-        "of the bare": "**{ratio:.3f}**",
-        "times one caller": "**{against_one:.2f}**",
-        **SUMMARY,
-        **SPLIT,
-    }
+    bare, reached = load["bare"], text("{rate:.2f}{rate_unstable:mark}", load["bare"])
+    rates = columns(
+        "callers   | images/s                        | of the bare     | times one caller",
+        "{callers} | {rate:.2f}{rate_unstable:mark}  | **{ratio:.3f}** | **{against_one:.2f}**",
+    )
     return [
-        f"Callers at once, each a process, at {load['size']}² over gRPC, against the {rate(bare)} images a "
+        f"Callers at once, each a process, at {load['size']}² over gRPC, against the {reached} images a "
         f"second (spread {bare['rate_spread']:.0%}) that the bare sessions reach together; {load['requests']} "
         f"images a turn, {len(bare['rates'])} turns. The batch is the mean number of images in a run, from the "
         "server's counters, as are queue and compute; the rest is the network and the client. Means, milliseconds:",
         "",
-        *table(load["rows"], columns, left=0),
+        *table(load["rows"], rates | SUMMARY | SPLIT, left=0),
     ]
 
 
 def _mixed(document: Document) -> list[str]:
     """Callers of mixed sizes against one caller, and what is slowest of all that callers at once do."""
     smallest, largest = document["mixed"]["sides"]
-    columns: dict[str, Cell] = {
-        "mixture": "{mixture}",
-        "callers": "{callers}",
-        "images/s": rate,
-        "one caller's": "{one_caller:.2f}",
-        "times one caller": "**{against_one:.2f}**",
-        **SUMMARY,
-        **SPLIT,
-    }
+    rates = columns(
+        "mixture   | callers   | images/s                       | one caller's     | times one caller",
+        "{mixture} | {callers} | {rate:.2f}{rate_unstable:mark} | {one_caller:.2f} | **{against_one:.2f}**",
+    )
     lines = [
         f"Mixed sizes, as many as callers, sides of {smallest} to {largest} pixels, each size equally often, over "
         "gRPC, against one caller with the same images, one size after the other:",
         "",
-        *table(document["mixed"]["rows"], columns),
+        *table(document["mixed"]["rows"], rates | SUMMARY | SPLIT),
     ]
     if found := document.get("slowest_against_one"):
         there_is = "No" if found["ratio"] >= 1.0 else "A"
@@ -91,12 +80,11 @@ def _mixed(document: Document) -> list[str]:
 
 def _arrivals(arrivals: Document) -> list[str]:
     found = f"{arrivals['rate']:.2f} a second" if arrivals["rate"] else "none that was tried"
-    within: dict[str, Cell] = {"within": lambda row: "yes" if row["within"] else "no"}
     return [
         f"Arrivals at random times (Poisson) at {arrivals['size']}². The highest rate at which "
         f"{arrivals['percentile']} % are answered within {arrivals['limit']:.0f} ms, by bisection: **{found}**.",
         "",
-        *table(arrivals["rows"], {"arrivals/s": "{rate:.2f}", **SUMMARY, **SPLIT, **within}, left=0),
+        *table(arrivals["rows"], {"arrivals/s": "{rate:.2f}", **SUMMARY, **SPLIT, "within": "{within:yes}"}, left=0),
     ]
 
 
@@ -111,7 +99,7 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
         axes.plot(callers, [row["rate"] for row in rows], "o-", color="C0", label="Triton, gRPC (median of the turns)")
         for row in rows:
             axes.plot([row["callers"]] * len(row["rates"]), row["rates"], "_", color="C0", alpha=0.6)
-            note, place = f"p95 {milliseconds(row['p95'])} ms", (row["callers"], row["rate"])
+            note, place = f"p95 {short(row['p95'])} ms", (row["callers"], row["rate"])
             axes.annotate(note, place, (0, -14), textcoords="offset points", fontsize=7, ha="center")
         axes.axhline(bare["rate"], color="C1", label="bare sessions, no server")
         axes.axhspan(min(bare["rates"]), max(bare["rates"]), color="C1", alpha=0.15, linewidth=0)

@@ -9,17 +9,7 @@ import numpy as np
 from nst_bench import plots
 from nst_bench.plots import Plot, decades, figure
 from nst_bench.suite import Document
-from nst_bench.tables import (
-    SUMMARY,
-    Cell,
-    milliseconds,
-    model_name,
-    narrow,
-    p50,
-    pivot,
-    seconds,
-    table,
-)
+from nst_bench.tables import NARROW, SUMMARY, columns, model_name, pivot, short, table, text
 
 GATYS = "Gatys, one iteration"
 """The engine of the rows that are no images."""
@@ -31,9 +21,12 @@ ITERATIONS = (100, 300, 500)
 def tables(document: Document) -> list[str]:
     """The served network against the optimisation."""
     first = _of_phase(document, "first of a shape")
-    rows = sorted(_of_phase(document, "steady").values(), key=lambda row: int(row["size"]))
-    columns: dict[str, Cell] = {"size": "{size}²", "engine": "{engine}", **SUMMARY}
-    columns["first of a shape"] = lambda row: narrow(first[row["engine"], row["size"]])
+    shown = [
+        {**row, "first": text(NARROW, first[at])} if at in first else row
+        for at, row in _of_phase(document, "steady").items()
+    ]
+    shown.sort(key=lambda row: int(row["size"]))
+    by_engine = columns("size | engine", "{size}² | {engine}") | SUMMARY | {"first of a shape": "{first}"}
     cold = [row for row in document["rows"] if row["phase"] == "cold"]
     both_on_gpu = document.get("device") == "GPU"
     return [
@@ -41,7 +34,7 @@ def tables(document: Document) -> list[str]:
         "",
         "Milliseconds of warm runs, and of the first images of new shapes (95th percentile):",
         "",
-        *table(rows, columns, left=2),
+        *table(shown, by_engine, left=2),
         "",
         "Cold starts, once each:",
         "",
@@ -65,7 +58,7 @@ def _fixed_iterations(speedups: list[Document]) -> list[str]:
     """Johnson et al.'s table 1; where images went by shared memory too, these ratios as well."""
     first = speedups[0]["served"]
     cells = [
-        {**row, "column": f"{row['size']}²: seconds", "text": seconds(row["gatys_seconds"])}
+        {**row, "column": f"{row['size']}²: seconds", "text": short(row["gatys_seconds"])}
         for row in speedups
         if row["served"] == first
     ]
@@ -77,18 +70,15 @@ def _fixed_iterations(speedups: list[Document]) -> list[str]:
 
 def _equal_loss(rows: Sequence[Document]) -> list[str]:
     """The speed-up that counts: until the optimisation's loss is the network's."""
-    columns: dict[str, Cell] = {
-        "size": "{size}²",
-        "photograph": "{photo}",
-        "the network's loss": "{loss:.3f}",
-        "iterations to it": "{iteration}",
-        "the optimisation": lambda row: f"{seconds(row['gatys_seconds'])} s",
-        "served": lambda row: f"{milliseconds(row['served_ms'])} ms",
-        "times": "**{ratio:,.0f}**",
-        "by shared memory": lambda row: f"{milliseconds(row['shared_memory_ms'])} ms",
-        "times by shared memory": "**{shared_memory_ratio:,.0f}**",
-    }
-    return table(rows, columns, left=2)
+    about = columns(
+        "size    | photograph | the network's loss | iterations to it | the optimisation        | served",
+        "{size}² | {photo}    | {loss:.3f}         | {iteration}      | {gatys_seconds:short} s | {served_ms:short} ms",
+    )
+    times = columns(
+        "times            | by shared memory          | times by shared memory",
+        "**{ratio:,.0f}** | {shared_memory_ms:short} ms  | **{shared_memory_ratio:,.0f}**",
+    )
+    return table(rows, about | times, left=2)
 
 
 def summary_table(document: Document) -> list[str]:
@@ -98,20 +88,19 @@ def summary_table(document: Document) -> list[str]:
     rows: list[Document] = []
     for size in dict.fromkeys(row["size"] for row in speedups):
         equal = [row for row in equal_loss if row["size"] == size and "missing" not in row]
-        of = f" (of {len(equal)} photographs)" if len(equal) > 1 else ""
-        replaced = [{**row, "what": f"same loss: {row['iteration']} iterations{of}"} for row in _middle(equal)]
         fixed = [row for row in speedups if (row["size"], row["served"]) == (size, served)]
-        replaced += [{**row, "what": f"{row['iterations']} iterations"} for row in fixed]
+        replaced = [{**row, "what": f"{row['iterations']} iterations"} for row in fixed]
+        if equal:
+            of = f" (of {len(equal)} photographs)" if len(equal) > 1 else ""
+            middle = _middle(equal)
+            replaced.insert(0, {**middle, "what": f"same loss: {middle['iteration']} iterations{of}"})
         rows += [{**warm[served, size], **replaced[0]}, *replaced[1:]]
-    columns: dict[str, Cell] = {
-        "size": "{size}²",
-        "Gatys' optimisation": "{what}",
-        "takes": "{gatys_seconds:,.0f} s",
-        "a served image, ms: p50": p50,
-        "times": "**{ratio:,.0f}**",
-        **{title: cell for title, cell in SUMMARY.items() if cell is not p50},
-    }
-    lines = table(rows, columns, left=2)
+    about = columns(
+        "size    | Gatys' optimisation | takes                   | a served image, ms: p50    | times",
+        "{size}² | {what}              | {gatys_seconds:short} s | {median:short}{unstable:mark} | **{ratio:,.0f}**",
+    )
+    others = {title: cell for title, cell in SUMMARY.items() if title != "p50"}
+    lines = table(rows, about | others, left=2)
     if len({row["served"] for row in speedups}) > 1:
         lines += ["", _by_shared_memory(speedups)]
     missing: dict[str, list[str]] = {}
@@ -122,16 +111,16 @@ def summary_table(document: Document) -> list[str]:
     return [*lines, *(["", f"Not compared at equal loss, {why}."] if why else [])]
 
 
-def _middle(rows: Sequence[Document]) -> Sequence[Document]:
-    """The row whose ratio is the median, if there are rows."""
-    return sorted(rows, key=lambda row: float(row["ratio"]))[len(rows) // 2 :][:1]
+def _middle(rows: Sequence[Document]) -> Document:
+    """The row whose ratio is the median."""
+    return sorted(rows, key=lambda row: float(row["ratio"]))[len(rows) // 2]
 
 
 def _by_shared_memory(speedups: Sequence[Document]) -> str:
     """The same by shared memory, of the highest number of iterations."""
     last = speedups[-1]
     own = [row for row in speedups if (row["served"], row["iterations"]) == (last["served"], last["iterations"])]
-    times = (f"{milliseconds(row['served_ms'])} ms at {row['size']}², **{row['ratio']:,.0f}** times" for row in own)
+    times = (f"{short(row['served_ms'])} ms at {row['size']}², **{row['ratio']:,.0f}** times" for row in own)
     return f"By shared memory an image takes {', '.join(times)} less than {last['iterations']} iterations."
 
 
@@ -160,7 +149,7 @@ def plot_loss(own: Mapping[str, Document], machine: str) -> Plot | None:
                 axes.plot(times, row["curve"], color=colour, alpha=0.8, linewidth=1, label=label)
                 label = f"one pass, served, {size}²" if number == 0 else None
                 axes.plot(row["served_ms"] / 1000, row["loss"], "o", color=colour, label=label)
-            (middle,) = _middle(photos)
+            middle = _middle(photos)
             words.append(
                 f"at {size}² the served image has a loss of {middle['loss']:.2f} after {middle['served_ms']:.0f} ms, "
                 f"the optimisation after {middle['gatys_seconds']:.0f} s ({middle['photo']})"
