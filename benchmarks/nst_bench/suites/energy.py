@@ -3,10 +3,6 @@
 The card counts its own energy, all of the card's and nothing of the processor's, and the count moves some ten times a
 second: a block takes seconds. What the card draws while it does nothing is *not* subtracted, since it is paid for
 too; it stands beside.
-
-`model`: `name`, `precision`. `iterations` (of the optimisation for an image), `idle_watts`, `idle_subtracted` (false).
-`rows`: `what`, `size`, `pieces` (images, or iterations of the optimisation), `seconds`, `watts` (mean), `joules` (an
-image), `ratio` (to the network's without a server). Of the whole card, by its own counter.
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 The equivalent iterations of each (see `quality`), and how long an image takes in the form in which it is served:
 exported for this device, in the engine that serves it, the networks taking turns.
-
-`style` (the style image's file), `photos` (names), `quality_size` (side in pixels). `rows`, by time: `name`, `network`,
-`arguments`, `parameters`, `loss`, `content`, `style` (means), `equivalent_iterations` (median), `size`, a summary of an
-image, `best_for_its_time` (no faster row has a loss as low).
 """
 
 from __future__ import annotations

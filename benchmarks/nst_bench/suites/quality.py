@@ -2,10 +2,6 @@
 
 As in figure 5 of Johnson et al. 2016. And what the loss does not see: whether a moving image flickers, whether the
 network's grid shows (the checkerboard artifact), and whether its border is brighter or darker.
-
-`model` as in `latency`, and `style` (the style image's file). `size`. `equivalent_iterations` and
-`equivalent_iterations_in_range`: `median`, `quartiles`, `minimum`, `maximum`. `photos`: rows of losses, artifacts, and
-the optimisation's loss by iteration (`curve`, and `curve_in_range` with values cut to [0, 1]).
 """
 
 from __future__ import annotations

@@ -7,12 +7,6 @@ three figures.
 
 A fixed number of iterations flatters the network if its image is equivalent to fewer. The figure beside it is the
 speed-up at equal loss: the iterations after which the optimisation's loss is the network's, found on real photographs.
-
-`model` as in `latency`. `device` (`CPU` or `GPU`) of both. `rows`: `engine`, `size`, `phase`. `speedup`: `size`,
-`iterations` (100, 300, 500), `gatys_seconds` (scaled from the median iteration), `served` (the engine), `served_ms`,
-`ratio`. `equal_loss`: `size`, `photo`, `loss` (the network's), `iteration` (the first of the optimisation at or below
-it), `curve` (its losses until then), `gatys_seconds`, `served_ms` and `ratio` over gRPC, `shared_memory_ms` and
-`shared_memory_ratio`; or `size` and `missing`.
 """
 
 from __future__ import annotations
