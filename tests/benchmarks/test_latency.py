@@ -14,8 +14,7 @@ from nst_bench.engines.base import Stylize
 from nst_bench.engines.registry import Engine
 from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
 from nst_bench.peers import process
-from nst_bench.served.export import export_checkpoint, untrained_checkpoint
-from nst_bench.served.exported import ExportedModel
+from nst_bench.served.exported import ExportedModel, export_checkpoint, untrained_checkpoint
 from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suite import Context, Document
 from nst_bench.suites import cold, latency, peers
@@ -34,9 +33,9 @@ def tiny() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def repository(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory, cpu: Device) -> Path:
     folder = tmp_path_factory.mktemp("latency") / "models"
-    export_checkpoint(tiny, folder)
+    export_checkpoint(tiny, folder, cpu)
     return folder
 
 

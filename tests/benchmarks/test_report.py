@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from nst_bench import capacity, report, results, suite, tables
 from nst_bench.cli import app
 from nst_bench.measure import summarize
-from nst_bench.served import turns
+from nst_bench.served import callers
 from nst_bench.served.callers import Call
 from nst_bench.suites import energy, serving, speedup
 from nst_bench.suites.drawing.speedup import GATYS
@@ -178,9 +178,9 @@ def _card_run() -> dict[str, Any]:
         {**row, "engine": "T", "missing": "not here"},
     ]
     calls = [Call(0.001 * number, 0.001 * number + 0.004) for number in range(20)]
-    turn = turns.Turn(calls, Statistics(20, 0, 20, 10, {2: 10}, 0.001, 0.002))
-    own = turns.rate_of([turn.rate]) | turns.summary([turn])
-    load = {"size": 512, "requests": 20, "bare": turns.rate_of([1000.0])}
+    turn = callers.Turn(calls, Statistics(20, 0, 20, 10, {2: 10}, 0.001, 0.002))
+    own = callers.rate_of([turn.rate]) | callers.summary([turn])
+    load = {"size": 512, "requests": 20, "bare": callers.rate_of([1000.0])}
     load |= {"rows": [{"callers": count, **own, "ratio": 0.5, "against_one": 1.0} for count in (1, 32)]}
     mixed = [{"mixture": serving.CHANGING, "callers": 32, **own, "one_caller": 2000.0, "against_one": 0.7}]
     loaded: dict[str, Any] = {

@@ -18,8 +18,7 @@ from nst_bench import report, results
 from nst_bench.cli import app
 from nst_bench.engines.baseline import Baseline
 from nst_bench.photographs import sample_photograph
-from nst_bench.served import turns
-from nst_bench.served.callers import SizedCall, send_in_turn, start_callers
+from nst_bench.served.callers import SizedCall, Turn, counted_between, send_in_turn, start_callers, summary
 from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suite import Context, Document
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
@@ -128,7 +127,7 @@ def test_the_batch_that_is_reported_is_the_batch_that_was_sent(server: ModelServ
         deadline = time.monotonic() + 10
         while (after := client.statistics("tiny")).requests < before.requests + 3 and time.monotonic() < deadline:
             time.sleep(0.01)
-    counted = turns.between(before, after)
+    counted = counted_between(before, after)
     assert (counted.requests, counted.images, counted.executions) == (3, 13, 3)
     assert counted.batches == {3: 1, 5: 2}
     assert counted.compute_seconds > 0
@@ -144,7 +143,7 @@ def test_callers_at_once_are_counted_one_by_one_on_a_cpu(server: ModelServer) ->
         while (after := client.statistics("tiny")).requests < before.requests + 40 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert len(calls) == 40
-    counted = turns.between(before, after)
+    counted = counted_between(before, after)
     assert counted.images == 40
     assert counted.batches == {1: 40} and counted.executions == 40
 
@@ -209,7 +208,7 @@ def test_as_many_bare_sessions_as_instances(repository: Path, tmp_path: Path) ->
 def test_what_a_server_counted_between_two_moments() -> None:
     before = Statistics(4, 1, 6, 3, {1: 2, 4: 1}, queue_seconds=0.5, compute_seconds=1.0)
     after = Statistics(8, 1, 14, 5, {1: 2, 4: 3}, queue_seconds=1.0, compute_seconds=2.0)
-    counted = turns.between(before, after)
+    counted = counted_between(before, after)
     assert (counted.requests, counted.failures, counted.images, counted.executions) == (4, 0, 8, 2)
     assert counted.batches == {4: 2}
     assert (counted.queue_seconds, counted.compute_seconds) == (pytest.approx(1.5), pytest.approx(3.0))
@@ -240,12 +239,12 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
     client = StyleClient(transport=MockTransport(stylize))
-    calls = send_in_turn(10 * [sample_photograph(16, 16)], 101.0, client, "style")
+    calls = send_in_turn(10 * [sample_photograph(16, 16)], 101.0, partial(client.stylize, style="style"))
     assert calls[0].due == 101.0
     assert [call.seconds for call in calls] == pytest.approx([0.05] * 10)
-    turn = turns.Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))
+    turn = Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))
     assert turn.rate == pytest.approx(20.0)
-    row = turns.summary([turn])
+    row = summary([turn])
     assert (row["median"], row["queue"], row["compute"], row["rest"]) == pytest.approx((50.0, 10.0, 30.0, 10.0))
     assert (row["batch"], row["batches"]) == (1.0, {"1": 10})
 

@@ -6,8 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from nst_bench.engines.base import Stylize
-from nst_bench.engines.runtimes import TENSORRT_CONTEXTS, onnx_runtime, onnx_runtime_cuda, tensorrt_plan
+from nst_bench.engines import runtimes
 from nst_bench.measure import timed
 from nst_bench.served.exported import ExportedModel
 from nst_core.errors import InputError
@@ -18,25 +17,40 @@ class Baseline:
     """The engine of a model's config in this process, with as many sessions as the server has instances.
 
     On a CPU that is ONNX Runtime with the config's provider and threads; on a GPU TensorRT or ONNX Runtime CUDA as the
-    server's backends run them, images in main memory. Raises `InputError` for a config of another kind,
-    `MissingEngine` for an engine that is not here.
+    server's backends run them, images in main memory. `threads` are a session's, None on a GPU. Raises `InputError` for
+    a config of another kind, `MissingEngine` for an engine that is not here.
     """
 
     def __init__(self, folder: Path) -> None:
         exported = ExportedModel(folder)
-        comparable = ("onnxruntime", "tensorrt") if exported.device == "GPU" else ("onnxruntime",)
-        if exported.config.backend not in comparable or not exported.config.instance_group:
-            raise InputError(f"{folder.name} is served by {exported.config.backend}: nothing here to compare it with")
+        config, styles = exported.config, len(exported.styles)
+        on_gpu = exported.device == "GPU"
+        comparable = ("onnxruntime", "tensorrt") if on_gpu else ("onnxruntime",)
+        if config.backend not in comparable or not config.instance_group:
+            raise InputError(f"{folder.name} is served by {config.backend}: nothing here to compare it with")
+        accelerators = config.optimization.execution_accelerators
         self.threads: int | None = None
-        if exported.device == "GPU":
-            self.provider, self.sessions = _on_gpu(exported)
-            return
-        self.provider = exported.cpu_provider
-        self.threads = int(exported.parameter("intra_op_thread_count") or os.cpu_count() or 1)
-        self.sessions = [
-            onnx_runtime(exported.model_file, self.provider, len(exported.styles), self.threads)
-            for _ in range(exported.instances)
-        ]
+        if not on_gpu:
+            openvino = any(own.name == "openvino" for own in accelerators.cpu_execution_accelerator)
+            self.provider = runtimes.OPENVINO_PROVIDER if openvino else runtimes.CPU_PROVIDER
+            self.threads = threads = int(exported.parameter("intra_op_thread_count") or os.cpu_count() or 1)
+            self.sessions = [
+                runtimes.onnx_runtime(exported.model_file, self.provider, styles, threads)
+                for _ in range(sum(group.count for group in config.instance_group) or 1)
+            ]
+        elif config.backend == "tensorrt":
+            self.provider, self.sessions = "TensorRT", runtimes.TENSORRT_CONTEXTS * [runtimes.tensorrt_plan(exported)]
+        elif chosen := [own for own in accelerators.gpu_execution_accelerator if own.name == "tensorrt"]:
+            parameters = chosen[0].parameters
+            settings = {key: value for key, value in parameters.items() if key.startswith("trt_")}
+            settings["trt_fp16_enable"] = str(parameters["precision_mode"] == "FP16")
+            self.provider = runtimes.TENSORRT_PROVIDER
+            self.sessions = [runtimes.onnx_runtime(exported.model_file, self.provider, styles, 1, settings)]
+        else:
+            self.provider, self.sessions = (
+                runtimes.CUDA_PROVIDER,
+                [runtimes.onnx_runtime_cuda(exported.model_file, styles)],
+            )
 
     def stylize(self, pixels: Pixels) -> Pixels:
         """`uint8 [H, W, 3]` through the first session."""
@@ -51,17 +65,3 @@ class Baseline:
 
         with ThreadPoolExecutor(len(self.sessions)) as pool:
             return timed(lambda: list(pool.map(work_through, range(len(self.sessions)))))
-
-
-def _on_gpu(exported: ExportedModel) -> tuple[str, list[Stylize]]:
-    """The name of a GPU model's engine, and its sessions."""
-    if exported.config.backend == "tensorrt":
-        return "TensorRT", TENSORRT_CONTEXTS * [tensorrt_plan(exported)]
-    styles = len(exported.styles)
-    for accelerator in exported.config.optimization.execution_accelerators.gpu_execution_accelerator:
-        if accelerator.name == "tensorrt":
-            settings = {key: value for key, value in accelerator.parameters.items() if key.startswith("trt_")}
-            settings["trt_fp16_enable"] = str(accelerator.parameters["precision_mode"] == "FP16")
-            provider = "TensorrtExecutionProvider"
-            return provider, [onnx_runtime(exported.model_file, provider, styles, 1, settings)]
-    return "CUDAExecutionProvider", [onnx_runtime_cuda(exported.model_file, styles)]

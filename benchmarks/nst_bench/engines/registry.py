@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
+from nst_bench.engines import runtimes
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.pytorch import pytorch_compiled, pytorch_cuda_graph, pytorch_eager
-from nst_bench.engines.runtimes import onnx_runtime, onnx_runtime_cuda, tensorrt_plan
 from nst_bench.served.exported import ExportedModel
 from nst_core.devices import Device
 from nst_trainer.networks import StyledNetwork
@@ -42,35 +43,30 @@ def every_engine(
 
     The engines of the other device refuse to load, and say why.
     """
+    styles, tensorrt = len(exported.styles), f"TensorRT, {exported.precision.upper()}"
+
+    def on_cpu(provider: str) -> Stylize:
+        return runtimes.onnx_runtime(_fp32_graph(exported), provider, styles, os.cpu_count() or 1)
+
     found = [
         Engine("PyTorch eager", "CPU", partial(pytorch_eager, network, "CPU")),
         Engine("PyTorch compiled", "CPU", partial(pytorch_compiled, network, "CPU"), compiles=True),
-        Engine("ONNX Runtime", "CPU", partial(_on_cpu, exported, "CPUExecutionProvider")),
-        Engine("ONNX Runtime, OpenVINO", "CPU", partial(_on_cpu, exported, "OpenVINOExecutionProvider")),
+        Engine("ONNX Runtime", "CPU", partial(on_cpu, runtimes.CPU_PROVIDER)),
+        Engine("ONNX Runtime, OpenVINO", "CPU", partial(on_cpu, runtimes.OPENVINO_PROVIDER)),
         Engine("PyTorch eager", "GPU", partial(pytorch_eager, network, "GPU")),
         Engine("PyTorch, CUDA graph, FP16", "GPU", partial(pytorch_cuda_graph, network)),
         Engine("PyTorch compiled", "GPU", partial(pytorch_compiled, network, "GPU"), compiles=True),
-        Engine("ONNX Runtime, CUDA, FP32", "GPU", partial(_on_cuda, exported)),
-        Engine(
-            f"TensorRT, {exported.precision.upper()}",
-            "GPU",
-            partial(tensorrt_plan, exported, on_progress=on_progress),
-        ),
+        Engine("ONNX Runtime, CUDA, FP32", "GPU", lambda: runtimes.onnx_runtime_cuda(_fp32_graph(exported), styles)),
+        Engine(tensorrt, "GPU", partial(runtimes.tensorrt_plan, exported, on_progress=on_progress)),
     ]
     here, reason = ("GPU", OTHER_DEVICE) if device.gpu else ("CPU", device.reason)
     return [engine if engine.device == here else replace(engine, load=partial(_refuse, reason)) for engine in found]
 
 
-def _on_cpu(exported: ExportedModel, provider: str) -> Stylize:
-    if exported.fp32_graph is None:
-        raise MissingEngine("there is no ONNX file of this model")
-    return onnx_runtime(exported.fp32_graph, provider, len(exported.styles), os.cpu_count() or 1)
-
-
-def _on_cuda(exported: ExportedModel) -> Stylize:
+def _fp32_graph(exported: ExportedModel) -> Path:
     if exported.fp32_graph is None:
         raise MissingEngine(f"{exported.version} keeps no FP32 graph")
-    return onnx_runtime_cuda(exported.fp32_graph, len(exported.styles))
+    return exported.fp32_graph
 
 
 def _refuse(reason: str) -> Stylize:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nst_bench import options
-from nst_bench.served.export import export_checkpoint, untrained_checkpoint
-from nst_bench.served.exported import ExportedModel
+from nst_bench.served.exported import ExportedModel, export_checkpoint, untrained_checkpoint
 from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suite import Context, Document
 from nst_server.installation.triton import find_triton

@@ -23,7 +23,7 @@ from nst_bench.machine.cuda import torch_device
 from nst_bench.measure import REST_SECONDS, interleaved, summarize
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure
-from nst_bench.served.export import default_export_plan
+from nst_bench.served.exported import default_export_plan
 from nst_bench.suite import Context, Document, Effort, Suite
 from nst_bench.tables import HEAD, cells, milliseconds, table
 from nst_core.errors import InputError

@@ -22,10 +22,9 @@ import typer
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
-from nst_bench.served.callers import Callers, start_callers
+from nst_bench.served.callers import Callers, Turn, rate_of, start_callers, summary, take_turn
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
-from nst_bench.served.turns import Turn, rate_of, summary, take_turn
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites.drawing.serving import plot, tables
 from nst_client import StyleClient

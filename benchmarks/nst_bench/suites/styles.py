@@ -23,7 +23,7 @@ from nst_bench import options
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
-from nst_bench.served.export import export_checkpoint
+from nst_bench.served.exported import export_checkpoint
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import narrow, table
 from nst_client import StyleClient
