@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from nst_bench.comparison import Comparison, baseline
 from nst_bench.machine import description
 from nst_bench.machine.cuda import torch_device, why_no_cuda
 from nst_bench.machine.roofline import Workload, network_workload
 from nst_bench.served.exported import ExportedModel
 from nst_bench.suite import Context, Document
-from nst_bench.suites import methods, quality, speedup
+from nst_bench.suites import methods, speedup
 from nst_bench.suites.drawing.speedup import GATYS
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -163,22 +164,22 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     effort = speedup.SpeedupEffort(1, 1, 1, equal_loss=(64,))
     style, weights = photographs["coffee"], vgg16_weights()
     content = to_tensor(fit(open_image(sample_photographs()[0]), 64, 64))
-    run = ImageOptimization(content, [to_tensor(open_image(style))], quality.baseline(checkpoint, 64, 6), weights)
+    run = ImageOptimization(content, [to_tensor(open_image(style))], baseline(checkpoint, 64, 6), weights)
     curve: list[float] = []
     while run.step(lambda iteration: curve.append(iteration.total)):
         pass
     goal = 1.001 * curve[3]
-    monkeypatch.setattr(speedup, "network_losses", lambda run, stylize: {"loss": goal})
-    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
+    monkeypatch.setattr(Comparison, "losses", lambda self, run: {"loss": goal})
+    (row,) = speedup.at_equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
     assert row["iteration"] == next(number for number, loss in enumerate(curve, 1) if loss <= goal)
     assert row["gatys_seconds"] == pytest.approx(0.3 * row["iteration"])
     assert row["ratio"] == pytest.approx(60.0 * row["iteration"])
     assert row["shared_memory_ratio"] == pytest.approx(2 * row["ratio"])
     monkeypatch.setattr(speedup, "LONGEST", 2)
-    monkeypatch.setattr(speedup, "network_losses", lambda run, stylize: {"loss": 0.0})
-    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
+    monkeypatch.setattr(Comparison, "losses", lambda self, run: {"loss": 0.0})
+    (row,) = speedup.at_equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
     assert row["missing"].startswith("after 2 iterations")
-    (row,) = speedup._equal_loss(checkpoint, style, 128, effort, weights, figures, CPU)
+    (row,) = speedup.at_equal_loss(checkpoint, style, 128, effort, weights, figures, CPU)
     assert row == {"size": 128, "missing": "the optimisation was not run at this size"}
-    (row,) = speedup._equal_loss(checkpoint, None, 64, effort, weights, figures, CPU)
+    (row,) = speedup.at_equal_loss(checkpoint, None, 64, effort, weights, figures, CPU)
     assert row["missing"] == "the style image is not at hand to compare losses: --style"

@@ -2,9 +2,6 @@
 
 The real `nst-serve` is started and ended again and again. Files are in the system's cache after the first time, as
 they are on a machine that serves; the first start after a boot takes longer by what its disk takes.
-
-`model`: `name`. `rows`: `what` (one of `WHAT`), `height` and `width` (pixels, or null), `warmed_up` (whether the
-server's own warm-up has seen this shape, or null).
 """
 
 from __future__ import annotations

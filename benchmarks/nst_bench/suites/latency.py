@@ -4,11 +4,6 @@ Every time begins and ends with the image in main memory, so that a GPU's copies
 shared memory alone it begins and ends on the card. Engines take turns, so that a drift of the machine hits all alike.
 Three figures are never mixed: `cold` (loading and a first image of 64 x 64), `first of a shape`, and `steady`. A
 document measures one device; an engine that is not here is a row with the reason.
-
-`model`: `name`, `network`, the network's arguments, `parameters`. `rows`: `engine`, `device` (`CPU` or `GPU`), `size`
-(side in pixels), `phase` (`cold`: size null; `first of a shape`; `steady`), `max_difference` (steady state: from the
-image of PyTorch on the processor, of 255). Where the arithmetic is known, a row of the steady state also has `gflop`
-(of what that engine runs for one image), `share_of_matrix_rate` and `share_of_bandwidth` (`machine.roofline`).
 """
 
 from __future__ import annotations

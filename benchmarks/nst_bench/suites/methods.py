@@ -4,11 +4,6 @@ Seconds and memory by size, styles of one network, the loss, and the time to a n
 a process of its own, and the processes take turns. Speed and memory do not depend on what was learned: a method
 without a trained checkpoint is measured with an untrained network of the paper's width, and says so. Losses are those
 of trained checkpoints alone, as their training measured them on photographs that it held out.
-
-`methods`: `method`, `network`, `parameters`, `styles` (of one network, or null: any), `loss` (`value`, `size`,
-`photos`, `of`; or `missing`), `new_style` (`seconds`, `from`; or `missing`). `rows`: `method`, `size`, `trained`,
-`iterations` (1, or of the optimisation, for an image), a summary of the milliseconds of one pass or iteration,
-`image_seconds` (`iterations` times the median), `peak_mib` (resident memory of its own process).
 """
 
 from __future__ import annotations

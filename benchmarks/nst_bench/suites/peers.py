@@ -5,11 +5,6 @@ not share one; there they run as processes (`nst_bench/peers/worker`). Those in 
 process's own clock, from an image in memory to an image in memory; those behind HTTP by ours, from the request to
 the last byte of the answer, one request at a time over a connection that is open. Behind HTTP each runs OpenVINO in
 FP32 on the very file that Triton serves: what differs is the server. A peer that is not there is a row with the reason.
-
-`model` as in `latency`, `environment` (`python`, `packages`: versions by name), `command` (repeats it). `rows`: `peer`,
-`package` (as pip knows it), `version`, `way` (`in a process`, `HTTP`, `gRPC`), `runs` (`the same file`, or what else),
-`engine`, `size`, `phase`, `ratio` (of the median to nst's own by the same way, steady state only), `max_difference`
-(from nst's image, of 255; null for another network).
 """
 
 from __future__ import annotations
