@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +41,10 @@ def installed_packages(python: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 class PeerProcess:
-    """A peer at work, and a client with one connection. Both methods raise `MissingEngine` with its last words."""
+    """A peer at work, and the connection to it. Both methods raise `MissingEngine` with its last words."""
 
-    def __init__(self, port: int, log: Path) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300.0)
-        self._log, self._used = log, -math.inf
+    def __init__(self, connection: http.client.HTTPConnection, log: Path) -> None:
+        self._connection, self._log, self._used = connection, log, -math.inf
 
     def seconds(self, pixels: Pixels) -> float:
         """How long the peer takes for an image: a library by its process's clock, without what goes to and fro.
@@ -88,8 +87,9 @@ def start_peer(python: Path, peer: str, model: Path) -> Iterator[PeerProcess]:
     command = [str(python), str(WORKER), peer, str(model.resolve()), str(os.cpu_count() or 1), str(port)]
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "log.txt"
-        with _process(command, log) as process:
-            running = PeerProcess(port, log)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300.0)
+        with _process(command, log) as process, closing(connection):
+            running = PeerProcess(connection, log)
             deadline = time.monotonic() + START_SECONDS
             while True:
                 ended = process.poll() is not None or time.monotonic() > deadline
