@@ -22,8 +22,7 @@ from nst_client.client import StyleClient
 from nst_client.stylize.runner import is_fatal
 from nst_client.transports.local import LocalTransport
 from nst_core.errors import NstError
-from nst_core.memory import keep_freed_memory
-from nst_core.process import settings_of_a_command
+from nst_core.process import keep_freed_memory, settings_of_a_command
 
 MAX_BLOCKS = 10_000
 """Ray's driver tracks every block, so a job has no more, unless blocks would have more than `MAX_BLOCK_IMAGES`."""

@@ -21,8 +21,8 @@ from nst_client.client import AsyncStyleClient
 from nst_client.options import DEFAULT_URL, CaFile, Timeout, TokenFile, Url, read_token
 from nst_core.console import one_line_errors, say
 from nst_core.errors import InputError
-from nst_core.memory import keep_freed_memory
 from nst_core.options import CommandLine
+from nst_core.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from aiohttp.web import Application

@@ -23,7 +23,7 @@ import numpy as np
 from nst_client import AsyncStyleClient, ServiceError, StyleClient
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_core.memory import keep_freed_memory
+from nst_core.process import keep_freed_memory
 
 TIMEOUT_SECONDS = 300.0
 """How long a request may take: a queue that grows is measured, not cut short."""
