@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nst_core import devices
-from nst_core.console import progress
 from nst_core.devices import Gpu
 from nst_core.distribution import install_command
 from nst_core.engines import building, plans
+from nst_core.engines.building import ProgressOf
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
 from nst_core.packages.cuda import check_driver
@@ -84,15 +84,17 @@ def build_rtx_engine(graph: Path, profile: Profile, multiple: int, capabilities:
         raise ExportError(str(error)) from error
 
 
-def build_plan(version: Path, profile: Profile, multiple: int, name: str) -> Path:
+def build_plan(
+    version: Path, profile: Profile, multiple: int, name: str, progress_of: ProgressOf = building.unwatched
+) -> Path:
     """The plan of the graph `version`/model.onnx for this machine's GPU, with its record `.json` beside it.
 
-    It is the plan of the version itself or of the user's cache, or is built there, with a progress bar that names the
-    model `name`. Raises `ExportError`.
+    It is the plan of the version itself or of the user's cache, or is built there. Raises `ExportError`, which calls
+    the model `name`, as `progress_of` does.
     """
     gpu, trt = require_gpu(), import_tensorrt("tensorrt")
     try:
-        with progress(f"building the TensorRT plan of {name}", 100) as update:
+        with progress_of(name) as on_progress:
             return building.ensure(
                 version,
                 profile,
@@ -100,7 +102,7 @@ def build_plan(version: Path, profile: Profile, multiple: int, name: str) -> Pat
                 library=trt,
                 gpu=gpu.name,
                 compute_capability=gpu.compute_capability,
-                on_progress=lambda done, note: update(int(100 * done), note),
+                on_progress=on_progress,
             )
     except (plans.PlanError, OSError) as error:
         raise ExportError(f"no TensorRT plan for {name}: {error}") from error

@@ -94,8 +94,8 @@ def web(
             for sign in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(sign, stopped.set)
             with _visitors_folder() as folder:
-                server = Server(AsyncStyleClient(url, timeout=timeout, retries=0, token=token, ca=ca))
-                trainer = StyleTrainer(server, gallery, repository, url, train, max_pixels) if gallery else None
+                server = Server(AsyncStyleClient(url, timeout=timeout, retries=0, token=token, ca=ca), say)
+                trainer = StyleTrainer(server, gallery, repository, url, train, max_pixels, say) if gallery else None
                 limits = Limits(int(max_upload * 1e6), max_pixels, max_jobs)
                 site = Site(Studio(server, folder, limits), trainer)
                 host = address.removeprefix("[").removesuffix("]")
