@@ -118,6 +118,7 @@ def serve(
             container=container,
             detach=detach,
         )
+        background.end_as_ctrl_c()
         service.run(say, plan_progress)
 
 

@@ -50,7 +50,6 @@ class Service:
             self.container.check()
             for line in plans.missing(self.launch.repository):
                 on_message(line)
-        background.end_as_ctrl_c()
         on_message(f"device {self.device}")
         installation: Runnable = self.container or self._prepare(on_message, progress_of)
         on_message(f"starting Triton on {self.launch.repository} (log: {self.log})")

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,6 +15,7 @@ import torch.distributed as distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from nst_core.errors import NstError
+from nst_core.process import default_variable
 from nst_trainer.training.distributed.liveness import Liveness
 
 CONNECT_TIMEOUT = timedelta(seconds=120)
@@ -37,8 +39,12 @@ class Connection:
 
 def connect(backend: str) -> Connection:
     """Find the other processes, within `CONNECT_TIMEOUT`; raises `TeamError` if they cannot be reached."""
-    if interface := _interface_towards(os.environ["MASTER_ADDR"]):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    interface = _interface_towards(os.environ["MASTER_ADDR"])
+    with default_variable("GLOO_SOCKET_IFNAME", interface) if interface else nullcontext():
+        return _connect(backend)
+
+
+def _connect(backend: str) -> Connection:
     found: list[Connection] = []
     failed: list[RuntimeError] = []
 
