@@ -1,4 +1,4 @@
-"""A service: Triton on a model repository, with what the commands that steer it need to know."""
+"""What `nst-serve` does from its checks to its end: Triton under a supervisor, found by the commands that steer it."""
 
 from __future__ import annotations
 
