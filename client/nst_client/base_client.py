@@ -149,6 +149,7 @@ class BaseClient:
                 style, weights = await self._resolve(style_choice, await self._fetch_styles())
                 if style == asked and _equal(weights, asked_weights):
                     raise
+                log.info("%s: the model %s is another one now: asked again", self.url, style.model)
         result: ImageOrArray = like_content(content, stylized)
         return result
 
@@ -206,6 +207,7 @@ class BaseClient:
         n, height, width, _ = batch.shape
         weights_input, stylized = _weights_input(weights, 1), buffers.empty(batch.shape)
         done, total = count(1), n * style.tiles.count(height, width)
+        log.info("%s: %dx%d in %d tiles", style.name, width, height, style.tiles.count(height, width))
         for pixels, result in zip(batch, stylized, strict=True):
             small = await in_thread(thumbnail, pixels, style.min_side, aio=self._aio)
             request = Request(statistics_model(style), {IMAGE: small[None], **weights_input}, STATISTICS)

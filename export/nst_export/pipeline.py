@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ from nst_export.verification.agreement import Agreement
 from nst_export.verification.cpu import OPENVINO, installed_providers, onnx_engines, tiled_engines
 from nst_export.verification.pytorch import check_contract, verify
 from nst_trainer.checkpoint import Checkpoint, load
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ class _ModelExport:
         proto = onnx.load(self.reference)
         check_contract(proto, self.module)
         counts = apply_rewrites(proto, plan.resolved_rewrites)
+        done = ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "none"
+        log.info("%s: %s for %s, rewrites: %s", self.name, plan.resolved_precision, plan.runtime, done)
         if plan.resolved_precision == "fp16":
             to_half(proto)
         metadata = {"rewrites": json.dumps(counts), "precision": plan.resolved_precision, "for": plan.runtime}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from nst_core.packages.onnx_runtime import machine_extra
 from nst_export.errors import ExportError
 
 Library = Literal["tensorrt", "tensorrt-rtx"]
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SHAPES = "16x16/512x512/4x1920x1920"
 """Minimum, optimum and maximum of a plan if `--shapes` is not given."""
@@ -95,7 +98,7 @@ def build_plan(
     gpu, trt = require_gpu(), import_tensorrt("tensorrt")
     try:
         with progress_of(name) as on_progress:
-            return building.ensure(
+            plan = building.ensure(
                 version,
                 profile,
                 multiple,
@@ -106,3 +109,5 @@ def build_plan(
             )
     except (plans.PlanError, OSError) as error:
         raise ExportError(f"no TensorRT plan for {name}: {error}") from error
+    log.info("the TensorRT plan of %s for %s: %s", name, gpu.name, plan)
+    return plan

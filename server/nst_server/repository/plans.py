@@ -7,6 +7,7 @@ Building needs TensorRT, which is in the server's environment, so a process of t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from nst_server.installation.triton import Installation
 from nst_server.launch import START_SCRIPT
 from nst_server.repository.links import linked
 from nst_server.repository.models import EngineFile, tensorrt_engines
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(
@@ -68,7 +71,10 @@ def _is_built(engine: EngineFile, gpu: Gpu, folder: Path) -> bool:
     try:
         profile = plans.Profile.parse(engine.profile)
         key = plans.key_of(engine.version / plans.GRAPH, profile, gpu.name, gpu.compute_capability, version)
-        return plans.find(engine.version, key) is not None
+        plan = plans.find(engine.version, key)
+        if plan:
+            logger.info("the TensorRT plan of %s is there already: %s", engine.model, plan)
+        return plan is not None
     except (ValueError, OSError):
         return False  # the builder says what is wrong
 

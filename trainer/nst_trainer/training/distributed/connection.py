@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import socket
 import sys
@@ -17,6 +18,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from nst_core.errors import NstError
 from nst_core.process import default_variable
 from nst_trainer.training.distributed.liveness import Liveness
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = timedelta(seconds=120)
 """For processes that torchrun has started to find each other, and for an exchange that all have come to."""
@@ -68,6 +71,7 @@ def _connect(backend: str) -> Connection:
             f"rank {os.environ['RANK']} on {socket.gethostname()} cannot reach the other processes ({where}): every "
             "machine must reach every other's ports; GLOO_SOCKET_IFNAME names the network interface to use"
         ) from (failed[0] if failed else None)
+    log.info("rank %s of %s, by %s", os.environ["RANK"], os.environ["WORLD_SIZE"], backend)
     return found[0]
 
 
