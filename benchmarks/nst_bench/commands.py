@@ -99,7 +99,7 @@ def _function(suite: Suite[Any]) -> Callable[..., None]:
             on = chosen_device(device)
             given = {name: options.pop(name) for name in changeable}
             effort = replace(suite.effort_of_command(full, on), **given)
-            finish(suite, suite.measure(Context(on, effort, say), **options), output, samples)
+            finish(suite, suite.run(Context(on, effort, say), **options), output, samples)
 
     help_of_output = (
         "The results to write (.json), a plot beside it." if suite.plot_beside else "The results to write (.json)."
@@ -107,6 +107,7 @@ def _function(suite: Suite[Any]) -> Callable[..., None]:
     output = Annotated[Path, typer.Option("--output", "-o", help=help_of_output)]
     parameters = [
         *suite.options,
+        *suite.effort_options,
         *([_parameter("full", Full, False)] if suite.has_full else []),
         _parameter("output", output, Path(f"results/{suite.name}.json")),
         _parameter("samples", Samples, None),

@@ -18,7 +18,7 @@ from typing import Any
 
 from nst_bench import upgrades
 from nst_bench.measure import Precision
-from nst_bench.suite import Document, names
+from nst_bench.suite import VERSION, Document, names
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 
@@ -50,11 +50,6 @@ class Row:
     missing: str | None = None
 
 
-def schema(name: str) -> str:
-    """Of the documents of a suite, or of a `run`."""
-    return f"nst-bench-{name}/{upgrades.VERSION}"
-
-
 def suite_of(document: Document) -> str:
     """The name of the suite that a document is of, or `run`."""
     return str(document["schema"]).removeprefix("nst-bench-").partition("/")[0]
@@ -67,7 +62,7 @@ def read(path: Path) -> Document:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no results of nst-bench ({error})") from error
     known = [upgrades.OLDEST] + [
-        f"nst-bench-{name}/{version}" for name in ("run", *names()) for version in range(1, upgrades.VERSION + 1)
+        f"nst-bench-{name}/{version}" for name in ("run", *names()) for version in range(1, VERSION + 1)
     ]
     if not isinstance(document, dict) or document.get("schema") not in known:
         raise InputError(f"{path}: no results of nst-bench with a schema that this version knows")

@@ -7,7 +7,6 @@ and what no longer fits is shortened, stopped with what it has, or left out.
 
 from __future__ import annotations
 
-import inspect
 import math
 import multiprocessing
 import os
@@ -18,15 +17,13 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 from nst_bench import suite as suites
-from nst_bench.results import schema
-from nst_bench.suite import Context, Cost, Document, Length, Suite
+from nst_bench.suite import Context, Cost, Document, Length, Suite, now, schema
 from nst_core.devices import Device
 from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.images import find_images
@@ -94,13 +91,10 @@ class Subject:
 
     def options_of(self, suite: Suite[Any]) -> dict[str, Any]:
         """Those that it knows. Raises `InputError` if the suite needs another."""
-        parameters = list(inspect.signature(suite.measure).parameters.values())[1:]
-        known = {
-            parameter.name: getattr(self, parameter.name) for parameter in parameters if hasattr(self, parameter.name)
-        }
-        for parameter in parameters:
-            if parameter.default is parameter.empty and known.get(parameter.name) is None:
-                raise InputError(f"it needs what is not given: --{parameter.name}")
+        known = {option.name: getattr(self, option.name) for option in suite.options if hasattr(self, option.name)}
+        for option in suite.options:
+            if option.default is option.empty and known.get(option.name) is None:
+                raise InputError(f"it needs what is not given: --{option.name}")
         return known
 
 
@@ -166,7 +160,7 @@ class Run:
         """
         self._steps, self._subject, self._minutes, self._clock = steps, subject, minutes, clock
         self._keep, self._on_progress, self._runner = keep, on_progress, runner or in_a_process
-        self._started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        self._started = now()
         self._end = math.inf if minutes is None else clock() + 60.0 * minutes
         self.done: dict[str, Document] = {}
 
@@ -296,7 +290,7 @@ def _child(step: Step, subject: Subject, share: float, parent: Connection) -> No
         keep_freed_memory()
         effort = step.cost.effort if share >= 1.0 else step.cost.effort.scaled(share)
         context = Context(subject.device, effort, partial(send, "note"), partial(send, "part"))
-        send("done", step.suite.measure(context, **subject.options_of(step.suite)))
+        send("done", step.suite.run(context, **subject.options_of(step.suite)))
     except (KeyboardInterrupt, BrokenPipeError):  # stopped, or whoever asked is gone
         sys.exit(1)
     except NstError as error:

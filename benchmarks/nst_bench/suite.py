@@ -1,18 +1,17 @@
 """What a suite is: one question, with its command, its place in a run, its tables and its plot, in one object.
 
-Every file of `nst_bench/suites` is a suite and ends with its `SUITE`; nothing else lists them. The parameters of a
-suite's `measure` behind its `Context` are the options of its command, and a run fills in those that it knows by their
-names.
+Every file of `nst_bench/suites` is a suite and ends with its `SUITE`; nothing else lists them. The keywords of its
+`measure` and `resources` are the options of its command; a run fills in those that it knows by their names.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar, get_origin, get_type_hints
@@ -21,10 +20,11 @@ from nst_core.devices import Device
 
 if TYPE_CHECKING:
     from nst_bench.plots import Plot
-    from nst_bench.served.server import ModelServer
-    from nst_trainer.checkpoint import Checkpoint
 
 Document = dict[str, Any]
+
+VERSION = 2
+"""Of the documents' schemas; `upgrades` reads the earlier ones."""
 
 Length = Literal["short", "default", "full", "further", "command"]
 """How long a suite measures: in a run of this length, for a further checkpoint of a run, or by its own command."""
@@ -56,13 +56,15 @@ class Cost(Generic[E]):
 class Context(Generic[E]):
     """How a suite measures: its device, its effort, and whom it tells.
 
-    `on_progress` takes notes of what is done, `keep` a document that is not complete yet.
+    `on_progress` takes notes of what is done, `keep` a document that is not complete yet. `machine` is the document's
+    own description of it, with the rates that bound all figures.
     """
 
     device: Device
     effort: E
     on_progress: Callable[[str], None] = lambda note: None
     keep: Callable[[Document], None] = lambda document: None
+    machine: Document = field(default_factory=dict)
 
 
 Draw = Callable[[Mapping[str, Document], str], "Plot | None"]
@@ -73,7 +75,9 @@ Draw = Callable[[Mapping[str, Document], str], "Plot | None"]
 class Suite(Generic[E]):
     """A question to this machine.
 
-    `measure(context, **options)` returns a document: `schema`, `date`, `machine`, and what was measured.
+    `measure(context, **options)` returns what was measured, and `run` the document with it. `resources(context,
+    **options)`, if any, opens what `measure` gets behind its context, such as a running server. Their keywords are the
+    options of its command. `check(context, **options)` of `measure` raises `InputError` before anything is opened.
     `tables(document)` is that document in Markdown, without its machine; `tables_beside` has columns for documents of
     GPUs, and `in_words` is for a page's running text. `plots` draw what they find in the documents of a run, by suite;
     `plot_beside`: the first of them also beside the file of the suite's own command. `failure` says why that command
@@ -88,6 +92,7 @@ class Suite(Generic[E]):
     measure: Callable[..., Document]
     tables: Callable[[Document], list[str]]
     effort: E
+    resources: Callable[..., AbstractContextManager[tuple[Any, ...]]] | None = None
     on_cpu: Mapping[Length, Cost[E]] = field(default_factory=dict)
     on_gpu: Mapping[Length, Cost[E]] = field(default_factory=dict)
     rank: int = 0
@@ -96,6 +101,7 @@ class Suite(Generic[E]):
     tables_beside: Callable[[Document, Sequence[Document]], list[str]] | None = None
     in_words: Callable[[Document], str] | None = None
     failure: Callable[[Document], str | None] | None = None
+    check: Callable[..., None] | None = None
     extra: str = "bench"
 
     def cost(self, length: Length, device: Device) -> Cost[E] | None:
@@ -114,9 +120,8 @@ class Suite(Generic[E]):
 
     @property
     def options(self) -> list[inspect.Parameter]:
-        """Of its command: the parameters of `measure` behind its context, and the annotated fields of its effort."""
-        own = list(inspect.signature(self.measure, eval_str=True).parameters.values())[1:]
-        return [*own, *self.effort_options]
+        """What `run` can be given: the keywords of `resources` and of `measure`."""
+        return [option for opener in (self.resources, self.measure) if opener for option in _keywords(opener)]
 
     @property
     def effort_options(self) -> list[inspect.Parameter]:
@@ -127,6 +132,35 @@ class Suite(Generic[E]):
             for name, hint in hints.items()
             if get_origin(hint) is Annotated
         ]
+
+    def run(self, context: Context[E], **options: Any) -> Document:
+        """Measure: `schema`, `date` and `machine`, and what `measure` returns. `options` go by their names."""
+        from nst_bench.machine.description import describe
+
+        of_resources = [option.name for option in _keywords(self.resources)] if self.resources else []
+        own = {name: options.pop(name) for name in of_resources if name in options}
+        if self.check:
+            self.check(context, **options)
+        head: Document = {"schema": schema(self.name), "date": now(), "machine": describe()}
+        whole = replace(context, machine=head["machine"], keep=lambda part: context.keep({**head, **part}))
+        with ExitStack() as stack:
+            opened = stack.enter_context(self.resources(whole, **own)) if self.resources else ()
+            return {**head, **self.measure(whole, *opened, **options)}
+
+
+def _keywords(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def schema(name: str) -> str:
+    """Of the documents of a suite, or of a `run`."""
+    return f"nst-bench-{name}/{VERSION}"
+
+
+def now() -> str:
+    """As documents have it, `2026-11-24 18:30 UTC`."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def names() -> list[str]:
@@ -145,40 +179,3 @@ def description(name: str) -> str:
     tree = ast.parse((FOLDER / f"{name.replace('-', '_')}.py").read_text())
     measure = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "measure")
     return ast.get_docstring(measure) or ""
-
-
-@contextmanager
-def served_model(
-    model: str, repository: Path, width: float | None, triton: Path, context: Context[Any]
-) -> Iterator[ModelServer]:
-    """A Triton with the model of the repository, or with an untrained network of `width`."""
-    from nst_bench.served.export import export_checkpoint, untrained_checkpoint
-    from nst_bench.served.exported import ExportedModel
-    from nst_bench.served.server import serve_model
-    from nst_server.installation.triton import find_triton
-
-    with tempfile.TemporaryDirectory() as scratch:
-        if width is not None:
-            repository = Path(scratch) / "model_repository"
-            untrained = untrained_checkpoint(width)
-            model = export_checkpoint(untrained, repository, context.device, say=context.on_progress)
-        ExportedModel(repository / model).check_device(context.device)
-        installation = find_triton(triton, context.on_progress, device=context.device)
-        with serve_model(installation, repository, model) as running:
-            yield running
-
-
-@contextmanager
-def served_checkpoint(
-    checkpoint: Path, repository: Path, width: float | None, triton: Path, context: Context[Any]
-) -> Iterator[tuple[Checkpoint, ModelServer]]:
-    """A checkpoint, and a Triton with what the repository has of it; or both of an untrained network of `width`."""
-    from nst_bench.served.export import untrained_checkpoint
-    from nst_bench.served.exported import ExportedModel
-    from nst_trainer.checkpoint import load as load_checkpoint
-
-    if width is None:
-        ExportedModel(repository / checkpoint.stem).check_source(checkpoint)
-    trained = load_checkpoint(checkpoint) if width is None else untrained_checkpoint(width)
-    with served_model(checkpoint.stem, repository, width, triton, context) as running:
-        yield trained, running

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nst_bench.measure import Precision
+from nst_bench.suite import VERSION
 
-VERSION = 2
 OLDEST = "nst-bench/1"
 """The speed-up's, before the suites had names; its rows are called figures."""
 

@@ -1,12 +1,20 @@
-"""A processor and a GPU as a run chooses them; the GPU's driver is a fake one with an energy counter."""
+"""A processor and a GPU as a run chooses them; the GPU's driver is a fake one with an energy counter.
+
+`measured` runs a suite without measuring the machine's own rates, which takes seconds.
+"""
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from nst_bench.machine import description
+from nst_bench.suite import Context, Document, Suite
 from nst_core.devices import Device, Gpu
 
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", "GPU-7", "9.0", 80 << 30, "580.159.04", (13, 0))
@@ -54,6 +62,23 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     found = Driver()
     monkeypatch.setitem(sys.modules, "pynvml", found)
     return found
+
+
+MACHINE = {"processor": "A Chip", "cores": 2, "memory_gib": 4.0, "gpu": None, "system": "S", "versions": {"nst": "0"}}
+MACHINE |= {"matrix_product_gflops": 100.0, "memory_gbs": 10.0, "cuda": {"unmeasured": "a fake"}}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Document]:
+    """The document of a suite, with resources that the test has opened if it gives some."""
+    monkeypatch.setattr(description, "describe", lambda: MACHINE)
+
+    def run(suite: Suite[Any], context: Context[Any], *resources: Any, **options: Any) -> Document:
+        if resources:
+            suite = replace(suite, resources=lambda context: nullcontext(resources))
+        return suite.run(context, **options)
+
+    return run
 
 
 @pytest.fixture(scope="session")

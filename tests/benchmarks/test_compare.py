@@ -12,6 +12,7 @@ from nst_bench import results
 from nst_bench.cli import app
 from nst_bench.compare import FASTER, SAME, SLOWER, Comparison, compare, interval, verdict
 from nst_bench.measure import FEWEST, Precision, summarize
+from nst_bench.suite import schema
 from nst_core.errors import InputError
 
 MACHINE: dict[str, Any] = {
@@ -36,7 +37,7 @@ def _document(
         for name, seconds in engines.items()
     ]
     return {
-        **{"schema": results.schema(suite), "date": "2026-01-01 00:00 UTC", "machine": {**MACHINE, **machine}},
+        **{"schema": schema(suite), "date": "2026-01-01 00:00 UTC", "machine": {**MACHINE, **machine}},
         **{"model": {"name": model}, "rows": rows},
     }
 
@@ -116,7 +117,7 @@ def test_what_only_one_has_is_said() -> None:
     """A suite, a row, and a row that could no longer be measured."""
     first, second = _document({"a": _samples(1), "b": _samples(2), "c": _samples(3)}), _document({"a": _samples(4)})
     second["rows"].append({"engine": "b", "size": 256, "phase": "steady", "missing": "not installed"})
-    run = {name: first[name] for name in ("date", "machine")} | {"schema": results.schema("run")}
+    run = {name: first[name] for name in ("date", "machine")} | {"schema": schema("run")}
     a = run | {"suites": {"latency": first, "cold": _document({}, suite="cold"), "gatys": {"missing": "no memory"}}}
     b = run | {"suites": {"latency": second, "gatys": _document({}, suite="gatys")}}
     remarks = compare(a, b).remarks

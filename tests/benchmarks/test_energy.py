@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from nst_bench import report
 from nst_bench.cli import app
 from nst_bench.machine import nvml
-from nst_bench.suite import Context
+from nst_bench.suite import Context, Document
 from nst_bench.suites import energy
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -60,7 +60,11 @@ def test_a_block_is_counted_by_the_card(clock: Callable[[float, float], None], c
 
 
 def test_joules_an_image_of_the_network_and_of_the_optimisation(
-    clock: Callable[[float, float], None], card: Device, monkeypatch: pytest.MonkeyPatch, small_checkpoint: Checkpoint
+    clock: Callable[[float, float], None],
+    card: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    small_checkpoint: Checkpoint,
+    measured: Callable[..., Document],
 ) -> None:
     """A network of 1 ms at 300 W, and an iteration of 5 ms at 400: 0.3 J, and 500 x 2."""
 
@@ -77,11 +81,8 @@ def test_joules_an_image_of_the_network_and_of_the_optimisation(
         yield f"{energy.GATYS}, 500 iterations", 1.0 / energy.ITERATIONS, drawing(0.005, 400.0)
 
     monkeypatch.setattr(energy, "_works", works)
-    monkeypatch.setattr(
-        energy, "document_header", lambda schema: {"schema": schema, "date": "today", "machine": MACHINE}
-    )
     served: Any = SimpleNamespace(model="seven", exported=SimpleNamespace(precision="fp16"))
-    document = energy.of_server(small_checkpoint, served, Context(card, energy.EnergyEffort()))
+    document = measured(energy.SUITE, Context(card, energy.EnergyEffort()), small_checkpoint, served)
     network, gatys = document["rows"]
     assert (network["pieces"], gatys["pieces"]) == (4000, 800)
     assert (network["joules"], gatys["joules"]) == (pytest.approx(0.3), pytest.approx(1000.0))
@@ -103,7 +104,7 @@ def test_without_a_counter_there_is_a_reason(driver: Any, card: Device) -> None:
 
 def test_without_a_gpu_there_is_a_reason(cpu: Device, small_checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no NVIDIA GPU \(for this test\)"):
-        energy.of_server(small_checkpoint, SimpleNamespace(), Context(cpu, energy.EnergyEffort()))  # type: ignore[arg-type]
+        energy.SUITE.run(Context(cpu, energy.EnergyEffort()))
     result = CliRunner().invoke(app, ["energy", "--device", "cpu", "-r", str(tmp_path)])
     assert result.exit_code == 1
     assert "energy is measured on a GPU alone: asked for with --device cpu" in result.stderr

@@ -1,5 +1,7 @@
 """Quality over time: small networks with random weights, the real loss network, exporter and runtime."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,17 +9,20 @@ import torch
 
 from nst_bench import report
 from nst_bench.results import rows
-from nst_bench.suite import Context
+from nst_bench.suite import Context, Document
 from nst_bench.suites import frontier
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Fast, Johnson
-from nst_trainer.weights import vgg16_weights
 
 
 def test_two_networks_by_time_and_equivalent_iterations(
-    tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cpu: Device
+    tmp_path: Path,
+    photographs: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    cpu: Device,
+    measured: Callable[..., Document],
 ) -> None:
     monkeypatch.setattr(frontier, "LONGEST", 4)
     monkeypatch.setattr(frontier, "ROUNDS", 5)
@@ -25,9 +30,11 @@ def test_two_networks_by_time_and_equivalent_iterations(
     files = [tmp_path / "slow.pth", tmp_path / "quick.pth"]
     save(Checkpoint(frozen(Johnson(width=0.5)), ("slow",)), files[0])
     save(Checkpoint(frozen(Fast(width=0.125)), ("quick",)), files[1])
-    photos = [photographs["chelsea"], photographs["rocket"]]
+    (photos := tmp_path / "photos").mkdir()
+    for name in ("chelsea", "rocket"):
+        shutil.copy(photographs[name], photos)
     context = Context(cpu, frontier.FrontierEffort(quality_size=64, size=256))
-    document = frontier.of_networks(files, photographs["coffee"], photos, vgg16_weights(), context)
+    document = measured(frontier.SUITE, context, checkpoints=files, style=photographs["coffee"], photos=photos)
     quick, slow = document["rows"]
     assert (quick["name"], slow["name"]) == ("quick", "slow")
     assert quick["median"] < slow["median"]
@@ -45,4 +52,4 @@ def test_two_files_of_one_name(tmp_path: Path, cpu: Device) -> None:
         save(Checkpoint(frozen(Fast(width=0.125)), ("x",)), tmp_path / folder / "x.pth")
     files = [tmp_path / "a" / "x.pth", tmp_path / "b" / "x.pth"]
     with pytest.raises(InputError, match="the same name"):
-        frontier.of_networks(files, tmp_path / "no.jpg", [], {}, Context(cpu, frontier.FrontierEffort()))
+        frontier.SUITE.run(Context(cpu, frontier.FrontierEffort()), checkpoints=files, style=tmp_path / "no.jpg")

@@ -1,6 +1,6 @@
 """Engines on a GPU: fakes of CUDA and TensorRT where there is no GPU, and the real engines where there is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from nst_bench.engines.bare import BareModel
 from nst_bench.engines.base import MissingEngine, Stylize
-from nst_bench.engines.contestants import OTHER_DEVICE, contestants
+from nst_bench.engines.baseline import Baseline
+from nst_bench.engines.registry import OTHER_DEVICE, every_engine
 from nst_bench.engines.runtimes import TENSORRT_CONTEXTS, onnx_runtime_cuda, tensorrt_plan
 from nst_bench.machine.cuda import why_no_cuda
 from nst_bench.photographs import sample_photograph
-from nst_bench.served.export import default_export_plan
-from nst_bench.served.exported import ExportedModel
-from nst_bench.suite import Context
+from nst_bench.served.exported import ExportedModel, default_export_plan
+from nst_bench.suite import Context, Document
 from nst_bench.suites import latency
 from nst_core import devices
 from nst_core.devices import Device, Gpu
@@ -60,7 +59,7 @@ def test_a_bare_tensorrt_engine_stylizes_as_the_network_does(
     fake: FakeGpu, exported: ExportedModel, checkpoint: Checkpoint
 ) -> None:
     assert exported.device == "GPU" and exported.styles == ("a", "b")
-    bare = BareModel(exported.folder)
+    bare = Baseline(exported.folder)
     assert (bare.provider, bare.threads, len(bare.sessions)) == ("TensorRT", None, TENSORRT_CONTEXTS)
     reference = on_cpu(checkpoint, exported)
     for size in ((64, 64), (61, 83)):
@@ -76,7 +75,7 @@ def test_a_model_for_a_gpu_says_why_it_does_not_run_here(
     exported: ExportedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (for this test)"))
-    for load in (lambda: BareModel(exported.folder), lambda: onnx_runtime_cuda(Path("none.onnx"), 2)):
+    for load in (lambda: Baseline(exported.folder), lambda: onnx_runtime_cuda(Path("none.onnx"), 2)):
         with pytest.raises(MissingEngine, match=r"^no NVIDIA GPU \(for this test\)$"):
             load()
 
@@ -91,7 +90,7 @@ def test_a_model_that_is_not_for_tensorrt_has_no_plan(
     with pytest.raises(MissingEngine, match="two was not exported for TensorRT: nst-export --for tensorrt"):
         tensorrt_plan(ExportedModel(tmp_path / "two"))
     with pytest.raises(MissingEngine, match="has no CUDAExecutionProvider"):
-        BareModel(tmp_path / "two")
+        Baseline(tmp_path / "two")
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace("16x16/", "16/"))
     with pytest.raises(MissingEngine, match="16/"):
         tensorrt_plan(ExportedModel(tmp_path / "two"))
@@ -101,29 +100,30 @@ def test_a_run_has_the_engines_of_its_device_and_the_others_say_why(
     exported: ExportedModel, checkpoint: Checkpoint, card: Device, cpu: Device
 ) -> None:
     for device, kind, reason in ((card, "CPU", OTHER_DEVICE), (cpu, "GPU", cpu.reason)):
-        others = [engine for engine in contestants(checkpoint.network, exported, device) if engine.device == kind]
+        others = [engine for engine in every_engine(checkpoint.network, exported, device) if engine.device == kind]
         assert len(others) >= 4
         for engine in others:
             with pytest.raises(MissingEngine) as found:
                 engine.load()
             assert str(found.value) == reason
-    names = {engine.name for engine in contestants(checkpoint.network, exported, card) if engine.device == "GPU"}
+    names = {engine.name for engine in every_engine(checkpoint.network, exported, card) if engine.device == "GPU"}
     assert {"PyTorch, CUDA graph, FP16", "ONNX Runtime, CUDA, FP32", "TensorRT, FP32"} <= names
 
 
 def test_a_run_on_a_gpu_has_its_rows_or_reasons(
-    fake: FakeGpu, exported: ExportedModel, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    fake: FakeGpu,
+    exported: ExportedModel,
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Callable[..., Document],
 ) -> None:
     """All but the server, on the fake GPU, which PyTorch and ONNX Runtime cannot use."""
     device = devices.choose("gpu")
-    machine = {"matrix_product_gflops": 1.0, "memory_gbs": 1.0, "cuda": {"unmeasured": "it is a fake"}}
-    monkeypatch.setattr(latency, "document_header", lambda schema: {"schema": schema, "machine": machine})
     monkeypatch.setattr(latency, "ways", lambda *_: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     served: Any = SimpleNamespace(exported=exported, model="two", style="a")
-    document = latency.of_every_engine(
-        checkpoint, served, Context(device, latency.LatencyEffort((64,), 0.1, compiled=()))
-    )
+    context = Context(device, latency.LatencyEffort((64,), 0.1, compiled=()))
+    document = measured(latency.SUITE, context, checkpoint, served)
     steady = {(row["engine"], row["device"]): row for row in document["rows"] if row["phase"] == "steady"}
     row = steady["TensorRT, FP32", "GPU"]
     assert (
@@ -141,7 +141,7 @@ def test_a_run_on_a_gpu_has_its_rows_or_reasons(
 
 
 def test_an_untrained_network_is_exported_for_the_device(card: Device, cpu: Device) -> None:
-    assert [default_export_plan(device).runtime for device in (card, cpu, None)] == ["tensorrt", "cpu", "cpu"]
+    assert [default_export_plan(device).runtime for device in (card, cpu)] == ["tensorrt", "cpu"]
 
 
 @pytest.mark.gpu
@@ -153,7 +153,7 @@ def test_every_engine_of_the_gpu_stylizes_as_the_cpu_does(
     device = devices.choose("gpu")
     reference = on_cpu(checkpoint, exported)
     stylized = 0
-    for engine in contestants(checkpoint.network, exported, device):
+    for engine in every_engine(checkpoint.network, exported, device):
         if engine.device == "CPU" or engine.compiles:
             continue
         try:
@@ -171,4 +171,4 @@ def test_every_engine_of_the_gpu_stylizes_as_the_cpu_does(
 
 def on_cpu(checkpoint: Checkpoint, exported: ExportedModel) -> Stylize:
     """PyTorch on the processor."""
-    return contestants(checkpoint.network, exported, Device("cpu", "for this test"))[0].load()
+    return every_engine(checkpoint.network, exported, Device("cpu", "for this test"))[0].load()

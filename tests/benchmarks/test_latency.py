@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,12 @@ import pytest
 import torch
 
 from nst_bench.engines.base import Stylize
-from nst_bench.engines.contestants import Contestant
+from nst_bench.engines.registry import Engine
 from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
 from nst_bench.peers import process
-from nst_bench.results import schema
-from nst_bench.served.export import export_checkpoint, untrained_checkpoint
-from nst_bench.served.exported import ExportedModel
+from nst_bench.served.exported import ExportedModel, export_checkpoint, untrained_checkpoint
 from nst_bench.served.server import ModelServer, serve_model
-from nst_bench.suite import Context
+from nst_bench.suite import Context, Document
 from nst_bench.suites import cold, latency, peers
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -35,9 +33,9 @@ def tiny() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def repository(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory, cpu: Device) -> Path:
     folder = tmp_path_factory.mktemp("latency") / "models"
-    export_checkpoint(tiny, folder)
+    export_checkpoint(tiny, folder, cpu)
     return folder
 
 
@@ -68,7 +66,11 @@ def test_an_engine_that_takes_a_known_time_is_measured_within_two_per_cent() -> 
 
 
 def test_every_engine_has_rows_or_a_reason(
-    tiny: Checkpoint, server: ModelServer, monkeypatch: pytest.MonkeyPatch, cpu: Device
+    tiny: Checkpoint,
+    server: ModelServer,
+    monkeypatch: pytest.MonkeyPatch,
+    cpu: Device,
+    measured: Callable[..., Document],
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     parts: list[int] = []
@@ -77,9 +79,9 @@ def test_every_engine_has_rows_or_a_reason(
         latency.LatencyEffort((112, 96), 0.1),
         keep=lambda part: parts.append(len({row["size"] for row in part["rows"] if "median" in row} - {None})),
     )
-    document = latency.of_every_engine(tiny, server, context)
+    document = measured(latency.SUITE, context, tiny, server)
     assert parts == [1, 2]
-    assert document["schema"] == schema("latency")
+    assert document["schema"] == "nst-bench-latency/2"
     assert json.loads(json.dumps(document))["model"]["width"] == 0.125
     steady = {(row["engine"], row["device"]): row for row in document["rows"] if row["phase"] == "steady"}
     running = {engine for engine, row in steady.items() if "median" in row}
@@ -114,6 +116,7 @@ def test_an_engine_that_breaks_is_a_reason_and_the_others_go_on(
     server: ModelServer,
     monkeypatch: pytest.MonkeyPatch,
     cpu: Device,
+    measured: Callable[..., Document],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """One that does not load, and one that fails at its second size."""
@@ -126,9 +129,9 @@ def test_an_engine_that_breaks_is_a_reason_and_the_others_go_on(
     def load() -> Stylize:
         raise ValueError("seven")
 
-    engines = [Contestant("fine", "CPU", lambda: lambda pixels: pixels), Contestant("late", "CPU", lambda: breaks)]
-    monkeypatch.setattr(latency, "contestants", lambda *_, **__: [*engines, Contestant("never", "CPU", load)])
-    document = latency.of_every_engine(tiny, server, Context(cpu, latency.LatencyEffort((96, 112), 0.05)))
+    engines = [Engine("fine", "CPU", lambda: lambda pixels: pixels), Engine("late", "CPU", lambda: breaks)]
+    monkeypatch.setattr(latency, "every_engine", lambda *_, **__: [*engines, Engine("never", "CPU", load)])
+    document = measured(latency.SUITE, Context(cpu, latency.LatencyEffort((96, 112), 0.05)), tiny, server)
     steady = {(row["engine"], row["size"]): row for row in document["rows"] if row["phase"] == "steady"}
     assert steady["late", 112]["missing"] == "RuntimeError: out of memory" and "median" in steady["late", 96]
     assert {steady["never", size]["missing"] for size in (96, 112)} == {"ValueError: seven"}
@@ -188,7 +191,12 @@ main.main(sys.argv[1:])
 
 
 def test_peers_take_turns_with_ours(
-    tiny: Checkpoint, server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device
+    tiny: Checkpoint,
+    server: ModelServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpu: Device,
+    measured: Callable[..., Document],
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(WORKER.format(real=str(process.WORKER.parent)))
@@ -200,7 +208,8 @@ def test_peers_take_turns_with_ours(
     )
     monkeypatch.setattr(process, "WORKER", script)
     monkeypatch.setattr(peers, "PEERS", shown)
-    document = peers.against_peers(tiny, server, Path(sys.prefix), Context(cpu, peers.PeersEffort((96,), 2)))
+    context = Context(cpu, peers.PeersEffort((96,), 2))
+    document = measured(peers.SUITE, context, tiny, server, environment=Path(sys.prefix))
     assert json.loads(json.dumps(document)) == document | {"rows": json.loads(json.dumps(document["rows"]))}
     steady = {(row["peer"], row["way"]): row for row in document["rows"] if row["phase"] == "steady"}
     assert steady["Broken", "HTTP"]["missing"].startswith("does not serve: it has no wings")
@@ -213,11 +222,13 @@ def test_peers_take_turns_with_ours(
     assert "pip install onnxruntime-openvino fastapi" in document["command"]
 
 
-def test_peers_need_an_environment_and_a_processor(tmp_path: Path, card: Device) -> None:
+def test_peers_need_an_environment_and_a_processor(tmp_path: Path, cpu: Device, card: Device) -> None:
+    """They say so before a server is started."""
+    effort = peers.PeersEffort((96,), 2)
     with pytest.raises(InputError, match=r"no virtual environment; python -m venv .*pip install openvino MNN"):
-        peers.check(tmp_path / "none")
+        peers.SUITE.run(Context(cpu, effort), environment=tmp_path / "none")
     with pytest.raises(InputError, match="the peers run on the CPU: give --device cpu"):
-        peers.check(tmp_path / "none", card)
+        peers.SUITE.run(Context(card, effort), environment=tmp_path / "none")
 
 
 @pytest.mark.gpu

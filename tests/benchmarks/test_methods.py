@@ -1,17 +1,19 @@
 """The methods side by side, the speed-up at equal loss, and the ceiling."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from nst_bench.comparison import Comparison, baseline
 from nst_bench.machine import description
 from nst_bench.machine.cuda import torch_device, why_no_cuda
 from nst_bench.machine.roofline import Roofline, Workload, network_workload
 from nst_bench.served.exported import ExportedModel
-from nst_bench.suite import Context
-from nst_bench.suites import methods, quality, speedup
+from nst_bench.suite import Context, Document
+from nst_bench.suites import methods, speedup
 from nst_bench.suites.drawing.speedup import GATYS
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -85,13 +87,15 @@ def test_the_gpu_says_its_rates() -> None:
     assert found["cuda"]["sm_clock_mhz"] > 0 and found["cuda"]["driver"]
 
 
-def test_each_method_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device) -> None:
+def test_each_method_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device, measured: Callable[..., Document]
+) -> None:
     history = {"crop": 128, "seconds": 90.0, "device": "H100", "style_images": ["a.jpg", "b.jpg", "c.jpg"]}
     trained = Checkpoint(frozen(Johnson(width=0.125, styles=3)), ("a", "b", "c"), history, {"held out total": 2.5})
     save(trained, tmp_path / "three.pth")
     monkeypatch.setattr(methods, "UNTRAINED", {methods.MANY: methods.UNTRAINED[methods.MANY]})
     context = Context(cpu, methods.MethodsEffort((64,), 2))
-    document = methods.measure(context, checkpoints=[tmp_path / "three.pth"])
+    document = measured(methods.SUITE, context, checkpoints=[tmp_path / "three.pth"])
     gatys, many = document["rows"]
     assert (gatys["method"], gatys["n"], gatys["trained"]) == (methods.GATYS, 2, False)
     assert gatys["image_seconds"] == pytest.approx(methods.ITERATIONS * gatys["median"] / 1000)
@@ -160,22 +164,22 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     effort = speedup.SpeedupEffort(1, 1, 1, equal_loss=(64,))
     style, weights = photographs["coffee"], vgg16_weights()
     content = to_tensor(fit(open_image(sample_photographs()[0]), 64, 64))
-    run = ImageOptimization(content, [to_tensor(open_image(style))], quality.baseline(checkpoint, 64, 6), weights)
+    run = ImageOptimization(content, [to_tensor(open_image(style))], baseline(checkpoint, 64, 6), weights)
     curve: list[float] = []
     while run.step(lambda iteration: curve.append(iteration.total)):
         pass
     goal = 1.001 * curve[3]
-    monkeypatch.setattr(speedup, "network_losses", lambda run, stylize: {"loss": goal})
-    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
+    monkeypatch.setattr(Comparison, "losses", lambda self, run: {"loss": goal})
+    (row,) = speedup.at_equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
     assert row["iteration"] == next(number for number, loss in enumerate(curve, 1) if loss <= goal)
     assert row["gatys_seconds"] == pytest.approx(0.3 * row["iteration"])
     assert row["ratio"] == pytest.approx(60.0 * row["iteration"])
     assert row["shared_memory_ratio"] == pytest.approx(2 * row["ratio"])
     monkeypatch.setattr(speedup, "LONGEST", 2)
-    monkeypatch.setattr(speedup, "network_losses", lambda run, stylize: {"loss": 0.0})
-    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
+    monkeypatch.setattr(Comparison, "losses", lambda self, run: {"loss": 0.0})
+    (row,) = speedup.at_equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
     assert row["missing"].startswith("after 2 iterations")
-    (row,) = speedup._equal_loss(checkpoint, style, 128, effort, weights, figures, CPU)
+    (row,) = speedup.at_equal_loss(checkpoint, style, 128, effort, weights, figures, CPU)
     assert row == {"size": 128, "missing": "the optimisation was not run at this size"}
-    (row,) = speedup._equal_loss(checkpoint, None, 64, effort, weights, figures, CPU)
+    (row,) = speedup.at_equal_loss(checkpoint, None, 64, effort, weights, figures, CPU)
     assert row["missing"] == "the style image is not at hand to compare losses: --style"

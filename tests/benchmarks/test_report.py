@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nst_bench import capacity, report, results, tables
+from nst_bench import capacity, report, results, suite, tables
 from nst_bench.cli import app
 from nst_bench.measure import summarize
-from nst_bench.served import turns
+from nst_bench.served import callers
 from nst_bench.served.callers import Call
 from nst_bench.suites import energy, serving, speedup
 from nst_bench.suites.drawing.speedup import GATYS
@@ -162,27 +162,29 @@ def _card_run() -> dict[str, Any]:
     about = {"date": "2026-11-26 20:00 UTC", "machine": machine}
     model = {"name": "s", "network": "fast", "width": 1.0, "parameters": 206540}
     milli = {way: [0.001 * (2 + number)] * 5 for number, way in enumerate((*speedup.SERVED, "in the process"))}
-    figures = [speedup._figure(way, 512, "steady", seconds) for way, seconds in milli.items()]
-    figures += [speedup._figure(GATYS, 512, "steady", [0.008] * 5)]
-    figures += [speedup._figure("Triton, from start to ready", None, "cold", [6.0])]
-    steady = {(row["engine"], row["size"]): row["median"] for row in figures}
+    figures = [speedup.row_of(way, 512, "steady", seconds) for way, seconds in milli.items()]
+    figures += [speedup.row_of(GATYS, 512, "steady", [0.008] * 5)]
+    figures += [speedup.row_of("Triton, from start to ready", None, "cold", [6.0])]
     equal = {"size": 512, "photo": "a.jpg", "loss": 2.5, "iteration": 31, "gatys_seconds": 0.248, "curve": [9.0, 2.4]}
-    first = {"schema": results.schema("speedup"), **about, "model": model, "device": "GPU", "rows": figures}
-    first |= {"speedup": speedup._speedups(figures, (512,))}
-    first |= {"equal_loss": [equal | speedup._against(248.0, steady, 512)]}
+    served = {row["engine"]: row["median"] for row in figures}
+    ratios = {"served_ms": served[speedup.SERVED[0]], "shared_memory_ms": served[speedup.SERVED[2]]}
+    ratios |= {"ratio": 248.0 / ratios["served_ms"], "shared_memory_ratio": 248.0 / ratios["shared_memory_ms"]}
+    first = {"schema": suite.schema("speedup"), **about, "model": model, "device": "GPU", "rows": figures}
+    first |= {"speedup": speedup.speedups(figures, (512,))}
+    first |= {"equal_loss": [equal | ratios]}
     row = {"engine": "TensorRT, FP16", "device": "GPU", "size": 512, "phase": "steady"}
     by_engine = [
         {**row, **asdict(summarize([0.0005] * 5)), "max_difference": 4},
         {**row, "engine": "T", "missing": "not here"},
     ]
     calls = [Call(0.001 * number, 0.001 * number + 0.004) for number in range(20)]
-    turn = turns.Turn(calls, Statistics(20, 0, 20, 10, {2: 10}, 0.001, 0.002))
-    own = turns.rate_of([turn.rate]) | turns.summary([turn])
-    load = {"size": 512, "requests": 20, "bare": turns.rate_of([1000.0])}
+    turn = callers.Turn(calls, Statistics(20, 0, 20, 10, {2: 10}, 0.001, 0.002))
+    own = callers.rate_of([turn.rate]) | callers.summary([turn])
+    load = {"size": 512, "requests": 20, "bare": callers.rate_of([1000.0])}
     load |= {"rows": [{"callers": count, **own, "ratio": 0.5, "against_one": 1.0} for count in (1, 32)]}
     mixed = [{"mixture": serving.CHANGING, "callers": 32, **own, "one_caller": 2000.0, "against_one": 0.7}]
     loaded: dict[str, Any] = {
-        "schema": results.schema("serving"),
+        "schema": suite.schema("serving"),
         **about,
         "latency": [{"size": 512, "way": "gRPC", **own, "ratio": 1.0}],
     }
@@ -191,12 +193,12 @@ def _card_run() -> dict[str, Any]:
     loaded |= {"throughput": load, "throughput_by_size": [load | {"size": 256}]}
     loaded |= {"mixed": {"sides": [128, 640], "rows": mixed}, "stopped": "no time left"}
     loaded["slowest_against_one"] = serving.slowest([load], mixed)
-    rows = [energy._row(energy.NETWORK, 512, 1.0, energy.Block(1000, 1.0, 300.0)) | {"ratio": 1.0}]
-    used = {"schema": results.schema("energy"), **about, "model": {"name": "s"}, "iterations": 500, "rows": rows}
+    rows = [energy.row_of(energy.NETWORK, 512, 1.0, energy.Block(1000, 1.0, 300.0)) | {"ratio": 1.0}]
+    used = {"schema": suite.schema("energy"), **about, "model": {"name": "s"}, "iterations": 500, "rows": rows}
     used |= {"idle_watts": 70.0, "idle_subtracted": False}
-    by_size = {"schema": results.schema("latency"), **about, "model": model, "rows": by_engine}
+    by_size = {"schema": suite.schema("latency"), **about, "model": model, "rows": by_engine}
     suites = {"speedup": first, "latency": by_size, "serving": loaded, "energy": used, "serving, gallery": loaded}
-    return {"schema": results.schema("run"), **about, "device": f"gpu: {CARD}", "suites": suites}
+    return {"schema": suite.schema("run"), **about, "device": f"gpu: {CARD}", "suites": suites}
 
 
 def test_a_run_on_a_gpu_is_drawn(tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_a_list_of_rows_is_shown_whatever_the_suite() -> None:
             for size in (256, 512)
         ),
     ]
-    document = {"machine": _run_document()["machine"], "schema": results.schema("latency"), "rows": rows}
+    document = {"machine": _run_document()["machine"], "schema": suite.schema("latency"), "rows": rows}
     lines = report.tables(document, machine=False).splitlines()
     assert "| ONNX Runtime | CPU | 256² | 20.0 *unstable* | 21.0 | 22.0 | 4% | 9 | 5.54 | 71% |" in lines
     assert "| TensorRT / RTX | GPU | 256², 512² | *no GPU* |  |  |  |  |  |  |" in lines
@@ -365,9 +367,9 @@ def test_results_of_version_1_are_read(tmp_path: Path) -> None:
     suites = {"latency": latency, "soak": soak, "styles": styles, "frontier": document}
     (tmp_path / "old.json").write_text(json.dumps({**BEFORE, "suites": suites}))
     read = results.read(tmp_path / "old.json")
-    assert read["schema"] == results.schema("run")
+    assert read["schema"] == suite.schema("run")
     assert {name: own["schema"] for name, own in read["suites"].items()} == {
-        name: results.schema(name) for name in suites
+        name: suite.schema(name) for name in suites
     }
     (latency_row,) = read["suites"]["latency"]["rows"]
     assert latency_row["max_difference"] == 1 and latency_row["median_precision"]["error"] > 0
@@ -388,7 +390,7 @@ def test_results_of_before_the_suites_had_names_are_read(tmp_path: Path) -> None
     document["speedup"] = [ratio | {"ratio": 6000.0}]
     (tmp_path / "oldest.json").write_text(json.dumps(document))
     read = results.read(tmp_path / "oldest.json")
-    assert (read["schema"], read["equal_loss"]) == (results.schema("speedup"), [])
+    assert (read["schema"], read["equal_loss"]) == (suite.schema("speedup"), [])
     assert "| Gatys, 100 iterations | 30 | **6,000** |" in report.markdown(read)
 
 

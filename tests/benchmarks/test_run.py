@@ -27,7 +27,14 @@ WORKS = """
 import os
 import time
 
+from nst_bench.suite import Suite
 from nst_core.errors import InputError
+
+class OnNoMachine(Suite):
+    # A suite whose machine is not measured.
+
+    def run(self, context, **options):
+        return self.measure(context, **options)
 
 MACHINE = {"processor": "A (R) Chip", "cores": 2, "memory_gib": 4.0, "gpu": None, "system": "S", "versions": {}}
 MACHINE["matrix_product_gflops"] = 100.0
@@ -83,11 +90,11 @@ def subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device) -> Sub
 def _plan(*names: str) -> tuple[Step, ...]:
     import works  # type: ignore[import-not-found]
 
-    return tuple(_step(name, getattr(works, name), 10.0) for name in names)
+    return tuple(_step(name, getattr(works, name), 10.0, works.OnNoMachine) for name in names)
 
 
-def _step(name: str, measure: Callable[..., Document], seconds: float) -> Step:
-    suite = Suite(name, f"The title of {name}", measure, list_of_rows, Effort())
+def _step(name: str, measure: Callable[..., Document], seconds: float, kind: type[Suite[Any]] = Suite) -> Step:
+    suite = kind(name, f"The title of {name}", measure, list_of_rows, Effort())
     return Step(name, suite, Cost(seconds, Effort()))
 
 
@@ -115,7 +122,7 @@ def test_a_suite_that_fails_is_a_missing_cell_and_the_others_go_on(
     assert late["stopped"] == "its process ended with status -9" and late["rows"]
     assert "Traceback" in capfd.readouterr().err  # a defect of ours keeps it
     assert [len(names) for names in kept] == [1, 2, 3, 4, 5, 5, 6, 7]
-    assert (document["schema"], document["machine"]["processor"]) == (results.schema("run"), "A (R) Chip")
+    assert (document["schema"], document["machine"]["processor"]) == (suite.schema("run"), "A (R) Chip")
     assert [behind for behind, _ in seen] == sorted(behind for behind, _ in seen)
     assert 60.0 <= seen[-1][0] < 70.0 and seen[-1][1] == "good: half"
 
@@ -230,7 +237,7 @@ class Clock:
     def run(self, step: Step, subject: Subject, share: float, *_: Any) -> dict[str, Any]:
         self.shares[step.name] = round(share, 3)
         self.now += share * self.lasts[step.name]
-        return {"schema": results.schema(step.name), "machine": {}, "share": share}
+        return {"schema": suite.schema(step.name), "machine": {}, "share": share}
 
 
 def _unused(context: Context[Effort]) -> dict[str, Any]:

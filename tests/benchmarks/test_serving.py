@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 
 from nst_bench import report, results
 from nst_bench.cli import app
-from nst_bench.engines.bare import BareModel
+from nst_bench.engines.baseline import Baseline
 from nst_bench.photographs import sample_photograph
-from nst_bench.served import turns
-from nst_bench.served.callers import SizedCall, send_in_turn, start_callers
+from nst_bench.served.callers import SizedCall, Turn, counted_between, send_in_turn, start_callers, summary
 from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suite import Context, Document
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
@@ -52,11 +51,14 @@ def server(repository: Path) -> Iterator[ModelServer]:
         yield running
 
 
-def test_the_whole_suite_with_a_real_triton(server: ModelServer, tmp_path: Path, cpu: Device) -> None:
+def test_the_whole_suite_with_a_real_triton(
+    server: ModelServer, tmp_path: Path, cpu: Device, measured: Callable[..., Document]
+) -> None:
     effort = serving.ServingEffort(0.1, 2, 0.2, 0.5, 2, sizes=(32, 64), loaded=(32, 64), callers=(1, 4), mixed=(3,))
     effort = replace(effort, mixed_turn=0.2, sides=(32, 64))
     parts: list[set[str]] = []
-    document = serving.of_server(server, Context(cpu, effort, keep=lambda part: parts.append(set(part))))
+    context = Context(cpu, effort, keep=lambda part: parts.append(set(part)))
+    document = measured(serving.SUITE, context, server)
     results.write(document, tmp_path / "a.json")
     document = results.read(tmp_path / "a.json")
     assert [(row["size"], row["way"]) for row in document["latency"]] == [
@@ -125,7 +127,7 @@ def test_the_batch_that_is_reported_is_the_batch_that_was_sent(server: ModelServ
         deadline = time.monotonic() + 10
         while (after := client.statistics("tiny")).requests < before.requests + 3 and time.monotonic() < deadline:
             time.sleep(0.01)
-    counted = turns.between(before, after)
+    counted = counted_between(before, after)
     assert (counted.requests, counted.images, counted.executions) == (3, 13, 3)
     assert counted.batches == {3: 1, 5: 2}
     assert counted.compute_seconds > 0
@@ -141,7 +143,7 @@ def test_callers_at_once_are_counted_one_by_one_on_a_cpu(server: ModelServer) ->
         while (after := client.statistics("tiny")).requests < before.requests + 40 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert len(calls) == 40
-    counted = turns.between(before, after)
+    counted = counted_between(before, after)
     assert counted.images == 40
     assert counted.batches == {1: 40} and counted.executions == 40
 
@@ -157,7 +159,7 @@ def test_the_speed_up_with_a_real_triton(
     effort = speedup.SpeedupEffort(blocks=1, rounds=2, iterations=2, equal_loss=(64,), sizes=(64,))
     parts: list[list[str]] = []
     keep = partial(_note_parts, parts)
-    document = speedup.measure(
+    document = speedup.SUITE.run(
         Context(cpu, effort, keep=keep),
         checkpoint=repository.parent / "tiny.pth",
         repository=repository,
@@ -185,7 +187,7 @@ def test_the_bare_session_stylizes_as_the_server(server: ModelServer) -> None:
     pixels = sample_photograph(61, 83)
     with StyleClient(server.endpoints.grpc) as client:
         answer = client.stylize(pixels, "tiny")
-    stylized = BareModel(server.exported.folder).stylize(pixels)
+    stylized = Baseline(server.exported.folder).stylize(pixels)
     assert np.abs(answer.astype(int) - stylized.astype(int)).max() <= 1
 
 
@@ -195,18 +197,18 @@ def test_as_many_bare_sessions_as_instances(repository: Path, tmp_path: Path) ->
     version.mkdir(parents=True)
     (version / "model.onnx").symlink_to(repository / "tiny" / "1" / "model.onnx")
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace("count: 1", "count: 2"))
-    bare = BareModel(tmp_path / "two")
+    bare = Baseline(tmp_path / "two")
     assert len(bare.sessions) == 2
     assert bare.seconds_for(sample_photograph(32, 32), 5) > 0
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace('"onnxruntime"', '"python"'))
     with pytest.raises(InputError, match="two is served by python: nothing here to compare it with"):
-        BareModel(tmp_path / "two")
+        Baseline(tmp_path / "two")
 
 
 def test_what_a_server_counted_between_two_moments() -> None:
     before = Statistics(4, 1, 6, 3, {1: 2, 4: 1}, queue_seconds=0.5, compute_seconds=1.0)
     after = Statistics(8, 1, 14, 5, {1: 2, 4: 3}, queue_seconds=1.0, compute_seconds=2.0)
-    counted = turns.between(before, after)
+    counted = counted_between(before, after)
     assert (counted.requests, counted.failures, counted.images, counted.executions) == (4, 0, 8, 2)
     assert counted.batches == {4: 2}
     assert (counted.queue_seconds, counted.compute_seconds) == (pytest.approx(1.5), pytest.approx(3.0))
@@ -237,12 +239,12 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
     client = StyleClient(transport=MockTransport(stylize))
-    calls = send_in_turn(10 * [sample_photograph(16, 16)], 101.0, client, "style")
+    calls = send_in_turn(10 * [sample_photograph(16, 16)], 101.0, partial(client.stylize, style="style"))
     assert calls[0].due == 101.0
     assert [call.seconds for call in calls] == pytest.approx([0.05] * 10)
-    turn = turns.Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))
+    turn = Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))
     assert turn.rate == pytest.approx(20.0)
-    row = turns.summary([turn])
+    row = summary([turn])
     assert (row["median"], row["queue"], row["compute"], row["rest"]) == pytest.approx((50.0, 10.0, 30.0, 10.0))
     assert (row["batch"], row["batches"]) == (1.0, {"1": 10})
 
@@ -256,9 +258,9 @@ def test_a_caller_that_fails_says_why_and_goes_on(server: ModelServer) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_the_soak_with_a_real_triton(server: ModelServer, cpu: Device) -> None:
+def test_the_soak_with_a_real_triton(server: ModelServer, cpu: Device, measured: Callable[..., Document]) -> None:
     effort = soak.SoakEffort(minutes=0.1, callers=2, every_seconds=0.25)
-    document = soak.of_server(server, Context(cpu, effort))
+    document = measured(soak.SUITE, Context(cpu, effort), server)
     assert document["errors"] == {}
     assert document["requests"] >= document["shapes"] > 0
     trends = document["trends"]

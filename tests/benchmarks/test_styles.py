@@ -1,23 +1,23 @@
 """`nst-bench styles`: a network of ten styles beside the same network of one, with a real Triton."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from nst_bench import report, results
-from nst_bench.suite import Context
+from nst_bench.suite import Context, Document
 from nst_bench.suites import styles
 from nst_core.devices import Device
-from nst_server.installation.triton import find_triton
-from nst_trainer.checkpoint import Checkpoint, frozen
+from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Fast
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_every_form_is_measured_in_one_style_and_interpolated(
-    tmp_path: Path, cpu: Device, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cpu: Device, monkeypatch: pytest.MonkeyPatch, measured: Callable[..., Document]
 ) -> None:
     two = {name: form for name, form in styles.FORMS.items() if name in ("alone, FP16", "alone, a tile")}
     monkeypatch.setattr(styles, "FORMS", two)  # each is two exports
@@ -25,7 +25,8 @@ def test_every_form_is_measured_in_one_style_and_interpolated(
     tiny = Checkpoint(frozen(Fast(width=0.25)), ("tiny",))
     parts: list[int] = []
     context = Context(cpu, styles.StylesEffort((64, 96), 0.05), keep=lambda part: parts.append(len(part["rows"])))
-    document = styles.of_network(tiny, find_triton(ROOT / ".triton", print), context)
+    save(tiny, tmp_path / "tiny.pth")
+    document = measured(styles.SUITE, context, checkpoint=tmp_path / "tiny.pth", triton=ROOT / ".triton")
     results.write(document, tmp_path / "a.json")
     document = results.read(tmp_path / "a.json")
     assert (document["network"], document["width"]) == ("fast", 0.25)

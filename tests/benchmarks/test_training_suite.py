@@ -1,10 +1,11 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from nst_bench import report
-from nst_bench.suite import Context
+from nst_bench.suite import Context, Document
 from nst_bench.suites import training as suite
 from nst_core.devices import Device
 from nst_core.images import sample_photographs
@@ -26,8 +27,8 @@ def test_both_loops_train_the_same_network_on_the_same_loss(
     assert plain == pytest.approx(ours.content + ours.style + ours.total_variation, rel=1e-3)
 
 
-def test_the_suite_measures_both_in_processes_of_their_own(cpu: Device) -> None:
-    document = suite.measure(Context(cpu, suite.TrainingEffort(width=0.125, batch=1, steps=3, crops=(64,))))
+def test_the_suite_measures_both_in_processes_of_their_own(cpu: Device, measured: Callable[..., Document]) -> None:
+    document = measured(suite.SUITE, Context(cpu, suite.TrainingEffort(width=0.125, batch=1, steps=3, crops=(64,))))
     (row,) = document["crops"]
     assert row["plain"]["n"] == row["nst"]["n"] == 3
     assert row["ratio"] == pytest.approx(row["nst"]["images_per_second"] / row["plain"]["images_per_second"])

@@ -171,7 +171,7 @@ def test_what_the_bench_measures(server: Server, models: Models) -> None:
     """All ways, every frame of the film that is not dropped, and rates that are those of the whole run."""
     context = Context(Device("cpu", "for this test"), video.VideoEffort(frames=16, rounds=2))
     running = ModelServer("one", models.repository, server.endpoints, server.process, 0.0)
-    document = json.loads(json.dumps(video.of_server(running, context)))
+    document = json.loads(json.dumps(video.measure(context, running)))
     rows = {row["way"]: row for row in document["rows"]}
     assert list(rows) == [video.BARE, video.FILE, video.WINDOW, video.PAGE, f"{video.WINDOW}, latency"]
     assert rows[video.BARE]["n"] == rows[video.FILE]["n"] == 32

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from nst_bench.machine import description
 from nst_bench.report import tables
-from nst_bench.results import schema
 from nst_bench.suite import Context
 from nst_bench.suites import export as suite
 from nst_core import devices
@@ -20,8 +20,7 @@ MACHINE = {"processor": "p", "cores": 2, "memory_gib": 4, "gpu": None, "system":
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates are measured in seconds; they are not what is tested here."""
-    known = {"schema": schema("export"), "machine": MACHINE | {"matrix_product_gflops": 1}}
-    monkeypatch.setattr(suite, "document_header", lambda schema: known)
+    monkeypatch.setattr(description, "describe", lambda: MACHINE | {"matrix_product_gflops": 1})
 
 
 def forms(document: dict[str, Any], engine: str) -> set[str]:
@@ -31,7 +30,7 @@ def forms(document: dict[str, Any], engine: str) -> set[str]:
 def test_a_cpu_measures_its_engines_and_says_why_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (NVML: not found)"))
     effort = suite.ExportEffort(widths=(0.125,), sizes=(64,), rounds=1)
-    document = suite.measure(Context(devices.choose(), effort))
+    document = suite.SUITE.run(Context(devices.choose(), effort))
     for engine in installed_providers():
         assert forms(document, engine) == set(suite.CPU_FORMS)
     missing = {row["engine"]: row["missing"] for row in document["rows"] if "missing" in row}
@@ -43,7 +42,7 @@ def test_a_cpu_measures_its_engines_and_says_why_not_the_others(monkeypatch: pyt
 
 def test_a_card_measures_every_form_that_passes_its_gate(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT is the fake one; ONNX Runtime has no CUDA here, which is said."""
-    document = suite.measure(Context(Device("gpu", "a card", gpu), suite.ExportEffort(sizes=(64, 128), rounds=1)))
+    document = suite.SUITE.run(Context(Device("gpu", "a card", gpu), suite.ExportEffort(sizes=(64, 128), rounds=1)))
     assert forms(document, "TensorRT") == set(suite.TENSORRT_FORMS)
     rows = [row for row in document["rows"] if row["engine"] == "TensorRT"]
     assert len(rows) == 2 * len(suite.TENSORRT_FORMS)
@@ -56,7 +55,7 @@ def test_a_card_measures_every_form_that_passes_its_gate(gpu: Gpu, monkeypatch: 
 
 def test_a_form_that_fails_on_the_card_is_a_row_with_the_reason(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GPU_TOLERANCES, "fp16", Tolerance(-1))
-    document = suite.measure(Context(Device("gpu", "a card", gpu), suite.ExportEffort(sizes=(64,), rounds=1)))
+    document = suite.SUITE.run(Context(Device("gpu", "a card", gpu), suite.ExportEffort(sizes=(64,), rounds=1)))
     rows = [row for row in document["rows"] if row["engine"] == "TensorRT"]
     assert len(rows) == len(suite.TENSORRT_FORMS)
     assert all("differs from PyTorch" in row["missing"] for row in rows)

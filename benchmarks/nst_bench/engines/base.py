@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from nst_core.contract import STYLE_WEIGHTS
 from nst_core.errors import NstError
 from nst_core.images import Pixels
 
@@ -16,8 +13,3 @@ Stylize = Callable[[Pixels], Pixels]
 
 class MissingEngine(NstError):
     """An engine that cannot run here; the message is the reason."""
-
-
-def first_style(styles: int) -> dict[str, np.ndarray]:
-    """The further input of a model of several styles, `float32 [1, S]`: all weight on the first style."""
-    return {STYLE_WEIGHTS: np.eye(1, styles, dtype=np.float32)} if styles > 1 else {}

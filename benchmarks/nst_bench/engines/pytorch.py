@@ -24,7 +24,7 @@ CUDA_GRAPHS = 8
 
 def pytorch_eager(network: StyledNetwork, device: str) -> Stylize:
     """The network as it is trained, channels last, in the served module; `device` is `CPU` or `GPU`."""
-    return _through(_served_module(network, device), network, device)
+    return _stylizing(_served_module(network, device), network, device)
 
 
 def pytorch_compiled(network: StyledNetwork, device: str) -> Stylize:
@@ -32,7 +32,7 @@ def pytorch_compiled(network: StyledNetwork, device: str) -> Stylize:
     module = _served_module(network, device)
     if device == "CPU" and not shutil.which(os.environ.get("CXX", "g++")):
         raise MissingEngine("torch.compile needs a C++ compiler (g++, or what CXX names), and none is here")
-    compiled = _through(torch.compile(module, dynamic=False), network, device)
+    compiled = _stylizing(torch.compile(module, dynamic=False), network, device)
 
     def stylize(pixels: Pixels) -> Pixels:
         try:
@@ -113,7 +113,7 @@ def _served_module(network: StyledNetwork, device: str) -> ServedModel:
     return ServedModel(placed.to(memory_format=torch.channels_last)).eval()  # type: ignore[call-overload]
 
 
-def _through(module: Callable[..., Tensor], network: StyledNetwork, device: str) -> Stylize:
+def _stylizing(module: Callable[..., Tensor], network: StyledNetwork, device: str) -> Stylize:
     where, style_weights = _torch_name(device), _first_style(network, device)
 
     def stylize(pixels: Pixels) -> Pixels:

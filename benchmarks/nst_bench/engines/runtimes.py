@@ -9,14 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nst_bench.engines.base import MissingEngine, Stylize, first_style
+import numpy as np
+
+from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.served.exported import ExportedModel
 from nst_core import devices
-from nst_core.contract import IMAGE, STYLIZED, Parameter
+from nst_core.contract import IMAGE, STYLE_WEIGHTS, STYLIZED, Parameter
 from nst_core.devices import Gpu
 from nst_core.distribution import install_command
 from nst_core.images import Pixels
 from nst_core.packages.onnx_runtime import import_onnxruntime, machine_extra
+
+CPU_PROVIDER, OPENVINO_PROVIDER = "CPUExecutionProvider", "OpenVINOExecutionProvider"
+TENSORRT_PROVIDER, CUDA_PROVIDER = "TensorrtExecutionProvider", "CUDAExecutionProvider"
 
 TENSORRT_CONTEXTS = 2
 """Images that TensorRT stylizes at the same time."""
@@ -30,18 +35,12 @@ def onnx_runtime(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    if provider == "OpenVINOExecutionProvider":
+    if provider == OPENVINO_PROVIDER:
         settings = {"device_type": "CPU", "num_of_threads": str(threads)}
     session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings or {})])
     if session.get_providers()[0] != provider:
         raise MissingEngine(f"ONNX Runtime could not start {provider}: is its device here?")
-    style_weights = first_style(styles)
-
-    def stylize(pixels: Pixels) -> Pixels:
-        result: Pixels = session.run([STYLIZED], {IMAGE: pixels[None], **style_weights})[0][0]
-        return result
-
-    return stylize
+    return _stylizing(lambda feeds: session.run([STYLIZED], feeds)[0], styles)
 
 
 def onnx_runtime_cuda(file: Path, styles: int) -> Stylize:
@@ -49,14 +48,9 @@ def onnx_runtime_cuda(file: Path, styles: int) -> Stylize:
     first_gpu()
     from nst_core.engines.onnx_cuda import CudaSessions
 
-    _onnxruntime_with("CUDAExecutionProvider")
-    sessions, style_weights = CudaSessions(file), first_style(styles)
-
-    def stylize(pixels: Pixels) -> Pixels:
-        result: Pixels = sessions.run({IMAGE: pixels[None], **style_weights}, [STYLIZED])[0][0]
-        return result
-
-    return stylize
+    _onnxruntime_with(CUDA_PROVIDER)
+    sessions = CudaSessions(file)
+    return _stylizing(lambda feeds: sessions.run(feeds, [STYLIZED])[0], styles)
 
 
 def tensorrt_plan(exported: ExportedModel, *, on_progress: Callable[[str], None] = lambda note: None) -> Stylize:
@@ -80,10 +74,15 @@ def tensorrt_plan(exported: ExportedModel, *, on_progress: Callable[[str], None]
         engine = TensorRTEngine(plan, contexts=TENSORRT_CONTEXTS)
     except (ValueError, RuntimeError) as error:  # a profile, a plan or CUDA
         raise MissingEngine(" ".join(str(error).split())) from error
-    style_weights = first_style(len(exported.styles))
+    return _stylizing(engine.run, len(exported.styles))
+
+
+def _stylizing(run: Callable[[dict[str, Any]], Any], styles: int) -> Stylize:
+    """One image through `run`, which takes the model's inputs; of several styles the first."""
+    style_weights = {STYLE_WEIGHTS: np.eye(1, styles, dtype=np.float32)} if styles > 1 else {}
 
     def stylize(pixels: Pixels) -> Pixels:
-        result: Pixels = engine.run({IMAGE: pixels[None], **style_weights})[0]
+        result: Pixels = run({IMAGE: pixels[None], **style_weights})[0]
         return result
 
     return stylize

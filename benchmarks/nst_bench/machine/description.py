@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,6 @@ PACKAGES = (
     "numpy",
 )
 """Packages whose versions a result depends on."""
-
-
-def document_header(schema: str) -> dict[str, Any]:
-    """The head of every results document: its schema, the date and the machine."""
-    return {"schema": schema, "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": describe()}
 
 
 def describe() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Callers of a served style, each a process of its own.
+"""Callers of a served style, each a process of its own: what they wait, and what the server counts meanwhile.
 
 Processes and not threads: whoever calls a server is another program, and threads of one process would wait for each
 other at Python's lock while they pack and unpack pixels. Nothing of torch is imported here, so a caller starts fast
@@ -8,22 +8,25 @@ and is small. Times are those of `time.monotonic`, which all processes of a mach
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import random
-import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nst_client import AsyncStyleClient, ServiceError, StyleClient
-from nst_core.errors import NstError
+from nst_bench.measure import UNSTABLE, summarize
+from nst_bench.workers import Task, Worker, answers
+from nst_client import AsyncStyleClient, ServiceError, Statistics, StyleClient
 from nst_core.images import Pixels
 from nst_core.process import keep_freed_memory
+
+if TYPE_CHECKING:
+    from nst_bench.served.server import ModelServer
 
 TIMEOUT_SECONDS = 300.0
 """How long a request may take: a queue that grows is measured, not cut short."""
@@ -31,8 +34,13 @@ TIMEOUT_SECONDS = 300.0
 HEAD_START_SECONDS = 0.2
 """From giving the tasks to the moment at which all callers begin; meanwhile images reach their processes."""
 
-Task = Callable[[StyleClient, str], Any]
-"""What a caller does with its client and the style's name; a function of a module, so that it can be pickled."""
+COUNTERS_TIMEOUT_SECONDS = 5.0
+"""In which the server must have counted what it answered."""
+
+Document = dict[str, Any]
+
+Stylize = Callable[[Pixels], object]
+"""What a caller's tasks get: a request for one image."""
 
 
 class Call(NamedTuple):
@@ -57,30 +65,28 @@ class SizedCall(NamedTuple):
     error: str | None
 
 
-class CallerError(NstError):
-    """A caller's process ended before its answer."""
-
-
+@dataclass(frozen=True)
 class Callers:
-    """Processes with a client each, which take tasks."""
+    """Processes with a client each, for a style at `url`."""
 
-    def __init__(self, processes: Sequence[multiprocessing.context.SpawnProcess], pipes: Sequence[Connection]) -> None:
-        self._processes, self._pipes = processes, pipes
+    workers: Sequence[Worker]
+    url: str
+    style: str
 
     @property
     def pids(self) -> list[int]:
         """The callers' process ids."""
-        return [process.pid for process in self._processes if process.pid is not None]
+        return [worker.pid for worker in self.workers]
 
     def assign(self, tasks: Sequence[Task]) -> Callable[[], list[Any]]:
-        """Give the first callers a task each; the function that is returned waits for their answers.
+        """Give the first callers a task each, which gets a `Stylize`; what is returned waits for their answers.
 
         It raises the first `NstError` that a caller met, after all have answered.
         """
-        pipes = self._pipes[: len(tasks)]
-        for pipe, task in zip(pipes, tasks, strict=True):
-            pipe.send(task)
-        return partial(_answers, pipes)
+        busy = self.workers[: len(tasks)]
+        for worker, task in zip(busy, tasks, strict=True):
+            worker.give(task)
+        return partial(answers, busy)
 
     def closed_loop(self, count: int, requests: int, pixels: Pixels) -> list[Call]:
         """`requests` images from `count` callers at once, each of which sends again after each answer."""
@@ -91,24 +97,17 @@ class Callers:
     def mixed_sizes(self, photograph: Pixels, parts: Sequence[Sequence[tuple[int, int]]]) -> list[Call]:
         """A closed loop of a caller for each of `parts`: crops of the photograph of these sizes (height, width)."""
         begin = time.monotonic() + HEAD_START_SECONDS
-        return self._calls([partial(send_crops, photograph, sizes, begin) for sizes in parts])
+        return self._calls([partial(_send_crops, photograph, sizes, begin) for sizes in parts])
 
     def open_loop(self, offsets: Sequence[float], pixels: Pixels) -> list[Call]:
-        """An image at each of `offsets` (seconds), whether or not those before are answered; from one process."""
-        return self._calls([partial(send_at, pixels, offsets)])
+        """An image at each of `offsets` (seconds), whether or not those before are answered; from one process.
+
+        Latency counts from there, also if a request could not be sent then.
+        """
+        return self._calls([partial(_send_at, self.url, self.style, pixels, offsets)])
 
     def _calls(self, tasks: Sequence[Task]) -> list[Call]:
         return sorted(call for calls in self.assign(tasks)() for call in calls)
-
-
-def _answers(pipes: Sequence[Connection]) -> list[Any]:
-    try:
-        answers = [pipe.recv() for pipe in pipes]
-    except EOFError as error:
-        raise CallerError("a caller's process ended: is there enough memory?") from error
-    if errors := [answer for answer in answers if isinstance(answer, NstError)]:
-        raise errors[0]
-    return answers
 
 
 @contextmanager
@@ -117,57 +116,55 @@ def start_callers(count: int, url: str, style: str, *, shared_memory: bool = Fal
 
     Images go over the network's protocol, or by shared memory: unlike a plain client, a caller never chooses by itself.
     """
-    spawning = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        processes, pipes = [], []
-        for _ in range(count):
-            here, there = spawning.Pipe()
-            process = spawning.Process(target=_run, args=(there, url, style, shared_memory), daemon=True)
-            process.start()
-            there.close()  # or the end of the process would not be seen here
-            stack.callback(_end, process, here)
-            processes.append(process)
-            pipes.append(here)
-        callers = Callers(processes, pipes)
-        callers.assign([_ready] * count)()
+        client = partial(_client, url, style, shared_memory)
+        callers = Callers([stack.enter_context(Worker(client)) for _ in range(count)], url, style)
+        callers.assign(count * [_ready])()
         yield callers
 
 
-def send_in_turn(images: Sequence[Pixels], begin: float, client: StyleClient, style: str) -> list[Call]:
+def _client(url: str, style: str, shared_memory: bool) -> Stylize:
+    """In a caller's process, with the allocator that nst's commands use."""
+    keep_freed_memory()
+    client = StyleClient(url, timeout=TIMEOUT_SECONDS, retries=0, shared_memory=shared_memory)
+    client.styles()
+    return partial(client.stylize, style=style)
+
+
+def _ready(stylize: Stylize) -> None:
+    """Nothing to do but to answer."""
+
+
+def send_in_turn(images: Sequence[Pixels], begin: float, stylize: Stylize) -> list[Call]:
     """A task: from `begin` on, each request after the answer to the last."""
     time.sleep(max(0.0, begin - time.monotonic()))
     calls = []
     for pixels in images:
         due = time.monotonic()
-        client.stylize(pixels, style)
+        stylize(pixels)
         calls.append(Call(due, time.monotonic()))
     return calls
 
 
-def send_crops(
-    photograph: Pixels, sizes: Sequence[tuple[int, int]], begin: float, client: StyleClient, style: str
-) -> list[Call]:
-    """A task: from `begin` on, crops of the photograph of these sizes (height, width), in turn."""
+def _send_crops(photograph: Pixels, sizes: Sequence[tuple[int, int]], begin: float, stylize: Stylize) -> list[Call]:
     crops = {size: np.ascontiguousarray(photograph[: size[0], : size[1]]) for size in sizes}
-    return send_in_turn([crops[size] for size in sizes], begin, client, style)
+    return send_in_turn([crops[size] for size in sizes], begin, stylize)
 
 
-def send_at(pixels: Pixels, offsets: Sequence[float], client: StyleClient, style: str) -> list[Call]:
-    """A task: requests at their times; latency counts from there, also if a request could not be sent then."""
-    return asyncio.run(_send_at(pixels, offsets, client.url, style))
+def _send_at(url: str, style: str, pixels: Pixels, offsets: Sequence[float], _: Stylize) -> list[Call]:
+    async def send() -> list[Call]:
+        async with AsyncStyleClient(url, timeout=TIMEOUT_SECONDS, retries=0, shared_memory=False) as client:
+            await client.styles()
+            begin = time.monotonic() + HEAD_START_SECONDS
 
+            async def call(due: float) -> Call:
+                await asyncio.sleep(due - time.monotonic())
+                await client.stylize(pixels, style)
+                return Call(due, time.monotonic())
 
-async def _send_at(pixels: Pixels, offsets: Sequence[float], url: str, style: str) -> list[Call]:
-    async with AsyncStyleClient(url, timeout=TIMEOUT_SECONDS, retries=0, shared_memory=False) as client:
-        await client.styles()
-        begin = time.monotonic() + HEAD_START_SECONDS
+            return await asyncio.gather(*(call(begin + offset) for offset in offsets))
 
-        async def call(due: float) -> Call:
-            await asyncio.sleep(due - time.monotonic())
-            await client.stylize(pixels, style)
-            return Call(due, time.monotonic())
-
-        return await asyncio.gather(*(call(begin + offset) for offset in offsets))
+    return asyncio.run(send())
 
 
 def send_changing_sizes(
@@ -176,8 +173,7 @@ def send_changing_sizes(
     min_side: int,
     seconds: float,
     seed: int,
-    client: StyleClient,
-    style: str,
+    stylize: Stylize,
 ) -> list[SizedCall]:
     """A task: crops of the photograph, by turns of the next of `sizes` and of random sides from `min_side` up."""
     generator = random.Random(seed)
@@ -190,34 +186,91 @@ def send_changing_sizes(
             height, width = (generator.randint(min_side, side) for side in photograph.shape[:2])
         error = None
         try:
-            client.stylize(photograph[:height, :width], style)
+            stylize(photograph[:height, :width])
         except ServiceError as failure:
             error = f"{type(failure).__name__}: {failure}"
         calls.append(SizedCall(height, width, sent, time.monotonic() - sent, error))
     return calls
 
 
-def _ready(client: StyleClient, style: str) -> None:
-    client.styles()
+@dataclass(frozen=True)
+class Turn:
+    """Calls, and what the server counted while they ran."""
+
+    calls: list[Call]
+    counted: Statistics
+
+    @property
+    def rate(self) -> float:
+        """Images a second, from the first call to the last answer."""
+        return len(self.calls) / (max(call.done for call in self.calls) - self.calls[0].due)
 
 
-def _run(tasks: Connection, url: str, style: str, shared_memory: bool) -> None:
-    """A caller's process, until there are no more tasks; with the allocator that nst's commands use."""
-    keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends its callers
-    with StyleClient(url, timeout=TIMEOUT_SECONDS, retries=0, shared_memory=shared_memory) as client:
+def take_turn(server: ModelServer, run: Callable[[], list[Call]]) -> Turn:
+    """Run what calls the server, and read its counters before and after."""
+    with StyleClient(server.endpoints.grpc, shared_memory=False) as client:
+        before = client.statistics(server.style)
+        calls = run()
+        deadline = time.monotonic() + COUNTERS_TIMEOUT_SECONDS  # Triton answers first and counts after
         while True:
-            try:
-                task: Task = tasks.recv()
-            except EOFError:
-                return
-            try:
-                tasks.send(task(client, style))
-            except NstError as error:
-                tasks.send(error)
+            counted = counted_between(before, client.statistics(server.style))
+            images = sum(size * count for size, count in counted.batches.items())
+            if min(counted.requests, images) >= len(calls):
+                return Turn(calls, counted)
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{len(calls)} requests were answered, and the server counted {counted}")
+            time.sleep(0.01)
 
 
-def _end(process: multiprocessing.context.SpawnProcess, pipe: Connection) -> None:
-    pipe.close()
-    process.terminate()
-    process.join()
+def counted_between(before: Statistics, after: Statistics) -> Statistics:
+    """What the server counted between two moments."""
+    requests = after.requests - before.requests
+    batches = Counter(after.batches)
+    batches.subtract(before.batches)
+
+    def mean(name: str) -> float:
+        total = getattr(after, name) * after.requests - getattr(before, name) * before.requests
+        return total / requests if requests else 0.0
+
+    return Statistics(
+        requests,
+        after.failures - before.failures,
+        after.images - before.images,
+        after.executions - before.executions,
+        {size: count for size, count in sorted(batches.items()) if count},
+        mean("queue_seconds"),
+        mean("compute_seconds"),
+    )
+
+
+def rate_of(rates: Sequence[float]) -> Document:
+    """The median of the turns' rates; `spread` is their range as a share of it."""
+    median = float(np.median(rates))
+    spread = (max(rates) - min(rates)) / median
+    return {"rate": median, "rates": list(rates), "rate_spread": spread, "rate_unstable": spread > UNSTABLE}
+
+
+def summary(turns: Sequence[Turn]) -> Document:
+    """Latency in milliseconds, where it was spent, and the real batches, of turns together.
+
+    `batch` is the mean number of images in a run of the model; a request's compute time is that of its whole
+    run. What is left of its latency is the network and the client.
+    """
+    calls = [call for turn in turns for call in turn.calls]
+    counted = [turn.counted for turn in turns]
+    requests = [part.requests for part in counted]
+    queue = float(np.average([part.queue_seconds for part in counted], weights=requests))
+    compute = float(np.average([part.compute_seconds for part in counted], weights=requests))
+    batches: Counter[int] = Counter()
+    for part in counted:
+        batches.update(part.batches)
+    mean = float(np.mean([call.seconds for call in calls]))
+    return {
+        **asdict(summarize([call.seconds for call in calls])),
+        "batch": sum(part.images for part in counted) / sum(part.executions for part in counted),
+        "batches": {str(size): count for size, count in sorted(batches.items())},
+        "mean": 1000.0 * mean,
+        "queue": 1000.0 * queue,
+        "compute": 1000.0 * compute,
+        "rest": 1000.0 * (mean - queue - compute),
+    }

@@ -1,19 +1,52 @@
-"""A model as `nst-export` leaves it in a repository: its config, its newest version, and what it was made from."""
+"""Models as `nst-export` makes them: exporting one, and reading what it left in a repository."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from tritonclient.grpc import model_config_pb2
 
 from nst_core.contract import Parameter
 from nst_core.devices import Device
+from nst_core.engines.plans import GRAPH
 from nst_core.errors import InputError
-from nst_server.repository.models import newest_version, read_config
+from nst_export.export_plan import ExportPlan, runtime_for
+from nst_export.gpu_engine import REFERENCE
+from nst_export.pipeline import export_and_publish
+from nst_export.report import REPORT_NAME, read_report
+from nst_server.repository.models import CPU, newest_version, read_config
+from nst_trainer.checkpoint import Checkpoint, frozen, save
+from nst_trainer.networks import Johnson
+
+
+def untrained_checkpoint(width: float) -> Checkpoint:
+    """Johnson's network of `width` with random weights: it is exactly as fast as after training."""
+    torch.manual_seed(0)
+    return Checkpoint(frozen(Johnson(width=width)), (f"untrained-{width:g}",))
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint, repository: Path, device: Device, *, say: Callable[[str], None] = lambda line: None
+) -> str:
+    """Export a checkpoint for `device` into `repository`, and return the model's name."""
+    name = checkpoint.styles[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / f"{name}.pth"
+        save(checkpoint, file)
+        export_and_publish(file, name, repository, default_export_plan(device), on_progress=say)
+    return name
+
+
+def default_export_plan(device: Device) -> ExportPlan:
+    """What `nst-export` makes for the device by default."""
+    return ExportPlan(runtime=runtime_for(device), cores=os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -32,8 +65,7 @@ class ExportedModel:
     @cached_property
     def config(self) -> model_config_pb2.ModelConfig:
         """As its `config.pbtxt` says."""
-        config: model_config_pb2.ModelConfig = read_config(self.folder)
-        return config
+        return read_config(self.folder)
 
     @property
     def version(self) -> Path:
@@ -46,13 +78,7 @@ class ExportedModel:
     @property
     def device(self) -> str:
         """`CPU` or `GPU`, whatever its instances run on."""
-        kinds = {group.kind for group in self.config.instance_group}
-        return "CPU" if kinds <= {model_config_pb2.ModelInstanceGroup.KIND_CPU} else "GPU"
-
-    @property
-    def instances(self) -> int:
-        """How many of them the server runs."""
-        return sum(group.count for group in self.config.instance_group) or 1
+        return "CPU" if {group.kind for group in self.config.instance_group} <= {CPU} else "GPU"
 
     @property
     def precision(self) -> str:
@@ -65,26 +91,19 @@ class ExportedModel:
         return tuple(self.parameter(Parameter.STYLES).split(","))
 
     @property
-    def cpu_provider(self) -> str:
-        """ONNX Runtime's execution provider on a CPU."""
-        accelerators = self.config.optimization.execution_accelerators.cpu_execution_accelerator
-        openvino = any(accelerator.name == "openvino" for accelerator in accelerators)
-        return "OpenVINOExecutionProvider" if openvino else "CPUExecutionProvider"
-
-    @property
     def model_file(self) -> Path:
         """The graph that ONNX Runtime serves."""
-        return self.version / "model.onnx"
+        return self.version / GRAPH
 
     @property
     def graph(self) -> Path | None:
         """The graph that is served, or that the engine was built from; None where there is none."""
-        return self._first_file("model.onnx", "reference.onnx")
+        return self._first_file(GRAPH, REFERENCE)
 
     @property
     def fp32_graph(self) -> Path | None:
         """The graph that is served, or the reference of a half-precision model; None where none is kept."""
-        return self.graph if self.precision == "fp32" else self._first_file("reference.onnx")
+        return self.graph if self.precision == "fp32" else self._first_file(REFERENCE)
 
     def _first_file(self, *names: str) -> Path | None:
         return next((self.version / name for name in names if (self.version / name).is_file()), None)
@@ -95,11 +114,10 @@ class ExportedModel:
 
     def check_source(self, checkpoint: Path) -> None:
         """Raise `InputError` if it was not exported from the file `checkpoint`; where nothing was noted, it passes."""
-        note = self.version / "verification.json"
-        if not note.is_file() or not checkpoint.is_file():
+        report = self.version / REPORT_NAME
+        if not report.is_file() or not checkpoint.is_file():
             return
-        source = json.loads(note.read_text())["checkpoint"]["sha256"]
-        if source != hashlib.sha256(checkpoint.read_bytes()).hexdigest():
+        if read_report(report)["checkpoint"]["sha256"] != hashlib.sha256(checkpoint.read_bytes()).hexdigest():
             raise InputError(
                 f"{self.version} was not exported from {checkpoint}: "
                 f"nst-export {checkpoint} -r {self.folder.parent} brings it up"

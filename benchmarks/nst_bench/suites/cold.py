@@ -2,9 +2,6 @@
 
 The real `nst-serve` is started and ended again and again. Files are in the system's cache after the first time, as
 they are on a machine that serves; the first start after a boot takes longer by what its disk takes.
-
-`model`: `name`. `rows`: `what` (one of `WHAT`), `height` and `width` (pixels, or null), `warmed_up` (whether the
-server's own warm-up has seen this shape, or null).
 """
 
 from __future__ import annotations
@@ -23,11 +20,9 @@ from functools import partial
 from pathlib import Path
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
-from nst_bench.machine.description import document_header
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import sample_photograph
-from nst_bench.results import schema
 from nst_bench.served.exported import ExportedModel
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
@@ -81,20 +76,20 @@ def measure(
     Takes half a minute, --full two.
     """
     ExportedModel(repository / model).check_device(context.device)
-    document, effort = document_header(schema("cold")), context.effort
+    effort = context.effort
     seconds: Seconds = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "models"
         shutil.copytree(repository / model, copy / model)
         if context.device.gpu:
-            BareModel(copy / model)  # from now on the plan is in the cache
+            Baseline(copy / model)  # from now on the plan is in the cache
         for number in range(effort.starts):
             with _nst_serve(triton, copy, model, context.device) as (server, control):
                 seconds[START, None, None].append(server.seconds)
                 _stylize(server, effort, seconds)
                 control.unload(model)
                 seconds[LOAD, None, None].append(timed(partial(control.load, model)))
-            seconds[SESSION, None, None].append(timed(partial(BareModel, copy / model)))
+            seconds[SESSION, None, None].append(timed(partial(Baseline, copy / model)))
             context.on_progress(f"start {number + 1} of {effort.starts}: ready after {server.seconds:.1f} s")
         warm = _warmed_up(server)
     rows = [
@@ -105,7 +100,7 @@ def measure(
         }
         for (what, height, width), taken in sorted(seconds.items(), key=lambda item: WHAT.index(item[0][0]))
     ]
-    return {**document, "model": {"name": model}, "rows": rows}
+    return {"model": {"name": model}, "rows": rows}
 
 
 def _stylize(server: ModelServer, effort: ColdEffort, seconds: Seconds) -> None:

@@ -3,10 +3,6 @@
 The card counts its own energy, all of the card's and nothing of the processor's, and the count moves some ten times a
 second: a block takes seconds. What the card draws while it does nothing is *not* subtracted, since it is paid for
 too; it stands beside.
-
-`model`: `name`, `precision`. `iterations` (of the optimisation for an image), `idle_watts`, `idle_subtracted` (false).
-`rows`: `what`, `size`, `pieces` (images, or iterations of the optimisation), `seconds`, `watts` (mean), `joules` (an
-image), `ratio` (to the network's without a server). Of the whole card, by its own counter.
 """
 
 from __future__ import annotations
@@ -22,17 +18,16 @@ from typing import Any
 import torch
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
+from nst_bench.comparison import baseline
+from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header
 from nst_bench.machine.nvml import joules
 from nst_bench.measure import timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
-from nst_bench.results import schema
 from nst_bench.served.callers import start_callers
+from nst_bench.served.resources import served_checkpoint
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_checkpoint
-from nst_bench.suites.quality import baseline
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import number, table
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
@@ -87,42 +82,31 @@ class Meter:
         return Block(pieces, time.monotonic() - begun, joules(self._gpu) - used)
 
 
+def check(context: Context[EnergyEffort], *, vgg: Path | None = None) -> None:
+    """Raises `InputError` without a GPU."""
+    _gpu(context)
+
+
+def _gpu(context: Context[EnergyEffort]) -> Gpu:
+    if context.device.gpu is None:
+        raise InputError(f"energy is measured on a GPU alone: {context.device.reason}")
+    return context.device.gpu
+
+
 def measure(
-    context: Context[EnergyEffort],
-    *,
-    checkpoint: options.Checkpoint = options.CHECKPOINT,
-    repository: options.Repository = options.REPOSITORY,
-    width: options.Width = None,
-    vgg: options.Vgg = None,
-    triton: options.Triton = options.TRITON,
+    context: Context[EnergyEffort], checkpoint: Checkpoint, server: ModelServer, *, vgg: options.Vgg = None
 ) -> Document:
     """Measure a GPU's energy an image: the network, served, and 500 iterations of the optimisation.
 
     Takes a minute.
     """
-    if context.device.gpu is None:
-        raise InputError(f"energy is measured on a GPU alone: {context.device.reason}")
-    with served_checkpoint(checkpoint, repository, width, triton, context) as (trained, server):
-        return of_server(trained, server, context, vgg=vgg)
-
-
-def of_server(
-    checkpoint: Checkpoint, server: ModelServer, context: Context[EnergyEffort], *, vgg: Path | None = None
-) -> Document:
-    """Energy an image of the network, of `server`, and of the optimisation with the settings of its training.
-
-    Rows have joules an image, and the mean power. Raises `InputError` without a GPU, `EnergyError` where it does not
-    count its energy.
-    """
-    if context.device.gpu is None:
-        raise InputError(context.device.reason)
-    document, effort = document_header(schema("energy")), context.effort
-    meter = Meter(context.device.gpu, effort.seconds / 2)
+    effort = context.effort
+    meter = Meter(_gpu(context), effort.seconds / 2)
     rows = []
     for size in effort.sizes:
         for what, images, work in _works(checkpoint, server, context, size, vgg):
             with work as run:
-                row = _row(what, size, images, meter.block(run, effort.seconds))
+                row = row_of(what, size, images, meter.block(run, effort.seconds))
             rows.append(row)
             used = f"{row['joules']:.3g} J an image, {row['watts']:.0f} W"
             context.on_progress(f"{size} x {size}, {what}: {used}")
@@ -130,7 +114,6 @@ def of_server(
         network = next(other for other in rows if (other["what"], other["size"]) == (NETWORK, row["size"]))
         row["ratio"] = row["joules"] / network["joules"]
     return {
-        **document,
         "model": {"name": server.model, "precision": server.exported.precision},
         "iterations": ITERATIONS,
         "idle_watts": meter.idle_watts,
@@ -153,7 +136,7 @@ def _works(
 @contextmanager
 def _network(server: ModelServer, size: int) -> Iterator[Callable[[int], int]]:
     """The bare sessions, images in main memory."""
-    bare, pixels = BareModel(server.exported.folder), sample_photograph(size, size)
+    bare, pixels = Baseline(server.exported.folder), sample_photograph(size, size)
 
     def work(pieces: int) -> int:
         bare.seconds_for(pixels, pieces)
@@ -189,7 +172,7 @@ def _optimisation(
     yield work
 
 
-def _row(what: str, size: int, images: float, block: Block) -> Document:
+def row_of(what: str, size: int, images: float, block: Block) -> Document:
     """Joules an image, of a block in which a piece makes so many of them."""
     made = images * block.pieces
     return {
@@ -227,6 +210,8 @@ def tables(document: Document) -> list[str]:
 SUITE = Suite(
     name="energy",
     title="Energy",
+    resources=served_checkpoint,
+    check=check,
     measure=measure,
     tables=tables,
     effort=EnergyEffort(),

@@ -18,9 +18,7 @@ from typing import Any, Literal
 import onnx
 import torch
 
-from nst_bench.machine.description import document_header
 from nst_bench.measure import interleaved, summarize
-from nst_bench.results import schema
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import narrow, table
 from nst_core import devices
@@ -133,7 +131,7 @@ def measure(context: Context[ExportEffort]) -> Document:
         rows += [_missing(engine, context, engine.missing() or context.device.reason) for engine in GPU_ENGINES]
     else:
         rows = [row for engine in GPU_ENGINES for row in _on_gpu(engine, context.device.gpu, context)]
-    return {**document_header(schema("export")), "rows": rows}
+    return {"rows": rows}
 
 
 def _on_cpu(width: float, context: Context[ExportEffort]) -> Iterator[Document]:

@@ -2,10 +2,6 @@
 
 The equivalent iterations of each (see `quality`), and how long an image takes in the form in which it is served:
 exported for this device, in the engine that serves it, the networks taking turns.
-
-`style` (the style image's file), `photos` (names), `quality_size` (side in pixels). `rows`, by time: `name`, `network`,
-`arguments`, `parameters`, `loss`, `content`, `style` (means), `equivalent_iterations` (median), `size`, a summary of an
-image, `best_for_its_time` (no faster row has a loss as low).
 """
 
 from __future__ import annotations
@@ -21,29 +17,19 @@ import numpy as np
 import typer
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
+from nst_bench.comparison import Comparison, equivalent_iterations, losses_until
+from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header
 from nst_bench.measure import REST_SECONDS, interleaved, summarize
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure
-from nst_bench.results import schema
-from nst_bench.served.export import default_export_plan
+from nst_bench.served.exported import default_export_plan
 from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.suites.quality import (
-    baseline,
-    equivalent_iterations,
-    network_losses,
-    style_image_of,
-    stylizer,
-)
 from nst_bench.tables import HEAD, cells, milliseconds, table
 from nst_core.errors import InputError
-from nst_core.images import find_images, fit, open_image, sample_photographs
+from nst_core.images import find_images, sample_photographs
 from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, load, parameters
-from nst_trainer.images import to_tensor
-from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.vgg import Weights
 from nst_trainer.weights import vgg16_weights
 
@@ -74,24 +60,11 @@ def measure(
 ) -> Document:
     """Measure which network gives the most for its time: losses at 256 x 256, milliseconds at 512 x 512."""
     contents = find_images(photos) if photos else sample_photographs()
-    return of_networks(checkpoints, style, contents, vgg16_weights(vgg), context)
-
-
-def of_networks(
-    files: Sequence[Path], style: Path, photos: Sequence[Path], weights: Weights, context: Context[FrontierEffort]
-) -> Document:
-    """The checkpoints `files` of the style image `style`: losses on `photos`, and milliseconds.
-
-    Losses have the weights of the first network's training. The optimisation runs on the device, and so do the
-    networks. Raises `InputError` for two of the same name, for a texture network, and for many styles without this
-    style.
-    """
-    networks = {path.stem: load(path) for path in files}
-    if len(networks) < len(files):
+    networks = {path.stem: load(path) for path in checkpoints}
+    if len(networks) < len(checkpoints):
         raise InputError("two checkpoints have the same name: rename one of them")
-    document, effort = document_header(schema("frontier")), context.effort
-    figures = _quality(networks, style, photos, weights, context)
-    taken = _latencies(files, context)
+    figures = _quality(networks, style, contents, vgg16_weights(vgg), context)
+    taken = _latencies(checkpoints, context)
     rows: list[Document] = [
         {
             "name": name,
@@ -99,7 +72,7 @@ def of_networks(
             "arguments": checkpoint.network.arguments,
             "parameters": parameters(checkpoint.network),
             **figures[name],
-            "size": effort.size,
+            "size": context.effort.size,
             "phase": "steady",
             **asdict(summarize(taken[name])),
         }
@@ -108,8 +81,8 @@ def of_networks(
     rows.sort(key=lambda row: float(row["median"]))
     for row in rows:
         row["best_for_its_time"] = all(row["loss"] < other["loss"] for other in rows if other["median"] < row["median"])
-    photo_names = [photo.name for photo in photos]
-    return {**document, "style": style.name, "photos": photo_names, "quality_size": effort.quality_size, "rows": rows}
+    photo_names = [photo.name for photo in contents]
+    return {"style": style.name, "photos": photo_names, "quality_size": context.effort.quality_size, "rows": rows}
 
 
 def _quality(
@@ -119,19 +92,15 @@ def _quality(
     weights: Weights,
     context: Context[FrontierEffort],
 ) -> dict[str, dict[str, float]]:
-    """Of each network the mean losses and the median of the equivalent iterations."""
+    """Of each network the mean losses, weighted as in the first's training, and the median equivalent iterations."""
     size, device = context.effort.quality_size, torch_device(context.device)
-    stylizers = {name: stylizer(checkpoint, style.stem) for name, checkpoint in networks.items()}
-    first = next(iter(networks.values()))
-    style_image = style_image_of(first, style)
-    settings = baseline(first, size, LONGEST, style_image)
+    comparisons = {name: Comparison(checkpoint, style) for name, checkpoint in networks.items()}
+    first = next(iter(comparisons.values()))
     found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     for photo in photos:
-        run = ImageOptimization(
-            to_tensor(fit(open_image(photo), size, size)), [style_image], settings, weights, device=device
-        )
-        losses = {name: network_losses(run, stylize) for name, stylize in stylizers.items()}
-        curve = _curve(run, min(own["loss"] for own in losses.values()))
+        run = first.optimization(photo, size, LONGEST, weights, device)
+        losses = {name: comparison.losses(run) for name, comparison in comparisons.items()}
+        curve = list(losses_until(run, min(own["loss"] for own in losses.values())))
         for name, own in losses.items():
             count = equivalent_iterations(curve, own["loss"]) or LONGEST
             found[name].append({"equivalent_iterations": count, **{term: own[term] for term in LOSSES}})
@@ -146,15 +115,6 @@ def _quality(
     }
 
 
-def _curve(run: ImageOptimization, goal: float) -> list[float]:
-    """The optimisation's loss by iteration, until it is at `goal`."""
-    seen: list[Iteration] = []
-    while len(seen) < LONGEST and (not seen or min(iteration.total for iteration in seen) > goal):
-        if not run.step(seen.append):
-            break
-    return [iteration.total for iteration in seen]
-
-
 def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[str, list[float]]:
     """Seconds of an image through each, as `nst-export` leaves it for the device."""
     plan, side = default_export_plan(context.device), context.effort.size
@@ -163,7 +123,7 @@ def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[
         for file in files:
             export_and_publish(file, file.stem, folder, plan, on_progress=context.on_progress)
         pixels = sample_photograph(side, side)
-        works = {file.stem: partial(BareModel(folder / file.stem).stylize, pixels) for file in files}
+        works = {file.stem: partial(Baseline(folder / file.stem).stylize, pixels) for file in files}
         for work in works.values():
             work()
         return interleaved(works, ROUNDS, rest=REST_SECONDS)

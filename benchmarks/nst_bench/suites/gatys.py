@@ -19,9 +19,8 @@ import typer
 
 from nst_bench import options
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header, matrix_product_rate
+from nst_bench.machine.description import matrix_product_rate
 from nst_bench.measure import summarize
-from nst_bench.results import schema
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import HEAD, cells, seconds, table
 from nst_core.images import fit, open_image, sample_photographs
@@ -83,7 +82,6 @@ def measure(
             whole.append(_whole(weights, size, device))
             context.on_progress(f"{size} x {size}: {WHOLE_ITERATIONS} iterations in {whole[-1]['seconds']:.2f} s")
     return {
-        **document_header(schema("gatys")),
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "iterations": rows,
         "whole": whole,

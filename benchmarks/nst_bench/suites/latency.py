@@ -4,11 +4,6 @@ Every time begins and ends with the image in main memory, so that a GPU's copies
 shared memory alone it begins and ends on the card. Engines take turns, so that a drift of the machine hits all alike.
 Three figures are never mixed: `cold` (loading and a first image of 64 x 64), `first of a shape`, and `steady`. A
 document measures one device; an engine that is not here is a row with the reason.
-
-`model`: `name`, `network`, the network's arguments, `parameters`. `rows`: `engine`, `device` (`CPU` or `GPU`), `size`
-(side in pixels), `phase` (`cold`: size null; `first of a shape`; `steady`), `max_difference` (steady state: from the
-image of PyTorch on the processor, of 255). Where the arithmetic is known, a row of the steady state also has `gflop`
-(of what that engine runs for one image), `share_of_matrix_rate` and `share_of_bandwidth` (`machine.roofline`).
 """
 
 from __future__ import annotations
@@ -22,25 +17,23 @@ from functools import partial
 
 import numpy as np
 
-from nst_bench import options
 from nst_bench.engines.base import MissingEngine, Stylize
-from nst_bench.engines.contestants import Contestant, contestants
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
+from nst_bench.engines.registry import every_engine
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header
 from nst_bench.machine.roofline import Roofline, Workload, graph_workload, network_workload
 from nst_bench.measure import in_turns, summarize, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure, seconds
-from nst_bench.results import schema
+from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_checkpoint
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import list_of_rows, milliseconds
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError
 from nst_core.images import Pixels
-from nst_trainer.checkpoint import Checkpoint, parameters
+from nst_trainer.checkpoint import Checkpoint
 
 SMALL_PIXELS = 64
 """Side of the image with which an engine is loaded."""
@@ -72,29 +65,32 @@ class LatencyEffort(Effort):
         return replace(self, sizes=sizes, seconds=share * self.seconds, compiled=())
 
 
-def measure(
-    context: Context[LatencyEffort],
-    *,
-    checkpoint: options.Checkpoint = options.CHECKPOINT,
-    repository: options.Repository = options.REPOSITORY,
-    width: options.Width = None,
-    triton: options.Triton = options.TRITON,
-) -> Document:
+def measure(context: Context[LatencyEffort], checkpoint: Checkpoint, server: ModelServer) -> Document:
     """Measure one image by size and engine: PyTorch, ONNX Runtime, and served by every protocol.
 
     Takes two minutes, --full ten.
     """
-    with served_checkpoint(checkpoint, repository, width, triton, context) as (trained, served):
-        return of_every_engine(trained, served, context)
+    document: Document = {"model": describe_network(checkpoint, server.model), "rows": []}
+    rows: list[Document] = document["rows"]
+    reference = pytorch_eager(checkpoint.network, "CPU")
+    with ExitStack() as stack:
+        loaded = _load(stack, checkpoint, server, context, rows)
+        for size in context.effort.sizes:
+            rows += _at_size(loaded, reference, size, context.effort, context.machine)
+            context.on_progress(_note(rows, size))
+            context.keep(document)
+    return document
 
 
-@dataclass
-class _Loaded:
-    """An engine at work, and what its arithmetic at a size is counted from."""
+@dataclass(frozen=True)
+class _Engine:
+    """An engine at work: what stylizes, and what its arithmetic at a size is counted from."""
 
-    engine: Contestant
+    name: str
+    device: str
     stylize: Stylize
     workload: Callable[[int], Workload]
+    compiles: bool = False
 
     def work(self, pixels: Pixels) -> Callable[[], object]:
         """What is timed: an image from where its caller has it."""
@@ -104,85 +100,49 @@ class _Loaded:
 
     def about(self, size: int, phase: str) -> Document:
         """What says which row it is."""
-        return {"engine": self.engine.name, "device": self.engine.device, "size": size, "phase": phase}
-
-
-def of_every_engine(checkpoint: Checkpoint, served: ModelServer, context: Context[LatencyEffort]) -> Document:
-    """Every engine with the network of `checkpoint`, and `served`, which was exported from it; a document."""
-    document = {**document_header(schema("latency")), "model": about(checkpoint, served.model)}
-    rows: list[Document] = []
-    reference = pytorch_eager(checkpoint.network, "CPU")
-    with ExitStack() as stack:
-        loaded = _load(stack, checkpoint, served, context, rows)
-        for size in context.effort.sizes:
-            rows += _at_size(loaded, reference, size, context.effort, document["machine"])
-            context.on_progress(_note(rows, size))
-            context.keep({**document, "rows": rows})
-    return {**document, "rows": rows}
-
-
-def about(checkpoint: Checkpoint, name: str) -> Document:
-    """What a document says of its model."""
-    network = checkpoint.network
-    return {"name": name, "network": network.name, **network.arguments, "parameters": parameters(network)}
+        return {"engine": self.name, "device": self.device, "size": size, "phase": phase}
 
 
 def _load(
-    stack: ExitStack, checkpoint: Checkpoint, served: ModelServer, context: Context[LatencyEffort], rows: list[Document]
-) -> list[_Loaded]:
+    stack: ExitStack, checkpoint: Checkpoint, server: ModelServer, context: Context[LatencyEffort], rows: list[Document]
+) -> list[_Engine]:
     """The engines that run here; rows of the cold start, and of those that do not."""
-    network, exported, effort = checkpoint.network, served.exported, context.effort
-    file = exported.graph
-
-    def of_file(size: int) -> Workload:
-        return graph_workload(file, network, size) if file else network_workload(network, size)
-
-    def of_module(size: int) -> Workload:
-        return network_workload(network, size)
-
-    def is_missing(engine: Contestant, reason: str) -> None:
-        about = {"engine": engine.name, "device": engine.device}
-        rows.extend({**about, "size": size, "phase": "steady", "missing": reason} for size in effort.sizes)
-
+    network, exported, effort = checkpoint.network, server.exported, context.effort
+    small, file = sample_photograph(SMALL_PIXELS, SMALL_PIXELS), exported.graph
+    of_module = partial(network_workload, network)
+    of_file = partial(graph_workload, file, network) if file else of_module
     loaded = []
-    small = sample_photograph(SMALL_PIXELS, SMALL_PIXELS)
-    for engine in contestants(network, exported, context.device, on_progress=context.on_progress):
-        if engine.compiles and effort.compiled == () and engine.device == exported.device:
-            is_missing(engine, _COMPILES)
-            continue
+
+    def missing(name: str, device: str, error: Exception) -> None:
+        about = {"engine": name, "device": device}
+        rows.extend({**about, "size": size, "phase": "steady", "missing": _reason(error)} for size in effort.sizes)
+        context.on_progress(f"{name} ({device}): {_reason(error)}")
+
+    for engine in every_engine(network, exported, context.device, on_progress=context.on_progress):
+        about = {"engine": engine.name, "device": engine.device}
         sparing = engine.compiles and effort.compiled is not None  # the small image would be compiled for, too
         try:
+            if engine.compiles and effort.compiled == () and engine.device == exported.device:
+                raise MissingEngine("no time left: torch.compile takes half a minute for each shape")
             begun = time.perf_counter()
             stylize = engine.load()
             if not sparing:
                 stylize(small)
-            seconds = time.perf_counter() - begun
+                summary = summarize([time.perf_counter() - begun])
+                rows.append({**about, "size": None, "phase": "cold", **asdict(summary)})
+                loading = f"loaded, with a first image, in {summary.median / 1000:.1f} s"
+                context.on_progress(f"{engine.name} ({engine.device}): {loading}")
         except Exception as error:
-            is_missing(engine, _reason(error))
-            context.on_progress(f"{engine.name} ({engine.device}): {_reason(error)}")
+            missing(engine.name, engine.device, error)
             continue
-        if not sparing:
-            about = {"engine": engine.name, "device": engine.device}
-            rows.append({**about, "size": None, "phase": "cold", **asdict(summarize([seconds]))})
-            context.on_progress(f"{engine.name} ({engine.device}): loaded, with a first image, in {seconds:.1f} s")
         workload = of_module if engine.name.startswith("PyTorch") else of_file
-        loaded.append(_Loaded(engine, stylize, workload))
-    for way, stylize in ways(stack, served, served.style).items():
-        loaded.append(_Loaded(Contestant(way, exported.device, partial(_itself, stylize)), stylize, of_file))
-    on_card = Contestant(CUDA_SHARED_MEMORY, "GPU", partial(_on_card, stack, served, context.device, small))
+        loaded.append(_Engine(engine.name, engine.device, stylize, workload, engine.compiles))
+    loaded += [_Engine(way, exported.device, stylize, of_file) for way, stylize in ways(stack, server).items()]
     try:
-        loaded.append(_Loaded(on_card, on_card.load(), of_file))
+        loaded.append(_Engine(CUDA_SHARED_MEMORY, "GPU", _on_card(stack, server, context.device, small), of_file))
     except Exception as error:
-        is_missing(on_card, _reason(error))
+        missing(CUDA_SHARED_MEMORY, "GPU", error)
     return loaded
-
-
-def _itself(stylize: Stylize) -> Stylize:
-    """What is loaded already."""
-    return stylize
-
-
-_COMPILES = "no time left: torch.compile takes half a minute for each shape"
 
 
 def _reason(error: Exception) -> str:
@@ -193,11 +153,11 @@ def _reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def ways(stack: ExitStack, served: ModelServer, style: str) -> dict[str, Stylize]:
+def ways(stack: ExitStack, server: ModelServer) -> dict[str, Stylize]:
     """The served model by every protocol, and by `local:` without the server; clients are closed with the stack."""
-    ends = served.endpoints
+    ends, style = server.endpoints, server.style
     clients = {
-        "in the process (local:)": (f"local:{served.repository}", False),
+        "in the process (local:)": (f"local:{server.repository}", False),
         "served, HTTP": (ends.http, False),
         "served, gRPC": (ends.grpc, False),
         "served, shared memory": (ends.grpc, True),
@@ -208,31 +168,32 @@ def ways(stack: ExitStack, served: ModelServer, style: str) -> dict[str, Stylize
     }
 
 
-def _on_card(stack: ExitStack, served: ModelServer, device: Device, small: Pixels) -> CudaTensorStylizer:
+def _on_card(stack: ExitStack, server: ModelServer, device: Device, small: Pixels) -> CudaTensorStylizer:
     """The served model by CUDA shared memory, which has stylized once. Raises `MissingEngine`."""
     if device.gpu is None:
         raise MissingEngine(device.reason)
     torch_device(device)
-    client = stack.enter_context(StyleClient(served.endpoints.grpc, timeout=300.0))
-    stylize = CudaTensorStylizer(partial(client.stylize, style=served.style))
+    client = stack.enter_context(StyleClient(server.endpoints.grpc, timeout=300.0))
+    stylize = CudaTensorStylizer(partial(client.stylize, style=server.style))
     stylize(small)
     return stylize
 
 
 def _at_size(
-    loaded: list[_Loaded], reference: Stylize, size: int, effort: LatencyEffort, machine: Document
+    loaded: list[_Engine], reference: Stylize, size: int, effort: LatencyEffort, machine: Document
 ) -> list[Document]:
+    """Rows of every engine: the first images of new shapes, and warm runs in turns."""
     image = sample_photograph(size, size)
     wanted = reference(image).astype(int)
     rows: list[Document] = []
     differences: list[int] = []
-    running: list[_Loaded] = []
+    running: list[_Engine] = []
     for position, own in enumerate(loaded):
         try:
-            if own.engine.compiles and effort.compiled is not None and size not in effort.compiled:
+            if own.compiles and effort.compiled is not None and size not in effort.compiled:
                 raise MissingEngine("not compiled for this size, which takes half a minute")
             shapes = [sample_photograph(size, size - narrower - position) for narrower in NARROWER]
-            firsts = [timed(own.work(pixels)) for pixels in ([image] if own.engine.compiles else shapes)]
+            firsts = [timed(own.work(pixels)) for pixels in ([image] if own.compiles else shapes)]
             differences.append(int(np.abs(own.stylize(image).astype(int) - wanted).max()))
             own.stylize(image)
         except Exception as error:
@@ -243,7 +204,7 @@ def _at_size(
     works = {str(position): own.work(image) for position, own in enumerate(running)}
     summaries = in_turns(works, effort.seconds, FEWEST_ROUNDS, MOST_ROUNDS).values()
     for own, difference, summary in zip(running, differences, summaries, strict=True):
-        shares = Roofline.of(machine, own.engine.device).shares(own.workload(size), summary.median)
+        shares = Roofline.of(machine, own.device).shares(own.workload(size), summary.median)
         rows.append({**own.about(size, "steady"), **asdict(summary), "max_difference": difference, **shares})
     return rows
 
@@ -301,6 +262,7 @@ GPU = LatencyEffort((256, 512, 1024), 10.0, compiled=(512,))
 SUITE = Suite(
     name="latency",
     title="Latency by size",
+    resources=served_checkpoint,
     measure=measure,
     tables=list_of_rows,
     plots=(plot,),

@@ -4,21 +4,14 @@ Seconds and memory by size, styles of one network, the loss, and the time to a n
 a process of its own, and the processes take turns. Speed and memory do not depend on what was learned: a method
 without a trained checkpoint is measured with an untrained network of the paper's width, and says so. Losses are those
 of trained checkpoints alone, as their training measured them on photographs that it held out.
-
-`methods`: `method`, `network`, `parameters`, `styles` (of one network, or null: any), `loss` (`value`, `size`,
-`photos`, `of`; or `missing`), `new_style` (`seconds`, `from`; or `missing`). `rows`: `method`, `size`, `trained`,
-`iterations` (1, or of the optimisation, for an image), a summary of the milliseconds of one pass or iteration,
-`image_seconds` (`iterations` times the median), `peak_mib` (resident memory of its own process).
 """
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,16 +21,14 @@ import typer
 from nst_bench import options
 from nst_bench.engines.pytorch import pytorch_eager
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header
 from nst_bench.machine.roofline import Roofline, network_workload
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
-from nst_bench.results import schema
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites import gatys
 from nst_bench.tables import by_phase, table
+from nst_bench.workers import Worker
 from nst_core.devices import Device
-from nst_core.errors import NstError
 from nst_core.images import sample_photographs
 from nst_core.process import keep_freed_memory
 from nst_trainer.checkpoint import Checkpoint, frozen, load, parameters
@@ -71,10 +62,6 @@ class MethodsEffort(Effort):
     rounds: int
 
 
-class MethodError(NstError):
-    """A method's process ended before its answer."""
-
-
 @dataclass(frozen=True)
 class Method:
     """A method: its network, or None for the optimisation, and the checkpoint that it was trained to."""
@@ -98,16 +85,15 @@ def measure(
     Takes half a minute, --full four.
     """
     torch_device(context.device)
-    document = document_header(schema("methods"))
     found = methods(checkpoints or sorted(options.CHECKPOINT.parent.glob("*.pth")))
-    roofline = Roofline.of(document["machine"], context.device.kind.upper())
+    roofline = Roofline.of(context.machine, context.device.kind.upper())
     rows: list[Document] = []
     for size in context.effort.sizes:
         own = _at_size(found, size, vgg, roofline, context)
         rows += own
         times = (f"{row['method']} {row['image_seconds']:.3g} s" for row in own)
         context.on_progress(f"{size} x {size}: {', '.join(times)}")
-    return {**document, "methods": [_described(method) for method in found], "rows": rows}
+    return {"methods": [_described(method) for method in found], "rows": rows}
 
 
 def methods(checkpoints: Sequence[Path]) -> list[Method]:
@@ -175,17 +161,18 @@ def _at_size(
 ) -> list[Document]:
     """Each method in a process of its own, in turns."""
     with ExitStack() as stack:
-        asked = {
-            method.name: stack.enter_context(_process(method.architecture, size, vgg, context.device))
+        workers = {
+            method.name: stack.enter_context(Worker(partial(_work, method.architecture, size, vgg, context.device)))
             for method in found
         }
-        taken: dict[str, list[float]] = {name: [] for name in asked}
+        taken: dict[str, list[float]] = {name: [] for name in workers}
         for number in range(1 + context.effort.rounds):
-            for name, ask in asked.items():
-                seconds = ask("stylize")  # by the process's own clock
+            for name, worker in workers.items():
+                seconds = worker.ask(timed)  # by the process's own clock
                 if number:  # the first image of a process is another figure
                     taken[name].append(seconds)
-        peaks = {name: ask("peak") for name, ask in asked.items()}
+        peak = partial(_peak_mib, torch_device(context.device))
+        peaks = {name: worker.ask(peak) for name, worker in workers.items()}
     rows = []
     for method in found:
         summary = summarize(taken[method.name])
@@ -210,39 +197,10 @@ def _settings(size: int) -> OptimizationSettings:
     return replace(PRESETS["johnson2016-baseline"], size=size, iterations=ITERATIONS)
 
 
-@contextmanager
-def _process(
-    architecture: dict[str, Any] | None, size: int, vgg: Path | None, device: Device
-) -> Iterator[Callable[[str], float]]:
-    """A process that stylizes when asked to `stylize` (seconds), and knows its memory's `peak` (MiB)."""
-    spawning = multiprocessing.get_context("spawn")
-    here, there = spawning.Pipe()
-    process = spawning.Process(target=_serve, args=(architecture, size, vgg, device, there), daemon=True)
-    process.start()
-    there.close()
-
-    def ask(what: str) -> float:
-        try:
-            here.send(what)
-            answer: float = here.recv()
-        except (EOFError, BrokenPipeError) as error:
-            raise MethodError("a method's process ended: is there enough memory?") from error
-        return answer
-
-    try:
-        yield ask
-    finally:
-        process.terminate()
-        process.join()
-
-
-def _serve(
-    architecture: dict[str, Any] | None, size: int, vgg: Path | None, device: Device, orders: Connection
-) -> None:
+def _work(architecture: dict[str, Any] | None, size: int, vgg: Path | None, device: Device) -> Callable[[], object]:
+    """A pass of a network, or an iteration of the optimisation, in a process of its own."""
     where = torch_device(device)
-    work = _optimisation(size, vgg, where) if architecture is None else _network(architecture, size, where)
-    while order := orders.recv():
-        orders.send(_peak_mib(where) if order == "peak" else timed(work))
+    return _optimisation(size, vgg, where) if architecture is None else _network(architecture, size, where)
 
 
 def _network(architecture: dict[str, Any], size: int, where: torch.device) -> Callable[[], object]:
@@ -263,7 +221,7 @@ def _optimisation(size: int, vgg: Path | None, where: torch.device) -> Callable[
     return iterate
 
 
-def _peak_mib(where: torch.device) -> float:
+def _peak_mib(where: torch.device, work: Callable[[], object]) -> float:
     """Of this process alone, on a GPU of what it had there: what `getrusage` tells goes back to who started it."""
     if where.type == "cuda":
         return torch.cuda.max_memory_reserved(where) / 2**20

@@ -5,11 +5,6 @@ not share one; there they run as processes (`nst_bench/peers/worker`). Those in 
 process's own clock, from an image in memory to an image in memory; those behind HTTP by ours, from the request to
 the last byte of the answer, one request at a time over a connection that is open. Behind HTTP each runs OpenVINO in
 FP32 on the very file that Triton serves: what differs is the server. A peer that is not there is a row with the reason.
-
-`model` as in `latency`, `environment` (`python`, `packages`: versions by name), `command` (repeats it). `rows`: `peer`,
-`package` (as pip knows it), `version`, `way` (`in a process`, `HTTP`, `gRPC`), `runs` (`the same file`, or what else),
-`engine`, `size`, `phase`, `ratio` (of the median to nst's own by the same way, steady state only), `max_difference`
-(from nst's image, of 255; null for another network).
 """
 
 from __future__ import annotations
@@ -27,24 +22,21 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from nst_bench import options
-from nst_bench.engines.bare import BareModel
 from nst_bench.engines.base import MissingEngine, Stylize
-from nst_bench.machine.description import document_header
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import REST_SECONDS, summarize, timed
 from nst_bench.peers.process import installed_packages, start_peer
 from nst_bench.photographs import sample_photograph
-from nst_bench.results import schema
+from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_checkpoint
-from nst_bench.suites.latency import NARROWER, about, ways
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
+from nst_bench.suites.latency import NARROWER, ways
 from nst_bench.tables import list_of_rows
-from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 from nst_trainer.checkpoint import Checkpoint
 
-SCHEMA = "nst-bench-peers/1"
+ENVIRONMENT = Path(".peers")
 
 PROCESS, HTTP = "in a process", "HTTP"
 SAME = "the same file"
@@ -95,34 +87,19 @@ class _Running:
 
 def measure(
     context: Context[PeersEffort],
+    checkpoint: Checkpoint,
+    server: ModelServer,
     *,
     environment: Annotated[
         Path, typer.Option(help="The peers' own virtual environment; the extra bench-peers says what goes in.")
-    ] = Path(".peers"),
-    checkpoint: options.Checkpoint = options.CHECKPOINT,
-    repository: options.Repository = options.REPOSITORY,
-    width: options.Width = None,
-    triton: options.Triton = options.TRITON,
+    ] = ENVIRONMENT,
 ) -> Document:
     """Measure what else could stylize or serve the same file, in turns with nst; in an environment of their own.
 
     Takes a minute, --full six.
     """
-    check(environment, context.device)
-    with served_checkpoint(checkpoint, repository, width, triton, context) as (trained, server):
-        return against_peers(trained, server, environment, context)
-
-
-def against_peers(
-    checkpoint: Checkpoint, server: ModelServer, environment: Path, context: Context[PeersEffort]
-) -> Document:
-    """The peers of the virtual environment `environment`, and nst with `server`; a document.
-
-    Raises `InputError` if there is no Python in `environment`.
-    """
-    python, sizes = check(environment), context.effort.sizes
+    python, sizes = _python(environment), context.effort.sizes
     versions = installed_packages(python)
-    document = document_header(schema("peers"))
     rows: list[Document] = []
     with ExitStack() as stack:
         running = _ours(stack, server)
@@ -141,22 +118,23 @@ def against_peers(
             context.on_progress(f"{size} x {size}: {', '.join(medians)}")
     command = f"{_installation(environment)} && nst-bench peers --environment {shlex.quote(str(environment))}"
     return {
-        **document,
-        "model": about(checkpoint, server.model),
+        "model": describe_network(checkpoint, server.model),
         "environment": {"python": str(python), "packages": versions},
         "command": command,
         "rows": rows,
     }
 
 
-def check(environment: Path, device: Device | None = None) -> Path:
-    """The Python of `environment`; `InputError` if there is none, or peers, which run on a CPU, have another device."""
-    if device and device.gpu:
+def check(context: Context[PeersEffort], *, environment: Path = ENVIRONMENT) -> None:
+    """Raises `InputError` for a GPU, since the peers run on the CPU, and if there is no Python in `environment`."""
+    if context.device.gpu:
         raise InputError("the peers run on the CPU: give --device cpu, with a model that was exported for it")
-    python = environment / "bin" / "python"
-    if not python.is_file():
+    if not _python(environment).is_file():
         raise InputError(f"{environment}: no virtual environment; {_installation(environment)} makes one")
-    return python
+
+
+def _python(environment: Path) -> Path:
+    return environment / "bin" / "python"
 
 
 def _installation(environment: Path) -> str:
@@ -178,9 +156,9 @@ def _about(peer: Peer, version: str | None) -> Document:
 
 def _ours(stack: ExitStack, server: ModelServer) -> list[_Running]:
     """The bare session, and the served model over HTTP and gRPC."""
-    bare = BareModel(server.exported.folder)
+    bare = Baseline(server.exported.folder)
     engine = "OpenVINO" if bare.provider == "OpenVINOExecutionProvider" else "ONNX Runtime"
-    protocols = ways(stack, server, server.style)
+    protocols = ways(stack, server)
     stylizers = {PROCESS: bare.stylize, HTTP: protocols["served, HTTP"], "gRPC": protocols["served, gRPC"]}
     return [
         _Running(Peer(OURS.get(way, OURS[HTTP]), "nst", way, engine), version("nst"), partial(_timed, stylize), stylize)
@@ -239,6 +217,8 @@ SHORT, FULL = PeersEffort((256, 512), 12), PeersEffort((256, 512, 1024), 40)
 SUITE = Suite(
     name="peers",
     title="Peers",
+    resources=served_checkpoint,
+    check=check,
     measure=measure,
     tables=list_of_rows,
     effort=SHORT,

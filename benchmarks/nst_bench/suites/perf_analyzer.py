@@ -21,14 +21,12 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from nst_bench import options
-from nst_bench.machine.description import document_header
 from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
-from nst_bench.results import schema
 from nst_bench.served.callers import Callers, start_callers
+from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Document, Effort, Suite, served_model
+from nst_bench.suite import Context, Document, Effort, Suite
 from nst_bench.tables import mark, table
 from nst_core.contract import IMAGE
 from nst_core.errors import NstError
@@ -159,22 +157,12 @@ class PerfAnalyzerEffort(Effort):
 
 def measure(
     context: Context[PerfAnalyzerEffort],
+    server: ModelServer,
     *,
     tool: Annotated[Path, typer.Option(help="Where perf_analyzer is, or goes.")] = Path(".perf_analyzer"),
-    model: options.Model = options.MODEL,
-    repository: options.Repository = options.REPOSITORY,
-    width: options.Width = None,
-    triton: options.Triton = options.TRITON,
 ) -> Document:
     """Measure serving with NVIDIA's own perf_analyzer too, and say how far the figures are apart."""
-    fetched = fetch(tool, context.on_progress)
-    with served_model(model, repository, width, triton, context) as server:
-        return of_server(server, fetched, context)
-
-
-def of_server(server: ModelServer, tool: Tool, context: Context[PerfAnalyzerEffort]) -> Document:
-    """Both in turns, over gRPC and HTTP; a document."""
-    document, effort = document_header(schema("perf-analyzer")), context.effort
+    fetched, effort = fetch(tool, context.on_progress), context.effort
     size, pixels = effort.size, sample_photograph(effort.size, effort.size)
     rows: list[Document] = []
     for protocol, url in (("gRPC", server.endpoints.grpc), ("HTTP", server.endpoints.http)):
@@ -184,14 +172,17 @@ def of_server(server: ModelServer, tool: Tool, context: Context[PerfAnalyzerEffo
             for count in effort.callers:
                 callers.closed_loop(count, 2 * count, pixels)  # the first run of a size of batch is slower
                 turns = [
-                    (_ours(callers, count, WINDOWS * window, pixels), tool.run(server.model, url, size, count, window))
+                    (
+                        _ours(callers, count, WINDOWS * window, pixels),
+                        fetched.run(server.model, url, size, count, window),
+                    )
                     for _ in range(effort.blocks)
                 ]
                 row = {"protocol": protocol, "callers": count, **_compared(turns)}
                 rows.append(row)
                 context.on_progress(f"{protocol}, {count} callers: {row['rate_ratio']:.3f} of their rate")
     apart = max(abs(1.0 - row[name]) for row in rows for name in ("rate_ratio", "median_ratio"))
-    return {**document, "model": {"name": server.model}, "size": size, "rows": rows, "largest_difference": apart}
+    return {"model": {"name": server.model}, "size": size, "rows": rows, "largest_difference": apart}
 
 
 def _ours(callers: Callers, count: int, requests: int, pixels: Pixels) -> Figures:
@@ -234,6 +225,7 @@ def tables(document: Document) -> list[str]:
 SUITE = Suite(
     name="perf-analyzer",
     title="NVIDIA's perf_analyzer",
+    resources=served_model,
     measure=measure,
     tables=tables,
     effort=PerfAnalyzerEffort(),

@@ -4,15 +4,6 @@ The bare session is the served model in this process with the engine, threads an
 memory. It and Triton share the machine, so they never run at the same moment: both stay loaded and take turns, in one
 run, so that a drift of the machine hits both alike. Callers at once must not be slower than a single caller: each of
 their rates stands against that of one caller who asks for the same images, of one size and of mixed sizes.
-
-`model`: `name`, `network`, `width`, `styles`, `precision`, `provider`, `instances`, `threads` (null on a GPU),
-`seconds_to_ready`. `latency`: rows of `size`, `way`, a summary, `ratio` (to the bare session). `throughput`, at the
-size of the arrivals, and `throughput_by_size`, a list of the others: `size`, `requests` (a turn's), `bare` (`rate`,
-images a second, and its turns' `rates`), `rows` of `callers`, `rate`, `rates`, `ratio` (to the bare sessions),
-`against_one` (to one caller's), a summary of the latency, `batch`, `batches`, `mean`, `queue`, `compute`, `rest`.
-`mixed`, if measured: `sides`, `rows` with `mixture`, `callers`, `one_caller` (images a second of one caller with the
-same images) and the rest as above. `slowest_against_one`: `ratio`, the lowest `against_one` of callers at once, and
-`who` has it. `arrivals`: `size`, `limit`, `percentile`, `rate`, `rows`.
 """
 
 from __future__ import annotations
@@ -28,16 +19,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from nst_bench import options
-from nst_bench.engines.bare import BareModel
-from nst_bench.machine.description import document_header
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
-from nst_bench.results import schema
-from nst_bench.served.callers import Callers, start_callers
+from nst_bench.served.callers import Callers, Turn, rate_of, start_callers, summary, take_turn
+from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
-from nst_bench.served.turns import Turn, rate_of, summary, take_turn
-from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_model
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites.drawing.serving import plot, tables
 from nst_client import StyleClient
 from nst_core.images import Pixels
@@ -93,7 +81,7 @@ class _Setup:
     """What is measured, and with what."""
 
     server: ModelServer
-    bare: BareModel
+    bare: Baseline
     callers: Callers
     context: Context[ServingEffort]
 
@@ -112,26 +100,13 @@ class _Setup:
         return StyleClient(self.server.endpoints.grpc, timeout=300.0, shared_memory=False)
 
 
-def measure(
-    context: Context[ServingEffort],
-    *,
-    model: options.Model = options.MODEL,
-    repository: options.Repository = options.REPOSITORY,
-    width: options.Width = None,
-    triton: options.Triton = options.TRITON,
-) -> Document:
+def measure(context: Context[ServingEffort], server: ModelServer) -> Document:
     """Measure serving: a request against the bare session, callers at once, mixed sizes, latency by rate of arrival.
 
     Takes five minutes, on a GPU two.
     """
-    with served_model(model, repository, width, triton, context) as server:
-        return of_server(server, context)
-
-
-def of_server(server: ModelServer, context: Context[ServingEffort]) -> Document:
-    """Latency of single requests, throughput by callers, mixed sizes, arrivals; a document."""
-    bare, effort = BareModel(server.exported.folder), context.effort
-    document = {**document_header(schema("serving")), "model": _model(server, bare)}
+    bare, effort = Baseline(server.exported.folder), context.effort
+    document: Document = {"model": _model(server, bare)}
     with start_callers(max((*effort.callers, *effort.mixed)), server.endpoints.grpc, server.style) as callers:
         for name, part in _parts(_Setup(server, bare, callers, context)):
             document[name] = part
@@ -164,7 +139,7 @@ def _parts(setup: _Setup) -> Iterator[tuple[str, Any]]:
         yield "arrivals", _arrivals(setup, pixels, highest, limit)
 
 
-def _model(server: ModelServer, bare: BareModel) -> Document:
+def _model(server: ModelServer, bare: Baseline) -> Document:
     """What is served and how, as its own folder says."""
     exported = server.exported
     verification = exported.version / "verification.json"
@@ -357,6 +332,7 @@ GPU_FURTHER = ServingEffort(
 SUITE = Suite(
     name="serving",
     title="Serving",
+    resources=served_model,
     measure=measure,
     tables=tables,
     plots=(plot,),

@@ -2,10 +2,6 @@
 
 Half of the sizes are a few odd ones that come again and again, half are drawn anew, so that what an engine keeps
 by shape shows. Memory is the resident set of Triton, of its stubs (where the models run) and of the callers.
-
-`model`: `name`. `minutes`, `callers`, `requests`, `shapes`, `errors` (counted by their texts). `trends`, by processes,
-MiB: `start`, `half_time`, `end`, `peak`, and of the second half `level`, `growth`, `error`, `grew`. `latency_drift`,
-`latency_unstable`, `passed`.
 """
 
 from __future__ import annotations
@@ -23,15 +19,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from nst_bench import options
-from nst_bench.machine.description import document_header
 from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, figure
-from nst_bench.results import schema
 from nst_bench.served.callers import SizedCall, send_changing_sizes, start_callers
+from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Cost, Document, Effort, Suite, served_model
+from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import table
 from nst_bench.upgrades import memory_shown
 
@@ -77,22 +71,9 @@ class SoakEffort(Effort):
         return replace(self, minutes=share * self.minutes)
 
 
-def measure(
-    context: Context[SoakEffort],
-    *,
-    model: options.Model = options.MODEL,
-    repository: options.Repository = options.REPOSITORY,
-    width: options.Width = None,
-    triton: options.Triton = options.TRITON,
-) -> Document:
+def measure(context: Context[SoakEffort], server: ModelServer) -> Document:
     """Stylize images of changing sizes for minutes, and exit with 1 if memory grows on or a request fails."""
-    with served_model(model, repository, width, triton, context) as server:
-        return of_server(server, context)
-
-
-def of_server(server: ModelServer, context: Context[SoakEffort]) -> Document:
-    """Keep the server busy, looking at the memory; a document."""
-    effort, document = context.effort, document_header(schema("soak"))
+    effort = context.effort
     seconds = 60.0 * effort.minutes
     with start_callers(effort.callers, server.endpoints.grpc, server.style) as callers:
         photo = sample_photograph(*SIZES[-1])
@@ -104,7 +85,6 @@ def of_server(server: ModelServer, context: Context[SoakEffort]) -> Document:
     trends = {name: trend(times, mib) for name, mib in memory.items()}
     drift = latency_drift(requests)
     return {
-        **document,
         "model": {"name": server.model},
         "minutes": effort.minutes,
         "callers": effort.callers,
@@ -257,6 +237,7 @@ def failure(document: Document) -> str | None:
 SUITE = Suite(
     name="soak",
     title="Memory of serving",
+    resources=served_model,
     measure=measure,
     tables=tables,
     plots=(plot,),

@@ -3,9 +3,6 @@
 Alone: the graphs as `nst-export` writes them for this device, on the engine that serves them, in FP32 and in half
 precision, and the two halves of the tiled form. Served: both models in one Triton. A model of ten styles stylizes in
 one of them, and in two interpolated. The weights are random, which no engine looks at.
-
-`network`, its arguments without the styles. `rows`: `form` (the graph alone, or served), `styles` (`ONE`, `OF_TEN`,
-`INTERPOLATED`), `size`, a summary, `ratio` (to the median of the model of one style).
 """
 
 from __future__ import annotations
@@ -23,12 +20,10 @@ import onnx
 import torch
 
 from nst_bench import options
-from nst_bench.engines.bare import BareModel
-from nst_bench.machine.description import document_header
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import in_turns, timed
 from nst_bench.photographs import sample_photograph
-from nst_bench.results import schema
-from nst_bench.served.export import export_checkpoint
+from nst_bench.served.exported import export_checkpoint
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import narrow, table
 from nst_client import StyleClient
@@ -84,15 +79,10 @@ def measure(
     Takes a minute, --full seven.
     """
     installation = find_triton(triton, context.on_progress, device=context.device)
-    return of_network(load(checkpoint), installation, context)
-
-
-def of_network(checkpoint: Checkpoint, installation: Installation, context: Context[StylesEffort]) -> Document:
-    """The network of `checkpoint` with one style and with ten, alone and served; a document."""
-    network = checkpoint.network
+    network = load(checkpoint).network
     arguments = {key: value for key, value in network.arguments.items() if key != "styles"}
     networks = {count: _network(network.name, arguments, count) for count in (1, STYLES)}
-    document = {**document_header(schema("styles")), "network": network.name, **arguments, "rows": []}
+    document = {"network": network.name, **arguments, "rows": []}
     for rows in _rows(networks, installation, context):
         document["rows"] += rows
         slowest = max(rows, key=lambda row: float(row["ratio"]))
@@ -119,7 +109,7 @@ def _rows(
         models = {count: Checkpoint(network, _style_names(count)) for count, network in networks.items()}
         names = {count: export_checkpoint(model, repository, device) for count, model in models.items()}
         if device.gpu:
-            bare = {what: BareModel(repository / names[count]) for what, count in ((ONE, 1), (OF_TEN, STYLES))}
+            bare = {what: Baseline(repository / names[count]) for what, count in ((ONE, 1), (OF_TEN, STYLES))}
             for size in effort.sizes:
                 pixels = sample_photograph(size, size)
                 works = {what: partial(model.stylize, pixels) for what, model in bare.items()}

@@ -6,13 +6,10 @@ The plain loop reads its photographs between the steps, keeps PyTorch's contiguo
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated
 
@@ -23,11 +20,10 @@ from torch import Tensor
 
 from nst_bench import options
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.description import document_header
 from nst_bench.measure import summarize, timed
-from nst_bench.results import schema
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import HEAD, cells, table
+from nst_bench.workers import Worker
 from nst_core.images import open_image, sample_photographs
 from nst_core.process import keep_freed_memory
 from nst_trainer.images import to_tensor
@@ -61,11 +57,15 @@ def measure(context: Context[TrainingEffort], *, vgg: options.Vgg = None) -> Doc
     rows = []
     for crop in effort.crops:
         settings = TrainingSettings(width=effort.width, batch=effort.batch, crop=crop, iterations=100 * effort.steps)
-        with _process("plain", settings, vgg, device) as plain, _process("nst", settings, vgg, device) as ours:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Worker(partial(_steps_of_plain, settings, vgg, device)) as plain,
+            Worker(partial(_steps_of_ours, Path(folder), settings, vgg, device)) as ours,
+        ):
             seconds: dict[str, list[float]] = {"plain": [], "nst": []}
             for _ in range(WARM_STEPS + effort.steps):
-                for name, step in (("plain", plain), ("nst", ours)):
-                    seconds[name].append(step())
+                for name, worker in (("plain", plain), ("nst", ours)):
+                    seconds[name].append(worker.ask(timed))
         figures = {name: summarize(taken[WARM_STEPS:]) for name, taken in seconds.items()}
         rate = {name: 1000.0 * effort.batch / summary.median for name, summary in figures.items()}
         own = {name: asdict(summary) | {"images_per_second": rate[name]} for name, summary in figures.items()}
@@ -74,7 +74,6 @@ def measure(context: Context[TrainingEffort], *, vgg: options.Vgg = None) -> Doc
         context.on_progress(f"{crop} x {crop}: {rates}")
     precision, why = Team(device=device).precision()
     return {
-        **document_header(schema("training")),
         "precision": {"nst": str(precision).removeprefix("torch."), "why": why, "plain": "float32"},
         "width": effort.width,
         "batch": effort.batch,
@@ -82,47 +81,23 @@ def measure(context: Context[TrainingEffort], *, vgg: options.Vgg = None) -> Doc
     }
 
 
-@contextmanager
-def _process(
-    loop: str, settings: TrainingSettings, vgg: Path | None, where: torch.device
-) -> Iterator[Callable[[], float]]:
-    """A process that runs a step of `loop` when it is told to, and says how many seconds it took."""
-    spawning = multiprocessing.get_context("spawn")
-    here, there = spawning.Pipe()
-    process = spawning.Process(target=_serve, args=(loop, settings, vgg, where, there), daemon=True)
-    process.start()
-
-    def step() -> float:
-        here.send(True)
-        seconds: float = here.recv()
-        return seconds
-
-    try:
-        yield step
-    finally:
-        process.terminate()
-        process.join()
+def _steps_of_plain(settings: TrainingSettings, vgg: Path | None, where: torch.device) -> Callable[[], object]:
+    """A step of the plain loop."""
+    return partial(next, plain_loop(settings, vgg16_weights(vgg), where))
 
 
-def _serve(loop: str, settings: TrainingSettings, vgg: Path | None, where: torch.device, orders: Connection) -> None:
-    weights = vgg16_weights(vgg)
-    with tempfile.TemporaryDirectory() as folder:
-        plain = loop == "plain"
-        steps = plain_loop(settings, weights, where) if plain else _ours(settings, weights, where, Path(folder))
-        while orders.recv():
-            orders.send(timed(partial(next, steps)))
-
-
-def _ours(settings: TrainingSettings, weights: Weights, where: torch.device, folder: Path) -> Iterator[object]:
-    """The steps of a real training at its full crops, which are the last part of its plan."""
+def _steps_of_ours(
+    folder: Path, settings: TrainingSettings, vgg: Path | None, where: torch.device
+) -> Callable[[], object]:
+    """A step of a real training, in a folder of its own, at its full crops, which are the last part of its plan."""
     keep_freed_memory()
     if where.type == "cuda":  # as nst-train has it
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     style, team = [sample_photographs()[0]], Team(device=where)
-    training = Training(style, None, folder / "a.pth", Vgg16(weights), settings, team=team)
+    training = Training(style, None, folder / "a.pth", Vgg16(vgg16_weights(vgg)), settings, team=team)
     training.state.iteration = int(0.86 * settings.iterations)
-    return training.steps()
+    return partial(next, training.steps())
 
 
 def plain_loop(settings: TrainingSettings, weights: Weights, where: torch.device) -> Iterator[float]:

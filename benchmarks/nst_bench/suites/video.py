@@ -4,10 +4,6 @@ A film of photographs that pass by is decoded, stylized by Triton over gRPC and 
 in its own time into a window as `nst webcam` does it, and played in the camera's place to the page of `nst web` in
 Chromium, which draws without a GPU. The bare session stylizes the film's frames from memory, with the config's threads.
 They share the cores, so they take turns.
-
-`model`: `name`. `width`, `height` (pixels), `film_rate` (frames a second). `rows`: `way`, a summary of the time from a
-frame to the next, `frames_per_second` (all included, the median of the rounds), `share_of_bare`; and of `file to
-window, latency`, with `shown` and `taken` frames.
 """
 
 from __future__ import annotations
@@ -21,13 +17,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from nst_bench import options
-from nst_bench.engines.bare import BareModel
-from nst_bench.machine.description import document_header
+from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import summarize, timed
-from nst_bench.results import schema
+from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Document, Effort, Suite, served_model
+from nst_bench.suite import Context, Document, Effort, Suite
 from nst_bench.tables import list_of_rows
 
 BARE, FILE, WINDOW, PAGE = "bare session", "file to file", "file to window", "file to page"
@@ -41,32 +35,18 @@ class VideoEffort(Effort):
     rounds: int = 5
 
 
-def measure(
-    context: Context[VideoEffort],
-    *,
-    model: options.Model = options.MODEL,
-    repository: options.Repository = options.REPOSITORY,
-    width: options.Width = None,
-    triton: options.Triton = options.TRITON,
-) -> Document:
+def measure(context: Context[VideoEffort], server: ModelServer) -> Document:
     """Measure video: 512 x 384 from a file to a file, to a window and to the page, against the bare model.
 
     Takes some minutes.
     """
-    with served_model(model, repository, width, triton, context) as server:
-        return of_server(server, context)
-
-
-def of_server(server: ModelServer, context: Context[VideoEffort]) -> Document:
-    """Every way in turn, in rounds; a document. The window is a window without a screen.
-
-    The page has as many seconds a round as the frames last. Where there is no browser it is missing. The share of the
-    bare rate is the median of the rounds' own shares: a machine may change its speed from one round to the next.
-    """
+    # Every way in turn, in rounds; the window is a window without a screen. The page has as many seconds a round as the
+    # frames last. The share of the bare rate is the median of the rounds' own shares: a machine may change its speed
+    # from one round to the next.
     from nst_bench.served import video as ways  # it needs the packages of videos
 
-    document, effort = document_header(schema("video")), context.effort
-    bare, style, missing = BareModel(server.exported.folder), server.style, ways.missing_browser()
+    effort = context.effort
+    bare, style, missing = Baseline(server.exported.folder), server.style, ways.missing_browser()
     seconds: dict[str, list[float]] = {way: [] for way in (BARE, FILE, WINDOW, *([] if missing else [PAGE]))}
     rates: dict[str, list[float]] = {way: [] for way in seconds}
     latencies: list[float] = []
@@ -104,12 +84,13 @@ def of_server(server: ModelServer, context: Context[VideoEffort]) -> Document:
     rows += [{"way": PAGE, "missing": missing}] if missing else []
     rows.append({"way": f"{WINDOW}, latency", **asdict(summarize(latencies)), "shown": len(latencies), "taken": taken})
     size = {"width": ways.WIDTH, "height": ways.HEIGHT, "film_rate": ways.RATE}
-    return {**document, "model": {"name": server.model}, **size, "rows": rows}
+    return {"model": {"name": server.model}, **size, "rows": rows}
 
 
 SUITE = Suite(
     name="video",
     title="Video",
+    resources=served_model,
     measure=measure,
     tables=list_of_rows,
     effort=VideoEffort(),
