@@ -23,7 +23,7 @@ from nst_bench.measure import UNSTABLE, summarize
 from nst_bench.workers import Task, Worker, answers
 from nst_client import AsyncStyleClient, ServiceError, Statistics, StyleClient
 from nst_core.images import Pixels
-from nst_core.memory import keep_freed_memory
+from nst_core.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from nst_bench.served.server import ModelServer

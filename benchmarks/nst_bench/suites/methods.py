@@ -30,7 +30,7 @@ from nst_bench.tables import by_phase, table
 from nst_bench.workers import Worker
 from nst_core.devices import Device
 from nst_core.images import sample_photographs
-from nst_core.memory import keep_freed_memory
+from nst_core.process import keep_freed_memory
 from nst_trainer.checkpoint import Checkpoint, frozen, load, parameters
 from nst_trainer.networks import ARCHITECTURES
 from nst_trainer.optimization.gatys import ImageOptimization
