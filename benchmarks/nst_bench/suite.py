@@ -100,7 +100,7 @@ class Suite(Generic[E]):
     plot_beside: bool = False
     in_words: Callable[[Document], str] | None = None
     failure: Callable[[Document], str | None] | None = None
-    check: Callable[..., None] = lambda context, **options: None
+    check: Callable[..., None] | None = None
     extra: str = "bench"
 
     def cost(self, length: Length, device: Device) -> Cost[E] | None:
@@ -138,7 +138,8 @@ class Suite(Generic[E]):
 
         of_resources = [option.name for option in _keywords(self.resources)] if self.resources else []
         own = {name: options.pop(name) for name in of_resources if name in options}
-        self.check(context, **options)
+        if self.check:
+            self.check(context, **options)
         head: Document = {"schema": schema(self.name), "date": now(), "machine": describe()}
         whole = replace(context, machine=head["machine"], keep=lambda part: context.keep({**head, **part}))
         with ExitStack() as stack:

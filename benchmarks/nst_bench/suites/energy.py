@@ -3,10 +3,6 @@
 The card counts its own energy, all of the card's and nothing of the processor's, and the count moves some ten times a
 second: a block takes seconds. What the card draws while it does nothing is *not* subtracted, since it is paid for
 too; it stands beside.
-
-`model`: `name`, `precision`. `iterations` (of the optimisation for an image), `idle_watts`, `idle_subtracted` (false).
-`rows`: `what`, `size`, `pieces` (images, or iterations of the optimisation), `seconds`, `watts` (mean), `joules` (an
-image), `ratio` (to the network's without a server). Of the whole card, by its own counter.
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ from typing import Any
 import torch
 
 from nst_bench import options
+from nst_bench.comparison import baseline
 from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.nvml import joules
@@ -31,7 +28,6 @@ from nst_bench.served.callers import start_callers
 from nst_bench.served.resources import served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.quality import baseline
 from nst_bench.tables import columns, table
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
@@ -110,7 +106,7 @@ def measure(
     for size in effort.sizes:
         for what, images, work in _works(checkpoint, server, context, size, vgg):
             with work as run:
-                row = _row(what, size, images, meter.block(run, effort.seconds))
+                row = row_of(what, size, images, meter.block(run, effort.seconds))
             rows.append(row)
             used = f"{row['joules']:.3g} J an image, {row['watts']:.0f} W"
             context.on_progress(f"{size} x {size}, {what}: {used}")
@@ -176,7 +172,7 @@ def _optimisation(
     yield work
 
 
-def _row(what: str, size: int, images: float, block: Block) -> Document:
+def row_of(what: str, size: int, images: float, block: Block) -> Document:
     """Joules an image, of a block in which a piece makes so many of them."""
     made = images * block.pieces
     return {

@@ -4,11 +4,6 @@ Every time begins and ends with the image in main memory, so that a GPU's copies
 shared memory alone it begins and ends on the card. Engines take turns, so that a drift of the machine hits all alike.
 Three figures are never mixed: `cold` (loading and a first image of 64 x 64), `first of a shape`, and `steady`. A
 document measures one device; an engine that is not here is a row with the reason.
-
-`model`: `name`, `network`, the network's arguments, `parameters`. `rows`: `engine`, `device` (`CPU` or `GPU`), `size`
-(side in pixels), `phase` (`cold`: size null; `first of a shape`; `steady`), `max_difference` (steady state: from the
-image of PyTorch on the processor, of 255). Where the arithmetic is known, a row of the steady state also has `gflop`
-(of what that engine runs for one image), `share_of_matrix_rate` and `share_of_bandwidth` (`machine.roofline`).
 """
 
 from __future__ import annotations
@@ -26,7 +21,7 @@ from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
 from nst_bench.engines.registry import every_engine
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.roofline import Roofline, Workload, graph_workload, network_workload
+from nst_bench.machine.roofline import Workload, graph_workload, network_workload
 from nst_bench.measure import in_turns, summarize, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure, seconds
@@ -209,7 +204,7 @@ def _at_size(
     works = {str(position): own.work(image) for position, own in enumerate(running)}
     summaries = in_turns(works, effort.seconds, FEWEST_ROUNDS, MOST_ROUNDS).values()
     for own, difference, summary in zip(running, differences, summaries, strict=True):
-        shares = Roofline.of(machine, own.device).shares(own.workload(size), summary.median)
+        shares = own.workload(size).shares(machine, own.device, summary.median)
         rows.append({**own.about(size, "steady"), **asdict(summary), "max_difference": difference, **shares})
     return rows
 

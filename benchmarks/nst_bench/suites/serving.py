@@ -4,15 +4,6 @@ The bare session is the served model in this process with the engine, threads an
 memory. It and Triton share the machine, so they never run at the same moment: both stay loaded and take turns, in one
 run, so that a drift of the machine hits both alike. Callers at once must not be slower than a single caller: each of
 their rates stands against that of one caller who asks for the same images, of one size and of mixed sizes.
-
-`model`: `name`, `network`, `width`, `styles`, `precision`, `provider`, `instances`, `threads` (null on a GPU),
-`seconds_to_ready`. `latency`: rows of `size`, `way`, a summary, `ratio` (to the bare session). `throughput`, at the
-size of the arrivals, and `throughput_by_size`, a list of the others: `size`, `requests` (a turn's), `bare` (`rate`,
-images a second, and its turns' `rates`), `rows` of `callers`, `rate`, `rates`, `ratio` (to the bare sessions),
-`against_one` (to one caller's), a summary of the latency, `batch`, `batches`, `mean`, `queue`, `compute`, `rest`.
-`mixed`, if measured: `sides`, `rows` with `mixture`, `callers`, `one_caller` (images a second of one caller with the
-same images) and the rest as above. `slowest_against_one`: `ratio`, the lowest `against_one` of callers at once, and
-`who` has it. `arrivals`: `size`, `limit`, `percentile`, `rate`, `rows`.
 """
 
 from __future__ import annotations

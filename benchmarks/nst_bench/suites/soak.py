@@ -2,10 +2,6 @@
 
 Half of the sizes are a few odd ones that come again and again, half are drawn anew, so that what an engine keeps
 by shape shows. Memory is the resident set of Triton, of its stubs (where the models run) and of the callers.
-
-`model`: `name`. `minutes`, `callers`, `requests`, `shapes`, `errors` (counted by their texts). `trends`, by processes,
-MiB: `start`, `half_time`, `end`, `peak`, and of the second half `level`, `growth`, `error`, `grew`. `latency_drift`,
-`latency_unstable`, `passed`.
 """
 
 from __future__ import annotations

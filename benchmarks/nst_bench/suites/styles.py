@@ -3,9 +3,6 @@
 Alone: the graphs as `nst-export` writes them for this device, on the engine that serves them, in FP32 and in half
 precision, and the two halves of the tiled form. Served: both models in one Triton. A model of ten styles stylizes in
 one of them, and in two interpolated. The weights are random, which no engine looks at.
-
-`network`, its arguments without the styles. `rows`: `form` (the graph alone, or served), `styles` (`ONE`, `OF_TEN`,
-`INTERPOLATED`), `size`, a summary, `ratio` (to the median of the model of one style).
 """
 
 from __future__ import annotations
