@@ -26,10 +26,7 @@ from nst_core.images import Pixels
 from nst_core.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from nst_bench.served.server import ModelServer
-
-TIMEOUT_SECONDS = 300.0
-"""How long a request may take: a queue that grows is measured, not cut short."""
+    from nst_bench.served.server import TIMEOUT_SECONDS, ModelServer
 
 HEAD_START_SECONDS = 0.2
 """From giving the tasks to the moment at which all callers begin; meanwhile images reach their processes."""

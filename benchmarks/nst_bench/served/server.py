@@ -7,14 +7,20 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from nst_bench.engines.base import Stylize
 from nst_bench.served.exported import ExportedModel
+from nst_client import StyleClient
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation
 from nst_server.process.supervisor import run_triton
+
+TIMEOUT_SECONDS = 300.0
+"""How long a request may take: a queue that grows is measured, not cut short."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,17 @@ class ModelServer:
         """The client's name for the model's first style."""
         styles = self.exported.styles
         return styles[0] if len(styles) > 1 else self.model
+
+    def ways(self, stack: ExitStack) -> dict[str, Stylize]:
+        """The first style by every protocol, and by `local` without the server; the stack closes what is opened."""
+        ends = self.endpoints
+        clients = {
+            "local": StyleClient(f"local:{self.repository}", timeout=TIMEOUT_SECONDS),
+            "HTTP": StyleClient(ends.http, timeout=TIMEOUT_SECONDS, shared_memory=False),
+            "gRPC": StyleClient(ends.grpc, timeout=TIMEOUT_SECONDS, shared_memory=False),
+            "shared memory": StyleClient(ends.grpc, timeout=TIMEOUT_SECONDS, shared_memory=True),
+        }
+        return {way: partial(stack.enter_context(client).stylize, style=self.style) for way, client in clients.items()}
 
 
 @contextmanager
