@@ -26,10 +26,13 @@ from nst_core.images import Pixels
 from nst_core.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from nst_bench.served.server import TIMEOUT_SECONDS, ModelServer
+    from nst_bench.served.server import ModelServer
 
 HEAD_START_SECONDS = 0.2
 """From giving the tasks to the moment at which all callers begin; meanwhile images reach their processes."""
+
+TIMEOUT_SECONDS = 300.0
+"""How long a request may take: a queue that grows is measured, not cut short."""
 
 COUNTERS_TIMEOUT_SECONDS = 5.0
 """In which the server must have counted what it answered."""

@@ -6,21 +6,19 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nst_bench.engines.base import Stylize
+from nst_bench.served.callers import TIMEOUT_SECONDS
 from nst_bench.served.exported import ExportedModel
 from nst_client import StyleClient
+from nst_core.images import Pixels
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation
 from nst_server.process.supervisor import run_triton
-
-TIMEOUT_SECONDS = 300.0
-"""How long a request may take: a queue that grows is measured, not cut short."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class ModelServer:
         styles = self.exported.styles
         return styles[0] if len(styles) > 1 else self.model
 
-    def ways(self, stack: ExitStack) -> dict[str, Stylize]:
+    def ways(self, stack: ExitStack) -> dict[str, Callable[[Pixels], Pixels]]:
         """The first style by every protocol, and by `local` without the server; the stack closes what is opened."""
         ends = self.endpoints
         clients = {
