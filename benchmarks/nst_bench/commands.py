@@ -91,7 +91,7 @@ def _function(suite: Suite[Any]) -> Callable[..., None]:
 
     def command(output: Path, samples: Path | None, device: DeviceChoice, full: bool = False, **options: Any) -> None:
         with one_line_errors(suite.extra):
-            from nst_core.memory import keep_freed_memory
+            from nst_core.process import keep_freed_memory
 
             keep_freed_memory()
             on = chosen_device(device)

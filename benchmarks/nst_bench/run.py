@@ -277,7 +277,7 @@ def _child(step: Step, subject: Subject, share: float, parent: Connection) -> No
         parent.send((kind, value))
 
     try:
-        from nst_core.memory import keep_freed_memory
+        from nst_core.process import keep_freed_memory
 
         keep_freed_memory()
         effort = step.cost.effort if share >= 1.0 else step.cost.effort.scaled(share)

@@ -21,7 +21,7 @@ from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
 from nst_bench.engines.registry import every_engine
 from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.roofline import Roofline, Workload, graph_workload, network_workload
+from nst_bench.machine.roofline import Workload, graph_workload, network_workload
 from nst_bench.measure import in_turns, summarize, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure, seconds
@@ -193,7 +193,7 @@ def _at_size(
     works = {str(position): own.work(image) for position, own in enumerate(running)}
     summaries = in_turns(works, effort.seconds, FEWEST_ROUNDS, MOST_ROUNDS).values()
     for own, difference, summary in zip(running, differences, summaries, strict=True):
-        shares = Roofline.of(machine, own.device).shares(own.workload(size), summary.median)
+        shares = own.workload(size).shares(machine, own.device, summary.median)
         rows.append({**own.about(size, "steady"), **asdict(summary), "max_difference": difference, **shares})
     return rows
 

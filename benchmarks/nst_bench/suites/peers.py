@@ -64,6 +64,9 @@ PEERS = (
     Peer("LitServe", "litserve", HTTP, "OpenVINO"),
     Peer("BentoML", "bentoml", HTTP, "OpenVINO"),
 )
+BENEATH = ("uvicorn", "onnxruntime-openvino", "numpy")
+"""Packages that peers run on, or that stand in their place."""
+
 OURS = {PROCESS: "nst, the bare session", HTTP: "nst, Triton"}
 
 
@@ -99,7 +102,7 @@ def measure(
     Takes a minute, --full six.
     """
     python, sizes = _python(environment), context.effort.sizes
-    versions = installed_packages(python)
+    versions = installed_packages(python, [*(peer.package for peer in PEERS), *BENEATH])
     rows: list[Document] = []
     with ExitStack() as stack:
         running = _ours(stack, server)
@@ -208,7 +211,7 @@ def _started(peer: Peer, python: Path, server: ModelServer, versions: dict[str, 
     file = server.exported.model_file
     if not file.is_file():
         raise MissingEngine(f"{server.model} is served as an engine: there is no ONNX file to give it")
-    with start_peer(python, peer.key or peer.package, file, over_http=peer.way == HTTP) as process:
+    with start_peer(python, peer.key or peer.package, file) as process:
         yield _Running(peer, installed, process.seconds, process.stylize)
 
 

@@ -25,7 +25,7 @@ from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import HEAD, cells, table
 from nst_bench.workers import Worker
 from nst_core.images import open_image, sample_photographs
-from nst_core.memory import keep_freed_memory
+from nst_core.process import keep_freed_memory
 from nst_trainer.images import to_tensor
 from nst_trainer.losses import CONTENT_LAYERS, STYLE_LAYERS, total_variation
 from nst_trainer.networks import Johnson
