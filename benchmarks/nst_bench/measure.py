@@ -12,6 +12,9 @@ import numpy as np
 REST_SECONDS = 0.01
 """Before a single request: the threads of the engine before it no longer spin on the cores that all share."""
 
+TIMEOUT_SECONDS = 300.0
+"""How long a request may take: a queue that grows is measured, not cut short."""
+
 UNSTABLE = 0.10
 """A figure is unstable when the medians of its first and last half differ by more than this share."""
 

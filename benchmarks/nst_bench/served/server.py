@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nst_bench.served.callers import TIMEOUT_SECONDS
+from nst_bench.measure import TIMEOUT_SECONDS
 from nst_bench.served.exported import ExportedModel
 from nst_client import StyleClient
 from nst_core.errors import NstError
