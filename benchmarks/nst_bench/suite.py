@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_origin, get_type_hints
 
 from nst_core.devices import Device
 
@@ -34,11 +34,21 @@ FOLDER = Path(__file__).parent / "suites"
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a suite measures; each suite has its own kind."""
+    """How much a suite measures; each suite has its own kind.
+
+    `takes_time` names the fields that its time grows with: seconds, or counts of two or more.
+    """
+
+    takes_time: ClassVar[tuple[str, ...]] = ()
 
     def scaled(self, share: float) -> Self:
         """The effort for a share (at most 1) of the time."""
-        return self
+        own = {name: getattr(self, name) for name in self.takes_time}
+        less = {
+            name: share * value if isinstance(value, float) else min(value, max(2, round(share * value)))
+            for name, value in own.items()
+        }
+        return replace(self, **less)
 
 
 E = TypeVar("E", bound=Effort)

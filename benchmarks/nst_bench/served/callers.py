@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nst_bench.measure import UNSTABLE, summarize
+from nst_bench.measure import TIMEOUT_SECONDS, UNSTABLE, summarize
 from nst_bench.workers import Task, Worker, answers
 from nst_client import AsyncStyleClient, ServiceError, Statistics, StyleClient
 from nst_core.images import Pixels
@@ -27,9 +27,6 @@ from nst_core.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from nst_bench.served.server import ModelServer
-
-TIMEOUT_SECONDS = 300.0
-"""How long a request may take: a queue that grows is measured, not cut short."""
 
 HEAD_START_SECONDS = 0.2
 """From giving the tasks to the moment at which all callers begin; meanwhile images reach their processes."""

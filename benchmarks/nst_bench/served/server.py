@@ -8,13 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from nst_bench.measure import TIMEOUT_SECONDS
 from nst_bench.served.exported import ExportedModel
+from nst_client import StyleClient
 from nst_core.errors import NstError
+from nst_core.images import Pixels
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation
 from nst_server.process.supervisor import run_triton
@@ -44,6 +48,17 @@ class ModelServer:
         """The client's name for the model's first style."""
         styles = self.exported.styles
         return styles[0] if len(styles) > 1 else self.model
+
+    def ways(self, stack: ExitStack) -> dict[str, Callable[[Pixels], Pixels]]:
+        """The first style by every protocol, and by `local` without the server; the stack closes what is opened."""
+        ends = self.endpoints
+        clients = {
+            "local": StyleClient(f"local:{self.repository}", timeout=TIMEOUT_SECONDS),
+            "HTTP": StyleClient(ends.http, timeout=TIMEOUT_SECONDS, shared_memory=False),
+            "gRPC": StyleClient(ends.grpc, timeout=TIMEOUT_SECONDS, shared_memory=False),
+            "shared memory": StyleClient(ends.grpc, timeout=TIMEOUT_SECONDS, shared_memory=True),
+        }
+        return {way: partial(stack.enter_context(client).stylize, style=self.style) for way, client in clients.items()}
 
 
 @contextmanager

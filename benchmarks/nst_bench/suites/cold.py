@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -47,9 +47,7 @@ class ColdEffort(Effort):
     again: int
     shapes: tuple[tuple[int, int], ...] = ((256, 256), (512, 512), (333, 501), (480, 270))
 
-    def scaled(self, share: float) -> ColdEffort:
-        """Fewer starts."""
-        return replace(self, starts=max(1, int(share * self.starts)))
+    takes_time = ("starts",)
 
 
 Seconds = dict[tuple[str, int | None, int | None], list[float]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,7 @@ class EnergyEffort(Effort):
     sizes: tuple[int, ...] = (512,)
     callers: int = 8
 
-    def scaled(self, share: float) -> EnergyEffort:
-        """Shorter blocks."""
-        return replace(self, seconds=max(2.0, share * self.seconds))
+    takes_time = ("seconds",)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import onnx
 import torch
 
-from nst_bench.measure import interleaved, summarize
+from nst_bench.measure import against_first, in_turns
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import columns, pivot, with_ratio
 from nst_core import devices
@@ -221,12 +221,7 @@ def _race(works: dict[str, Run], size: int, rounds: int) -> dict[str, Document]:
     """Warm runs of every form in turn, on one photograph: a summary and the share of the first form's time."""
     image = photograph_batches([(1, size, size)])[0]
     turns: dict[str, Callable[[], object]] = {form: partial(work, image) for form, work in works.items()}
-    for turn in turns.values():
-        for _ in range(3):  # the first image of a shape is another figure, and the second records a CUDA graph
-            turn()
-    figures = {form: summarize(seconds) for form, seconds in interleaved(turns, rounds).items()}
-    first = next(iter(figures.values()))
-    return {form: asdict(own) | {"ratio": own.median / first.median} for form, own in figures.items()}
+    return against_first(in_turns(turns, 0.0, rounds, rounds))
 
 
 def _rows(about: Document, figures: dict[str, Document], flop: dict[str, dict[int, int]]) -> Iterator[Document]:

@@ -20,7 +20,7 @@ from nst_bench import options
 from nst_bench.comparison import Comparison, equivalent_iterations, losses_until
 from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.cuda import torch_device
-from nst_bench.measure import REST_SECONDS, interleaved, summarize
+from nst_bench.measure import Summary, in_turns
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure
 from nst_bench.served.exported import default_export_plan
@@ -74,7 +74,7 @@ def measure(
             **figures[name],
             "size": context.effort.size,
             "phase": "steady",
-            **asdict(summarize(taken[name])),
+            **asdict(taken[name]),
         }
         for name, checkpoint in networks.items()
     ]
@@ -115,8 +115,8 @@ def _quality(
     }
 
 
-def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[str, list[float]]:
-    """Seconds of an image through each, as `nst-export` leaves it for the device."""
+def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[str, Summary]:
+    """Of an image through each, as `nst-export` leaves it for the device."""
     plan, side = default_export_plan(context.device), context.effort.size
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -124,9 +124,7 @@ def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[
             export_and_publish(file, file.stem, folder, plan, on_progress=context.on_progress)
         pixels = sample_photograph(side, side)
         works = {file.stem: partial(Baseline(folder / file.stem).stylize, pixels) for file in files}
-        for work in works.values():
-            work()
-        return interleaved(works, ROUNDS, rest=REST_SECONDS)
+        return in_turns(works, 0.0, ROUNDS, ROUNDS)
 
 
 def tables(document: Document) -> list[str]:

@@ -59,10 +59,12 @@ class LatencyEffort(Effort):
     seconds: float
     compiled: tuple[int, ...] | None = None
 
+    takes_time = ("seconds",)
+
     def scaled(self, share: float) -> LatencyEffort:
         """What compiles is left out first, then the largest size."""
         sizes = self.sizes[:-1] if share < 0.6 and len(self.sizes) > 2 else self.sizes
-        return replace(self, sizes=sizes, seconds=share * self.seconds, compiled=())
+        return replace(super().scaled(share), sizes=sizes, compiled=())
 
 
 def measure(context: Context[LatencyEffort], checkpoint: Checkpoint, server: ModelServer) -> Document:
@@ -137,7 +139,9 @@ def _load(
             continue
         workload = of_module if engine.name.startswith("PyTorch") else of_file
         loaded.append(_Engine(engine.name, engine.device, stylize, workload, engine.compiles))
-    loaded += [_Engine(way, exported.device, stylize, of_file) for way, stylize in ways(stack, server).items()]
+    for way, stylize in server.ways(stack).items():
+        name = "in the process (local:)" if way == "local" else f"served, {way}"
+        loaded.append(_Engine(name, exported.device, stylize, of_file))
     try:
         loaded.append(_Engine(CUDA_SHARED_MEMORY, "GPU", _on_card(stack, server, context.device, small), of_file))
     except Exception as error:
@@ -151,21 +155,6 @@ def _reason(error: Exception) -> str:
         return str(error)
     traceback.print_exception(error)
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def ways(stack: ExitStack, server: ModelServer) -> dict[str, Stylize]:
-    """The served model by every protocol, and by `local:` without the server; clients are closed with the stack."""
-    ends, style = server.endpoints, server.style
-    clients = {
-        "in the process (local:)": (f"local:{server.repository}", False),
-        "served, HTTP": (ends.http, False),
-        "served, gRPC": (ends.grpc, False),
-        "served, shared memory": (ends.grpc, True),
-    }
-    return {
-        way: partial(stack.enter_context(StyleClient(url, timeout=300.0, shared_memory=shared)).stylize, style=style)
-        for way, (url, shared) in clients.items()
-    }
 
 
 def _on_card(stack: ExitStack, server: ModelServer, device: Device, small: Pixels) -> CudaTensorStylizer:

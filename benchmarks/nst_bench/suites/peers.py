@@ -30,7 +30,7 @@ from nst_bench.photographs import sample_photograph
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.latency import NARROWER, ways
+from nst_bench.suites.latency import NARROWER
 from nst_bench.tables import list_of_rows
 from nst_core.errors import InputError
 from nst_core.images import Pixels
@@ -161,8 +161,8 @@ def _ours(stack: ExitStack, server: ModelServer) -> list[_Running]:
     """The bare session, and the served model over HTTP and gRPC."""
     bare = Baseline(server.exported.folder)
     engine = "OpenVINO" if bare.provider == "OpenVINOExecutionProvider" else "ONNX Runtime"
-    protocols = ways(stack, server)
-    stylizers = {PROCESS: bare.stylize, HTTP: protocols["served, HTTP"], "gRPC": protocols["served, gRPC"]}
+    protocols = server.ways(stack)
+    stylizers = {PROCESS: bare.stylize, HTTP: protocols["HTTP"], "gRPC": protocols["gRPC"]}
     return [
         _Running(Peer(OURS.get(way, OURS[HTTP]), "nst", way, engine), version("nst"), partial(_timed, stylize), stylize)
         for way, stylize in stylizers.items()

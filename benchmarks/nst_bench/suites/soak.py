@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -66,9 +66,7 @@ class SoakEffort(Effort):
     callers: Annotated[int, typer.Option(help="At once, each a process.", min=1)] = 4
     every_seconds: float = 2.0
 
-    def scaled(self, share: float) -> SoakEffort:
-        """Shorter."""
-        return replace(self, minutes=share * self.minutes)
+    takes_time = ("minutes",)
 
 
 def measure(context: Context[SoakEffort], server: ModelServer) -> Document:
