@@ -6,7 +6,8 @@ from statistics import fmean
 import pytest
 import torch
 
-from nst_bench.suites.quality import border_artifact, checkerboard_artifact, stylizer
+from nst_bench.comparison import stylizer
+from nst_bench.suites.quality import border_artifact, checkerboard_artifact
 from nst_core.images import fit, open_image
 from nst_trainer.checkpoint import load
 from nst_trainer.images import to_tensor

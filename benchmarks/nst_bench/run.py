@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nst_bench import suite as suites
 from nst_bench.suite import Context, Cost, Document, Length, Suite, now, schema
@@ -124,19 +124,11 @@ FURTHER_RANK = 35
 """Of what is measured of further checkpoints: behind what callers get of the first."""
 
 
-class Runner(Protocol):
-    """Runs a step; a test has another."""
+Progress = Callable[[float, str], None]
+"""Takes seconds, and a note of what is done."""
 
-    def __call__(
-        self,
-        step: Step,
-        subject: Subject,
-        share: float,
-        end: float,
-        on_progress: Callable[[float, str], None],
-        keep: Callable[[Document], None],
-    ) -> Document:
-        """Its document, or `{"missing": reason}`; `keep` gets what is not complete yet. `end` is of the clock."""
+Runner = Callable[[Step, Subject, float, float, Progress, Callable[[Document], None]], Document]
+"""See `in_a_process`."""
 
 
 class Run:
@@ -148,7 +140,7 @@ class Run:
         subject: Subject,
         *,
         keep: Callable[[Document], None],
-        on_progress: Callable[[float, str], None] = lambda behind, note: None,
+        on_progress: Progress = lambda behind, note: None,
         minutes: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         runner: Runner | None = None,
@@ -229,10 +221,10 @@ def in_a_process(
     subject: Subject,
     share: float,
     end: float,
-    on_progress: Callable[[float, str], None],
+    on_progress: Progress,
     keep: Callable[[Document], None],
 ) -> Document:
-    """The document of a step that runs in a process of its own, or `{"missing": reason}`.
+    """The document of a step that runs in a process of its own, with a `share` of its effort, or `{"missing": reason}`.
 
     A step that is late is stopped as by Ctrl-C, and keeps the part that it has.
     """
@@ -285,7 +277,7 @@ def _child(step: Step, subject: Subject, share: float, parent: Connection) -> No
         parent.send((kind, value))
 
     try:
-        from nst_core.memory import keep_freed_memory
+        from nst_core.process import keep_freed_memory
 
         keep_freed_memory()
         effort = step.cost.effort if share >= 1.0 else step.cost.effort.scaled(share)

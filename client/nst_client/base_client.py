@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import random
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -16,12 +14,13 @@ from PIL import Image
 
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, UnknownStyle, Unreachable
 from nst_client.pixels import as_batch, like_content, pillow_image
+from nst_client.retries import RetryPolicy
 from nst_client.styles import Style, offered_styles, resolve_style_weights, statistics_model, tiled_model
 from nst_client.tiles import thumbnail
 from nst_client.transports import buffers, cuda_pixels
 from nst_client.transports.base import Array, ModelConfig, Request, StyleWeights, Transport
 from nst_client.transports.connect import connect
-from nst_client.transports.coroutines import in_thread, sleep
+from nst_client.transports.coroutines import in_thread
 from nst_client.transports.cuda_pixels import CudaPixels
 from nst_client.transports.statistics import Statistics
 from nst_core import images
@@ -29,12 +28,8 @@ from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS, STYLIZED
 from nst_core.errors import InputError, NstError
 from nst_core.images import Pixels
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
-"""Before the first retry, and at most: each pause is twice the one before it, times a random factor of 0.5 to 1."""
-
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 ImageOrArray = TypeVar("ImageOrArray")
 """`uint8 [H, W, 3]` or `[N, H, W, 3]`, an image of Pillow, or such an array on a GPU."""
 StyleChoice = str | Mapping[str, float]
@@ -48,7 +43,7 @@ class UnsupportedSize(InputError):
 
 
 class BaseClient:
-    """Finds the model of a style, sends requests that the model takes, and retries them."""
+    """Finds the model of a style, and sends requests that the model takes."""
 
     _aio: ClassVar[bool]
 
@@ -76,8 +71,7 @@ class BaseClient:
 
         Raises `InputError` for a URL of another kind or an invalid value.
         """
-        if not timeout > 0 or retries < 0:
-            raise InputError(f"timeout is {timeout} and retries {retries}: they must be above 0 and not below 0")
+        self._retrying = RetryPolicy(timeout, retries, self._aio)
         if (url is None) == (transport is None):
             raise InputError("a client needs either the URL of a server or a transport")
         if transport is None:
@@ -90,7 +84,7 @@ class BaseClient:
                 aio=self._aio,
             )
         self.url = transport.address
-        self._transport, self._timeout, self._retries = transport, timeout, retries
+        self._transport = transport
         self._styles: dict[str, Style] = {}
         self._unusable: dict[str, NstError] = {}
         """Why models of the server cannot be used, by model."""
@@ -99,9 +93,9 @@ class BaseClient:
         """The styles that the server offers now, by name. A model that cannot be used does not hide the others."""
         configs: dict[str, ModelConfig] = {}
         unusable: dict[str, NstError] = {}
-        for model in await self._with_retries(self._transport.models):
+        for model in await self._retrying.call(self._transport.models):
             try:
-                if config := await self._with_retries(self._config, model):
+                if config := await self._retrying.call(self._config, model):
                     configs[model] = config
             except Unavailable:
                 continue
@@ -155,6 +149,7 @@ class BaseClient:
                 style, weights = await self._resolve(style_choice, await self._fetch_styles())
                 if style == asked and _equal(weights, asked_weights):
                     raise
+                log.info("%s: the model %s is another one now: asked again", self.url, style.model)
         result: ImageOrArray = like_content(content, stylized)
         return result
 
@@ -212,6 +207,7 @@ class BaseClient:
         n, height, width, _ = batch.shape
         weights_input, stylized = _weights_input(weights, 1), buffers.empty(batch.shape)
         done, total = count(1), n * style.tiles.count(height, width)
+        log.info("%s: %dx%d in %d tiles", style.name, width, height, style.tiles.count(height, width))
         for pixels, result in zip(batch, stylized, strict=True):
             small = await in_thread(thumbnail, pixels, style.min_side, aio=self._aio)
             request = Request(statistics_model(style), {IMAGE: small[None], **weights_input}, STATISTICS)
@@ -226,7 +222,7 @@ class BaseClient:
 
     async def _infer(self, request: Request, shape: tuple[int | None, ...], dtype: npt.DTypeLike) -> Array:
         """The output, which must have this type and shape (None: any length)."""
-        output = await self._with_retries(self._transport.infer, request)
+        output = await self._retrying.call(self._transport.infer, request)
         fits = len(shape) == output.ndim and all(
             expected in (None, length) for expected, length in zip(shape, output.shape, strict=True)
         )
@@ -237,26 +233,9 @@ class BaseClient:
             )
         return output
 
-    async def _with_retries(self, call: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """The result of `call` within the timeout, retried after errors that pass by themselves.
-
-        No request changes anything at the server, so sending it twice is safe.
-        """
-        deadline = time.monotonic() + self._timeout
-        attempt = 0
-        while True:
-            try:
-                return await call(*arguments, deadline - time.monotonic())
-            except (Unreachable, Unavailable):
-                pause = pause_seconds(attempt)
-                if attempt >= self._retries or time.monotonic() + pause >= deadline:
-                    raise
-            await sleep(pause, aio=self._aio)
-            attempt += 1
-
     async def _statistics(self, name: str) -> Statistics:
         style, _ = await self._resolve(name, self._styles)
-        return await self._with_retries(self._transport.statistics, style.model)
+        return await self._retrying.call(self._transport.statistics, style.model)
 
     async def _resolve(self, choice: StyleChoice, styles: Mapping[str, Style]) -> tuple[Style, StyleWeights | None]:
         """A style and the weights for its model: of `styles` if they have all names, else of what is offered now."""
@@ -270,12 +249,6 @@ class BaseClient:
                 left_out = f"; left out: {', '.join(self._unusable)}" if self._unusable else ""
                 raise UnknownStyle(f"{self.url} has no style {name!r}; it has: {', '.join(styles) or 'none'}{left_out}")
         return resolve_style_weights([styles[name] for name in weights], list(weights.values()))
-
-
-def pause_seconds(attempt: int) -> float:
-    """How long to wait after an attempt that failed; the first is number 0."""
-    longest: float = min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)
-    return longest * random.uniform(0.5, 1.0)
 
 
 def _equal(weights: StyleWeights | None, others: StyleWeights | None) -> bool:

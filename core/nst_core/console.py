@@ -185,6 +185,13 @@ def progress(
 
 
 @contextmanager
+def plan_progress(model: str) -> Iterator[Callable[[float, str], None]]:
+    """`progress`, in percent, of the TensorRT plan of a model; gives what takes the done fraction and a note."""
+    with progress(f"building the TensorRT plan of {model}", 100) as update:
+        yield lambda done, note: update(round(100 * done), note)
+
+
+@contextmanager
 def _shown(
     title: str, total: int, behind: Callable[[int], float], every: float | None
 ) -> Iterator[Callable[[int, str], None]]:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from nst_core.console import console, fail, one_line_errors, say, show
+from nst_core.console import console, fail, one_line_errors, plan_progress, say, show
 from nst_core.contract import Purpose
 from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
@@ -149,7 +149,9 @@ def _export_all(
     for position, path in enumerate(paths):
         events.progress("exporting", position, len(paths), unit="checkpoints", checkpoint=path)
         try:
-            published = export_and_publish(path, name or path.stem, repository, plan, on_progress=say)
+            published = export_and_publish(
+                path, name or path.stem, repository, plan, on_progress=say, progress_of=plan_progress
+            )
         except NstError as error:
             if len(paths) == 1:
                 raise
@@ -205,7 +207,7 @@ def verify(
     with one_line_errors("export"):
         from nst_export.gpu_engine import verify_published
 
-        _show(verify_published(folder))
+        _show(verify_published(folder, progress_of=plan_progress))
         say(f"verified {folder}")
 
 

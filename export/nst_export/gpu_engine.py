@@ -10,6 +10,7 @@ import onnx
 
 from nst_core import devices
 from nst_core.engines import plans
+from nst_core.engines.building import ProgressOf, unwatched
 from nst_core.engines.plans import Profile
 from nst_core.files import atomic_write
 from nst_export.errors import ExportError
@@ -81,11 +82,11 @@ class GpuEngine:
         }
 
 
-def verify_published(folder: Path) -> dict[str, Any]:
+def verify_published(folder: Path, *, progress_of: ProgressOf = unwatched) -> dict[str, Any]:
     """Run the engine in a version's `folder` on this machine's GPU, and add the figures to its `verification.json`.
 
-    A plan that was left to the server is built, into the user's cache. Raises `ExportError` if there is no engine for
-    GPUs, it cannot run here, or it does not agree with its reference.
+    A plan that was left to the server is built, into the user's cache; `progress_of` shows that. Raises `ExportError`
+    if there is no engine for GPUs, it cannot run here, or it does not agree with its reference.
     """
     report = folder / REPORT_NAME
     document, engine = _read(report)
@@ -96,7 +97,7 @@ def verify_published(folder: Path) -> dict[str, Any]:
     metadata = {entry.key: entry.value for entry in onnx.load(folder / REFERENCE).metadata_props}
     multiple, styles = int(metadata["multiple"]), len(document["styles"])
     if engine.plan.resolved_target == "tensorrt":
-        engine.set_built(build_plan(folder, engine.plan.profile, multiple, document["model"]))
+        engine.set_built(build_plan(folder, engine.plan.profile, multiple, document["model"], progress_of))
     elif engine.plan.resolved_target == "tensorrt-rtx":
         engine.set_built(folder / FILES["tensorrt-rtx"])
     checks = engine.verify(folder / plans.GRAPH, folder / REFERENCE, multiple, styles)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import onnx
 
 from nst_core.contract import Parameter, Purpose
 from nst_core.engines import plans
+from nst_core.engines.building import ProgressOf, unwatched
 from nst_core.errors import NstError
 from nst_core.files import STORAGE_FAULTS
 from nst_core.packages.onnx_runtime import import_onnxruntime
@@ -37,6 +39,8 @@ from nst_export.verification.cpu import OPENVINO, installed_providers, onnx_engi
 from nst_export.verification.pytorch import check_contract, verify
 from nst_trainer.checkpoint import Checkpoint, load
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Published:
@@ -53,10 +57,12 @@ def export_and_publish(
     plan: ExportPlan,
     *,
     on_progress: Callable[[str], None] = lambda message: None,
+    progress_of: ProgressOf = unwatched,
 ) -> list[Published]:
     """Export the checkpoint at `path` as `name` into `repository`, and return every model that was published.
 
-    Nothing is published unless all of them pass. Raises `CheckpointError` and `ExportError`.
+    Nothing is published unless all of them pass. `on_progress` gets a line for each step, and `progress_of` shows the
+    building of TensorRT plans. Raises `CheckpointError` and `ExportError`.
     """
     check_names(name, ())
     checkpoint = load(path)
@@ -74,7 +80,7 @@ def export_and_publish(
             )
         _verify_on_cpu(exports, plan)
         for export in exports:
-            export.build_engine()
+            export.build_engine(progress_of)
             export.verify_engine()
         return [export.publish(repository) for export in exports]
 
@@ -137,13 +143,15 @@ class _ModelExport:
         proto = onnx.load(self.reference)
         check_contract(proto, self.module)
         counts = apply_rewrites(proto, plan.resolved_rewrites)
+        done = ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "none"
+        log.info("%s: %s for %s, rewrites: %s", self.name, plan.resolved_precision, plan.runtime, done)
         if plan.resolved_precision == "fp16":
             to_half(proto)
         metadata = {"rewrites": json.dumps(counts), "precision": plan.resolved_precision, "for": plan.runtime}
         write_onnx(proto, self.graph, metadata)
         return counts
 
-    def build_engine(self) -> None:
+    def build_engine(self, progress_of: ProgressOf) -> None:
         """Build the plan or the engine of a TensorRT target, beside the graph."""
         plan, multiple = self.plan, self.module.network.multiple
         if plan.resolved_target == "tensorrt-rtx":
@@ -153,7 +161,7 @@ class _ModelExport:
             self.engine.set_built(built)
         elif plan.resolved_target == "tensorrt":
             try:
-                built = build_plan(self.folder, plan.profile, multiple, self.name)
+                built = build_plan(self.folder, plan.profile, multiple, self.name, progress_of)
             except NstError as error:
                 if plan.target is not None:
                     raise

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from nst_core import devices
-from nst_core.console import progress
 from nst_core.devices import Gpu
 from nst_core.distribution import install_command
 from nst_core.engines import building, plans
+from nst_core.engines.building import ProgressOf
 from nst_core.engines.plans import Profile
 from nst_core.errors import InputError
 from nst_core.packages.cuda import check_driver
@@ -22,6 +23,8 @@ from nst_core.packages.onnx_runtime import machine_extra
 from nst_export.errors import ExportError
 
 Library = Literal["tensorrt", "tensorrt-rtx"]
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SHAPES = "16x16/512x512/4x1920x1920"
 """Minimum, optimum and maximum of a plan if `--shapes` is not given."""
@@ -84,23 +87,27 @@ def build_rtx_engine(graph: Path, profile: Profile, multiple: int, capabilities:
         raise ExportError(str(error)) from error
 
 
-def build_plan(version: Path, profile: Profile, multiple: int, name: str) -> Path:
+def build_plan(
+    version: Path, profile: Profile, multiple: int, name: str, progress_of: ProgressOf = building.unwatched
+) -> Path:
     """The plan of the graph `version`/model.onnx for this machine's GPU, with its record `.json` beside it.
 
-    It is the plan of the version itself or of the user's cache, or is built there, with a progress bar that names the
-    model `name`. Raises `ExportError`.
+    It is the plan of the version itself or of the user's cache, or is built there. Raises `ExportError`, which calls
+    the model `name`, as `progress_of` does.
     """
     gpu, trt = require_gpu(), import_tensorrt("tensorrt")
     try:
-        with progress(f"building the TensorRT plan of {name}", 100) as update:
-            return building.ensure(
+        with progress_of(name) as on_progress:
+            plan = building.ensure(
                 version,
                 profile,
                 multiple,
                 library=trt,
                 gpu=gpu.name,
                 compute_capability=gpu.compute_capability,
-                on_progress=lambda done, note: update(int(100 * done), note),
+                on_progress=on_progress,
             )
     except (plans.PlanError, OSError) as error:
         raise ExportError(f"no TensorRT plan for {name}: {error}") from error
+    log.info("the TensorRT plan of %s for %s: %s", name, gpu.name, plan)
+    return plan

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from nst_core import devices, files
-from nst_core.console import one_line_errors, say
+from nst_core.console import one_line_errors, plan_progress, say
 from nst_core.devices import DEVICE_HELP, DeviceChoice
 from nst_core.errors import InputError
 from nst_core.options import CommandLine
@@ -118,7 +118,8 @@ def serve(
             container=container,
             detach=detach,
         )
-        service.run(say)
+        background.end_as_ctrl_c()
+        service.run(say, plan_progress)
 
 
 @app.command()

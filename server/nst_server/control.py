@@ -1,4 +1,4 @@
-"""What a running Triton has loaded, and loading and unloading its models, by HTTP or gRPC."""
+"""Control of a running Triton's models, by HTTP or gRPC: what is loaded, loading and unloading."""
 
 from __future__ import annotations
 

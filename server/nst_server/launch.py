@@ -1,4 +1,4 @@
-"""The command line that Triton is started with, and the limits and the allocator of its process."""
+"""How Triton is started: the options of its command line, the limits and the memory allocator of its process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service: Triton on a model repository, with what the commands that steer it need to know."""
+"""What `nst-serve` does from its checks to its end: Triton under a supervisor, found by the commands that steer it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nst_core.devices import Device
+from nst_core.engines.building import ProgressOf, unwatched
 from nst_server import state
 from nst_server.access import Access
 from nst_server.control import Control
@@ -38,19 +39,19 @@ class Service:
     container: Container | None = None
     detach: bool = False
 
-    def run(self, on_message: Callable[[str], None]) -> None:
+    def run(self, on_message: Callable[[str], None], progress_of: ProgressOf = unwatched) -> None:
         """Serve until Ctrl-C, or return when the server is ready in the background.
 
-        Raises `ServerError` where a port is taken, by another nst-serve or by anything else.
+        `on_message` gets a line for each step, and `progress_of` shows the building of TensorRT plans. Raises
+        `ServerError` where a port is taken, by another nst-serve or by anything else.
         """
         self._check_free()
         if self.container:
             self.container.check()
             for line in plans.missing(self.launch.repository):
                 on_message(line)
-        background.end_as_ctrl_c()
         on_message(f"device {self.device}")
-        installation: Runnable = self.container or self._prepare(on_message)
+        installation: Runnable = self.container or self._prepare(on_message, progress_of)
         on_message(f"starting Triton on {self.launch.repository} (log: {self.log})")
 
         def serve(ready: Callable[[], None]) -> None:
@@ -77,10 +78,10 @@ class Service:
             )
         self.launch.endpoints.check_free()
 
-    def _prepare(self, on_message: Callable[[str], None]) -> Runnable:
+    def _prepare(self, on_message: Callable[[str], None], progress_of: ProgressOf) -> Runnable:
         """Triton for the device, with the TensorRT plans that the repository's models need there."""
         installation = find_triton(self.environment, on_message, self.device)
-        plans.prepare(installation, self.launch.repository, self.device, on_message)
+        plans.prepare(installation, self.launch.repository, self.device, on_message, progress_of)
         return installation
 
 

@@ -119,9 +119,8 @@ def test_a_run_on_a_gpu_has_its_rows_or_reasons(
 ) -> None:
     """All but the server, on the fake GPU, which PyTorch and ONNX Runtime cannot use."""
     device = devices.choose("gpu")
-    monkeypatch.setattr(latency, "ways", lambda *_: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    served: Any = SimpleNamespace(exported=exported, model="two", style="a")
+    served: Any = SimpleNamespace(exported=exported, model="two", style="a", ways=lambda stack: {})
     context = Context(device, latency.LatencyEffort((64,), 0.1, compiled=()))
     document = measured(latency.SUITE, context, checkpoint, served)
     steady = {(row["engine"], row["device"]): row for row in document["rows"] if row["phase"] == "steady"}

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from nst_bench.comparison import Comparison, baseline
 from nst_bench.machine import description
 from nst_bench.machine.cuda import torch_device, why_no_cuda
-from nst_bench.machine.roofline import Roofline, Workload, network_workload
+from nst_bench.machine.roofline import Workload, network_workload
 from nst_bench.served.exported import ExportedModel
 from nst_bench.suite import Context, Document
-from nst_bench.suites import methods, quality, speedup
+from nst_bench.suites import methods, speedup
 from nst_bench.suites.drawing.speedup import GATYS
 from nst_core.devices import Device
 from nst_core.errors import InputError
@@ -51,9 +52,9 @@ def test_shares_are_of_the_device_that_ran() -> None:
         "memory_gbs": 10.0,
         "cuda": {"matrix_product_gflops": 1e3, "memory_gbs": 1e2},
     }
-    shares = Roofline.of(found).shares(Workload(50.0, 1.0), 1000.0)
+    shares = Workload(50.0, 1.0).shares(found, "CPU", 1000.0)
     assert shares == {"gflop": 50.0, "share_of_matrix_rate": 0.5, "share_of_bandwidth": 0.1}
-    assert Roofline.of(found, "GPU").shares(Workload(50.0, 1.0), 1000.0)["share_of_bandwidth"] == pytest.approx(0.01)
+    assert Workload(50.0, 1.0).shares(found, "GPU", 1000.0)["share_of_bandwidth"] == pytest.approx(0.01)
 
 
 def test_the_machine_says_its_rates_and_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +76,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_described_all_the_same(
         **{"compute_capability": "9.0", "memory_gib": 80.0, "driver": "580.159.04", "driver_cuda": "13.0"},
         **{"highest_sm_clock_mhz": 1980, "power_limit_w": 700, "temperature_c": 41, "unmeasured": why_no_cuda()},
     }
-    assert Roofline.of(found, "GPU").shares(Workload(50.0, 1.0), 1000.0) == {"gflop": 50.0}
+    assert Workload(50.0, 1.0).shares(found, "GPU", 1000.0) == {"gflop": 50.0}
     assert driver.opened == 0
 
 
@@ -163,22 +164,22 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     effort = speedup.SpeedupEffort(1, 1, 1, equal_loss=(64,))
     style, weights = photographs["coffee"], vgg16_weights()
     content = to_tensor(fit(open_image(sample_photographs()[0]), 64, 64))
-    run = ImageOptimization(content, [to_tensor(open_image(style))], quality.baseline(checkpoint, 64, 6), weights)
+    run = ImageOptimization(content, [to_tensor(open_image(style))], baseline(checkpoint, 64, 6), weights)
     curve: list[float] = []
     while run.step(lambda iteration: curve.append(iteration.total)):
         pass
     goal = 1.001 * curve[3]
-    monkeypatch.setattr(speedup, "network_losses", lambda run, stylize: {"loss": goal})
-    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
+    monkeypatch.setattr(Comparison, "losses", lambda self, run: {"loss": goal})
+    (row,) = speedup.at_equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
     assert row["iteration"] == next(number for number, loss in enumerate(curve, 1) if loss <= goal)
     assert row["gatys_seconds"] == pytest.approx(0.3 * row["iteration"])
     assert row["ratio"] == pytest.approx(60.0 * row["iteration"])
     assert row["shared_memory_ratio"] == pytest.approx(2 * row["ratio"])
     monkeypatch.setattr(speedup, "LONGEST", 2)
-    monkeypatch.setattr(speedup, "network_losses", lambda run, stylize: {"loss": 0.0})
-    (row,) = speedup._equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
+    monkeypatch.setattr(Comparison, "losses", lambda self, run: {"loss": 0.0})
+    (row,) = speedup.at_equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
     assert row["missing"].startswith("after 2 iterations")
-    (row,) = speedup._equal_loss(checkpoint, style, 128, effort, weights, figures, CPU)
+    (row,) = speedup.at_equal_loss(checkpoint, style, 128, effort, weights, figures, CPU)
     assert row == {"size": 128, "missing": "the optimisation was not run at this size"}
-    (row,) = speedup._equal_loss(checkpoint, None, 64, effort, weights, figures, CPU)
+    (row,) = speedup.at_equal_loss(checkpoint, None, 64, effort, weights, figures, CPU)
     assert row["missing"] == "the style image is not at hand to compare losses: --style"

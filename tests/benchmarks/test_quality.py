@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from nst_bench import report, results
 from nst_bench.cli import app
+from nst_bench.comparison import Comparison, equivalent_iterations, stylizer
 from nst_bench.suites import quality
-from nst_bench.suites.quality import border_artifact, checkerboard_artifact, equivalent_iterations, warping_error
+from nst_bench.suites.quality import border_artifact, checkerboard_artifact, warping_error
 from nst_core.errors import InputError
 from nst_core.images import fit, open_image, save_image
 from nst_trainer.checkpoint import Checkpoint, save
@@ -17,7 +18,6 @@ from nst_trainer.images import to_tensor
 from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import Johnson, Ulyanov
-from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.vgg import Vgg16
 from nst_trainer.weights import vgg16_weights
 
@@ -99,13 +99,12 @@ def test_the_style_is_what_the_training_had(
     save_image(fit(open_image(photographs["coffee"]), side, side), style)
     checkpoint = Checkpoint(Johnson(width=0.125), ("coffee",), {"style_size": 64})
     learned = PerceptualLoss(vgg, to_tensor(open_image(style, max_side=64)), LossWeights())
-    style_image = quality.style_image_of(checkpoint, style)
-    content = to_tensor(fit(open_image(photographs["rocket"]), 32, 32))
-    run = ImageOptimization(content, [style_image], quality.baseline(checkpoint, 32, 1, style_image), vgg16_weights())
+    comparison = Comparison(checkpoint, style)
+    run = comparison.optimization(photographs["rocket"], 32, 1, vgg16_weights(), torch.device("cpu"))
     for layer, target in learned.style_targets.items():
         assert torch.allclose(run.loss.style_targets[layer], target, rtol=1e-3, atol=1e-5 * float(target.max())), layer
 
 
 def test_a_texture_network_has_nothing_to_compare() -> None:
     with pytest.raises(InputError, match="stylizes no photographs"):
-        quality.stylizer(Checkpoint(Ulyanov(texture=True), ("t",)), "t")
+        stylizer(Checkpoint(Ulyanov(texture=True), ("t",)), "t")

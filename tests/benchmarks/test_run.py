@@ -27,7 +27,14 @@ WORKS = """
 import os
 import time
 
+from nst_bench.suite import Suite
 from nst_core.errors import InputError
+
+class OnNoMachine(Suite):
+    # A suite whose machine is not measured.
+
+    def run(self, context, **options):
+        return self.measure(context, **options)
 
 MACHINE = {"processor": "A (R) Chip", "cores": 2, "memory_gib": 4.0, "gpu": None, "system": "S", "versions": {}}
 MACHINE["matrix_product_gflops"] = 100.0
@@ -83,18 +90,11 @@ def subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: Device) -> Sub
 def _plan(*names: str) -> tuple[Step, ...]:
     import works  # type: ignore[import-not-found]
 
-    return tuple(_step(name, getattr(works, name), 10.0) for name in names)
+    return tuple(_step(name, getattr(works, name), 10.0, works.OnNoMachine) for name in names)
 
 
-class OnNoMachine(Suite[Effort]):
-    """A suite whose machine is not measured."""
-
-    def run(self, context: Context[Effort], **options: Any) -> Document:
-        return self.measure(context, **options)
-
-
-def _step(name: str, measure: Callable[..., Document], seconds: float) -> Step:
-    suite = OnNoMachine(name, f"The title of {name}", measure, list_of_rows, Effort())
+def _step(name: str, measure: Callable[..., Document], seconds: float, kind: type[Suite[Any]] = Suite) -> Step:
+    suite = kind(name, f"The title of {name}", measure, list_of_rows, Effort())
     return Step(name, suite, Cost(seconds, Effort()))
 
 

@@ -239,7 +239,7 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
     client = StyleClient(transport=MockTransport(stylize))
-    calls = send_in_turn(10 * [sample_photograph(16, 16)], 101.0, partial(client.stylize, style="style"))
+    calls = send_in_turn(sample_photograph(16, 16), 10 * [(16, 16)], 101.0, partial(client.stylize, style="style"))
     assert calls[0].due == 101.0
     assert [call.seconds for call in calls] == pytest.approx([0.05] * 10)
     turn = Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))

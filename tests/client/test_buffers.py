@@ -127,7 +127,7 @@ import nst_client
 assert (dict(os.environ), threading.active_count(), signal.getsignal(signal.SIGINT)) == before
 import ctypes, sys
 assert not {"torch", "onnxruntime", "tensorrt", "cuda.bindings", "multiprocessing.resource_tracker"} & set(sys.modules)
-assert "nst_core.memory" not in sys.modules
+assert "nst_core.process" not in sys.modules
 """
 
 

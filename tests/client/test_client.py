@@ -30,7 +30,7 @@ from nst_client import (
     Unreachable,
     Untrusted,
 )
-from nst_client.base_client import pause_seconds
+from nst_client.retries import pause_seconds
 from nst_client.stylize.cli import styles_app
 from nst_client.transports.base import ModelConfig
 from nst_client.transports.connect import connect
@@ -215,7 +215,7 @@ class Failing:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for pauses."""
-    monkeypatch.setattr(nst_client.base_client, "FIRST_PAUSE_SECONDS", 1e-3)
+    monkeypatch.setattr(nst_client.retries, "FIRST_PAUSE_SECONDS", 1e-3)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -146,7 +146,7 @@ def test_a_server_that_was_started_again(triton: FakeTriton) -> None:
 
 def test_a_server_that_is_away_for_a_while(triton: FakeTriton, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is shared again when it is back."""
-    monkeypatch.setattr(nst_client.base_client, "FIRST_PAUSE_SECONDS", 1e-3)
+    monkeypatch.setattr(nst_client.retries, "FIRST_PAUSE_SECONDS", 1e-3)
     with StyleClient(triton.url, retries=3) as client:
         check_stylized(client, 2)
         away = (grpc.StatusCode.UNAVAILABLE, "Socket closed")

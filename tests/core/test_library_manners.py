@@ -1,12 +1,32 @@
-"""As a library nst changes nothing of its host's process: settings of Pillow, warnings, logging, the environment."""
+"""As a library nst changes nothing of its host's process, and writes nothing to its terminal.
 
+Settings of Pillow and PyTorch, warnings, logging, random numbers and the environment stay, or come back.
+"""
+
+import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import nst_apps
+import nst_client
+import nst_core
+import nst_export
+import nst_server
+import nst_trainer
+from nst_core.devices import Device
 from nst_core.images import sample_photographs
+from nst_trainer.training.distributed import connection, team
+from nst_trainer.training.initialization import initial_state
+from nst_trainer.training.settings import TrainingSettings
+
+LIBRARIES = (nst_core, nst_trainer, nst_server, nst_client, nst_export, nst_apps)
+ALLOWED = {"duration", "verbosity"}
+"""What a library may take of `nst_core.console`: they write nothing."""
 
 STATE = """
 import logging, os, sys, threading, warnings
@@ -77,3 +97,79 @@ def test_onnx_runtime_is_imported_without_a_trace_in_the_environment() -> None:
         "import_onnxruntime()\n"
         "assert state()[3] == before[3]"
     )
+
+
+def test_a_plot_of_losses_leaves_its_librarys_logger_alone(tmp_path: Path) -> None:
+    code = """
+from pathlib import Path
+from nst_trainer.optimization.trace import write_trace
+point = {"seconds": 1.0, "width": 8, "total": 3.0, "style": 1.0, "content": 1.0, "total_variation": 1.0}
+write_trace([point], Path(sys.argv[1]))
+assert logging.getLogger("matplotlib").level == logging.NOTSET
+"""
+    run(code, str(tmp_path / "trace.json"))
+    assert (tmp_path / "trace.png").exists()
+
+
+def test_a_training_draws_its_weights_beside_the_hosts_random_numbers() -> None:
+    settings = TrainingSettings(width=0.125, seed=3)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, second = (initial_state(settings, 1, torch.device("cpu"), None, None).network for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_settings_of_pytorch_for_a_gpu_end_with_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settings() -> tuple[bool, str]:
+        return torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(team, "choose_device", lambda wanted: (torch.device("cuda"), Device("gpu", "a test")))
+    before = settings()
+    with team.join_team():
+        assert settings() == (True, "high")
+    assert settings() == before != (True, "high")
+
+
+def test_the_network_interface_is_in_the_environment_while_processes_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connected(backend: str) -> object:
+        seen.append(os.environ["GLOO_SOCKET_IFNAME"])
+        return None
+
+    seen: list[str] = []
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(connection, "_interface_towards", lambda host: "lo")
+    monkeypatch.setattr(connection, "_connect", connected)
+    connection.connect("gloo")
+    assert seen == ["lo"]
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+def test_only_commands_write_to_the_terminal() -> None:
+    """Others give their caller a callback, or log."""
+    writers = []
+    for library in LIBRARIES:
+        (folder,) = library.__path__
+        for file in Path(folder).rglob("*.py"):
+            tree = ast.walk(ast.parse(file.read_text()))
+            if not is_of_a_command(file) and any(writes_to_the_terminal(node) for node in tree):
+                writers.append(str(file.relative_to(Path(folder).parent)))
+    assert writers == []
+
+
+def is_of_a_command(file: Path) -> bool:
+    """Command lines, what they are made of, a program that the server starts, and what `nst stylize` reports."""
+    return (
+        file.name in ("cli.py", "build_plan.py")
+        or file.parent.name == "commands"
+        or file.parts[-2:] in [("nst_core", "console.py"), ("nst_core", "options.py"), ("stylize", "report.py")]
+    )
+
+
+def writes_to_the_terminal(node: ast.AST) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "nst_core.console" and not {name.name for name in node.names} <= ALLOWED
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"

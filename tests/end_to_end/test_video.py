@@ -188,4 +188,4 @@ def test_what_the_bench_measures(server: Server, models: Models) -> None:
         assert 0 < rows[suite.PAGE]["frames_per_second"] < 1.5 * document["film_rate"]
     else:
         assert "no chromium" in rows[suite.PAGE]["missing"]
-    assert "| file to file |" in report.tables(document)
+    assert "| file to file |" in report.markdown(document)

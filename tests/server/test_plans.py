@@ -81,7 +81,7 @@ def test_a_plan_is_built_with_progress(
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     version = tensorrt(tmp_path / "models" / "starry-night", PROFILE)
     messages: list[str] = []
-    plans.prepare(installation, tmp_path / "models", H100, messages.append)
+    plans.prepare(installation, tmp_path / "models", H100, messages.append, console.plan_progress)
     script = (
         installation.folder / "backends" / "tensorrt" / "engines" / "build_plan.py" if installation.folder else None
     )
@@ -91,6 +91,16 @@ def test_a_plan_is_built_with_progress(
         assert f"building the TensorRT plan of starry-night {percent}" in shown
     assert "tactics" in shown
     assert messages == [f"the TensorRT plan of starry-night is in {tmp_path / 'cache' / 'plans'} (12 s)"]
+
+
+def test_the_library_itself_writes_nothing_to_the_terminal(
+    installation: Installation, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    tensorrt(tmp_path / "models" / "starry-night", PROFILE)
+    plans.prepare(installation, tmp_path / "models", H100, lambda line: None)
+    assert len(asked(installation)) == 1
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_plan_that_is_there_is_not_built_again(installation: Installation, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ a checkpoint of a stranger runs none of his code.
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 import re
 import warnings
@@ -23,6 +24,8 @@ from nst_core.files import atomic_write
 from nst_trainer.checkpoint_patches import add_style_axis, rename_loss_terms, rename_settings
 from nst_trainer.foreign import from_transformer_net, transformer_net
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork
+
+log = logging.getLogger(__name__)
 
 FORMAT = "nst-style/2"
 READABLE_FORMATS = (FORMAT, "nst-style/1")
@@ -72,6 +75,7 @@ def load(path: Path) -> Checkpoint:
     """
     document = read_plain_data(path)
     if state := transformer_net(document):
+        log.info("%s: a TransformerNet of pytorch/examples", path)
         try:
             return Checkpoint(frozen(from_transformer_net(state)), (_style_name(path),), {"from": path.name})
         except (KeyError, AttributeError, RuntimeError) as error:

@@ -1,8 +1,8 @@
-"""Checkpoints of others: `TransformerNet` of pytorch/examples' fast_neural_style (mosaic.pth, candy.pth, ...).
+"""Reads checkpoints of another project: pytorch/examples' `TransformerNet` (mosaic.pth, candy.pth, ...).
 
 They come bare, or as a training loop saves them: inside `state_dict` or `model`, under the names that DataParallel,
 `torch.compile` or an outer module give the layers, as tensors or parameters.
-The same network as `Johnson` at width 1 with three differences, each taken into the weights exactly:
+It is the same network as `Johnson` at width 1 with three differences, each taken into the weights exactly:
 its pixels are 0-255 and not centred, its convolutions have biases that the normalisation after
 them removes, and its last layer is linear.
 """

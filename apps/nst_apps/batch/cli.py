@@ -33,8 +33,8 @@ from nst_client.stylize.stdio import write_to_stdout
 from nst_core.console import fail, one_line_errors, progress, say
 from nst_core.errors import InputError
 from nst_core.images import DEFAULT_MAX_PIXELS, unreadable_summary
-from nst_core.memory import keep_freed_memory
 from nst_core.options import CommandLine
+from nst_core.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from nst_apps.batch.job import BatchJob

@@ -18,6 +18,8 @@ from typing import Any
 from nst_client.errors import ServiceError
 from nst_core.errors import InputError
 
+log = logging.getLogger(__name__)
+
 OBJECT_STORE_BYTES = 512 * 2**20
 """Shared memory for Ray's objects in this machine. Names and errors need little; more would go to the disk."""
 
@@ -82,6 +84,7 @@ def _start(address: str | None, settings: dict[str, Any]) -> None:
             if not tries_left:
                 where = f"at {address}" if address else "in this machine"
                 raise ServiceError(f"no Ray cluster {where}: {error}") from error
+            log.info("Ray did not start, and is started again: %s", error)
 
 
 @contextmanager

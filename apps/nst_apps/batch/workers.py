@@ -6,6 +6,7 @@ another worker.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from nst_client.client import StyleClient
 from nst_client.stylize.runner import is_fatal
 from nst_client.transports.local import LocalTransport
 from nst_core.errors import NstError
-from nst_core.memory import keep_freed_memory
-from nst_core.process import settings_of_a_command
+from nst_core.process import keep_freed_memory, settings_of_a_command
+
+log = logging.getLogger(__name__)
 
 MAX_BLOCKS = 10_000
 """Ray's driver tracks every block, so a job has no more, unless blocks would have more than `MAX_BLOCK_IMAGES`."""
@@ -126,6 +128,8 @@ def stylize_all(
         rows = np.flatnonzero(remaining)
         if not len(rows):
             return
+        if len(rows) < len(all_names):
+            log.info("%d images of lost workers are tried again, one by one", len(rows))
         for table in _stylized_tables(job, connect, all_names, rows, size, workers, gpu):
             remaining[table["row"].to_numpy()] = False
             failed = table.filter(pc.not_equal(table["error"], "")).to_pylist()

@@ -29,8 +29,8 @@ from nst_client.stylize.processing import postprocess
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError, WriteError
 from nst_core.images import Pixels
-from nst_core.memory import keep_freed_memory
 from nst_core.options import CommandLine, ProgressJson
+from nst_core.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from nst_apps.video.stylize import VideoResult

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -24,6 +25,8 @@ from nst_apps.video.settings import VideoSettings
 from nst_core.errors import InputError, WriteError
 from nst_core.files import atomic_write
 from nst_core.images import Pixels
+
+log = logging.getLogger(__name__)
 
 PART_FRAMES = 48
 """Frames of a part: what a crash costs at most, and the distance of the frames to which a player can jump."""
@@ -78,6 +81,7 @@ class Parts:
                 finished_frames = sum(_count(file) for file in folder.glob(PART_FILES))
                 if about.is_file() and finished_frames and not restart:
                     _compare(_read(about), wanted, f"{folder} has {finished_frames} frames")
+                    log.info("%s has %d frames, and goes on behind them", folder, finished_frames)
                 else:
                     for file in folder.iterdir():
                         if file.name != LOCK:

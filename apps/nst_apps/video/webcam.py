@@ -7,7 +7,6 @@ before two more are stylized.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from nst_client.stylize.runner import GRACE_SECONDS
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 from nst_core.images import ImageData, Pixels, resize
+from nst_core.process import default_variable
 
 T = TypeVar("T")
 
@@ -259,8 +259,8 @@ class Window:
     """
 
     def __init__(self, title: str) -> None:
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # a greeting on stdout
-        import pygame
+        with default_variable("PYGAME_HIDE_SUPPORT_PROMPT", "1"):  # a greeting on stdout
+            import pygame
 
         self._pygame = pygame
         try:

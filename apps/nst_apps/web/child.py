@@ -1,5 +1,6 @@
-"""`python -m nst_apps.web.child PID MODULE ...` is `python -m MODULE ...`, stopped when its parent PID is gone.
+"""A command as a child process that ends with its parent.
 
+`python -m nst_apps.web.child PID MODULE ...` is `python -m MODULE ...`, stopped when its parent PID is gone.
 On Linux the kernel sends SIGTERM when the parent ends, however it ends. Elsewhere a killed parent leaves it running.
 """
 

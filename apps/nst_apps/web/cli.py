@@ -21,8 +21,8 @@ from nst_client.client import AsyncStyleClient
 from nst_client.options import DEFAULT_URL, CaFile, Timeout, TokenFile, Url, read_token
 from nst_core.console import one_line_errors, say
 from nst_core.errors import InputError
-from nst_core.memory import keep_freed_memory
 from nst_core.options import CommandLine
+from nst_core.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from aiohttp.web import Application
@@ -94,8 +94,8 @@ def web(
             for sign in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(sign, stopped.set)
             with visitors_folder() as folder:
-                server = Server(AsyncStyleClient(url, timeout=timeout, retries=0, token=token, ca=ca))
-                trainer = StyleTrainer(server, gallery, repository, url, train, max_pixels) if gallery else None
+                server = Server(AsyncStyleClient(url, timeout=timeout, retries=0, token=token, ca=ca), say)
+                trainer = StyleTrainer(server, gallery, repository, url, train, max_pixels, say) if gallery else None
                 limits = Limits(int(max_upload * 1e6), max_pixels, max_jobs)
                 site = Site(Studio(server, folder, limits), trainer)
                 host = address.removeprefix("[").removesuffix("]")

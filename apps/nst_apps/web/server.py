@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nst_client.client import AsyncStyleClient
 from nst_client.styles import Style
 from nst_client.stylize.contact_sheet import default_photograph
-from nst_core.console import say
 from nst_core.errors import NstError
 from nst_core.images import ImageData, encode_image, fit
 
@@ -23,9 +23,13 @@ THUMBNAIL = 288, 216
 
 @dataclass
 class Server:
-    """The served styles, looked at again and again by `watch`, so that a server may go, come back and learn."""
+    """The served styles, looked at again and again by `watch`, so that a server may go, come back and learn.
+
+    `on_message` gets a line when the server answers again, and the reason when it does not any more.
+    """
 
     client: AsyncStyleClient
+    on_message: Callable[[str], None] = lambda line: None
     styles: list[Style] = field(default_factory=list)
     thumbnails: dict[str, bytes] = field(default_factory=dict)
     trouble: str = "not asked yet"
@@ -52,21 +56,21 @@ class Server:
             await asyncio.sleep(POLL_SECONDS)
 
     async def look(self) -> None:
-        """Ask once what is served. Never raises `NstError`: it is kept in `trouble` and shown in the terminal."""
+        """Ask once what is served. Never raises `NstError`: it is kept in `trouble`, and reported."""
         try:
             self.styles = await self.client.styles()
         except NstError as error:
             self.lost(error)
             return
         if not self.up.is_set():
-            say(f"{self.client.url} answers: {len(self.styles)} styles")
+            self.on_message(f"{self.client.url} answers: {len(self.styles)} styles")
         self.trouble = ""
         self.up.set()
 
     def lost(self, error: NstError) -> None:
         """The server did not answer; until it does, nobody need ask."""
         if self.trouble != str(error):
-            say(str(error))
+            self.on_message(str(error))
         self.trouble = str(error)
         self.up.clear()
 

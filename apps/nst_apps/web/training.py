@@ -19,7 +19,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nst_apps.web.server import Server
-from nst_core.console import duration, say
+from nst_core.console import duration
 from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.events import EventReader
 from nst_core.files import atomic_write
@@ -87,8 +87,20 @@ class StyleTraining:
 class StyleTrainer:
     """Trains the styles in their order, in a gallery that is a checkpoint of many styles."""
 
-    def __init__(self, server: Server, gallery: Path, repository: Path, url: str, train: str, max_pixels: int) -> None:
-        """Find what an earlier run has left. Raises `InputError` for files that are not there, `MissingExtra`."""
+    def __init__(
+        self,
+        server: Server,
+        gallery: Path,
+        repository: Path,
+        url: str,
+        train: str,
+        max_pixels: int,
+        on_message: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Find what an earlier run has left. `on_message` gets the reason why a style is not trained.
+
+        Raises `InputError` for files that are not there, `MissingExtra`.
+        """
         if not gallery.is_file():
             raise InputError(f"--gallery {gallery}: no such checkpoint; train one with nst-train --style IMAGE")
         if not repository.is_dir():
@@ -97,7 +109,7 @@ class StyleTrainer:
             if not find_spec(module):
                 raise MissingExtra("export", module)
         self.server, self.gallery, self.repository, self.url = server, gallery, repository, url
-        self.train_options, self.max_pixels = _options(train), max_pixels
+        self.train_options, self.max_pixels, self.on_message = _options(train), max_pixels, on_message
         self.folder = gallery.with_suffix(".training")
         _rename_making(gallery, self.folder)
         self.trainings = self._found()
@@ -173,7 +185,7 @@ class StyleTrainer:
                 training.error = f"a fault of nst web ({type(error).__name__}): its terminal says more"
             if training.status != "done":
                 training.status = "failed"
-                say(f"the style {training.name} is not trained: {training.error}")
+                self.on_message(f"the style {training.name} is not trained: {training.error}")
             with suppress(NstError):  # a full disk: with what stands there the next start tries again
                 self._keep(training)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from nst_bench.machine.cuda import why_no_cuda
 from nst_bench.machine.nvml import clocks
 from nst_bench.measure import timed, timed_on_gpu
 from nst_core.devices import Gpu, gpus
+from nst_core.packages.onnx_runtime import installed
 
 PACKAGES = (
     "nst",
@@ -49,7 +49,7 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": gpu.name if gpu else None,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: installed for name in PACKAGES if (installed := _version(name))},
+        "versions": installed(PACKAGES),
         "matrix_product_gflops": round(matrix_product_rate(), 1),
         "memory_gbs": round(memory_rate(), 1),
         "cuda": _cuda(gpu) if gpu else {"missing": reason},
@@ -118,10 +118,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

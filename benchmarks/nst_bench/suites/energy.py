@@ -3,10 +3,6 @@
 The card counts its own energy, all of the card's and nothing of the processor's, and the count moves some ten times a
 second: a block takes seconds. What the card draws while it does nothing is *not* subtracted, since it is paid for
 too; it stands beside.
-
-`model`: `name`, `precision`. `iterations` (of the optimisation for an image), `idle_watts`, `idle_subtracted` (false).
-`rows`: `what`, `size`, `pieces` (images, or iterations of the optimisation), `seconds`, `watts` (mean), `joules` (an
-image), `ratio` (to the network's without a server). Of the whole card, by its own counter.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from typing import Any
 import torch
 
 from nst_bench import options
+from nst_bench.comparison import baseline
 from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.nvml import joules
@@ -31,8 +28,7 @@ from nst_bench.served.callers import start_callers
 from nst_bench.served.resources import served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.quality import baseline
-from nst_bench.tables import number, table
+from nst_bench.tables import columns, table
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
 from nst_trainer.checkpoint import Checkpoint
@@ -52,9 +48,7 @@ class EnergyEffort(Effort):
     sizes: tuple[int, ...] = (512,)
     callers: int = 8
 
-    def scaled(self, share: float) -> EnergyEffort:
-        """Shorter blocks."""
-        return replace(self, seconds=max(2.0, share * self.seconds))
+    takes_time = ("seconds",)
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ def measure(
     for size in effort.sizes:
         for what, images, work in _works(checkpoint, server, context, size, vgg):
             with work as run:
-                row = _row(what, size, images, meter.block(run, effort.seconds))
+                row = row_of(what, size, images, meter.block(run, effort.seconds))
             rows.append(row)
             used = f"{row['joules']:.3g} J an image, {row['watts']:.0f} W"
             context.on_progress(f"{size} x {size}, {what}: {used}")
@@ -176,7 +170,7 @@ def _optimisation(
     yield work
 
 
-def _row(what: str, size: int, images: float, block: Block) -> Document:
+def row_of(what: str, size: int, images: float, block: Block) -> Document:
     """Joules an image, of a block in which a piece makes so many of them."""
     made = images * block.pieces
     return {
@@ -191,14 +185,11 @@ def _row(what: str, size: int, images: float, block: Block) -> Document:
 
 def tables(document: Document) -> list[str]:
     """Joules an image."""
-    body = [
-        [
-            *(f"{row['size']}²", row["what"], number(row["joules"]), f"**{number(row['ratio'])}**"),
-            *(f"{row['watts']:.0f}", f"{row['pieces']:,}", f"{row['seconds']:.1f}"),
-        ]
-        for row in document["rows"]
-    ]
-    head = ["size", "what", "joules an image", "times the network's", "mean power, W", "counted over", "seconds"]
+    an_image = columns(
+        "size    | what   | joules an image | times the network's",
+        "{size}² | {what} | {joules:digits} | **{ratio:digits}**",
+    )
+    counted = columns("mean power, W | counted over | seconds", "{watts:.0f} | {pieces:,} | {seconds:.1f}")
     return [
         f"`{document['model']['name']}`.",
         "",
@@ -207,7 +198,7 @@ def tables(document: Document) -> list[str]:
         f"go by shared memory; the optimisation's {document['iterations']} iterations are scaled from those that were "
         "counted.",
         "",
-        *table(head, body, left=2),
+        *table(document["rows"], an_image | counted, left=2),
     ]
 
 

@@ -2,10 +2,6 @@
 
 The equivalent iterations of each (see `quality`), and how long an image takes in the form in which it is served:
 exported for this device, in the engine that serves it, the networks taking turns.
-
-`style` (the style image's file), `photos` (names), `quality_size` (side in pixels). `rows`, by time: `name`, `network`,
-`arguments`, `parameters`, `loss`, `content`, `style` (means), `equivalent_iterations` (median), `size`, a summary of an
-image, `best_for_its_time` (no faster row has a loss as low).
 """
 
 from __future__ import annotations
@@ -21,27 +17,19 @@ import numpy as np
 import typer
 
 from nst_bench import options
+from nst_bench.comparison import Comparison, equivalent_iterations, losses_until
 from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.cuda import torch_device
-from nst_bench.measure import REST_SECONDS, interleaved, summarize
+from nst_bench.measure import Summary, in_turns
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure
 from nst_bench.served.exported import default_export_plan
 from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.suites.quality import (
-    baseline,
-    equivalent_iterations,
-    network_losses,
-    style_image_of,
-    stylizer,
-)
-from nst_bench.tables import HEAD, cells, milliseconds, table
+from nst_bench.tables import SUMMARY, columns, short, table
 from nst_core.errors import InputError
-from nst_core.images import find_images, fit, open_image, sample_photographs
+from nst_core.images import find_images, sample_photographs
 from nst_export.pipeline import export_and_publish
 from nst_trainer.checkpoint import Checkpoint, load, parameters
-from nst_trainer.images import to_tensor
-from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.vgg import Weights
 from nst_trainer.weights import vgg16_weights
 
@@ -86,7 +74,7 @@ def measure(
             **figures[name],
             "size": context.effort.size,
             "phase": "steady",
-            **asdict(summarize(taken[name])),
+            **asdict(taken[name]),
         }
         for name, checkpoint in networks.items()
     ]
@@ -104,19 +92,15 @@ def _quality(
     weights: Weights,
     context: Context[FrontierEffort],
 ) -> dict[str, dict[str, float]]:
-    """Of each network the mean losses and the median of the equivalent iterations."""
+    """Of each network the mean losses, weighted as in the first's training, and the median equivalent iterations."""
     size, device = context.effort.quality_size, torch_device(context.device)
-    stylizers = {name: stylizer(checkpoint, style.stem) for name, checkpoint in networks.items()}
-    first = next(iter(networks.values()))
-    style_image = style_image_of(first, style)
-    settings = baseline(first, size, LONGEST, style_image)
+    comparisons = {name: Comparison(checkpoint, style) for name, checkpoint in networks.items()}
+    first = next(iter(comparisons.values()))
     found: dict[str, list[dict[str, float]]] = {name: [] for name in networks}
     for photo in photos:
-        run = ImageOptimization(
-            to_tensor(fit(open_image(photo), size, size)), [style_image], settings, weights, device=device
-        )
-        losses = {name: network_losses(run, stylize) for name, stylize in stylizers.items()}
-        curve = _curve(run, min(own["loss"] for own in losses.values()))
+        run = first.optimization(photo, size, LONGEST, weights, device)
+        losses = {name: comparison.losses(run) for name, comparison in comparisons.items()}
+        curve = list(losses_until(run, min(own["loss"] for own in losses.values())))
         for name, own in losses.items():
             count = equivalent_iterations(curve, own["loss"]) or LONGEST
             found[name].append({"equivalent_iterations": count, **{term: own[term] for term in LOSSES}})
@@ -131,17 +115,8 @@ def _quality(
     }
 
 
-def _curve(run: ImageOptimization, goal: float) -> list[float]:
-    """The optimisation's loss by iteration, until it is at `goal`."""
-    seen: list[Iteration] = []
-    while len(seen) < LONGEST and (not seen or min(iteration.total for iteration in seen) > goal):
-        if not run.step(seen.append):
-            break
-    return [iteration.total for iteration in seen]
-
-
-def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[str, list[float]]:
-    """Seconds of an image through each, as `nst-export` leaves it for the device."""
+def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[str, Summary]:
+    """Of an image through each, as `nst-export` leaves it for the device."""
     plan, side = default_export_plan(context.device), context.effort.size
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -149,28 +124,23 @@ def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[
             export_and_publish(file, file.stem, folder, plan, on_progress=context.on_progress)
         pixels = sample_photograph(side, side)
         works = {file.stem: partial(Baseline(folder / file.stem).stylize, pixels) for file in files}
-        for work in works.values():
-            work()
-        return interleaved(works, ROUNDS, rest=REST_SECONDS)
+        return in_turns(works, 0.0, ROUNDS, ROUNDS)
 
 
 def tables(document: Document) -> list[str]:
     """Networks of one style image by their time; bold: no faster network has a lower loss."""
-    body = []
-    for row in document["rows"]:
-        name = f"**{row['name']}**" if row["best_for_its_time"] else row["name"]
-        network = f"{row['network']}, width {row['arguments']['width']:g}"
-        losses = [f"{row[term]:.3f}" for term in LOSSES]
-        body.append(
-            [name, network, f"{row['parameters']:,}", f"{row['equivalent_iterations']:g}", *losses, *cells(row)]
-        )
-    head = ["checkpoint", "network", "parameters", "equivalent iterations", *LOSSES, *HEAD]
+    shown = [{**row, "bold": "**" if row["best_for_its_time"] else ""} for row in document["rows"]]
+    about = columns(
+        "checkpoint         | network                             | parameters     | equivalent iterations",
+        "{bold}{name}{bold} | {network}, width {arguments[width]:g} | {parameters:,} | {equivalent_iterations:g}",
+    )
+    losses = columns("loss | content | style", "{loss:.3f} | {content:.3f} | {style:.3f}")
     return [
         f"{document['style']}, {len(document['photos'])} photographs at {document['quality_size']}² (equivalent "
         f"iterations: median; losses: means), milliseconds at {document['rows'][0]['size']}²; bold: nothing faster has "
         "a lower loss.",
         "",
-        *table(head, body, left=2),
+        *table(shown, about | losses | SUMMARY, left=2),
     ]
 
 
@@ -194,7 +164,7 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
         axes.margins(x=0.15, y=0.1)
         axes.set_xlabel(f"milliseconds an image at {side}², logarithmic")
         axes.set_ylabel(f"equivalent iterations of L-BFGS at {document['quality_size']}²")
-        points = (f"{row['name']} {row['equivalent_iterations']:g} in {milliseconds(row['median'])} ms" for row in rows)
+        points = (f"{row['name']} {row['equivalent_iterations']:g} in {short(row['median'])} ms" for row in rows)
         return finish(f"Equivalent iterations over time on {machine}: {', '.join(points)}.")
 
 

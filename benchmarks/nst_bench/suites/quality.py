@@ -2,17 +2,12 @@
 
 As in figure 5 of Johnson et al. 2016. And what the loss does not see: whether a moving image flickers, whether the
 network's grid shows (the checkerboard artifact), and whether its border is brighter or darker.
-
-`model` as in `latency`, and `style` (the style image's file). `size`. `equivalent_iterations` and
-`equivalent_iterations_in_range`: `median`, `quartiles`, `minimum`, `maximum`. `photos`: rows of losses, artifacts, and
-the optimisation's loss by iteration (`curve`, and `curve_in_range` with values cut to [0, 1]).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -23,21 +18,17 @@ import typer
 from torch import Tensor
 
 from nst_bench import options
+from nst_bench.comparison import Comparison, Stylize, equivalent_iterations, losses_until
 from nst_bench.machine.cuda import torch_device
 from nst_bench.plots import Plot, decades, figure
 from nst_bench.served.resources import describe_network
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import table
-from nst_core.errors import InputError
+from nst_bench.tables import columns, model_name, table
 from nst_core.images import ImageData, find_images, fit, open_image, sample_photographs
-from nst_trainer.checkpoint import Checkpoint, load
+from nst_trainer.checkpoint import load
 from nst_trainer.images import to_tensor
-from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import checkerboard_loss
-from nst_trainer.networks import StyledNetwork
-from nst_trainer.optimization.gatys import ImageOptimization, Iteration
-from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
-from nst_trainer.training.settings import TrainingSettings
+from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.weights import vgg16_weights
 
 CURVE = 120
@@ -45,9 +36,6 @@ CURVE = 120
 
 LONGEST = 500
 """Iterations after which the search for those that are equivalent ends."""
-
-Stylize = Callable[[Tensor], Tensor]
-"""Images `[N, 3, H, W]` in [0, 1] to stylized images."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +55,13 @@ def measure(
     vgg: options.Vgg = None,
 ) -> Document:
     """Measure how many iterations of the optimisation a network is equivalent to: those that reach its loss."""
-    contents = find_images(photos) if photos else sample_photographs()
     trained, weights, device = load(checkpoint), vgg16_weights(vgg), torch_device(context.device)
-    size = 512 if full else context.effort.size
-    stylize = stylizer(trained, style.stem)
-    style_image = style_image_of(trained, style)
-    settings = baseline(trained, size, LONGEST, style_image)
+    comparison, size = Comparison(trained, style), 512 if full else context.effort.size
     rows = []
-    for photo in contents:
+    for photo in find_images(photos) if photos else sample_photographs():
+        run = comparison.optimization(photo, size, LONGEST, weights, device)
         content = fit(open_image(photo), size, size)
-        run = ImageOptimization(to_tensor(content), [style_image], settings, weights, device=device)
-        row = {"photo": photo.name, **network_losses(run, stylize), **appearance(stylize, content)}
+        row = {"photo": photo.name, **comparison.losses(run), **appearance(comparison.stylize, content)}
         curve, in_range = _curves(run, row["loss"])
         row |= {
             "equivalent_iterations": equivalent_iterations(curve, row["loss"]),
@@ -96,89 +80,23 @@ def measure(
     }
 
 
-def style_image_of(checkpoint: Checkpoint, style: Path) -> Tensor:
-    """The style image `[1, 3, H, W]` as the network's training had it: made smaller if need be, never larger."""
-    return to_tensor(open_image(style, max_side=_style_size(checkpoint)))
-
-
-def _style_size(checkpoint: Checkpoint) -> int:
-    size: int = checkpoint.training.get("style_size", TrainingSettings.style_size)
-    return size
-
-
-def baseline(
-    checkpoint: Checkpoint, size: int, iterations: int, style_image: Tensor | None = None
-) -> OptimizationSettings:
-    """Johnson's baseline at `size` with the weights of the network's own training.
-
-    It leaves a `style_image` `[1, 3, H, W]` as it is; without it the style has the size of the training's settings.
-    """
-    trained = checkpoint.training
-    style_size = _style_size(checkpoint) if style_image is None else max(style_image.shape[2:])
-    return replace(
-        PRESETS["johnson2016-baseline"],
-        size=size,
-        iterations=iterations,
-        content_weight=trained.get("content_weight", LossWeights.content),
-        style_weight=trained.get("style_weight", LossWeights.style),
-        tv_weight=trained.get("tv_weight", LossWeights.total_variation),
-        style_scale=style_size / size,
-    )
-
-
-def stylizer(checkpoint: Checkpoint, style: str) -> Stylize:
-    """The network with the style called `style`, or its only one; values in [0, 1]."""
-    network = checkpoint.network
-    if network.arguments.get("texture"):
-        raise InputError("a texture network stylizes no photographs: there is nothing to compare it with")
-    weights: Tensor | None = None
-    if network.styles > 1:
-        if style not in checkpoint.styles:
-            raise InputError(f"no style {style!r}; the checkpoint has {', '.join(checkpoint.styles)}")
-        weights = torch.eye(network.styles)[checkpoint.styles.index(style)]
-
-    return partial(_padded, network, weights)
-
-
-@torch.no_grad()
-def _padded(network: StyledNetwork, style_weights: Tensor | None, images: Tensor) -> Tensor:
-    height, width = images.shape[2:]
-    edges = (0, -width % network.multiple, 0, -height % network.multiple)
-    padded = torch.nn.functional.pad(images, edges, mode="reflect")
-    rows = None if style_weights is None else style_weights.expand(len(images), -1)
-    stylized: Tensor = network(padded, rows)[:, :, :height, :width].clamp(0.0, 1.0)
-    return stylized
-
-
-@torch.no_grad()
-def network_losses(run: ImageOptimization, stylize: Stylize) -> Document:
-    """The network's losses by the optimisation's own measure, weighted; style also by layer."""
-    assert run.content is not None
-    losses = run.loss(stylize(run.content.cpu()).to(run.device), run.target)
-    return {
-        "loss": losses.total.item(),
-        "content": losses.content.item(),
-        "style": losses.style.item(),
-        "total_variation": losses.total_variation.item(),
-        "style_by_layer": {layer: value.item() for layer, value in losses.style_by_layer.items()},
-    }
-
-
 def _curves(run: ImageOptimization, goal: float) -> tuple[list[float], list[float]]:
     """The optimisation's loss by iteration, until it is at `goal` and long enough to be drawn.
 
     First of the image as it is, second of the image with its values cut to [0, 1], as a file would hold it
     and as Johnson et al. have it after every iteration (section 4.1); a network's result is within the range.
     """
-    seen: list[Iteration] = []
-    in_range: list[float] = []
-    while len(seen) < CURVE or min(iteration.total for iteration in seen) > goal:
-        with torch.no_grad():
-            in_range.append(run.loss(run.current.parameters.pixels().clamp(0.0, 1.0), run.target).total.item())
-        if not run.step(seen.append):
-            in_range.pop()
-            break
-    return [iteration.total for iteration in seen], in_range
+
+    @torch.no_grad()
+    def in_range() -> float:
+        return run.loss(run.current.parameters.pixels().clamp(0.0, 1.0), run.target).total.item()
+
+    cut = [in_range()]
+    curve = []
+    for loss in losses_until(run, goal, CURVE):
+        curve.append(loss)
+        cut.append(in_range())
+    return curve, cut[:-1]
 
 
 def _spread(counts: Sequence[int]) -> Document:
@@ -188,11 +106,6 @@ def _spread(counts: Sequence[int]) -> Document:
         "minimum": min(counts),
         "maximum": max(counts),
     }
-
-
-def equivalent_iterations(curve: Sequence[float], goal: float) -> int | None:
-    """The first iteration, counted from 1, whose loss is at or below `goal`; None without such an iteration."""
-    return next((number for number, loss in enumerate(curve, 1) if loss <= goal), None)
 
 
 def appearance(stylize: Stylize, photo: ImageData) -> dict[str, float]:
@@ -251,24 +164,32 @@ def tables(document: Document) -> list[str]:
     model, found, size = document["model"], document["equivalent_iterations"], document["size"]
     photos, in_range = document["photos"], document["equivalent_iterations_in_range"]
     low, high = found["quartiles"]
-    head = ["photograph", "equivalent iterations", "in range", "loss", "content", "style", *photos[0]["style_by_layer"]]
-    head += ["total variation", "warping error", "checkerboard", "border"]
-    body = []
-    for row in photos:
-        names = ("equivalent_iterations", "equivalent_iterations_in_range")
-        counts = [str(row[name] or f"> {row['iterations']}") for name in names]
-        losses = [row["loss"], row["content"], row["style"], *row["style_by_layer"].values(), row["total_variation"]]
-        artifacts = [f"{row[name]:.2f}" for name in ("warping_error", "checkerboard", "border")]
-        body.append([row["photo"], *counts, *(f"{value:.3f}" for value in losses), *artifacts])
+    shown = [
+        {
+            **row,
+            "found": row["equivalent_iterations"] or f"> {row['iterations']}",
+            "in_range": row["equivalent_iterations_in_range"] or f"> {row['iterations']}",
+        }
+        for row in photos
+    ]
+    about = columns(
+        "photograph | equivalent iterations | in range   | loss       | content       | style",
+        "{photo}    | {found}               | {in_range} | {loss:.3f} | {content:.3f} | {style:.3f}",
+    )
+    about |= {layer: f"{{style_by_layer[{layer}]:.3f}}" for layer in photos[0]["style_by_layer"]}
+    about |= columns(
+        "total variation       | warping error       | checkerboard       | border",
+        "{total_variation:.3f} | {warping_error:.2f} | {checkerboard:.2f} | {border:.2f}",
+    )
     return [
-        f"`{model['name']}` ({model['network']}, width {model['width']:g}, {model['parameters']:,} parameters) in the "
+        f"{model_name(model)} in the "
         f"style of {model['style']} is equivalent to **{found['median']:g} iterations** of the optimisation at {size}² "
         f"(median of {len(photos)} photographs; half of them {low:.0f}-{high:.0f}, "
         f"all {found['minimum']}-{found['maximum']}), or to {in_range['median']:g} "
         f"({in_range['minimum']}-{in_range['maximum']}) if the optimisation's images, too, are cut to the range of "
         "colours that a file can hold.",
         "",
-        *table(head, body),
+        *table(shown, about),
         "",
         "Losses are weighted as in training; the last three are of 255.",
     ]

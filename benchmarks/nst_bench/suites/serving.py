@@ -4,24 +4,15 @@ The bare session is the served model in this process with the engine, threads an
 memory. It and Triton share the machine, so they never run at the same moment: both stay loaded and take turns, in one
 run, so that a drift of the machine hits both alike. Callers at once must not be slower than a single caller: each of
 their rates stands against that of one caller who asks for the same images, of one size and of mixed sizes.
-
-`model`: `name`, `network`, `width`, `styles`, `precision`, `provider`, `instances`, `threads` (null on a GPU),
-`seconds_to_ready`. `latency`: rows of `size`, `way`, a summary, `ratio` (to the bare session). `throughput`, at the
-size of the arrivals, and `throughput_by_size`, a list of the others: `size`, `requests` (a turn's), `bare` (`rate`,
-images a second, and its turns' `rates`), `rows` of `callers`, `rate`, `rates`, `ratio` (to the bare sessions),
-`against_one` (to one caller's), a summary of the latency, `batch`, `batches`, `mean`, `queue`, `compute`, `rest`.
-`mixed`, if measured: `sides`, `rows` with `mixture`, `callers`, `one_caller` (images a second of one caller with the
-same images) and the rest as above. `slowest_against_one`: `ratio`, the lowest `against_one` of callers at once, and
-`who` has it. `arrivals`: `size`, `limit`, `percentile`, `rate`, `rows`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -29,7 +20,7 @@ import numpy as np
 import typer
 
 from nst_bench.engines.baseline import Baseline
-from nst_bench.measure import in_turns, timed
+from nst_bench.measure import against_first, in_turns, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.callers import Callers, Turn, rate_of, start_callers, summary, take_turn
 from nst_bench.served.resources import served_model
@@ -79,10 +70,7 @@ class ServingEffort(Effort):
         ),
     ] = None
 
-    def scaled(self, share: float) -> ServingEffort:
-        """Shorter, and fewer rates of arrival."""
-        turns = {name: share * getattr(self, name) for name in ("latency", "turn", "arrivals", "mixed_turn")}
-        return replace(self, **turns, probes=max(2, round(share * self.probes)))
+    takes_time = ("latency", "turn", "arrivals", "mixed_turn", "probes")
 
 
 @dataclass(frozen=True)
@@ -168,24 +156,15 @@ def _model(server: ModelServer, bare: Baseline) -> Document:
 
 def _latency(setup: _Setup, size: int) -> list[Document]:
     """Single requests, every way in turn; each with its ratio to the bare session's median."""
-    pixels, ends = sample_photograph(size, size), setup.server.endpoints
-    urls = {"gRPC": (ends.grpc, False), "HTTP": (ends.http, False), "shared memory": (ends.grpc, True)}
-    works: dict[str, Callable[[], object]] = {BARE: partial(setup.bare.stylize, pixels)}
+    pixels = sample_photograph(size, size)
     with ExitStack() as stack:
-        for way, (url, shared) in urls.items():
-            client = stack.enter_context(StyleClient(url, shared_memory=shared))
-            works[way] = partial(client.stylize, pixels, setup.style)
-        for work in works.values():
-            work()  # the first image of a shape is another figure
-            work()
+        served = setup.server.ways(stack)
+        ways = {BARE: setup.bare.stylize, **{way: served[way] for way in WAYS}}
+        works = {way: partial(stylize, pixels) for way, stylize in ways.items()}
         summaries = in_turns(works, setup.effort.latency, FEWEST_REQUESTS, MOST_REQUESTS)
-    bare = summaries[BARE].median
-    rows = [
-        {"size": size, "way": way, **asdict(summary), "ratio": summary.median / bare}
-        for way, summary in summaries.items()
-    ]
+    rows = [{"size": size, "way": way, **row} for way, row in against_first(summaries).items()]
     ratios = ", ".join(f"{row['way']} {row['ratio']:.3f}" for row in rows[1:])
-    setup.context.on_progress(f"{size} x {size}: {bare:.1f} ms bare; times as long: {ratios}")
+    setup.context.on_progress(f"{size} x {size}: {rows[0]['median']:.1f} ms bare; times as long: {ratios}")
     return rows
 
 

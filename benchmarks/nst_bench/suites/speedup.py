@@ -7,12 +7,6 @@ three figures.
 
 A fixed number of iterations flatters the network if its image is equivalent to fewer. The figure beside it is the
 speed-up at equal loss: the iterations after which the optimisation's loss is the network's, found on real photographs.
-
-`model` as in `latency`. `device` (`CPU` or `GPU`) of both. `rows`: `engine`, `size`, `phase`. `speedup`: `size`,
-`iterations` (100, 300, 500), `gatys_seconds` (scaled from the median iteration), `served` (the engine), `served_ms`,
-`ratio`. `equal_loss`: `size`, `photo`, `loss` (the network's), `iteration` (the first of the optimisation at or below
-it), `curve` (its losses until then), `gatys_seconds`, `served_ms` and `ratio` over gRPC, `shared_memory_ms` and
-`shared_memory_ratio`; or `size` and `missing`.
 """
 
 from __future__ import annotations
@@ -20,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +22,7 @@ from pathlib import Path
 import torch
 
 from nst_bench import options
+from nst_bench.comparison import Comparison, baseline, losses_until
 from nst_bench.engines.pytorch import pytorch_eager
 from nst_bench.machine.cuda import torch_device
 from nst_bench.measure import interleaved, summarize, timed
@@ -35,13 +30,10 @@ from nst_bench.photographs import sample_photograph, style_tensor
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables, tables_beside
-from nst_bench.suites.quality import baseline, network_losses, style_image_of, stylizer
-from nst_client import StyleClient
-from nst_core.images import Pixels, fit, open_image, sample_photographs
+from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables
+from nst_core.images import Pixels, sample_photographs
 from nst_trainer.checkpoint import Checkpoint
-from nst_trainer.images import to_tensor
-from nst_trainer.optimization.gatys import ImageOptimization, Iteration, optimize
+from nst_trainer.optimization.gatys import Iteration, optimize
 from nst_trainer.optimization.settings import OptimizationSettings
 from nst_trainer.vgg import Weights
 from nst_trainer.weights import vgg16_weights
@@ -49,6 +41,8 @@ from nst_trainer.weights import vgg16_weights
 SERVED = ("Triton, gRPC", "Triton, HTTP", "Triton, shared memory")
 COMPARED = (SERVED[0], SERVED[2])
 """What the optimisation is divided by: an image by the network's protocol, and as a client on the same host has it."""
+
+STEADY, FIRST = "steady", "first of a shape"
 
 LONGEST = 100
 """Iterations after which the search for a network's loss is given up."""
@@ -68,18 +62,11 @@ class SpeedupEffort(Effort):
     photos: int = 1
     sizes: tuple[int, ...] = (256, 512, 1024)
 
+    takes_time = ("rounds", "iterations")
+
     def scaled(self, share: float) -> SpeedupEffort:
         """One photograph at equal loss, and less of everything else."""
-        rounds, iterations = (max(2, round(share * count)) for count in (self.rounds, self.iterations))
-        return replace(self, rounds=rounds, iterations=iterations, photos=1)
-
-
-@dataclass
-class _Samples:
-    """Seconds by phase for one engine at one size."""
-
-    steady: list[float] = field(default_factory=list)
-    first_of_shape: list[float] = field(default_factory=list)
+        return replace(super().scaled(share), photos=1)
 
 
 def measure(
@@ -97,28 +84,26 @@ def measure(
     device, effort = torch_device(context.device), context.effort
     model, kind = describe_network(checkpoint, server.model), context.device.kind.upper()
     document = {"model": model, "device": kind}
-    figures = [_figure("Triton, from start to ready", None, "cold", [server.seconds])]
+    figures = [row_of("Triton, from start to ready", None, "cold", [server.seconds])]
     equal_loss: list[Document] = []
 
     def all_of(done: tuple[int, ...]) -> Document:
-        return {**document, "rows": figures, "speedup": _speedups(figures, done), "equal_loss": equal_loss}
+        return {**document, "rows": figures, "speedup": speedups(figures, done), "equal_loss": equal_loss}
 
     with ExitStack() as stack:
         engines = _engines(stack, checkpoint, server, figures)
         begun = time.perf_counter()
         weights = vgg16_weights(vgg)
         loading = [time.perf_counter() - begun]
-        figures.append(_figure("Gatys, load the loss network's weights", None, "cold", loading))
+        figures.append(row_of("Gatys, load the loss network's weights", None, "cold", loading))
         for number, size in enumerate(effort.sizes, 1):
             settings = baseline(checkpoint, size, effort.iterations + 1)
             iterations = partial(_iterations, settings, weights, device)
-            for engine, taken in _at_size(size, engines, iterations, context).items():
-                figures.append(_figure(engine, size, "steady", taken.steady))
-                if taken.first_of_shape:
-                    figures.append(_figure(engine, size, "first of a shape", taken.first_of_shape))
+            for (engine, phase), taken in _at_size(size, engines, iterations, context).items():
+                figures.append(row_of(engine, size, phase, taken))
             context.keep(all_of(effort.sizes[:number]))
     for size in effort.sizes:
-        equal_loss += _equal_loss(checkpoint, style, size, effort, weights, figures, device)
+        equal_loss += at_equal_loss(checkpoint, style, size, effort, weights, figures, device)
         context.on_progress(f"{size} x {size}: compared at equal loss")
         context.keep(all_of(effort.sizes))
     return all_of(effort.sizes)
@@ -131,17 +116,12 @@ def _engines(
     stack: ExitStack, checkpoint: Checkpoint, server: ModelServer, figures: list[Document]
 ) -> dict[str, Engine]:
     """What stylizes `uint8 [H, W, 3]`, by name; the cold start of the engine in this process is measured."""
-    ends, local = server.endpoints, "in the process"
-    urls = dict(zip((*SERVED, local), (ends.grpc, ends.http, ends.grpc, f"local:{server.repository}"), strict=True))
-    clients = {
-        engine: stack.enter_context(StyleClient(url, timeout=300.0, shared_memory=engine == SERVED[2]))
-        for engine, url in urls.items()
-    }
-    style = server.model if checkpoint.network.styles == 1 else checkpoint.styles[0]
-    seconds = timed(lambda: clients[local].stylize(sample_photograph(256, 256), style))
-    figures.append(_figure("in the process, load and first image", None, "cold", [seconds]))
+    ways = server.ways(stack)
+    seconds = timed(partial(ways["local"], sample_photograph(256, 256)))
+    figures.append(row_of("in the process, load and first image", None, "cold", [seconds]))
     return {
-        **{engine: partial(client.stylize, style=style) for engine, client in clients.items()},
+        **{engine: ways[engine.removeprefix("Triton, ")] for engine in SERVED},
+        "in the process": ways["local"],
         "PyTorch": pytorch_eager(checkpoint.network, server.exported.device),
     }
 
@@ -151,23 +131,23 @@ def _at_size(
     engines: dict[str, Engine],
     iterations: Callable[[torch.Tensor], tuple[float, list[float]]],
     context: Context[SpeedupEffort],
-) -> dict[str, _Samples]:
-    """Steady state at `size`^2, blocks of requests and of iterations in turn; first images of other shapes."""
-    samples = {engine: _Samples() for engine in (*engines, GATYS)}
+) -> dict[tuple[str, str], list[float]]:
+    """Seconds by engine and phase at `size`^2: blocks of requests and of iterations in turn, first images of shapes."""
+    samples = {(engine, phase): list[float]() for engine in (*engines, GATYS) for phase in (STEADY, FIRST)}
     image = sample_photograph(size, size)
     for position, (engine, stylize) in enumerate(engines.items()):
         for narrower in (12, 20, 28):  # one more for each engine, since one server is two of them
             shape = sample_photograph(size, size - narrower - position)
-            samples[engine].first_of_shape.append(timed(partial(stylize, shape)))
+            samples[engine, FIRST].append(timed(partial(stylize, shape)))
         stylize(image)
     content = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous() / 255.0
     for block in range(1, context.effort.blocks + 1):
         works = {engine: partial(stylize, image) for engine, stylize in engines.items()}
         for engine, seconds in interleaved(works, context.effort.rounds).items():
-            samples[engine].steady += seconds
+            samples[engine, STEADY] += seconds
         first, steady = iterations(content)
-        samples[GATYS].first_of_shape.append(first)
-        samples[GATYS].steady += steady
+        samples[GATYS, FIRST].append(first)
+        samples[GATYS, STEADY] += steady
         context.on_progress(f"{size} x {size}: block {block} of {context.effort.blocks}")
     return samples
 
@@ -180,20 +160,17 @@ def _iterations(
     A photograph stands in for the style image, which a checkpoint does not hold: an iteration costs the same whatever
     the image is, and losses are not compared here.
     """
-    stamps: list[float] = []
-
-    def stamp(iteration: Iteration) -> None:
-        stamps.append(iteration.seconds)
-
-    optimize(content, [style_tensor()], settings, weights=weights, on_iteration=stamp, device=device)
-    return stamps[0], [after - before for before, after in pairwise(stamps)]
+    seen: list[Iteration] = []
+    optimize(content, [style_tensor()], settings, weights=weights, on_iteration=seen.append, device=device)
+    return seen[0].seconds, [after.seconds - before.seconds for before, after in pairwise(seen)]
 
 
-def _figure(engine: str, size: int | None, phase: str, seconds: list[float]) -> Document:
+def row_of(engine: str, size: int | None, phase: str, seconds: list[float]) -> Document:
+    """Of what an engine took."""
     return {"engine": engine, "size": size, "phase": phase, "unit": "ms", **asdict(summarize(seconds))}
 
 
-def _speedups(figures: list[Document], sizes: tuple[int, ...]) -> list[Document]:
+def speedups(figures: list[Document], sizes: tuple[int, ...]) -> list[Document]:
     """Median iteration x number of iterations over the median request, for each size and each way of `COMPARED`."""
     steady = _steady(figures)
     return [
@@ -216,7 +193,7 @@ def _steady(figures: list[Document]) -> dict[tuple[str, int], float]:
     return {(row["engine"], row["size"]): row["median"] for row in figures if row["phase"] == "steady"}
 
 
-def _equal_loss(
+def at_equal_loss(
     checkpoint: Checkpoint,
     style: Path | None,
     size: int,
@@ -225,47 +202,28 @@ def _equal_loss(
     figures: list[Document],
     device: torch.device,
 ) -> list[Document]:
-    """On each photograph the first iteration whose loss is the network's or lower, times the median iteration.
-
-    The loss is that of the optimisation's image as it is, which falls sooner than that of values cut to [0, 1].
-    """
+    """On each photograph the first iteration whose loss is the network's or lower, times the median iteration."""
     if style is None:
         learned = ", ".join(map(str, checkpoint.training.get("style_images", ()))) or "the style image"
         return [{"size": size, "missing": f"{learned} is not at hand to compare losses: --style"}]
     if size not in effort.equal_loss:
         return [{"size": size, "missing": "the optimisation was not run at this size"}]
-    steady = _steady(figures)
-    stylize = stylizer(checkpoint, style.stem)
-    style_image = style_image_of(checkpoint, style)
+    steady, comparison = _steady(figures), Comparison(checkpoint, style)
     rows: list[Document] = []
     for photo in sample_photographs()[: effort.photos]:
-        content = to_tensor(fit(open_image(photo), size, size))
-        run = ImageOptimization(
-            content, [style_image], baseline(checkpoint, size, LONGEST, style_image), weights, device=device
-        )
-        loss = network_losses(run, stylize)["loss"]
-        seen: list[Iteration] = []
-        while run.step(seen.append) and seen[-1].total > loss:
-            pass
+        run = comparison.optimization(photo, size, LONGEST, weights, device)
+        loss = comparison.losses(run)["loss"]
+        curve = list(losses_until(run, loss))
         row: Document = {"size": size, "photo": photo.name}
-        if seen[-1].total > loss:
+        if curve[-1] > loss:
             rows.append({**row, "missing": f"after {LONGEST} iterations the optimisation's loss is above {loss:.3g}"})
             continue
-        needed = steady[GATYS, size] * len(seen)
-        row |= {"loss": loss, "iteration": len(seen), "curve": [iteration.total for iteration in seen]}
-        rows.append({**row, "gatys_seconds": needed / 1000.0, **_against(needed, steady, size)})
+        needed = steady[GATYS, size] * len(curve)
+        row |= {"loss": loss, "iteration": len(curve), "curve": curve, "gatys_seconds": needed / 1000.0}
+        by_network, by_memory = (steady[way, size] for way in COMPARED)
+        row |= {"served_ms": by_network, "ratio": needed / by_network}
+        rows.append(row | {"shared_memory_ms": by_memory, "shared_memory_ratio": needed / by_memory})
     return rows
-
-
-def _against(needed: float, steady: dict[tuple[str, int], float], size: int) -> dict[str, float]:
-    """The milliseconds `needed` over those of an image by each way of `COMPARED`."""
-    by_network, by_memory = (steady[way, size] for way in COMPARED)
-    return {
-        "served_ms": by_network,
-        "ratio": needed / by_network,
-        "shared_memory_ms": by_memory,
-        "shared_memory_ratio": needed / by_memory,
-    }
 
 
 SHORT = SpeedupEffort(blocks=2, rounds=6, iterations=4, equal_loss=(256,))
@@ -280,7 +238,6 @@ SUITE = Suite(
     resources=served_checkpoint,
     measure=measure,
     tables=tables,
-    tables_beside=tables_beside,
     plots=(plot_loss, plot_times),
     effort=SHORT,
     on_cpu={

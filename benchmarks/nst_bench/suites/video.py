@@ -4,10 +4,6 @@ A film of photographs that pass by is decoded, stylized by Triton over gRPC and 
 in its own time into a window as `nst webcam` does it, and played in the camera's place to the page of `nst web` in
 Chromium, which draws without a GPU. The bare session stylizes the film's frames from memory, with the config's threads.
 They share the cores, so they take turns.
-
-`model`: `name`. `width`, `height` (pixels), `film_rate` (frames a second). `rows`: `way`, a summary of the time from a
-frame to the next, `frames_per_second` (all included, the median of the rounds), `share_of_bare`; and of `file to
-window, latency`, with `shown` and `taken` frames.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ from nst_core.images import (
     open_image,
     save_image,
 )
-from nst_core.memory import keep_freed_memory
 from nst_core.options import CommandLine
+from nst_core.process import keep_freed_memory
 
 
 def stylize(

@@ -193,6 +193,7 @@ class LocalTransport:
             output: Array = session.run([request.output], dict(request.inputs))[0]
             return output
 
+        log.info("%s: version %s by %s, %d threads", config.name, version.name, session.get_providers()[0], threads)
         # OpenVINO fails the next request of a shape as well, once it has failed with it.
         return LoadedModel(run, lambda: None, fragile=True)
 
@@ -202,6 +203,7 @@ class LocalTransport:
         if CUDA_PROVIDER not in self.onnxruntime.get_available_providers():
             raise MissingExtra("gpu", "onnxruntime-gpu")
         sessions = CudaSessions(version / "model.onnx", session_options=self._options(self._threads(config)))
+        log.info("%s: version %s by %s", config.name, version.name, CUDA_PROVIDER)
         return LoadedModel(lambda request: sessions.run(request.inputs, [request.output])[0], sessions.close)
 
     def _options(self, threads: int) -> Any:
@@ -238,6 +240,7 @@ def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) 
         on_progress=on_progress,
     )
     engine = TensorRTEngine(plan)
+    log.info("%s: version %s by TensorRT on %s (%s)", config.name, version.name, gpu.name, plan)
 
     def run(request: Request) -> Array:
         out = buffers.empty(request.inputs[IMAGE].shape) if request.output == STYLIZED else None

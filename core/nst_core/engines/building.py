@@ -9,7 +9,7 @@ import fcntl
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ from .plans import (
 
 Progress = Callable[[float, str], None]
 """Takes the done fraction, 0 to 1, and what TensorRT does now."""
+
+ProgressOf = Callable[[str], AbstractContextManager[Progress]]
+"""Entered with the name of a model while its plan is built; gives what takes that progress."""
+
+
+@contextmanager
+def unwatched(model: str) -> Iterator[Progress]:
+    """A `ProgressOf` that shows nothing."""
+    yield lambda done, note: None
 
 
 def ensure(

@@ -15,12 +15,23 @@ from nst_core.images.formats import (
     image_format,
 )
 from nst_core.images.metadata import Metadata
-from nst_core.images.pixels import ImageData, Pixels, blend, fit, keep_colors, resize, side_by_side, with_pixels
+from nst_core.images.pixels import (
+    LUMA_WEIGHTS,
+    ImageData,
+    Pixels,
+    blend,
+    fit,
+    keep_colors,
+    resize,
+    side_by_side,
+    with_pixels,
+)
 from nst_core.images.reading import from_pillow, open_image, process_of_file
 from nst_core.images.writing import encode_image, save_image
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
+    "LUMA_WEIGHTS",
     "READABLE_SUFFIXES",
     "UNREADABLE_SUFFIXES",
     "WRITABLE_FORMATS",

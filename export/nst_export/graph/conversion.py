@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from nst_core.process import without_warnings
 from nst_export.modules import Exportable, TensorSpec
 
 OPSET = 18
@@ -28,7 +26,7 @@ def export_onnx(model: Exportable, path: Path, metadata: dict[str, str]) -> None
 
     `metadata` goes into the file's own properties. The file is checked against the ONNX specification.
     """
-    with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
+    with warnings.catch_warnings(), without_warnings("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.onnx's advice to its own developers
         program = torch.onnx.export(
             copy.deepcopy(model).eval(),  # tracing replaces the lists that a model keeps
@@ -117,15 +115,3 @@ def _strip_debugging(proto: onnx.ModelProto) -> None:
         del item.metadata_props[:]
         item.doc_string = ""
     del graph.metadata_props[:]
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Silence a logger's warnings within the block."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

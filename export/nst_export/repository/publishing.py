@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from tritonclient.grpc import model_config_pb2
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 from nst_export.errors import ExportError
+
+log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """A model's name, which stands in file names, URLs and command lines."""
@@ -104,6 +107,7 @@ def _remove_older(model: Path, version: int, keep: int, staging: Path) -> None:
     older = [number for number in versions(model) if number < version]
     for number in older[: max(0, len(older) - keep)]:
         (model / str(number)).rename(staging / f"old-{number}")
+        log.info("removed version %d of %s", number, model.name)
 
 
 def _read(file: Path) -> str | None:

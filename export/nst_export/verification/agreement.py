@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from nst_core.engines.plans import Shape
 from nst_core.errors import NstError
 from nst_core.images import Pixels
 from nst_export.errors import ExportError
+
+log = logging.getLogger(__name__)
 
 MINIMUM_JUDGED_PIXELS = 96 * 96
 """In half precision smaller images are not judged, if there are larger ones: statistics of few values amplify
@@ -93,6 +96,8 @@ def require_agreement(
         for engine in engines
         for feed, wanted, allowed in expected
     ]
+    for agreement in agreements:
+        log.debug("%s at %s: %s", agreement.engine, agreement.shape, _figures(agreement))
     refuse_failures(agreements, tolerance, against)
     return agreements
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from nst_core.files import cache_folder
 from nst_server.installation.backends import assemble_backends
 from nst_server.installation.environment import install_packages, packages, site_packages
 from nst_server.launch import Launch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def find_triton(environment: Path, on_message: Callable[[str], None], device: De
     """
     device = device or devices.choose()
     if binary := shutil.which("tritonserver"):
+        logger.info("Triton from PATH: %s", binary)
         return Installation((str(Path(binary).absolute()),), _visible(device))
     return install_triton(environment, on_message, device)
 
@@ -66,6 +70,7 @@ def install_triton(
     installed = site_packages(folder.resolve(), embedded.version)
     triton = installed / "pytriton" / "tritonserver"
     backends = assemble_backends(folder, triton, embedded.version)
+    logger.info("Triton from PyPI in %s, Python %s", folder, embedded.version)
     libraries = [installed / "nvidia_pytriton.libs", embedded.library.parent]
     if device.kind == "gpu":
         libraries += [*sorted(installed.glob("nvidia/*/lib")), installed / "tensorrt_libs"]

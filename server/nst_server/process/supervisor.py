@@ -1,4 +1,4 @@
-"""Running Triton on a model repository, and running another when it fails."""
+"""Keeps Triton running: starts it, watches it, and starts another when it or the process of a model has died."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
 from nst_server.launch import Launch, Runnable
 from nst_server.process.model_processes import ModelProcesses
-from nst_server.process.startup import READY_TIMEOUT_SECONDS, ModelProcessDied, Start, ready_triton
+from nst_server.process.triton_process import READY_TIMEOUT_SECONDS, ModelProcessDied, Start, ready_triton
 from nst_server.process.watcher import RepositoryWatcher, watching
 from nst_server.repository.models import model_names
 from nst_server.tls import Certificate

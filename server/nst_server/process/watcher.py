@@ -57,12 +57,14 @@ class RepositoryWatcher:
             self._seen[name] = now
             try:
                 control.load(name)
+                logger.info("loaded %s", name)
             except ServerError as error:
                 logger.info("cannot load: %s", error)
         for name in [name for name in self._seen if not (self._repository / name).exists()]:
             del self._seen[name]
             try:
                 control.forget(name)
+                logger.info("unloaded %s, whose folder is gone", name)
             except ServerError as error:
                 logger.info("cannot unload: %s", error)
 

@@ -7,6 +7,7 @@ Building needs TensorRT, which is in the server's environment, so a process of t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from nst_core.console import progress
 from nst_core.devices import Device, Gpu
 from nst_core.engines import plans
+from nst_core.engines.building import Progress, ProgressOf, unwatched
 from nst_server.errors import ServerError
 from nst_server.installation.environment import python, tensorrt_version
 from nst_server.installation.triton import Installation
@@ -24,15 +25,20 @@ from nst_server.launch import START_SCRIPT
 from nst_server.repository.links import linked
 from nst_server.repository.models import EngineFile, tensorrt_engines
 
-PROGRESS_STEPS = 100
-"""The builder's progress is shown in percent."""
+logger = logging.getLogger(__name__)
 
 
-def prepare(installation: Installation, repository: Path, device: Device, on_message: Callable[[str], None]) -> None:
+def prepare(
+    installation: Installation,
+    repository: Path,
+    device: Device,
+    on_message: Callable[[str], None],
+    progress_of: ProgressOf = unwatched,
+) -> None:
     """Build the plans that the newest versions of a repository's TensorRT models lack, in turn.
 
     `on_message` gets where each plan is kept, or the reason why it cannot be built: Triton serves the other models.
-    Nothing is done on a CPU, or for a Triton from PATH, which has backends of its own.
+    `progress_of` shows how far a plan is. Nothing is done on a CPU, or for a Triton from PATH: it has its own backends.
     """
     if installation.folder is None or device.gpu is None:
         return
@@ -40,7 +46,7 @@ def prepare(installation: Installation, repository: Path, device: Device, on_mes
         if not engine.has_graph or _is_built(engine, device.gpu, installation.folder):
             continue
         try:
-            plan, seconds = _build(engine, installation, installation.folder)
+            plan, seconds = _build(engine, installation, installation.folder, progress_of)
         except ServerError as error:
             on_message(str(error))
         else:
@@ -65,12 +71,15 @@ def _is_built(engine: EngineFile, gpu: Gpu, folder: Path) -> bool:
     try:
         profile = plans.Profile.parse(engine.profile)
         key = plans.key_of(engine.version / plans.GRAPH, profile, gpu.name, gpu.compute_capability, version)
-        return plans.find(engine.version, key) is not None
+        plan = plans.find(engine.version, key)
+        if plan:
+            logger.info("the TensorRT plan of %s is there already: %s", engine.model, plan)
+        return plan is not None
     except (ValueError, OSError):
         return False  # the builder says what is wrong
 
 
-def _build(engine: EngineFile, installation: Installation, folder: Path) -> tuple[Path, float]:
+def _build(engine: EngineFile, installation: Installation, folder: Path, progress_of: ProgressOf) -> tuple[Path, float]:
     """The plan's file and the seconds that it took; `ServerError` with the reason if it cannot be built."""
     script = folder / "backends" / "tensorrt" / "engines" / "build_plan.py"
     command = [str(python(folder)), str(script), str(engine.version), engine.profile, str(engine.multiple)]
@@ -88,7 +97,8 @@ def _build(engine: EngineFile, installation: Installation, folder: Path) -> tupl
         ) as process,
     ):
         try:
-            answer = _followed(process, f"building the TensorRT plan of {engine.model}")
+            with progress_of(engine.model) as on_progress:
+                answer = _followed(process, on_progress)
         except BaseException:
             process.kill()
             raise
@@ -100,18 +110,17 @@ def _build(engine: EngineFile, installation: Installation, folder: Path) -> tupl
     raise ServerError(f"no TensorRT plan could be built for {engine.model}: {answer.get('error', last)}")
 
 
-def _followed(process: subprocess.Popen[str], title: str) -> dict[str, object]:
-    """Show the builder's progress until it ends, and return its last line, with `plan` or `error`."""
+def _followed(process: subprocess.Popen[str], on_progress: Progress) -> dict[str, object]:
+    """Pass on the builder's progress until it ends, and return its last line, with `plan` or `error`."""
     assert process.stdout is not None
     answer: dict[str, object] = {}
-    with progress(title, PROGRESS_STEPS) as update:
-        for line in process.stdout:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                continue  # TensorRT's own output
-            if isinstance(message, dict) and "progress" in message:
-                update(round(PROGRESS_STEPS * float(message["progress"])), str(message.get("note", "")))
-            elif isinstance(message, dict):
-                answer = message
+    for line in process.stdout:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue  # TensorRT's own output
+        if isinstance(message, dict) and "progress" in message:
+            on_progress(float(message["progress"]), str(message.get("note", "")))
+        elif isinstance(message, dict):
+            answer = message
     return answer

@@ -85,7 +85,7 @@ def optimize_with_progress(
     work: Callable[..., None], settings: OptimizationSettings, output: Path, vgg: Path | None, wanted: DeviceChoice
 ) -> None:
     """Run `work`, which is `optimize_files` with its files, with progress; after Ctrl-C say how to continue."""
-    from nst_core.memory import keep_freed_memory
+    from nst_core.process import keep_freed_memory
     from nst_trainer.devices import choose_device
     from nst_trainer.signals import interrupt_on_signals
     from nst_trainer.weights import vgg16_weights

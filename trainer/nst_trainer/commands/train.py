@@ -75,7 +75,7 @@ def train(
         if settings.texture:
             without = ("photos", "preview", "workers", "content_weight")
             refuse(context, "beside --texture, which learns without photographs", *without)
-        from nst_core.memory import keep_freed_memory
+        from nst_core.process import keep_freed_memory
         from nst_trainer.signals import interrupt_on_signals
         from nst_trainer.training.distributed.team import join_team
         from nst_trainer.training.loop import Training

@@ -9,13 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LUMA = (0.299, 0.587, 0.114)
-"""Rec. 601: the Y of YIQ."""
+from nst_core.images import LUMA_WEIGHTS
 
 
 def luminance(images: Tensor) -> Tensor:
     """The grey image of the same shape."""
-    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
+    weights = images.new_tensor(LUMA_WEIGHTS).view(1, 3, 1, 1)
     grey: Tensor = (images * weights).sum(dim=1, keepdim=True)
     return grey.expand_as(images).contiguous()
 

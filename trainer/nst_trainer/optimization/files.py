@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,8 @@ from nst_trainer.optimization.settings import INITS, OptimizationSettings
 from nst_trainer.optimization.trace import trace_point, write_trace
 from nst_trainer.signals import SecondInterrupt
 from nst_trainer.vgg import Weights
+
+log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
@@ -117,4 +120,5 @@ def _continue(optimization: ImageOptimization, file: Path, settings: Optimizatio
         raise InputError(f"{file} was begun with other settings: {differences}")
     optimization.restore(document["run"])
     points: list[dict[str, Any]] = document["points"]
+    log.info("%s goes on after iteration %d", file, len(points))
     return points

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from nst_core.files import atomic_write
+from nst_core.process import without_warnings
 from nst_trainer.optimization.gatys import Iteration
 
 SCHEMA = "nst-trace/1"
@@ -30,8 +30,8 @@ def trace_point(iteration: Iteration) -> dict[str, Any]:
 
 def write_trace(points: list[dict[str, Any]], path: Path) -> None:
     """Write the JSON, and a PNG of the same name with the losses over seconds."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a folder for its caches it warns, at length
-    from matplotlib.figure import Figure
+    with without_warnings("matplotlib"):  # without a folder for its caches it warns, at length
+        from matplotlib.figure import Figure
 
     with atomic_write(path) as beside:
         beside.write_text(json.dumps({"schema": SCHEMA, "iterations": points}, indent=1) + "\n")

@@ -91,7 +91,8 @@ def plan_budget(
 def measure_iteration(side: int, state: TrainingState, objective: Objective, team: Team, *, distilled: bool) -> float:
     """Seconds of an iteration on crops of `side` pixels, of the slowest process. What is learned stays as it is."""
     settings = objective.settings
-    content = torch.rand(len(team.part(settings.batch)), 3, side, side)
+    generator = torch.Generator().manual_seed(settings.seed)
+    content = torch.rand(len(team.part(settings.batch)), 3, side, side, generator=generator)
     network = copy.deepcopy(state.network)
     trial = TrainingState(network, soap(network, settings.learning_rate), iteration=state.iteration)
     seconds = []

@@ -46,14 +46,15 @@ def initial_state(
     A network that is `extended` learns nothing but the normalisations of its new styles; a new network takes the
     weights of the checkpoint `start`, if given.
     """
-    torch.manual_seed(settings.seed)
-    if extended:
-        network = extended.network.with_styles(styles - extended.network.styles)
-    else:
-        extra = {"texture": True} if settings.texture else {}
-        network = ARCHITECTURES[settings.arch](width=settings.width, styles=styles, **extra)
-        if start:
-            _take_weights(network, start)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU; the host's own draws go on as before
+        torch.default_generator.manual_seed(settings.seed)
+        if extended:
+            network = extended.network.with_styles(styles - extended.network.styles)
+        else:
+            extra = {"texture": True} if settings.texture else {}
+            network = ARCHITECTURES[settings.arch](width=settings.width, styles=styles, **extra)
+            if start:
+                _take_weights(network, start)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if extended:
         network.requires_grad_(False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import math
 import subprocess
 import time
@@ -42,6 +43,8 @@ from nst_trainer.training.validation import (
     write_texture_preview,
 )
 from nst_trainer.vgg import Vgg16
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER = "SOAP"
 """What a saved training was stepped by; a state of another optimiser is of no use."""
@@ -137,6 +140,7 @@ class Training:
         self.done = 0.0
         if document:
             self.state.restore(document)
+            logger.info("%s goes on after iteration %d", self.state_file, self.state.iteration)
             if minutes is not None:
                 self.budget = Budget(60.0 * minutes, document["costs"], document["used"])
         elif minutes is not None:
@@ -275,6 +279,7 @@ class Training:
         if math.isfinite(losses["total"]) and (not state.best or losses["total"] <= state.best["losses"]["total"]):
             weights = {key: value.detach().cpu().clone() for key, value in state.network.state_dict().items()}
             state.best = {"losses": losses, "iteration": state.iteration, "weights": weights}
+            logger.info("iteration %d is the best so far: loss %.4g held out", state.iteration, losses["total"])
         if not self.extends:
             checkpoint.save(self._result(), self.output)
         self.save_state()

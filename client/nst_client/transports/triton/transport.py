@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -31,6 +32,8 @@ from nst_core.errors import InputError
 
 REGISTRATION_SECONDS = 5.0
 """Timeout for registering or unregistering a region."""
+
+log = logging.getLogger(__name__)
 
 UINT8 = "UINT8"
 """Triton's name of a pixel's type."""
@@ -99,6 +102,7 @@ class TritonTransport(ABC):
                 self._abandon()
             if self._client is None:
                 self.errors.proxy = self._find_proxy()
+                log.debug("connecting to %s%s", self.address, self.errors.through_proxy)
                 self._client, self._loop = self._make_client(), loop
             return self._client
 
@@ -149,9 +153,10 @@ class TritonTransport(ABC):
             return await self._infer_by_message(request, deadline)
         try:
             return await self._infer_shared(self.regions, request, deadline)
-        except (UnusableRegion, NoRoom, UnknownRegion):
+        except (UnusableRegion, NoRoom, UnknownRegion) as error:
             if self.settings.shared_memory:
                 raise
+            log.info("%s: no shared memory for images of %d bytes: %s", self.address, image.nbytes, error)
         output = await self._infer_by_message(request, deadline)
         self.sharing = False  # the server does answer, so it was the memory
         return output
@@ -184,6 +189,7 @@ class TritonTransport(ABC):
         if self.sharing is None:
             host = self.settings.host
             self.sharing = not self.settings.several and await in_thread(is_this_host, host, aio=self.settings.aio)
+            log.info("%s: images go %s", self.address, "through shared memory" if self.sharing else "in messages")
         return self.sharing and self.regions.worthwhile(2 * size)  # other tasks may have made regions meanwhile
 
     def _region_pool(self, make: Callable[[int], Region], kind: str, *, optional: bool = False) -> RegionPool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import socket
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,7 +16,10 @@ import torch.distributed as distributed
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from nst_core.errors import NstError
+from nst_core.process import default_variable
 from nst_trainer.training.distributed.liveness import Liveness
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = timedelta(seconds=120)
 """For processes that torchrun has started to find each other, and for an exchange that all have come to."""
@@ -37,8 +42,12 @@ class Connection:
 
 def connect(backend: str) -> Connection:
     """Find the other processes, within `CONNECT_TIMEOUT`; raises `TeamError` if they cannot be reached."""
-    if interface := _interface_towards(os.environ["MASTER_ADDR"]):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    interface = _interface_towards(os.environ["MASTER_ADDR"])
+    with default_variable("GLOO_SOCKET_IFNAME", interface) if interface else nullcontext():
+        return _connect(backend)
+
+
+def _connect(backend: str) -> Connection:
     found: list[Connection] = []
     failed: list[RuntimeError] = []
 
@@ -62,6 +71,7 @@ def connect(backend: str) -> Connection:
             f"rank {os.environ['RANK']} on {socket.gethostname()} cannot reach the other processes ({where}): every "
             "machine must reach every other's ports; GLOO_SOCKET_IFNAME names the network interface to use"
         ) from (failed[0] if failed else None)
+    log.info("rank %s of %s, by %s", os.environ["RANK"], os.environ["WORLD_SIZE"], backend)
     return found[0]
 
 

@@ -145,35 +145,54 @@ def join_team(wanted: DeviceChoice = "auto") -> Iterator[Team]:
     An `NstError` or Ctrl-C inside ends the team: the other processes hear of it, and so does torchrun's report.
     """
     device, chosen = choose_device(wanted)
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.backends.cudnn.benchmark = True  # crops come in few sizes: the fastest way of each is worth a search
-        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions are by default
-    if "WORLD_SIZE" not in os.environ:
-        yield Team(device=device, chosen=chosen)
-        return
-    if cuda:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    stop_reason: str | None = None
-    with _report_to_torchrun():
-        connection = connect("nccl" if cuda else "gloo")
-        try:
+    with _tuned_for(device):
+        if "WORLD_SIZE" not in os.environ:
+            yield Team(device=device, chosen=chosen)
+            return
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        with _report_to_torchrun(), _connected("nccl" if device.type == "cuda" else "gloo") as connection:
             yield Team(distributed.get_rank(), distributed.get_world_size(), device, connection, chosen)
-        except TeamError:
-            stop_reason = FOLLOWS
-            raise
-        except KeyboardInterrupt as interrupt:
-            connection.liveness.announce(stop_reason := INTERRUPTED)
-            if lost := connection.liveness.find_cause():  # torchrun sends SIGTERM to the others that it started
-                raise TeamError(f"{lost}. {GO_ON}") from interrupt
-            raise
-        except Exception as error:
-            stop_reason = str(error) or type(error).__name__
-            raise
-        finally:
-            connection.liveness.leave(stop_reason)
-            distributed.destroy_process_group()
+
+
+@contextmanager
+def _tuned_for(device: torch.device) -> Iterator[None]:
+    """PyTorch's settings for training on a GPU, within the block; nothing on a CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = True  # crops come in few sizes: the fastest way of each is worth a search
+    torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions are by default
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+@contextmanager
+def _connected(backend: str) -> Iterator[Connection]:
+    """The connection to the other processes, which hear at the end of the block how it ended."""
+    stop_reason: str | None = None
+    connection = connect(backend)
+    try:
+        yield connection
+    except TeamError:
+        stop_reason = FOLLOWS
+        raise
+    except KeyboardInterrupt as interrupt:
+        connection.liveness.announce(stop_reason := INTERRUPTED)
+        if lost := connection.liveness.find_cause():  # torchrun sends SIGTERM to the others that it started
+            raise TeamError(f"{lost}. {GO_ON}") from interrupt
+        raise
+    except Exception as error:
+        stop_reason = str(error) or type(error).__name__
+        raise
+    finally:
+        connection.liveness.leave(stop_reason)
+        distributed.destroy_process_group()
 
 
 @contextmanager

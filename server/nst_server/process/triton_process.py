@@ -1,4 +1,4 @@
-"""Starting a Triton, waiting until its models are loaded and warm, and ending it."""
+"""The process of a Triton: started, waited for until its models are loaded and warm, and ended."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def ready_triton(start: Start) -> Iterator[tuple[subprocess.Popen[str], Control]
         reading.start()
         try:
             control = Control.of_launch(launch)
+            begun = time.monotonic()
             _wait_until_ready(process, control, start, reader)
+            logger.info("Triton (process %d) is ready after %.1f s", process.pid, time.monotonic() - begun)
             yield process, control
         finally:
             _end(process)

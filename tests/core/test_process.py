@@ -1,4 +1,4 @@
-"""The allocator's settings, in processes of their own."""
+"""Settings of a process: the allocator's, in processes of their own."""
 
 import platform
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import resource, sys, threading
 import numpy as np
-from nst_core.memory import keep_freed_memory
+from nst_core.process import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
