@@ -118,7 +118,7 @@ def test_a_training_draws_its_weights_beside_the_hosts_random_numbers() -> None:
     first, second = (initial_state(settings, 1, torch.device("cpu"), None, None).network for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     pairs = zip(first.parameters(), second.parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
+    assert all(torch.equal(left, right) for left, right in pairs)
 
 
 def test_settings_of_pytorch_for_a_gpu_end_with_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
