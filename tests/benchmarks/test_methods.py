@@ -9,7 +9,7 @@ import torch
 
 from nst_bench.comparison import Comparison, baseline
 from nst_bench.machine import description
-from nst_bench.machine.cuda import torch_device, why_no_cuda
+from nst_bench.machine.gpu import torch_device, why_no_cuda
 from nst_bench.machine.roofline import Workload, network_workload
 from nst_bench.served.exported import ExportedModel
 from nst_bench.suite import Context, Document

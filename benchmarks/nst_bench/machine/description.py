@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from nst_bench.machine.cuda import why_no_cuda
-from nst_bench.machine.nvml import clocks
+from nst_bench.machine.gpu import clocks, why_no_cuda
 from nst_bench.measure import timed, timed_on_gpu
 from nst_core.devices import Gpu, gpus
 from nst_core.packages.onnx_runtime import installed

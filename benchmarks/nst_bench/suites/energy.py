@@ -20,8 +20,7 @@ import torch
 from nst_bench import options
 from nst_bench.comparison import baseline
 from nst_bench.engines.baseline import Baseline
-from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.nvml import joules
+from nst_bench.machine.gpu import joules, torch_device
 from nst_bench.measure import timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
 from nst_bench.served.callers import start_callers

@@ -19,7 +19,7 @@ import typer
 from nst_bench import options
 from nst_bench.comparison import Comparison, equivalent_iterations, losses_until
 from nst_bench.engines.baseline import Baseline
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import Summary, in_turns
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure

@@ -18,8 +18,8 @@ import torch
 import typer
 
 from nst_bench import options
-from nst_bench.machine.cuda import torch_device
 from nst_bench.machine.description import matrix_product_rate
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import summarize
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import HEAD, cells, seconds, table

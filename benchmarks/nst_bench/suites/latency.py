@@ -20,7 +20,7 @@ import numpy as np
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
 from nst_bench.engines.registry import every_engine
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.machine.roofline import Workload, graph_workload, network_workload
 from nst_bench.measure import in_turns, summarize, timed
 from nst_bench.photographs import sample_photograph

@@ -20,7 +20,7 @@ import typer
 
 from nst_bench import options
 from nst_bench.engines.pytorch import pytorch_eager
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.machine.roofline import Workload, network_workload
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nst_bench import options
 from nst_bench.comparison import Comparison, Stylize, equivalent_iterations, losses_until
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.plots import Plot, decades, figure
 from nst_bench.served.resources import describe_network
 from nst_bench.suite import Context, Cost, Document, Effort, Suite

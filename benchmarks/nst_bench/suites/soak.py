@@ -22,7 +22,7 @@ import typer
 from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, figure
-from nst_bench.served.callers import SizedCall, send_changing_sizes, start_callers
+from nst_bench.served.callers import Call, send_changing_sizes, start_callers
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
@@ -78,7 +78,7 @@ def measure(context: Context[SoakEffort], server: ModelServer) -> Document:
         tasks = [partial(send_changing_sizes, photo, SIZES, SMALLEST_PIXELS, seconds, n) for n in range(effort.callers)]
         answers = callers.assign(tasks)
         times, memory = _watch(server.process.pid, callers.pids, seconds, context)
-        requests = sorted((request for answer in answers() for request in answer), key=lambda request: request.sent)
+        requests = sorted(request for answer in answers() for request in answer)
     errors = Counter(request.error for request in requests if request.error)
     trends = {name: trend(times, mib) for name, mib in memory.items()}
     drift = latency_drift(requests)
@@ -87,7 +87,7 @@ def measure(context: Context[SoakEffort], server: ModelServer) -> Document:
         "minutes": effort.minutes,
         "callers": effort.callers,
         "requests": len(requests),
-        "shapes": len({(request.height, request.width) for request in requests}),
+        "shapes": len({request.size for request in requests}),
         "errors": dict(errors),
         "trends": {name: memory_shown(mib) | asdict(trends[name]) for name, mib in memory.items()},
         "latency_drift": drift,
@@ -135,7 +135,7 @@ def trend(seconds: Sequence[float], mib: Sequence[float]) -> Trend:
     return Trend(level, growth, error, growth - 2.0 * error > TOLERANCE * level)
 
 
-def latency_drift(requests: Sequence[SizedCall]) -> float | None:
+def latency_drift(requests: Sequence[Call]) -> float | None:
     """How long an image takes in the last third against the middle one, for the sizes that come again.
 
     The median over the sizes of the ratio of medians; None if no size was asked for in both. The first third is
@@ -143,14 +143,12 @@ def latency_drift(requests: Sequence[SizedCall]) -> float | None:
     """
     if not requests:
         return None
-    begin, end = requests[0].sent, requests[-1].sent
+    begin, end = requests[0].due, requests[-1].due
     edges = np.linspace(begin, end, 4)
     ratios = []
     for size in SIZES:
-        same = [request for request in requests if (request.height, request.width) == size and not request.error]
-        middle, last = (
-            [own.seconds for own in same if start < own.sent <= stop] for start, stop in pairwise(edges[1:])
-        )
+        same = [request for request in requests if request.size == size and not request.error]
+        middle, last = ([own.seconds for own in same if start < own.due <= stop] for start, stop in pairwise(edges[1:]))
         if middle and last:
             ratios.append(float(np.median(last) / np.median(middle)))
     return float(np.median(ratios)) if ratios else None

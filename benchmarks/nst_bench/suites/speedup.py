@@ -24,7 +24,7 @@ import torch
 from nst_bench import options
 from nst_bench.comparison import Comparison, baseline, losses_until
 from nst_bench.engines.pytorch import pytorch_eager
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.photographs import sample_photograph, style_tensor
 from nst_bench.served.resources import describe_network, served_checkpoint

@@ -19,7 +19,7 @@ import typer
 from torch import Tensor
 
 from nst_bench import options
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import summarize, timed
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import HEAD, cells, table
