@@ -89,7 +89,7 @@ def test_joules_an_image_of_the_network_and_of_the_optimisation(
     assert (network["watts"], gatys["watts"]) == (pytest.approx(300.0), pytest.approx(400.0))
     assert gatys["ratio"] == pytest.approx(1000 / 0.3)
     assert document["idle_watts"] == pytest.approx(IDLE) and document["idle_subtracted"] is False
-    text = report.tables(document)
+    text = report.markdown(document)
     assert "The 70 W that it draws while it does nothing are in it, not subtracted." in text
     assert "| 512² | Gatys, 500 iterations | 1,000 | **3,333** | 400 | 800 | 4.0 |" in text
 

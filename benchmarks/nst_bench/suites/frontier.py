@@ -25,7 +25,7 @@ from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure
 from nst_bench.served.exported import default_export_plan
 from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.tables import HEAD, cells, milliseconds, table
+from nst_bench.tables import SUMMARY, columns, short, table
 from nst_core.errors import InputError
 from nst_core.images import find_images, sample_photographs
 from nst_export.pipeline import export_and_publish
@@ -129,21 +129,18 @@ def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[
 
 def tables(document: Document) -> list[str]:
     """Networks of one style image by their time; bold: no faster network has a lower loss."""
-    body = []
-    for row in document["rows"]:
-        name = f"**{row['name']}**" if row["best_for_its_time"] else row["name"]
-        network = f"{row['network']}, width {row['arguments']['width']:g}"
-        losses = [f"{row[term]:.3f}" for term in LOSSES]
-        body.append(
-            [name, network, f"{row['parameters']:,}", f"{row['equivalent_iterations']:g}", *losses, *cells(row)]
-        )
-    head = ["checkpoint", "network", "parameters", "equivalent iterations", *LOSSES, *HEAD]
+    shown = [{**row, "bold": "**" if row["best_for_its_time"] else ""} for row in document["rows"]]
+    about = columns(
+        "checkpoint         | network                             | parameters     | equivalent iterations",
+        "{bold}{name}{bold} | {network}, width {arguments[width]:g} | {parameters:,} | {equivalent_iterations:g}",
+    )
+    losses = columns("loss | content | style", "{loss:.3f} | {content:.3f} | {style:.3f}")
     return [
         f"{document['style']}, {len(document['photos'])} photographs at {document['quality_size']}² (equivalent "
         f"iterations: median; losses: means), milliseconds at {document['rows'][0]['size']}²; bold: nothing faster has "
         "a lower loss.",
         "",
-        *table(head, body, left=2),
+        *table(shown, about | losses | SUMMARY, left=2),
     ]
 
 
@@ -167,7 +164,7 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
         axes.margins(x=0.15, y=0.1)
         axes.set_xlabel(f"milliseconds an image at {side}², logarithmic")
         axes.set_ylabel(f"equivalent iterations of L-BFGS at {document['quality_size']}²")
-        points = (f"{row['name']} {row['equivalent_iterations']:g} in {milliseconds(row['median'])} ms" for row in rows)
+        points = (f"{row['name']} {row['equivalent_iterations']:g} in {short(row['median'])} ms" for row in rows)
         return finish(f"Equivalent iterations over time on {machine}: {', '.join(points)}.")
 
 

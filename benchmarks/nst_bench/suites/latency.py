@@ -28,7 +28,7 @@ from nst_bench.plots import Plot, decades, figure, seconds
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import list_of_rows, milliseconds
+from nst_bench.tables import list_of_rows, short
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError
@@ -239,7 +239,7 @@ def _drawn(rows: Sequence[tuple[str, int, Document]], machine: str) -> Plot:
             axes.figure.legend(fontsize=7, loc="outside lower center", ncols=3)
         else:
             axes.legend(fontsize=7)
-        largest = [f"{engine} {milliseconds(row['median'])}" for engine, size, row in rows if size == ticks[-1]]
+        largest = [f"{engine} {short(row['median'])}" for engine, size, row in rows if size == ticks[-1]]
         return finish(f"Latency by size on {machine}. Medians at {ticks[-1]}², milliseconds: {', '.join(largest)}.")
 
 

@@ -26,7 +26,7 @@ from nst_bench.served.callers import Call, send_changing_sizes, start_callers
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import table
+from nst_bench.tables import columns, table
 from nst_bench.upgrades import memory_shown
 
 SIZES = ((97, 131), (181, 255), (256, 256), (333, 501), (480, 271), (512, 512))
@@ -179,13 +179,20 @@ def resident_mib(pid: int) -> float:
 def tables(document: Document) -> list[str]:
     """Whether memory stopped growing."""
     errors, drift = document["errors"], document["latency_drift"]
-    body = []
-    for name, own in document["trends"].items():
-        values = [f"{own[moment]:.0f}" for moment in ("start", "half_time", "end")]
-        judged = "grew" if own["grew"] else "stopped"
-        if document["minutes"] < SHORTEST_MINUTES:
-            judged = "too short to say"
-        body.append([name, *values, f"{own['growth']:+.1f} ± {2 * own['error']:.1f}", judged])
+    too_short = document["minutes"] < SHORTEST_MINUTES
+    shown = [
+        {
+            "processes": name,
+            **trend,
+            "uncertain": 2 * trend["error"],
+            "verdict": "too short to say" if too_short else "grew" if trend["grew"] else "stopped",
+        }
+        for name, trend in document["trends"].items()
+    ]
+    trends = columns(
+        "processes   | at the start | at half time    | at the end | rise in the second half           | verdict",
+        "{processes} | {start:.0f}  | {half_time:.0f} | {end:.0f}  | {growth:+.1f} ± {uncertain:.1f} | {verdict}",
+    )
     latency = "Latency was not compared."
     if drift is not None:
         latency = f"The last third took {drift:.3f} of the middle's time"
@@ -199,7 +206,7 @@ def tables(document: Document) -> list[str]:
         "Resident memory, MiB. A line is fitted to the second half; memory grew if the line rises by more than "
         "1 % of the median, by more than twice the error of that rise:",
         "",
-        *table(["", "at the start", "at half time", "at the end", "rise in the second half", ""], body),
+        *table(shown, trends),
         *(["", *(f"- {count} x {error}" for error, count in errors.items())] if errors else []),
     ]
 
