@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from nst_bench.report import fill
 from nst_bench.results import suites
 from nst_bench.suite import Document
 from nst_bench.suites.drawing.serving import arrangement, throughputs
@@ -18,7 +16,7 @@ from nst_bench.tables import Cell, columns, machine_lines, table
 from nst_core.errors import InputError
 
 BLOCK = "nst-bench-capacity"
-"""Of a page, which `inject` fills."""
+"""Of a page (`report.fill`)."""
 
 HEADROOM = 0.3
 """Share of a machine's highest rate that is kept free, for hours that are busier than they should be."""
@@ -31,11 +29,6 @@ FLEETS = (10, 100, 1000)
 """Machines that the days of a billion images are given for."""
 
 CALLED = columns("model | size | called by", "{model} | {size}² | {how}")
-
-
-def inject(documents: Sequence[Document], page: Path, core_hour: float | None = None) -> None:
-    """Put the tables between the markers of `page`; `InputError` if it has none."""
-    fill(page, {BLOCK: partial(text, documents, core_hour)})
 
 
 def text(documents: Sequence[Document], core_hour: float | None = None) -> str:
@@ -167,7 +160,7 @@ def _how_well_known(document: Document) -> str:
 
 def _billion(rates: Sequence[Document], core_hour: float | None) -> list[str]:
     """Core-hours, and days on so many machines."""
-    figures: dict[str, Cell] = {"core-hours": "{core_hours:,.0f}{no_core}"}
+    figures = columns("core-hours", "{core_hours:,.0f}{no_core}")
     figures |= {f"days on {count:,} machines": partial(_days, count) for count in FLEETS}
     priced = "What that costs depends on where the cores are: `--core-hour PRICE` adds the price."
     if core_hour is not None:

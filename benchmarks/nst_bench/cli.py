@@ -155,13 +155,13 @@ def capacity(
     """Say how many machines a load needs, and what a billion images cost, from earlier results."""
     with one_line_errors("bench"):
         from nst_bench import capacity as planning
-        from nst_bench import results
+        from nst_bench import report, results
 
-        read = [results.read(path) for path in documents]
+        text = planning.text([results.read(path) for path in documents], core_hour)
         if readme:
-            planning.inject(read, readme, core_hour)
+            report.fill(readme, {planning.BLOCK: lambda: text})
         else:
-            typer.echo(planning.text(read, core_hour), nl=False)
+            typer.echo(text, nl=False)
 
 
 @app.command()

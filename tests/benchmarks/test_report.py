@@ -265,26 +265,6 @@ def test_machines_stand_side_by_side(tmp_path: Path) -> None:
     ]
 
 
-def test_a_list_of_rows_is_shown_whatever_the_suite() -> None:
-    """Words, a summary and further figures; a reason where nothing was measured; phases never in one table."""
-    summary = {"n": 9, "median": 20.0, "p95": 21.0, "p99": 22.0, "spread": 0.04, "unstable": True}
-    steady = {"engine": "ONNX Runtime", "device": "CPU", "size": 256, "phase": "steady", **summary}
-    rows = [
-        {"engine": "ONNX Runtime", "device": "CPU", "size": None, "phase": "cold", **summary, "median": 300.0},
-        {**steady, "gflop": 5.54, "share_of_matrix_rate": 0.713},
-        *(
-            {"engine": "TensorRT | RTX", "device": "GPU", "size": size, "phase": "steady", "missing": "no GPU"}
-            for size in (256, 512)
-        ),
-    ]
-    document = {"machine": _run_document()["machine"], "schema": suite.schema("latency"), "rows": rows}
-    lines = report.markdown(document, machine=False).splitlines()
-    assert "| ONNX Runtime | CPU | 256² | 20.0 *unstable* | 21.0 | 22.0 | 4% | 9 | 5.54 | 71% |" in lines
-    assert "| TensorRT / RTX | GPU | 256², 512² | *no GPU* |  |  |  |  |  |  |" in lines
-    assert "| ONNX Runtime | CPU | 300 *unstable* | 21.0 | 22.0 | 4% | 9 |" in lines
-    assert lines.index("Warm runs, milliseconds:") < lines.index("Cold starts, milliseconds:")
-
-
 def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
     """Lists of numbers take one line each, and a text that looks like one stays as it is."""
     document = {**_run_document(), "note": "[ 1,  2 ]", "numbers": [1.5, -2e-7, 3], "none": [], "texts": ["1", "2"]}

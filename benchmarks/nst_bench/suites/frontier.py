@@ -159,11 +159,10 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
             near = before and place[0] < 1.4 * before["median"] and abs(place[1] - before["equivalent_iterations"]) < 2
             below = bool(near) and not below
             axes.annotate(row["name"], place, (4, -9 if below else 4), textcoords="offset points", fontsize=7)
-        axes.set_xscale("log")
-        decades(axes.xaxis, lambda value: f"{value:g}")
+        equivalent = f"equivalent iterations of L-BFGS at {document['quality_size']}²"
+        axes.set(xscale="log", xlabel=f"milliseconds an image at {side}², logarithmic", ylabel=equivalent)
+        decades(axes.xaxis, "{:g}".format)
         axes.margins(x=0.15, y=0.1)
-        axes.set_xlabel(f"milliseconds an image at {side}², logarithmic")
-        axes.set_ylabel(f"equivalent iterations of L-BFGS at {document['quality_size']}²")
         points = (f"{row['name']} {row['equivalent_iterations']:g} in {short(row['median'])} ms" for row in rows)
         return finish(f"Equivalent iterations over time on {machine}: {', '.join(points)}.")
 

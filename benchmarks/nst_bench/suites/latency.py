@@ -232,13 +232,12 @@ def _drawn(rows: Sequence[tuple[str, int, Document]], machine: str) -> Plot:
         axes.set_xscale("log", base=2)
         ticks = sorted({size for _, size, _ in rows})
         axes.set_xticks(ticks, [f"{size}²" for size in ticks])
-        axes.set_yscale("log")
+        axes.set(yscale="log", ylabel="median, and up to the 95th percentile")
         decades(axes.yaxis, lambda value: seconds(value / 1000))
-        axes.set_ylabel("median, and up to the 95th percentile")
         if len(lines) > 6:
-            axes.figure.legend(fontsize=7, loc="outside lower center", ncols=3)
+            axes.figure.legend(loc="outside lower center", ncols=3)
         else:
-            axes.legend(fontsize=7)
+            axes.legend()
         largest = [f"{engine} {short(row['median'])}" for engine, size, row in rows if size == ticks[-1]]
         return finish(f"Latency by size on {machine}. Medians at {ticks[-1]}², milliseconds: {', '.join(largest)}.")
 

@@ -213,11 +213,9 @@ def plot(own: Mapping[str, Document], _machine: str) -> Plot | None:
         axes.axhline(float(np.median(losses)), color="C1", label=f"{name}, one pass (median)")
         axes.axhspan(min(losses), max(losses), color="C1", alpha=0.2, linewidth=0)
         axes.axvline(found, color="0.6", linestyle=":", label=f"equivalent to {found:g} iterations (median)")
-        axes.set_yscale("log")
-        decades(axes.yaxis, lambda value: f"{value:g}")
-        axes.set_xlabel("iterations of L-BFGS")
-        axes.set_ylabel("loss, weighted as in training")
-        axes.legend(fontsize=7)
+        axes.set(yscale="log", xlabel="iterations of L-BFGS", ylabel="loss, weighted as in training")
+        decades(axes.yaxis, "{:g}".format)
+        axes.legend()
         of_network = f"of {name}, which is equivalent to {found:g} iterations"
         return finish(f"Loss of the optimisation by iteration at {document['size']}², and {of_network}.")
 

@@ -222,8 +222,7 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
         drawn = axes.barh(list(bars), list(bars.values()), color=["C0"] * len(peaks) + ["C1"] * len(trends))
         axes.bar_label(drawn, [f"{value:,.0f} MiB" for value in bars.values()], padding=3, fontsize=8)
         axes.invert_yaxis()
-        axes.set_xlim(right=1.25 * max(bars.values()))
-        axes.set_xlabel("MiB")
+        axes.set(xlim=(0, 1.25 * max(bars.values())), xlabel="MiB")
         by_name = ", ".join(f"{name} {value:,.0f}" for name, value in bars.items())
         return finish(f"Resident memory on {machine}, MiB: {by_name}.")
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nst_bench import plots
-from nst_bench.plots import Plot, decades, figure
+from nst_bench.plots import Plot, decades, figure, seconds
 from nst_bench.suite import Document
 from nst_bench.tables import NARROW, SUMMARY, columns, model_name, pivot, short, table, text
 
@@ -154,13 +153,10 @@ def plot_loss(own: Mapping[str, Document], machine: str) -> Plot | None:
                 f"at {size}² the served image has a loss of {middle['loss']:.2f} after {middle['served_ms']:.0f} ms, "
                 f"the optimisation after {middle['gatys_seconds']:.0f} s ({middle['photo']})"
             )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        decades(axes.yaxis, lambda value: f"{value:g}")
-        axes.xaxis.set_major_formatter(lambda value, _: plots.seconds(value))
-        axes.set_xlabel("time, logarithmic")
-        axes.set_ylabel("loss, weighted as in training")
-        axes.legend(fontsize=7, loc="center left")  # between the points and where the curves begin
+        axes.set(xscale="log", yscale="log", xlabel="time, logarithmic", ylabel="loss, weighted as in training")
+        decades(axes.yaxis, "{:g}".format)
+        axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
+        axes.legend(loc="center left")  # between the points and where the curves begin
         return finish(f"Loss by time on {machine}: {'; '.join(words)}.")
 
 
@@ -178,15 +174,14 @@ def plot_times(own: Mapping[str, Document], machine: str) -> Plot | None:
             there = [(at, values[size]) for at, values in enumerate(bars.values()) if size in values]
             places = [position + (index - (len(sizes) - 1) / 2) * height for position, _ in there]
             drawn = axes.barh(places, [value for _, value in there], height * 0.92, label=f"{size}²")
-            axes.bar_label(drawn, [plots.seconds(value) for _, value in there], padding=3, fontsize=7)
-        axes.set_xscale("log")
+            axes.bar_label(drawn, [seconds(value) for _, value in there], padding=3, fontsize=7)
+        axes.set(xscale="log", xlabel="seconds, logarithmic")
         axes.set_xlim(right=axes.get_xlim()[1] * 6)
         axes.set_yticks(range(len(bars)), list(bars))
         axes.invert_yaxis()
-        axes.xaxis.set_major_formatter(lambda value, _: plots.seconds(value))
-        axes.set_xlabel("seconds, logarithmic")
-        axes.legend(fontsize=7, loc="upper right")
-        largest = [f"{name} {plots.seconds(values[sizes[-1]])}" for name, values in bars.items() if sizes[-1] in values]
+        axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
+        axes.legend(loc="upper right")
+        largest = [f"{name} {seconds(values[sizes[-1]])}" for name, values in bars.items() if sizes[-1] in values]
         return finish(f"Time an image at {sizes[-1]}² on {machine}: {', '.join(largest)}.")
 
 
