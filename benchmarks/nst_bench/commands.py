@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,6 @@ class SuiteCommand(TyperCommand):
 
     def __init__(self, name: str) -> None:
         self._suite_name = name
-        self._made: Any = None
         text = suites.description(name)
         super().__init__(
             name,
@@ -52,14 +52,12 @@ class SuiteCommand(TyperCommand):
             short_help=text.partition("\n\n")[0].replace("\n", " "),
         )
 
-    @property
+    @cached_property
     def made(self) -> Any:
         """The command as Typer makes it of the suite."""
-        if self._made is None:
-            app = CommandLine()
-            app.command(self._suite_name)(_function(suites.load(self._suite_name)))
-            self._made = typer.main.get_command(app)
-        return self._made
+        app = CommandLine()
+        app.command(self._suite_name)(_function(suites.load(self._suite_name)))
+        return typer.main.get_command(app)
 
     @property
     def params(self) -> Any:

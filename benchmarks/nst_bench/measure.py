@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 REST_SECONDS = 0.01
 """Before a single request: the threads of the engine before it no longer spin on the cores that all share."""
+
+TIMEOUT_SECONDS = 300.0
+"""How long a request may take: a queue that grows is measured, not cut short."""
 
 UNSTABLE = 0.10
 """A figure is unstable when the medians of its first and last half differ by more than this share."""
@@ -140,8 +144,24 @@ def interleaved(
     return seconds
 
 
-def in_turns(works: Mapping[str, Callable[[], object]], seconds: float, fewest: int, most: int) -> dict[str, Summary]:
-    """Summaries of warm works that take turns for about so many seconds, in `fewest` to `most` rounds."""
+def in_turns(
+    works: Mapping[str, Callable[[], object]], seconds: float, fewest: int, most: int, *, warm_up: float = 0.0
+) -> dict[str, Summary]:
+    """Summaries of works that take turns for about so many seconds, in `fewest` to `most` rounds.
+
+    Each is run three times before, and for `warm_up` seconds: the first image of a shape is another figure, the second
+    records a CUDA graph, and in its first seconds the second model of a server was seen to take a sixth longer.
+    """
+    for work in works.values():
+        taken, runs = 0.0, 0
+        while runs < 3 or taken < warm_up:
+            taken, runs = taken + timed(work), runs + 1
     a_round = timed(lambda: [work() for work in works.values()]) + REST_SECONDS * len(works)
     rounds = min(most, max(fewest, round(seconds / a_round)))
     return {name: summarize(taken) for name, taken in interleaved(works, rounds, rest=REST_SECONDS).items()}
+
+
+def against_first(summaries: Mapping[str, Summary]) -> dict[str, dict[str, Any]]:
+    """Each summary as a row has it, and its `ratio` to the first one's median."""
+    first = next(iter(summaries.values())).median
+    return {name: {**asdict(own), "ratio": own.median / first} for name, own in summaries.items()}

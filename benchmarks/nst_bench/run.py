@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nst_bench import suite as suites
 from nst_bench.suite import Context, Cost, Document, Length, Suite, now, schema
@@ -74,7 +74,7 @@ class Subject:
 
         The export must be of the checkpoint and for the device, and PyTorch able to use it.
         """
-        from nst_bench.machine.cuda import torch_device
+        from nst_bench.machine.gpu import torch_device
         from nst_bench.served.exported import ExportedModel
 
         options = [(self.checkpoint, "--checkpoint"), (self.style, "--style")]
@@ -124,19 +124,11 @@ FURTHER_RANK = 35
 """Of what is measured of further checkpoints: behind what callers get of the first."""
 
 
-class Runner(Protocol):
-    """Runs a step; a test has another."""
+Progress = Callable[[float, str], None]
+"""Takes seconds, and a note of what is done."""
 
-    def __call__(
-        self,
-        step: Step,
-        subject: Subject,
-        share: float,
-        end: float,
-        on_progress: Callable[[float, str], None],
-        keep: Callable[[Document], None],
-    ) -> Document:
-        """Its document, or `{"missing": reason}`; `keep` gets what is not complete yet. `end` is of the clock."""
+Runner = Callable[[Step, Subject, float, float, Progress, Callable[[Document], None]], Document]
+"""See `in_a_process`."""
 
 
 class Run:
@@ -148,7 +140,7 @@ class Run:
         subject: Subject,
         *,
         keep: Callable[[Document], None],
-        on_progress: Callable[[float, str], None] = lambda behind, note: None,
+        on_progress: Progress = lambda behind, note: None,
         minutes: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         runner: Runner | None = None,
@@ -229,10 +221,10 @@ def in_a_process(
     subject: Subject,
     share: float,
     end: float,
-    on_progress: Callable[[float, str], None],
+    on_progress: Progress,
     keep: Callable[[Document], None],
 ) -> Document:
-    """The document of a step that runs in a process of its own, or `{"missing": reason}`.
+    """The document of a step that runs in a process of its own, with a `share` of its effort, or `{"missing": reason}`.
 
     A step that is late is stopped as by Ctrl-C, and keeps the part that it has.
     """

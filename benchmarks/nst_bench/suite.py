@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Self, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_origin, get_type_hints
 
 from nst_core.devices import Device
 
@@ -34,11 +34,21 @@ FOLDER = Path(__file__).parent / "suites"
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a suite measures; each suite has its own kind."""
+    """How much a suite measures; each suite has its own kind.
+
+    `takes_time` names the fields that its time grows with: seconds, or counts of two or more.
+    """
+
+    takes_time: ClassVar[tuple[str, ...]] = ()
 
     def scaled(self, share: float) -> Self:
         """The effort for a share (at most 1) of the time."""
-        return self
+        own = {name: getattr(self, name) for name in self.takes_time}
+        less = {
+            name: share * value if isinstance(value, float) else min(value, max(2, round(share * value)))
+            for name, value in own.items()
+        }
+        return replace(self, **less)
 
 
 E = TypeVar("E", bound=Effort)
@@ -78,10 +88,10 @@ class Suite(Generic[E]):
     `measure(context, **options)` returns what was measured, and `run` the document with it. `resources(context,
     **options)`, if any, opens what `measure` gets behind its context, such as a running server. Their keywords are the
     options of its command. `check(context, **options)` of `measure` raises `InputError` before anything is opened.
-    `tables(document)` is that document in Markdown, without its machine; `tables_beside` has columns for documents of
-    GPUs, and `in_words` is for a page's running text. `plots` draw what they find in the documents of a run, by suite;
-    `plot_beside`: the first of them also beside the file of the suite's own command. `failure` says why that command
-    ends with an error, although it has measured; `extra` has the packages that it needs.
+    `tables(document)` is that document in Markdown, without its machine, and `in_words` is for a page's running text.
+    `plots` draw what they find in the documents of a run, by suite; `plot_beside`: the first of them also beside the
+    file of the suite's own command. `failure` says why that command ends with an error, although it has measured;
+    `extra` has the packages that it needs.
 
     `effort` is that of the suite's own command; `on_cpu` and `on_gpu` say what each length of a run costs, and have
     `command` where that is another than `effort`. A suite is in the runs that it has a cost for, which go by `rank`.
@@ -98,7 +108,6 @@ class Suite(Generic[E]):
     rank: int = 0
     plots: tuple[Draw, ...] = ()
     plot_beside: bool = False
-    tables_beside: Callable[[Document, Sequence[Document]], list[str]] | None = None
     in_words: Callable[[Document], str] | None = None
     failure: Callable[[Document], str | None] | None = None
     check: Callable[..., None] | None = None

@@ -10,6 +10,7 @@ from itertools import groupby
 from rich import box
 from rich.console import Console, RenderableType
 from rich.markdown import Markdown
+from rich.measure import measure_renderables
 from rich.table import Table
 from rich.text import Text
 
@@ -21,124 +22,88 @@ FIRST_TO_GO = ("p99", "spread", "n", "p95")
 GAP = 2
 """Columns of the terminal between two of a table."""
 
-NO_BREAK = "\N{NO-BREAK SPACE}"
-
 WORDS, LONG = 16, 24
 """Columns of the terminal that words get if they need them. A word that is longer than `LONG`, such as a path, may be
 broken; a reason that is longer stands below the table."""
 
 
+@dataclass
+class _Column:
+    """Of a table: its title and cells, the width that it needs at least, and the one without a line break."""
+
+    title: Text
+    cells: list[Text]
+    number: bool
+    least: int
+    natural: int
+
+    @property
+    def weight(self) -> int:
+        """How late it is left out; figures in bold are what a reader looks for."""
+        if self.title.plain in FIRST_TO_GO:
+            return FIRST_TO_GO.index(self.title.plain)
+        return len(FIRST_TO_GO) + any(cell.style for cell in self.cells)
+
+
 def show(markdown: str, *, on: Console = console) -> None:
     """Print Markdown of this package: its tables as wide as the terminal, the rest as `rich` shows it."""
-    for part in _parts(markdown, on.width):
-        on.print(part, soft_wrap=False)
-
-
-def _parts(markdown: str, width: int) -> Iterator[RenderableType]:
     for is_table, lines in groupby(markdown.splitlines(), key=lambda line: line.startswith("|")):
-        block = list(lines)
-        if not is_table:
-            if any(line.strip() for line in block):
-                yield Markdown("\n".join(block))
-            continue
-        head, rule, *body = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in block)
-        numbers = [mark.endswith(":") for mark in rule]
-        rows = [_Row.of(cells, numbers) for cells in body]
-        columns = [
-            _Column(name, tuple(row.cells[place] for row in rows), numbers[place]) for place, name in enumerate(head)
-        ]
-        kept = _kept(columns, width)
-        yield _drawn(kept, width)
-        if left_out := [column.head for column in columns if column not in kept and any(column.cells)]:
-            yield Text(f"No room for: {', '.join(left_out)}.", style="dim")
-        for row in rows:
-            if row.reason:
-                yield Text(f"{' '.join(filter(None, row.cells))}: {row.reason}", style="dim")
+        text = "\n".join(lines)
+        for part in _table(text, on) if is_table else [Markdown(text)] if text.strip() else []:
+            on.print(part, soft_wrap=False)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """Cells of a line, and the reason that stood in place of its figures, if it is too long for their column."""
-
-    cells: tuple[str, ...]
-    reason: str = ""
-
-    @classmethod
-    def of(cls, cells: Sequence[str], numbers: Sequence[bool]) -> _Row:
-        """Of a line, and whether each of its columns is of numbers; a number and its unit stay together."""
-        shown = [
-            cell.replace(" ", NO_BREAK) if number and "unstable" not in cell else cell
-            for cell, number in zip(cells, numbers, strict=True)
-        ]
+def _table(text: str, on: Console) -> Iterator[RenderableType]:
+    """What fits of a table in Markdown, and below it what does not."""
+    head, rule, *body = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines())
+    numbers = [mark.endswith(":") for mark in rule]
+    reasons = []
+    for cells in body:
         for place, cell in enumerate(cells):
             if numbers[place] and len(cell) > LONG and re.fullmatch(r"\*[^*].*[^*]\*", cell):
-                return cls((*shown[:place], "", *shown[place + 1 :]), cell.strip("*"))
-        return cls(tuple(shown))
+                cells[place] = ""
+                reasons.append(f"{' '.join(filter(None, cells))}: {cell.strip('*')}")
+    columns = [_column(texts, number, on) for *texts, number in zip(head, *body, numbers, strict=True)]
+    used = [column for column in columns if any(column.cells) or not column.number]
+    kept = _kept(used, on.width)
+    yield _drawn(kept, on.width)
+    if left_out := [column.title.plain for column in used if column not in kept]:
+        yield Text(f"No room for: {', '.join(left_out)}.", style="dim")
+    yield from (Text(reason, style="dim") for reason in reasons)
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column in Markdown; of numbers it is set to the right."""
-
-    head: str
-    cells: tuple[str, ...]
-    numbers: bool
-
-    @property
-    def least(self) -> int:
-        """The width of its longest word, and some more for words."""
-        texts = [_plain(text) for text in (self.head, *self.cells)]
-        longest = max((len(word) for text in texts for word in text.split()), default=0)
-        if self.numbers:
-            return longest
-        return min(max(longest, min(WORDS, max(map(len, texts)))), LONG)
-
-    @property
-    def natural(self) -> int:
-        """The width without a line break."""
-        return max(len(_plain(text)) for text in (self.head, *self.cells))
-
-    @property
-    def bold(self) -> bool:
-        """Whether it has the figures that a reader looks for."""
-        return any("**" in cell for cell in self.cells)
+def _column(markdown: Sequence[str], number: bool, on: Console) -> _Column:
+    """Of its title and cells, without the marks of emphasis and code."""
+    texts = [Text(re.sub(r"\*+|`", "", cell), "bold" if "**" in cell else "") for cell in markdown]
+    longest, natural = measure_renderables(on, on.options, texts)
+    least = longest if number else min(max(longest, min(WORDS, natural)), LONG)
+    return _Column(texts[0], texts[1:], number, least, natural)
 
 
 def _kept(columns: Sequence[_Column], width: int) -> list[_Column]:
     """Those that have a place in `width`; words that say which row it is always do."""
-    kept = [column for column in columns if any(column.cells) or not column.numbers]
+    kept = list(columns)
     while sum(column.least + GAP for column in kept) - GAP > width:
-        numbers = [column for column in kept if column.numbers]
+        numbers = [column for column in kept if column.number]
         if len(numbers) < 2:
             break
-        named = [column for name in FIRST_TO_GO for column in numbers if column.head == name]
-        others = [column for column in reversed(numbers) if not column.bold]
-        kept.remove((named or others or numbers[::-1])[0])
+        kept.remove(min(reversed(numbers), key=lambda column: column.weight))
     return kept
 
 
-def _widths(columns: Sequence[_Column], width: int) -> list[int]:
-    """What each column needs at least, and from left to right more as long as there is room; else the widest less."""
-    widths = [column.least for column in columns]
-    left = width - sum(widths) - GAP * (len(widths) - 1)
-    for place, column in enumerate(columns):
+def _drawn(columns: Sequence[_Column], width: int) -> Table:
+    """Each column as wide as it must be, and from left to right wider as long as there is room."""
+    left = width - sum(column.least + GAP for column in columns) + GAP
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0), show_edge=False)
+    for column in columns:
         more = max(0, min(left, column.natural - column.least))
         left -= more
-        widths[place] += more
-    for _ in range(-left):
-        widths[widths.index(max(widths))] -= 1
-    return widths
-
-
-def _drawn(columns: Sequence[_Column], width: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0), show_edge=False)
-    for column, own in zip(columns, _widths(columns, width), strict=True):
-        table.add_column(_plain(column.head), justify="right" if column.numbers else "left", width=own, overflow="fold")
+        table.add_column(
+            column.title,
+            justify="right" if column.number else "left",
+            max_width=column.least + more,
+            overflow="fold",
+        )
     for cells in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*(Text(_plain(cell), style="bold" if "**" in cell else "") for cell in cells))
+        table.add_row(*cells)
     return table
-
-
-def _plain(text: str) -> str:
-    """Without the marks of emphasis and code."""
-    return re.sub(r"\*+|`", "", text)

@@ -219,7 +219,7 @@ def verify(
 
 
 def _runtime(wanted: DeviceChoice, runtime: Runtime | None, target: Target | None) -> Runtime:
-    """What runs the model: `--for`, or what the target is for, or what suits the device, which is said."""
+    """What runs the model: `--for`, or what the target is for, or what suits the device, which the command shows."""
     from nst_export.export_plan import runtime_for
 
     if target in ("tensorrt", "tensorrt-rtx"):

@@ -13,7 +13,7 @@ from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.baseline import Baseline
 from nst_bench.engines.registry import OTHER_DEVICE, every_engine
 from nst_bench.engines.runtimes import TENSORRT_CONTEXTS, onnx_runtime_cuda, tensorrt_plan
-from nst_bench.machine.cuda import why_no_cuda
+from nst_bench.machine.gpu import why_no_cuda
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.exported import ExportedModel, default_export_plan
 from nst_bench.suite import Context, Document
@@ -119,9 +119,8 @@ def test_a_run_on_a_gpu_has_its_rows_or_reasons(
 ) -> None:
     """All but the server, on the fake GPU, which PyTorch and ONNX Runtime cannot use."""
     device = devices.choose("gpu")
-    monkeypatch.setattr(latency, "ways", lambda *_: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    served: Any = SimpleNamespace(exported=exported, model="two", style="a")
+    served: Any = SimpleNamespace(exported=exported, model="two", style="a", ways=lambda stack: {})
     context = Context(device, latency.LatencyEffort((64,), 0.1, compiled=()))
     document = measured(latency.SUITE, context, checkpoint, served)
     steady = {(row["engine"], row["device"]): row for row in document["rows"] if row["phase"] == "steady"}

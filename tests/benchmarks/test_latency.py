@@ -15,7 +15,7 @@ from nst_bench.engines.registry import Engine
 from nst_bench.measure import interleaved, summarize, timed, timed_on_gpu
 from nst_bench.peers import process
 from nst_bench.served.exported import ExportedModel, export_checkpoint, untrained_checkpoint
-from nst_bench.served.server import ModelServer, serve_model
+from nst_bench.served.server import ModelServer, NotReadyError, serve_model
 from nst_bench.suite import Context, Document
 from nst_bench.suites import cold, latency, peers
 from nst_core.devices import Device
@@ -161,7 +161,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, cpu: Device) -> N
     (tmp_path / "models" / "empty").mkdir(parents=True)
     (tmp_path / "models" / "empty" / "config.pbtxt").write_text('backend: "none"')
     context = Context(cpu, cold.ColdEffort(1, 1))
-    with pytest.raises(cold.ColdError, match="ended without being ready"):
+    with pytest.raises(NotReadyError, match="ended without being ready"):
         cold.measure(context, model="empty", repository=tmp_path / "models", triton=ROOT / ".triton")
 
 
@@ -184,7 +184,7 @@ if sys.argv[1] == "fastapi":
     http.server.HTTPServer(("127.0.0.1", int(sys.argv[4])), Echo).serve_forever()
 if sys.argv[1] == "litserve":
     sys.exit("it has no wings")
-main.versions = lambda found=main.versions: {{**found(), "fastapi": "1", "litserve": "2"}}
+main.versions = lambda names, found=main.versions: {{**found(names), "fastapi": "1", "litserve": "2"}}
 main.main(sys.argv[1:])
 """
 """The real worker, with a peer that answers what it gets and one that ends in the places of two of its servers."""

@@ -9,8 +9,8 @@ import torch
 
 from nst_bench.comparison import Comparison, baseline
 from nst_bench.machine import description
-from nst_bench.machine.cuda import torch_device, why_no_cuda
-from nst_bench.machine.roofline import Roofline, Workload, network_workload
+from nst_bench.machine.gpu import torch_device, why_no_cuda
+from nst_bench.machine.roofline import Workload, network_workload
 from nst_bench.served.exported import ExportedModel
 from nst_bench.suite import Context, Document
 from nst_bench.suites import methods, speedup
@@ -52,9 +52,9 @@ def test_shares_are_of_the_device_that_ran() -> None:
         "memory_gbs": 10.0,
         "cuda": {"matrix_product_gflops": 1e3, "memory_gbs": 1e2},
     }
-    shares = Roofline.of(found).shares(Workload(50.0, 1.0), 1000.0)
+    shares = Workload(50.0, 1.0).shares(found, "CPU", 1000.0)
     assert shares == {"gflop": 50.0, "share_of_matrix_rate": 0.5, "share_of_bandwidth": 0.1}
-    assert Roofline.of(found, "GPU").shares(Workload(50.0, 1.0), 1000.0)["share_of_bandwidth"] == pytest.approx(0.01)
+    assert Workload(50.0, 1.0).shares(found, "GPU", 1000.0)["share_of_bandwidth"] == pytest.approx(0.01)
 
 
 def test_the_machine_says_its_rates_and_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_described_all_the_same(
         **{"compute_capability": "9.0", "memory_gib": 80.0, "driver": "580.159.04", "driver_cuda": "13.0"},
         **{"highest_sm_clock_mhz": 1980, "power_limit_w": 700, "temperature_c": 41, "unmeasured": why_no_cuda()},
     }
-    assert Roofline.of(found, "GPU").shares(Workload(50.0, 1.0), 1000.0) == {"gflop": 50.0}
+    assert Workload(50.0, 1.0).shares(found, "GPU", 1000.0) == {"gflop": 50.0}
     assert driver.opened == 0
 
 

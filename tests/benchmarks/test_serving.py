@@ -18,7 +18,7 @@ from nst_bench import report, results
 from nst_bench.cli import app
 from nst_bench.engines.baseline import Baseline
 from nst_bench.photographs import sample_photograph
-from nst_bench.served.callers import SizedCall, Turn, counted_between, send_in_turn, start_callers, summary
+from nst_bench.served.callers import Call, Turn, counted_between, send_in_turn, start_callers, summary
 from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suite import Context, Document
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
@@ -239,7 +239,7 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", sleep)
     client = StyleClient(transport=MockTransport(stylize))
-    calls = send_in_turn(10 * [sample_photograph(16, 16)], 101.0, partial(client.stylize, style="style"))
+    calls = send_in_turn(sample_photograph(16, 16), 10 * [(16, 16)], 101.0, partial(client.stylize, style="style"))
     assert calls[0].due == 101.0
     assert [call.seconds for call in calls] == pytest.approx([0.05] * 10)
     turn = Turn(calls, Statistics(10, 0, 10, 10, {1: 10}, queue_seconds=0.01, compute_seconds=0.03))
@@ -303,12 +303,17 @@ def test_the_rise_and_its_error() -> None:
 
 def test_latency_that_drifts_is_seen_in_the_sizes_that_come_again() -> None:
     """Twice as long in the last third; a size that is asked for once and requests that failed say nothing."""
-    slow = [
-        SizedCall(*soak.SIZES[number % 3], float(number), 2.0 if number >= 200 else 1.0, None) for number in range(300)
-    ]
-    slow[5] = slow[5]._replace(seconds=900.0, error="TimedOut: late")
+
+    def calls(last_third: float) -> list[Call]:
+        return [
+            Call(float(number), number + (last_third if number >= 200 else 1.0), soak.SIZES[number % 3])
+            for number in range(300)
+        ]
+
+    slow = calls(2.0)
+    slow[5] = slow[5]._replace(done=900.0, error="TimedOut: late")
     assert soak.latency_drift(slow) == pytest.approx(2.0)
-    assert soak.latency_drift([request._replace(seconds=1.0) for request in slow]) == pytest.approx(1.0)
+    assert soak.latency_drift(calls(1.0)) == pytest.approx(1.0)
     assert soak.latency_drift([]) is None
 
 

@@ -47,10 +47,8 @@ class Baseline:
             self.provider = runtimes.TENSORRT_PROVIDER
             self.sessions = [runtimes.onnx_runtime(exported.model_file, self.provider, styles, 1, settings)]
         else:
-            self.provider, self.sessions = (
-                runtimes.CUDA_PROVIDER,
-                [runtimes.onnx_runtime_cuda(exported.model_file, styles)],
-            )
+            self.provider = runtimes.CUDA_PROVIDER
+            self.sessions = [runtimes.onnx_runtime_cuda(exported.model_file, styles)]
 
     def stylize(self, pixels: Pixels) -> Pixels:
         """`uint8 [H, W, 3]` through the first session."""

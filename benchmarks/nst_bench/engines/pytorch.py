@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nst_bench.engines.base import MissingEngine, Stylize
-from nst_bench.machine.cuda import why_no_cuda
+from nst_bench.machine.gpu import why_no_cuda
 from nst_core.images import Pixels
 from nst_export.modules import ServedModel
 from nst_trainer.networks import StyledNetwork
@@ -45,42 +45,31 @@ def pytorch_compiled(network: StyledNetwork, device: str) -> Stylize:
 
 def pytorch_cuda_graph(network: StyledNetwork) -> Stylize:
     """The same in FP16 by autocast, a CUDA graph a shape: the fastest that PyTorch offers without another engine."""
-    return CudaGraphs(_served_module(network, "GPU"), _first_style(network, "GPU"))
+    module, style_weights = _served_module(network, "GPU"), _first_style(network, "GPU")
 
-
-class CudaGraphs:
-    """A module in FP16 (autocast) and channels last, recorded once a shape and replayed by one call."""
-
-    def __init__(self, module: Callable[..., Tensor], style_weights: Tensor | None) -> None:
-        """`module` stylizes `uint8 [1, H, W, 3]` on the GPU; `style_weights` `[1, S]` if it has several styles."""
-        self._module, self._style_weights = module, style_weights
-        self._recorded: OrderedDict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
-
-    def __call__(self, pixels: Pixels) -> Pixels:
-        """See `Stylize`."""
-        recorded = self._recorded.pop(pixels.shape, None) or self._record(pixels)
-        self._recorded[pixels.shape] = recorded
-        if len(self._recorded) > CUDA_GRAPHS:
-            self._recorded.popitem(last=False)
-        graph, image, stylized = recorded
-        image.copy_(torch.from_numpy(pixels[None]))
-        graph.replay()
-        result: Pixels = stylized[0].cpu().numpy()
-        return result
-
-    def _record(self, pixels: Pixels) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-        image = torch.from_numpy(pixels[None]).cuda()
+    @lru_cache(CUDA_GRAPHS)
+    def recorded(*shape: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        image = torch.zeros(1, *shape, dtype=torch.uint8, device="cuda")
         graph, side_stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         # The cache of cast weights is of one block: a graph must cast them itself, or it would read freed memory.
         with torch.inference_mode(), torch.autocast("cuda", torch.float16, cache_enabled=False):
             side_stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side_stream):
                 for _ in range(3):  # libraries choose their kernels in the first runs
-                    self._module(image, self._style_weights)
+                    module(image, style_weights)
             torch.cuda.current_stream().wait_stream(side_stream)
             with torch.cuda.graph(graph):
-                stylized = self._module(image, self._style_weights)
+                stylized = module(image, style_weights)
         return graph, image, stylized
+
+    def stylize(pixels: Pixels) -> Pixels:
+        graph, image, stylized = recorded(*pixels.shape)
+        image.copy_(torch.from_numpy(pixels[None]))
+        graph.replay()
+        result: Pixels = stylized[0].cpu().numpy()
+        return result
+
+    return stylize
 
 
 class CudaTensorStylizer:

@@ -45,7 +45,7 @@ def onnx_runtime(
 
 def onnx_runtime_cuda(file: Path, styles: int) -> Stylize:
     """`file` on ONNX Runtime's CUDA provider, a session a shape, as the server's backend runs it."""
-    first_gpu()
+    _first_gpu()
     from nst_core.engines.onnx_cuda import CudaSessions
 
     _onnxruntime_with(CUDA_PROVIDER)
@@ -55,7 +55,7 @@ def onnx_runtime_cuda(file: Path, styles: int) -> Stylize:
 
 def tensorrt_plan(exported: ExportedModel, *, on_progress: Callable[[str], None] = lambda note: None) -> Stylize:
     """The plan of a model that was exported for TensorRT, found or built as `nst-serve` does it."""
-    gpu = first_gpu()
+    gpu = _first_gpu()
     if exported.config.backend != "tensorrt":
         raise MissingEngine(f"{exported.folder.name} was not exported for TensorRT: nst-export --for tensorrt")
     from nst_core.engines import building, plans
@@ -88,7 +88,7 @@ def _stylizing(run: Callable[[dict[str, Any]], Any], styles: int) -> Stylize:
     return stylize
 
 
-def first_gpu() -> Gpu:
+def _first_gpu() -> Gpu:
     """The GPU that engines run on, the first that this process may use. Raises `MissingEngine`."""
     found, reason = devices.gpus()
     if not found:

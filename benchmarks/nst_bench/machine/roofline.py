@@ -25,35 +25,26 @@ from nst_trainer.networks import StyledNetwork
 
 @dataclass(frozen=True)
 class Workload:
-    """What an image costs: arithmetic (GFLOP, a multiplication and an addition are two), memory traffic (GB)."""
+    """What an image costs: arithmetic (GFLOP, a multiplication and an addition are two), memory traffic (GB).
+
+    The traffic is None where it is not counted.
+    """
 
     gflop: float
-    gigabytes: float
+    gigabytes: float | None
 
+    def shares(self, machine: dict[str, Any], device: str, milliseconds: float) -> dict[str, float]:
+        """The columns of a row for an image that took so long on `device` (`CPU` or `GPU`).
 
-@dataclass(frozen=True)
-class Roofline:
-    """A device's measured rates, GFLOP/s and GB/s; None where they could not be measured."""
-
-    gflops: float | None
-    gbs: float | None
-
-    @classmethod
-    def of(cls, machine: dict[str, Any], device: str = "CPU") -> Roofline:
-        """The rates in `machine.description.describe`; `device` is `CPU` or `GPU`."""
+        The rates are those of `machine.description.describe`; shares of those that could not be measured are left out.
+        """
         rates = machine if device == "CPU" else machine["cuda"]
-        return cls(rates.get("matrix_product_gflops"), rates.get("memory_gbs"))
-
-    def shares(self, work: Workload, milliseconds: float) -> dict[str, float]:
-        """The columns of a row for an image that took so long."""
-        seconds = milliseconds / 1000.0
-        if self.gflops is None or self.gbs is None:
-            return {"gflop": work.gflop}
-        return {
-            "gflop": work.gflop,
-            "share_of_matrix_rate": work.gflop / seconds / self.gflops,
-            "share_of_bandwidth": work.gigabytes / seconds / self.gbs,
-        }
+        shares = {"gflop": self.gflop}
+        if rate := rates.get("matrix_product_gflops"):
+            shares["share_of_matrix_rate"] = 1000.0 * self.gflop / milliseconds / rate
+        if self.gigabytes is not None and (bandwidth := rates.get("memory_gbs")):
+            shares["share_of_bandwidth"] = 1000.0 * self.gigabytes / milliseconds / bandwidth
+        return shares
 
 
 def network_workload(network: StyledNetwork, size: int) -> Workload:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nst_bench.measure import UNSTABLE, summarize
+from nst_bench.measure import TIMEOUT_SECONDS, UNSTABLE, summarize
 from nst_bench.workers import Task, Worker, answers
 from nst_client import AsyncStyleClient, ServiceError, Statistics, StyleClient
 from nst_core.images import Pixels
@@ -27,9 +27,6 @@ from nst_core.process import keep_freed_memory
 
 if TYPE_CHECKING:
     from nst_bench.served.server import ModelServer
-
-TIMEOUT_SECONDS = 300.0
-"""How long a request may take: a queue that grows is measured, not cut short."""
 
 HEAD_START_SECONDS = 0.2
 """From giving the tasks to the moment at which all callers begin; meanwhile images reach their processes."""
@@ -44,25 +41,20 @@ Stylize = Callable[[Pixels], object]
 
 
 class Call(NamedTuple):
-    """A request: when it was due, and when its answer was there."""
+    """A request: when it was due, and when its answer was there; its size (height, width) and error where they matter.
+
+    The moments are in seconds.
+    """
 
     due: float
     done: float
+    size: tuple[int, int] | None = None
+    error: str | None = None
 
     @property
     def seconds(self) -> float:
         """The latency that its caller sees."""
         return self.done - self.due
-
-
-class SizedCall(NamedTuple):
-    """A request among changing sizes: when it was sent and how long it took (seconds), and its error, if any."""
-
-    height: int
-    width: int
-    sent: float
-    seconds: float
-    error: str | None
 
 
 @dataclass(frozen=True)
@@ -90,14 +82,13 @@ class Callers:
 
     def closed_loop(self, count: int, requests: int, pixels: Pixels) -> list[Call]:
         """`requests` images from `count` callers at once, each of which sends again after each answer."""
-        begin = time.monotonic() + HEAD_START_SECONDS
-        shares = [len(range(position, requests, count)) for position in range(count)]
-        return self._calls([partial(send_in_turn, share * [pixels], begin) for share in shares])
+        size = pixels.shape[:2]
+        return self.mixed_sizes(pixels, [len(range(position, requests, count)) * [size] for position in range(count)])
 
     def mixed_sizes(self, photograph: Pixels, parts: Sequence[Sequence[tuple[int, int]]]) -> list[Call]:
         """A closed loop of a caller for each of `parts`: crops of the photograph of these sizes (height, width)."""
         begin = time.monotonic() + HEAD_START_SECONDS
-        return self._calls([partial(_send_crops, photograph, sizes, begin) for sizes in parts])
+        return self._calls([partial(send_in_turn, photograph, sizes, begin) for sizes in parts])
 
     def open_loop(self, offsets: Sequence[float], pixels: Pixels) -> list[Call]:
         """An image at each of `offsets` (seconds), whether or not those before are answered; from one process.
@@ -135,20 +126,16 @@ def _ready(stylize: Stylize) -> None:
     """Nothing to do but to answer."""
 
 
-def send_in_turn(images: Sequence[Pixels], begin: float, stylize: Stylize) -> list[Call]:
-    """A task: from `begin` on, each request after the answer to the last."""
+def send_in_turn(photograph: Pixels, sizes: Sequence[tuple[int, int]], begin: float, stylize: Stylize) -> list[Call]:
+    """A task: from `begin` on, crops of these sizes (height, width), each after the answer to the last."""
+    crops = {(height, width): np.ascontiguousarray(photograph[:height, :width]) for height, width in sizes}
     time.sleep(max(0.0, begin - time.monotonic()))
     calls = []
-    for pixels in images:
+    for size in sizes:
         due = time.monotonic()
-        stylize(pixels)
+        stylize(crops[size])
         calls.append(Call(due, time.monotonic()))
     return calls
-
-
-def _send_crops(photograph: Pixels, sizes: Sequence[tuple[int, int]], begin: float, stylize: Stylize) -> list[Call]:
-    crops = {size: np.ascontiguousarray(photograph[: size[0], : size[1]]) for size in sizes}
-    return send_in_turn([crops[size] for size in sizes], begin, stylize)
 
 
 def _send_at(url: str, style: str, pixels: Pixels, offsets: Sequence[float], _: Stylize) -> list[Call]:
@@ -174,11 +161,11 @@ def send_changing_sizes(
     seconds: float,
     seed: int,
     stylize: Stylize,
-) -> list[SizedCall]:
+) -> list[Call]:
     """A task: crops of the photograph, by turns of the next of `sizes` and of random sides from `min_side` up."""
     generator = random.Random(seed)
     end = time.monotonic() + seconds
-    calls: list[SizedCall] = []
+    calls: list[Call] = []
     while (sent := time.monotonic()) < end:
         turn, odd = divmod(len(calls), 2)
         height, width = sizes[turn % len(sizes)]
@@ -189,7 +176,7 @@ def send_changing_sizes(
             stylize(photograph[:height, :width])
         except ServiceError as failure:
             error = f"{type(failure).__name__}: {failure}"
-        calls.append(SizedCall(height, width, sent, time.monotonic() - sent, error))
+        calls.append(Call(sent, time.monotonic(), (height, width), error))
     return calls
 
 

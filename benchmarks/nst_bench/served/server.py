@@ -1,20 +1,31 @@
-"""A Triton of the benchmarks' own, with one model."""
+"""Servers of the benchmarks' own: Triton with one model, and commands of nst that serve."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from nst_bench.measure import TIMEOUT_SECONDS
 from nst_bench.served.exported import ExportedModel
+from nst_client import StyleClient
+from nst_core.errors import NstError
+from nst_core.images import Pixels
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation
 from nst_server.process.supervisor import run_triton
+
+
+class NotReadyError(NstError):
+    """A command ended without being ready."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,17 @@ class ModelServer:
         styles = self.exported.styles
         return styles[0] if len(styles) > 1 else self.model
 
+    def ways(self, stack: ExitStack) -> dict[str, Callable[[Pixels], Pixels]]:
+        """The first style by every protocol, and by `local` without the server; the stack closes what is opened."""
+        ends = self.endpoints
+        clients = {
+            "local": StyleClient(f"local:{self.repository}", timeout=TIMEOUT_SECONDS),
+            "HTTP": StyleClient(ends.http, timeout=TIMEOUT_SECONDS, shared_memory=False),
+            "gRPC": StyleClient(ends.grpc, timeout=TIMEOUT_SECONDS, shared_memory=False),
+            "shared memory": StyleClient(ends.grpc, timeout=TIMEOUT_SECONDS, shared_memory=True),
+        }
+        return {way: partial(stack.enter_context(client).stylize, style=self.style) for way, client in clients.items()}
+
 
 @contextmanager
 def serve_model(installation: Installation, repository: Path, model: str) -> Iterator[ModelServer]:
@@ -53,3 +75,28 @@ def serve_model(installation: Installation, repository: Path, model: str) -> Ite
         started = time.perf_counter()
         with run_triton(installation, copy, endpoints, Path(scratch) / "triton.log") as process:
             yield ModelServer(model, copy, endpoints, process, time.perf_counter() - started)
+
+
+@contextmanager
+def ready_command(name: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A command of nst in a process of its own that ends with the block, and what it says behind `ready:`.
+
+    Raises `NotReadyError` with its last line if it ends before.
+    """
+    command = [str(Path(sys.executable).with_name(name)), *options]
+    environment = {**os.environ, "COLUMNS": "500"}
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        try:
+            said = "nothing"
+            for line in process.stderr:
+                if line.startswith("ready:"):
+                    yield process, line.removeprefix("ready:").strip()
+                    return
+                said = line.strip() or said
+            raise NotReadyError(f"{name} ended without being ready: {said}")
+        finally:
+            process.terminate()  # not Ctrl-C, to which what a shell started in the background is deaf
+            process.communicate(timeout=60.0)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +22,7 @@ from nst_apps.video.schedule import Schedule
 from nst_apps.video.settings import VideoSettings
 from nst_apps.video.stylize import stylize_video
 from nst_apps.video.webcam import LiveFrame, LiveStatistics, Window, file_frames, show_live
-from nst_bench.served.server import ModelServer
+from nst_bench.served.server import ModelServer, ready_command
 from nst_client import AsyncStyleClient, StyleClient
 from nst_core.distribution import install_command
 from nst_core.errors import NstError
@@ -131,7 +129,8 @@ def to_page(server: ModelServer, style: str, film: Path, duration: float) -> lis
 
     camera = _raw(film)
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", *CAMERA[:-1], f"{CAMERA[-1]}{camera}"]
-    with _site(server.endpoints.grpc) as url, sync_playwright() as playwright:
+    web = ready_command("nst", "web", "--url", server.endpoints.grpc, "--port", "0")
+    with web as (_, url), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         page = browser.new_page()
         page.set_default_timeout(PAGE_TIMEOUT_MILLISECONDS)
@@ -154,21 +153,6 @@ def to_page(server: ModelServer, style: str, film: Path, duration: float) -> lis
         raise NstError(f"the page stylized frames of {sides}, not of {WIDTH} x {HEIGHT}")
     seconds: list[float] = (np.diff(moments) / 1000).tolist()
     return seconds
-
-
-@contextmanager
-def _site(url: str) -> Iterator[str]:
-    """The address of a page of its own process."""
-    nst = str(Path(sys.executable).parent / "nst")
-    with subprocess.Popen([nst, "web", "--url", url, "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        try:
-            line = process.stderr.readline().strip()
-            if not line.startswith("ready: "):
-                raise NstError(f"nst web does not start: {line}")
-            yield line.removeprefix("ready: ")
-        finally:
-            process.terminate()
 
 
 def _raw(film: Path) -> Path:

@@ -6,16 +6,13 @@ they are on a machine that serves; the first start after a boot takes longer by 
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,12 +21,11 @@ from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.exported import ExportedModel
-from nst_bench.served.server import ModelServer
+from nst_bench.served.server import ModelServer, ready_command
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.tables import list_of_rows
 from nst_client import StyleClient
 from nst_core.devices import Device
-from nst_core.errors import NstError
 from nst_server import state
 from nst_server.control import Control
 from nst_server.endpoints import Endpoints
@@ -51,17 +47,11 @@ class ColdEffort(Effort):
     again: int
     shapes: tuple[tuple[int, int], ...] = ((256, 256), (512, 512), (333, 501), (480, 270))
 
-    def scaled(self, share: float) -> ColdEffort:
-        """Fewer starts."""
-        return replace(self, starts=max(1, int(share * self.starts)))
+    takes_time = ("starts",)
 
 
 Seconds = dict[tuple[str, int | None, int | None], list[float]]
 """By what is timed, and the height and width of the image, or None."""
-
-
-class ColdError(NstError):
-    """nst-serve did not become ready."""
 
 
 def measure(
@@ -133,36 +123,18 @@ def _nst_serve(
     """The command in a process of its own, ready, and how to steer it; ended with the block."""
     endpoints = Endpoints.free()
     with tempfile.TemporaryDirectory() as scratch:
-        command = [
-            *(str(Path(sys.executable).with_name("nst-serve")), "--repository", str(repository)),
-            *("--triton", str(environment), "--log", f"{scratch}/triton.log", "--state", f"{scratch}/state"),
+        arguments = [
+            *("--repository", str(repository), "--triton", str(environment), "--device", device.kind),
+            *("--log", f"{scratch}/triton.log", "--state", f"{scratch}/state"),
             *("--http-port", str(endpoints.http_port), "--grpc-port", str(endpoints.grpc_port)),
-            *("--metrics-port", str(endpoints.metrics_port), "--device", device.kind),
+            *("--metrics-port", str(endpoints.metrics_port)),
         ]
         started = time.perf_counter()
-        with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "500"}
-        ) as process:
-            try:
-                _wait_until_ready(process)
-                seconds = time.perf_counter() - started
-                kept = state.read(Path(scratch) / "state", endpoints.http_port)
-                control = Control(endpoints.control, kept.key if kept else None)
-                yield ModelServer(model, repository, endpoints, process, seconds), control
-            finally:
-                process.terminate()  # not Ctrl-C, to which what a shell started in the background is deaf
-                process.communicate(timeout=60.0)
-
-
-def _wait_until_ready(process: subprocess.Popen[str]) -> None:
-    """Read what it says up to `ready:`; raises `ColdError` with its last line if it ends before."""
-    assert process.stderr is not None
-    said = "nothing"
-    for line in process.stderr:
-        if line.startswith("ready:"):
-            return
-        said = line.strip() or said
-    raise ColdError(f"nst-serve ended without being ready: {said}")
+        with ready_command("nst-serve", *arguments) as (process, _):
+            seconds = time.perf_counter() - started
+            kept = state.read(Path(scratch) / "state", endpoints.http_port)
+            control = Control(endpoints.control, kept.key if kept else None)
+            yield ModelServer(model, repository, endpoints, process, seconds), control
 
 
 SHORT, FULL = ColdEffort(2, 5), ColdEffort(6, 9)

@@ -20,15 +20,15 @@ import numpy as np
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
 from nst_bench.engines.registry import every_engine
-from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.roofline import Roofline, Workload, graph_workload, network_workload
+from nst_bench.machine.gpu import torch_device
+from nst_bench.machine.roofline import Workload, graph_workload, network_workload
 from nst_bench.measure import in_turns, summarize, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.plots import Plot, decades, figure, seconds
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import list_of_rows, milliseconds
+from nst_bench.tables import list_of_rows, short
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError
@@ -59,10 +59,12 @@ class LatencyEffort(Effort):
     seconds: float
     compiled: tuple[int, ...] | None = None
 
+    takes_time = ("seconds",)
+
     def scaled(self, share: float) -> LatencyEffort:
         """What compiles is left out first, then the largest size."""
         sizes = self.sizes[:-1] if share < 0.6 and len(self.sizes) > 2 else self.sizes
-        return replace(self, sizes=sizes, seconds=share * self.seconds, compiled=())
+        return replace(super().scaled(share), sizes=sizes, compiled=())
 
 
 def measure(context: Context[LatencyEffort], checkpoint: Checkpoint, server: ModelServer) -> Document:
@@ -137,7 +139,9 @@ def _load(
             continue
         workload = of_module if engine.name.startswith("PyTorch") else of_file
         loaded.append(_Engine(engine.name, engine.device, stylize, workload, engine.compiles))
-    loaded += [_Engine(way, exported.device, stylize, of_file) for way, stylize in ways(stack, server).items()]
+    for way, stylize in server.ways(stack).items():
+        name = "in the process (local:)" if way == "local" else f"served, {way}"
+        loaded.append(_Engine(name, exported.device, stylize, of_file))
     try:
         loaded.append(_Engine(CUDA_SHARED_MEMORY, "GPU", _on_card(stack, server, context.device, small), of_file))
     except Exception as error:
@@ -151,21 +155,6 @@ def _reason(error: Exception) -> str:
         return str(error)
     traceback.print_exception(error)
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def ways(stack: ExitStack, server: ModelServer) -> dict[str, Stylize]:
-    """The served model by every protocol, and by `local:` without the server; clients are closed with the stack."""
-    ends, style = server.endpoints, server.style
-    clients = {
-        "in the process (local:)": (f"local:{server.repository}", False),
-        "served, HTTP": (ends.http, False),
-        "served, gRPC": (ends.grpc, False),
-        "served, shared memory": (ends.grpc, True),
-    }
-    return {
-        way: partial(stack.enter_context(StyleClient(url, timeout=300.0, shared_memory=shared)).stylize, style=style)
-        for way, (url, shared) in clients.items()
-    }
 
 
 def _on_card(stack: ExitStack, server: ModelServer, device: Device, small: Pixels) -> CudaTensorStylizer:
@@ -204,7 +193,7 @@ def _at_size(
     works = {str(position): own.work(image) for position, own in enumerate(running)}
     summaries = in_turns(works, effort.seconds, FEWEST_ROUNDS, MOST_ROUNDS).values()
     for own, difference, summary in zip(running, differences, summaries, strict=True):
-        shares = Roofline.of(machine, own.device).shares(own.workload(size), summary.median)
+        shares = own.workload(size).shares(machine, own.device, summary.median)
         rows.append({**own.about(size, "steady"), **asdict(summary), "max_difference": difference, **shares})
     return rows
 
@@ -243,14 +232,13 @@ def _drawn(rows: Sequence[tuple[str, int, Document]], machine: str) -> Plot:
         axes.set_xscale("log", base=2)
         ticks = sorted({size for _, size, _ in rows})
         axes.set_xticks(ticks, [f"{size}²" for size in ticks])
-        axes.set_yscale("log")
+        axes.set(yscale="log", ylabel="median, and up to the 95th percentile")
         decades(axes.yaxis, lambda value: seconds(value / 1000))
-        axes.set_ylabel("median, and up to the 95th percentile")
         if len(lines) > 6:
-            axes.figure.legend(fontsize=7, loc="outside lower center", ncols=3)
+            axes.figure.legend(loc="outside lower center", ncols=3)
         else:
-            axes.legend(fontsize=7)
-        largest = [f"{engine} {milliseconds(row['median'])}" for engine, size, row in rows if size == ticks[-1]]
+            axes.legend()
+        largest = [f"{engine} {short(row['median'])}" for engine, size, row in rows if size == ticks[-1]]
         return finish(f"Latency by size on {machine}. Medians at {ticks[-1]}², milliseconds: {', '.join(largest)}.")
 
 

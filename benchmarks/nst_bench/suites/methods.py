@@ -20,13 +20,13 @@ import typer
 
 from nst_bench import options
 from nst_bench.engines.pytorch import pytorch_eager
-from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.roofline import Roofline, network_workload
+from nst_bench.machine.gpu import torch_device
+from nst_bench.machine.roofline import Workload, network_workload
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites import gatys
-from nst_bench.tables import by_phase, table
+from nst_bench.tables import by_phase, columns, table, text
 from nst_bench.workers import Worker
 from nst_core.devices import Device
 from nst_core.images import sample_photographs
@@ -86,10 +86,9 @@ def measure(
     """
     torch_device(context.device)
     found = methods(checkpoints or sorted(options.CHECKPOINT.parent.glob("*.pth")))
-    roofline = Roofline.of(context.machine, context.device.kind.upper())
     rows: list[Document] = []
     for size in context.effort.sizes:
-        own = _at_size(found, size, vgg, roofline, context)
+        own = _at_size(found, size, vgg, context)
         rows += own
         times = (f"{row['method']} {row['image_seconds']:.3g} s" for row in own)
         context.on_progress(f"{size} x {size}: {', '.join(times)}")
@@ -156,9 +155,7 @@ def _new_style(method: Method) -> Document:
     return {"seconds": seconds / learned, "from": source}
 
 
-def _at_size(
-    found: Sequence[Method], size: int, vgg: Path | None, roofline: Roofline, context: Context[MethodsEffort]
-) -> list[Document]:
+def _at_size(found: Sequence[Method], size: int, vgg: Path | None, context: Context[MethodsEffort]) -> list[Document]:
     """Each method in a process of its own, in turns."""
     with ExitStack() as stack:
         workers = {
@@ -179,18 +176,17 @@ def _at_size(
         iterations = ITERATIONS if method.architecture is None else 1
         about = {"method": method.name, "size": size, "trained": method.trained is not None, "iterations": iterations}
         costs = {"image_seconds": iterations * summary.median / 1000.0, "peak_mib": peaks[method.name]}
-        rows.append({**about, **asdict(summary), **costs, **_shares(method, size, vgg, roofline, summary.median)})
+        shares = _workload(method, size, vgg).shares(context.machine, context.device.kind.upper(), summary.median)
+        rows.append({**about, **asdict(summary), **costs, **shares})
     return rows
 
 
-def _shares(method: Method, size: int, vgg: Path | None, roofline: Roofline, median: float) -> dict[str, float]:
-    """Of the machine's rates; of the optimisation only the arithmetic is counted."""
+def _workload(method: Method, size: int, vgg: Path | None) -> Workload:
+    """Of the optimisation only the arithmetic is counted."""
     if method.architecture is None:
-        gflop = gatys.gflop(_settings(size), vgg16_weights(vgg), size)
-        assert roofline.gflops is not None  # PyTorch uses the device, and so its rates are known
-        return {"gflop": gflop, "share_of_matrix_rate": gflop / (median / 1000.0) / roofline.gflops}
+        return Workload(gatys.gflop(_settings(size), vgg16_weights(vgg), size), None)
     network = ARCHITECTURES[method.architecture["name"]](**method.architecture["arguments"])
-    return roofline.shares(network_workload(frozen(network), size), median)
+    return network_workload(frozen(network), size)
 
 
 def _settings(size: int) -> OptimizationSettings:
@@ -233,19 +229,22 @@ def _peak_mib(where: torch.device, work: Callable[[], object]) -> float:
 
 def tables(document: Document) -> list[str]:
     """Methods against each other, as in the review of Jing et al."""
-    body = []
+    shown = []
     for row in document["methods"]:
         loss, style = row["loss"], row["new_style"]
-        body.append(
-            [
-                *(row["method"], row["network"] or "", f"{row['parameters']:,}" if row["parameters"] else ""),
-                "any" if row["styles"] is None else str(row["styles"]),
-                f"*{loss['missing']}*" if "missing" in loss else f"{loss['value']:.3f} ({loss['of']})",
-                f"*{style['missing']}*" if "missing" in style else f"{style['seconds']:,.0f} s, {style['from']}",
-            ]
+        shown.append(
+            {
+                **row,
+                "styles": "any" if row["styles"] is None else row["styles"],
+                "loss": text("*{missing}*" if "missing" in loss else "{value:.3f} ({of})", loss),
+                "new_style": text("*{missing}*" if "missing" in style else "{seconds:,.0f} s, {from}", style),
+            }
         )
-    head = ["method", "network", "parameters", "styles", "loss", "time to a new style"]
-    return [*table(head, body, left=6), "", *by_phase(document["rows"])]
+    about = columns(
+        "method   | network   | parameters     | styles   | loss   | time to a new style",
+        "{method} | {network} | {parameters:,} | {styles} | {loss} | {new_style}",
+    )
+    return [*table(shown, about, left=6), "", *by_phase(document["rows"])]
 
 
 SHORT, FULL = MethodsEffort((256,), 5), MethodsEffort((256, 512, 1024), 7)

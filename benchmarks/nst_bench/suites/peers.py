@@ -30,7 +30,7 @@ from nst_bench.photographs import sample_photograph
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.latency import NARROWER, ways
+from nst_bench.suites.latency import NARROWER
 from nst_bench.tables import list_of_rows
 from nst_core.errors import InputError
 from nst_core.images import Pixels
@@ -64,6 +64,9 @@ PEERS = (
     Peer("LitServe", "litserve", HTTP, "OpenVINO"),
     Peer("BentoML", "bentoml", HTTP, "OpenVINO"),
 )
+BENEATH = ("uvicorn", "onnxruntime-openvino", "numpy")
+"""Packages that peers run on, or that stand in their place."""
+
 OURS = {PROCESS: "nst, the bare session", HTTP: "nst, Triton"}
 
 
@@ -99,7 +102,7 @@ def measure(
     Takes a minute, --full six.
     """
     python, sizes = _python(environment), context.effort.sizes
-    versions = installed_packages(python)
+    versions = installed_packages(python, [*(peer.package for peer in PEERS), *BENEATH])
     rows: list[Document] = []
     with ExitStack() as stack:
         running = _ours(stack, server)
@@ -158,8 +161,8 @@ def _ours(stack: ExitStack, server: ModelServer) -> list[_Running]:
     """The bare session, and the served model over HTTP and gRPC."""
     bare = Baseline(server.exported.folder)
     engine = "OpenVINO" if bare.provider == "OpenVINOExecutionProvider" else "ONNX Runtime"
-    protocols = ways(stack, server)
-    stylizers = {PROCESS: bare.stylize, HTTP: protocols["served, HTTP"], "gRPC": protocols["served, gRPC"]}
+    protocols = server.ways(stack)
+    stylizers = {PROCESS: bare.stylize, HTTP: protocols["HTTP"], "gRPC": protocols["gRPC"]}
     return [
         _Running(Peer(OURS.get(way, OURS[HTTP]), "nst", way, engine), version("nst"), partial(_timed, stylize), stylize)
         for way, stylize in stylizers.items()
@@ -208,7 +211,7 @@ def _started(peer: Peer, python: Path, server: ModelServer, versions: dict[str, 
     file = server.exported.model_file
     if not file.is_file():
         raise MissingEngine(f"{server.model} is served as an engine: there is no ONNX file to give it")
-    with start_peer(python, peer.key or peer.package, file, over_http=peer.way == HTTP) as process:
+    with start_peer(python, peer.key or peer.package, file) as process:
         yield _Running(peer, installed, process.seconds, process.stylize)
 
 

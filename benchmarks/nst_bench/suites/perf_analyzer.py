@@ -7,13 +7,12 @@ The tool is fetched, not installed: it lies in the Linux wheel of one version of
 from __future__ import annotations
 
 import csv
-import ctypes
 import os
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
+from ctypes.util import find_library
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +26,7 @@ from nst_bench.served.callers import Callers, start_callers
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.tables import mark, table
+from nst_bench.tables import columns, table
 from nst_core.contract import IMAGE
 from nst_core.errors import NstError
 from nst_core.images import Pixels
@@ -35,6 +34,8 @@ from nst_core.images import Pixels
 PACKAGES = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79")
 LIBRARY, PACKAGE = "libb64.so.0d", "libb64-0d"
 
+LIBRARIES = ("nvidia/cuda_runtime/lib", "usr/lib/x86_64-linux-gnu")
+"""Where they lie in the folder of the tool."""
 
 WINDOWS = 3
 """That perf_analyzer takes its figures from."""
@@ -67,12 +68,12 @@ class Tool:
         with tempfile.TemporaryDirectory() as scratch:
             table = Path(scratch) / "figures.csv"
             command = [
-                *(str(self.folder / "perf_analyzer"), "-m", model, "-u", host, "-i", protocol, "-b", "1"),
+                *(str(self.folder / "bin" / "perf_analyzer"), "-m", model, "-u", host, "-i", protocol, "-b", "1"),
                 *("--shape", f"{IMAGE}:{size},{size},3", "--concurrency-range", str(callers)),
                 *("--measurement-mode", "count_windows", "--measurement-request-count", str(requests)),
                 *("-s", str(ANY_PER_CENT), "-f", str(table)),
             ]
-            libraries = [str(self.folder), os.environ.get("LD_LIBRARY_PATH", "")]
+            libraries = [*(str(self.folder / name) for name in LIBRARIES), os.environ.get("LD_LIBRARY_PATH", "")]
             environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
             result = subprocess.run(command, capture_output=True, text=True, env=environment)
             if result.returncode != 0 or not table.is_file():
@@ -90,59 +91,38 @@ def read(table: Path) -> Figures:
 
 def fetch(folder: Path, on_progress: Callable[[str], None]) -> Tool:
     """The tool in `folder`, fetched there first if need be; raises `PerfAnalyzerError` with what is missing."""
-    complete = folder / "fetched.txt"
-    wanted = "\n".join((*PACKAGES, LIBRARY))
+    complete, wanted = folder / "fetched.txt", " ".join((*PACKAGES, LIBRARY))
     if not complete.is_file() or complete.read_text() != wanted:
         on_progress(f"fetching perf_analyzer into {folder} ({', '.join(PACKAGES)})")
-        folder.mkdir(parents=True, exist_ok=True)
         complete.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            # Its wheel is tagged for an older Linux than pip would take here.
-            options = ("--no-deps", "--only-binary=:all:", "--platform", "manylinux1_x86_64")
-            _run(sys.executable, "-m", "pip", "download", "-q", *options, PACKAGES[0], "-d", scratch)
-            _run(sys.executable, "-m", "pip", "download", "-q", *options[:2], PACKAGES[1], "-d", scratch)
-            for wheel in Path(scratch).glob("*.whl"):
-                _unpack(wheel, folder, ("perf_analyzer", "libcudart.so.12"))
-            if not _loads(LIBRARY):
-                _fetch_from_debian(Path(scratch), folder)
-        (folder / "perf_analyzer").chmod(0o755)
+        # Its wheel is tagged for an older Linux than pip would take here.
+        platforms = ("--platform", "manylinux1_x86_64", "--platform", "manylinux2014_x86_64")
+        options = ("--upgrade", "--no-deps", "--only-binary=:all:", *platforms)
+        _run(sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), *options, *PACKAGES)
+        if find_library("b64") != LIBRARY:
+            _fetch_from_debian(folder)
         complete.write_text(wanted)
     return Tool(folder.resolve())
 
 
-def _unpack(wheel: Path, folder: Path, names: Sequence[str]) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        for member in archive.namelist():
-            if (name := member.rpartition("/")[2]) in names:
-                (folder / name).write_bytes(archive.read(member))
-
-
-def _fetch_from_debian(scratch: Path, folder: Path) -> None:
-    """The library out of Debian's package, without installing it, which only root may."""
-    try:
-        _run("apt-get", "download", "-q", PACKAGE, cwd=scratch)
-        _run("dpkg", "-x", *map(str, scratch.glob("*.deb")), str(scratch))
-        (folder / LIBRARY).write_bytes(next(scratch.rglob(LIBRARY)).read_bytes())
-    except (PerfAnalyzerError, StopIteration) as error:
-        raise PerfAnalyzerError(f"perf_analyzer needs {LIBRARY}: apt-get install {PACKAGE}") from error
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+def _fetch_from_debian(folder: Path) -> None:
+    """Unpack Debian's package of the library there, without installing it, which only root may."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            _run("apt-get", "download", "-q", PACKAGE, cwd=Path(scratch))
+            _run("dpkg", "-x", *map(str, Path(scratch).glob("*.deb")), str(folder))
+        except PerfAnalyzerError as error:
+            raise PerfAnalyzerError(f"perf_analyzer needs {LIBRARY}: apt-get install {PACKAGE}") from error
 
 
 def _run(*command: str, cwd: Path | None = None) -> None:
     try:
-        result = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+        subprocess.run(command, check=True, capture_output=True, text=True, cwd=cwd)
     except OSError as error:
         raise PerfAnalyzerError(f"{command[0]}: {error.strerror}") from error
-    if result.returncode != 0:
-        lines = result.stderr.strip().splitlines() or ["no reason given"]
-        raise PerfAnalyzerError(f"{' '.join(command[:4])} failed: {lines[-1]}")
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or ["no reason given"]
+        raise PerfAnalyzerError(f"{' '.join(command[:4])} failed: {lines[-1]}") from error
 
 
 @dataclass(frozen=True)
@@ -205,18 +185,21 @@ def _compared(turns: Sequence[tuple[Figures, Figures]]) -> Document:
 
 def tables(document: Document) -> list[str]:
     """Our figures against NVIDIA's."""
-    head = ["", "callers", "images/s: ours", "perf_analyzer's", "ratio", "p50, ms: ours", "perf_analyzer's", "ratio"]
-    body = []
-    for row in document["rows"]:
-        shown = [row["protocol"] + mark(row), str(row["callers"])]
-        for name, digits in (("rate", 2), ("median", 1)):
-            shown += [f"{row[who][name]:.{digits}f}" for who in ("ours", "theirs")]
-            shown.append(f"**{row[f'{name}_ratio']:.3f}**")
-        body.append(shown)
     return [
-        f"`{document['model']['name']}` at {document['size']}², by nst-bench and perf_analyzer in turns.",
+        f"`{document['model']['name']}` at {document['size']}², in turns: nst-bench (ours) and perf_analyzer (theirs).",
         "",
-        *table(head, body),
+        *table(
+            document["rows"],
+            columns("  | callers", "{protocol}{unstable:mark} | {callers}")
+            | columns(
+                "images/s: ours   | images/s: theirs   | images/s: ratio",
+                "{ours[rate]:.2f} | {theirs[rate]:.2f} | **{rate_ratio:.3f}**",
+            )
+            | columns(
+                "p50, ms: ours      | p50, ms: theirs      | p50, ms: ratio",
+                "{ours[median]:.1f} | {theirs[median]:.1f} | **{median_ratio:.3f}**",
+            ),
+        ),
         "",
         f"The two are {document['largest_difference']:.1%} apart at most.",
     ]

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import typer
 
 from nst_bench.engines.baseline import Baseline
-from nst_bench.measure import in_turns, timed
+from nst_bench.measure import against_first, in_turns, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.callers import Callers, Turn, rate_of, start_callers, summary, take_turn
 from nst_bench.served.resources import served_model
@@ -70,10 +70,7 @@ class ServingEffort(Effort):
         ),
     ] = None
 
-    def scaled(self, share: float) -> ServingEffort:
-        """Shorter, and fewer rates of arrival."""
-        turns = {name: share * getattr(self, name) for name in ("latency", "turn", "arrivals", "mixed_turn")}
-        return replace(self, **turns, probes=max(2, round(share * self.probes)))
+    takes_time = ("latency", "turn", "arrivals", "mixed_turn", "probes")
 
 
 @dataclass(frozen=True)
@@ -159,24 +156,15 @@ def _model(server: ModelServer, bare: Baseline) -> Document:
 
 def _latency(setup: _Setup, size: int) -> list[Document]:
     """Single requests, every way in turn; each with its ratio to the bare session's median."""
-    pixels, ends = sample_photograph(size, size), setup.server.endpoints
-    urls = {"gRPC": (ends.grpc, False), "HTTP": (ends.http, False), "shared memory": (ends.grpc, True)}
-    works: dict[str, Callable[[], object]] = {BARE: partial(setup.bare.stylize, pixels)}
+    pixels = sample_photograph(size, size)
     with ExitStack() as stack:
-        for way, (url, shared) in urls.items():
-            client = stack.enter_context(StyleClient(url, shared_memory=shared))
-            works[way] = partial(client.stylize, pixels, setup.style)
-        for work in works.values():
-            work()  # the first image of a shape is another figure
-            work()
+        served = setup.server.ways(stack)
+        ways = {BARE: setup.bare.stylize, **{way: served[way] for way in WAYS}}
+        works = {way: partial(stylize, pixels) for way, stylize in ways.items()}
         summaries = in_turns(works, setup.effort.latency, FEWEST_REQUESTS, MOST_REQUESTS)
-    bare = summaries[BARE].median
-    rows = [
-        {"size": size, "way": way, **asdict(summary), "ratio": summary.median / bare}
-        for way, summary in summaries.items()
-    ]
+    rows = [{"size": size, "way": way, **row} for way, row in against_first(summaries).items()]
     ratios = ", ".join(f"{row['way']} {row['ratio']:.3f}" for row in rows[1:])
-    setup.context.on_progress(f"{size} x {size}: {bare:.1f} ms bare; times as long: {ratios}")
+    setup.context.on_progress(f"{size} x {size}: {rows[0]['median']:.1f} ms bare; times as long: {ratios}")
     return rows
 
 

@@ -24,14 +24,13 @@ import torch
 from nst_bench import options
 from nst_bench.comparison import Comparison, baseline, losses_until
 from nst_bench.engines.pytorch import pytorch_eager
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.photographs import sample_photograph, style_tensor
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables, tables_beside
-from nst_client import StyleClient
+from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables
 from nst_core.images import Pixels, sample_photographs
 from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.optimization.gatys import Iteration, optimize
@@ -63,10 +62,11 @@ class SpeedupEffort(Effort):
     photos: int = 1
     sizes: tuple[int, ...] = (256, 512, 1024)
 
+    takes_time = ("rounds", "iterations")
+
     def scaled(self, share: float) -> SpeedupEffort:
         """One photograph at equal loss, and less of everything else."""
-        rounds, iterations = (max(2, round(share * count)) for count in (self.rounds, self.iterations))
-        return replace(self, rounds=rounds, iterations=iterations, photos=1)
+        return replace(super().scaled(share), photos=1)
 
 
 def measure(
@@ -116,17 +116,12 @@ def _engines(
     stack: ExitStack, checkpoint: Checkpoint, server: ModelServer, figures: list[Document]
 ) -> dict[str, Engine]:
     """What stylizes `uint8 [H, W, 3]`, by name; the cold start of the engine in this process is measured."""
-    ends, local = server.endpoints, "in the process"
-    urls = dict(zip((*SERVED, local), (ends.grpc, ends.http, ends.grpc, f"local:{server.repository}"), strict=True))
-    clients = {
-        engine: stack.enter_context(StyleClient(url, timeout=300.0, shared_memory=engine == SERVED[2]))
-        for engine, url in urls.items()
-    }
-    style = server.model if checkpoint.network.styles == 1 else checkpoint.styles[0]
-    seconds = timed(lambda: clients[local].stylize(sample_photograph(256, 256), style))
+    ways = server.ways(stack)
+    seconds = timed(partial(ways["local"], sample_photograph(256, 256)))
     figures.append(row_of("in the process, load and first image", None, "cold", [seconds]))
     return {
-        **{engine: partial(client.stylize, style=style) for engine, client in clients.items()},
+        **{engine: ways[engine.removeprefix("Triton, ")] for engine in SERVED},
+        "in the process": ways["local"],
         "PyTorch": pytorch_eager(checkpoint.network, server.exported.device),
     }
 
@@ -243,7 +238,6 @@ SUITE = Suite(
     resources=served_checkpoint,
     measure=measure,
     tables=tables,
-    tables_beside=tables_beside,
     plots=(plot_loss, plot_times),
     effort=SHORT,
     on_cpu={

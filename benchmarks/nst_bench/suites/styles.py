@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ import torch
 
 from nst_bench import options
 from nst_bench.engines.baseline import Baseline
-from nst_bench.measure import in_turns, timed
+from nst_bench.measure import against_first, in_turns
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.exported import export_checkpoint
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import narrow, table
+from nst_bench.tables import columns, pivot, with_ratio
 from nst_client import StyleClient
 from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
 from nst_export.graph.conversion import export_onnx, write_onnx
@@ -63,9 +63,7 @@ class StylesEffort(Effort):
     seconds: float
     warm_up: float = 0.0
 
-    def scaled(self, share: float) -> StylesEffort:
-        """Shorter."""
-        return replace(self, seconds=share * self.seconds, warm_up=share * self.warm_up)
+    takes_time = ("seconds", "warm_up")
 
 
 def measure(
@@ -185,43 +183,19 @@ def _served(endpoints: Endpoints, effort: StylesEffort) -> Iterator[list[Documen
                 yield _race(form, size, works, effort)
 
 
-def _warm(work: Callable[[], object], seconds: float) -> None:
-    """Run at least three times: the first image of a shape is another figure, and the second records a CUDA graph.
-
-    And for so long: in its first seconds the second model of a server was seen to take a sixth longer.
-    """
-    taken, runs = 0.0, 0
-    while runs < 3 or taken < seconds:
-        taken, runs = taken + timed(work), runs + 1
-
-
 def _race(form: str, size: int, works: Mapping[str, Callable[[], object]], effort: StylesEffort) -> list[Document]:
     """Warm runs in turns; each row with its ratio to the first's median."""
-    for work in works.values():
-        _warm(work, effort.warm_up)
-    summaries = in_turns(works, effort.seconds, FEWEST_ROUNDS, MOST_ROUNDS)
-    first = summaries[ONE].median
-    return [
-        {"form": form, "styles": what, "size": size, **asdict(summary), "ratio": summary.median / first}
-        for what, summary in summaries.items()
-    ]
+    summaries = in_turns(works, effort.seconds, FEWEST_ROUNDS, MOST_ROUNDS, warm_up=effort.warm_up)
+    rows = against_first(summaries).items()
+    return [{"form": form, "styles": what, "size": size, **row} for what, row in rows]
 
 
 def tables(document: Document) -> list[str]:
     """A model of ten styles against a model of one style."""
-    found: dict[tuple[int, str], dict[str, Document]] = {}
-    for row in document["rows"]:
-        found.setdefault((row["size"], row["form"]), {})[row["styles"]] = row
-    titles = list(dict.fromkeys(row["styles"] for row in document["rows"]))
-    body = []
-    for (size, form), own in sorted(found.items(), key=lambda pair: pair[0][0]):
-        shown = [narrow(own[title], 1) if title in own else "" for title in titles]
-        ratios = [f"**{own[title]['ratio']:.2f}**" if title in own else "" for title in titles[1:]]
-        body.append([f"{size}²", form, *shown, *ratios])
     return [
-        f"`{document['network']}`, milliseconds, median (95th percentile), in turns:",
+        f"`{document['network']}`, milliseconds, median (95th percentile), in turns, and, in bold, times the first:",
         "",
-        *table(["size", "", *titles, *(f"{title}: times" for title in titles[1:])], body, left=2),
+        *pivot(document["rows"], columns("size | form", "{size}² | {form}"), across="styles", cell=with_ratio),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -57,10 +58,10 @@ def import_onnxruntime(extra: str = "export") -> Any:
     return module
 
 
-def installed() -> dict[str, str]:
-    """The installed packages that hold `onnxruntime`, with their versions."""
+def installed(names: Sequence[str] = DISTRIBUTIONS) -> dict[str, str]:
+    """Those of the packages that are installed, with their versions; by default of those that hold `onnxruntime`."""
     found = {}
-    for name in DISTRIBUTIONS:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import bentoml
 from bentoml.validators import ContentType
-from runtimes import openvino
-from wire import decode, encode
+from runtimes import decode, encode, openvino
 
 BYTES = ContentType("application/octet-stream")
 

