@@ -21,27 +21,27 @@ OWN = {"composition-vii", "contrast-of-forms", "great-wave", "starry-night", "wa
 
 
 @pytest.mark.parametrize("path", [model for model in MODELS if model.stem not in TEXTURES], ids=lambda path: path.stem)
-def test_no_lattice_and_no_frame(path: Path, photographs: dict[str, Path]) -> None:
-    """On photographs that it never saw, in levels of 255: at most 1 of lattice in each, 12 of border on the whole.
+def test_no_checkerboard_and_no_border(path: Path, photographs: dict[str, Path]) -> None:
+    """On photographs that it never saw, in levels of 255: at most 1 of checkerboard in each, 12 of border on the whole.
 
-    A border is what a style adds to the photographs' own; a painted frame that a network had learned along with its
-    painting added several times as much. `border_loss` sees a single line: one of 45 levels along a side counts 0.002.
+    A border is what a style adds to the photographs' own; a network that had learned the frame on its style image
+    added several times as much. `border_loss` sees a single line: one of 45 levels along a side counts 0.002.
     """
     checkpoint = load(path)
-    pictures = {name: to_tensor(fit(open_image(photograph), 384, 288)) for name, photograph in photographs.items()}
+    contents = {name: to_tensor(fit(open_image(photograph), 384, 288)) for name, photograph in photographs.items()}
     for style in checkpoint.styles:
-        paint = stylizer(checkpoint, style)
-        painted = {name: paint(picture) for name, picture in pictures.items()}
-        for name, painting in painted.items():
-            assert checkerboard_artifact(painting) <= 1.0, (style, name)
-        added = [border_artifact(painted[name]) - border_artifact(pictures[name]) for name in pictures]
+        stylize = stylizer(checkpoint, style)
+        stylized = {name: stylize(content) for name, content in contents.items()}
+        for name, image in stylized.items():
+            assert checkerboard_artifact(image) <= 1.0, (style, name)
+        added = [border_artifact(stylized[name]) - border_artifact(contents[name]) for name in contents]
         assert abs(fmean(added)) <= 12.0, (style, added)
-        assert fmean(border_loss(painted[name]).item() for name in pictures) <= 0.002, style
+        assert fmean(border_loss(stylized[name]).item() for name in contents) <= 0.002, style
 
 
 @pytest.mark.parametrize("path", [model for model in MODELS if model.stem in TEXTURES], ids=lambda path: path.stem)
 def test_a_texture_is_one_all_over(path: Path) -> None:
-    """The quarters of a sample have about the same colour, and details: neither flat nor a picture of something."""
+    """The quarters of a sample have about the same colour, and details: neither flat nor an image of something."""
     network = load(path).network
     assert network.arguments["texture"]
     shape = torch.zeros(1, 3, 256, 256)

@@ -60,7 +60,8 @@ def bench(
     if context.invoked_subcommand:
         return
     with one_line_errors("bench"):
-        from nst_bench import report, results, run, terminal
+        from nst_bench import report, results, run
+        from nst_bench.drawing import terminal
 
         if (short, full, minutes is not None).count(True) > 1:
             raise InputError("--short, --full and --minutes exclude each other: give one of them")
@@ -117,7 +118,7 @@ def report(
     readme: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Put the first result's tables between this page's markers instead, beside them those of GPUs; again "
+            help="Put the first result's tables between this page's markers instead, below them those of GPUs; again "
             "for more pages."
         ),
     ] = None,
@@ -131,9 +132,9 @@ def report(
         read = [results.read(path) for path in documents]
         without_gpu = [path for path, own in zip(documents, read, strict=True) if not own["machine"]["gpu"]]
         if readme and (others := without_gpu[1:]):
-            raise InputError(f"--readme takes one result, and beside it those of GPUs; {others[0]} has no GPU")
+            raise InputError(f"--readme takes one result, and below it those of GPUs; {others[0]} has no GPU")
         for page in readme or ():
-            drawing.inject(read[0], page, read[1:])
+            drawing.inject(read, page)
         if output or not readme:
             written = drawing.write(read, output or Path("results"))
             say(f"{written}, {written.with_suffix('.html')}")
@@ -155,13 +156,13 @@ def capacity(
     """Say how many machines a load needs, and what a billion images cost, from earlier results."""
     with one_line_errors("bench"):
         from nst_bench import capacity as planning
-        from nst_bench import results
+        from nst_bench import report, results
 
-        read = [results.read(path) for path in documents]
+        text = planning.text([results.read(path) for path in documents], core_hour)
         if readme:
-            planning.inject(read, readme, core_hour)
+            report.fill(readme, {planning.BLOCK: lambda: text})
         else:
-            typer.echo(planning.text(read, core_hour), nl=False)
+            typer.echo(text, nl=False)
 
 
 @app.command()
@@ -179,14 +180,15 @@ def compare(
     """
     with one_line_errors("bench"):
         from nst_bench import compare as comparing
-        from nst_bench import results, terminal
+        from nst_bench import results
+        from nst_bench.drawing import terminal
 
         try:
             comparison = comparing.compare(results.read(before), results.read(after), tolerance=tolerance)
         except InputError as error:
             fail(error)
             raise typer.Exit(2) from error
-        terminal.show(comparing.markdown(comparison))
-        show(comparing.verdict(comparison))
-        typer.echo(json.dumps(comparing.document(comparison)))
+        terminal.show(comparison.markdown)
+        show(comparison.verdict)
+        typer.echo(json.dumps(comparison.document))
         raise typer.Exit(comparison.exit_code)

@@ -10,16 +10,15 @@ on top.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from scipy.stats import t as student
 
 from nst_bench import results
+from nst_bench.drawing.tables import columns, table, text
 from nst_bench.measure import FEWEST, Precision
 from nst_bench.results import Key, Row, machine_name
 from nst_bench.suite import Document
-from nst_bench.tables import milliseconds, table
 from nst_core.errors import InputError
 
 SCHEMA = "nst-bench-compare/1"
@@ -61,14 +60,53 @@ class Comparison:
         """0 as fast or faster, 1 something became slower, 2 not comparable."""
         return 2 if self.obstacle else 1 if self.slower else 0
 
+    @property
+    def verdict(self) -> str:
+        """In a sentence."""
+        if self.obstacle:
+            return f"not comparable: {self.obstacle}"
+        if slower := self.slower:
+            return (
+                f"{len(slower)} of {len(self.rows)} became slower; the slowest {' / '.join(slower[0].key)}: "
+                f"{slower[0].ratio:.2f} times the time ({slower[0].low:.2f} to {slower[0].high:.2f})"
+            )
+        faster = sum(row.verdict == FASTER for row in self.rows)
+        return f"nothing became slower; {faster} of {len(self.rows)} became faster"
+
+    @property
+    def document(self) -> Document:
+        """As a JSON document."""
+        return {"schema": SCHEMA, "obstacle": self.obstacle, "slower": len(self.slower), **asdict(self)}
+
+    @property
+    def markdown(self) -> str:
+        """The rows, slower ones first, and the remarks."""
+        order = {SLOWER: 0, FASTER: 1}
+        shown = [
+            {
+                "key": " / ".join(row.key),
+                "a": text("{a:.2f} a second" if row.rate else "{a:short} ms", vars(row)),
+                "b": text("{b:.2f} a second" if row.rate else "{b:short} ms", vars(row)),
+                "ratio": row.ratio,
+                "interval": "" if row.low is None else f"{row.low:.3f} to {row.high:.3f}",
+                "verdict": f"**{row.verdict}**" if row.verdict in order else row.verdict,
+            }
+            for row in sorted(self.rows, key=lambda row: order.get(row.verdict, len(order)))
+        ]
+        about = columns(
+            f"      | A   | B   | B's time over A's | with {CONFIDENCE:.0%} confidence for all | verdict",
+            "{key} | {a} | {b} | {ratio:.3f}       | {interval}                   | {verdict}",
+        )
+        lines = table(shown, about) if shown else []
+        return "\n".join([*lines, "", *(f"- {remark}" for remark in self.remarks), ""])
+
 
 def compare(a: Document, b: Document, *, tolerance: float = 0.05) -> Comparison:
     """`b` against the earlier `a`. A row is slower, or faster, if the whole interval is beyond 1 by `tolerance`.
 
     Raises `InputError` if the documents have no suite in common.
     """
-    suites_a, suites_b = results.suites(a), results.suites(b)
-    common, remarks, other_models = _common(suites_a, suites_b)
+    common, remarks, other_models = _common(results.suites(a), results.suites(b))
     rates = [document["machine"]["matrix_product_gflops"] for document in (a, b)]
     remarks.append(f"the matrix product ran at {rates[0]:g} GFLOP/s in A and at {rates[1]:g} in B")
     rows_a, rows_b = ({key: row for key, row in results.rows(d).items() if key[0] in common} for d in (a, b))
@@ -81,7 +119,7 @@ def compare(a: Document, b: Document, *, tolerance: float = 0.05) -> Comparison:
         obstacles.append(f"the machines differ: {machine_name(a)}; {machine_name(b)}")
     if not judged:
         obstacles += other_models or ["no row could be judged"]
-    remarks += [*_unmatched(rows_a, rows_b), *other_models]
+    remarks += [*_only_in("A", rows_a, rows_b), *_only_in("B", rows_b, rows_a), *other_models]
     return Comparison(rows, remarks, "; ".join(obstacles) or None)
 
 
@@ -89,16 +127,17 @@ def _common(a: dict[str, Document], b: dict[str, Document]) -> tuple[list[str], 
     """The suites that both measured of one model, remarks on the others, and those of another model."""
     if not a.keys() & b.keys():
         raise InputError(f"nothing to compare: one has {', '.join(a)}, the other {', '.join(b)}")
-    remarks = [f"only in A: the suite {name}" for name in a if name not in b]
-    remarks += [f"only in B: the suite {name}" for name in b if name not in a]
-    common, other_models = [], []
-    for name in (name for name in a if name in b):
-        failed = [(side, own[name]) for side, own in (("A", a), ("B", b)) if "missing" in own[name]]
-        models = [_model(own[name]) for own in (a, b)]
-        if failed:
-            remarks += [f"not measured in {side}: {name}: {document['missing']}" for side, document in failed]
-        elif models[0] != models[1]:
-            other_models.append(f"{name}: another model, {models[0]} and {models[1]}")
+    common, remarks, other_models = [], [], []
+    for name in dict.fromkeys((*a, *b)):
+        there = {who: suites[name] for who, suites in (("A", a), ("B", b)) if name in suites}
+        missing = {who: own["missing"] for who, own in there.items() if "missing" in own}
+        models = dict.fromkeys(map(_model, there.values()))
+        if len(there) == 1:
+            remarks.append(f"only in {next(iter(there))}: the suite {name}")
+        elif missing:
+            remarks += [f"not measured in {who}: {name}: {reason}" for who, reason in missing.items()]
+        elif len(models) > 1:
+            other_models.append(f"{name}: another model, {' and '.join(models)}")
         else:
             common.append(name)
     return common, remarks, other_models
@@ -109,50 +148,29 @@ def _model(document: Document) -> str:
     return " ".join(str(model.get(part, "")) for part in ("name", "width")).strip()
 
 
-def interval(before: Precision, after: Precision, confidence: float) -> float:
-    """The factor by which the ratio of two medians is known: it lies between the ratio over this, and times this."""
-    freedom = max(2.0, before.independent + after.independent - 2.0)
-    reach = float(student.ppf(0.5 + confidence / 2.0, freedom))
-    return math.exp(reach * math.hypot(before.error, after.error))
+def _only_in(who: str, own: dict[Key, Row], others: dict[Key, Row]) -> list[str]:
+    """Rows that only one has, or that only the other could measure."""
+    remarks = []
+    for key, row in own.items():
+        other = others.get(key)
+        if row.missing and other and not other.missing:
+            remarks.append(f"not measured in {who}: {' / '.join(key)}: {row.missing}")
+        elif other is None and not row.missing:
+            remarks.append(f"only in {who}: {' / '.join(key)}")
+    return remarks
 
 
-def verdict(comparison: Comparison) -> str:
-    """The comparison in a sentence."""
-    if comparison.obstacle:
-        return f"not comparable: {comparison.obstacle}"
-    if worst := comparison.slower:
-        return (
-            f"{len(worst)} of {len(comparison.rows)} became slower; the slowest {' / '.join(worst[0].key)}: "
-            f"{worst[0].ratio:.2f} times the time ({worst[0].low:.2f} to {worst[0].high:.2f})"
-        )
-    faster = sum(row.verdict == FASTER for row in comparison.rows)
-    return f"nothing became slower; {faster} of {len(comparison.rows)} became faster"
+def _measured(a: Row, b: Row) -> bool:
+    return a.median is not None and b.median is not None and a.rate == b.rate
 
 
-def markdown(comparison: Comparison) -> str:
-    """The rows, slower ones first, and the remarks."""
-    order = {SLOWER: 0, FASTER: 1}
-    body = []
-    for row in sorted(comparison.rows, key=lambda row: order.get(row.verdict, 2)):
-        times = [f"{value:.2f} a second" if row.rate else f"{milliseconds(value)} ms" for value in (row.a, row.b)]
-        interval = "" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}"
-        verdict = f"**{row.verdict}**" if row.verdict in order else row.verdict
-        body.append([" / ".join(row.key), *times, f"{row.ratio:.3f}", interval, verdict])
-    head = ["", "A", "B", "B's time over A's", f"with {CONFIDENCE:.0%} confidence for all", ""]
-    lines = table(head, body) if body else []
-    return "\n".join([*lines, "", *(f"- {remark}" for remark in comparison.remarks), ""])
-
-
-def document(comparison: Comparison) -> Document:
-    """The comparison as a JSON document."""
-    rows: list[dict[str, Any]] = [{**vars(row), "key": list(row.key)} for row in comparison.rows]
-    return {
-        "schema": SCHEMA,
-        "obstacle": comparison.obstacle,
-        "slower": len(comparison.slower),
-        "rows": rows,
-        "remarks": comparison.remarks,
-    }
+def _why_not(a: Row, b: Row) -> str | None:
+    """Why a row of both is not judged."""
+    if min(a.n, b.n) < FEWEST:
+        return f"fewer than {FEWEST} samples"
+    if a.precision is None or b.precision is None:
+        return "no samples"
+    return "*unstable*" if a.unstable or b.unstable else None
 
 
 def _compared(key: Key, a: Row, b: Row, confidence: float, tolerance: float) -> Compared:
@@ -167,29 +185,8 @@ def _compared(key: Key, a: Row, b: Row, confidence: float, tolerance: float) -> 
     return Compared(key, a.median, b.median, a.rate, ratio, low, high, verdict)
 
 
-def _why_not(a: Row, b: Row) -> str | None:
-    """Why a row of both is not judged."""
-    if min(a.n, b.n) < FEWEST:
-        return f"fewer than {FEWEST} samples"
-    if a.precision is None or b.precision is None:
-        return "no samples"
-    if a.unstable or b.unstable:
-        return "*unstable*"
-    return None
-
-
-def _measured(a: Row, b: Row) -> bool:
-    return a.median is not None and b.median is not None and a.rate == b.rate
-
-
-def _unmatched(a: dict[Key, Row], b: dict[Key, Row]) -> list[str]:
-    """Rows that only one has, or that one could not measure."""
-    remarks = []
-    for who, own, others in (("A", a, b), ("B", b, a)):
-        for key, row in own.items():
-            other = others.get(key)
-            if row.missing and other and not other.missing:
-                remarks.append(f"not measured in {who}: {' / '.join(key)}: {row.missing}")
-            elif other is None and not row.missing:
-                remarks.append(f"only in {who}: {' / '.join(key)}")
-    return remarks
+def interval(before: Precision, after: Precision, confidence: float) -> float:
+    """The factor by which the ratio of two medians is known: it lies between the ratio over this, and times this."""
+    freedom = max(2.0, before.independent + after.independent - 2.0)
+    reach = float(student.ppf(0.5 + confidence / 2.0, freedom))
+    return math.exp(reach * math.hypot(before.error, after.error))

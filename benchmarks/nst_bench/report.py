@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from nst_bench import page, results
-from nst_bench.plots import Plot
+from nst_bench import results
+from nst_bench.drawing import speedup
+from nst_bench.drawing.html import html
+from nst_bench.drawing.tables import NARROW, grid, machine_lines, text
 from nst_bench.results import Row, machine_name, measured, suite_of, suites
-from nst_bench.suite import Document, load, names
-from nst_bench.suites.drawing import speedup
-from nst_bench.tables import machine_lines, milliseconds, table
+from nst_bench.suite import Document, Plot, load, names
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 
@@ -27,117 +29,9 @@ def title(suite: str) -> str:
     return f"{load(name).title if name in names() else name}{comma}{model}"
 
 
-def tables(document: Document, *, machine: bool = True, beside: Sequence[Document] = ()) -> str:
-    """A suite's tables, ending with a new line; with the lines of the machine that it was measured on, or without.
-
-    `beside` are documents of the same suite from machines with a GPU.
-    """
-    suite = load(suite_of(document))
-    lines = [*machine_lines(document), ""] if machine else []
-    if beside and suite.tables_beside:
-        lines += suite.tables_beside(document, beside)
-    else:
-        lines += suite.tables(document)
-        for other in beside:
-            lines += ["", *machine_lines(other), "", *suite.tables(other)]
-    stopped = ["", f"It ended before it was done: {document['stopped']}."] if "stopped" in document else []
-    return "\n".join([*lines, *stopped, ""])
-
-
-def plots(document: Document) -> list[Plot]:
-    """Those that the document has figures for."""
-    own, machine = measured(document), machine_name(document)
-    known = ({name.partition(", ")[0] for name in own} & set(names())) | DRAW_OTHERS
-    drawn = (draw(own, machine) for name in sorted(known) for draw in load(name).plots)
-    return [plot for plot in drawn if plot]
-
-
-def markdown(document: Document, beside: Sequence[Document] = ()) -> str:
-    """The tables and the sentences that say what they mean, for a suite's document or a run's.
-
-    With a suite's the same suite of `beside`, documents from machines with a GPU.
-    """
-    if suite_of(document) == "run":
-        return "\n".join([*machine_lines(document), "", one_table(document), _suites(document)])
-    same = [own for other in beside for own in measured(other).values() if own["schema"] == document["schema"]]
-    return tables(document, beside=same[: len(beside)])
-
-
-def write(documents: Sequence[Document], folder: Path) -> Path:
-    """`report.md`, `report.html` and the plots in `folder`; returns the report's path. Several stand side by side."""
-    files = [
-        (plot.name if len(documents) == 1 else f"{plot.name}-{number}", plot)
-        for number, document in enumerate(documents, 1)
-        for plot in plots(document)
-    ]
-    files.sort(key=lambda pair: pair[1].name)  # the same plot of every machine, beside each other
-    if len(documents) == 1:
-        heading = f"nst-bench, {machine_name(documents[0])}, {documents[0]['date']}"
-    else:
-        heading = f"nst-bench, {len(documents)} results side by side"
-    images = "\n".join(f"![{plot.alt}]({name}.png)" for name, plot in files)
-    blocks = [f"# {heading}", *_first(documents), images, *_details(documents)]
-    text = "\n\n".join(block.strip("\n") for block in blocks if block.strip()) + "\n"
-    for name, plot in files:
-        with atomic_write(folder / f"{name}.png") as temporary:
-            temporary.write_bytes(plot.png)
-    with atomic_write(folder / "report.html") as temporary:
-        temporary.write_text(page.html(heading, text, {f"{name}.png": plot.png for name, plot in files}))
-    with atomic_write(folder / "report.md") as temporary:
-        temporary.write_text(text)
-    return folder / "report.md"
-
-
-def markers(document: Document, text: str) -> tuple[str, str]:
-    """The lines of a page between which this suite's tables stand; those of the document's model if it has some."""
-    suite = f"nst-bench-{suite_of(document)}"
-    own = f"{suite} {document.get('model', {}).get('name')}"
-    name = own if f"<!-- {own}: begin -->" in text else suite
-    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-
-
-def inject(document: Document, readme: Path, beside: Sequence[Document] = ()) -> None:
-    """Replace what stands between the `markers` in `readme` by the document's tables; a run's suites, those it has.
-
-    Suites that only `beside` has, documents from machines with a GPU, have their own tables.
-    """
-    text = readme.read_text()
-    own = list(measured(document).values())
-    known = {suite["schema"] for suite in own}
-    others = [suite for other in beside for suite in measured(other).values() if suite["schema"] not in known]
-    text, in_words = _with_words([*own, *others], readme, text)
-    found = [suite for suite in (*own, *others) if all(mark in text for mark in markers(suite, text))]
-    if not found and not in_words:
-        wanted = ", or ".join(" and ".join(markers(suite, text)) for suite in (*own, *others))
-        raise InputError(f"{readme}: lacks the lines {wanted}")
-    for suite in found:
-        shown = markdown(suite, beside if suite["schema"] in known else ())
-        text = between(readme, text, markers(suite, text), shown)
-    with atomic_write(readme) as temporary:
-        temporary.write_text(text)
-
-
-def _with_words(documents: Sequence[Document], page: Path, text: str) -> tuple[str, bool]:
-    """`text` with what a suite says in words where the page asks for it, and whether it does."""
-    found = False
-    for document in documents:
-        name = suite_of(document)
-        begin, end = (f"<!-- nst-bench-{name} in words: {edge} -->" for edge in ("begin", "end"))
-        if begin in text and (in_words := load(name).in_words):
-            text, found = between(page, text, (begin, end), in_words(document), line=""), True
-    return text, found
-
-
-def between(page: Path, text: str, marks: tuple[str, str], block: str, *, line: str = "\n") -> str:
-    """`text`, which is that of `page`, with `block` between its `marks`; `InputError` if it lacks a mark.
-
-    A block of lines begins on a `line` of its own.
-    """
-    begin, end = marks
-    if begin not in text or end not in text.split(begin, 1)[1]:
-        raise InputError(f"{page}: lacks the lines {begin} and {end}")
-    before, rest = text.split(begin, 1)
-    return f"{before}{begin}{line}{block}{end}{rest.split(end, 1)[1]}"
+def headline(document: Document) -> str:
+    """The speed-up of a run's or a speed-up's document in a sentence."""
+    return speedup.headline(suites(document)["speedup"])
 
 
 def one_table(document: Document) -> str:
@@ -148,58 +42,126 @@ def one_table(document: Document) -> str:
     return "\n".join([*speedup.summary_table(found), ""])
 
 
-def headline(document: Document) -> str:
-    """The speed-up of a run's or a speed-up's document in a sentence."""
-    return speedup.headline(suites(document)["speedup"])
+def markdown(document: Document, *, machine: bool = True) -> str:
+    """The tables and the sentences that say what they mean, for a suite's document or a run's.
 
-
-def side_by_side(documents: Sequence[Document]) -> str:
-    """Every row that one of the documents has, a column each: median (95th percentile), milliseconds or a second."""
-    columns = [results.rows(document) for document in documents]
-    keys = list(dict.fromkeys(key for column in columns for key in column))
-    blocks = []
-    for suite in dict.fromkeys(key[0] for key in keys):
-        own = [key for key in keys if key[0] == suite and len(key) > 1]
-        body = [[" / ".join(key[1:]), *(_figure(column.get(key)) for column in columns)] for key in own]
-        if body:
-            blocks += [f"## {title(suite)}", "\n".join(table(["", *map(_column, documents)], body))]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _column(document: Document) -> str:
-    model = document.get("model", {}).get("name")
-    return ", ".join(part for part in (machine_name(document), model, document["date"]) if part)
-
-
-def _figure(row: Row | None) -> str:
-    if row is None or row.median is None:
-        return f"*{row.missing}*" if row and row.missing else ""
-    mark = " *unstable*" if row.unstable else ""
-    if row.rate or row.p95 is None:
-        return f"{row.median:.2f}{mark}"
-    return f"{milliseconds(row.median)} ({milliseconds(row.p95)}){mark}"
-
-
-def _first(documents: Sequence[Document]) -> list[str]:
-    """What is read first: the machine and the table that matters, or the machines side by side."""
-    if len(documents) > 1:
-        machines = [f"- {' '.join(machine_lines(document))}" for document in documents]
-        what = "Median (95th percentile), milliseconds, where nothing else is said:"
-        return ["\n".join(machines), what, side_by_side(documents)]
-    machine = "\n".join(machine_lines(documents[0]))
-    return [machine, one_table(documents[0])] if "speedup" in suites(documents[0]) else [machine]
-
-
-def _details(documents: Sequence[Document]) -> list[str]:
-    if len(documents) == 1:
-        return [_suites(documents[0])]
-    return [f"# {machine_name(document)}, {document['date']}\n\n{_suites(document)}" for document in documents]
+    With the lines of the machine that it was measured on, or without; it ends with a new line.
+    """
+    lines = [*machine_lines(document), ""] if machine else []
+    if suite_of(document) == "run":
+        return "\n".join([*lines, one_table(document), _suites(document)])
+    lines += load(suite_of(document)).tables(document)
+    lines += ["", f"It ended before it was done: {document['stopped']}."] if "stopped" in document else []
+    return "\n".join([*lines, ""])
 
 
 def _suites(document: Document) -> str:
     """Every suite's tables under its title; the reason of a suite that failed."""
     blocks = []
     for name, own in suites(document).items():
-        shown = f"Not measured: {own['missing']}.\n" if "missing" in own else tables(own, machine=False)
+        shown = f"Not measured: {own['missing']}.\n" if "missing" in own else markdown(own, machine=False)
         blocks.append(f"## {title(name)}\n\n{shown}")
     return "\n".join(blocks)
+
+
+def side_by_side(documents: Sequence[Document]) -> str:
+    """Every row that one of the documents has, a column each: median (95th percentile), milliseconds or a second."""
+    columns = [results.rows(document) for document in documents]
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    about = [(machine_name(own), own.get("model", {}).get("name"), own["date"]) for own in documents]
+    head = ["", *(", ".join(filter(None, words)) for words in about)]
+    blocks = []
+    for suite in dict.fromkeys(key[0] for key in keys):
+        own = [key for key in keys if key[0] == suite and len(key) > 1]
+        body = [[" / ".join(key[1:]), *(_figure(column.get(key)) for column in columns)] for key in own]
+        if body:
+            blocks += [f"## {title(suite)}", "\n".join(grid(head, body))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _figure(row: Row | None) -> str:
+    if row is None or row.median is None:
+        return f"*{row.missing}*" if row and row.missing else ""
+    return text("{median:.2f}{unstable:mark}" if row.rate or row.p95 is None else NARROW, vars(row))
+
+
+def plots(document: Document) -> list[Plot]:
+    """Those that the document has figures for."""
+    own, machine = measured(document), machine_name(document)
+    known = ({name.partition(", ")[0] for name in own} & set(names())) | DRAW_OTHERS
+    drawn = (draw(own, machine) for name in sorted(known) for draw in load(name).plots)
+    return [plot for plot in drawn if plot]
+
+
+def write(documents: Sequence[Document], folder: Path) -> Path:
+    """`report.md`, `report.html` and the plots in `folder`; returns the report's path. Several stand side by side."""
+    several = len(documents) > 1
+    drawn = [(plot, number) for number, document in enumerate(documents, 1) for plot in plots(document)]
+    drawn.sort(key=lambda pair: pair[0].name)  # the same plot of every machine, beside each other
+    files = {f"{plot.name}-{number}.png" if several else f"{plot.name}.png": plot for plot, number in drawn}
+    if several:
+        heading = f"nst-bench, {len(documents)} results side by side"
+        machines = "\n".join(f"- {' '.join(machine_lines(document))}" for document in documents)
+        what = "Median (95th percentile), milliseconds, where nothing else is said:"
+        first = [machines, what, side_by_side(documents)]
+        details = [f"# {_name(document)}\n\n{_suites(document)}" for document in documents]
+    else:
+        (document,) = documents
+        heading = f"nst-bench, {_name(document)}"
+        first = ["\n".join(machine_lines(document))]
+        first += [one_table(document)] if "speedup" in suites(document) else []
+        details = [_suites(document)]
+    images = "\n".join(f"![{plot.alt}]({name})" for name, plot in files.items())
+    blocks = [f"# {heading}", *first, images, *details]
+    whole = "\n\n".join(block.strip("\n") for block in blocks if block.strip()) + "\n"
+    written = {name: plot.png for name, plot in files.items()}
+    written |= {"report.html": html(heading, whole, written).encode(), "report.md": whole.encode()}
+    for name, content in written.items():
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(content)
+    return folder / "report.md"
+
+
+def _name(document: Document) -> str:
+    return f"{machine_name(document)}, {document['date']}"
+
+
+def inject(documents: Sequence[Document], page: Path) -> None:
+    """Fill a page with the tables of each suite, those of several machines below each other.
+
+    Their block is `nst-bench-<suite> <model>`, or `nst-bench-<suite>` if the page has none for the model. What a suite
+    says in words is in `nst-bench-<suite> in words`.
+    """
+    before, blocks = page.read_text(), dict[str, Callable[[], str]]()
+    tables: dict[str, list[Document]] = {}
+    for own in (own for document in documents for own in measured(document).values()):
+        block = f"nst-bench-{suite_of(own)}"
+        of_model = f"{block} {own.get('model', {}).get('name')}"
+        tables.setdefault(of_model if _marks(of_model)[0] in before else block, []).append(own)
+        if _marks(f"{block} in words")[0] in before and (in_words := load(suite_of(own)).in_words):
+            blocks.setdefault(f"{block} in words", partial(in_words, own))
+    fill(page, blocks | {block: partial(_below_each_other, several) for block, several in tables.items()})
+
+
+def _below_each_other(documents: Sequence[Document]) -> str:
+    return "\n".join(map(markdown, documents))
+
+
+def fill(page: Path, blocks: Mapping[str, Callable[[], str]]) -> None:
+    """Replace what stands on a page between the marks of each block, such as `<!-- nst-bench-cold: begin -->`.
+
+    Blocks that the page has no marks for are not drawn; `InputError` if it has none at all.
+    """
+    whole, filled = page.read_text(), False
+    for name, block in blocks.items():
+        if found := re.search(r"{}\n?(.*?){}".format(*map(re.escape, _marks(name))), whole, re.DOTALL):
+            whole, filled = whole[: found.start(1)] + block() + whole[found.end(1) :], True
+    if not filled:
+        wanted = ", or ".join(" and ".join(_marks(name)) for name in blocks)
+        raise InputError(f"{page}: lacks the lines {wanted}")
+    with atomic_write(page) as temporary:
+        temporary.write_text(whole)
+
+
+def _marks(block: str) -> tuple[str, str]:
+    return f"<!-- {block}: begin -->", f"<!-- {block}: end -->"

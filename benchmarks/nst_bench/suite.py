@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_origin, get_type_hints
 
 from nst_core.devices import Device
-
-if TYPE_CHECKING:
-    from nst_bench.plots import Plot
 
 Document = dict[str, Any]
 
@@ -77,7 +74,16 @@ class Context(Generic[E]):
     machine: Document = field(default_factory=dict)
 
 
-Draw = Callable[[Mapping[str, Document], str], "Plot | None"]
+@dataclass(frozen=True)
+class Plot:
+    """A plot: its file's name without the ending, what it shows in words, and the PNG."""
+
+    name: str
+    alt: str
+    png: bytes
+
+
+Draw = Callable[[Mapping[str, Document], str], Plot | None]
 """A plot of a run's documents, by suite, and the machine's name; None where nothing for it was measured."""
 
 
@@ -88,10 +94,10 @@ class Suite(Generic[E]):
     `measure(context, **options)` returns what was measured, and `run` the document with it. `resources(context,
     **options)`, if any, opens what `measure` gets behind its context, such as a running server. Their keywords are the
     options of its command. `check(context, **options)` of `measure` raises `InputError` before anything is opened.
-    `tables(document)` is that document in Markdown, without its machine; `tables_beside` has columns for documents of
-    GPUs, and `in_words` is for a page's running text. `plots` draw what they find in the documents of a run, by suite;
-    `plot_beside`: the first of them also beside the file of the suite's own command. `failure` says why that command
-    ends with an error, although it has measured; `extra` has the packages that it needs.
+    `tables(document)` is that document in Markdown, without its machine, and `in_words` is for a page's running text.
+    `plots` draw what they find in the documents of a run, by suite; `plot_beside`: the first of them also beside the
+    file of the suite's own command. `failure` says why that command ends with an error, although it has measured;
+    `extra` has the packages that it needs.
 
     `effort` is that of the suite's own command; `on_cpu` and `on_gpu` say what each length of a run costs, and have
     `command` where that is another than `effort`. A suite is in the runs that it has a cost for, which go by `rank`.
@@ -108,7 +114,6 @@ class Suite(Generic[E]):
     rank: int = 0
     plots: tuple[Draw, ...] = ()
     plot_beside: bool = False
-    tables_beside: Callable[[Document, Sequence[Document]], list[str]] | None = None
     in_words: Callable[[Document], str] | None = None
     failure: Callable[[Document], str | None] | None = None
     check: Callable[..., None] | None = None

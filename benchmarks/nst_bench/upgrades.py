@@ -1,8 +1,7 @@
-"""Documents of earlier versions as this version writes them, one small function for each change."""
+"""Documents of earlier versions as this version writes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from nst_bench.measure import Precision
@@ -31,76 +30,32 @@ VALUES = {
 def upgraded(document: dict[str, Any]) -> dict[str, Any]:
     """A document of any known schema as one of this version."""
     if document["schema"] == OLDEST:
-        document = _of_oldest(document)
-    if document["schema"].endswith("/1"):
-        for change in (_renamed, _with_precision, _with_trends_alone, _of_version_2):
-            document = change(document)
-    return document
+        rows = {"rows" if name == "figures" else name: value for name, value in document.items()}
+        document = {**rows, "schema": "nst-bench-speedup/1", "equal_loss": []}
+    return dict(_of_version_2(document)) if document["schema"].endswith("/1") else document
 
 
-def _of_oldest(document: dict[str, Any]) -> dict[str, Any]:
-    """A speed-up of before the suites had names; it has no losses."""
-    rows = {"rows" if name == "figures" else name: value for name, value in document.items()}
-    return {**rows, "schema": "nst-bench-speedup/1", "equal_loss": []}
-
-
-def _renamed(value: Any) -> Any:
-    """The terms of version 2."""
-    if isinstance(value, dict):
-        return {KEYS.get(name, name): _renamed(child) for name, child in value.items()}
+def _of_version_2(value: Any) -> Any:
+    """What version 1 had, from the inside out."""
     if isinstance(value, list):
-        return [_renamed(child) for child in value]
-    return VALUES.get(value, value) if isinstance(value, str) else value
-
-
-def _with_precision(document: dict[str, Any]) -> dict[str, Any]:
-    """How well a median is known: version 1 had samples instead, or nothing."""
-    return _everywhere(
-        document, lambda row: row | {"median_precision": _precision(row)} if "median" in row and "n" in row else row
-    )
-
-
-def _precision(row: Mapping[str, Any]) -> dict[str, float] | None:
-    found = Precision.of(row.get("samples", ()))
-    return vars(found) if found else None
-
-
-def _with_trends_alone(document: dict[str, Any]) -> dict[str, Any]:
-    """Of a soak: version 1 had all samples of the memory, of which four are shown."""
-
-    def change(row: dict[str, Any]) -> dict[str, Any]:
-        if "trends" not in row or "memory" not in row:
-            return row
-        memory = row["memory"]
-        trends = {
-            name: memory_shown([sample[name] for sample in memory]) | trend for name, trend in row["trends"].items()
-        }
-        return {name: value for name, value in row.items() if name != "memory"} | {"trends": trends}
-
-    return _everywhere(document, change)
+        return [_of_version_2(child) for child in value]
+    if isinstance(value, str):
+        return VALUES.get(value, value)
+    if not isinstance(value, dict):
+        return value
+    row = {KEYS.get(name, name): _of_version_2(child) for name, child in value.items()}
+    if isinstance(schema := row.get("schema"), str):
+        row["schema"] = schema.replace("/1", f"/{VERSION}")
+    if "median" in row and "n" in row:  # how well a median is known: there were samples instead, or nothing
+        precision = Precision.of(row.get("samples", ()))
+        row["median_precision"] = vars(precision) if precision else None
+    if "trends" in row and "memory" in row:  # of a soak, all samples of the memory, of which four are shown
+        memory = row.pop("memory")
+        for name, trend in row["trends"].items():
+            row["trends"][name] = memory_shown([sample[name] for sample in memory]) | trend
+    return row
 
 
 def memory_shown(mib: list[float]) -> dict[str, float]:
     """What a soak says of the memory of processes, of all its samples."""
     return {"start": mib[0], "half_time": mib[len(mib) // 2], "end": mib[-1], "peak": max(mib)}
-
-
-def _of_version_2(document: dict[str, Any]) -> dict[str, Any]:
-    """The schemas of a document and of what it holds."""
-
-    def change(row: dict[str, Any]) -> dict[str, Any]:
-        schema = row.get("schema")
-        return row | {"schema": schema.replace("/1", f"/{VERSION}")} if isinstance(schema, str) else row
-
-    return _everywhere(document, change)
-
-
-def _everywhere(document: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """A document with every object in it changed, from the inside out."""
-
-    def changed(value: Any) -> Any:
-        if isinstance(value, list):
-            return [changed(child) for child in value]
-        return _everywhere(value, change) if isinstance(value, dict) else value
-
-    return change({name: changed(child) for name, child in document.items()})

@@ -34,7 +34,7 @@ def clip(
     pix_fmt: str = "yuv420p",
     key_every: int = 250,
 ) -> Path:
-    """A film of 25 frames a second, or of these time stamps (ticks), with a tone of its length."""
+    """A video of 25 frames a second, or of these time stamps (ticks), with a tone of its length."""
     height, width = frames[0].shape[:2]
     times = list(stamps) if stamps is not None else [512 * n for n in range(len(frames))]
     options = {"crf": "12", "g": str(key_every)} if codec == "libx264" else {}
@@ -69,17 +69,17 @@ class Seen:
 
 
 def seen(path: Path) -> Seen:
-    film = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    assert film.isOpened()
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    assert capture.isOpened()
     images, times = [], []
     while True:
-        good, image = film.read()
+        good, image = capture.read()
         if not good:
             break
         images.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        times.append(film.get(cv2.CAP_PROP_POS_MSEC))
-    rate = film.get(cv2.CAP_PROP_FPS)
-    film.release()
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC))
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    capture.release()
     return Seen(images, times, rate)
 
 

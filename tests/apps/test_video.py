@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, product
 from pathlib import Path
@@ -81,22 +82,22 @@ def stylized(
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four seconds with sound, more than two parts."""
-    return clip(tmp_path_factory.mktemp("film") / "film.mp4", panned(100, WIDTH, HEIGHT), sound=True)
+    return clip(tmp_path_factory.mktemp("video") / "video.mp4", panned(100, WIDTH, HEIGHT), sound=True)
 
 
-def test_frames_time_stamps_rate_and_sound_are_kept(film: Path, tmp_path: Path) -> None:
+def test_frames_time_stamps_rate_and_sound_are_kept(video: Path, tmp_path: Path) -> None:
     progress: list[tuple[int, int]] = []
-    result = stylized(film, tmp_path / "o.mp4", on_progress=lambda done, total: progress.append((done, total)))
-    before, after = seen(film), seen(tmp_path / "o.mp4")
+    result = stylized(video, tmp_path / "o.mp4", on_progress=lambda done, total: progress.append((done, total)))
+    before, after = seen(video), seen(tmp_path / "o.mp4")
     assert (result.frames, result.stylized, result.repeated, result.sides) == (100, 100, 0, (WIDTH, HEIGHT))
     assert progress == [(done, 100) for done in range(101)]
     assert after.milliseconds == pytest.approx(before.milliseconds)
     assert after.rate == before.rate == 25
     assert len(after.images) == 100
     assert max(apart(255 - old, new) for old, new in zip(before.images, after.images, strict=True)) < CLOSE
-    assert sound(tmp_path / "o.mp4") == sound(film)
+    assert sound(tmp_path / "o.mp4") == sound(video)
     assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
 
@@ -142,13 +143,13 @@ def test_what_is_up_stays_up(tmp_path: Path, degrees: int) -> None:
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "vp9"])
-def test_every_codec_is_read_again(film: Path, tmp_path: Path, codec: str) -> None:
-    stylized(film, tmp_path / "o.mkv", codec=codec, crf=10)
+def test_every_codec_is_read_again(video: Path, tmp_path: Path, codec: str) -> None:
+    stylized(video, tmp_path / "o.mkv", codec=codec, crf=10)
     with av.open(str(tmp_path / "o.mkv")) as file:
         assert file.streams.video[0].codec_context.codec.canonical_name == codec
         images = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
     assert len(images) == 100
-    assert apart(255 - seen(film).images[70], images[70]) < 2 * CLOSE
+    assert apart(255 - seen(video).images[70], images[70]) < 2 * CLOSE
 
 
 def test_a_part_of_a_few_frames_has_times_in_every_codec(tmp_path: Path) -> None:
@@ -166,14 +167,14 @@ def test_a_part_of_a_few_frames_has_times_in_every_codec(tmp_path: Path) -> None
             assert sorted(pts for _, pts in ticks) == pytest.approx([number / 25 for number in range(count)])
 
 
-def test_the_quality_is_that_of_crf(film: Path, tmp_path: Path) -> None:
-    fine, coarse = (quantity(film, tmp_path / f"{crf}.mp4", crf) for crf in (5, 45))
+def test_the_quality_is_that_of_crf(video: Path, tmp_path: Path) -> None:
+    fine, coarse = (quantity(video, tmp_path / f"{crf}.mp4", crf) for crf in (5, 45))
     assert fine > 3 * coarse
 
 
-def quantity(film: Path, target: Path, crf: int) -> int:
+def quantity(video: Path, target: Path, crf: int) -> int:
     """Bytes of the images."""
-    stylized(film, target, crf=crf)
+    stylized(video, target, crf=crf)
     with av.open(str(target)) as file:
         return sum(packet.size for packet in file.demux(video=0))
 
@@ -232,19 +233,19 @@ def test_a_broken_frame_is_the_one_before_once_more_and_counted(tmp_path: Path) 
         assert apart(after.images[n], given.images[n]) > 4 * apart(after.images[n], after.images[n - 1])
 
 
-def test_a_file_that_is_cut_off_is_painted_as_far_as_it_goes(film: Path, tmp_path: Path) -> None:
-    stylized(film, tmp_path / "w.mkv", "same")
+def test_a_file_that_is_cut_off_is_stylized_as_far_as_it_goes(video: Path, tmp_path: Path) -> None:
+    stylized(video, tmp_path / "w.mkv", "same")
     data = (tmp_path / "w.mkv").read_bytes()
     (tmp_path / "s.mkv").write_bytes(data[: len(data) // 2])
     result = stylized(tmp_path / "s.mkv", tmp_path / "o.mkv")
     images = seen(tmp_path / "o.mkv").images
     assert 20 < result.frames == len(images) < 80
-    assert apart(255 - seen(film).images[15], images[15]) < 2 * CLOSE
+    assert apart(255 - seen(video).images[15], images[15]) < 2 * CLOSE
 
 
-def test_styles_of_one_model_fade_by_their_weights(film: Path, tmp_path: Path) -> None:
+def test_styles_of_one_model_fade_by_their_weights(video: Path, tmp_path: Path) -> None:
     transport = MockTransport(stylize, MODELS)
-    stylized(film, tmp_path / "o.mp4", "0:wave, 1.5s:scream, 3:wave:1,scream:3", transport=transport)
+    stylized(video, tmp_path / "o.mp4", "0:wave, 1.5s:scream, 3:wave:1,scream:3", transport=transport)
     assert len(transport.requests) == 100
     weights = [request.inputs[STYLE_WEIGHTS][0] for request in transport.requests]
     fractions = [float(row[1] / row.sum()) for row in weights]
@@ -255,10 +256,10 @@ def test_styles_of_one_model_fade_by_their_weights(film: Path, tmp_path: Path) -
     assert (grey[10], grey[70]) == (pytest.approx(0, abs=3), pytest.approx(255, abs=3))
 
 
-def test_styles_of_two_models_fade_as_pictures(film: Path, tmp_path: Path) -> None:
+def test_styles_of_two_models_fade_as_images(video: Path, tmp_path: Path) -> None:
     transport = MockTransport(stylize, MODELS)
-    stylized(film, tmp_path / "o.mp4", "0:same, 1s:black", transport=transport)
-    before, after = seen(film).images, seen(tmp_path / "o.mp4").images
+    stylized(video, tmp_path / "o.mp4", "0:same, 1s:black", transport=transport)
+    before, after = seen(video).images, seen(tmp_path / "o.mp4").images
     for n, fraction in ((20, 0.0), (37, 0.48), (60, 1.0)):
         assert apart(((1 - fraction) * before[n]).astype(np.uint8), after[n]) < CLOSE
     assert len(transport.requests) == 100 + 24  # both only while they fade: none at its first moment
@@ -270,7 +271,7 @@ def test_a_schedule_that_cannot_be(text: str) -> None:
         Schedule.of(text)
 
 
-def test_a_preview_is_five_seconds_of_pictures_and_sound(tmp_path: Path) -> None:
+def test_a_preview_is_five_seconds_of_images_and_sound(tmp_path: Path) -> None:
     source = clip(tmp_path / "s.mp4", panned(150, 32, 32, step=1), sound=True)
     result = stylized(source, tmp_path / "o.mp4", preview=True)
     assert (result.frames, len(seen(tmp_path / "o.mp4").images)) == (125, 125)
@@ -279,15 +280,15 @@ def test_a_preview_is_five_seconds_of_pictures_and_sound(tmp_path: Path) -> None
     assert len(kept) == pytest.approx(5 * 44_100 / 1024, abs=2)
 
 
-def test_strength_colours_and_size(film: Path, tmp_path: Path) -> None:
-    stylized(film, tmp_path / "o.mp4", strength=0.25, max_side=48)
+def test_strength_colours_and_size(video: Path, tmp_path: Path) -> None:
+    stylized(video, tmp_path / "o.mp4", strength=0.25, max_side=48)
     images = seen(tmp_path / "o.mp4").images
     assert images[0].shape == (32, 48, 3)
-    small = seen(film).images[50][::2, ::2].astype(float)
+    small = seen(video).images[50][::2, ::2].astype(float)
     expected = (0.75 * small + 0.25 * (255 - small)).mean((0, 1))
     assert images[50].mean((0, 1)) == pytest.approx(expected, abs=4)
-    stylized(film, tmp_path / "c.mp4", preserve_color=True)
-    before, after = seen(film).images[50].astype(float), seen(tmp_path / "c.mp4").images[50].astype(float)
+    stylized(video, tmp_path / "c.mp4", preserve_color=True)
+    before, after = seen(video).images[50].astype(float), seen(tmp_path / "c.mp4").images[50].astype(float)
     assert (after[..., 0] - after[..., 2]).mean() == pytest.approx((before[..., 0] - before[..., 2]).mean(), abs=10)
 
 
@@ -307,15 +308,15 @@ class Flicker:
 
 
 @pytest.mark.parametrize("smooth", [False, True])
-def test_a_run_that_was_stopped_goes_on_to_the_same_result(film: Path, tmp_path: Path, smooth: bool) -> None:
-    whole = stylized(film, tmp_path / "whole.mp4", "same", Flicker(), smooth=smooth)
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(video: Path, tmp_path: Path, smooth: bool) -> None:
+    whole = stylized(video, tmp_path / "whole.mp4", "same", Flicker(), smooth=smooth)
     with pytest.raises(Rejected):
-        stylized(film, tmp_path / "o.mp4", "same", Flicker(70), smooth=smooth)
+        stylized(video, tmp_path / "o.mp4", "same", Flicker(70), smooth=smooth)
     assert not (tmp_path / "o.mp4").exists()
     progress: list[int] = []
     second = Flicker()
     result = stylized(
-        *(film, tmp_path / "o.mp4", "same", second),
+        *(video, tmp_path / "o.mp4", "same", second),
         smooth=smooth,
         on_progress=lambda done, total: progress.append(done),
     )
@@ -325,30 +326,30 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(film: Path, tmp_path:
     assert result.warping_error == whole.warping_error
     in_one_go, in_parts = seen(tmp_path / "whole.mp4"), seen(tmp_path / "o.mp4")
     assert in_one_go.milliseconds == in_parts.milliseconds
-    # x264 does not give quite the same twice, and no two frames of a noisy film are alike.
+    # x264 does not give quite the same twice, and no two frames of a noisy video are alike.
     assert max(apart(a, b) for a, b in zip(in_one_go.images, in_parts.images, strict=True)) < 8.0
     assert min(apart(a, b) for a, b in pairwise(in_parts.images)) > 10.0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["o.mp4", "whole.mp4"]
 
 
-def test_the_state_of_an_earlier_version_is_read(film: Path, tmp_path: Path) -> None:
+def test_the_state_of_an_earlier_version_is_read(video: Path, tmp_path: Path) -> None:
     """It calls the last stylized frame `painted`."""
-    whole = stylized(film, tmp_path / "whole.mp4", "same", Flicker(), smooth=True)
+    whole = stylized(video, tmp_path / "whole.mp4", "same", Flicker(), smooth=True)
     with pytest.raises(Rejected):
-        stylized(film, tmp_path / "o.mp4", "same", Flicker(70), smooth=True)
+        stylized(video, tmp_path / "o.mp4", "same", Flicker(70), smooth=True)
     (state,) = (tmp_path / "o.mp4.parts").glob("*.npz")
     with np.load(state) as saved:
         values = dict(saved)
     values["painted"] = values.pop("stylized")
     np.savez(state, **values)
-    result = stylized(film, tmp_path / "o.mp4", "same", Flicker(), smooth=True)
+    result = stylized(video, tmp_path / "o.mp4", "same", Flicker(), smooth=True)
     assert (result.stylized, result.warping_error) == (100 - PART_FRAMES, whole.warping_error)
 
 
-def begun(film: Path, target: Path, **options: Any) -> list[Path]:
+def begun(video: Path, target: Path, **options: Any) -> list[Path]:
     """The finished part of a run that is stopped after 70 of 100 frames."""
     with pytest.raises(Rejected):
-        stylized(film, target, "same", Flicker(70), **options)
+        stylized(video, target, "same", Flicker(70), **options)
     parts = list(target.with_name(f"{target.name}.parts").glob("[0-9]*.nut"))
     assert len(parts) == 1
     return parts
@@ -368,48 +369,48 @@ def begun(film: Path, target: Path, **options: Any) -> list[Path]:
     ],
 )
 def test_finished_parts_are_not_thrown_away_for_another_option(
-    film: Path, tmp_path: Path, change: dict[str, Any], words: str
+    video: Path, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
-    parts = begun(film, tmp_path / "o.mp4")
+    parts = begun(video, tmp_path / "o.mp4")
     with pytest.raises(InputError) as refused:
-        stylized(film, tmp_path / "o.mp4", **({"style": "same"} | change))
+        stylized(video, tmp_path / "o.mp4", **({"style": "same"} | change))
     assert f"o.mp4.parts has {PART_FRAMES} frames with {words}: give --restart" in str(refused.value)
     assert all(part.exists() for part in parts)
-    assert stylized(film, tmp_path / "o.mp4", "same", Flicker()).stylized == 100 - PART_FRAMES
+    assert stylized(video, tmp_path / "o.mp4", "same", Flicker()).stylized == 100 - PART_FRAMES
 
 
-def test_finished_parts_of_another_video_or_style_or_run_are_kept(film: Path, tmp_path: Path) -> None:
+def test_finished_parts_of_another_video_or_style_or_run_are_kept(video: Path, tmp_path: Path) -> None:
     target = tmp_path / "o.mp4"
-    (part,) = begun(film, target)
+    (part,) = begun(video, target)
     other = clip(tmp_path / "s.mp4", panned(10, 32, 32))
     with pytest.raises(InputError, match=r"with the video \d+ bytes, \w+, not \d+ bytes"):
         stylized(other, target, "same")
     with pytest.raises(InputError, match="the style looks different now"):
-        stylized(film, target, "same", stylize)  # a model of the same name that is another
+        stylized(video, target, "same", stylize)  # a model of the same name that is another
     fcntl.flock(lock := (part.parent / "lock").open("rb"), fcntl.LOCK_EX)
     with pytest.raises(InputError, match="another nst video is writing into"):
-        stylized(film, target, "same", Flicker(), restart=True)
+        stylized(video, target, "same", Flicker(), restart=True)
     lock.close()
     (part.parent / "about.json").write_text("[]")
     with pytest.raises(InputError, match="of another version of nst video"):
-        stylized(film, target, "same", Flicker())
+        stylized(video, target, "same", Flicker())
     assert part.exists()
 
 
-def test_a_video_that_was_moved_is_the_same(film: Path, tmp_path: Path) -> None:
-    begun(Path(shutil.copy(film, tmp_path / "s.mp4")), tmp_path / "o.mp4", crf=18)
+def test_a_video_that_was_moved_is_the_same(video: Path, tmp_path: Path) -> None:
+    begun(Path(shutil.copy(video, tmp_path / "s.mp4")), tmp_path / "o.mp4", crf=18)
     (tmp_path / "s.mp4").rename(tmp_path / "moved.mp4")
     assert stylized(tmp_path / "moved.mp4", tmp_path / "o.mp4", "same", Flicker()).stylized == 100 - PART_FRAMES
 
 
-def test_begun_again_nothing_of_the_run_before_is_used(film: Path, tmp_path: Path) -> None:
-    (part,) = begun(film, tmp_path / "o.mp4")
+def test_begun_again_nothing_of_the_run_before_is_used(video: Path, tmp_path: Path) -> None:
+    (part,) = begun(video, tmp_path / "o.mp4")
     (part.parent / f"{PART_FRAMES:09}-7.nut").write_bytes(b"")
-    assert stylized(film, tmp_path / "o.mp4", "negative", restart=True).stylized == 100
+    assert stylized(video, tmp_path / "o.mp4", "negative", restart=True).stylized == 100
     assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
 
-def test_a_disk_that_is_full_costs_no_finished_part(film: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_costs_no_finished_part(video: Path, tmp_path: Path) -> None:
     """A limit on the size of a file stands for it: it comes in the middle of a part, and then as all are joined."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     target = tmp_path / "o.mp4"
@@ -421,7 +422,7 @@ def test_a_disk_that_is_full_costs_no_finished_part(film: Path, tmp_path: Path) 
 
         try:
             with pytest.raises(WriteError, match=r"cannot write .*: File too large"):
-                stylized(film, target, "same", Flicker(), on_progress=on_progress)
+                stylized(video, target, "same", Flicker(), on_progress=on_progress)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert not target.exists()
@@ -432,12 +433,12 @@ def test_a_disk_that_is_full_costs_no_finished_part(film: Path, tmp_path: Path) 
     (part,) = parts.glob("*.nut")
     full_at(100, part.stat().st_size)
     assert len(list(parts.glob("[0-9]*.nut"))) == 3
-    assert stylized(film, target, "same", Flicker()).stylized == 0
+    assert stylized(video, target, "same", Flicker()).stylized == 0
     assert len(seen(target).images) == 100
     assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
 
-def test_where_a_loop_runs_already(film: Path, tmp_path: Path) -> None:
+def test_where_a_loop_runs_already(video: Path, tmp_path: Path) -> None:
     """As in a notebook: the video is stylized all the same, and Ctrl-C stops it there too."""
     target, notebook = tmp_path / "o.mp4", asyncio.new_event_loop()
 
@@ -454,9 +455,9 @@ def test_where_a_loop_runs_already(film: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
         run_cell(tmp_path / "none.mp4")
     with pytest.raises(KeyboardInterrupt):
-        run_cell(film, interrupt)
+        run_cell(video, interrupt)
     assert not target.exists() and not [run for run in threading.enumerate() if run.name.startswith("nst-video")]
-    result = run_cell(film)
+    result = run_cell(video)
     assert (result.stylized, result.frames) == (100 - PART_FRAMES, 100)
     notebook.close()
 
@@ -473,18 +474,19 @@ def test_a_name_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name:
 
 
 def test_sections_of_a_video_that_was_replaced_are_not_used(tmp_path: Path) -> None:
-    """Else the new film would be joined from images of both."""
+    """Else the new video would be joined from images of both."""
     (tmp_path / "in").mkdir()
     source = clip(tmp_path / "in" / "s.mp4", panned(3, 32, 32))
-    film = SectionedVideo(Folder.at(str(tmp_path / "in")), Folder.at(str(tmp_path / "out")), "s.mp4")
-    film.target.prepare()
+    video = SectionedVideo(Folder.at(str(tmp_path / "in")), Folder.at(str(tmp_path / "out")), "s.mp4")
+    video.target.prepare()
     client = StyleClient(transport=MockTransport(stylize, MODELS))
     section, end = Section("s.mp4", 0, 1), Section("s.mp4", 1, 1)
-    film._stylize(section, StylizeOptions({"same": 1.0}), client)
-    assert film.missing() == [end]
+    # Of two sections, so that nothing is joined yet.
+    video.stylize(replace(section, count=2), StylizeOptions({"same": 1.0}), client)
+    assert video.missing() == [end]
     clip(source, panned(5, 32, 32))
-    assert film.missing() == [section]
-    film.stylize(section, StylizeOptions({"same": 1.0}), client)
+    assert video.missing() == [section]
+    video.stylize(section, StylizeOptions({"same": 1.0}), client)
     assert len(seen(tmp_path / "out" / "s.mp4").images) == 5
     assert not (tmp_path / "out" / OWN_FOLDER / "sections" / "s.mp4").exists()
 
@@ -496,21 +498,21 @@ def test_a_link_to_the_output_stays(tmp_path: Path) -> None:
     assert (tmp_path / "o.mp4").is_symlink() and len(seen(tmp_path / "real.mp4").images) == 3
 
 
-def test_a_folder_that_is_not_ours_is_left_alone(film: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_ours_is_left_alone(video: Path, tmp_path: Path) -> None:
     (tmp_path / "o.mp4.parts").mkdir()
     (tmp_path / "o.mp4.parts" / "letter.txt").write_text("dear")
     with pytest.raises(InputError, match="move it away"):
-        stylized(film, tmp_path / "o.mp4")
+        stylized(video, tmp_path / "o.mp4")
     assert (tmp_path / "o.mp4.parts" / "letter.txt").read_text() == "dear"
 
 
-def test_smoothing_takes_flicker_and_leaves_what_moves(film: Path, tmp_path: Path) -> None:
-    result = stylized(film, tmp_path / "o.mp4", "same", Flicker(), smooth=True)
+def test_smoothing_takes_flicker_and_leaves_what_moves(video: Path, tmp_path: Path) -> None:
+    result = stylized(video, tmp_path / "o.mp4", "same", Flicker(), smooth=True)
     assert result.warping_error is not None
     before, after = result.warping_error
     assert 20 < before < 35 and after < before / 2
-    given, smoothed = seen(film).images, seen(tmp_path / "o.mp4").images
-    stylized(film, tmp_path / "r.mp4", "same", Flicker())
+    given, smoothed = seen(video).images, seen(tmp_path / "o.mp4").images
+    stylized(video, tmp_path / "r.mp4", "same", Flicker())
     rough = seen(tmp_path / "r.mp4").images
     assert apart(given[60], smoothed[60]) < 0.75 * apart(given[60], rough[60])
 
@@ -534,7 +536,7 @@ def test_motion_is_where_things_were() -> None:
     assert apart(moved.carried(before)[10:-10, 10:-20], after[10:-10, 10:-20]) < 4.0
 
 
-def test_what_cannot_be_is_said_before_anything_is_painted(film: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_stylized(video: Path, tmp_path: Path) -> None:
     silent = clip(tmp_path / "silent.mp4", panned(3, 32, 32))
     wide = clip(tmp_path / "wide.mkv", [np.zeros((16, 16_400, 3), np.uint8)], codec="ffv1", pix_fmt="yuv444p")
     (tmp_path / "text.mp4").write_text("no video")
@@ -556,7 +558,7 @@ def test_what_cannot_be_is_said_before_anything_is_painted(film: Path, tmp_path:
         (silent, tmp_path / "o.avi", {}, InputError, r"cannot write .avi; use one of .mp4"),
         (silent, tmp_path / "o", {}, InputError, "without a suffix"),
         (silent, tmp_path / "o.webm", {}, InputError, "cannot hold h264"),
-        (film, tmp_path / "o.webm", {"codec": "vp9"}, InputError, "cannot hold aac"),
+        (video, tmp_path / "o.webm", {"codec": "vp9"}, InputError, "cannot hold aac"),
         (silent, tmp_path / "o.mp4", {"crf": 60}, InputError, "from 0, the best, to 51"),
         (silent, tmp_path / "o.mp4", {"style": "0:negative, 2s:none"}, UnknownStyle, "no style 'none'; it has: "),
         (silent, tmp_path / "o.mp4", {"style": "same:1,black:1"}, InputError, "only styles of one model"),
@@ -568,7 +570,7 @@ def test_what_cannot_be_is_said_before_anything_is_painted(film: Path, tmp_path:
     assert sorted(file.name for file in tmp_path.iterdir()) == there
 
 
-def test_a_picture_of_a_song_is_no_video(tmp_path: Path) -> None:
+def test_an_image_of_a_song_is_no_video(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "s.wav"), "w") as output:
         stream = output.add_stream("pcm_s16le", rate=8000, layout="mono")
         tone = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
@@ -586,14 +588,14 @@ def served(monkeypatch: pytest.MonkeyPatch) -> MockTransport:
     return transport
 
 
-def test_the_command(film: Path, tmp_path: Path, served: MockTransport) -> None:
-    result = CliRunner().invoke(video_app, [str(film), "-o", str(tmp_path / "o.mp4"), "-s", "negative", "--smooth"])
+def test_the_command(video: Path, tmp_path: Path, served: MockTransport) -> None:
+    result = CliRunner().invoke(video_app, [str(video), "-o", str(tmp_path / "o.mp4"), "-s", "negative", "--smooth"])
     assert result.exit_code == 0, result.stderr
     assert result.stdout == ""
-    said = result.stderr.replace("\n", " ")
-    assert "frames 100/100  0:00 left" in said and "frames/s" in said
-    assert f"{film} -> {tmp_path / 'o.mp4'}  96x64  100 frames" in said
-    assert "warping error" in said and "before smoothing" in said
+    output = result.stderr.replace("\n", " ")
+    assert "frames 100/100  0:00 left" in output and "frames/s" in output
+    assert f"{video} -> {tmp_path / 'o.mp4'}  96x64  100 frames" in output
+    assert "warping error" in output and "before smoothing" in output
     assert len(seen(tmp_path / "o.mp4").images) == 100
 
 
@@ -607,9 +609,9 @@ def test_the_figures_as_json(tmp_path: Path, served: MockTransport) -> None:
     assert figures["frames_per_second"] > 0 and figures["warping_error_before"] is None
 
 
-def test_a_stop_says_how_far_it_came(film: Path, tmp_path: Path, served: MockTransport) -> None:
+def test_a_stop_says_how_far_it_came(video: Path, tmp_path: Path, served: MockTransport) -> None:
     served.handler = Flicker(70)
-    command = [str(film), "-o", str(tmp_path / "o.mp4"), "-s", "same"]
+    command = [str(video), "-o", str(tmp_path / "o.mp4"), "-s", "same"]
     result = CliRunner().invoke(video_app, command)
     assert result.exit_code == 1
     assert "of 100 frames are finished; the same command goes on" in result.stderr and "no more" in result.stderr
@@ -627,12 +629,12 @@ def test_a_stop_says_how_far_it_came(film: Path, tmp_path: Path, served: MockTra
     assert "goes on" not in CliRunner().invoke(video_app, [*command, "--crf", "20", "--restart"]).stderr
 
 
-def test_without_the_extra(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "nst_apps.video.stylize")
     monkeypatch.setitem(sys.modules, "nst_apps.video.codec.decoder", None)
     monkeypatch.delitem(sys.modules, "nst_apps.video.codec.decoder")
     monkeypatch.setitem(sys.modules, "av", None)
-    result = CliRunner().invoke(video_app, [str(film), "-o", str(tmp_path / "o.mp4"), "-s", "same"])
+    result = CliRunner().invoke(video_app, [str(video), "-o", str(tmp_path / "o.mp4"), "-s", "same"])
     assert result.exit_code == 1
     assert "needs the package 'av': pip install" in result.stderr and "[video]'" in result.stderr
 

@@ -16,7 +16,7 @@ import tempfile
 import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ from nst_apps.web.app import Site, application
 from nst_apps.web.cli import web_app
 from nst_apps.web.server import Server
 from nst_apps.web.studio import Limits, Studio
-from nst_apps.web.training import CommandFailed, StyleTrainer, StyleTraining, _locked
+from nst_apps.web.training import CommandFailed, StyleTrainer, StyleTraining
 from nst_client import AsyncStyleClient, MockTransport, Request, Unavailable, Unreachable
 from nst_core.errors import ImageError, InputError, WriteError
 from nst_core.images import Pixels
@@ -55,7 +55,7 @@ def png(width: int = 60, height: int = 40) -> bytes:
 def visited(
     folder: Path, visit: Visit, handler: Callable[[Request], Pixels] = negative, names: tuple[str, ...] = ()
 ) -> None:
-    """Let somebody who has loaded the page ask on."""
+    """Run `visit` as a visitor who has loaded the page."""
 
     async def run() -> None:
         server = Server(AsyncStyleClient(transport=MockTransport(handler, MODELS), retries=0))
@@ -94,7 +94,7 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def said(session: ClientSession, method: str, url: str, status: int, **more: Any) -> Any:
+async def ask(session: ClientSession, method: str, url: str, status: int, **more: Any) -> Any:
     async with session.request(method, url, **more) as response:
         answer = await response.json()
         assert response.status == status, answer
@@ -102,22 +102,22 @@ async def said(session: ClientSession, method: str, url: str, status: int, **mor
 
 
 async def job(session: ClientSession, url: str, style: object) -> dict[str, Any]:
-    content = await said(session, "POST", f"{url}/contents", 200, data=png())
+    content = await ask(session, "POST", f"{url}/contents", 200, data=png())
     body = json.dumps({"content": content["name"], "style": style})
-    return await said(session, "POST", f"{url}/jobs", 200, data=body)
+    return await ask(session, "POST", f"{url}/jobs", 200, data=body)
 
 
 async def done(session: ClientSession, url: str) -> None:
     async with asyncio.timeout(60):
-        while any(known["status"] != "done" for known in (await said(session, "GET", f"{url}/state", 200))["jobs"]):
+        while any(known["status"] != "done" for known in (await ask(session, "GET", f"{url}/state", 200))["jobs"]):
             await asyncio.sleep(0.02)
 
 
-def test_a_download_is_the_painting_in_the_photographs_format(tmp_path: Path) -> None:
+def test_a_download_is_the_stylized_image_in_the_format_of_the_content_image(tmp_path: Path) -> None:
     async def visit(session: ClientSession, url: str) -> None:
-        one = await job(session, url, {"negative": 1})
+        begun = await job(session, url, {"negative": 1})
         await done(session, url)
-        async with session.get(f"{url}/jobs/{one['name']}/whole?strength=0.25") as response:
+        async with session.get(f"{url}/jobs/{begun['name']}/whole?strength=0.25") as response:
             assert response.headers["Content-Disposition"] == 'attachment; filename="negative.png"'
             assert response.headers["Cache-Control"] == "private, no-store"
             image = Image.open(io.BytesIO(await response.read()))
@@ -125,7 +125,7 @@ def test_a_download_is_the_painting_in_the_photographs_format(tmp_path: Path) ->
         content = np.array(Image.open(io.BytesIO(png()))).astype(float)
         assert np.abs(np.array(image) - (0.75 * content + 0.25 * (255 - content))).max() <= 1
         for strength in ("2", "nan", "x"):
-            answer = await said(session, "GET", f"{url}/jobs/{one['name']}/shown?strength={strength}", 400)
+            answer = await ask(session, "GET", f"{url}/jobs/{begun['name']}/shown?strength={strength}", 400)
             assert answer["error"] == f"strength is {strength}: it is from 0 to 1"
 
     visited(tmp_path, visit)
@@ -133,22 +133,22 @@ def test_a_download_is_the_painting_in_the_photographs_format(tmp_path: Path) ->
 
 def test_another_visitor_finds_nothing(tmp_path: Path) -> None:
     async def visit(session: ClientSession, url: str) -> None:
-        one = await job(session, url, {"negative": 1})
+        begun = await job(session, url, {"negative": 1})
         await done(session, url)
         async with ClientSession() as other:
-            assert (await said(other, "GET", f"{url}/state", 403))["error"].startswith("the page has lost its cookie")
+            assert (await ask(other, "GET", f"{url}/state", 403))["error"].startswith("the page has lost its cookie")
             await load(other, url)
-            assert (await said(other, "GET", f"{url}/state", 200))["jobs"] == []
+            assert (await ask(other, "GET", f"{url}/state", 200))["jobs"] == []
             for way in ("whole", "shown"):
-                await said(other, "GET", f"{url}/jobs/{one['name']}/{way}", 404)
-            await said(other, "GET", f"{url}/contents/{one['content']['name']}", 404)
-            await said(other, "DELETE", f"{url}/jobs/{one['name']}", 404)
-            order = json.dumps({"content": one["content"]["name"], "style": {"negative": 1}})
-            await said(other, "POST", f"{url}/jobs", 404, data=order)
+                await ask(other, "GET", f"{url}/jobs/{begun['name']}/{way}", 404)
+            await ask(other, "GET", f"{url}/contents/{begun['content']['name']}", 404)
+            await ask(other, "DELETE", f"{url}/jobs/{begun['name']}", 404)
+            order = json.dumps({"content": begun["content"]["name"], "style": {"negative": 1}})
+            await ask(other, "POST", f"{url}/jobs", 404, data=order)
             for path in ("/../cli.py", "/page/page.css", "/%2e%2e/cli.py", "/cli.py"):
-                await said(other, "GET", url + path, 404)
-        await said(session, "DELETE", f"{url}/jobs/{one['name']}", 200)
-        await said(session, "GET", f"{url}/jobs/{one['name']}/whole", 404)
+                await ask(other, "GET", url + path, 404)
+        await ask(session, "DELETE", f"{url}/jobs/{begun['name']}", 200)
+        await ask(session, "GET", f"{url}/jobs/{begun['name']}/whole", 404)
 
     visited(tmp_path, visit)
 
@@ -165,19 +165,19 @@ def test_what_is_too_much_is_refused_in_one_line(tmp_path: Path) -> None:
                 yield bytes(10_000)
 
         for data in (bytes(100_001), endless()):  # with its length, and without
-            answer = await said(session, "POST", f"{url}/contents", 400, data=data)
+            answer = await ask(session, "POST", f"{url}/contents", 400, data=data)
             assert answer["error"] == "the file is over the limit of 0.1 MB"
-        assert "pixels" in (await said(session, "POST", f"{url}/contents", 400, data=png(201, 100)))["error"]
-        assert "not an image" in (await said(session, "POST", f"{url}/contents", 400, data=b"GIF"))["error"]
+        assert "pixels" in (await ask(session, "POST", f"{url}/contents", 400, data=png(201, 100)))["error"]
+        assert "not an image" in (await ask(session, "POST", f"{url}/contents", 400, data=b"GIF"))["error"]
         for _ in range(2):
-            one = await job(session, url, {"negative": 1})
-        order = {"content": one["content"]["name"], "style": {"negative": 1}}
-        answer = await said(session, "POST", f"{url}/jobs", 400, data=json.dumps(order))
+            begun = await job(session, url, {"negative": 1})
+        order = {"content": begun["content"]["name"], "style": {"negative": 1}}
+        answer = await ask(session, "POST", f"{url}/jobs", 400, data=json.dumps(order))
         assert answer["error"].startswith("2 of your images are waiting, the maximum")
-        await said(session, "DELETE", f"{url}/jobs/{one['name']}", 200)
-        large = await said(session, "POST", f"{url}/contents", 200, data=png(150, 100))
+        await ask(session, "DELETE", f"{url}/jobs/{begun['name']}", 200)
+        large = await ask(session, "POST", f"{url}/contents", 200, data=png(150, 100))
         order["content"] = large["name"]
-        answer = await said(session, "POST", f"{url}/jobs", 400, data=json.dumps(order))
+        answer = await ask(session, "POST", f"{url}/jobs", 400, data=json.dumps(order))
         assert answer["error"] == "negative takes this image up to 122 pixels here: choose a smaller size"
 
     visited(tmp_path, visit, away)
@@ -195,11 +195,11 @@ def test_what_is_too_much_is_refused_in_one_line(tmp_path: Path) -> None:
         ({"wave": 10**400}, "too large"),
     ],
 )
-def test_a_mix_that_cannot_be(tmp_path: Path, style: object, words: str) -> None:
+def test_an_interpolation_that_cannot_be(tmp_path: Path, style: object, words: str) -> None:
     async def visit(session: ClientSession, url: str) -> None:
-        content = await said(session, "POST", f"{url}/contents", 200, data=png())
+        content = await ask(session, "POST", f"{url}/contents", 200, data=png())
         body = json.dumps({"content": content["name"], "style": style})
-        assert words in (await said(session, "POST", f"{url}/jobs", 400, data=body))["error"]
+        assert words in (await ask(session, "POST", f"{url}/jobs", 400, data=body))["error"]
 
     visited(tmp_path, visit)
 
@@ -207,7 +207,7 @@ def test_a_mix_that_cannot_be(tmp_path: Path, style: object, words: str) -> None
 @pytest.mark.parametrize("body", ["", "[]", "[" * 100_000, "no", "9" * 5000, b"\xff{}"])
 def test_a_body_that_is_no_object(tmp_path: Path, body: str | bytes) -> None:
     async def visit(session: ClientSession, url: str) -> None:
-        assert (await said(session, "POST", f"{url}/jobs", 400, data=body))["error"] == "this is no JSON object"
+        assert (await ask(session, "POST", f"{url}/jobs", 400, data=body))["error"] == "this is no JSON object"
 
     visited(tmp_path, visit)
 
@@ -215,15 +215,15 @@ def test_a_body_that_is_no_object(tmp_path: Path, body: str | bytes) -> None:
 def test_another_sites_page_may_not_ask(tmp_path: Path) -> None:
     async def visit(session: ClientSession, url: str) -> None:
         foreign = {"Origin": "https://example.org"}
-        await said(session, "POST", f"{url}/contents", 403, data=png(), headers=foreign)
-        await said(session, "GET", f"{url}/live", 403, headers=foreign)
-        await said(session, "POST", f"{url}/contents", 200, data=png(), headers={"Origin": url})
+        await ask(session, "POST", f"{url}/contents", 403, data=png(), headers=foreign)
+        await ask(session, "GET", f"{url}/live", 403, headers=foreign)
+        await ask(session, "POST", f"{url}/contents", 200, data=png(), headers={"Origin": url})
         # A proxy may call the page by another name than the browser does.
         for forwarded in ({"X-Forwarded-Host": "example.org"}, {"Origin": "https://paint.example:8443"}):
-            await said(session, "POST", f"{url}/contents", 200, data=png(), headers=foreign | forwarded)
+            await ask(session, "POST", f"{url}/contents", 200, data=png(), headers=foreign | forwarded)
         # Another program's page on this machine is another site's.
         for origin in ("http://127.0.0.1:9", "http://localhost:9", "null"):
-            await said(session, "POST", f"{url}/contents", 403, data=png(), headers={"Origin": origin})
+            await ask(session, "POST", f"{url}/contents", 403, data=png(), headers={"Origin": origin})
 
     visited(tmp_path, visit, names=("https://paint.example:8443/",))
 
@@ -276,7 +276,7 @@ def test_what_is_misshapen_is_refused(tmp_path: Path, caplog: pytest.LogCaptureF
     assert not [record for record in caplog.records if record.name.startswith("nst_")]
 
 
-def test_messages_of_a_camera_that_are_misshapen_are_answered(tmp_path: Path) -> None:
+def test_messages_of_a_camera_that_are_misshapen_are_ask(tmp_path: Path) -> None:
     async def visit(session: ClientSession, url: str) -> None:
         async with session.ws_connect(f"{url}/live") as live:
             texts = ["", "[]", "9" * 5000, "{}", '{"style": {"negative": NaN}}', '{"style": {"negative": -1}}']
@@ -306,16 +306,16 @@ def test_only_to_its_own_names_the_page_answers(tmp_path: Path) -> None:
         ):
             rebound = {"Host": host, "Origin": f"http://{host}"}
             for method, path in (("GET", "/"), ("GET", "/state"), ("GET", "/live"), ("POST", "/contents")):
-                answer = await said(session, method, url + path, 403, data=png(), headers=rebound)
+                answer = await ask(session, method, url + path, 403, data=png(), headers=rebound)
                 assert "--public-name" in answer["error"]
         known = ("localhost", "127.0.0.1", "[::1]", "192.168.1.7", "paint.example", "Paint.Example")
         for host in (*known, *(f"{name}:8080" for name in known)):
-            await said(session, "GET", f"{url}/state", 200, headers={"Host": host, "Origin": f"http://{host}"})
+            await ask(session, "GET", f"{url}/state", 200, headers={"Host": host, "Origin": f"http://{host}"})
 
     visited(tmp_path, visit, names=("127.0.0.1", "PAINT.example"))
 
 
-def test_frames_of_a_camera_come_back_painted(tmp_path: Path) -> None:
+def test_frames_of_a_camera_come_back_stylized(tmp_path: Path) -> None:
     async def visit(session: ClientSession, url: str) -> None:
         async with session.ws_connect(f"{url}/live") as live:
             await live.send_str(json.dumps({"style": {"moon": 1}}))
@@ -332,7 +332,7 @@ def test_frames_of_a_camera_come_back_painted(tmp_path: Path) -> None:
             assert answer.type is WSMsgType.BINARY
             pixels = np.array(Image.open(io.BytesIO(answer.data))).astype(int)
             assert pixels.shape == (48, 64, 3) and np.abs(pixels - (245, 235, 5)).max() < 8
-            await said(session, "GET", f"{url}/live", 409)
+            await ask(session, "GET", f"{url}/live", 409)
 
     visited(tmp_path, visit)
 
@@ -377,7 +377,7 @@ def test_a_camera_that_is_stopped_counts_as_seen_then(tmp_path: Path) -> None:
 
 
 def test_all_visitors_together_take_so_much_of_the_disk(tmp_path: Path) -> None:
-    """Those who have gone make room, the longest away first; then it is said. Nothing is left of what has no room."""
+    """Those who have gone make room, the longest away first; then an image is refused, and nothing is left of it."""
     content = png()  # with what is shown of it about 15 kB
 
     async def run() -> None:
@@ -409,13 +409,12 @@ def test_all_visitors_together_take_so_much_of_the_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), FileNotFoundError()])
 def test_what_the_disk_says_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError) -> None:
     def full(*arguments: object) -> None:
-        (tmp_path / next(iter(path.name for path in tmp_path.iterdir())) / "part").touch()
         raise fault
 
-    monkeypatch.setattr(studio, "_keep_content", full)
+    monkeypatch.setattr(np, "save", full)  # of what is shown, after the file itself
 
     async def visit(session: ClientSession, url: str) -> None:
-        answer = await said(session, "POST", f"{url}/contents", 400, data=png())
+        answer = await ask(session, "POST", f"{url}/contents", 400, data=png())
         assert re.search("cannot keep your image: No space left|has forgotten your images", str(answer["error"]))
 
     visited(tmp_path, visit)
@@ -451,7 +450,7 @@ def test_a_model_that_stays_unavailable_holds_nobody_up(tmp_path: Path, monkeypa
     visited(tmp_path, visit, handler)
 
 
-def test_a_picture_that_ends_the_server_is_given_up(tmp_path: Path) -> None:
+def test_an_image_that_ends_the_server_is_given_up(tmp_path: Path) -> None:
     async def run() -> None:
         def handler(request: Request) -> Pixels:
             raise Unreachable("the connection was cut")
@@ -471,14 +470,14 @@ def test_a_picture_that_ends_the_server_is_given_up(tmp_path: Path) -> None:
 def test_a_fault_of_our_own_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Background work that fails is told in the log and on the page, and begins again; a job says it too."""
+    """Background work that fails is reported in the log and on the page, and begins again; a job says it too."""
     monkeypatch.setattr(app, "RESTART_SECONDS", 0.01)
     monkeypatch.setattr(server_module, "POLL_SECONDS", 0.01)
 
     async def visit(session: ClientSession, url: str, site: Site) -> None:
         monkeypatch.setattr(site.server, "look", broken)
         await until(lambda: "looking at the server" in site.faults)
-        assert (await said(session, "GET", f"{url}/state", 200))["faults"] == ["looking at the server"]
+        assert (await ask(session, "GET", f"{url}/state", 200))["faults"] == ["looking at the server"]
         assert "looking at the server has failed" in caplog.text and "ZeroDivisionError" in caplog.text
         monkeypatch.undo()
         site.server.styles, site.server.up = [], asyncio.Event()
@@ -503,7 +502,7 @@ def test_below_a_path_of_a_proxy(tmp_path: Path) -> None:
             # So that it is the page's folder, as the browser sees it.
             assert not response.cookies["nst-visitor"]["path"]
         await until(lambda: len(site.server.thumbnails) == 2)
-        styles = (await said(session, "GET", f"{url}/state", 200))["styles"]
+        styles = (await ask(session, "GET", f"{url}/state", 200))["styles"]
         assert [style["thumbnail"] and style["thumbnail"][:11] for style in styles] == [None, *2 * ["thumbnails/"]]
 
     visited(tmp_path, visit)
@@ -573,12 +572,12 @@ def test_a_trainer_that_outlived_the_page_is_waited_for(trainer: Callable[[], St
 
 
 class Commands:
-    """In the place of the trainer and the exporter: a gallery is a text, and a style that is learned a line more."""
+    """Stands in for the trainer and the exporter: a gallery is a text, and each style adds a line."""
 
-    def __init__(self, gallery: Path, *faults: Exception | None) -> None:
-        self.gallery, self.faults, self.ran = gallery, list(faults), list[str]()
+    def __init__(self, gallery: Path) -> None:
+        self.gallery, self.faults, self.ran = gallery, list[Exception | None](), list[str]()
 
-    async def __call__(self, training: StyleTraining, lock: object, module: str, *arguments: Any) -> None:
+    async def __call__(self, folder: Path, lock: object, module: str, *arguments: Any) -> None:
         self.ran.append(module + (" again" if "--resume" in arguments else ""))
         if module.startswith("nst_trainer"):
             new = Path(arguments[arguments.index("--output") + 1])
@@ -586,13 +585,19 @@ class Commands:
         if fault := self.faults.pop(0) if self.faults else None:
             raise fault
         if module.startswith("nst_trainer"):
-            new.write_text(f"{self.gallery.read_text()}{training.name}\n")
+            new.write_text(f"{self.gallery.read_text()}{folder.name}\n")
             new.with_name(f"{new.name}.resume").unlink()
 
 
-async def made(run: StyleTrainer, *orders: tuple[str, str], commands: Commands) -> None:
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    commands = Commands(tmp_path / "gallery.pth")
+    monkeypatch.setattr(training, "run_command", commands)
+    return commands
+
+
+async def made(run: StyleTrainer, *orders: tuple[str, str]) -> None:
     """Order what is not known yet, try the others again, and wait until nothing is pending."""
-    run._run = commands  # type: ignore[method-assign]
     await run.server.look()
     for owner, name in orders:
         if name in run.trainings:
@@ -606,18 +611,18 @@ async def made(run: StyleTrainer, *orders: tuple[str, str], commands: Commands) 
 
 
 def test_a_style_whose_export_failed_is_published_by_another_try(
-    trainer: Callable[[], StyleTrainer], tmp_path: Path
+    trainer: Callable[[], StyleTrainer], commands: Commands, tmp_path: Path
 ) -> None:
     """The gallery has it already: it is not learned once more. Also by a page that was started again."""
-    commands = Commands(tmp_path / "gallery.pth", None, CommandFailed("no room"), CommandFailed("no room"))
+    commands.faults = [None, CommandFailed("no room"), CommandFailed("no room")]
 
     async def run() -> None:
         first = trainer()
-        await made(first, ("ann", "sea"), commands=commands)
+        await made(first, ("ann", "sea"))
         assert (first.trainings["sea"].status, first.trainings["sea"].error) == ("failed", "no room")
-        await made(first, ("ann", "sea"), commands=commands)
+        await made(first, ("ann", "sea"))
         second = trainer()
-        await made(second, ("ann", "sea"), commands=commands)
+        await made(second, ("ann", "sea"))
         assert second.trainings["sea"].status == "done"
 
     asyncio.run(run())
@@ -626,19 +631,19 @@ def test_a_style_whose_export_failed_is_published_by_another_try(
 
 
 def test_what_is_tried_again_loses_no_style_that_was_added_meanwhile(
-    trainer: Callable[[], StyleTrainer], tmp_path: Path
+    trainer: Callable[[], StyleTrainer], commands: Commands, tmp_path: Path
 ) -> None:
-    """What was begun is of the gallery as it was then, and would take the other's place."""
-    commands = Commands(tmp_path / "gallery.pth", CommandFailed("killed"))
+    """A training that was begun has the gallery of then, and would replace the other style."""
+    commands.faults = [CommandFailed("killed")]
 
     async def run() -> None:
         page = trainer()
-        await made(page, ("ann", "sea"), ("ben", "fire"), commands=commands)
+        await made(page, ("ann", "sea"), ("ben", "fire"))
         assert [training.status for training in page.trainings.values()] == ["failed", "done"]
-        await made(page, ("ann", "sea"), commands=commands)
+        await made(page, ("ann", "sea"))
         commands.faults = [CommandFailed("killed")]
-        await made(page, ("cleo", "ice"), commands=commands)
-        await made(page, ("cleo", "ice"), commands=commands)
+        await made(page, ("cleo", "ice"))
+        await made(page, ("cleo", "ice"))
 
     asyncio.run(run())
     assert commands.ran.count("nst_trainer again") == 1  # of ice, where nothing was added meanwhile
@@ -646,17 +651,17 @@ def test_what_is_tried_again_loses_no_style_that_was_added_meanwhile(
 
 
 def test_a_style_that_fails_in_any_way_keeps_no_other_from_being_made(
-    trainer: Callable[[], StyleTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: Callable[[], StyleTrainer], commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands = Commands(tmp_path / "gallery.pth", ZeroDivisionError(), OSError("no disk"))
+    commands.faults = [ZeroDivisionError(), OSError("no disk")]
     monkeypatch.setattr(training, "MAX_KEPT", 2)
 
     async def run() -> None:
         page = trainer()
-        await made(page, ("ann", "sea"), ("ben", "fire"), commands=commands)
+        await made(page, ("ann", "sea"), ("ben", "fire"))
         assert page.trainings["sea"].error.startswith("a fault of nst web (ZeroDivisionError)")
         assert page.trainings["fire"].error == "no disk"
-        monkeypatch.setattr(page, "_keep", refused)
+        monkeypatch.setattr(training, "atomic_write", refused)
         with pytest.raises(WriteError):
             page.retry(page.trainings["sea"])
         with pytest.raises(WriteError):
@@ -664,7 +669,7 @@ def test_a_style_that_fails_in_any_way_keeps_no_other_from_being_made(
         assert [known.status for known in page.trainings.values()] == ["failed"]  # fire: the oldest made room for ice
         monkeypatch.undo()
 
-    def refused(*arguments: object) -> None:
+    def refused(*arguments: object, **options: object) -> None:
         raise WriteError("no room")
 
     asyncio.run(run())
@@ -672,20 +677,20 @@ def test_a_style_that_fails_in_any_way_keeps_no_other_from_being_made(
 
 
 def test_a_learned_style_waits_for_the_server_but_not_for_ever(
-    trainer: Callable[[], StyleTrainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainer: Callable[[], StyleTrainer], commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "SERVER_TIMEOUT_SECONDS", 0.01)
 
     async def run() -> None:
-        page, commands = trainer(), Commands(tmp_path / "gallery.pth")
+        page = trainer()
         await page.server.look()
         await page.submit("ann", "sea", png())
         monkeypatch.setattr(page.server, "look", lambda: asyncio.sleep(0))
         page.server.up.clear()
-        await made(page, commands=commands)
+        await made(page)
         assert "it is trained, but the server has not answered" in page.trainings["sea"].error
         page.server.up.set()
-        await made(page, ("ann", "sea"), commands=commands)
+        await made(page, ("ann", "sea"))
         assert page.trainings["sea"].status == "done"
 
     asyncio.run(run())
@@ -694,22 +699,28 @@ def test_a_learned_style_waits_for_the_server_but_not_for_ever(
 PAGE = """
 import asyncio, fcntl, sys
 from pathlib import Path
-from nst_apps.web.training import StyleTrainer, StyleTraining
+from nst_apps.web.training import run_command
 
 async def run():
-    trainer = object.__new__(StyleTrainer)
-    trainer.folder = Path(sys.argv[1])
-    with (trainer.folder / "sea" / "lock").open("wb") as lock:
+    folder = Path(sys.argv[1])
+    with (folder / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        await trainer._run(StyleTraining("sea", "ann"), lock, "sleeper", trainer.folder / "began")
+        await run_command(folder, lock, "sleeper", folder / "began")
 
 asyncio.run(run())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a process that is told of its parent's end is Linux's")
+def free(lock: BinaryIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process that learns of its parent's end is Linux's")
 def test_a_trainer_ends_with_a_page_that_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "sea").mkdir()
     (tmp_path / "sleeper.py").write_text(
         "import sys, time, pathlib\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(600)\n"
     )
@@ -717,14 +728,12 @@ def test_a_trainer_ends_with_a_page_that_is_killed(tmp_path: Path) -> None:
     page = subprocess.Popen([sys.executable, "-c", PAGE, str(tmp_path)], env=os.environ | {"PYTHONPATH": paths})
 
     async def run() -> None:
-        with (tmp_path / "sea" / "lock").open("ab") as lock:
+        with (tmp_path / "lock").open("ab") as lock:
             await until((tmp_path / "began").exists)
-            with pytest.raises(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert not free(lock)
             page.kill()
             page.wait()
-            async with asyncio.timeout(60):
-                await _locked(lock)  # which the trainer holds as long as it lives
+            await until(lambda: free(lock))  # the trainer holds it as long as it lives
 
     asyncio.run(run())
 
@@ -777,14 +786,14 @@ def test_what_a_killed_page_left_goes_and_what_another_holds_stays(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "nst-web-left").mkdir()
     (tmp_path / "nst-web-link").symlink_to(tmp_path)
-    with cli._visitors_folder() as young:
+    with cli.visitors_folder() as young:
         assert (tmp_path / "nst-web-left").exists() and young.stat().st_mode & 0o777 == 0o700
         monkeypatch.setattr(cli, "YOUNG_SECONDS", -1.0)
-        with cli._visitors_folder() as other:
+        with cli.visitors_folder() as other:
             assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name, "nst-web-link"}
     assert [path.name for path in tmp_path.iterdir()] == ["nst-web-link"]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    with pytest.raises(InputError, match="set TMPDIR"), cli._visitors_folder():
+    with pytest.raises(InputError, match="set TMPDIR"), cli.visitors_folder():
         pass
 
 
@@ -823,7 +832,7 @@ tempfile.TemporaryDirectory = stopped
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ready[1]) as answer:
             assert b"<!doctype html>" in answer.read()
         page.terminate()
-    said = page.stderr.read()
-    assert page.wait(60) == 0 and "Traceback" not in said and said.endswith("stopped\n")
+    messages = page.stderr.read()
+    assert page.wait(60) == 0 and "Traceback" not in messages and messages.endswith("stopped\n")
     page.stderr.close()
     assert list(tmp_path.iterdir()) == []

@@ -189,19 +189,19 @@ def test_a_file_is_played_in_its_own_time(tmp_path: Path, monkeypatch: pytest.Mo
     assert [when for _, when in moments] == pytest.approx([100.0, 100.04, 100.5, 101.0])
 
 
-def test_a_film_as_the_camera_recorded(tmp_path: Path, server: MockTransport) -> None:
+def test_a_video_as_the_camera_recorded(tmp_path: Path, server: MockTransport) -> None:
     frames = panned(20, 64, 48)
     source = clip(tmp_path / "s.mp4", frames)
     command = ["--input", str(source), "--no-window", "--record", str(tmp_path / "o.mp4"), "-s", "negative", "--json"]
     result = CliRunner().invoke(webcam_app, command)
     assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout)
-    film = seen(tmp_path / "o.mp4")
-    assert figures["taken"] == 20 and figures["shown"] == len(film.images) >= 1
+    recorded = seen(tmp_path / "o.mp4")
+    assert figures["taken"] == 20 and figures["shown"] == len(recorded.images) >= 1
     assert figures["latency_ms"] > 0 and figures["recorded"] == str(tmp_path / "o.mp4")
-    given = [apart(255 - image, film.images[0]) for image in seen(source).images]
+    given = [apart(255 - image, recorded.images[0]) for image in seen(source).images]
     assert min(given) < 5.0
-    assert film.milliseconds == sorted(film.milliseconds) and film.milliseconds[-1] <= 800
+    assert recorded.milliseconds == sorted(recorded.milliseconds) and recorded.milliseconds[-1] <= 800
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o.mp4", "s.mp4"]
 
 
@@ -274,7 +274,7 @@ MODEL_NAMES = ["black", "negative", "same"]
 
 
 @pytest.mark.usefixtures("no_screen")
-def test_a_picture_fills_the_window_and_keeps_its_shape() -> None:
+def test_an_image_fills_the_window_and_keeps_its_shape() -> None:
     import pygame
 
     window = room.Window("test")
@@ -298,7 +298,7 @@ def test_where_there_is_no_screen(monkeypatch: pytest.MonkeyPatch, server: MockT
     source = clip(tmp_path / "s.mp4", panned(3, 32, 32))
     result = CliRunner().invoke(webcam_app, ["--input", str(source)])
     assert result.exit_code == 1
-    assert "--no-window --record film.mp4" in result.stderr.replace("\n", " ")
+    assert "--no-window --record video.mp4" in result.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

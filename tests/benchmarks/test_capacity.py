@@ -13,6 +13,7 @@ FOLDER = ROOT / "docs" / "benchmark"
 CARDS = [path for path in sorted(FOLDER.glob("*.json")) if results.read(path)["machine"]["gpu"]]
 FILES = [FOLDER / "results.json", FOLDER / "serving-wide.json", *CARDS]
 PAGE = ROOT / "docs" / "capacity.md"
+BEGIN, END = (f"<!-- {capacity.BLOCK}: {edge} -->" for edge in ("begin", "end"))
 
 
 def _documents() -> list[dict[str, Any]]:
@@ -51,7 +52,7 @@ def _known() -> dict[str, Any]:
 
 
 def test_the_page_is_what_the_committed_results_give() -> None:
-    shown = PAGE.read_text().split(capacity.BEGIN + "\n")[1].split(capacity.END)[0]
+    shown = PAGE.read_text().split(BEGIN + "\n")[1].split(END)[0]
     assert shown == capacity.text(_documents()), "make readme"
 
 
@@ -104,12 +105,12 @@ def test_what_was_not_measured_says_why() -> None:
 
 def test_the_command_draws_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{capacity.BEGIN}\nold\n{capacity.END}\nafter\n")
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     files = [str(path) for path in FILES]
     result = CliRunner().invoke(app, ["capacity", *files, "--readme", str(page)])
     assert result.exit_code == 0, result.output
     text = capacity.text(_documents())
-    assert page.read_text() == f"before\n{capacity.BEGIN}\n{text}{capacity.END}\nafter\n"
+    assert page.read_text() == f"before\n{BEGIN}\n{text}{END}\nafter\n"
     assert CliRunner().invoke(app, ["capacity", *files]).stdout == text
 
 

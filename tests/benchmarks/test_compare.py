@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from nst_bench import results
 from nst_bench.cli import app
-from nst_bench.compare import FASTER, SAME, SLOWER, Comparison, compare, interval, verdict
+from nst_bench.compare import FASTER, SAME, SLOWER, Comparison, compare, interval
 from nst_bench.measure import FEWEST, Precision, summarize
 from nst_bench.suite import schema
 from nst_core.errors import InputError
@@ -58,7 +58,7 @@ def test_the_same_distribution_is_not_slower() -> None:
         comparison = compare(before, after)
         assert set(_verdicts(comparison).values()) == {SAME}
         assert comparison.exit_code == 0
-        assert verdict(comparison) == "nothing became slower; 0 of 30 became faster"
+        assert comparison.verdict == "nothing became slower; 0 of 30 became faster"
         erred.append(set(_verdicts(compare(before, after, tolerance=0.0)).values()) != {SAME})
     assert sum(erred) <= 2
 
@@ -73,7 +73,7 @@ def test_a_fifth_slower_is_found_among_others() -> None:
     assert slower.low and slower.high and slower.low < 1.2 < slower.high
     assert slower.ratio == pytest.approx(1.2, rel=0.05)
     assert comparison.exit_code == 1
-    assert verdict(comparison).startswith("1 of 30 became slower; the slowest latency / engine 7 / 256² / steady: 1.")
+    assert comparison.verdict.startswith("1 of 30 became slower; the slowest latency / engine 7 / 256² / steady: 1.")
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
@@ -132,10 +132,10 @@ def test_nothing_is_said_of_what_cannot_be_compared() -> None:
     before = _document({"a": _samples(1)})
     elsewhere = compare(before, _document({"a": _samples(2)}, cores=64))
     assert elsewhere.exit_code == 2
-    assert verdict(elsewhere) == "not comparable: the machines differ: P, 2 cores; P, 64 cores"
+    assert elsewhere.verdict == "not comparable: the machines differ: P, 2 cores; P, 64 cores"
     other = compare(before, _document({"a": _samples(2)}, model="other"))
     assert other.exit_code == 2
-    assert verdict(other) == "not comparable: latency: another model, m and other"
+    assert other.verdict == "not comparable: latency: another model, m and other"
     drifting = compare(before, _document({"a": [0.1 + 0.01 * number for number in range(20)]}))
     assert (drifting.rows[0].verdict, drifting.exit_code) == ("*unstable*", 2)
     old = _document({"a": _samples(2)})

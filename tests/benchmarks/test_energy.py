@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from nst_bench import report
 from nst_bench.cli import app
-from nst_bench.machine import nvml
+from nst_bench.machine import gpu
 from nst_bench.suite import Context, Document
 from nst_bench.suites import energy
 from nst_core.devices import Device
@@ -89,7 +89,7 @@ def test_joules_an_image_of_the_network_and_of_the_optimisation(
     assert (network["watts"], gatys["watts"]) == (pytest.approx(300.0), pytest.approx(400.0))
     assert gatys["ratio"] == pytest.approx(1000 / 0.3)
     assert document["idle_watts"] == pytest.approx(IDLE) and document["idle_subtracted"] is False
-    text = report.tables(document)
+    text = report.markdown(document)
     assert "The 70 W that it draws while it does nothing are in it, not subtracted." in text
     assert "| 512² | Gatys, 500 iterations | 1,000 | **3,333** | 400 | 800 | 4.0 |" in text
 
@@ -97,7 +97,7 @@ def test_joules_an_image_of_the_network_and_of_the_optimisation(
 def test_without_a_counter_there_is_a_reason(driver: Any, card: Device) -> None:
     driver.refuses.add("nvmlDeviceGetTotalEnergyConsumption")
     assert card.gpu is not None
-    with pytest.raises(nvml.EnergyError, match=r"H100.*: the driver does not count its energy \(NVML: Not Supported\)"):
+    with pytest.raises(gpu.EnergyError, match=r"H100.*: the driver does not count its energy \(NVML: Not Supported\)"):
         energy.Meter(card.gpu, 1.0)
     assert driver.opened == 0
 
@@ -112,7 +112,7 @@ def test_without_a_gpu_there_is_a_reason(cpu: Device, small_checkpoint: Checkpoi
 
 def test_clocks_are_those_that_the_driver_gives(driver: Any, card: Device) -> None:
     assert card.gpu is not None
-    everything = nvml.clocks(card.gpu)
+    everything = gpu.clocks(card.gpu)
     assert everything == {
         "sm_clock_mhz": 1980,
         "highest_sm_clock_mhz": 1980,
@@ -121,7 +121,7 @@ def test_clocks_are_those_that_the_driver_gives(driver: Any, card: Device) -> No
         "temperature_c": 41,
     }
     driver.refuses.add("nvmlDeviceGetClockInfo")
-    assert nvml.clocks(card.gpu) == {
+    assert gpu.clocks(card.gpu) == {
         name: everything[name] for name in ("highest_sm_clock_mhz", "power_limit_w", "temperature_c")
     }
 
@@ -134,10 +134,10 @@ def test_the_real_counter_goes_on() -> None:
 
     device = choose("gpu")
     assert device.gpu is not None
-    before = nvml.joules(device.gpu)
+    before = gpu.joules(device.gpu)
     a = torch.rand(8192, 8192, device="cuda")
     for _ in range(50):
         a @ a
     torch.cuda.synchronize()
     time.sleep(0.3)
-    assert nvml.joules(device.gpu) > before
+    assert gpu.joules(device.gpu) > before

@@ -43,7 +43,7 @@ def test_two_networks_by_time_and_equivalent_iterations(
     assert len(rows(document)) == 2
     plot = report.plots(document)[0]
     assert plot.name == "frontier" and "quick" in plot.alt
-    assert "| slow | johnson, width 0.5 |" in report.tables(document).replace("**", "")
+    assert "| slow | johnson, width 0.5 |" in report.markdown(document).replace("**", "")
 
 
 def test_two_files_of_one_name(tmp_path: Path, cpu: Device) -> None:

@@ -1,6 +1,5 @@
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nst_bench import capacity, report, results, suite, tables
+from nst_bench import capacity, report, results, suite
 from nst_bench.cli import app
+from nst_bench.drawing import tables
+from nst_bench.drawing.speedup import GATYS
 from nst_bench.measure import summarize
 from nst_bench.served import callers
 from nst_bench.served.callers import Call
 from nst_bench.suites import energy, serving, speedup
-from nst_bench.suites.drawing.speedup import GATYS
 from nst_client import Statistics
 from nst_core.errors import InputError
 
@@ -62,22 +62,22 @@ def _blocks(page: Path) -> list[tuple[str, str]]:
     )
 
 
-def _drawn(document: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> set[str]:
-    """The tables of a document's suites, as they are drawn now, with those of GPUs beside them."""
-    return {report.markdown(own, beside) for own in results.measured(document).values()}
+def _drawn(document: dict[str, Any]) -> set[str]:
+    """The tables of a document's suites, as they are drawn now."""
+    return {report.markdown(own) for own in results.measured(document).values()}
 
 
 def test_the_pages_tables_are_those_of_the_committed_results() -> None:
-    """All that the pages show is of a committed document, and every document is shown, those of GPUs beside others."""
+    """All that the pages show is of a committed document, and every document is shown, those of GPUs below others."""
     shown = {block: name for page in PAGES for name, block in _blocks(page) if block}  # a GPU's alone may be empty
-    documents = {name: results.read(FOLDER / name) for name in NAMES}
-    cards = [document for document in documents.values() if document["machine"]["gpu"]]
-    drawn = {name: _drawn(document) | _drawn(document, cards) for name, document in documents.items()}
+    drawn = {name: _drawn(results.read(FOLDER / name)) for name in NAMES}
     for block, name in shown.items():
-        assert any(block in blocks for blocks in drawn.values()), f"{name}: make readme"
-    for name, blocks in drawn.items():
-        on_card = documents[name]["machine"]["gpu"]
-        assert blocks & set(shown) or any(f"p50 on {on_card}" in block for block in shown), f"{name}: make readme"
+        left = block
+        for table in (table for own in drawn.values() for table in own):
+            left = left.replace(table, "")
+        assert not left.strip(), f"{name}: make readme"
+    for name, own in drawn.items():
+        assert any(table in block for table in own for block in shown), f"{name}: make readme"
     assert len(shown) >= 12
 
 
@@ -145,9 +145,9 @@ def test_the_table_that_matters_has_the_equal_loss_first() -> None:
     lines = report.one_table(document).splitlines()
     shown = {row["size"]: f"{row['served_ms']:.1f}" for row in document["speedup"]}
     hundred = next(row for row in document["speedup"] if (row["size"], row["iterations"]) == (512, 100))
-    seconds, ratio = hundred["gatys_seconds"], hundred["ratio"]
-    assert lines[2].startswith(f"| 256² | same loss: 24 iterations | 8 s | {shown[256]} | **222** |")
-    assert lines[6].startswith(f"| 512² | 100 iterations | {seconds:.0f} s | {shown[512]} | **{ratio:,.0f}** |")
+    seconds, ratio = tables.short(hundred["gatys_seconds"]), hundred["ratio"]
+    assert lines[2].startswith(f"| 256² | same loss: 24 iterations | 8.4 s | {shown[256]} | **222** |")
+    assert lines[6].startswith(f"| 512² | 100 iterations | {seconds} s | {shown[512]} | **{ratio:,.0f}** |")
     assert lines[-1] == "Not compared at equal loss, 512²: no style image was given."
     assert "| 256² | a.jpg | 2.500 | 24 | 8.4 s | 37.9 ms | **222** |" in report.markdown(document)
 
@@ -220,7 +220,7 @@ def test_a_run_on_a_gpu_is_drawn(tmp_path: Path) -> None:
     assert "takes 2 ms; Gatys' 500 iterations take 4 s: 2,000 times" in report.headline(_card_run())
 
 
-def test_a_gpus_figures_have_a_column_beside_the_runs(tmp_path: Path) -> None:
+def test_a_gpus_figures_stand_below_the_runs(tmp_path: Path) -> None:
     page, card = tmp_path / "page.md", tmp_path / "h100.json"
     results.write(_card_run(), card)
     names = ("nst-bench-speedup", "nst-bench-latency", "nst-bench-energy", "nst-bench-gatys")
@@ -230,16 +230,16 @@ def test_a_gpus_figures_have_a_column_beside_the_runs(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     blocks = dict(_blocks(page))
     gatys = next(row for row in _suite("speedup")["rows"] if (row["engine"], row["size"]) == (GATYS, 512))
-    line = next(line for line in blocks[names[0]].splitlines() if line.startswith("| 512² | Gatys, one iteration |"))
-    assert line.startswith(f"| 512² | Gatys, one iteration | {tables.cells(gatys)[0]} |") and line.endswith("| 8.0 |")
-    assert f"| first of a shape | p50 on {CARD} |" in blocks[names[0]]
-    assert "| 512² | Triton, shared memory |  |  |  |  |  |  | 4.00 |" in blocks[names[0]], "a row that only one has"
-    assert f"On {CARD}, the network and the optimisation on the GPU:" in blocks[names[0]]
+    lines = blocks[names[0]].splitlines()
+    of_card = next(number for number, line in enumerate(lines) if CARD in line)
+    ours, theirs = (number for number, line in enumerate(lines) if line.startswith("| 512² | Gatys, one iteration |"))
+    assert ours < of_card < theirs
+    assert lines[ours].startswith(f"| 512² | Gatys, one iteration | {tables.short(gatys['median'])} |")
+    assert lines[theirs].startswith("| 512² | Gatys, one iteration | 8.0 |")
+    assert "| 512² | Triton, shared memory | 4.00 |" in blocks[names[0]], "a row that only one has"
     assert "`starry-night-fast`" in blocks[names[1]] and "| TensorRT, FP16 | GPU | 512² |" in blocks[names[1]]
     assert "| the network, without a server |" in blocks[names[2]], "a suite that only the GPU's run has"
     assert CARD not in blocks[names[3]], "a suite that only the whole run has"
-    alone = report.markdown(_suite("speedup"))
-    assert alone == report.markdown(_suite("speedup"), []) and "p50 on" not in alone
 
 
 def test_capacity_counts_a_gpus_machines(tmp_path: Path) -> None:
@@ -266,26 +266,6 @@ def test_machines_stand_side_by_side(tmp_path: Path) -> None:
     ]
 
 
-def test_a_list_of_rows_is_shown_whatever_the_suite() -> None:
-    """Words, a summary and further figures; a reason where nothing was measured; phases never in one table."""
-    summary = {"n": 9, "median": 20.0, "p95": 21.0, "p99": 22.0, "spread": 0.04, "unstable": True}
-    steady = {"engine": "ONNX Runtime", "device": "CPU", "size": 256, "phase": "steady", **summary}
-    rows = [
-        {"engine": "ONNX Runtime", "device": "CPU", "size": None, "phase": "cold", **summary, "median": 300.0},
-        {**steady, "gflop": 5.54, "share_of_matrix_rate": 0.713},
-        *(
-            {"engine": "TensorRT | RTX", "device": "GPU", "size": size, "phase": "steady", "missing": "no GPU"}
-            for size in (256, 512)
-        ),
-    ]
-    document = {"machine": _run_document()["machine"], "schema": suite.schema("latency"), "rows": rows}
-    lines = report.tables(document, machine=False).splitlines()
-    assert "| ONNX Runtime | CPU | 256² | 20.0 *unstable* | 21.0 | 22.0 | 4% | 9 | 5.54 | 71% |" in lines
-    assert "| TensorRT / RTX | GPU | 256², 512² | *no GPU* |  |  |  |  |  |  |" in lines
-    assert "| ONNX Runtime | CPU | 300 *unstable* | 21.0 | 22.0 | 4% | 9 |" in lines
-    assert lines.index("Warm runs, milliseconds:") < lines.index("Cold starts, milliseconds:")
-
-
 def test_a_document_is_read_as_it_was_written(tmp_path: Path) -> None:
     """Lists of numbers take one line each, and a text that looks like one stays as it is."""
     document = {**_run_document(), "note": "[ 1,  2 ]", "numbers": [1.5, -2e-7, 3], "none": [], "texts": ["1", "2"]}
@@ -310,7 +290,7 @@ def test_a_page_gets_the_tables_that_it_has_markers_for(tmp_path: Path) -> None:
     results.write(_run_document(), file)
     page.write_text("# nothing to fill in\n")
     with pytest.raises(InputError, match="lacks the lines <!-- nst-bench-speedup: begin -->"):
-        report.inject(results.read(file), page)
+        report.inject([results.read(file)], page)
     assert page.read_text() == "# nothing to fill in\n"
     page.write_text("above\n<!-- nst-bench-gatys: begin -->\nold\n<!-- nst-bench-gatys: end -->\nbelow\n")
     result = CliRunner().invoke(app, ["report", str(file), "--readme", str(page)])
@@ -320,7 +300,7 @@ def test_a_page_gets_the_tables_that_it_has_markers_for(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
     two = CliRunner().invoke(app, ["report", str(file), str(file), "--readme", str(page)])
     assert two.exit_code == 1
-    assert "--readme takes one result, and beside it those of GPUs" in two.stderr
+    assert "--readme takes one result, and below it those of GPUs" in two.stderr
 
 
 def test_the_loss_is_drawn_by_time() -> None:
@@ -391,7 +371,7 @@ def test_results_of_before_the_suites_had_names_are_read(tmp_path: Path) -> None
     (tmp_path / "oldest.json").write_text(json.dumps(document))
     read = results.read(tmp_path / "oldest.json")
     assert (read["schema"], read["equal_loss"]) == (suite.schema("speedup"), [])
-    assert "| Gatys, 100 iterations | 30 | **6,000** |" in report.markdown(read)
+    assert "| Gatys, 100 iterations | 30.0 | **6,000** |" in report.markdown(read)
 
 
 def test_a_summary_draws_what_its_samples_drew() -> None:

@@ -152,10 +152,10 @@ class HttpHandler(BaseHTTPRequestHandler):
             return
         length = int(self.headers["Inference-Header-Content-Length"])
         (image,) = json.loads(body[:length])["inputs"]
-        painted = bytes(255 - np.frombuffer(body[length:], np.uint8))
+        stylized = bytes(255 - np.frombuffer(body[length:], np.uint8))
         output = {"name": "stylized", "datatype": "UINT8", "shape": image["shape"]}
-        told = json.dumps({"outputs": [{**output, "parameters": {"binary_data_size": len(painted)}}]}).encode()
-        self.answer(told + painted, {"Inference-Header-Content-Length": str(len(told))})
+        header = json.dumps({"outputs": [{**output, "parameters": {"binary_data_size": len(stylized)}}]}).encode()
+        self.answer(header + stylized, {"Inference-Header-Content-Length": str(len(header))})
 
     def answer(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
         self.send_response(status)

@@ -56,15 +56,15 @@ def refused(url: str, call: str, aio: bool) -> str:
     """The one line that a call ends with."""
     with pytest.raises(ServiceError) as raised:
         asked(url, call, aio)
-    said = str(raised.value)
-    assert url in said or isinstance(raised.value, Rejected)
-    assert len(said.splitlines()) == 1
-    assert len(said) < 700
-    return said
+    message = str(raised.value)
+    assert url in message or isinstance(raised.value, Rejected)
+    assert len(message.splitlines()) == 1
+    assert len(message) < 700
+    return message
 
 
-def inferred(told: object, tensors: bytes = b"", length: int | None = None) -> bytes:
-    header = json.dumps(told).encode()
+def inferred(answer: object, tensors: bytes = b"", length: int | None = None) -> bytes:
+    header = json.dumps(answer).encode()
     length = len(header) if length is None else length
     lengths = f"Inference-Header-Content-Length: {length}\r\nContent-Length: {len(header + tensors)}"
     return f"HTTP/1.1 200 OK\r\n{lengths}\r\n\r\n".encode() + header + tensors
@@ -79,7 +79,7 @@ OUTPUT = {"name": "stylized", "datatype": "UINT8", "shape": [1, 4, 5, 3], "param
 def test_json_of_another_shape(http_server: HttpServer, call: str, body: str, aio: bool) -> None:
     http_server.answer = answer("200 OK", body)
     url = f"http://{http_server.host}"
-    if call == "config" and body.startswith("{"):  # nothing is said that the client looks at
+    if call == "config" and body.startswith("{"):  # it has nothing that the client looks at
         assert asked(url, call, aio).parameters == {}
     elif call == "regions" and (body == "[]" or body.startswith("{")):
         assert asked(url, call, aio) == []
@@ -118,7 +118,7 @@ def test_fields_of_another_kind(http_server: HttpServer, body: str, call: str, a
 
 @every_kind
 @pytest.mark.parametrize(
-    "said",
+    "answer",
     [
         inferred({"outputs": [OUTPUT]}, bytes(59)),
         inferred({"outputs": [OUTPUT]}),
@@ -140,8 +140,8 @@ def test_fields_of_another_kind(http_server: HttpServer, body: str, call: str, a
         inferred({"outputs": [OUTPUT]}, bytes(60), -1),
     ],
 )
-def test_inferences_over_http(http_server: HttpServer, said: bytes, aio: bool) -> None:
-    http_server.answer = said
+def test_inferences_over_http(http_server: HttpServer, answer: bytes, aio: bool) -> None:
+    http_server.answer = answer
     assert "does not answer as Triton does to the inference of wave: " in refused(
         f"http://{http_server.host}", "infer", aio
     )
@@ -183,10 +183,10 @@ def test_a_redirection_is_not_followed_with_the_token(http_server: HttpServer, a
 class Bytes(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Answers any call with the same bytes."""
 
-    said = b""
+    answer = b""
 
     def service(self, call: Any) -> Any:
-        return grpc.unary_unary_rpc_method_handler(lambda request, context: self.said)
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: self.answer)
 
 
 @pytest.fixture
@@ -202,9 +202,9 @@ def other() -> Iterator[tuple[Bytes, str]]:
 
 @every_kind
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("said", [b"\x0a\xff\xff", b"<html>", b"\x07", b"\x80"])
-def test_bytes_of_another_service(other: tuple[Bytes, str], call: str, said: bytes, aio: bool) -> None:
-    other[0].said = said
+@pytest.mark.parametrize("answer", [b"\x0a\xff\xff", b"<html>", b"\x07", b"\x80"])
+def test_bytes_of_another_service(other: tuple[Bytes, str], call: str, answer: bytes, aio: bool) -> None:
+    other[0].answer = answer
     assert "does not answer as Triton does" in refused(other[1], call, aio)
 
 
@@ -227,9 +227,9 @@ def test_bytes_of_another_service(other: tuple[Bytes, str], call: str, said: byt
 def test_inferences_over_grpc(
     other: tuple[Bytes, str], datatype: str, shape: list[int], contents: list[bytes], aio: bool
 ) -> None:
-    told = service_pb2.ModelInferResponse(model_name="wave", raw_output_contents=contents)
-    told.outputs.add(name="stylized", datatype=datatype, shape=shape)
-    other[0].said = told.SerializeToString()
+    answer = service_pb2.ModelInferResponse(model_name="wave", raw_output_contents=contents)
+    answer.outputs.add(name="stylized", datatype=datatype, shape=shape)
+    other[0].answer = answer.SerializeToString()
     assert "does not answer as Triton does to the inference of wave: " in refused(other[1], "infer", aio)
 
 
@@ -238,7 +238,7 @@ def test_an_inference_over_grpc_without_outputs(other: tuple[Bytes, str], aio: b
     assert "answered without stylized: not a style model" in refused(other[1], "infer", aio)
     assert asked(other[1], "models", aio) == []
     with pytest.raises(ServiceError, match="inference_stats"):
-        other[0].said = service_pb2.ModelStatisticsResponse(
+        other[0].answer = service_pb2.ModelStatisticsResponse(
             model_stats=[service_pb2.ModelStatistics(name="wave")]
         ).SerializeToString()
         asked(other[1], "statistics", aio)

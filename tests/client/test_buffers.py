@@ -1,4 +1,4 @@
-"""Results have the memory of results before them, and never that of one which somebody still looks at."""
+"""Results reuse the memory of earlier results, and never memory that somebody still looks at."""
 
 import gc
 import subprocess
@@ -77,7 +77,7 @@ def test_a_block_that_comes_back_in_the_middle_of_a_call_or_a_fork_is_let_go() -
     """Nobody waits for the pool's lock: its holder may be in this thread, or was in the parent's."""
     pool = BufferPool()
     array = buffers.empty(SHAPE, pool=pool)
-    with pool._lock:
+    with pool.lock:
         del array
         gc.collect()
         other = buffers.empty(SHAPE, pool=pool)
@@ -115,9 +115,9 @@ def test_few_classes_hold_all_sizes() -> None:
 def test_a_batch_in_several_requests_is_put_together_in_one_array() -> None:
     batch = np.random.default_rng(0).integers(0, 256, (5, 200, 300, 3), dtype=np.uint8)
     transport = MockTransport(lambda request: 255 - request.inputs["image"], {"style": {"max_pixels": "130000"}})
-    painted = StyleClient(transport=transport).stylize(batch, "style")
+    stylized = StyleClient(transport=transport).stylize(batch, "style")
     assert [len(request.inputs["image"]) for request in transport.requests] == [2, 2, 1]
-    assert np.array_equal(painted, 255 - batch)
+    assert np.array_equal(stylized, 255 - batch)
 
 
 IMPORTING = """
@@ -154,8 +154,8 @@ def test_messages_are_as_protobuf_makes_them(sizes: list[int]) -> None:
     answer.raw_output_contents.extend(tensor.tobytes() for tensor in tensors)
     message, contents = decoded(answer.SerializeToString())
     assert message.SerializeToString() == bare
-    for tensor, (told, content) in zip(tensors, outputs(message, contents), strict=True):
-        assert np.array_equal(array_of(content, told.datatype, told.shape), tensor)
+    for tensor, (output, content) in zip(tensors, outputs(message, contents), strict=True):
+        assert np.array_equal(array_of(content, output.datatype, output.shape), tensor)
 
 
 @pytest.mark.parametrize("data", [b"\x32", b"\x32\x05abc", b"\x80\x80", b"\x09abc", b"\x07", b"\x0a\x02\xff\xff"])

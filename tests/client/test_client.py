@@ -112,10 +112,10 @@ def asked(server: MockTransport) -> list[tuple[str, tuple[int, ...]]]:
     return [(request.model, request.inputs["image"].shape) for request in server.requests]
 
 
-def test_one_picture_and_a_batch(client: StyleClient, server: MockTransport) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    assert np.array_equal(client.stylize(picture, "negative"), 255 - picture)
-    batch = np.stack([picture, picture[::-1]])
+def test_one_image_and_a_batch(client: StyleClient, server: MockTransport) -> None:
+    content = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    assert np.array_equal(client.stylize(content, "negative"), 255 - content)
+    batch = np.stack([content, content[::-1]])
     assert np.array_equal(client.stylize(batch, "negative"), 255 - batch)
     assert asked(server) == [("negative", (1, 20, 30, 3)), ("negative", (2, 20, 30, 3))]
 
@@ -125,7 +125,7 @@ def negative(pixels: Pixels) -> Pixels:
 
 
 @pytest.mark.parametrize("kind", ["oriented", "transparent", "palette", "float", "16 bits", "CMYK", "grey"])
-def test_a_picture_of_pillow_is_painted_as_the_command_paints_it(
+def test_an_image_of_pillow_is_stylized_as_the_command_stylizes_it(
     client: StyleClient, tmp_path: Path, kind: str
 ) -> None:
     """Upright, with its opacity, in 8 bits: what `open_image` makes of the same file."""
@@ -153,24 +153,24 @@ def test_a_picture_of_pillow_is_painted_as_the_command_paints_it(
     wanted = open_image(file)
     assert wanted.pixels.std() > 20
     with Image.open(file) as opened:
-        painted = client.stylize(opened, "negative")
-    assert painted.mode == ("RGB" if wanted.alpha is None else "RGBA")
-    assert painted.size == (wanted.width, wanted.height) == ((20, 30) if kind == "oriented" else (30, 20))
-    assert np.array_equal(np.asarray(painted.convert("RGB")), negative(wanted.pixels))
+        stylized = client.stylize(opened, "negative")
+    assert stylized.mode == ("RGB" if wanted.alpha is None else "RGBA")
+    assert stylized.size == (wanted.width, wanted.height) == ((20, 30) if kind == "oriented" else (30, 20))
+    assert np.array_equal(np.asarray(stylized.convert("RGB")), negative(wanted.pixels))
     if wanted.alpha is not None:
-        assert np.array_equal(np.asarray(painted.getchannel("A")), wanted.alpha)
+        assert np.array_equal(np.asarray(stylized.getchannel("A")), wanted.alpha)
 
 
-def test_a_picture_of_pillow_comes_back_as_one(client: StyleClient) -> None:
+def test_an_image_of_pillow_comes_back_as_one(client: StyleClient) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    painted = client.stylize(Image.fromarray(pixels), "negative")
-    assert isinstance(painted, Image.Image)
-    assert np.array_equal(np.asarray(painted), 255 - pixels)
+    stylized = client.stylize(Image.fromarray(pixels), "negative")
+    assert isinstance(stylized, Image.Image)
+    assert np.array_equal(np.asarray(stylized), 255 - pixels)
     assert client.stylize(Image.fromarray(pixels).convert("L"), "negative").mode == "RGB"
 
 
 def test_a_batch_goes_in_requests_that_the_model_takes(client: StyleClient, server: MockTransport) -> None:
-    """At most `max_batch` pictures, and no more pixels at once than the model's largest picture has."""
+    """At most `max_batch` images, and no more pixels at once than the model's largest image has."""
     batch = np.random.default_rng(0).integers(0, 256, (9, 20, 30, 3), dtype=np.uint8)
     server.configs["gallery"] = replace(server.configs["gallery"], max_batch=4)
     assert np.array_equal(client.stylize(batch, "wave"), 255 - batch)
@@ -182,15 +182,15 @@ def test_a_batch_goes_in_requests_that_the_model_takes(client: StyleClient, serv
 
 
 def test_many_tasks_share_an_asynchronous_client(server: MockTransport) -> None:
-    pictures = [np.full((20, 20, 3), level, np.uint8) for level in range(30)]
+    contents = [np.full((20, 20, 3), level, np.uint8) for level in range(30)]
 
-    async def paint() -> list[Pixels]:
+    async def stylize() -> list[Pixels]:
         async with AsyncStyleClient(transport=server) as client:
             assert [style.name for style in await client.styles()] == ["gallery/negative", "negative", "scream", "wave"]
-            return await asyncio.gather(*(client.stylize(picture, "negative") for picture in pictures))
+            return await asyncio.gather(*(client.stylize(content, "negative") for content in contents))
 
-    for answer, picture in zip(asyncio.run(paint()), pictures, strict=True):
-        assert np.array_equal(answer, 255 - picture)
+    for answer, content in zip(asyncio.run(stylize()), contents, strict=True):
+        assert np.array_equal(answer, 255 - content)
 
 
 def test_what_a_mock_counts(client: StyleClient) -> None:
@@ -201,7 +201,7 @@ def test_what_a_mock_counts(client: StyleClient) -> None:
 
 
 class Failing:
-    """Fails as often as told, and then inverts."""
+    """Fails so many times, and then inverts."""
 
     def __init__(self, *errors: ServiceError) -> None:
         self.errors = list(errors)
@@ -223,8 +223,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_passes_by_itself_is_asked_again(kind: type[StyleClient] | type[AsyncStyleClient]) -> None:
     server = MockTransport(Failing(Unreachable("cut"), Unavailable("loading"), Unreachable("cut")))
     answer = kind(transport=server, retries=3).stylize(np.zeros((20, 20, 3), np.uint8), "style")
-    painted = answer if isinstance(answer, np.ndarray) else asyncio.run(awaited(answer))
-    assert np.array_equal(painted, np.full((20, 20, 3), 255, np.uint8))
+    stylized = answer if isinstance(answer, np.ndarray) else asyncio.run(awaited(answer))
+    assert np.array_equal(stylized, np.full((20, 20, 3), 255, np.uint8))
     assert len(server.requests) == 4
 
 
@@ -243,15 +243,15 @@ def test_what_does_not_pass_is_asked_once(error: ServiceError) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_a_model_that_was_replaced_by_another_is_met_as_it_is(server: MockTransport, client: StyleClient) -> None:
-    """A style more: the weights of before are refused, so the client looks again. One that is gone is said to be."""
+    """A style more: the weights of before are refused, so the client looks again. An error names one that is gone."""
 
-    def paint(request: Request) -> Pixels:
+    def stylize(request: Request) -> Pixels:
         count = len(server.configs["gallery"].parameters["styles"].split(","))
         if request.inputs["style_weights"].shape[1] != count:
             raise Rejected("unexpected shape")
         return 255 - request.inputs["image"]
 
-    server.handler = paint
+    server.handler = stylize
     client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
     server.configs["gallery"] = ModelConfig({"styles": "new,wave,scream,negative"})
     client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
@@ -287,31 +287,31 @@ def test_a_model_that_is_replaced_under_many_is_met_as_it_is_by_all(server: Mock
 
     if kind == "tasks":
 
-        async def paint() -> list[Pixels]:
+        async def stylize() -> list[Pixels]:
             async with AsyncStyleClient(transport=transport) as client:
                 await client.styles()
                 replace_model()
                 return await asyncio.gather(*(client.stylize(pixels, "wave") for _ in range(8)))
 
-        painted = asyncio.run(paint())
+        stylized = asyncio.run(stylize())
     else:
         with StyleClient(transport=transport) as client, ThreadPoolExecutor(8) as pool:
             client.styles()
             replace_model()
-            painted = list(pool.map(lambda _: client.stylize(pixels, "wave"), range(8)))
-    assert all((answer == 255).all() for answer in painted)
+            stylized = list(pool.map(lambda _: client.stylize(pixels, "wave"), range(8)))
+    assert all((answer == 255).all() for answer in stylized)
     assert asked == 16
 
 
 def test_a_refusal_of_the_model_that_was_asked_for_is_final(server: MockTransport) -> None:
-    """Also of the first picture, whose styles are listed as it is painted: it is sent once."""
+    """Also of the first image, whose styles are listed as it is stylized: it is sent once."""
     server.handler = Failing(*[Rejected("out of memory")] * 2)
     with pytest.raises(Rejected, match="out of memory"):
         StyleClient(transport=server).stylize(np.zeros((20, 20, 3), np.uint8), "wave")
     assert len(server.requests) == 1
 
 
-def test_a_model_that_takes_larger_pictures_now(client: StyleClient, server: MockTransport) -> None:
+def test_a_model_that_takes_larger_images_now(client: StyleClient, server: MockTransport) -> None:
     """And one that takes smaller images: it is asked before an image is refused."""
     for pixels, limits in (
         (np.zeros((200, 100, 3), np.uint8), {"max_pixels": "30000"}),
@@ -340,10 +340,10 @@ def test_a_model_that_cannot_be_used_keeps_nobody_from_the_others(
         client = StyleClient(transport=transport)
         for _ in range(2):
             assert [style.name for style in client.styles()] == ["negative"]
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2
-    assert "the model something-else is left out: something-else/config.pbtxt: no model's config" in said[0]
-    assert "the model gallery is left out: the config of the model gallery" in said[1]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2
+    assert "the model something-else is left out: something-else/config.pbtxt: no model's config" in warnings[0]
+    assert "the model gallery is left out: the config of the model gallery" in warnings[1]
     assert (client.stylize(np.zeros((20, 20, 3), np.uint8), "negative") == 255).all()
     with pytest.raises(ServiceError, match="no model's config"):
         client.stylize(np.zeros((20, 20, 3), np.uint8), "something-else")
@@ -397,18 +397,18 @@ def test_pauses_double_up_to_a_longest_and_half_of_each_is_chance() -> None:
 def test_every_attempt_has_the_time_that_is_left() -> None:
     class Telling(MockTransport):
         async def infer(self, request: Request, seconds: float) -> Pixels:
-            told.append(seconds)
-            if len(told) < 3:
+            given.append(seconds)
+            if len(given) < 3:
                 raise Unreachable("cut")
             return await super().infer(request, seconds)
 
-    told: list[float] = []
+    given: list[float] = []
     StyleClient(transport=Telling(Failing()), timeout=30.0).stylize(np.zeros((20, 20, 3), np.uint8), "style")
-    assert 30.0 >= told[0] > told[1] > told[2] > 0
+    assert 30.0 >= given[0] > given[1] > given[2] > 0
 
 
 @pytest.mark.parametrize("answer", [np.zeros((1, 20, 20, 3), np.float32), np.zeros((1, 20, 21, 3), np.uint8)])
-def test_an_answer_that_is_no_picture_of_the_size(answer: np.ndarray) -> None:
+def test_an_answer_that_is_no_image_of_the_size(answer: np.ndarray) -> None:
     with pytest.raises(Rejected, match="not a style model of contract 1"):
         StyleClient(transport=MockTransport(lambda request: answer)).stylize(np.zeros((20, 20, 3), np.uint8), "style")
 
@@ -510,7 +510,7 @@ def test_an_unknown_style_names_the_known(client: StyleClient) -> None:
         (np.zeros((200, 100, 3), np.uint8), "--max-side 141"),
     ],
 )
-def test_pixels_that_cannot_be_painted(client: StyleClient, pixels: Pixels, words: str) -> None:
+def test_pixels_that_cannot_be_stylized(client: StyleClient, pixels: Pixels, words: str) -> None:
     with pytest.raises(InputError, match=words):
         client.stylize(pixels, "negative")
 
@@ -535,14 +535,14 @@ def test_a_longest_side(server: MockTransport) -> None:
         np.zeros((1, 5), np.float32) if request.output == "statistics" else 255 - request.inputs["image"]
     )
     server.requests.clear()
-    painted = StyleClient(transport=server).stylize(np.zeros((40, 301, 3), np.uint8), "negative")
-    assert (painted == 255).all()
+    stylized = StyleClient(transport=server).stylize(np.zeros((40, 301, 3), np.uint8), "negative")
+    assert (stylized == 255).all()
     shapes = [shape for model, shape in asked(server) if model == "negative_tiled"]
     assert len(shapes) > 4
     assert max(max(shape[1:3]) for shape in shapes) <= 64
 
 
-def test_styles_of_one_model_are_mixed(client: StyleClient, server: MockTransport) -> None:
+def test_styles_of_one_model_are_interpolated(client: StyleClient, server: MockTransport) -> None:
     batch = np.zeros((2, 20, 20, 3), np.uint8)
     client.stylize(batch, {"scream": 3.0, "wave": 1.0})
     assert asked(server) == [("gallery", (2, 20, 20, 3))]
@@ -554,7 +554,7 @@ def test_styles_of_one_model_are_mixed(client: StyleClient, server: MockTranspor
 
 
 @pytest.mark.parametrize(
-    ("mix", "words"),
+    ("weights", "words"),
     [
         ({"wave": 1.0, "negative": 1.0}, "only styles of one model can be interpolated"),
         ({"wave": -1.0, "scream": 2.0}, "at least one above 0 and none below"),
@@ -563,9 +563,9 @@ def test_styles_of_one_model_are_mixed(client: StyleClient, server: MockTranspor
         ({}, "at least one above 0"),
     ],
 )
-def test_mixes_that_cannot_be(client: StyleClient, mix: dict[str, float], words: str) -> None:
+def test_interpolations_that_cannot_be(client: StyleClient, weights: dict[str, float], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        client.stylize(np.zeros((20, 20, 3), np.uint8), mix)
+        client.stylize(np.zeros((20, 20, 3), np.uint8), weights)
 
 
 ADDRESSES = [

@@ -15,8 +15,10 @@ import pytest
 
 from nst_client import AsyncStyleClient, MockTransport, Rejected, StyleClient
 from nst_client.transports import cuda_pixels
+from nst_client.transports.base import ModelConfig, Transport
 from nst_client.transports.cuda_pixels import CudaPixels, pixels_on_gpu
 from nst_client.transports.triton.cuda_memory import CudaRegion
+from nst_client.transports.triton.grpc import GrpcTransport
 from nst_client.transports.triton.http import HttpTransport
 from nst_client.transports.triton.http_connections import HttpRequest, HttpResponse
 from nst_client.transports.triton.settings import TritonSettings
@@ -31,9 +33,9 @@ from .fake_triton import DlpackArray, FakeRuntime, FakeTriton, GpuArray, read, s
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRuntime]:
     fake = FakeRuntime()
     monkeypatch.setattr(cuda, "runtime", lambda: fake)
-    cuda_pixels._stream.cache_clear()
+    cuda_pixels.stream_of.cache_clear()
     yield fake
-    cuda_pixels._stream.cache_clear()
+    cuda_pixels.stream_of.cache_clear()
 
 
 @pytest.fixture
@@ -42,37 +44,37 @@ def triton() -> Iterator[FakeTriton]:
         yield running
 
 
-def picture(*shape: int) -> np.ndarray:
+def content(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("kind", [GpuArray, DlpackArray])
 def test_pixels_on_a_gpu_are_answered_there(runtime: FakeRuntime, triton: FakeTriton, kind: type) -> None:
-    single, batch = picture(60, 90), picture(5, 60, 90)
+    single, batch = content(60, 90), content(5, 60, 90)
     with StyleClient(triton.url) as client:
         for _ in range(2):
-            painted: Any = client.stylize(kind(single), "negative")
-            assert isinstance(painted, CudaPixels)
-            assert np.array_equal(read(painted), 255 - single)
-        painted = client.stylize(kind(batch), "negative")  # in requests of two pictures
-        assert np.array_equal(read(painted), 255 - batch)
+            stylized: Any = client.stylize(kind(single), "negative")
+            assert isinstance(stylized, CudaPixels)
+            assert np.array_equal(read(stylized), 255 - single)
+        stylized = client.stylize(kind(batch), "negative")  # in requests of two images
+        assert np.array_equal(read(stylized), 255 - batch)
         assert len(triton.cuda_regions) == 1
     assert triton.sent == [0] * 5
     assert triton.calls.count("CudaSharedMemoryRegister") == 1
     assert not triton.cuda_regions
     assert runtime.device == 0, "the thread's device is as it was"
-    del painted
+    del stylized
     assert not runtime.memory
 
 
 def test_the_asynchronous_client_too(runtime: FakeRuntime, triton: FakeTriton) -> None:
-    single = picture(60, 90)
+    single = content(60, 90)
 
-    async def paint() -> list[Any]:
+    async def stylize() -> list[Any]:
         async with AsyncStyleClient(triton.url) as client:
             return await asyncio.gather(*(client.stylize(GpuArray(single), "negative") for _ in range(4)))
 
-    assert all(np.array_equal(read(painted), 255 - single) for painted in asyncio.run(paint()))
+    assert all(np.array_equal(read(stylized), 255 - single) for stylized in asyncio.run(stylize()))
 
 
 def test_a_library_gets_its_own_kind_and_its_streams_are_waited_for(
@@ -98,11 +100,11 @@ def test_a_library_gets_its_own_kind_and_its_streams_are_waited_for(
     torch = ModuleType("torch")
     torch.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=41))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch", torch)
-    single = picture(60, 90)
+    single = content(60, 90)
     with StyleClient(triton.url) as client:
-        painted = client.stylize(Tensor(single), "negative")
-        assert type(painted) is Tensor
-        assert np.array_equal(painted.values, 255 - single)
+        stylized = client.stylize(Tensor(single), "negative")
+        assert type(stylized) is Tensor
+        assert np.array_equal(stylized.values, 255 - single)
         assert runtime.synchronized[0] == 41
         batch = client.stylize(Tensor(single[None]), "negative")
         assert batch.values.shape == (1, 60, 90, 3)
@@ -110,11 +112,11 @@ def test_a_library_gets_its_own_kind_and_its_streams_are_waited_for(
 
 @pytest.mark.parametrize(("stream", "waited"), [(None, []), (5, [5])])
 def test_the_stream_of_the_interface_is_waited_for(runtime: FakeRuntime, stream: int | None, waited: list[int]) -> None:
-    found = pixels_on_gpu(GpuArray(picture(4, 6), stream))
+    found = pixels_on_gpu(GpuArray(content(4, 6), stream))
     assert found is not None
     assert (found.shape, found.device, len(found)) == ((1, 4, 6, 3), 1, 1)
     assert runtime.synchronized == waited
-    old = GpuArray(picture(4, 6))
+    old = GpuArray(content(4, 6))
     old.__cuda_array_interface__["version"] = 2
     assert pixels_on_gpu(old) is not None
     assert runtime.synchronized[-1] == -1, "an interface that knows no streams: the whole device"
@@ -131,30 +133,36 @@ def test_the_stream_of_the_interface_is_waited_for(runtime: FakeRuntime, stream:
         (GpuArray(np.zeros((120, 120, 3), np.uint8)), "120x120 is too large for negative"),
     ],
 )
-def test_pixels_that_cannot_be_painted(runtime: FakeRuntime, triton: FakeTriton, pixels: Any, words: str) -> None:
+def test_pixels_that_cannot_be_stylized(runtime: FakeRuntime, triton: FakeTriton, pixels: Any, words: str) -> None:
     with StyleClient(triton.url) as client, pytest.raises(InputError, match=words):
         client.stylize(pixels, "negative")
 
 
+class Unasked(GrpcTransport):
+    """Knows the model without asking the server."""
+
+    async def models(self, seconds: float) -> list[str]:
+        return ["negative"]
+
+    async def config(self, model: str, seconds: float) -> ModelConfig:
+        return ModelConfig({"styles": model}, 0)
+
+
 @pytest.mark.parametrize(
-    "settings",
+    "transport",
     [
-        {"url": "grpc://192.0.2.1:8001"},
-        {"url": "grpc://127.0.0.1:8001,127.0.0.1:8002"},
-        {"shared_memory": False},
-        {"transport": MockTransport(lambda request: request.inputs["image"], {"negative": {}})},
+        Unasked(TritonSettings("192.0.2.1:8001")),
+        Unasked(TritonSettings("127.0.0.1:8001,127.0.0.1:8002")),
+        Unasked(TritonSettings("127.0.0.1:8001", shared_memory=False)),
+        MockTransport(lambda request: request.inputs["image"], {"negative": {}}),
     ],
 )
-def test_where_pixels_on_a_gpu_cannot_go(runtime: FakeRuntime, triton: FakeTriton, settings: dict[str, Any]) -> None:
-    elsewhere = settings.get("url") is not None
-    client = StyleClient(**({} if "transport" in settings else {"url": triton.url}) | settings)
-    if elsewhere:  # the style is known, the server's answer would be waited for
-        with StyleClient(triton.url) as known:
-            known.styles()
-            client._styles = known._styles
-    with pytest.raises(InputError, match=r"pixels on a GPU go to one Triton on this machine.*tensor.cpu\(\).numpy\(\)"):
-        client.stylize(GpuArray(picture(60, 90)), "negative")
-    client.close()
+def test_where_pixels_on_a_gpu_cannot_go(runtime: FakeRuntime, transport: Transport) -> None:
+    with (
+        StyleClient(transport=transport) as client,
+        pytest.raises(InputError, match=r"pixels on a GPU go to one Triton on this machine.*tensor.cpu\(\).numpy\(\)"),
+    ):
+        client.stylize(GpuArray(content(60, 90)), "negative")
 
 
 def test_a_server_without_the_gpu(runtime: FakeRuntime, triton: FakeTriton) -> None:
@@ -166,14 +174,14 @@ def test_a_server_without_the_gpu(runtime: FakeRuntime, triton: FakeTriton) -> N
         StyleClient(triton.url) as client,
         pytest.raises(Rejected, match="device context; the server must have this GPU"),
     ):
-        client.stylize(GpuArray(picture(60, 90)), "negative")
+        client.stylize(GpuArray(content(60, 90)), "negative")
 
 
 def test_a_gpu_that_shares_no_memory(runtime: FakeRuntime, triton: FakeTriton) -> None:
     """As in Windows' Linux."""
     runtime.shares = False
     with StyleClient(triton.url) as client, pytest.raises(InputError, match="GPU 1 fails: cudaErrorNotSupported"):
-        client.stylize(GpuArray(picture(60, 90)), "negative")
+        client.stylize(GpuArray(content(60, 90)), "negative")
     assert runtime.device == 0
 
 
@@ -183,8 +191,8 @@ def test_without_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cuda, "runtime", missing)
     with pytest.raises(MissingExtra, match=r"cuda-bindings.*\[gpu\]"):
-        pixels_on_gpu(GpuArray(picture(4, 4)))
-    assert pixels_on_gpu(picture(4, 4)) is None
+        pixels_on_gpu(GpuArray(content(4, 4)))
+    assert pixels_on_gpu(content(4, 4)) is None
 
 
 def test_http_registers_the_same_handle(runtime: FakeRuntime) -> None:
@@ -202,6 +210,6 @@ def test_http_registers_the_same_handle(runtime: FakeRuntime) -> None:
     content = json.loads(b"".join(request.body))
     assert content["device_id"] == 1
     assert content["byte_size"] == 2 * 2**20, "CUDA shares whole blocks of two megabytes"
-    assert int.from_bytes(base64.b64decode(content["raw_handle"]["b64"]), "little") == region._memory.pointer
+    assert base64.b64decode(content["raw_handle"]["b64"]) == region.registration()[0]
     region.end()
     assert not runtime.memory

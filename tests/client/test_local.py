@@ -47,12 +47,12 @@ class Engines:
     """What was opened, closed and run, as words."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, local: LocalTransport, providers: list[str]) -> None:
-        self.said: list[str] = []
-        said = self.said
+        self.calls: list[str] = []
+        calls = self.calls
 
         class Session:
             def __init__(self, path: str, options: object, providers: list[tuple[str, object]]) -> None:
-                said.append(f"session {providers[0][0]}")
+                calls.append(f"session {providers[0][0]}")
 
             def run(self, outputs: list[str], inputs: dict[str, Pixels]) -> list[Pixels]:
                 if inputs["image"].shape[1] > 100:
@@ -61,7 +61,7 @@ class Engines:
 
         class Sessions:
             def __init__(self, path: Path, session_options: Any) -> None:
-                said.append(f"CUDA {path.name}")
+                calls.append(f"CUDA {path.name}")
 
             def run(self, feeds: Mapping[str, Pixels], outputs: Sequence[str]) -> list[Pixels]:
                 if feeds["image"].shape[1] > 100:
@@ -69,11 +69,11 @@ class Engines:
                 return [255 - feeds["image"]]
 
             def close(self) -> None:
-                said.append("closed")
+                calls.append("closed")
 
         class Plan:
             def __init__(self, plan: Path) -> None:
-                said.append(f"plan {plan.name}")
+                calls.append(f"plan {plan.name}")
 
             def run(self, feeds: Mapping[str, Pixels], out: Pixels | None = None) -> Pixels:
                 assert out is not None
@@ -81,7 +81,7 @@ class Engines:
                 return out
 
             def close(self) -> None:
-                said.append("closed")
+                calls.append("closed")
 
         monkeypatch.setattr(local.onnxruntime, "get_available_providers", lambda: providers)
         monkeypatch.setattr(local.onnxruntime, "InferenceSession", Session)
@@ -98,7 +98,7 @@ def test_a_model_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     with pytest.raises(Rejected, match="wave failed: out of memory"):
         run(local, 128)
     run(local)
-    assert engines.said == ["session CPUExecutionProvider"] * 2
+    assert engines.calls == ["session CPUExecutionProvider"] * 2
 
 
 def test_a_model_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card: None) -> None:
@@ -110,7 +110,7 @@ def test_a_model_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, card:
         run(local, 128)
     run(local)
     asyncio.run(local.close())
-    assert engines.said == ["CUDA model.onnx", "closed"]
+    assert engines.calls == ["CUDA model.onnx", "closed"]
 
 
 def test_a_model_for_tensorrt_gets_its_plan_once(
@@ -134,7 +134,7 @@ def test_a_model_for_tensorrt_gets_its_plan_once(
         for _ in range(2):
             assert (client.stylize(np.zeros((20, 30, 3), np.uint8), "wave") == 255).all()
     assert asked == [(tmp_path / "wave" / "1", "16x16/512x512/4x1920x1920", 4, H100.name, "9.0")]
-    assert engines.said == ["plan cached.plan", "closed"]
+    assert engines.calls == ["plan cached.plan", "closed"]
     (record,) = caplog.records
     assert record.message.startswith(f"wave: building the TensorRT plan for {H100.name}, once")
 

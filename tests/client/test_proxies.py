@@ -88,8 +88,8 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
 
 
-def paint(url: str, aio: bool, **settings: object) -> Pixels:
-    """The second of two pictures, and the server's counters on the way."""
+def stylize(url: str, aio: bool, **settings: object) -> Pixels:
+    """The second of two images, and the server's counters on the way."""
     if not aio:
         with StyleClient(url, timeout=10.0, retries=0, **settings) as client:  # type: ignore[arg-type]
             client.stylize(PIXELS, "negative")
@@ -112,8 +112,8 @@ def test_this_machine_is_never_reached_through_a_proxy(
     for name in VARIABLES[:4]:
         monkeypatch.setenv(name, f"http://{proxy.address}")
         monkeypatch.setenv(name.upper(), f"http://{proxy.address}")
-    painted = paint(server.replace("127.0.0.1", host), aio, token="sesame")
-    assert np.array_equal(painted, 255 - PIXELS)
+    stylized = stylize(server.replace("127.0.0.1", host), aio, token="sesame")
+    assert np.array_equal(stylized, 255 - PIXELS)
     assert proxy.heard == []
 
 
@@ -125,7 +125,7 @@ def test_another_host_is_reached_as_the_environment_says(
     proxy.upstream = ("127.0.0.1", int(host.rpartition(":")[2]))
     monkeypatch.setenv("http_proxy", f"http://me:open%20sesame@{proxy.address}")
     far = f"{scheme}://far.invalid:8000"
-    assert np.array_equal(paint(far, aio), 255 - PIXELS)
+    assert np.array_equal(stylize(far, aio), 255 - PIXELS)
     if scheme == "grpc":
         assert proxy.heard[0].startswith("CONNECT far.invalid:8000 HTTP/1")
     else:
@@ -134,7 +134,7 @@ def test_another_host_is_reached_as_the_environment_says(
     count = len(proxy.heard)
     monkeypatch.setenv("no_proxy", "other.example,.invalid")
     with pytest.raises(Unreachable, match="start one with nst-serve"):
-        paint(far, aio)
+        stylize(far, aio)
     assert len(proxy.heard) == count
 
 
@@ -147,7 +147,7 @@ def test_a_failure_behind_a_proxy_names_it_without_its_password(
     variable = "https_proxy" if scheme != "http" else "http_proxy"
     monkeypatch.setenv(variable, f"http://me:sesame@{proxy.address}")
     with pytest.raises(ServiceError, match=f"through the proxy http://{proxy.address} of {variable}") as raised:
-        paint(f"{scheme}://far.invalid:8000", aio)
+        stylize(f"{scheme}://far.invalid:8000", aio)
     assert "sesame" not in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert proxy.heard
@@ -159,7 +159,7 @@ def test_a_proxy_that_wants_a_password(proxy: LittleProxy, monkeypatch: pytest.M
     for scheme in ("http", "https"):
         monkeypatch.setenv(f"{scheme}_proxy", f"http://{proxy.address}")
         with pytest.raises(ServiceError, match="the proxy wants a user and a password"):
-            paint(f"{scheme}://far.invalid:8000", aio)
+            stylize(f"{scheme}://far.invalid:8000", aio)
 
 
 @every_kind
@@ -170,7 +170,7 @@ def test_nobody_at_the_proxy(monkeypatch: pytest.MonkeyPatch, aio: bool) -> None
     for scheme in ("grpc", "http"):
         words = f"no server answers at {scheme}://far.invalid:8000 through the proxy http://{address} of http_proxy"
         with pytest.raises(Unreachable, match=f"{words}; .* name it in no_proxy"):
-            paint(f"{scheme}://far.invalid:8000", aio)
+            stylize(f"{scheme}://far.invalid:8000", aio)
 
 
 def test_several_servers_are_reached_without_a_proxy(proxy: LittleProxy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,15 @@ import nst_client.transports.triton.shared_memory
 import nst_client.transports.triton.transport
 from nst_client import AsyncStyleClient, Rejected, StyleClient, Unreachable
 from nst_client.transports.triton.errors import NoRoom
+from nst_client.transports.triton.grpc import GrpcTransport
+from nst_client.transports.triton.settings import TritonSettings
 from nst_client.transports.triton.shared_memory import MAX_IDLE_REGIONS, SystemRegion, new_name, orphans
 from nst_core.images import Pixels
 
 from .fake_triton import FakeTriton, serving
 
 SIZE = 2 * 60 * 90 * 3
-"""Bytes of a picture of 90x60 and of its painting."""
+"""Bytes of a content image of 90x60 and of its stylized image."""
 
 
 @pytest.fixture
@@ -39,27 +41,31 @@ def no_file_is_left() -> Iterator[None]:
     assert not list(Path("/dev/shm").glob(f"nst-*-{os.getpid()}-*"))
 
 
-def picture(width: int = 90, height: int = 60) -> Pixels:
+def host_of(triton: FakeTriton) -> str:
+    return triton.url.removeprefix("grpc://")
+
+
+def content(width: int = 90, height: int = 60) -> Pixels:
     return np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def paint(client: StyleClient, times: int = 1, *, pixels: Pixels | None = None) -> None:
-    pixels = picture() if pixels is None else pixels
+def check_stylized(client: StyleClient, times: int = 1, *, pixels: Pixels | None = None) -> None:
+    pixels = content() if pixels is None else pixels
     for _ in range(times):
         assert np.array_equal(client.stylize(pixels, "negative"), 255 - pixels)
 
 
-def test_one_picture_registers_nothing(triton: FakeTriton) -> None:
+def test_one_image_registers_nothing(triton: FakeTriton) -> None:
     with StyleClient(triton.url) as client:
-        paint(client)
+        check_stylized(client)
     assert triton.sent == [SIZE]
     assert not [name for name in triton.calls if "SharedMemory" in name]
 
 
-def test_the_second_picture_and_all_after_it_share_a_region(triton: FakeTriton) -> None:
+def test_the_second_image_and_all_after_it_share_a_region(triton: FakeTriton) -> None:
     with StyleClient(triton.url) as client:
-        paint(client, 4)
-        paint(client, 2, pixels=picture(40, 30))
+        check_stylized(client, 4)
+        check_stylized(client, 2, pixels=content(40, 30))
         assert len(triton.regions) == 1
     assert triton.sent == [SIZE, 0, 0, 0, 0, 0]
     assert triton.calls.count("SystemSharedMemoryRegister") == 1
@@ -67,9 +73,9 @@ def test_the_second_picture_and_all_after_it_share_a_region(triton: FakeTriton) 
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_what_was_asked_for_is_done_from_the_first_picture_on(triton: FakeTriton, shared: bool) -> None:
+def test_what_was_asked_for_is_done_from_the_first_image_on(triton: FakeTriton, shared: bool) -> None:
     with StyleClient(triton.url, shared_memory=shared) as client:
-        paint(client, 3)
+        check_stylized(client, 3)
     assert triton.sent == [0 if shared else SIZE] * 3
 
 
@@ -85,11 +91,11 @@ def test_what_was_asked_for_is_done_from_the_first_picture_on(triton: FakeTriton
 def test_a_server_that_shares_none_is_called_as_ever(triton: FakeTriton, refusal: tuple[grpc.StatusCode, str]) -> None:
     triton.refusals["SystemSharedMemoryRegister"] = refusal
     with StyleClient(triton.url, retries=0) as client:
-        paint(client, 4)
+        check_stylized(client, 4)
     assert triton.sent == [SIZE] * 4
     assert triton.calls.count("SystemSharedMemoryRegister") == 1
     with StyleClient(triton.url, retries=0, shared_memory=True) as client, pytest.raises((Rejected, Unreachable)):
-        paint(client)
+        check_stylized(client)
 
 
 def test_a_server_that_never_answers_a_registration_is_called_as_ever(
@@ -97,22 +103,22 @@ def test_a_server_that_never_answers_a_registration_is_called_as_ever(
 ) -> None:
     triton.refusals["SystemSharedMemoryRegister"] = (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
     with StyleClient(triton.url, retries=0) as client:
-        paint(client, 3)
+        check_stylized(client, 3)
     assert triton.sent == [SIZE] * 3
 
 
 def test_several_servers_behind_one_address(triton: FakeTriton) -> None:
-    """The registration went to one, the request to another: it is answered, and memory is not tried again."""
+    """The registration goes to one server and the request to another: it is answered, and memory is not tried again."""
     with StyleClient(triton.url) as client:
-        paint(client)
+        check_stylized(client)
         triton.refusals["ModelInfer"] = (
             grpc.StatusCode.INVALID_ARGUMENT,
             "Unable to find shared memory region: 'nst'",
         )
         with pytest.raises(Rejected):
-            paint(client)
+            check_stylized(client)
         del triton.refusals["ModelInfer"]
-        paint(client)
+        check_stylized(client)
     assert triton.calls.count("SystemSharedMemoryRegister") >= 2
 
     class Forgetting(FakeTriton):
@@ -122,17 +128,17 @@ def test_several_servers_behind_one_address(triton: FakeTriton) -> None:
             return answer
 
     with serving(Forgetting()) as other, StyleClient(other.url, retries=0) as client:
-        paint(client, 4)
+        check_stylized(client, 4)
         assert other.sent == [SIZE] * 4
         assert other.calls.count("SystemSharedMemoryRegister") == 2
 
 
 def test_a_server_that_was_started_again(triton: FakeTriton) -> None:
     with StyleClient(triton.url) as client:
-        paint(client, 2)
+        check_stylized(client, 2)
         (first,) = triton.regions
         triton.regions.clear()
-        paint(client, 2)
+        check_stylized(client, 2)
         assert len(triton.regions) == 1
         assert first not in triton.regions
     assert triton.sent == [SIZE, 0, 0, 0]
@@ -142,13 +148,13 @@ def test_a_server_that_is_away_for_a_while(triton: FakeTriton, monkeypatch: pyte
     """Memory is shared again when it is back."""
     monkeypatch.setattr(nst_client.retries, "FIRST_PAUSE_SECONDS", 1e-3)
     with StyleClient(triton.url, retries=3) as client:
-        paint(client, 2)
+        check_stylized(client, 2)
         away = (grpc.StatusCode.UNAVAILABLE, "Socket closed")
         triton.refusals.update(SystemSharedMemoryRegister=away, ModelInfer=away, SystemSharedMemoryUnregister=away)
         with pytest.raises(Unreachable):
-            paint(client)
+            check_stylized(client)
         triton.refusals.clear()
-        paint(client, 2)
+        check_stylized(client, 2)
     assert triton.sent == [SIZE, 0, 0, 0]
     assert not triton.regions
 
@@ -160,25 +166,25 @@ def test_a_system_without_room(triton: FakeTriton, monkeypatch: pytest.MonkeyPat
     else:
         monkeypatch.setattr(nst_client.transports.triton.shared_memory, "FREE_FRACTION", 2**60)
     with StyleClient(triton.url) as client:
-        paint(client, 3)
+        check_stylized(client, 3)
     assert triton.sent == [SIZE] * 3
     if why == "no folder":
         with StyleClient(triton.url, shared_memory=True) as client, pytest.raises(NoRoom, match="/dev/shm"):
-            paint(client)
+            check_stylized(client)
 
 
 def test_many_tasks_share_no_more_regions_than_are_kept(triton: FakeTriton) -> None:
-    pictures = [picture(90 + number % 3) for number in range(100)]
+    contents = [content(90 + number % 3) for number in range(100)]
 
     async def stylize() -> list[Pixels]:
         async with AsyncStyleClient(triton.url) as client:
-            await client.stylize(picture(99), "negative")
-            painted = await asyncio.gather(*(client.stylize(image, "negative") for image in pictures))
+            await client.stylize(content(99), "negative")
+            stylized = await asyncio.gather(*(client.stylize(image, "negative") for image in contents))
             assert len(triton.regions) <= MAX_IDLE_REGIONS
-            return painted
+            return stylized
 
-    for painted, given in zip(asyncio.run(stylize()), pictures, strict=True):
-        assert np.array_equal(painted, 255 - given)
+    for stylized, given in zip(asyncio.run(stylize()), contents, strict=True):
+        assert np.array_equal(stylized, 255 - given)
     assert triton.calls.count("SystemSharedMemoryRegister") <= MAX_IDLE_REGIONS
     assert not triton.regions
 
@@ -193,7 +199,7 @@ def test_regions_of_the_dead_are_swept(triton: FakeTriton) -> None:
     assert orphans([own, dead, elsewhere, "nst-x", "other"]) == [dead]
     triton.regions |= dict.fromkeys([own, dead, elsewhere], np.empty(0, np.uint8))
     with StyleClient(triton.url) as client:
-        paint(client, 2)
+        check_stylized(client, 2)
         assert dead not in triton.regions
     assert set(triton.regions) == {own, elsewhere}
 
@@ -201,10 +207,10 @@ def test_regions_of_the_dead_are_swept(triton: FakeTriton) -> None:
 @pytest.mark.parametrize("shared", [None, True])
 def test_a_forked_child_leaves_its_parents_regions_alone(triton: FakeTriton, shared: bool | None) -> None:
     """It has regions of its own, and what it closes or forgets are those."""
-    with StyleClient(triton.url, shared_memory=shared) as client:
-        paint(client, 2)
+    transport = GrpcTransport(TritonSettings(host_of(triton), shared_memory=shared))
+    with StyleClient(transport=transport) as client:
+        check_stylized(client, 2)
         (name,) = triton.regions
-        transport: Any = client._transport
         parents, owner = transport.regions, os.getpid()
         child = os.fork()
         if child == 0:  # gRPC itself does not survive a fork, so no server is asked here
@@ -214,14 +220,14 @@ def test_a_forked_child_leaves_its_parents_regions_alone(triton: FakeTriton, sha
                 assert os.getpid() != owner
                 del client, transport, parents
                 gc.collect()
-                nst_client.transports.triton.transport._kept_after_fork.clear()
+                nst_client.transports.triton.transport.kept_after_fork.clear()
                 gc.collect()
             except BaseException:
                 os._exit(1)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         assert transport.regions is parents
-        paint(client, 2)
+        check_stylized(client, 2)
         assert set(triton.regions) == {name}
     assert not triton.regions
 
@@ -231,7 +237,7 @@ def test_a_client_that_nobody_closes_needs_no_garbage_collector(triton: FakeTrit
     gc.disable()
     try:
         client = StyleClient(triton.url)
-        paint(client, 2)
+        check_stylized(client, 2)
         assert len(triton.regions) == 1
         del client
         assert not triton.regions
@@ -265,35 +271,39 @@ def test_a_region_is_memory_without_a_file_once_it_is_registered() -> None:
     assert file.stat().st_mode & 0o777 == 0o600
     region.registered()
     assert not file.exists()
-    region.write(picture(20, 16))
-    assert np.array_equal(region.read(0, picture(20, 16)), picture(20, 16))
+    region.write(content(20, 16))
+    assert np.array_equal(region.read(0, content(20, 16)), content(20, 16))
     region.end()
+
+
+class Answered(GrpcTransport):
+    """Gets `answer` without a server, whose memory is not the question; in the region lies what it stylized last."""
+
+    answer: bytes | None = None
+
+    async def _send(self, name: str, message: Any, seconds: float) -> bytes:
+        return self.answer or await super()._send(name, message, seconds)
 
 
 @pytest.mark.parametrize(("shared", "most"), [(True, 0.1), (False, 1.1)])
 def test_pixels_are_copied_once_each_way(triton: FakeTriton, shared: bool, most: float) -> None:
-    """Of new memory a request by shared memory needs none, and one over the wire its message.
+    """A request by shared memory needs no new memory, and a request over the wire needs that of its message.
 
     gRPC's own copies, in C, are not counted; nor is the result, which has the memory of the one before.
     """
-    pixels = picture(640, 480)
-    with StyleClient(triton.url, shared_memory=shared) as client:
-        paint(client, 3, pixels=pixels)
+    pixels = content(640, 480)
+    transport = Answered(TritonSettings(host_of(triton), shared_memory=shared))
+    with StyleClient(transport=transport) as client:
+        check_stylized(client, 3, pixels=pixels)
         response = service_pb2.ModelInferResponse()
         response.outputs.add(name="stylized", datatype="UINT8", shape=[1, *pixels.shape])
         response.raw_output_contents.append(b"" if shared else (255 - pixels).tobytes())
-        reply = response.SerializeToString()
-
-        async def instead(name: str, message: bytes, seconds: float) -> bytes:
-            """The fake server's own memory is not the question; in the region lies what it painted last."""
-            return reply
-
-        client._transport._send = instead  # type: ignore[attr-defined]
+        transport.answer = response.SerializeToString()
         tracemalloc.start()
         try:
-            painted = client.stylize(pixels, "negative")
+            stylized = client.stylize(pixels, "negative")
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert np.array_equal(painted, 255 - pixels)
+    assert np.array_equal(stylized, 255 - pixels)
     assert peak < most * pixels.nbytes

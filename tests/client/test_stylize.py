@@ -57,13 +57,13 @@ def levels(seed: int, height: int = 20, width: int = 30) -> Pixels:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """A tree of five pictures."""
-    folder = tmp_path / "photos"
+def contents(tmp_path: Path) -> Path:
+    """A tree of five images."""
+    folder = tmp_path / "contents"
     for number, name in enumerate(("a.png", "b.png", "deep/a.png", "deep/er/c.PNG", "d.tif")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(levels(number)).save(folder / name, "TIFF" if name.endswith("tif") else "PNG")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -74,16 +74,16 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_mix_on_the_command_line() -> None:
+def test_an_interpolation_on_the_command_line() -> None:
     assert parse_style_weights("wave") == {"wave": 1.0}
     assert parse_style_weights("wave:0.7, gallery/scream:0.3") == {"wave": 0.7, "gallery/scream": 0.3}
     with pytest.raises(InputError, match="'wave:much' is no style with a weight"):
         parse_style_weights("wave:much")
 
 
-def test_where_pictures_go(tmp_path: Path) -> None:
-    def targets(*photos: object, output: Path, suffix: str | None = None) -> list[Path]:
-        return [job.target for job in find_jobs([str(photo) for photo in photos], output, suffix)]
+def test_where_images_go(tmp_path: Path) -> None:
+    def targets(*contents: object, output: Path, suffix: str | None = None) -> list[Path]:
+        return [job.target for job in find_jobs([str(content) for content in contents], output, suffix)]
 
     a, b, out = tmp_path / "a.jpg", tmp_path / "deep" / "b.tif", tmp_path / "out"
     assert targets(a, output=Path("out.png")) == [Path("out.png")]
@@ -93,7 +93,7 @@ def test_where_pictures_go(tmp_path: Path) -> None:
     assert targets(a, a, output=out) == [out / "a.jpg"]
     assert targets("-", output=STDIO) == [STDIO]
     assert targets("-", output=Path("out.png")) == [Path("out.png")]
-    for photos, output, words in (
+    for contents, output, words in (
         ([a], tmp_path, "overwritten"),
         ([a, tmp_path / "deep" / "a.jpg"], out, "give them different names"),
         ([a], Path("out.xyz"), r"cannot write \.xyz"),
@@ -105,56 +105,58 @@ def test_where_pictures_go(tmp_path: Path) -> None:
         ([a, b], STDIO, "give it alone"),
     ):
         with pytest.raises(InputError, match=words):
-            targets(*photos, output=output)
+            targets(*contents, output=output)
     with pytest.raises(InputError, match="disagree"):
         targets(a, output=Path("out.png"), suffix=".webp")
 
 
-def test_a_tree_is_kept(server: MockTransport, photos: Path, tmp_path: Path) -> None:
-    result = stylize(photos, "-o", tmp_path / "out")
+def test_a_tree_is_kept(server: MockTransport, contents: Path, tmp_path: Path) -> None:
+    result = stylize(contents, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     assert tree(tmp_path / "out") == TREE
     for name in TREE:
-        source = photos / name if (photos / name).exists() else photos / "d.tif"
+        source = contents / name if (contents / name).exists() else contents / "d.tif"
         assert np.array_equal(open_image(tmp_path / "out" / name).pixels, 255 - open_image(source).pixels)
     lines = [line.partition(" -> ")[0] for line in result.stderr.splitlines() if " -> " in line]
-    assert lines == sorted(lines), "outcomes come in the order of the pictures"
+    assert lines == sorted(lines), "outcomes come in the order of the images"
     assert "images 5/5" in result.stderr
 
 
-def test_paintings_inside_the_folder_of_photographs_are_none(server: MockTransport, photos: Path) -> None:
+def test_stylized_images_inside_the_folder_of_content_images_are_left_out(
+    server: MockTransport, contents: Path
+) -> None:
     for _ in range(2):
-        assert stylize(photos, "-o", photos / "painted").exit_code == 0
-        assert tree(photos / "painted") == TREE
+        assert stylize(contents, "-o", contents / "stylized").exit_code == 0
+        assert tree(contents / "stylized") == TREE
     assert len(server.requests) == 5
 
 
-def test_patterns_that_the_shell_did_not_expand(server: MockTransport, photos: Path, tmp_path: Path) -> None:
-    assert stylize(photos / "*", "-o", tmp_path / "flat").exit_code == 0
+def test_patterns_that_the_shell_did_not_expand(server: MockTransport, contents: Path, tmp_path: Path) -> None:
+    assert stylize(contents / "*", "-o", tmp_path / "flat").exit_code == 0
     assert tree(tmp_path / "flat") == ["a.png", "b.png", "d.png"]
-    assert stylize(photos / "**" / "[c-d].*", "-o", tmp_path / "deep").exit_code == 0
+    assert stylize(contents / "**" / "[c-d].*", "-o", tmp_path / "deep").exit_code == 0
     assert tree(tmp_path / "deep") == ["c.PNG", "d.png"]
     # A file's own name is no pattern.
-    Image.fromarray(levels(9)).save(photos / "[1].png")
-    assert stylize(photos / "[1].png", "-o", tmp_path / "own").exit_code == 0
+    Image.fromarray(levels(9)).save(contents / "[1].png")
+    assert stylize(contents / "[1].png", "-o", tmp_path / "own").exit_code == 0
     assert tree(tmp_path / "own") == ["[1].png"]
 
 
-def test_finished_pictures_are_skipped(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+def test_finished_images_are_skipped(server: MockTransport, contents: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert stylize(photos, "-o", out).exit_code == 0
+    assert stylize(contents, "-o", out).exit_code == 0
     before = {name: (out / name).stat().st_mtime_ns for name in TREE}
     (out / "b.png").unlink()
-    result = stylize(photos, "-o", out)
+    result = stylize(contents, "-o", out)
     assert result.exit_code == 0
     assert "4 of 5 images exist already: skipped" in result.stderr
     assert len(server.requests) == 6
     assert {name: (out / name).stat().st_mtime_ns for name in TREE if name != "b.png"} == {
         name: when for name, when in before.items() if name != "b.png"
     }
-    assert stylize(photos, "-o", out).exit_code == 0
+    assert stylize(contents, "-o", out).exit_code == 0
     assert len(server.requests) == 6
-    assert stylize(photos, "-o", out, "--overwrite").exit_code == 0
+    assert stylize(contents, "-o", out, "--overwrite").exit_code == 0
     assert len(server.requests) == 11
 
 
@@ -168,36 +170,36 @@ def test_finished_pictures_are_skipped(server: MockTransport, photos: Path, tmp_
         ["-s", "negative", "--quality", "50"],
     ],
 )
-def test_a_painting_of_another_recipe_is_not_taken_for_done(
-    server: MockTransport, photos: Path, tmp_path: Path, other: list[str]
+def test_a_stylized_image_of_another_recipe_is_not_taken_for_done(
+    server: MockTransport, contents: Path, tmp_path: Path, other: list[str]
 ) -> None:
     out = tmp_path / "out"
-    assert stylize(photos / "a.png", photos / "b.png", "-o", out).exit_code == 0
+    assert stylize(contents / "a.png", contents / "b.png", "-o", out).exit_code == 0
     before = (out / "a.png").read_bytes()
     (out / "b.png").unlink()
-    result = CliRunner().invoke(stylize_app, [str(photos / "a.png"), str(photos / "b.png"), "-o", str(out), *other])
+    result = CliRunner().invoke(stylize_app, [str(contents / "a.png"), str(contents / "b.png"), "-o", str(out), *other])
     assert result.exit_code == 1
     assert f"{out / 'a.png'} exists, and was not stylized with these options; --overwrite replaces it" in result.stderr
     assert "1 of 2 images failed" in result.stderr
     assert (out / "a.png").read_bytes() == before
-    assert (out / "b.png").exists(), "the others are painted"
-    again = [str(photos / "a.png"), "-o", str(out), *other, "--overwrite"]
+    assert (out / "b.png").exists(), "the others are stylized"
+    again = [str(contents / "a.png"), "-o", str(out), *other, "--overwrite"]
     assert CliRunner().invoke(stylize_app, again).exit_code == 0
     assert (out / "a.png").read_bytes() != before
 
 
 def test_a_file_of_the_users_is_not_replaced_unless_it_is_named(
-    server: MockTransport, photos: Path, tmp_path: Path
+    server: MockTransport, contents: Path, tmp_path: Path
 ) -> None:
     own = tmp_path / "out" / "a.png"
     own.parent.mkdir()
-    for content in (b"", b"not even a picture", (photos / "b.png").read_bytes()):
+    for content in (b"", b"not even an image", (contents / "b.png").read_bytes()):
         own.write_bytes(content)
-        result = stylize(photos / "a.png", "-o", own.parent)
+        result = stylize(contents / "a.png", "-o", own.parent)
         assert result.exit_code == 1
         assert result.stderr.count("\n") == 1
         assert own.read_bytes() == content
-    assert stylize(photos / "a.png", "-o", own).exit_code == 0
+    assert stylize(contents / "a.png", "-o", own).exit_code == 0
     assert np.array_equal(open_image(own).pixels, 255 - levels(0))
 
 
@@ -210,30 +212,30 @@ def test_the_record_is_a_command() -> None:
     assert StylizeOptions({"a": 1.0}, max_pixels=5).command == StylizeOptions({"a": 1.0}).command
 
 
-def test_strength_and_colours(server: MockTransport, photos: Path, tmp_path: Path) -> None:
-    photo = levels(0).astype(float)
-    luma = (255 - 2 * photo) @ [0.299, 0.587, 0.114]
-    kept = (photo + luma[..., None]).clip(0, 255)
+def test_strength_and_colours(server: MockTransport, contents: Path, tmp_path: Path) -> None:
+    content = levels(0).astype(float)
+    luma = (255 - 2 * content) @ [0.299, 0.587, 0.114]
+    kept = (content + luma[..., None]).clip(0, 255)
     for options, expected in (
-        (["--strength", 0.25], 0.75 * photo + 0.25 * (255 - photo)),
-        (["--strength", 0], photo),
+        (["--strength", 0.25], 0.75 * content + 0.25 * (255 - content)),
+        (["--strength", 0], content),
         (["--preserve-color"], kept),
-        (["--preserve-color", "--strength", 0.5], (photo + kept) / 2),
+        (["--preserve-color", "--strength", 0.5], (content + kept) / 2),
     ):
-        assert stylize(photos / "a.png", "-o", tmp_path / "a.png", *options).exit_code == 0
+        assert stylize(contents / "a.png", "-o", tmp_path / "a.png", *options).exit_code == 0
         assert np.abs(open_image(tmp_path / "a.png").pixels - expected).max() <= 1, options
-    assert stylize(photos / "a.png", "-o", tmp_path / "a.png", "--strength", 1.5).exit_code == 2
+    assert stylize(contents / "a.png", "-o", tmp_path / "a.png", "--strength", 1.5).exit_code == 2
 
 
-def test_one_bad_picture_does_not_stop_the_others(server: MockTransport, photos: Path, tmp_path: Path) -> None:
-    (photos / "b.png").write_text("no picture")
-    Image.fromarray(levels(1, 8, 8)).save(photos / "deep" / "a.png")
-    result = stylize(photos, "-o", tmp_path / "out")
+def test_one_bad_image_does_not_stop_the_others(server: MockTransport, contents: Path, tmp_path: Path) -> None:
+    (contents / "b.png").write_text("not an image")
+    Image.fromarray(levels(1, 8, 8)).save(contents / "deep" / "a.png")
+    result = stylize(contents, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "Traceback" not in result.stderr
     *_, bad, small, count = result.stderr.splitlines()
-    assert bad.startswith(f"error: {photos / 'b.png'}: not an image")
-    assert small.startswith(f"error: {photos / 'deep' / 'a.png'}: 8x8 is too small for negative")
+    assert bad.startswith(f"error: {contents / 'b.png'}: not an image")
+    assert small.startswith(f"error: {contents / 'deep' / 'a.png'}: 8x8 is too small for negative")
     assert count == "error: 2 of 5 images failed; the same command tries them again"
     assert tree(tmp_path / "out") == ["a.png", "d.png", "deep/er/c.PNG"]
 
@@ -241,20 +243,20 @@ def test_one_bad_picture_does_not_stop_the_others(server: MockTransport, photos:
 @pytest.mark.parametrize(("kind", "side"), [("webp", 17_000), ("jpg", 66_000)])
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_image_that_its_format_cannot_hold_is_one_line(
-    server: MockTransport, photos: Path, tmp_path: Path, kind: str, side: int, jobs: int
+    server: MockTransport, contents: Path, tmp_path: Path, kind: str, side: int, jobs: int
 ) -> None:
-    Image.fromarray(np.zeros((20, side, 3), np.uint8)).save(photos / "b.png")
-    result = stylize(photos, "-o", tmp_path / "out", "--format", kind, "--jobs", jobs)
+    Image.fromarray(np.zeros((20, side, 3), np.uint8)).save(contents / "b.png")
+    result = stylize(contents, "-o", tmp_path / "out", "--format", kind, "--jobs", jobs)
     assert result.exit_code == 1 and result.exception.__class__ is SystemExit
     *_, wide, count = result.stderr.splitlines()
-    assert wide.startswith(f"error: {photos / 'b.png'}: {side}x20 is more than")
+    assert wide.startswith(f"error: {contents / 'b.png'}: {side}x20 is more than")
     assert count == "error: 1 of 5 images failed; the same command tries them again"
     assert len(tree(tmp_path / "out")) == 4
-    assert all(request.inputs["image"].shape[2] < 100 for request in server.requests)  # it was not painted for nothing
+    assert all(request.inputs["image"].shape[2] < 100 for request in server.requests)  # it was not stylized for nothing
 
 
 def test_an_image_that_the_memory_does_not_hold_is_one_line(
-    server: MockTransport, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: MockTransport, contents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = open_image
 
@@ -264,36 +266,38 @@ def test_an_image_that_the_memory_does_not_hold_is_one_line(
         return real(source, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(nst_client.stylize.processing, "open_image", opened)
-    result = stylize(photos, "-o", tmp_path / "out")
+    result = stylize(contents, "-o", tmp_path / "out")
     assert result.exit_code == 1
     *_, large, count = result.stderr.splitlines()
-    assert large == f"error: {photos / 'b.png'}: there is not enough memory for it; --max-side stylizes a smaller copy"
+    assert (
+        large == f"error: {contents / 'b.png'}: there is not enough memory for it; --max-side stylizes a smaller copy"
+    )
     assert count == "error: 1 of 5 images failed; the same command tries them again"
 
 
-def test_a_name_that_the_disk_does_not_take_is_one_line(server: MockTransport, photos: Path, tmp_path: Path) -> None:
-    (photos / "b.png").rename(photos / f"{251 * 'b'}.png")
-    result = stylize(photos, "-o", tmp_path / "out", "--format", "webp")
+def test_a_name_that_the_disk_does_not_take_is_one_line(server: MockTransport, contents: Path, tmp_path: Path) -> None:
+    (contents / "b.png").rename(contents / f"{251 * 'b'}.png")
+    result = stylize(contents, "-o", tmp_path / "out", "--format", "webp")
     *_, long, count = result.stderr.splitlines()
     assert "File name too long" in long
     assert count == "error: 1 of 5 images failed; the same command tries them again"
     assert len(tree(tmp_path / "out")) == 4
 
 
-def test_what_is_not_read_is_counted_and_named(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+def test_what_is_not_read_is_counted_and_named(server: MockTransport, contents: Path, tmp_path: Path) -> None:
     for name in ("deep/x.DNG", "y.dng", "z.jxl", ".hidden.jxl"):
-        (photos / name).write_bytes(b"something")
-    result = stylize(photos, "-o", tmp_path / "out")
+        (contents / name).write_bytes(b"something")
+    result = stylize(contents, "-o", tmp_path / "out")
     assert result.exit_code == 0
     assert result.stderr.splitlines()[-1] == "3 files were not read: 2 .dng, 1 .jxl"
-    result = stylize(photos, "-o", tmp_path / "out", "--json")
+    result = stylize(contents, "-o", tmp_path / "out", "--json")
     assert json.loads(result.stdout.splitlines()[-1])["unreadable"] == 3
-    result = stylize(photos / "*.jxl", photos / "a.png", "-o", tmp_path / "out")
+    result = stylize(contents / "*.jxl", contents / "a.png", "-o", tmp_path / "out")
     assert result.exit_code == 1 and "no image matches" in result.stderr
 
 
 def test_what_phones_and_cameras_write_becomes_jpeg(server: MockTransport, tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
+    folder = tmp_path / "contents"
     folder.mkdir()
     image = Image.fromarray(np.full((32, 48, 3), 90, np.uint8))
     pillow_heif.from_pillow(image).save(folder / "a.HEIC")
@@ -309,105 +313,107 @@ def test_what_phones_and_cameras_write_becomes_jpeg(server: MockTransport, tmp_p
 
 
 def test_links_to_folders_are_followed_and_links_to_files_stay(
-    server: MockTransport, photos: Path, tmp_path: Path
+    server: MockTransport, contents: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (photos / "a.png").rename(tmp_path / "elsewhere" / "far.png")
-    (photos / "away").symlink_to(tmp_path / "elsewhere")
-    (photos / "deep" / "loop").symlink_to(photos)
-    result = stylize(photos, "-o", tmp_path / "out")
+    (contents / "a.png").rename(tmp_path / "elsewhere" / "far.png")
+    (contents / "away").symlink_to(tmp_path / "elsewhere")
+    (contents / "deep" / "loop").symlink_to(contents)
+    result = stylize(contents, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
     assert tree(tmp_path / "out") == ["away/far.png", *TREE[1:]]
-    (tmp_path / "link.png").symlink_to(tmp_path / "elsewhere" / "painting.png")
-    assert stylize(photos / "b.png", "-o", tmp_path / "link.png").exit_code == 0
-    assert (tmp_path / "link.png").is_symlink() and (tmp_path / "elsewhere" / "painting.png").is_file()
-    (tmp_path / "own.png").symlink_to(photos / "b.png")
-    result = stylize(photos / "b.png", "-o", tmp_path / "own.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "elsewhere" / "stylized.png")
+    assert stylize(contents / "b.png", "-o", tmp_path / "link.png").exit_code == 0
+    assert (tmp_path / "link.png").is_symlink() and (tmp_path / "elsewhere" / "stylized.png").is_file()
+    (tmp_path / "own.png").symlink_to(contents / "b.png")
+    result = stylize(contents / "b.png", "-o", tmp_path / "own.png")
     assert result.exit_code == 1 and "would be overwritten" in result.stderr
 
 
-def test_a_link_in_the_output_folder_does_not_lead_to_a_picture_to_paint(
-    server: MockTransport, photos: Path, tmp_path: Path
+def test_a_link_in_the_output_folder_does_not_lead_to_a_content_image(
+    server: MockTransport, contents: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "b.png").symlink_to(photos / "a.png")
-    before = (photos / "a.png").read_bytes()
-    result = stylize(photos, "-o", out, "--overwrite")
+    (out / "b.png").symlink_to(contents / "a.png")
+    before = (contents / "a.png").read_bytes()
+    result = stylize(contents, "-o", out, "--overwrite")
     assert result.exit_code == 1
     assert (
         result.stderr
-        == f"error: {photos / 'a.png'}, a content image, would be overwritten: choose another folder than its own\n"
+        == f"error: {contents / 'a.png'}, a content image, would be overwritten: choose another folder than its own\n"
     )
     (out / "b.png").unlink()
     (out / "b.png").symlink_to(out / "a.png")
-    result = stylize(photos, "-o", out, "--overwrite")
+    result = stylize(contents, "-o", out, "--overwrite")
     assert result.exit_code == 1 and "give them different names" in result.stderr
-    assert (photos / "a.png").read_bytes() == before and not server.requests
+    assert (contents / "a.png").read_bytes() == before and not server.requests
 
 
-def test_an_output_inside_the_input_by_a_link_is_no_photograph(
-    server: MockTransport, photos: Path, tmp_path: Path
+def test_an_output_inside_the_input_by_a_link_is_no_content(
+    server: MockTransport, contents: Path, tmp_path: Path
 ) -> None:
-    (photos / "out").mkdir()
-    (tmp_path / "link").symlink_to(photos / "out")
-    for output in (photos / "out", tmp_path / "link", photos / "out"):
-        assert stylize(photos, "-o", output).exit_code == 0
-        assert tree(photos / "out") == TREE
+    (contents / "out").mkdir()
+    (tmp_path / "link").symlink_to(contents / "out")
+    for output in (contents / "out", tmp_path / "link", contents / "out"):
+        assert stylize(contents, "-o", output).exit_code == 0
+        assert tree(contents / "out") == TREE
     assert len(server.requests) == len(TREE)
 
 
 @pytest.mark.parametrize("name", [300 * "x", f"{300 * 'x'}.png", "circle", "circle.png", "a.png/x.png"])
-def test_names_that_no_file_can_have_are_one_line(server: MockTransport, photos: Path, name: str) -> None:
+def test_names_that_no_file_can_have_are_one_line(server: MockTransport, contents: Path, name: str) -> None:
     for circle in ("circle", "circle.png"):
-        (photos / circle).symlink_to(circle)
-    result = stylize(photos / name, "-o", photos / "out.png")
+        (contents / circle).symlink_to(circle)
+    result = stylize(contents / name, "-o", contents / "out.png")
     assert result.exit_code == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     if name != "circle.png":  # a link to nothing that makes sense gives way
-        result = stylize(photos / "a.png", "-o", photos / name)
-        assert result.exit_code == 1 and result.stderr.startswith(f"error: cannot write {photos / name}")
+        result = stylize(contents / "a.png", "-o", contents / name)
+        assert result.exit_code == 1 and result.stderr.startswith(f"error: cannot write {contents / name}")
 
 
 @pytest.mark.parametrize(
-    ("closed", "said"),
+    ("closed", "message"),
     [
         ("<&-", "the standard input, which is closed"),
         ("</dev/null", "the standard input is empty: pass an image by < or |"),
         ("<&- 2>&-", ""),
     ],
 )
-def test_standard_streams_that_are_closed(tmp_path: Path, closed: str, said: str) -> None:
+def test_standard_streams_that_are_closed(tmp_path: Path, closed: str, message: str) -> None:
     nst = Path(sys.executable).parent / "nst"
     command = f"'{nst}' stylize - -s negative -u http://127.0.0.1:1 -o out.png {closed}"
     result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
-    assert "Traceback" not in result.stderr and said in result.stderr and not result.stdout
+    assert "Traceback" not in result.stderr and message in result.stderr and not result.stdout
 
 
-def test_a_standard_output_that_is_closed(server: MockTransport, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_standard_output_that_is_closed(
+    server: MockTransport, contents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(WriteError, match="standard output: it is closed"):
-        StylizeOptions({"negative": 1.0}).stylize_file(Job(photos / "a.png", STDIO), StyleClient(transport=server))
+        StylizeOptions({"negative": 1.0}).stylize_file(Job(contents / "a.png", STDIO), StyleClient(transport=server))
 
 
-def test_json(server: MockTransport, photos: Path, tmp_path: Path) -> None:
-    (photos / "b.png").write_text("no picture")
-    stylize(photos / "a.png", "-o", tmp_path / "out")
-    result = stylize(photos, "-o", tmp_path / "out", "--json")
+def test_json(server: MockTransport, contents: Path, tmp_path: Path) -> None:
+    (contents / "b.png").write_text("not an image")
+    stylize(contents / "a.png", "-o", tmp_path / "out")
+    result = stylize(contents, "-o", tmp_path / "out", "--json")
     assert result.exit_code == 1
-    *pictures, summary = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [line["input"] for line in pictures] == [
-        str(photos / name) for name in ("a.png", "b.png", "d.tif", "deep/a.png", "deep/er/c.PNG")
+    *records, summary = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["input"] for line in records] == [
+        str(contents / name) for name in ("a.png", "b.png", "d.tif", "deep/a.png", "deep/er/c.PNG")
     ]
-    skipped, failed, fine = pictures[:3]
-    assert all(line.keys() == fine.keys() for line in pictures)
+    skipped, failed, fine = records[:3]
+    assert all(line.keys() == fine.keys() for line in records)
     assert skipped["skipped"]
     assert skipped["error"] is None
-    assert failed["error"].startswith(f"{photos / 'b.png'}: not an image")
+    assert failed["error"].startswith(f"{contents / 'b.png'}: not an image")
     assert (failed["width"], failed["milliseconds"]) == (None, None)
     assert fine.pop("milliseconds") > 0
     assert fine == {
-        "input": str(photos / "d.tif"),
+        "input": str(contents / "d.tif"),
         "output": str(tmp_path / "out" / "d.png"),
         "width": 30,
         "height": 20,
@@ -433,7 +439,7 @@ def test_stdin_to_stdout(server: MockTransport, kind: str, written: str) -> None
     assert np.array_equal(answer.pixels, 255 - open_image(buffer).pixels)
 
 
-def test_stdin_that_is_no_picture(server: MockTransport) -> None:
+def test_stdin_that_is_no_image(server: MockTransport) -> None:
     for stdin, words in ((b"", "is empty"), (b"text", "not an image"), (bytes(70_000_000), "longer than 67 MB")):
         result = stylize("-", "-o", "-", "--max-pixels", 100, stdin=stdin)
         assert result.exit_code == 1
@@ -443,12 +449,12 @@ def test_stdin_that_is_no_picture(server: MockTransport) -> None:
     assert "both write to stdout" in stylize("-", "-o", "-", "--json").stderr
 
 
-def test_a_wrong_style_is_said_once(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+def test_a_wrong_style_is_one_error(server: MockTransport, contents: Path, tmp_path: Path) -> None:
     for style, words in (
         ("mosaic", "no style 'mosaic'; it has: negative"),
         ("wave:1,negative:1", "can be interpolated"),
     ):
-        result = stylize(photos, "-o", tmp_path / "out", style=style)
+        result = stylize(contents, "-o", tmp_path / "out", style=style)
         assert result.exit_code == 1
         assert words in result.stderr
         assert result.stderr.count("\n") == 1
@@ -472,22 +478,22 @@ def answers(*, fail_at: int, error: Exception) -> Callable[[Request], Pixels]:
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_server_that_is_gone_ends_the_run_and_the_next_goes_on(
-    server: MockTransport, photos: Path, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+    server: MockTransport, contents: Path, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nst_client.stylize.cli, "RETRIES", 0)
     server.handler = answers(fail_at=3, error=Unreachable("no server answers at mock:"))
-    result = stylize(photos, "-o", tmp_path / "out", "--json", "--jobs", jobs)
+    result = stylize(contents, "-o", tmp_path / "out", "--json", "--jobs", jobs)
     assert result.exit_code == 1
-    *pictures, summary = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(pictures) == 5
+    *records, summary = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(records) == 5
     assert (summary["stylized"], summary["failed"]) == (2, 3)
-    assert sum("not tried: no server answers" in (line["error"] or "") for line in pictures) >= 3 - jobs
+    assert sum("not tried: no server answers" in (line["error"] or "") for line in records) >= 3 - jobs
     assert "3 of 5 images failed" in result.stderr
-    assert [line["output"] for line in pictures if not line["error"]] == [
+    assert [line["output"] for line in records if not line["error"]] == [
         str(tmp_path / "out" / name) for name in TREE if (tmp_path / "out" / name).exists()
     ]
     server.handler = lambda request: 255 - request.inputs["image"]
-    result = stylize(photos, "-o", tmp_path / "out", "--json", "--jobs", jobs)
+    result = stylize(contents, "-o", tmp_path / "out", "--json", "--jobs", jobs)
     assert result.exit_code == 0
     summary = json.loads(result.stdout.splitlines()[-1])
     assert (summary["stylized"], summary["skipped"]) == (3, 2)
@@ -495,8 +501,8 @@ def test_a_server_that_is_gone_ends_the_run_and_the_next_goes_on(
 
 
 @pytest.mark.parametrize("error", [TimedOut("took too long"), Rejected("the model failed")])
-def test_an_answer_that_fails_is_that_pictures_own(
-    server: MockTransport, photos: Path, tmp_path: Path, error: Exception
+def test_an_answer_that_fails_is_that_images_own(
+    server: MockTransport, contents: Path, tmp_path: Path, error: Exception
 ) -> None:
     original = server.handler
 
@@ -507,9 +513,9 @@ def test_an_answer_that_fails_is_that_pictures_own(
         return answer
 
     server.handler = handle
-    result = stylize(photos, "-o", tmp_path / "out")
+    result = stylize(contents, "-o", tmp_path / "out")
     assert result.exit_code == 1
-    assert f"error: {photos / 'b.png'}: {error}" in result.stderr
+    assert f"error: {contents / 'b.png'}: {error}" in result.stderr
     assert tree(tmp_path / "out") == ["a.png", "d.png", "deep/a.png", "deep/er/c.PNG"]
 
 
@@ -526,54 +532,54 @@ def full_disk(after: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_full_disk_ends_the_run_and_the_next_goes_on(
-    server: MockTransport, photos: Path, tmp_path: Path, jobs: int
+    server: MockTransport, contents: Path, tmp_path: Path, jobs: int
 ) -> None:
-    Image.fromarray(levels(7, 90, 90)).save(photos / "b.png")  # of noise: as a PNG 24 kB, the others 2 kB
+    Image.fromarray(levels(7, 90, 90)).save(contents / "b.png")  # of noise: as a PNG 24 kB, the others 2 kB
     with full_disk(after=8_000):
-        result = stylize(photos, "-o", tmp_path / "out", "--jobs", jobs)
+        result = stylize(contents, "-o", tmp_path / "out", "--jobs", jobs)
     assert result.exit_code == 1
     assert "Traceback" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
-    assert f"{photos / 'b.png'}: cannot write {tmp_path / 'out' / 'b.png'}: File too large" in errors[0]
+    assert f"{contents / 'b.png'}: cannot write {tmp_path / 'out' / 'b.png'}: File too large" in errors[0]
     assert "of 5 images failed" in errors[1]
     if jobs == 1:
         assert tree(tmp_path / "out") == ["a.png"], "nothing half-written, nothing beside it"
         assert "4 of 5 images failed, 3 of them not tried" in errors[1]
     assert "b.png" not in tree(tmp_path / "out")
-    result = stylize(photos, "-o", tmp_path / "out")
+    result = stylize(contents, "-o", tmp_path / "out")
     assert result.exit_code == 0
     assert tree(tmp_path / "out") == TREE
 
 
 def test_several_at_a_time_in_order() -> None:
-    """The first picture waits for the third: with two workers that would never end."""
+    """The first image waits for the third: with two workers that would never end."""
     jobs = [Job(Path(f"{number}.png"), Path(f"out/{number}.png")) for number in range(6)]
     third = threading.Event()
     threads: set[int] = set()
 
-    def paint(job: Job, client: StyleClient) -> Outcome:
+    def stylized_by(job: Job, client: StyleClient) -> Outcome:
         threads.add(threading.get_ident())
         if job == jobs[2]:
             third.set()
         assert third.wait(30)
         return Outcome(job)
 
-    with_three = run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(echo)), 3)
+    with_three = run_jobs(jobs, stylized_by, lambda: StyleClient(transport=MockTransport(echo)), 3)
     assert [outcome.job for outcome in with_three] == jobs
     assert len(threads) == 3
 
 
-def test_a_run_that_is_left_begins_no_more_pictures() -> None:
+def test_a_run_that_is_left_begins_no_more_images() -> None:
     jobs = [Job(Path(f"{number}.png"), Path(f"out/{number}.png")) for number in range(100)]
     begun: list[Job] = []
 
-    def paint(job: Job, client: StyleClient) -> Outcome:
+    def stylized_by(job: Job, client: StyleClient) -> Outcome:
         begun.append(job)
         time.sleep(0.02)
         return Outcome(job)
 
-    outcomes = run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(echo)), 2)
+    outcomes = run_jobs(jobs, stylized_by, lambda: StyleClient(transport=MockTransport(echo)), 2)
     assert next(outcomes).job == jobs[0]
     outcomes.close()
     count = len(begun)
@@ -583,12 +589,12 @@ def test_a_run_that_is_left_begins_no_more_pictures() -> None:
 
 
 def test_a_defect_of_ours_keeps_its_traceback() -> None:
-    def paint(job: Job, client: StyleClient) -> Outcome:
+    def stylized_by(job: Job, client: StyleClient) -> Outcome:
         raise ZeroDivisionError
 
     jobs = [Job(Path("a.png"), Path("b.png"))] * 2
     with pytest.raises(ZeroDivisionError):
-        list(run_jobs(jobs, paint, lambda: StyleClient(transport=MockTransport(echo)), 2))
+        list(run_jobs(jobs, stylized_by, lambda: StyleClient(transport=MockTransport(echo)), 2))
 
 
 def test_progress_by_tile(server: MockTransport, tmp_path: Path) -> None:
@@ -632,7 +638,7 @@ def test_the_token_is_of_a_file_or_the_environment(tmp_path: Path, monkeypatch: 
 
 
 def test_the_way_to_the_server_is_passed_on(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: MockTransport
+    contents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: MockTransport
 ) -> None:
     given: list[tuple[str, dict[str, object]]] = []
 
@@ -643,7 +649,7 @@ def test_the_way_to_the_server_is_passed_on(
     monkeypatch.setattr(nst_client.base_client, "connect", connect)
     monkeypatch.setenv("NST_TOKEN", "secret")
     monkeypatch.setenv("NST_CA", str(tmp_path / "ca.pem"))
-    result = stylize(photos / "a.png", "-o", tmp_path / "a.png", "-u", "grpcs://there:1", "--timeout", 5)
+    result = stylize(contents / "a.png", "-o", tmp_path / "a.png", "-u", "grpcs://there:1", "--timeout", 5)
     assert result.exit_code == 0, result.stderr
     ((url, settings),) = given
     assert url == "grpcs://there:1"
@@ -651,10 +657,10 @@ def test_the_way_to_the_server_is_passed_on(
     assert "secret" not in process_of_file(tmp_path / "a.png")
 
 
-def test_a_recipe_alone(server: MockTransport, photos: Path, tmp_path: Path) -> None:
+def test_a_recipe_alone(server: MockTransport, contents: Path, tmp_path: Path) -> None:
     """As the web page uses it."""
     with StyleClient(transport=server) as client:
-        outcome = StylizeOptions({"negative": 1.0}).stylize_file(Job(photos / "a.png", tmp_path / "a.webp"), client)
+        outcome = StylizeOptions({"negative": 1.0}).stylize_file(Job(contents / "a.png", tmp_path / "a.webp"), client)
         assert (outcome.width, outcome.height, outcome.error) == (30, 20, None)
         with pytest.raises(ImageError):
-            StylizeOptions({"negative": 1.0}).stylize_file(Job(photos / "notes.txt", tmp_path / "a.webp"), client)
+            StylizeOptions({"negative": 1.0}).stylize_file(Job(contents / "notes.txt", tmp_path / "a.webp"), client)

@@ -1,4 +1,4 @@
-"""How pictures are cut and joined; what the network guarantees is tested in tests/export/test_tiles.py."""
+"""How images are cut and joined; what the network guarantees is tested in tests/export/test_tiles.py."""
 
 import asyncio
 
@@ -32,7 +32,7 @@ def test_what_is_kept_of_the_tiles_is_the_axis_once(length: int, multiple: int) 
 
 
 @pytest.mark.parametrize("height", LENGTHS)
-def test_a_server_meets_one_size_a_picture(height: int) -> None:
+def test_a_server_meets_one_size_an_image(height: int) -> None:
     grid, pixels = Grid(8, 56, 96), noise(height, 411)
     tiles = list(grid.tiles(height, 411))
     assert len(tiles) == grid.count(height, 411)
@@ -47,7 +47,7 @@ def test_beyond_the_border_a_tile_sees_the_reflection_that_the_network_would_mak
 
 
 @pytest.mark.parametrize("size", [(500, 333), (210, 1000), (97, 120)])
-def test_tiles_join_to_the_picture(size: tuple[int, int]) -> None:
+def test_tiles_join_to_the_image(size: tuple[int, int]) -> None:
     pixels = noise(*size)
     whole = np.zeros_like(pixels)
     for tile in Grid(4, 56, 96).tiles(*size):
@@ -113,16 +113,16 @@ def transport() -> MockTransport:
     return MockTransport(Adding(), PAIR)
 
 
-def test_a_picture_over_the_models_limit_goes_by_tiles(transport: MockTransport) -> None:
+def test_an_image_over_the_models_limit_goes_by_tiles(transport: MockTransport) -> None:
     batch = np.stack([noise(301, 410), 255 - noise(301, 410)])
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     with StyleClient(transport=transport) as client:
         assert [style.name for style in client.styles()] == ["calm", "rough", "small"]
-        painted = client.stylize(batch, {"calm": 1, "rough": 3}, on_tile=lambda done, total: told.append((done, total)))
-        for pixels, result in zip(batch, painted, strict=True):
+        stylized = client.stylize(batch, {"calm": 1, "rough": 3}, on_tile=lambda *counts: progress.append(counts))
+        for pixels, result in zip(batch, stylized, strict=True):
             assert np.array_equal(result, pixels // 2 + np.uint8(pixels.mean(dtype=np.float32) * 3 / 2))
     tiles = sum(request.model == "wave_tiled" for request in transport.requests)
-    assert told == [(done, tiles) for done in range(1, tiles + 1)]
+    assert progress == [(done, tiles) for done in range(1, tiles + 1)]
     assert tiles == 2 * 3 * 4
     assert not any(request.model == "wave" for request in transport.requests)
 
@@ -130,21 +130,21 @@ def test_a_picture_over_the_models_limit_goes_by_tiles(transport: MockTransport)
 def test_tiles_of_an_asynchronous_client(transport: MockTransport) -> None:
     pixels = noise(301, 410)
 
-    async def paint() -> Pixels:
+    async def stylize() -> Pixels:
         async with AsyncStyleClient(transport=transport) as client:
             return await client.stylize(pixels, "calm")
 
-    assert np.array_equal(asyncio.run(paint()), pixels // 2)
+    assert np.array_equal(asyncio.run(stylize()), pixels // 2)
 
 
-def test_a_picture_within_the_limit_goes_by_tiles_if_told_to(transport: MockTransport) -> None:
+def test_an_image_within_the_limit_goes_by_tiles_on_request(transport: MockTransport) -> None:
     pixels = noise(60, 70)
     client = StyleClient(transport=transport)
     assert np.array_equal(client.stylize_tiled(pixels, "calm"), pixels // 2)
     assert [request.model for request in transport.requests] == ["wave_statistics", "wave_tiled"]
 
 
-def test_a_server_without_the_pair_is_told_how_to_get_it(transport: MockTransport) -> None:
+def test_an_error_without_the_pair_says_how_to_get_it(transport: MockTransport) -> None:
     client = StyleClient(transport=transport)
     with pytest.raises(ServiceError, match="nst-export --tiled"):
         client.stylize_tiled(noise(60, 70), "small")
@@ -153,7 +153,7 @@ def test_a_server_without_the_pair_is_told_how_to_get_it(transport: MockTranspor
 
 
 def test_a_config_of_tiles_that_cannot_be_understood_is_named() -> None:
-    """The model paints what it takes whole."""
+    """The model stylizes what it takes whole."""
     broken = PAIR | {"wave_tiled": {"purpose": "tiled", "overlap": "56"}}
     client = StyleClient(transport=MockTransport(lambda request: request.inputs["image"], broken))
     (style,) = [style for style in client.styles() if style.name == "calm"]

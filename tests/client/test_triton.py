@@ -61,14 +61,14 @@ class HttpServer:
                 connection.sendall(self.answer)
 
     def request(self, connection: socket.socket) -> bytes:
-        said = connection.recv(65536)
-        while b"\r\n\r\n" in said:
-            head, _, body = said.partition(b"\r\n\r\n")
-            told = re.search(rb"content-length: (\d+)", head.lower())
-            if len(body) >= (int(told[1]) if told else 0):
+        answer = connection.recv(65536)
+        while b"\r\n\r\n" in answer:
+            head, _, body = answer.partition(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            if len(body) >= (int(length[1]) if length else 0):
                 break
-            said += connection.recv(65536)
-        return said
+            answer += connection.recv(65536)
+        return answer
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_the_token_is_a_header(http_server: HttpServer, token: str | None, aio: 
 
 @pytest.mark.parametrize("aio", [False, True])
 @pytest.mark.parametrize(
-    ("said", "error", "words"),
+    ("answer", "error", "words"),
     [
         (b"", Unreachable, "no server answers"),
         (b"HTTP/1.1 200 OK\r\nContent-Le", Unreachable, "no server answers"),
@@ -118,9 +118,9 @@ def test_the_token_is_a_header(http_server: HttpServer, token: str | None, aio: 
     ],
 )
 def test_broken_answers_of_http(
-    http_server: HttpServer, said: bytes, error: type[ServiceError], words: str, aio: bool
+    http_server: HttpServer, answer: bytes, error: type[ServiceError], words: str, aio: bool
 ) -> None:
-    http_server.answer = said
+    http_server.answer = answer
     with pytest.raises(error, match=words) as raised:
         listed(f"http://{http_server.host}", aio, retries=0, timeout=10.0)
     assert raised.type is error
@@ -172,7 +172,7 @@ RESTRICTED = "This protocol is restricted, expecting header 'triton-grpc-protoco
 
 @pytest.mark.parametrize("aio", [False, True])
 @pytest.mark.parametrize(
-    ("status", "said", "error", "words"),
+    ("status", "answer", "error", "words"),
     [
         ("UNAVAILABLE", RESTRICTED, Rejected, "the one that was given is wrong: .*NST_TOKEN"),
         ("UNAVAILABLE", "Socket closed", Unreachable, "no server answers"),
@@ -184,10 +184,10 @@ RESTRICTED = "This protocol is restricted, expecting header 'triton-grpc-protoco
     ],
 )
 def test_errors_of_grpc(
-    grpc_server: tuple[Inference, str], status: str, said: str, error: type[ServiceError], words: str, aio: bool
+    grpc_server: tuple[Inference, str], status: str, answer: str, error: type[ServiceError], words: str, aio: bool
 ) -> None:
     service, url = grpc_server
-    service.error = grpc.StatusCode[status], said
+    service.error = grpc.StatusCode[status], answer
     with pytest.raises(error, match=words) as raised:
         listed(url, aio, retries=0, timeout=10.0, token="wrong")
     assert raised.type is error
@@ -195,7 +195,7 @@ def test_errors_of_grpc(
     assert len(service.metadata) == 1
 
 
-def test_channels_take_large_pictures_and_come_back_soon() -> None:
+def test_channels_take_large_images_and_come_back_soon() -> None:
     """Whoever gives gRPC options must give the sizes too, or answers over 4 MiB are refused."""
     options = dict(CHANNEL_OPTIONS)
     assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"] == 2**31 - 1

@@ -107,8 +107,8 @@ def test_options_are_those_of_the_settings() -> None:
 
     @app.command()
     @options_of(Brush)
-    def paint(settings: Brush, picture: Path) -> None:
-        seen.append((settings, picture))
+    def command(settings: Brush, content: Path) -> None:
+        seen.append((settings, content))
 
     run = CliRunner().invoke
     assert "How many." in run(app, ["--help"]).output
@@ -124,7 +124,7 @@ def test_options_that_were_not_given_are_left_to_the_preset() -> None:
 
     @app.command()
     @options_of(Brush, unset=True)
-    def paint(settings: dict[str, object]) -> None:
+    def command(settings: dict[str, object]) -> None:
         seen.append(settings)
 
     CliRunner().invoke(app, ["--strokes", "0"])
@@ -136,7 +136,7 @@ def test_options_that_were_not_given_are_left_to_the_preset() -> None:
     "command",
     [
         ["nst-export", 300 * "x" + ".pth"],
-        ["nst", "video", 300 * "x" + ".mp4", "-s", "one", "-o", "o.mp4"],
+        ["nst", "video", 300 * "x" + ".mp4", "-s", "starry", "-o", "o.mp4"],
         ["nst", "optimize", 300 * "x" + ".jpg", 300 * "y" + ".jpg", "-o", "o.png"],
     ],
     ids=lambda command: command[1] if command[0] == "nst" else command[0],
@@ -207,7 +207,7 @@ WARNING = "warning: warning [of] below"
         (["--quiet"], ERRORS),
     ],
 )
-def test_every_command_is_as_verbose_as_told(
+def test_every_command_is_as_verbose_as_asked(
     noisy: CommandLine, options: list[str], lines: list[str], place: str
 ) -> None:
     assert heard(noisy, *([*options, "below"] if place == "before" else ["below", *options])) == lines

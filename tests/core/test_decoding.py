@@ -32,7 +32,7 @@ def photo() -> Image.Image:
 
 
 def heif(image: Image.Image, **options: object) -> bytes:
-    """A HEIC file, by pillow_heif alone: Pillow is not taught the format."""
+    """A HEIC file, by pillow_heif alone: Pillow does not learn the format."""
     buffer = io.BytesIO()
     pillow_heif.from_pillow(image).save(buffer, quality=95, **options)
     return buffer.getvalue()
@@ -60,21 +60,21 @@ def turned() -> bytes:
 
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
 def test_heic_and_avif_are_turned_once(photo: Image.Image, kind: str) -> None:
-    """The box says how the picture lies, and the EXIF data beside it say so again."""
-    picture = open_image(io.BytesIO(encoded(photo, kind, exif=turned())))
-    assert (picture.width, picture.height) == (64, 96)
-    assert difference(picture.pixels, np.rot90(np.asarray(photo), -1)) < 6
-    assert picture.metadata.kind == kind
-    assert b"Camera" in picture.metadata.exif
+    """The box says how the image lies, and the EXIF data beside it say so again."""
+    opened = open_image(io.BytesIO(encoded(photo, kind, exif=turned())))
+    assert (opened.width, opened.height) == (64, 96)
+    assert difference(opened.pixels, np.rot90(np.asarray(photo), -1)) < 6
+    assert opened.metadata.kind == kind
+    assert b"Camera" in opened.metadata.exif
 
 
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
 def test_opacity_grey_and_profiles_of_heic_and_avif(photo: Image.Image, kind: str) -> None:
     clear = photo.copy()
     clear.putalpha(Image.linear_gradient("L").resize(SIZE))
-    picture = open_image(io.BytesIO(encoded(clear, kind)))
-    assert picture.alpha is not None
-    assert difference(picture.alpha, clear.getchannel("A")) < 6
+    opened = open_image(io.BytesIO(encoded(clear, kind)))
+    assert opened.alpha is not None
+    assert difference(opened.alpha, clear.getchannel("A")) < 6
     grey = open_image(io.BytesIO(encoded(photo.convert("L"), kind)))
     assert difference(grey.pixels, photo.convert("L").convert("RGB")) < 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -91,7 +91,7 @@ def test_heic_of_ten_bits(photo: Image.Image) -> None:
     assert difference(open_image(buffer).pixels, photo) < 6
 
 
-def test_a_heic_called_jpg_is_read_and_a_painting_keeps_what_it_says(photo: Image.Image, tmp_path: Path) -> None:
+def test_a_heic_called_jpg_is_read_and_a_stylized_image_keeps_what_it_says(photo: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(heif(photo, exif=turned()))
     assert process_of_file(tmp_path / "a.jpg") == ""
     save_image(open_image(tmp_path / "a.jpg"), tmp_path / "b.jpg")
@@ -107,7 +107,7 @@ def test_limits_of_heic_and_avif_are_checked_on_the_header(photo: Image.Image) -
             open_image(io.BytesIO(encoded(photo, kind)), max_pixels=96 * 64 - 1)
 
 
-def test_pillow_is_not_taught_heic_for_others(photo: Image.Image, tmp_path: Path) -> None:
+def test_pillow_does_not_learn_heic_for_others(photo: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(heif(photo))
     code = (
         "import sys; from pathlib import Path; from PIL import Image; from nst_core.images import open_image\n"
@@ -125,9 +125,9 @@ def test_suffixes_of_formats_that_are_read(suffix: str) -> None:
 def test_the_first_image_of_an_mpo(photo: Image.Image) -> None:
     """What stereo cameras and phones with depth write."""
     data = encoded(photo, "MPO", save_all=True, append_images=[photo.rotate(180)], quality=95)
-    picture = open_image(io.BytesIO(data))
-    assert difference(picture.pixels, photo) < 6
-    assert picture.metadata.kind == "JPEG"
+    opened = open_image(io.BytesIO(data))
+    assert difference(opened.pixels, photo) < 6
+    assert opened.metadata.kind == "JPEG"
 
 
 # Raw files
@@ -226,7 +226,7 @@ def test_ordinary_tiffs_are_read(photo: Image.Image, tmp_path: Path) -> None:
         assert difference(open_image(tmp_path / "a.dng").pixels, photo) < 6, name
 
 
-def test_a_thumbnail_in_the_first_page_is_not_the_picture(photo: Image.Image) -> None:
+def test_a_thumbnail_in_the_first_page_is_not_the_image(photo: Image.Image) -> None:
     small = photo.resize((16, 8))
     data = encoded(small, "TIFF", tiffinfo=tags(NewSubfileType=1), save_all=True, append_images=[photo])
     with Image.open(io.BytesIO(data)) as image:
@@ -263,7 +263,7 @@ def test_directories_that_lead_in_circles_end() -> None:
 
 @pytest.mark.parametrize("white", [1, 255, 65_535])
 @pytest.mark.parametrize("depth", [np.float32, np.int32])
-def test_the_white_of_32_bits_is_told_by_the_values(white: int, depth: type, tmp_path: Path) -> None:
+def test_the_white_of_32_bits_is_found_by_the_values(white: int, depth: type, tmp_path: Path) -> None:
     ramp = np.linspace(0, white, 256).reshape(16, 16)
     levels = ramp.round().astype(depth) if depth is np.int32 else ramp.astype(depth)
     Image.fromarray(levels).save(tmp_path / "a.tif")
@@ -324,25 +324,25 @@ def test_lab_is_read_by_its_colours(photo: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_picture_of_is_what_open_picture_reads(photo: Image.Image, loaded: bool) -> None:
+def test_image_of_is_what_open_image_reads(photo: Image.Image, loaded: bool) -> None:
     for name, (source, kind, options) in kinds(photo).items():
         data = encoded(source, kind, **options)
         expected = open_image(io.BytesIO(data))
         with Image.open(io.BytesIO(data)) as image:
             if loaded:
                 image.load()
-            picture = from_pillow(image)
+            opened = from_pillow(image)
             size, mode = image.size, image.mode
             again = from_pillow(image)
             assert (image.size, image.mode) == (size, mode), f"{name}: the image was changed"
-        for result in (picture, again):
+        for result in (opened, again):
             assert np.array_equal(result.pixels, expected.pixels), name
             assert (result.alpha is None) == (expected.alpha is None), name
             assert result.alpha is None or np.array_equal(result.alpha, expected.alpha), name
             assert result.metadata == expected.metadata, name
 
 
-def test_picture_of_an_image_that_cannot_be_decoded(photo: Image.Image) -> None:
+def test_image_of_an_image_that_cannot_be_decoded(photo: Image.Image) -> None:
     data = encoded(photo, "JPEG")
     with (
         Image.open(io.BytesIO(data[: len(data) // 2])) as image,

@@ -137,7 +137,7 @@ def test_the_cache_is_where_the_rest_of_nst_has_it(
     assert plans.cache_folder() == cache_folder() / "plans"
 
 
-def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_folder_learns_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(user: int) -> object:
         raise KeyError(user)
 
@@ -177,7 +177,7 @@ def test_a_build_that_is_interrupted_ends_with_the_reason(version: Path, rtx: An
         building.build(graph, PROFILE, 4, library=rtx, on_progress=interrupt, compute_capabilities=["SM89"])
 
 
-def test_what_tensorrt_cannot_read_is_told_in_its_own_words(rtx: Any) -> None:
+def test_an_error_of_tensorrt_is_in_its_own_words(rtx: Any) -> None:
     with pytest.raises(PlanError, match=r"tensorrt_rtx .* cannot read the graph: .*[Pp]arse") as caught:
         building.build(b"nothing", PROFILE, 4, library=rtx, compute_capabilities=["SM89"])
     assert "\n" not in str(caught.value)
@@ -281,7 +281,7 @@ def test_a_cache_that_cannot_be_written_is_named(simple: Path, fake: FakeGpu, mo
         ensure(simple, fake)
 
 
-def build_slowly(folder: Path, told: Any, barrier: Any) -> None:
+def build_slowly(folder: Path, queue: Any, barrier: Any) -> None:
     """A process that wants the plan at the same time as another."""
     from tests.fakes import fake_gpu
 
@@ -294,16 +294,16 @@ def build_slowly(folder: Path, told: Any, barrier: Any) -> None:
             threading.Event().wait(0.1)
 
         ensure(folder, gpu, on_progress=slow)
-        told.put((gpu.tensorrt.counts["builds"], notes))
+        queue.put((gpu.tensorrt.counts["builds"], notes))
 
 
 def test_two_processes_build_the_same_plan_once(simple: Path) -> None:
     context = multiprocessing.get_context("fork")
-    told, barrier = context.Queue(), context.Barrier(2)
-    processes = [context.Process(target=build_slowly, args=(simple, told, barrier)) for _ in range(2)]
+    queue, barrier = context.Queue(), context.Barrier(2)
+    processes = [context.Process(target=build_slowly, args=(simple, queue, barrier)) for _ in range(2)]
     for process in processes:
         process.start()
-    answers = sorted((told.get(timeout=60) for _ in processes), key=lambda answer: answer[0])
+    answers = sorted((queue.get(timeout=60) for _ in processes), key=lambda answer: answer[0])
     for process in processes:
         process.join(60)
     assert [builds for builds, _ in answers] == [0, 1]

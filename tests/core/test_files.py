@@ -199,7 +199,7 @@ def test_where_the_users_folders_are(
 
 
 @pytest.mark.parametrize(("folder", "variable", "xdg", "below"), FOLDERS)
-def test_a_user_without_a_home_is_told_what_to_set(
+def test_a_user_without_a_home_learns_what_to_set(
     bare: pytest.MonkeyPatch, tmp_path: Path, folder: Callable[[], Path], variable: str, xdg: str, below: str
 ) -> None:
     """OpenShift runs containers as a number that no passwd entry has."""

@@ -51,24 +51,24 @@ def valid_files() -> dict[str, bytes]:
     data.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = "2020:02:03 04:05:06"
     data.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    said = {"exif": data.tobytes(), "icc_profile": profile}
+    metadata = {"exif": data.tobytes(), "icc_profile": profile}
     deep = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
     palette = photo.quantize(16)
     return {
-        "jpeg": encoded(photo, "JPEG", dpi=(300, 300), xmp=b"<x/>", **said),
+        "jpeg": encoded(photo, "JPEG", dpi=(300, 300), xmp=b"<x/>", **metadata),
         "jpeg progressive": encoded(photo, "JPEG", progressive=True),
         "jpeg of inks": encoded(photo.convert("CMYK"), "JPEG"),
-        "png": encoded(photo, "PNG", **said),
+        "png": encoded(photo, "PNG", **metadata),
         "png palette": encoded(palette, "PNG", transparency=0),
         "png deep": encoded(deep, "PNG"),
         "png opacity": encoded(photo.convert("RGBA"), "PNG"),
-        "webp": encoded(photo, "WEBP", **said),
+        "webp": encoded(photo, "WEBP", **metadata),
         "webp lossless": encoded(photo.convert("RGBA"), "WEBP", lossless=True),
         "gif": encoded(palette, "GIF", transparency=1),
         "gif of two": encoded(palette, "GIF", save_all=True, append_images=[photo.quantize(8).rotate(90)]),
         "bmp": encoded(photo, "BMP"),
         "bmp palette": encoded(palette, "BMP"),
-        "tiff": encoded(photo, "TIFF", **said),
+        "tiff": encoded(photo, "TIFF", **metadata),
         "tiff lzw": encoded(photo, "TIFF", compression="tiff_lzw"),
         "tiff jpeg": encoded(photo, "TIFF", compression="jpeg"),
         "tiff of inks": encoded(photo.convert("CMYK"), "TIFF", compression="tiff_adobe_deflate"),
@@ -103,18 +103,18 @@ def test_ten_thousand_mutated_files(capfd: pytest.CaptureFixture[str]) -> None:
     read = refused = 0
     for number in range(10_000):
         try:
-            picture = open_image(io.BytesIO(mutated(files[number % len(files)], chance)), max_pixels=1_000_000)
+            opened = open_image(io.BytesIO(mutated(files[number % len(files)], chance)), max_pixels=1_000_000)
         except ImageError as error:
             assert str(error).startswith("the image: ")
             assert "\n" not in str(error)
             refused += 1
             continue
         read += 1
-        assert picture.pixels.dtype == np.uint8
-        assert picture.pixels.shape[2:] == (3,)
-        if read % 10 == 0 and picture.pixels.size < 100_000:
+        assert opened.pixels.dtype == np.uint8
+        assert opened.pixels.shape[2:] == (3,)
+        if read % 10 == 0 and opened.pixels.size < 100_000:
             for kind in ("JPEG", "PNG", "WEBP"):
-                encode_image(picture, kind)
+                encode_image(opened, kind)
     assert read > 1000
     assert refused > 1000
     assert capfd.readouterr() == ("", "")
@@ -260,27 +260,27 @@ def test_a_png_is_read_whatever_its_texts_are(tmp_path: Path) -> None:
     """Image generators write the whole graph into a text."""
     for name, data in long_texts().items():
         (tmp_path / "a.png").write_bytes(data)
-        picture = open_image(tmp_path / "a.png")
-        assert picture.pixels.shape == (4, 4, 3), name
-        save_image(picture, tmp_path / "b.png")
+        opened = open_image(tmp_path / "a.png")
+        assert opened.pixels.shape == (4, 4, 3), name
+        save_image(opened, tmp_path / "b.png")
         assert process_of_file(tmp_path / "a.png") == ""
         with Image.open(tmp_path / "b.png") as image:
             image.load()
 
 
 def test_texts_beside_long_ones_keep_what_is_carried(tmp_path: Path) -> None:
-    said = Image.Exif()
-    said[ExifTags.Base.ProcessingSoftware] = "nst"
+    metadata = Image.Exif()
+    metadata[ExifTags.Base.ProcessingSoftware] = "nst"
     texts = PngImagePlugin.PngInfo()
     texts.add_text("workflow", "x" * 2_000_000)
     texts.add_itxt("XML:com.adobe.xmp", "<x/>", zip=True)
     texts.add_text("workflow", "x" * 2_000_000, zip=True)
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=texts, exif=said)
-    picture = open_image(tmp_path / "a.png")
-    assert np.array_equal(picture.pixels, pixels)
-    assert picture.metadata.xmp == b"<x/>"
-    assert process_of_file(tmp_path / "a.png") == picture.metadata.process == "nst"
+    Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=texts, exif=metadata)
+    opened = open_image(tmp_path / "a.png")
+    assert np.array_equal(opened.pixels, pixels)
+    assert opened.metadata.xmp == b"<x/>"
+    assert process_of_file(tmp_path / "a.png") == opened.metadata.process == "nst"
 
 
 def test_a_png_that_is_cut_in_its_text_is_damaged() -> None:
@@ -318,7 +318,7 @@ def test_bombs_are_refused_in_bounded_memory(tmp_path: Path) -> None:
 
 def test_an_ordinary_progressive_jpeg_is_no_bomb() -> None:
     assert open_image(io.BytesIO(scans(64, 90))).width == 64
-    # Behind the picture anything may stand: a film, other pictures.
+    # Behind the image anything may stand: a video, other images.
     assert open_image(io.BytesIO(scans(64, 0) + b"\xff\xda\0\2" * 1000)).width == 64
 
 
@@ -355,6 +355,6 @@ def test_what_is_read_is_what_is_listed(kind: str) -> None:
         open_image(io.BytesIO(encoded(Image.new("RGB", (16, 16)), kind)))
 
 
-def test_a_picture_of_no_metadata_is_written_without(tmp_path: Path) -> None:
+def test_an_image_of_no_metadata_is_written_without(tmp_path: Path) -> None:
     data = encode_image(ImageData(np.zeros((4, 4, 3), np.uint8)), "PNG")
     assert {data[at + 4 : at + 8] for at in (8, 33)} == {b"IHDR", b"IDAT"}

@@ -37,10 +37,10 @@ def saved(folder: Path, image: Image.Image, name: str = "a.png", **options: obje
 
 
 def test_rgb_is_read_as_it_is(tmp_path: Path) -> None:
-    picture = open_image(saved(tmp_path, Image.fromarray(RAMP)))
-    assert np.array_equal(picture.pixels, RAMP)
-    assert picture.alpha is None
-    assert (picture.height, picture.width) == (6, 4)
+    opened = open_image(saved(tmp_path, Image.fromarray(RAMP)))
+    assert np.array_equal(opened.pixels, RAMP)
+    assert opened.alpha is None
+    assert (opened.height, opened.width) == (6, 4)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -64,10 +64,10 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
 
 def test_alpha_is_kept_beside_the_pixels_and_saved_again(tmp_path: Path) -> None:
     alpha = np.linspace(0, 255, 24, dtype=np.uint8).reshape(6, 4)
-    picture = open_image(saved(tmp_path, Image.fromarray(np.dstack([RAMP, alpha]))))
-    assert picture.alpha is not None
-    assert np.array_equal(picture.alpha, alpha)
-    save_image(picture, tmp_path / "again.png")
+    opened = open_image(saved(tmp_path, Image.fromarray(np.dstack([RAMP, alpha]))))
+    assert opened.alpha is not None
+    assert np.array_equal(opened.alpha, alpha)
+    save_image(opened, tmp_path / "again.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "again.png")), np.dstack([RAMP, alpha]))
 
 
@@ -77,8 +77,8 @@ def test_full_opacity_is_no_alpha(tmp_path: Path) -> None:
 
 
 def test_transparent_pixels_become_white_in_jpeg(tmp_path: Path) -> None:
-    picture = ImageData(np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8))
-    save_image(picture, tmp_path / "a.jpg")
+    opened = ImageData(np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8))
+    save_image(opened, tmp_path / "a.jpg")
     assert np.asarray(Image.open(tmp_path / "a.jpg")).min() >= 250
 
 
@@ -113,11 +113,11 @@ def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putpixel((0, 0), 0)
-    picture = open_image(saved(tmp_path, image, "a.gif", transparency=0))
-    assert picture.alpha is not None
-    assert picture.alpha[0, 0] == 0
-    assert picture.alpha[1, 1] == 255
-    assert picture.pixels[1, 1].tolist() == [0, 255, 0]
+    opened = open_image(saved(tmp_path, image, "a.gif", transparency=0))
+    assert opened.alpha is not None
+    assert opened.alpha[0, 0] == 0
+    assert opened.alpha[1, 1] == 255
+    assert opened.pixels[1, 1].tolist() == [0, 255, 0]
 
 
 def test_cmyk_without_a_profile(tmp_path: Path) -> None:
@@ -143,12 +143,12 @@ def test_a_broken_profile_is_ignored(tmp_path: Path) -> None:
 
 
 def test_max_side_shrinks_and_never_enlarges(photographs: dict[str, Path]) -> None:
-    picture = open_image(photographs["rocket"], max_side=320)
-    assert (picture.width, picture.height) == (320, 214)
+    opened = open_image(photographs["rocket"], max_side=320)
+    assert (opened.width, opened.height) == (320, 214)
     assert open_image(photographs["rocket"], max_side=4000).width == 640
 
 
-def test_what_is_no_picture_says_so(tmp_path: Path) -> None:
+def test_what_is_no_image_says_so(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("this is no photograph")
     for path, words in (
@@ -207,32 +207,32 @@ def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
         save_image(ImageData(RAMP), tmp_path / "a.xyz")
 
 
-def test_blended_goes_from_the_photograph_to_the_painting() -> None:
-    photo, painting = RAMP, 255 - RAMP[::-1]
-    assert np.array_equal(blend(photo, painting, 0.0), photo)
-    assert np.array_equal(blend(photo, painting, 1.0), painting)
-    exact = 0.75 * photo.astype(float) + 0.25 * painting
-    assert np.abs(blend(photo, painting, 0.25) - exact).max() <= 0.5
+def test_blended_goes_from_the_photograph_to_the_stylized_image() -> None:
+    content, stylized = RAMP, 255 - RAMP[::-1]
+    assert np.array_equal(blend(content, stylized, 0.0), content)
+    assert np.array_equal(blend(content, stylized, 1.0), stylized)
+    exact = 0.75 * content.astype(float) + 0.25 * stylized
+    assert np.abs(blend(content, stylized, 0.25) - exact).max() <= 0.5
 
 
 def test_the_colours_of_the_photograph_are_those_of_the_optimisation(photographs: dict[str, Path]) -> None:
     """Level by level what `nst optimize --preserve-color` computes; larger than a band of rows."""
-    photo = fit(open_image(photographs["coffee"]), 400, 600).pixels
-    painting = fit(open_image(photographs["chelsea"]), 400, 600).pixels
-    result = keep_colors(photo, painting)
-    tensors = [to_tensor(ImageData(pixels)) for pixels in (photo, painting)]
+    content = fit(open_image(photographs["coffee"]), 400, 600).pixels
+    stylized = fit(open_image(photographs["chelsea"]), 400, 600).pixels
+    result = keep_colors(content, stylized)
+    tensors = [to_tensor(ImageData(pixels)) for pixels in (content, stylized)]
     assert np.abs(result.astype(int) - to_image(color.with_colors_of(*tensors)).pixels).max() <= 1
-    # Luma is the painting's and chroma the photograph's, where nothing was clipped.
+    # Luma is the stylized image's and chroma the content image's, where nothing was clipped.
     inside = ((result > 0) & (result < 255)).all(axis=2)
-    luma = [pixels.astype(float) @ [0.299, 0.587, 0.114] for pixels in (result, painting)]
+    luma = [pixels.astype(float) @ [0.299, 0.587, 0.114] for pixels in (result, stylized)]
     assert np.abs(luma[0] - luma[1])[inside].max() <= 0.6
     assert inside.mean() > 0.3
-    assert np.array_equal(keep_colors(photo, photo), photo)
+    assert np.array_equal(keep_colors(content, content), content)
 
 
 def test_fitted_covers_without_distortion() -> None:
-    picture = ImageData(np.repeat(np.arange(100, dtype=np.uint8)[None, :, None], 50, 0).repeat(3, 2))
-    middle = fit(picture, 50, 50).pixels
+    opened = ImageData(np.repeat(np.arange(100, dtype=np.uint8)[None, :, None], 50, 0).repeat(3, 2))
+    middle = fit(opened, 50, 50).pixels
     assert middle.shape == (50, 50, 3)
     assert np.array_equal(middle[0, :, 0], np.arange(25, 75))
 
@@ -243,11 +243,11 @@ def test_side_by_side_has_a_white_gap() -> None:
     assert (row[:, 4:6] == 255).all()
 
 
-def test_find_pictures_goes_into_subfolders(tmp_path: Path) -> None:
+def test_find_images_goes_into_subfolders(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     saved(tmp_path / "deep" / "er", Image.fromarray(RAMP), "b.PNG")
     saved(tmp_path / "deep", Image.fromarray(RAMP), ".hidden.png")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     assert [path.name for path in find_images(tmp_path)] == ["b.PNG"]
     with pytest.raises(InputError, match="no such folder"):
         find_images(tmp_path / "none")
@@ -256,7 +256,7 @@ def test_find_pictures_goes_into_subfolders(tmp_path: Path) -> None:
         find_images(tmp_path / "empty")
 
 
-def test_find_pictures_follows_linked_folders_once(tmp_path: Path) -> None:
+def test_find_images_follows_linked_folders_once(tmp_path: Path) -> None:
     """Each folder where it is itself, if it is below the folder, and no circle."""
     folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
     for place in (folder / "b", elsewhere / "deep"):
@@ -311,18 +311,18 @@ def test_images_that_are_not_read_are_found_and_counted(tmp_path: Path) -> None:
         (1, 65_501, "JPEG", "1x65501 is more than a JPEG file can hold (65,500 pixels a side): write .png"),
     ],
 )
-def test_a_picture_that_its_format_cannot_hold(
+def test_an_image_that_its_format_cannot_hold(
     width: int, height: int, kind: str, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    picture = ImageData(np.zeros((height, width, 3), np.uint8))
-    for refused in (lambda: check_size(width, height, kind), lambda: encode_image(picture, kind)):
+    opened = ImageData(np.zeros((height, width, 3), np.uint8))
+    for refused in (lambda: check_size(width, height, kind), lambda: encode_image(opened, kind)):
         with pytest.raises(InputError) as caught:
             refused()
         assert str(caught.value) == words
     assert capfd.readouterr() == ("", ""), "libjpeg must not write to stderr"
-    held = ImageData(picture.pixels[:65_500, :16_383])
+    held = ImageData(opened.pixels[:65_500, :16_383])
     assert open_image(io.BytesIO(encode_image(held, kind))).pixels.shape == held.pixels.shape
-    assert open_image(io.BytesIO(encode_image(picture, "PNG"))).width == width
+    assert open_image(io.BytesIO(encode_image(opened, "PNG"))).width == width
 
 
 def test_what_an_encoder_raises_is_one_line() -> None:

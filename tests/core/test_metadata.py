@@ -46,10 +46,10 @@ def exif(thumbnail: bytes = b"", orientation: int = 6) -> bytes:
     return b"Exif\0\0" + bytes(tiff)
 
 
-def painted_over(path: Path, target: Path) -> Image.Image:
-    """What `nst stylize` does, with a painting that is the photograph."""
-    picture = open_image(path)
-    save_image(with_pixels(picture, picture.pixels), target, quality=100)
+def restyled(path: Path, target: Path) -> Image.Image:
+    """What `nst stylize` does, with a stylized image that is the content image."""
+    opened = open_image(path)
+    save_image(with_pixels(opened, opened.pixels), target, quality=100)
     with Image.open(target) as image:
         image.load()
         return image
@@ -70,31 +70,31 @@ def test_metadata_goes_from_every_format_to_every_format(tmp_path: Path, source:
         Image.fromarray(RAMP).save(path, exif=data, dpi=(300, 300))
     else:
         Image.fromarray(RAMP).save(path, exif=exif(), dpi=(300, 300), xmp=XMP)
-    image = painted_over(path, tmp_path / f"painting.{suffix}")
+    image = restyled(path, tmp_path / f"stylized.{suffix}")
     assert image.size == (6, 4), "upright: the stored rows are columns"
-    said = image.getexif()
-    assert said.get(ExifTags.Base.Orientation, 1) == 1
-    assert said[ExifTags.Base.Make] == "Camera"
-    inner = said.get_ifd(ExifTags.IFD.Exif)
+    tags = image.getexif()
+    assert tags.get(ExifTags.Base.Orientation, 1) == 1
+    assert tags[ExifTags.Base.Make] == "Camera"
+    inner = tags.get_ifd(ExifTags.IFD.Exif)
     assert inner[ExifTags.Base.DateTimeOriginal] == "2020:02:03 04:05:06"
     assert (inner[ExifTags.Base.ExifImageWidth], inner[ExifTags.Base.ExifImageHeight]) == (6, 4)
     assert inner[ExifTags.Base.MakerNote] == b"the maker's own"
-    assert said.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
-    assert not {256, 257, 258, 259, 262, 273, 277, 278, 279, 700} & set(said), "how the old file stored its pixels"
+    assert tags.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
+    assert not {256, 257, 258, 259, 262, 273, 277, 278, 279, 700} & set(tags), "how the old file stored its pixels"
     assert b"A town" in bytes(image.info["xmp"])
     if suffix != "webp" and source != "webp":  # which has no resolution
         assert [round(float(value)) for value in image.info["dpi"]] == [300, 300]
 
 
-def test_a_thumbnail_of_the_old_picture_is_left_behind(tmp_path: Path) -> None:
+def test_a_thumbnail_of_the_old_image_is_left_behind(tmp_path: Path) -> None:
     thumbnail = io.BytesIO()
     Image.new("RGB", (16, 16), "red").save(thumbnail, "JPEG")
     path = tmp_path / "photo.jpg"
     Image.fromarray(RAMP).save(path, exif=exif(thumbnail.getvalue()))
     with Image.open(path) as image:
         assert image.getexif().get_ifd(ExifTags.IFD.IFD1)[0x0202] == len(thumbnail.getvalue())
-    painted_over(path, tmp_path / "painting.jpg")
-    written = (tmp_path / "painting.jpg").read_bytes()
+    restyled(path, tmp_path / "stylized.jpg")
+    written = (tmp_path / "stylized.jpg").read_bytes()
     assert thumbnail.getvalue() not in written
     assert b"Camera" in written
 
@@ -102,7 +102,7 @@ def test_a_thumbnail_of_the_old_picture_is_left_behind(tmp_path: Path) -> None:
 def test_a_thumbnail_in_xmp_is_left_behind(tmp_path: Path) -> None:
     xmp = XMP.replace(b"</x:", b"<xmp:Thumbnails><xmpGImg:image>\nOLD</xmpGImg:image></xmp:Thumbnails></x:")
     Image.fromarray(RAMP).save(tmp_path / "photo.jpg", xmp=xmp)
-    assert painted_over(tmp_path / "photo.jpg", tmp_path / "a.jpg").info["xmp"] == XMP
+    assert restyled(tmp_path / "photo.jpg", tmp_path / "a.jpg").info["xmp"] == XMP
 
 
 def test_what_a_jpeg_cannot_hold_is_left_out(tmp_path: Path) -> None:
@@ -110,12 +110,12 @@ def test_what_a_jpeg_cannot_hold_is_left_out(tmp_path: Path) -> None:
     data = Image.Exif()
     data.load(exif())
     data.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = bytes(100_000)
-    picture = ImageData(RAMP, metadata=Metadata(data.tobytes(), XMP + b" " * 100_000, process="by nst"))
-    save_image(picture, tmp_path / "a.jpg")
+    opened = ImageData(RAMP, metadata=Metadata(data.tobytes(), XMP + b" " * 100_000, process="by nst"))
+    save_image(opened, tmp_path / "a.jpg")
     assert process_of_file(tmp_path / "a.jpg") == "by nst"
     assert (tmp_path / "a.jpg").stat().st_size < 10_000
-    save_image(picture, tmp_path / "a.png")
-    assert open_image(tmp_path / "a.png").metadata.xmp == picture.metadata.xmp
+    save_image(opened, tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png").metadata.xmp == opened.metadata.xmp
     assert len(open_image(tmp_path / "a.png").metadata.exif) > 100_000
 
 
@@ -129,7 +129,7 @@ def test_the_process_is_in_the_file(tmp_path: Path, suffix: str) -> None:
 
 
 def test_files_without_a_process(tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     assert process_of_file(tmp_path / "text.jpg") == ""
     assert process_of_file(tmp_path / "none.jpg") == ""
 
@@ -138,10 +138,10 @@ def test_files_without_a_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damaged", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", exif()[:60], exif()[:20] + b"\xff" * 60]
 )
-def test_damaged_metadata_is_no_damaged_picture(tmp_path: Path, damaged: bytes) -> None:
+def test_damaged_metadata_is_no_damaged_image(tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "photo.png"
     Image.fromarray(RAMP).save(path, exif=damaged)
-    image = painted_over(path, tmp_path / "painting.png")
+    image = restyled(path, tmp_path / "stylized.png")
     assert np.array_equal(np.asarray(image), RAMP)
 
 
@@ -159,12 +159,12 @@ def test_a_profile_of_rgb_is_converted_back_to_and_embedded(tmp_path: Path, suff
     """The stored levels are those of the photograph again, so the file looks the same in its own space."""
     pixels = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png", icc_profile=EXCHANGED)
-    picture = open_image(tmp_path / "photo.png")
-    assert np.abs(picture.pixels[0, 0].astype(int) - (50, 100, 200)).max() <= 2
-    image = painted_over(tmp_path / "photo.png", tmp_path / f"painting.{suffix}")
+    opened = open_image(tmp_path / "photo.png")
+    assert np.abs(opened.pixels[0, 0].astype(int) - (50, 100, 200)).max() <= 2
+    image = restyled(tmp_path / "photo.png", tmp_path / f"stylized.{suffix}")
     assert image.info["icc_profile"] == EXCHANGED
     assert np.abs(np.asarray(image.convert("RGB"))[8, 8].astype(int) - (200, 100, 50)).max() <= 4
-    again = open_image(tmp_path / f"painting.{suffix}")
+    again = open_image(tmp_path / f"stylized.{suffix}")
     assert np.abs(again.pixels[8, 8].astype(int) - (50, 100, 200)).max() <= 4
 
 
@@ -209,7 +209,7 @@ def test_cmyk_with_a_profile_becomes_srgb_that_says_so(tmp_path: Path, suffix: s
     assert white.min() >= 250
     assert np.abs(magenta - (255, 0, 0)).max() <= 12, "the profile says what magenta is"
     assert black.max() <= 5
-    written = painted_over(tmp_path / f"photo.{suffix}", tmp_path / "painting.png")
+    written = restyled(tmp_path / f"photo.{suffix}", tmp_path / "stylized.png")
     assert written.mode == "RGB"
     profile = ImageCms.ImageCmsProfile(io.BytesIO(written.info["icc_profile"]))
     assert "sRGB" in ImageCms.getProfileDescription(profile)
@@ -221,12 +221,12 @@ def test_grey_with_a_profile_becomes_srgb_that_says_so(tmp_path: Path, mode: str
     if mode == "LA":
         image.putalpha(100)
     image.save(tmp_path / "photo.png", icc_profile=LINEAR_GREY)
-    picture = open_image(tmp_path / "photo.png")
-    assert np.abs(picture.pixels.astype(int) - 188).max() <= 1, "half of the light is level 188 of sRGB"
-    assert (picture.alpha is None) == (mode == "L")
-    written = painted_over(tmp_path / "photo.png", tmp_path / "painting.png")
+    opened = open_image(tmp_path / "photo.png")
+    assert np.abs(opened.pixels.astype(int) - 188).max() <= 1, "half of the light is level 188 of sRGB"
+    assert (opened.alpha is None) == (mode == "L")
+    written = restyled(tmp_path / "photo.png", tmp_path / "stylized.png")
     assert written.info["icc_profile"] != LINEAR_GREY
-    assert np.array_equal(open_image(tmp_path / "painting.png").pixels, picture.pixels)
+    assert np.array_equal(open_image(tmp_path / "stylized.png").pixels, opened.pixels)
 
 
 def test_a_palette_with_a_profile(tmp_path: Path) -> None:
@@ -238,20 +238,20 @@ def test_a_palette_with_a_profile(tmp_path: Path) -> None:
 
 def test_a_broken_profile_is_replaced_by_srgbs(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "photo.png", icc_profile=b"no profile at all")
-    image = painted_over(tmp_path / "photo.png", tmp_path / "painting.png")
+    image = restyled(tmp_path / "photo.png", tmp_path / "stylized.png")
     assert np.array_equal(np.asarray(image), RAMP)
     assert image.info["icc_profile"][36:40] == b"acsp"
 
 
 def test_without_a_profile_none_is_embedded(tmp_path: Path) -> None:
     Image.fromarray(RAMP).save(tmp_path / "photo.png")
-    assert "icc_profile" not in painted_over(tmp_path / "photo.png", tmp_path / "painting.png").info
+    assert "icc_profile" not in restyled(tmp_path / "photo.png", tmp_path / "stylized.png").info
 
 
 def test_a_profile_and_opacity(tmp_path: Path) -> None:
     alpha = np.linspace(0, 255, 24, dtype=np.uint8).reshape(6, 4)
     Image.fromarray(np.dstack([RAMP, alpha])).save(tmp_path / "photo.png", icc_profile=EXCHANGED)
-    image = painted_over(tmp_path / "photo.png", tmp_path / "painting.webp")
+    image = restyled(tmp_path / "photo.png", tmp_path / "stylized.webp")
     assert image.info["icc_profile"] == EXCHANGED
     assert np.abs(np.asarray(image)[..., 3].astype(int) - alpha).max() <= 2
 
@@ -303,11 +303,11 @@ def test_sixteen_bits_a_channel(tmp_path: Path, suffix: str, channels: int) -> N
     else:
         order = ">" if suffix.startswith("big") else "<"
         path.write_bytes(tiff(deep, 1 if grey else 2, (2,) * (channels in (2, 4)), order))
-    picture = open_image(path)
-    assert np.array_equal(picture.pixels, np.broadcast_to(RAMP[..., :1], RAMP.shape) if grey else RAMP)
+    opened = open_image(path)
+    assert np.array_equal(opened.pixels, np.broadcast_to(RAMP[..., :1], RAMP.shape) if grey else RAMP)
     if channels in (2, 4):
-        assert picture.alpha is not None
-        assert np.abs(picture.alpha[..., None] - ALPHA / 257.0).max() <= 1
+        assert opened.alpha is not None
+        assert np.abs(opened.alpha[..., None] - ALPHA / 257.0).max() <= 1
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -342,9 +342,9 @@ def test_grey_of_floating_point(tmp_path: Path) -> None:
 
 def test_xmp_that_a_png_cannot_hold_is_left_out(tmp_path: Path) -> None:
     """Pillow takes a PNG with so long a text as damaged."""
-    picture = replace(ImageData(RAMP), metadata=Metadata(xmp=b"<x>" + b"y" * 2_000_000 + b"</x>"))
-    save_image(picture, tmp_path / "a.png")
+    opened = replace(ImageData(RAMP), metadata=Metadata(xmp=b"<x>" + b"y" * 2_000_000 + b"</x>"))
+    save_image(opened, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert "xmp" not in image.info
-    save_image(picture, tmp_path / "a.webp")
-    assert open_image(tmp_path / "a.webp").metadata.xmp == picture.metadata.xmp
+    save_image(opened, tmp_path / "a.webp")
+    assert open_image(tmp_path / "a.webp").metadata.xmp == opened.metadata.xmp

@@ -1,4 +1,4 @@
-"""The packages that hold the module `onnxruntime`: one is used, none and two are said with the way out."""
+"""The packages that hold the module `onnxruntime`: one is used, none and two are errors with a way out."""
 
 import importlib
 import os
@@ -34,9 +34,9 @@ def test_the_package_of_this_environment_is_used() -> None:
     assert "CPUExecutionProvider" in import_onnxruntime().get_available_providers()
 
 
-@pytest.mark.parametrize(("provider", "card", "told"), [("CUDA", True, 1), ("CUDA", False, 0), ("CPU", True, 0)])
+@pytest.mark.parametrize(("provider", "card", "times"), [("CUDA", True, 1), ("CUDA", False, 0), ("CPU", True, 0)])
 def test_cuda_and_cudnn_are_found_where_a_gpu_will_use_them(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], provider: str, card: bool, told: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], provider: str, card: bool, times: int
 ) -> None:
     module = importlib.import_module("onnxruntime")
     monkeypatch.setattr(module, "get_available_providers", lambda: [f"{provider}ExecutionProvider"])
@@ -48,7 +48,7 @@ def test_cuda_and_cudnn_are_found_where_a_gpu_will_use_them(
     import_onnxruntime()
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("libcudnn") == told
+    assert captured.err.count("libcudnn") == times
 
 
 def test_onnx_runtime_starts_without_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_two_packages_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("cuda", "extra"), [(None, "local"), ((13, 1), "gpu"), ((12, 4), "gpu-cu12")])
-def test_none_is_said_with_the_extra_for_the_machine(
+def test_none_is_an_error_that_names_the_extra_for_the_machine(
     monkeypatch: pytest.MonkeyPatch, cuda: tuple[int, int] | None, extra: str
 ) -> None:
     def missing(name: str) -> object:

@@ -30,7 +30,7 @@ TOKEN, KEY = "sesame", "abcdef"
 AGE = 0.3
 """Seconds of a connection here, so that several end during a test."""
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+CONTENT = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
 OF_GPUS = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes"}
 """Triton has these on a machine with a GPU only."""
 
@@ -142,24 +142,26 @@ def test_it_asks_for_the_key_alone_without_a_token(tmp_path: Path) -> None:
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NST_KEY": KEY, "NST_TLS": str(tmp_path)}
-    said = subprocess.run([SCRIPT], capture_output=True, text=True, env=environment, check=True).stdout.splitlines()
-    guards = {option for option in said if "restricted" in option}
+    arguments = subprocess.run(
+        [SCRIPT], capture_output=True, text=True, env=environment, check=True
+    ).stdout.splitlines()
+    guards = {option for option in arguments if "restricted" in option}
     assert guards == set(Access(KEY).options("0.0.0.0"))
-    assert "--model-repository=/models" in said and not [option for option in said if "ssl" in option]
+    assert "--model-repository=/models" in arguments and not [option for option in arguments if "ssl" in option]
 
 
-def test_it_paints_by_tls_with_the_token_only(container: Container) -> None:
+def test_it_stylizes_by_tls_with_the_token_only(container: Container) -> None:
     with container.client() as client:
-        assert np.array_equal(client.stylize(PICTURE, "same"), PICTURE)
+        assert np.array_equal(client.stylize(CONTENT, "same"), CONTENT)
     with container.client(token=None) as client, pytest.raises(Rejected, match="asks for a token"):
-        client.stylize(PICTURE, "same")
+        client.stylize(CONTENT, "same")
 
 
 def test_connections_that_end_by_age_lose_nothing(container: Container) -> None:
     with container.client() as client:
         end = time.monotonic() + 6 * AGE
         while time.monotonic() < end:
-            assert np.array_equal(client.stylize(PICTURE, "same"), PICTURE)
+            assert np.array_equal(client.stylize(CONTENT, "same"), CONTENT)
 
 
 def test_a_token_that_is_none(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_a_token_that_is_none(tmp_path: Path) -> None:
 def test_the_queries_read_what_triton_reports(container: Container) -> None:
     """Every series by its name, with the labels that a query asks for or sums by; a failure makes that of failures."""
     with container.client() as client:
-        client.stylize(PICTURE, "same")
+        client.stylize(CONTENT, "same")
     with urllib.request.urlopen(container.endpoints.metrics) as answer:
         text = answer.read().decode()
     reported: dict[str, set[str]] = {}

@@ -269,9 +269,9 @@ def test_what_compose_refers_to() -> None:
 
 
 def test_the_page_has_the_options_that_its_container_gives() -> None:
-    said = subprocess.run([BIN / "nst", "web", "--help"], capture_output=True, text=True, env={"COLUMNS": "200"})
+    shown = subprocess.run([BIN / "nst", "web", "--help"], capture_output=True, text=True, env={"COLUMNS": "200"})
     for option in ("--address", "--port", "--url"):
-        assert option in said.stdout, said.stdout
+        assert option in shown.stdout, shown.stdout
 
 
 def test_the_containers_file() -> None:

@@ -42,7 +42,7 @@ def network(styles: tuple[str, ...], kind: type[StyledNetwork] = Fast, **options
 
 
 def furnish(folder: Path) -> None:
-    """What the pages name: small images, films, networks with the styles that ship, results."""
+    """What the pages name: small images, videos, networks with the styles that ship, results."""
     small = Image.fromarray(open_image(sample_photographs()[1], max_side=96).pixels)
     names = [*IMAGES, *(f"{name}/{image}" for name, images in FOLDERS.items() for image in images)]
     for name in names:
@@ -69,7 +69,7 @@ def furnish(folder: Path) -> None:
 
 
 def publish(folder: Path) -> None:
-    """The styles that the pages paint with, without the gate, whose checks take their time and have their own tests."""
+    """The styles of the pages, without the gate, whose checks take their time and have their own tests."""
     for name in ("starry-night-fast", "starry-night-steady", "gallery"):
         styles = shipped_styles()[name]
         (model,) = served_modules(network(styles), name, tiled=False).values()

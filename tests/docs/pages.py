@@ -115,7 +115,7 @@ def lines_of(block: Block) -> list[str]:
 
 
 def links() -> Iterator[tuple[str, str]]:
-    """`(page, target)` of every link and picture that does not lead out of the repository."""
+    """`(page, target)` of every link and image that does not lead out of the repository."""
     for page in pages():
         text = _FENCE.sub("", (ROOT / page).read_text())
         text = re.sub(r"`[^`\n]+`", "", text)
@@ -207,8 +207,8 @@ def parsed(words: list[str]) -> Parsed:
             return Parsed(name, {})
         if kind == "MissingParameter" or "requires an argument" in str(error):
             return Parsed(name, {}, missing=str(error) or kind)
-        said = getattr(error, "format_message", error.__str__)()
-        raise Misread(f"{' '.join(words)}: {kind}: {said}") from error
+        message = getattr(error, "format_message", error.__str__)()
+        raise Misread(f"{' '.join(words)}: {kind}: {message}") from error
 
 
 def _read(command: Any, name: str, arguments: list[str], parent: Any = None) -> Parsed:
@@ -228,7 +228,7 @@ def _read(command: Any, name: str, arguments: list[str], parent: Any = None) -> 
 
 
 def misnamed_styles(read: Parsed) -> set[str]:
-    """Styles that a command for painting names, and that no checkpoint of models/ has."""
+    """Styles that a command names and that no checkpoint of models/ has."""
     if read.name.rpartition(" ")[2] not in ("stylize", "video", "webcam", "batch") or not read.values.get("style"):
         return set()
     named = {name for weights in Schedule.of(read.values["style"]).style_weights for name in weights}

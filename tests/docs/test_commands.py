@@ -58,8 +58,8 @@ NOT_HERE = {
     r"nst-export .*(--tiled|--device cpu)": "takes its time once more: tests/export/test_tiles.py, test_commands.py",
     r"nst-export .*--load": "takes its time once more: tests/end_to_end/test_publishing.py",
     r"nst-export (models/ |models/(?!starry-night-fast)|mosaic)": "takes its time once more, with another file",
-    r"nst-train .* --learning-rate 6e-3": "made a picture that ships; docs/training.md has the same, shorter",
-    r"python dev/": "simulates ten million pictures, or drives a browser",
+    r"nst-train .* --learning-rate 6e-3": "made an image that ships; docs/training.md has the same, shorter",
+    r"python dev/": "simulates ten million images, or drives a browser",
 }
 """Lines that begin like this are not run, and why."""
 
@@ -146,8 +146,10 @@ class Reader:
         """In the foreground, until it is ready."""
         self.stop()
         log = self.folder / "foreground.txt"
-        with log.open("wb") as said:
-            self.serving = subprocess.Popen(["bash", "-c", f"exec {line}"], stdout=said, stderr=said, **self.terminal())
+        with log.open("wb") as output:
+            self.serving = subprocess.Popen(
+                ["bash", "-c", f"exec {line}"], stdout=output, stderr=output, **self.terminal()
+            )
         deadline = time.monotonic() + 300
         while "ready: " not in log.read_text():
             assert self.serving.poll() is None and time.monotonic() < deadline, f"{line}\n{log.read_text()}"

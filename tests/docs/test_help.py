@@ -45,7 +45,7 @@ def test_every_command_can_be_verbose_and_quiet(name: str) -> None:
 
 
 def test_the_styles_of_an_example_ship() -> None:
-    """A mix in the help of `--style`, as `name:0.7,other:0.3`."""
+    """An interpolation in the help of `--style`, as `name:0.7,other:0.3`."""
     known = {style for styles in shipped_styles().values() for style in styles}
     helps = {
         name: option.help for name, command in COMMANDS.items() for option in command.params if option.name == "style"

@@ -21,9 +21,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     large, single = frozen(Johnson(width=0.125, styles=2)), frozen(Johnson(width=0.125))
-    served = served_modules(Checkpoint(large, ("a", "b")), "large", tiled=True) | {"one": ServedModel(single)}
+    served = served_modules(Checkpoint(large, ("a", "b")), "large", tiled=True) | {"starry": ServedModel(single)}
     for name, model in served.items():
-        styles = ("one",) if name == "one" else ("a", "b")
-        limit = MAXIMUM_PIXELS if name in ("one", "large_statistics") else LIMIT
+        styles = ("starry",) if name == "starry" else ("a", "b")
+        limit = MAXIMUM_PIXELS if name in ("starry", "large_statistics") else LIMIT
         publish(model, name, styles, folder / "repository", maximum_pixels=limit)
     return Models(folder / "repository", served)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-MODEL, SHAPE = "one", [1, 20, 24, 3]
+MODEL, SHAPE = "starry", [1, 20, 24, 3]
 PIXELS = bytes(index * 7 % 251 for index in range(20 * 24 * 3))
 """What the good request asks for."""
 
@@ -207,7 +207,9 @@ def garbled_http(rng: random.Random) -> Hostile:
 
 
 def noise(rng: random.Random) -> Hostile:
-    start = rng.choice([b"", b"POST ", b"POST /v2/models/one/infer HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+    start = rng.choice(
+        [b"", b"POST ", b"POST /v2/models/starry/infer HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+    )
     return Hostile(start + rng.randbytes(rng.randint(1, 3000)), whole=False)
 
 

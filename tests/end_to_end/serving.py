@@ -76,15 +76,15 @@ def publish(
 
 @dataclass(frozen=True)
 class Models:
-    """A model of the styles a and b with its tiled pair, and a model `one`: as they are served, and in PyTorch."""
+    """A model of the styles a and b with its tiled pair, and a model `starry`: as they are served, and in PyTorch."""
 
     repository: Path
     served: dict[str, Exportable]
 
     @torch.no_grad()
     def stylized(self, pixels: Pixels) -> Pixels:
-        """By the model `one`, `[N, H, W, 3]`."""
-        return self.served["one"](torch.from_numpy(pixels)).numpy()
+        """By the model `starry`, `[N, H, W, 3]`."""
+        return self.served["starry"](torch.from_numpy(pixels)).numpy()
 
     @torch.no_grad()
     def stylized_with(self, pixels: Pixels, small: Pixels, weights: tuple[float, float]) -> Pixels:
@@ -100,7 +100,7 @@ class Server:
 
     process: subprocess.Popen[str]
     endpoints: Endpoints
-    said: list[str]
+    messages: list[str]
 
     @property
     def key(self) -> str:
@@ -110,10 +110,10 @@ class Server:
         return key
 
     def started(self, times: int) -> None:
-        """Wait until it has said so often that it is ready."""
+        """Wait until it has been ready so many times."""
         deadline = time.monotonic() + 120
-        while sum(line.startswith("ready:") for line in self.said) < times:
-            assert self.process.poll() is None and time.monotonic() < deadline, self.said
+        while sum(line.startswith("ready:") for line in self.messages) < times:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.messages
             time.sleep(0.05)
 
     def stop(self, sign: signal.Signals = signal.SIGINT) -> int:
@@ -133,14 +133,14 @@ def serve(repository: Path, log: Path, *options: object, endpoints: Endpoints | 
     def listen() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            server.said.append(line.rstrip())
+            server.messages.append(line.rstrip())
             if line.startswith("ready:"):
                 ready.set()
         ready.set()
         process.stderr.close()
 
     threading.Thread(target=listen, daemon=True).start()
-    assert ready.wait(240) and process.poll() is None, server.said
+    assert ready.wait(240) and process.poll() is None, server.messages
     return server
 
 
@@ -171,7 +171,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Those that have not ended; one that nobody has waited for yet has."""
+    """Those that have not ended; a zombie has."""
     found = set()
     for pid in pids:
         with suppress(OSError):

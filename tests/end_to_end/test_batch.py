@@ -1,4 +1,4 @@
-"""`nst batch` with real Ray: stopped, gone on with, a worker killed, a picture that kills whoever opens it."""
+"""`nst batch` with real Ray: stopped, gone on with, a worker killed, an image that kills whoever opens it."""
 
 import json
 import os
@@ -34,20 +34,20 @@ from ..apps.clips import clip, panned
 from .serving import BIN, TRITON, Models, descendants, run
 
 COUNT = 2000
-BROKEN = {"3/broken.png": b"no picture", "empty.jpg": b""}
+BROKEN = {"3/broken.png": b"not an image", "empty.jpg": b""}
 
 
-def pixels_of(number: int) -> Pixels:
+def content(number: int) -> Pixels:
     return np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("batch") / "photos"
+def contents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("batch") / "contents"
     for number in range(COUNT):
         path = root / f"{number % 10}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels_of(number)).save(path, compress_level=1)
+        Image.fromarray(content(number)).save(path, compress_level=1)
     for name, data in BROKEN.items():
         (root / name).write_bytes(data)
     return root
@@ -85,7 +85,7 @@ def running(pids: set[int]) -> set[int]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes of Ray that paint."""
+    """The processes of Ray that stylize."""
     found = []
     for child in descendants(pid):
         try:
@@ -110,20 +110,21 @@ def listening(pids: set[int]) -> set[str]:
     return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
 
 
-def started(photos: Path, output: Path, models: Models) -> subprocess.Popen[bytes]:
-    command = [BIN / "nst", "batch", photos, output, "--style", "one", "-u", f"local:{models.repository}", "-w", "2"]
-    with (output.parent / "stdout").open("wb") as said, (output.parent / "stderr").open("wb") as log:
-        return subprocess.Popen([*map(str, command), "--json"], stdout=said, stderr=log, start_new_session=True)
+def started(contents: Path, output: Path, models: Models) -> subprocess.Popen[bytes]:
+    options = ["--style", "starry", "-u", f"local:{models.repository}", "-w", "2", "--json"]
+    command = [str(BIN / "nst"), "batch", str(contents), str(output), *options]
+    with (output.parent / "stdout").open("wb") as lines, (output.parent / "stderr").open("wb") as log:
+        return subprocess.Popen(command, stdout=lines, stderr=log, start_new_session=True)
 
 
-def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: Path, models: Models) -> None:
-    output = tmp_path / "paintings"
+def test_stopped_then_gone_on_with_and_a_worker_killed(contents: Path, tmp_path: Path, models: Models) -> None:
+    output = tmp_path / "stylized"
 
-    def paintings() -> dict[str, int]:
+    def finished() -> dict[str, int]:
         return {name: at for name, at in files(output).items() if name[0].isdigit()}
 
-    first = started(photos, output, models)
-    until(lambda: len(paintings()) > 100, first)
+    first = started(contents, output, models)
+    until(lambda: len(finished()) > 100, first)
     family = descendants(first.pid)
     addresses = listening(family | {first.pid})
     assert addresses
@@ -131,13 +132,13 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     os.killpg(first.pid, signal.SIGINT)
     assert first.wait(120) == 130, (tmp_path / "stderr").read_text()
     until(lambda: not running(family))
-    before = paintings()
+    before = finished()
     assert 100 < len(before) < COUNT
     lines = [json.loads(line) for line in (output / "nst-batch.jsonl").read_text().splitlines()]
-    assert lines[-1]["stylized"] <= len(before)  # some were painted and not yet counted
+    assert lines[-1]["stylized"] <= len(before)  # some were stylized and not yet counted
 
-    second = started(photos, output, models)
-    until(lambda: len(paintings()) > len(before) + 200, second)
+    second = started(contents, output, models)
+    until(lambda: len(finished()) > len(before) + 200, second)
     family = descendants(second.pid)
     victims = workers_of(second.pid)
     assert len(victims) == 2
@@ -146,10 +147,10 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     until(lambda: not running(family))
 
     after = files(output)
-    expected = {str(path.relative_to(photos)) for path in photos.rglob("*.*")} - BROKEN.keys()
+    expected = {str(path.relative_to(contents)) for path in contents.rglob("*.*")} - BROKEN.keys()
     assert len(expected) == COUNT
     assert after.keys() == expected | {"nst-batch.jsonl", ".nst-batch/job.json"}
-    assert {name: after[name] for name in before} == before  # nothing is painted again
+    assert {name: after[name] for name in before} == before  # nothing is stylized again
     *errors, summary = [json.loads(line) for line in (output / "nst-batch.jsonl").read_text().splitlines()]
     assert {line["input"]: "not an image" in line["error"] for line in errors} == dict.fromkeys(BROKEN, True)
     assert (summary["stylized"], summary["skipped"]) == (COUNT - len(before), len(before))
@@ -157,22 +158,22 @@ def test_stopped_then_gone_on_with_and_a_worker_killed(photos: Path, tmp_path: P
     assert json.loads((tmp_path / "stdout").read_text()) == summary
     for start in range(0, COUNT, 100):
         numbers = range(start, start + 100)
-        right = models.stylized(np.stack([pixels_of(number) for number in numbers]))
+        right = models.stylized(np.stack([content(number) for number in numbers]))
         got = np.stack([open_image(output / f"{number % 10}" / f"{number}.png").pixels for number in numbers])
         assert np.abs(got.astype(int) - right).max() <= 1
 
 
 class Deadly:
-    """A worker's client whose server is a function: red pictures kill the process."""
+    """A worker's client whose server is a function: red images kill the process."""
 
     def __call__(self) -> StyleClient:
-        def paint(request: Request) -> Pixels:
+        def stylize(request: Request) -> Pixels:
             pixels: Pixels = request.inputs["image"]
             if (pixels[0, 0, 0] == (255, 0, 0)).all():
                 os.kill(os.getpid(), signal.SIGKILL)
             return 255 - pixels
 
-        return StyleClient(transport=MockTransport(paint))
+        return StyleClient(transport=MockTransport(stylize))
 
 
 def inverted(source: Path, target: Path) -> BatchJob:
@@ -193,20 +194,20 @@ def ray() -> Iterator[str]:
 
 
 class Seen:
-    """A worker's client whose server paints in the number of the GPU that its process sees, 255 for none."""
+    """A worker's client whose server stylizes in the number of the GPU that its process sees, 255 for none."""
 
     def __call__(self) -> StyleClient:
-        def paint(request: Request) -> Pixels:
+        def stylize(request: Request) -> Pixels:
             return np.full_like(request.inputs["image"], int(os.environ.get("CUDA_VISIBLE_DEVICES") or 255))
 
-        return StyleClient(transport=MockTransport(paint))
+        return StyleClient(transport=MockTransport(stylize))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")  # of Ray's own code
 def test_workers_share_the_gpus_that_a_model_wants(ray: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(40):
-        Image.fromarray(pixels_of(number)).save(tmp_path / "in" / f"{number:02}.png")
+        Image.fromarray(content(number)).save(tmp_path / "in" / f"{number:02}.png")
     colours = {}
     for gpu in (True, False):
         batch = inverted(tmp_path / "in", tmp_path / f"out-{gpu}")
@@ -220,7 +221,7 @@ def test_workers_share_the_gpus_that_a_model_wants(ray: str, tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::ResourceWarning")  # of Ray's own code
-def test_a_picture_that_kills_its_worker_costs_no_other(ray: str, tmp_path: Path) -> None:
+def test_an_image_that_kills_its_worker_costs_no_other(ray: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(8):
         pixels = np.zeros((16, 16, 3), np.uint8)
@@ -232,15 +233,15 @@ def test_a_picture_that_kills_its_worker_costs_no_other(ray: str, tmp_path: Path
     batch.claim()
     done = list(stylize_all(batch, todo, Deadly(), 2))
     assert sum(block.stylized for block in done) == 7
-    [(photo, error)] = [line for block in done for line in block.failed]
-    assert photo == "5.png" and "the worker was lost 2 times" in error
+    [(image, error)] = [line for block in done for line in block.failed]
+    assert image == "5.png" and "the worker was lost 2 times" in error
     batch.target.sweep()
     assert files(tmp_path / "out").keys() == {f"{n}.png" for n in range(8) if n != 5} | {".nst-batch/job.json"}
     assert open_image(tmp_path / "out" / "7.png").pixels[0, 0].tolist() == [248, 255, 255]
 
 
-def test_on_a_cluster_by_its_address(ray: str, tmp_path: Path, photos: Path, models: Models) -> None:
-    here = ("batch", photos / "7", tmp_path / "out", "--style", "a:0.5,b:0.5", "-u", f"local:{models.repository}")
+def test_on_a_cluster_by_its_address(ray: str, tmp_path: Path, contents: Path, models: Models) -> None:
+    here = ("batch", contents / "7", tmp_path / "out", "--style", "a:0.5,b:0.5", "-u", f"local:{models.repository}")
     result = run("nst", *here, "--format", "webp", "--address", ray)
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "out").glob("*.webp"))) == COUNT // 10
@@ -252,7 +253,7 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
     (tmp_path / "in" / "deep").mkdir(parents=True)
     stamps = [512 * 10 * n for n in range(80)]  # 32 seconds, so two sections
     frames = panned(80, 64, 48)
-    films = [clip(tmp_path / "in" / name, frames, stamps=stamps, sound=True) for name in ("a.mp4", "deep/b.mkv")]
+    videos = [clip(tmp_path / "in" / name, frames, stamps=stamps, sound=True) for name in ("a.mp4", "deep/b.mkv")]
     Image.fromarray(frames[0]).save(tmp_path / "in" / "c.png")
     with ExitStack() as servers:
         endpoints = [Endpoints.free() for _ in range(2)]
@@ -260,7 +261,7 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
             log = tmp_path / f"{number}.log"
             servers.enter_context(run_triton(find_triton(TRITON, print), models.repository, endpoint, log))
         url = endpoints[0].grpc + "," + endpoints[1].grpc.removeprefix("grpc://")
-        here = ("batch", tmp_path / "in", tmp_path / "out", "--style", "one", "--url", url)
+        here = ("batch", tmp_path / "in", tmp_path / "out", "--style", "starry", "--url", url)
         result = run("nst", *here, "--address", ray, "--json")
     assert result.returncode == 0, result.stderr
     assert "5 images and sections of videos to stylize" in result.stderr
@@ -268,37 +269,37 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
     written = {"a.mp4", "deep/b.mkv", "c.png", "nst-batch.jsonl", ".nst-batch/job.json"}
     assert files(tmp_path / "out").keys() == written
     right = models.stylized(np.stack(frames)).astype(int)
-    for film in films:
-        painted = VideoSource(tmp_path / "out" / film.relative_to(tmp_path / "in"))
-        got = list(painted.frames())
-        assert [frame.pts - painted.start for frame in got] == [
-            frame.pts - VideoSource(film).start for frame in VideoSource(film).frames()
+    for video in videos:
+        stylized = VideoSource(tmp_path / "out" / video.relative_to(tmp_path / "in"))
+        got = list(stylized.frames())
+        assert [frame.pts - stylized.start for frame in got] == [
+            frame.pts - VideoSource(video).start for frame in VideoSource(video).frames()
         ]
-        assert painted.sound == ["aac"]
+        assert stylized.sound == ["aac"]
         off = [np.abs(frame.pixels - expected).mean() for frame, expected in zip(got, right, strict=True)]
         assert max(off) < 0.5 * np.abs(got[0].pixels - right[-1]).mean()
 
 
-def test_nobody_at_the_address_is_one_line(tmp_path: Path, photos: Path, models: Models) -> None:
-    here = [str(photos / "7"), str(tmp_path), "--style", "one", "-u", f"local:{models.repository}", "--address"]
-    for address, said in (("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"), ("ray://there", "use host:6379")):
+def test_nobody_at_the_address_is_one_line(tmp_path: Path, contents: Path, models: Models) -> None:
+    here = [str(contents / "7"), str(tmp_path), "--style", "starry", "-u", f"local:{models.repository}", "--address"]
+    for address, message in (("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"), ("ray://there", "use host:6379")):
         result = CliRunner().invoke(batch_app, [*here, address])
         assert result.exit_code == 1
-        assert len(result.stderr.strip().splitlines()) == 2 and said in result.stderr.splitlines()[1]
+        assert len(result.stderr.strip().splitlines()) == 2 and message in result.stderr.splitlines()[1]
 
 
 @pytest.mark.parametrize(
-    ("source", "style", "said"),
+    ("source", "style", "message"),
     [
-        ("nowhere", "one", "no such folder"),
-        ("empty", "one", "no images or videos in it"),
+        ("nowhere", "starry", "no such folder"),
+        ("empty", "starry", "no images or videos in it"),
         ("empty", "wave", "no style 'wave'"),
     ],
 )
-def test_a_wrong_input_is_one_line(tmp_path: Path, models: Models, source: str, style: str, said: str) -> None:
+def test_a_wrong_input_is_one_line(tmp_path: Path, models: Models, source: str, style: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     command = [str(tmp_path / source), str(tmp_path / "out"), "-s", style, "-u", f"local:{models.repository}"]
     result = CliRunner().invoke(batch_app, command)
     assert result.exit_code == 1 and not (tmp_path / "out").exists()
     [line] = result.stderr.splitlines()
-    assert line.startswith("error: ") and said in line
+    assert line.startswith("error: ") and message in line

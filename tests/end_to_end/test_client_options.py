@@ -109,7 +109,7 @@ def connected(server: Server, way: tuple[str, bool, bool | None], **settings: An
         client.close()
 
 
-def photograph(width: int, height: int, number: int = 0) -> Pixels:
+def content(width: int, height: int, number: int = 0) -> Pixels:
     return fit(open_image(sample_photographs()[number]), width, height).pixels
 
 
@@ -119,14 +119,14 @@ def difference(first: Pixels, second: Pixels) -> int:
 
 @every_way
 def test_every_way_gives_the_same(server: Server, models: Models, way: tuple[str, bool, bool]) -> None:
-    """A batch larger than a request may be, a picture of Pillow, a mix, and sizes in turn."""
-    batch = np.stack([photograph(90, 61, number % 4) for number in range(11)])
+    """A batch larger than a request may be, an image of Pillow, an interpolation, and sizes in turn."""
+    batch = np.stack([content(90, 61, number % 4) for number in range(11)])
     with connected(server, way) as client:
-        assert [style.name for style in client.styles()] == ["a", "b", "one"]
+        assert [style.name for style in client.styles()] == ["a", "b", "starry"]
         for pixels in (batch, batch[:1, :40], batch):
-            painted = client.stylize(pixels, "one")
-            assert difference(painted, models.stylized(np.ascontiguousarray(pixels))) <= 1
-            painted[0] = 0  # what is given is the caller's
+            stylized = client.stylize(pixels, "starry")
+            assert difference(stylized, models.stylized(np.ascontiguousarray(pixels))) <= 1
+            stylized[0] = 0  # what is given is the caller's
         image = client.stylize(Image.fromarray(batch[0]), {"a": 1, "b": 3})
         assert isinstance(image, Image.Image)
         assert difference(np.asarray(image), models.stylized_with(batch[0], batch[0], (0.25, 0.75))) <= 1
@@ -137,39 +137,39 @@ def test_every_way_gives_the_same(server: Server, models: Models, way: tuple[str
 def test_tiles_are_one_pass_with_the_same_statistics(
     server: Server, models: Models, way: tuple[str, bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The small copy is smaller than the picture, and the joins are where tiles of 128 pixels meet."""
+    """The small copy is smaller than the image, and the joins are where tiles of 128 pixels meet."""
     monkeypatch.setattr(nst_client.tiles, "THUMBNAIL_PIXELS", 256)
-    photo = photograph(521, 391)
-    small = nst_client.tiles.thumbnail(photo, 16)
+    pixels = content(521, 391)
+    small = nst_client.tiles.thumbnail(pixels, 16)
     assert small.shape == (192, 256, 3)
-    whole = models.stylized_with(photo, small, (0.3, 0.7))
-    told: list[tuple[int, int]] = []
+    whole = models.stylized_with(pixels, small, (0.3, 0.7))
+    progress: list[tuple[int, int]] = []
     with connected(server, way) as client:
-        painted = client.stylize(photo, {"a": 0.3, "b": 0.7}, on_tile=lambda *counts: told.append(counts))
-    assert len(told) == told[-1][0] == told[-1][1] >= 9
-    assert difference(painted, whole) <= 1
-    other = models.stylized_with(photo, small[:96, :96], (0.3, 0.7))
+        stylized = client.stylize(pixels, {"a": 0.3, "b": 0.7}, on_tile=lambda *counts: progress.append(counts))
+    assert len(progress) == progress[-1][0] == progress[-1][1] >= 9
+    assert difference(stylized, whole) <= 1
+    other = models.stylized_with(pixels, small[:96, :96], (0.3, 0.7))
     assert difference(other, whole) > 8  # other statistics would show
 
 
-def test_a_picture_in_tiles_and_whole(server: Server, models: Models) -> None:
-    """Of a small picture the copy is the picture itself, and tiles change nothing."""
-    photo = photograph(290, 200)
+def test_an_image_in_tiles_and_whole(server: Server, models: Models) -> None:
+    """Of a small image the copy is the image itself, and tiles change nothing."""
+    pixels = content(290, 200)
     with StyleClient(server.endpoints.grpc) as client:
-        assert difference(client.stylize_tiled(photo, "b"), client.stylize(photo, "b")) <= 1
+        assert difference(client.stylize_tiled(pixels, "b"), client.stylize(pixels, "b")) <= 1
 
 
 def test_many_tasks_of_one_client(server: Server, models: Models) -> None:
-    """64 pictures of four sizes at once, each answer the one to its picture."""
-    photos = [np.roll(photograph(60 + 8 * (number % 4), 50), number, axis=0) for number in range(64)]
+    """64 images of four sizes at once, each answer the one to its image."""
+    contents = [np.roll(content(60 + 8 * (number % 4), 50), number, axis=0) for number in range(64)]
 
-    async def paint(address: str, shared: bool) -> list[Pixels]:
+    async def stylize(address: str, shared: bool) -> list[Pixels]:
         async with AsyncStyleClient(address, shared_memory=shared) as client:
-            return await asyncio.gather(*(client.stylize(photo, "one") for photo in photos))
+            return await asyncio.gather(*(client.stylize(pixels, "starry") for pixels in contents))
 
-    wanted = [models.stylized(photo[None])[0] for photo in photos]
+    wanted = [models.stylized(pixels[None])[0] for pixels in contents]
     for scheme, shared in (("grpc", True), ("http", False)):
-        for stylized, expected in zip(asyncio.run(paint(url(server, scheme), shared)), wanted, strict=True):
+        for stylized, expected in zip(asyncio.run(stylize(url(server, scheme), shared)), wanted, strict=True):
             assert difference(stylized, expected) <= 1
 
 
@@ -178,7 +178,7 @@ def test_the_server_counts(server: Server, scheme: str) -> None:
     with StyleClient(url(server, scheme)) as client:
         before = settled(lambda: client.statistics("a"))
         for n in (1, 3, 3):
-            client.stylize(np.stack([photograph(40, 30)] * n), "a")
+            client.stylize(np.stack([content(40, 30)] * n), "a")
         after = settled(lambda: client.statistics("b"))
     assert after.requests - before.requests == 3
     assert after.images - before.images == 7
@@ -196,30 +196,30 @@ def test_a_region_serves_every_request_of_its_size(
     monkeypatch.setattr(nst_client.transports.triton.shared_memory, "MAX_IDLE_REGIONS", 3)
     with StyleClient(url(server, scheme), shared_memory=True) as client:
         for _ in range(5):
-            client.stylize(photograph(90, 60), "one")
+            client.stylize(content(90, 60), "starry")
         first = regions_of(server)
         assert len(first) == 1
         for _ in range(3):
-            client.stylize(photograph(180, 60), "one")
-            client.stylize(photograph(90, 60), "one")
+            client.stylize(content(180, 60), "starry")
+            client.stylize(content(90, 60), "starry")
         assert len(regions_of(server)) == 2
         assert regions_of(server) >= first
         assert not regions_of_this_host(), "no file is left that a killed client could leave behind"
         for width in range(200, 500, 50):
-            client.stylize(photograph(width, 60), "one")
+            client.stylize(content(width, 60), "starry")
         assert len(regions_of(server)) == 3
     assert not regions_of(server)
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way[2]], ids=named)
 def test_a_server_that_forgets_a_region_is_told_again(server: Server, way: tuple[str, bool, bool]) -> None:
-    """As one does that was started again."""
+    """As a server does after a new start."""
     with connected(server, way) as client:
-        wanted = client.stylize(photograph(90, 60), "one")
+        wanted = client.stylize(content(90, 60), "starry")
         with triton.InferenceServerClient(server.endpoints.grpc.removeprefix("grpc://")) as other:
             other.unregister_system_shared_memory()
         assert not regions_of(server)
-        assert difference(client.stylize(photograph(90, 60), "one"), wanted) <= 1
+        assert difference(client.stylize(content(90, 60), "starry"), wanted) <= 1
         assert len(regions_of(server)) == 1
 
 
@@ -230,7 +230,7 @@ def test_where_no_memory_can_be_shared_it_goes_without_if_it_may(
     server: Server, scheme: str, aio: bool, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with connected(server, (scheme, aio, False)) as client:
-        wanted = client.stylize(photograph(90, 60), "one")
+        wanted = client.stylize(content(90, 60), "starry")
 
     class Elsewhere(SystemRegion):
         def __init__(self, size: int, *, sparing: bool = False) -> None:
@@ -242,13 +242,13 @@ def test_where_no_memory_can_be_shared_it_goes_without_if_it_may(
     monkeypatch.setattr(nst_client.transports.triton.transport, "SystemRegion", Elsewhere)
     with connected(server, (scheme, aio, None)) as client:
         for _ in range(3):
-            assert (client.stylize(photograph(90, 60), "one") == wanted).all()
+            assert (client.stylize(content(90, 60), "starry") == wanted).all()
         assert not regions_of(server)
     with (
         connected(server, (scheme, aio, True)) as client,
         pytest.raises((Rejected, InputError), match=r"does not see this process's shared memory|/dev/shm is full"),
     ):
-        client.stylize(photograph(90, 60), "one")
+        client.stylize(content(90, 60), "starry")
 
 
 FORGETFUL = """
@@ -258,16 +258,16 @@ from nst_client import AsyncStyleClient, StyleClient
 
 pixels = np.zeros((60, 90, 3), np.uint8)
 
-async def paint():
+async def stylize():
     global client
     client = AsyncStyleClient(sys.argv[2], shared_memory=True)
-    await client.stylize(pixels, "one")
+    await client.stylize(pixels, "starry")
 
 if sys.argv[1] == "async":
-    asyncio.run(paint())
+    asyncio.run(stylize())
 else:
     client = StyleClient(sys.argv[2], shared_memory=True)
-    client.stylize(pixels, "one")
+    client.stylize(pixels, "starry")
 """
 
 
@@ -275,7 +275,7 @@ else:
 def test_memory_of_a_client_that_nobody_closes_is_given_back(server: Server, scheme: str) -> None:
     address = url(server, scheme)
     client = StyleClient(address, shared_memory=True)
-    client.stylize(photograph(90, 60), "one")
+    client.stylize(content(90, 60), "starry")
     assert len(regions_of(server)) == 1
     del client
     gc.collect()
@@ -294,7 +294,7 @@ def test_memory_of_a_client_that_is_killed_is_given_back_by_the_next(server: Ser
     assert len(left) == 1
     assert not regions_of_this_host()
     with StyleClient(address, shared_memory=True) as client:
-        client.stylize(photograph(90, 60), "one")
+        client.stylize(content(90, 60), "starry")
         assert len(regions_of(server)) == 1
         assert regions_of(server).isdisjoint(left)
     assert not regions_of(server)
@@ -302,15 +302,15 @@ def test_memory_of_a_client_that_is_killed_is_given_back_by_the_next(server: Ser
 
 @pytest.mark.parametrize("aio", [False, True], ids=["waiting", "asyncio"])
 @every_scheme
-def test_a_client_shares_memory_by_itself_from_the_second_picture_on(
+def test_a_client_shares_memory_by_itself_from_the_second_image_on(
     server: Server, models: Models, scheme: str, aio: bool
 ) -> None:
-    """A single picture, or one larger than all before, would pay for the registration alone."""
-    photo, larger = photograph(90, 60), photograph(180, 60)
+    """A single image, or one larger than all before, would pay for the registration alone."""
+    small, larger = content(90, 60), content(180, 60)
     with connected(server, (scheme, aio, None)) as client:
-        for pixels, regions in ((photo, 0), (photo, 1), (photo[:50], 1), (larger, 1), (larger, 2), (photo, 2)):
+        for pixels, regions in ((small, 0), (small, 1), (small[:50], 1), (larger, 1), (larger, 2), (small, 2)):
             pixels = np.ascontiguousarray(pixels)
-            assert difference(client.stylize(pixels, "one"), models.stylized(pixels[None])[0]) <= 1
+            assert difference(client.stylize(pixels, "starry"), models.stylized(pixels[None])[0]) <= 1
             assert len(regions_of(server)) == regions
     assert not regions_of(server)
 
@@ -319,20 +319,20 @@ def test_a_client_shares_memory_by_itself_from_the_second_picture_on(
 @pytest.mark.parametrize("aio", [False, True], ids=["waiting", "asyncio"])
 @every_scheme
 def test_pixels_on_a_gpu_stay_there(server: Server, models: Models, scheme: str, aio: bool) -> None:
-    batch = np.stack([photograph(90, 61, number % 4) for number in range(11)])
+    batch = np.stack([content(90, 61, number % 4) for number in range(11)])
     wanted = models.stylized(batch)
     with connected(server, (scheme, aio, None)) as client:
         stream = torch.cuda.Stream()
         for _ in range(3):
             with torch.cuda.stream(stream):  # not the default one, and still at work
                 given = torch.from_numpy(batch).pin_memory().to("cuda", non_blocking=True)
-                painted = client.stylize(given, "one")
-            assert isinstance(painted, torch.Tensor)
-            assert painted.device == given.device
-            assert difference(painted.cpu().numpy(), wanted) <= 1
-        single = client.stylize(given[3], "one")
+                stylized = client.stylize(given, "starry")
+            assert isinstance(stylized, torch.Tensor)
+            assert stylized.device == given.device
+            assert difference(stylized.cpu().numpy(), wanted) <= 1
+        single = client.stylize(given[3], "starry")
         assert difference(single.cpu().numpy(), wanted[3]) <= 1
-        image = client.stylize(Image.fromarray(batch[3]), "one")
+        image = client.stylize(Image.fromarray(batch[3]), "starry")
         assert difference(np.asarray(image), wanted[3]) <= 1
 
 
@@ -363,20 +363,20 @@ def threads_of(pid: int) -> list[str]:
 @pytest.mark.parametrize("way", [WAYS[1], WAYS[2], WAYS[4], WAYS[7]], ids=named)
 def test_a_server_that_is_too_slow(server: Server, models: Models, way: tuple[str, bool, bool]) -> None:
     """The error comes while it is still stopped; what it answers too late is nobody else's answer."""
-    photo = photograph(90, 60)
+    pixels = content(90, 60)
     with connected(server, way, timeout=3.0) as client:
-        client.stylize(photo[::-1], "one")
+        client.stylize(pixels[::-1], "starry")
         with stopped(server), pytest.raises(TimedOut, match="within 3 s"):
-            client.stylize(photo[::-1], "one")
+            client.stylize(pixels[::-1], "starry")
         for _ in range(3):
-            assert difference(client.stylize(photo, "one"), models.stylized(photo[None])[0]) <= 1
+            assert difference(client.stylize(pixels, "starry"), models.stylized(pixels[None])[0]) <= 1
     assert not regions_of(server)
 
 
 @pytest.fixture
 def fragile(models: Models, tmp_path: Path) -> Iterator[Server]:
     """A server that a test may spoil; it looks for changes of its repository every second."""
-    shutil.copytree(models.repository / "one", tmp_path / "repository" / "one")
+    shutil.copytree(models.repository / "starry", tmp_path / "repository" / "starry")
     running = serve(tmp_path / "repository", tmp_path / "triton.log", "--poll", 1)
     yield running
     running.stop()
@@ -390,16 +390,16 @@ from nst_client import StyleClient
 client = StyleClient(sys.argv[1], retries=0, timeout=60)
 pixels = np.arange(60 * 90 * 3, dtype=np.uint32).astype(np.uint8).reshape(60, 90, 3)
 
-def paint(number):
+def stylize(number):
     for _ in range(3):
-        painted = client.stylize(np.roll(pixels, number, axis=0), "one")
-    return painted
+        stylized = client.stylize(np.roll(pixels, number, axis=0), "starry")
+    return stylized
 
-wanted = [paint(number) for number in range(4)]
+wanted = [stylize(number) for number in range(4)]
 with multiprocessing.get_context("fork").Pool(2) as pool:
-    for painted, expected in zip(pool.map(paint, range(4)), wanted, strict=True):
-        assert np.array_equal(painted, expected)
-assert np.array_equal(paint(0), wanted[0])
+    for stylized, expected in zip(pool.map(stylize, range(4)), wanted, strict=True):
+        assert np.array_equal(stylized, expected)
+assert np.array_equal(stylize(0), wanted[0])
 client.close()
 """
 
@@ -415,14 +415,14 @@ def test_forked_workers_and_a_proxy_that_is_not_for_this_machine(server: Server)
         listed = subprocess.run(
             [BIN / "nst", "styles", "--url", address], env=environment, capture_output=True, text=True, timeout=120
         )
-        assert "one" in listed.stdout, listed.stderr
+        assert "starry" in listed.stdout, listed.stderr
     with StyleClient(server.endpoints.grpc, shared_memory=True) as client:  # sweeps what the killed workers have left
-        client.stylize(photograph(90, 60), "one")
+        client.stylize(content(90, 60), "starry")
     assert not regions_of(server)
 
 
-class Painter(threading.Thread):
-    """Asks for one picture after the other until it is told to end."""
+class Caller(threading.Thread):
+    """Asks for one image after the other until it is stopped."""
 
     def __init__(self, server: Server, way: tuple[str, bool, bool], wanted: Pixels, **settings: Any) -> None:
         super().__init__()
@@ -435,32 +435,32 @@ class Painter(threading.Thread):
         try:
             with connected(self.server, self.way, **self.settings) as client:
                 while not self.ended.is_set():
-                    assert difference(client.stylize(photograph(90, 60), "one"), self.wanted) <= 1
+                    assert difference(client.stylize(content(90, 60), "starry"), self.wanted) <= 1
                     self.right += 1
         except Exception as error:
             self.failure = error
 
-    def paints(self, more: int) -> bool:
-        """Whether it has painted so many pictures more, or failed."""
+    def answered(self, more: int) -> bool:
+        """Whether it has stylized so many images more, or failed."""
         return self.failure is not None or self.right >= more
 
 
 @contextmanager
-def painting(server: Server, models: Models, **settings: Any) -> Iterator[list[Painter]]:
-    """A painter for each way, each of whose pictures must be right."""
-    wanted = models.stylized(photograph(90, 60)[None])[0]
-    painters = [Painter(server, way, wanted, **settings) for way in WAYS]
-    for painter in painters:
-        painter.start()
+def calling(server: Server, models: Models, **settings: Any) -> Iterator[list[Caller]]:
+    """A caller for each way, each of whose images must be right."""
+    wanted = models.stylized(content(90, 60)[None])[0]
+    callers = [Caller(server, way, wanted, **settings) for way in WAYS]
+    for caller in callers:
+        caller.start()
     try:
-        yield painters
+        yield callers
     finally:
-        for painter in painters:
-            painter.ended.set()
-        for painter in painters:
-            painter.join()
-    for painter in painters:
-        assert painter.failure is None, (named(painter.way), painter.failure)
+        for caller in callers:
+            caller.ended.set()
+        for caller in callers:
+            caller.join()
+    for caller in callers:
+        assert caller.failure is None, (named(caller.way), caller.failure)
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -470,43 +470,43 @@ def wait_for(what: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def wait_for_more(painters: list[Painter]) -> None:
-    """Until each has painted three pictures more."""
-    goals = [painter.right + 3 for painter in painters]
-    wait_for(lambda: all(painter.paints(goal) for painter, goal in zip(painters, goals, strict=True)))
+def wait_for_more(callers: list[Caller]) -> None:
+    """Until each has stylized three images more."""
+    goals = [caller.right + 3 for caller in callers]
+    wait_for(lambda: all(caller.answered(goal) for caller, goal in zip(callers, goals, strict=True)))
 
 
 def test_a_killed_server_that_comes_back_is_survived(fragile: Server, models: Models) -> None:
-    """`kill -9` under eight clients, and a new Triton at the same ports: no picture is lost or wrong."""
-    with painting(fragile, models, retries=20, timeout=240.0) as painters:
-        wait_for_more(painters)
+    """`kill -9` under eight clients, and a new Triton at the same ports: no image is lost or wrong."""
+    with calling(fragile, models, retries=20, timeout=240.0) as callers:
+        wait_for_more(callers)
         os.kill(triton_of(fragile), signal.SIGKILL)
         fragile.started(2)
-        wait_for_more(painters)
+        wait_for_more(callers)
     assert not regions_of(fragile)
 
 
 def test_a_model_that_is_away_for_a_while_is_waited_for(fragile: Server, models: Models, tmp_path: Path) -> None:
     """Taken out of the repository under load, and put back."""
-    folder = tmp_path / "repository" / "one"
+    folder = tmp_path / "repository" / "starry"
     with (
         StyleClient(fragile.endpoints.grpc, retries=0) as hasty,
-        painting(fragile, models, retries=20, timeout=240.0) as painters,
+        calling(fragile, models, retries=20, timeout=240.0) as callers,
     ):
-        wait_for_more(painters)
-        hasty.stylize(photograph(90, 60), "one")
+        wait_for_more(callers)
+        hasty.stylize(content(90, 60), "starry")
         folder.rename(tmp_path / "away")
 
         def away() -> bool:
             try:
-                hasty.stylize(photograph(90, 60), "one")
+                hasty.stylize(content(90, 60), "starry")
             except Unavailable as error:
                 return "no available versions" in str(error)
             return False
 
         wait_for(away)
         (tmp_path / "away").rename(folder)
-        wait_for_more(painters)
+        wait_for_more(callers)
 
 
 @dataclass(frozen=True)
@@ -535,24 +535,24 @@ def guarded(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_a_server_with_tls_and_a_token(guarded: Guarded, models: Models, scheme: str, kind: Callable[..., Any]) -> None:
     address = getattr(guarded, scheme)
-    photo = photograph(90, 60)
+    pixels = content(90, 60)
 
-    def paint(where: str, **settings: Any) -> Pixels:
+    def stylize(where: str, **settings: Any) -> Pixels:
         client = kind(where, **settings)
         try:
-            painted: Pixels = client.stylize(photo, "one")
-            return painted
+            stylized: Pixels = client.stylize(pixels, "starry")
+            return stylized
         finally:
             client.close()
 
     for shared in (False, True):
-        painted = paint(address, ca=guarded.ca, token=guarded.token, shared_memory=shared)
-        assert difference(painted, models.stylized(photo[None])[0]) <= 1
+        stylized = stylize(address, ca=guarded.ca, token=guarded.token, shared_memory=shared)
+        assert difference(stylized, models.stylized(pixels[None])[0]) <= 1
     with pytest.raises(Rejected, match="none was given: give it with --token-file"):
-        paint(address, ca=guarded.ca)
+        stylize(address, ca=guarded.ca)
     with pytest.raises(Rejected, match="the one that was given is wrong"):
-        paint(address, ca=guarded.ca, token="sesam")
+        stylize(address, ca=guarded.ca, token="sesam")
     with pytest.raises(Untrusted, match="give its CA with --ca FILE"):
-        paint(address, token=guarded.token)
+        stylize(address, token=guarded.token)
     with pytest.raises(Untrusted, match="--ca FILE"):  # the certificate is localhost's
-        paint(address.replace("localhost", "127.0.0.1"), ca=guarded.ca, token=guarded.token)
+        stylize(address.replace("localhost", "127.0.0.1"), ca=guarded.ca, token=guarded.token)

@@ -27,7 +27,7 @@ TRUST = ("CURL_CA_BUNDLE", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "GRPC_DEFAULT
 
 @dataclass(frozen=True)
 class Example:
-    """What runs a file of examples/, and the pictures that it takes and makes."""
+    """What runs a file of examples/, and the images that it takes and makes."""
 
     command: tuple[str, ...]
     kind: str
@@ -62,7 +62,7 @@ class Served:
             list(map(str, command)), env=environment, capture_output=True, text=True, timeout=120, check=False
         )
 
-    def painted(self, pixels: Pixels, model: str, weights: list[float]) -> Pixels:
+    def stylized(self, pixels: Pixels, model: str, weights: list[float]) -> Pixels:
         """By our own client."""
         with StyleClient(self.urls["grpc"], token=self.token, ca=self.ca) as client:
             styles = [style.name for style in client.styles() if style.model == model]
@@ -112,34 +112,34 @@ def command(name: str, request: pytest.FixtureRequest) -> list[object]:
 
 
 @pytest.fixture
-def photo(tmp_path: Path) -> Path:
+def content(tmp_path: Path) -> Path:
     """A photograph of odd sides, as PPM and PNG; without the suffix."""
     image = Image.fromarray(fit(open_image(sample_photographs()[0]), 121, 85).pixels)
     for kind in ("ppm", "png"):
-        image.save(tmp_path / f"photo.{kind}")
-    return tmp_path / "photo"
+        image.save(tmp_path / f"content.{kind}")
+    return tmp_path / "content"
 
 
 @pytest.mark.parametrize("name", EXAMPLE)
-def test_an_example_paints_what_the_client_paints(
-    served: Served, photo: Path, name: str, request: pytest.FixtureRequest
+def test_an_example_stylizes_what_the_client_stylizes(
+    served: Served, content: Path, name: str, request: pytest.FixtureRequest
 ) -> None:
-    """A model of one style, and a mix of the two of another; a wrong token and a missing model say so."""
+    """A model of one style, and an interpolation of the two of another; a wrong token and a missing model say so."""
     kind, url = EXAMPLE[name].kind, served.urls[EXAMPLE[name].scheme]
-    source, painting = photo.with_suffix(f".{kind}"), photo.with_name(f"painting.{kind}")
-    line = [*command(name, request), source, painting, url]
-    for model, weights in (("one", []), ("large", [0.25, 0.75])):
+    source, target = content.with_suffix(f".{kind}"), content.with_name(f"stylized.{kind}")
+    line = [*command(name, request), source, target, url]
+    for model, weights in (("starry", []), ("large", [0.25, 0.75])):
         result = served.run(*line, model, *weights)
         assert result.returncode == 0, result.stderr
         pixels = np.asarray(Image.open(source))
-        assert np.array_equal(np.asarray(Image.open(painting)), served.painted(pixels, model, weights))
-        painting.unlink()
+        assert np.array_equal(np.asarray(Image.open(target)), served.stylized(pixels, model, weights))
+        target.unlink()
     refused = served.run(*line, "nobody")
     assert refused.returncode != 0 and "unknown model: 'nobody'" in refused.stderr
     if served.token:
-        refused = served.run(*line, "one", token="wrong")
+        refused = served.run(*line, "starry", token="wrong")
         assert refused.returncode != 0 and "is restricted, expecting header" in refused.stderr
-    assert not painting.exists()
+    assert not target.exists()
     assert "Traceback" not in refused.stderr
 
 
@@ -149,7 +149,7 @@ def test_curl_asks_what_is_served(served: Served) -> None:
     assert result.returncode == 0, result.stderr
     ready, models, config = result.stdout.splitlines()
     assert ready == ""
-    assert {entry["name"] for entry in json.loads(models)["model_stats"]} >= {"one", "large"}
+    assert {entry["name"] for entry in json.loads(models)["model_stats"]} >= {"starry", "large"}
     assert json.loads(config)["parameters"]["styles"] == {"string_value": "a,b"}
     assert served.run("bash", EXAMPLES / "ask.sh", served.urls["http"], "nobody").returncode != 0
 

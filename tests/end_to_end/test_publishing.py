@@ -162,11 +162,11 @@ def everything(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def test_both_parts_are_served_and_make_the_whole_image(everything: tuple[Server, TextureModel]) -> None:
     server, _ = everything
-    photo = fit(open_image(sample_photographs()[1]), 200, 152).pixels[None]
+    content = fit(open_image(sample_photographs()[1]), 200, 152).pixels[None]
     weights = np.array([[0.25, 0.75]], np.float32)
-    statistics = infer(server, "large_statistics", "statistics", image=photo, style_weights=weights)
-    tiled = infer(server, "large_tiled", "stylized", image=photo, statistics=statistics, style_weights=weights)
-    whole = infer(server, "large", "stylized", image=photo, style_weights=weights)
+    statistics = infer(server, "large_statistics", "statistics", image=content, style_weights=weights)
+    tiled = infer(server, "large_tiled", "stylized", image=content, statistics=statistics, style_weights=weights)
+    whole = infer(server, "large", "stylized", image=content, style_weights=weights)
     assert np.abs(tiled.astype(int) - whole).max() <= 1
 
 

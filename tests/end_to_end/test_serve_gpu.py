@@ -111,7 +111,7 @@ def serve(machine: Path) -> Server:
     def listen() -> None:
         assert process.stderr is not None
         with process.stderr:
-            server.said.extend(line.rstrip() for line in process.stderr)
+            server.messages.extend(line.rstrip() for line in process.stderr)
 
     threading.Thread(target=listen, daemon=True).start()
     server.started(1)
@@ -130,9 +130,9 @@ def test_the_plan_is_built_once_and_the_model_is_served(machine: Path) -> None:
             assert "device gpu: NVIDIA Fake GPU (compute capability 9.0)\ninverted version 1: ready" in status.stdout
         finally:
             assert server.stop() == 130
-        assert server.said[0] == "device gpu: NVIDIA Fake GPU (compute capability 9.0)"
-        built = [line for line in server.said if line.startswith("the TensorRT plan of inverted is in ")]
-        assert len(built) == (1 if start == "first" else 0), server.said
+        assert server.messages[0] == "device gpu: NVIDIA Fake GPU (compute capability 9.0)"
+        built = [line for line in server.messages if line.startswith("the TensorRT plan of inverted is in ")]
+        assert len(built) == (1 if start == "first" else 0), server.messages
     (plan,) = (machine / "cache" / "plans").glob("*.plan")
     assert sorted(path.name for path in (machine / "models" / "inverted" / "1").iterdir()) == ["model.onnx"]
     assert plan.stat().st_size > 0

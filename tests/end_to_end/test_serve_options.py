@@ -39,14 +39,14 @@ from .serving import BIN, TRITON, certificate, command_line, descendants, run, s
 
 TOKEN = "sesame+open/0="
 GRPC_HEADER = "triton-grpc-protocol-nst-token"
-PICTURE = np.full((1, 32, 48, 3), 99, np.uint8)
+CONTENT = np.full((1, 32, 48, 3), 99, np.uint8)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("options") / "one.pth"
+    path = tmp_path_factory.mktemp("options") / "starry.pth"
     torch.manual_seed(0)
-    save(Checkpoint(frozen(Johnson(width=0.125)), ("one",)), path)
+    save(Checkpoint(frozen(Johnson(width=0.125)), ("starry",)), path)
     return path
 
 
@@ -55,9 +55,9 @@ def repository(checkpoint: Path) -> Path:
     """Two models that are the same."""
     folder = checkpoint.parent / "repository"
     succeeded(run("nst-export", checkpoint, "-r", folder))
-    shutil.copytree(folder / "one", folder / "two")
+    shutil.copytree(folder / "starry", folder / "two")
     config = folder / "two" / "config.pbtxt"
-    config.write_text(config.read_text().replace('name: "one"', 'name: "two"'))
+    config.write_text(config.read_text().replace('name: "starry"', 'name: "two"'))
     return folder
 
 
@@ -67,7 +67,7 @@ class Daemon:
 
     endpoints: Endpoints
     state: state.State
-    said: str
+    messages: str
     authorities: Path | None = None
 
     def command(self, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -114,26 +114,26 @@ def detach(
     ports = [f"--{kind}-port={getattr(endpoints, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")]
     fixed = ("-r", repository, "--log", log, "--triton", triton, "--device", "cpu", "--detach")
     environment = {**os.environ, **(variables or {})}
-    said = succeeded(run("nst-serve", *fixed, *ports, *options, env=environment, cwd=folder))
+    messages = succeeded(run("nst-serve", *fixed, *ports, *options, env=environment, cwd=folder))
     found = state.read(state_folder(), endpoints.http_port)
     assert found is not None
-    return Daemon(endpoints, found, said, authorities)
+    return Daemon(endpoints, found, messages, authorities)
 
 
 def infer(client: grpc.InferenceServerClient, headers: dict[str, str]) -> np.ndarray:
-    tensor = grpc.InferInput("image", list(PICTURE.shape), "UINT8")
-    tensor.set_data_from_numpy(PICTURE)
-    answer: np.ndarray = client.infer("one", [tensor], headers=headers).as_numpy("stylized")
-    assert answer.shape == PICTURE.shape
+    tensor = grpc.InferInput("image", list(CONTENT.shape), "UINT8")
+    tensor.set_data_from_numpy(CONTENT)
+    answer: np.ndarray = client.infer("starry", [tensor], headers=headers).as_numpy("stylized")
+    assert answer.shape == CONTENT.shape
     return answer
 
 
 OPEN = {"live": "/health/live", "ready": "/health/ready"}
 CALLS = {
-    "/models/one": lambda client, headers: client.get_model_metadata("one", headers=headers),
-    "/models/one/config": lambda client, headers: client.get_model_config("one", headers=headers),
+    "/models/starry": lambda client, headers: client.get_model_metadata("starry", headers=headers),
+    "/models/starry/config": lambda client, headers: client.get_model_config("starry", headers=headers),
     "/models/stats": lambda client, headers: client.get_inference_statistics(headers=headers),
-    "/models/one/infer": infer,
+    "/models/starry/infer": infer,
     "/systemsharedmemory/status": lambda client, headers: client.get_system_shared_memory_status(headers=headers),
 }
 CONTROL = {
@@ -150,7 +150,7 @@ def is_post(call: str) -> bool:
 
 
 def left(processes: set[int]) -> set[int]:
-    """Those that run; a detached one is its machine's first process's to bury, which may take its time."""
+    """Those that run; the machine's first process collects a detached server's, which may take a while."""
     return {pid for pid in processes if state.started(pid) is not None}
 
 
@@ -172,15 +172,15 @@ def guarded(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def test_a_detached_server_is_ready_and_can_be_asked(guarded: Daemon) -> None:
-    assert "ready: one, two on grpcs://" in guarded.said
+    assert "ready: starry, two on grpcs://" in guarded.messages
     result = guarded.command("status")
     succeeded(result)
     assert result.stdout.splitlines()[2:] == [
         "device cpu: asked for with --device cpu",
-        "one version 1: ready",
+        "starry version 1: ready",
         "two version 1: ready",
     ]
-    assert guarded.said.startswith("device cpu: asked for with --device cpu\n")
+    assert guarded.messages.startswith("device cpu: asked for with --device cpu\n")
     assert f"https://0.0.0.0:{guarded.endpoints.http_port}" in result.stdout
 
 
@@ -236,7 +236,7 @@ def test_nothing_but_tls_is_reached_from_outside(guarded: Daemon) -> None:
     with urllib.request.urlopen(
         f"https://127.0.0.1:{guarded.endpoints.metrics_port}/metrics", context=context
     ) as answer:
-        assert b'nst_requests_total{model="one"' in answer.read()
+        assert b'nst_requests_total{model="starry"' in answer.read()
 
 
 def listeners(pid: int) -> set[tuple[str, int]]:
@@ -265,11 +265,11 @@ def test_secrets_do_not_show_among_the_processes(guarded: Daemon) -> None:
         assert not any(secret in arguments for arguments in shown)
 
 
-def test_a_large_picture_goes_through_tls_unharmed(guarded: Daemon) -> None:
+def test_a_large_image_goes_through_tls_unharmed(guarded: Daemon) -> None:
     """A request and an answer of 5 MB each, over HTTP behind TLS and over gRPC."""
     import tritonclient.http as http
 
-    picture = np.random.default_rng(0).integers(0, 256, (1, 1200, 1400, 3)).astype(np.uint8)
+    large = np.random.default_rng(0).integers(0, 256, (1, 1200, 1400, 3)).astype(np.uint8)
     answers = []
     authorities = str(guarded.authorities)
 
@@ -278,14 +278,14 @@ def test_a_large_picture_goes_through_tls_unharmed(guarded: Daemon) -> None:
 
     address = f"127.0.0.1:{guarded.endpoints.http_port}"
     with http.InferenceServerClient(address, ssl=True, ssl_context_factory=context, network_timeout=120) as client:
-        tensor = http.InferInput("image", list(picture.shape), "UINT8")
-        tensor.set_data_from_numpy(picture)
-        answers.append(client.infer("one", [tensor], headers={"nst-token": TOKEN}).as_numpy("stylized"))
+        tensor = http.InferInput("image", list(large.shape), "UINT8")
+        tensor.set_data_from_numpy(large)
+        answers.append(client.infer("starry", [tensor], headers={"nst-token": TOKEN}).as_numpy("stylized"))
     address = f"127.0.0.1:{guarded.endpoints.grpc_port}"
     with grpc.InferenceServerClient(address, ssl=True, root_certificates=authorities) as client:
-        tensor = grpc.InferInput("image", list(picture.shape), "UINT8")
-        tensor.set_data_from_numpy(picture)
-        answers.append(np.array(client.infer("one", [tensor], headers={GRPC_HEADER: TOKEN}).as_numpy("stylized")))
+        tensor = grpc.InferInput("image", list(large.shape), "UINT8")
+        tensor.set_data_from_numpy(large)
+        answers.append(np.array(client.infer("starry", [tensor], headers={GRPC_HEADER: TOKEN}).as_numpy("stylized")))
     assert np.array_equal(answers[0], answers[1])
 
 
@@ -305,8 +305,8 @@ def test_a_published_model_is_loaded_over_tls(
 ) -> None:
     monkeypatch.setenv("NST_CA", str(guarded.authorities))
     urls = [f"grpcs://localhost:{guarded.endpoints.grpc_port}", f"https://localhost:{guarded.endpoints.http_port}"]
-    said = succeeded(run("nst-export", checkpoint, "-r", repository, "--name", "three", "--load", urls[0]))
-    assert "serves version 1 of three" in said
+    messages = succeeded(run("nst-export", checkpoint, "-r", repository, "--name", "three", "--load", urls[0]))
+    assert "serves version 1 of three" in messages
     Control.at(urls[1]).load("three", "1")
     monkeypatch.setenv("NST_STATE", str(checkpoint.parent))  # as on another machine
     for url in urls:
@@ -321,7 +321,7 @@ def test_a_published_model_is_loaded_over_tls(
 def local(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """Detached with what nst-serve does by itself, from a folder with a `numpy`, and a model that cannot be loaded."""
     folder = tmp_path_factory.mktemp("local")
-    shutil.copytree(repository / "one", folder / "repository" / "one")
+    shutil.copytree(repository / "starry", folder / "repository" / "starry")
     broken = shutil.copytree(repository / "two", folder / "repository" / "broken")
     (broken / "config.pbtxt").write_text((broken / "config.pbtxt").read_text().replace('name: "two"', 'name: "broken"'))
     (broken / "1" / "model.onnx").write_bytes(b"no model")
@@ -338,21 +338,21 @@ def local(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_one_bad_model_is_named_and_the_others_are_served(local: Daemon) -> None:
-    assert "broken version 1 is not served: " in local.said
-    assert "ready: one on " in local.said
+    assert "broken version 1 is not served: " in local.messages
+    assert "ready: starry on " in local.messages
     result = local.command("status")
     assert result.returncode == 1
-    assert "one version 1: ready" in result.stdout
+    assert "starry version 1: ready" in result.stdout
     assert "broken version 1: " in result.stdout and "Protobuf parsing failed" in result.stdout
 
 
 def test_a_model_for_the_other_device_is_named_with_both_ways_out(local: Daemon) -> None:
-    (line, *_) = local.said.splitlines()
+    (line, *_) = local.messages.splitlines()
     assert line.endswith(
         "other was exported for the GPU, and this server uses the CPU (asked for with --device cpu): export it again "
         "with nst-export --device cpu, or serve it on a machine with a GPU (--device gpu)"
     )
-    assert "other version 1 is not served: " in local.said
+    assert "other version 1 is not served: " in local.messages
 
 
 def test_the_allocator_keeps_its_blocks_unless_the_user_says_otherwise(guarded: Daemon, local: Daemon) -> None:
@@ -401,8 +401,8 @@ def test_a_killed_one_is_noticed(local: Daemon) -> None:
 
 
 def test_a_detached_server_that_cannot_start_says_why_and_leaves_nothing(repository: Path, tmp_path: Path) -> None:
-    shutil.copytree(repository / "one", tmp_path / "repository" / "one")
-    (tmp_path / "repository" / "one" / "1" / "model.onnx").write_bytes(b"no model")
+    shutil.copytree(repository / "starry", tmp_path / "repository" / "starry")
+    (tmp_path / "repository" / "starry" / "1" / "model.onnx").write_bytes(b"no model")
     endpoints = Endpoints.free()
     ports = [f"--{kind}-port={getattr(endpoints, f'{kind}_port')}" for kind in ("http", "grpc", "metrics")]
     result = run(
@@ -410,7 +410,7 @@ def test_a_detached_server_that_cannot_start_says_why_and_leaves_nothing(reposit
         *("--device", "cpu", *ports),
     )
     assert result.returncode == 1
-    assert "error: no model could be loaded: one version 1 is not served: " in result.stderr
+    assert "error: no model could be loaded: starry version 1 is not served: " in result.stderr
     assert "Traceback" not in result.stderr
     assert state.read(state_folder(), endpoints.http_port) is None
     endpoints.check_free()
@@ -465,12 +465,12 @@ def odd(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     In the repository are also two folders whose names are no model's, and four configs that must not reach Triton.
     """
     folder = tmp_path_factory.mktemp("odd") / ODD
-    shutil.copytree(repository / "one", folder / "repository" / "one")
+    shutil.copytree(repository / "starry", folder / "repository" / "starry")
     (folder / "tmp").mkdir()
     for name in ("my copy", BAD, "folder", "latin", "words", "unread"):
-        shutil.copytree(repository / "one", folder / "repository" / name)
+        shutil.copytree(repository / "starry", folder / "repository" / name)
         config = folder / "repository" / name / "config.pbtxt"
-        config.write_text(config.read_text().replace('name: "one"', ""))
+        config.write_text(config.read_text().replace('name: "starry"', ""))
     (folder / "repository" / "folder" / "config.pbtxt").unlink()
     (folder / "repository" / "folder" / "config.pbtxt").mkdir()
     (folder / "repository" / "latin" / "config.pbtxt").write_bytes(b'name: "l\xe9"')
@@ -493,9 +493,10 @@ def odd(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def test_whatever_the_folders_are_called(odd: Daemon) -> None:
     assert (
-        f"ready: one on grpc://[::1]:{odd.endpoints.grpc_port} and http://[::1]:{odd.endpoints.http_port}" in odd.said
+        f"ready: starry on grpc://[::1]:{odd.endpoints.grpc_port} and http://[::1]:{odd.endpoints.http_port}"
+        in odd.messages
     )
-    with urllib.request.urlopen(f"http://[::1]:{odd.endpoints.http_port}/v2/models/one/ready") as answer:
+    with urllib.request.urlopen(f"http://[::1]:{odd.endpoints.http_port}/v2/models/starry/ready") as answer:
         assert answer.status == 200
     with grpc.InferenceServerClient(f"[::1]:{odd.endpoints.grpc_port}") as client:
         infer(client, {})
@@ -505,11 +506,11 @@ def test_whatever_the_folders_are_called(odd: Daemon) -> None:
 
 
 def test_what_must_not_reach_triton_is_named_and_the_rest_served(odd: Daemon) -> None:
-    told = [line.partition(" is not served")[0] for line in odd.said.splitlines() if " is not served" in line]
-    assert sorted(told) == sorted(["repository/my copy", f"repository/{BAD}", "folder", "latin", "words", "unread"])
+    refused = [line.partition(" is not served")[0] for line in odd.messages.splitlines() if " is not served" in line]
+    assert sorted(refused) == sorted(["repository/my copy", f"repository/{BAD}", "folder", "latin", "words", "unread"])
     result = odd.command("status")
     succeeded(result)
-    assert [line for line in result.stdout.splitlines() if " version " in line] == ["one version 1: ready"]
+    assert [line for line in result.stdout.splitlines() if " version " in line] == ["starry version 1: ready"]
     assert f"error: '{BAD}' is no model's name" in odd.command("load", BAD).stderr
 
 
@@ -518,8 +519,8 @@ def test_what_comes_later_is_looked_at_first(odd: Daemon) -> None:
     folder = Path(odd.state.repository)
     for name in ("later", "later$(touch pwned)"):
         (folder.parent / "beside").mkdir()
-        shutil.copytree(folder / "one" / "1", folder.parent / "beside" / "1")
-        config = (folder / "one" / "config.pbtxt").read_text().replace('name: "one"', "")
+        shutil.copytree(folder / "starry" / "1", folder.parent / "beside" / "1")
+        config = (folder / "starry" / "config.pbtxt").read_text().replace('name: "starry"', "")
         (folder.parent / "beside" / "config.pbtxt").write_text(config)
         (folder.parent / "beside").rename(folder / name)
     expect(odd, "later version 1: ready")
@@ -536,7 +537,7 @@ def expect(daemon: Daemon, line: str, *, gone: bool = False) -> None:
     deadline = time.monotonic() + 120
     while True:
         shown = daemon.command("status").stdout
-        if not any("ready" in said for said in shown.splitlines() if line in said) if gone else line in shown:
+        if not any("ready" in text for text in shown.splitlines() if line in text) if gone else line in shown:
             return
         assert time.monotonic() < deadline, shown
         time.sleep(0.3)
@@ -552,8 +553,8 @@ exec {stub} "$@"
 
 @pytest.mark.parametrize("model", ["two", "*"])
 def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, model: str) -> None:
-    """Of one model: it is named, and the others are served. Of all: the reason, and not 300 seconds of silence."""
-    for name in ("one", "two"):
+    """One model is named, and the others are served; for all models the reason is shown, not 300 seconds of silence."""
+    for name in ("starry", "two"):
         shutil.copytree(repository / name, tmp_path / "repository" / name)
     installation = install_triton(other_triton(tmp_path), print, Device("cpu", "a test"))
     assert installation.folder is not None
@@ -581,7 +582,7 @@ def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, mode
         return
     with running:
         assert [(model.name, model.ready) for model in Control(endpoints.control).models() if model.version] == [
-            ("one", True)
+            ("starry", True)
         ]
     assert heard[0] == f"two {reason} (its log: {tmp_path / 'log'})"
 
@@ -611,7 +612,7 @@ def test_a_user_id_without_an_entry_and_without_a_home(repository: Path) -> None
     with tempfile.TemporaryDirectory() as name:  # the tests' own folder is closed to others, and ours may be
         folder = Path(name)
         folder.chmod(0o777)
-        shutil.copytree(repository / "one", folder / "repository" / "one")
+        shutil.copytree(repository / "starry", folder / "repository" / "starry")
         shutil.copytree(TRITON / "cpu", folder / ".triton" / "cpu", symlinks=True, copy_function=linked)
 
         def nst_serve(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -55,7 +55,7 @@ class Several:
     def answered(self, number: int) -> int:
         """Requests, as the server itself has counted them; by HTTP, whose certificate is made out to each address."""
         with StyleClient(self.endpoints[number].http, **self.settings) as client:
-            return client.statistics("one").requests
+            return client.statistics("starry").requests
 
     def all_answered(self) -> list[int]:
         return [self.answered(number) for number in range(len(HOSTS))]
@@ -73,7 +73,7 @@ def right(stylized: Pixels, wanted: Pixels) -> bool:
 def several(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
     folder = tmp_path_factory.mktemp("several")
     (folder / "repository").mkdir()
-    (folder / "repository" / "one").symlink_to(models.repository / "one")
+    (folder / "repository" / "starry").symlink_to(models.repository / "starry")
     chain, key = certificate(folder, ",".join([f"DNS:{NAME}", *(f"IP:{host}" for host in HOSTS)]))
     images = [np.random.default_rng(seed).integers(0, 256, (64, 80, 3), np.uint8) for seed in range(8)]
     stylized_images = [models.stylized(image[None])[0] for image in images]
@@ -137,7 +137,7 @@ def test_a_list_is_asked_in_turn(several: Several) -> None:
     before = several.all_answered()
     with StyleClient(several.urls, **several.settings) as client:
         for number in range(30):
-            several.works(lambda image: client.stylize(image, "one"), number % 8)
+            several.works(lambda image: client.stylize(image, "starry"), number % 8)
     answered = [now - then for now, then in zip(settled(several.all_answered), before, strict=True)]
     assert sum(answered) == 30 and min(answered) >= 5, answered
 
@@ -149,7 +149,7 @@ def test_a_name_with_several_addresses(several: Several, names: str) -> None:
 
     async def ask() -> list[Pixels]:
         async with AsyncStyleClient(url, **several.settings) as client:
-            return [await client.stylize(several.images[number % 8], "one") for number in range(30)]
+            return [await client.stylize(several.images[number % 8], "starry") for number in range(30)]
 
     for number, stylized in enumerate(asyncio.run(ask())):
         several.works(lambda image, stylized=stylized: stylized, number % 8)  # type: ignore[misc]
@@ -158,7 +158,7 @@ def test_a_name_with_several_addresses(several: Several, names: str) -> None:
 
 
 class Callers:
-    """Threads, each with a client of its own, and tasks that share one: they ask until they are told to end."""
+    """Threads, each with a client of its own, and tasks that share one: they ask until they are stopped."""
 
     def __init__(self, several: Several) -> None:
         self.several, self.ended = several, threading.Event()
@@ -172,7 +172,7 @@ class Callers:
         try:
             with StyleClient(self.several.urls, **self.several.settings) as client:
                 while not self.ended.is_set():
-                    self.note(number, client.stylize(self.several.images[number], "one"))
+                    self.note(number, client.stylize(self.several.images[number], "starry"))
         except Exception as error:
             self.failures.append(error)
 
@@ -183,7 +183,7 @@ class Callers:
     async def task(self, client: AsyncStyleClient, number: int) -> None:
         try:
             while not self.ended.is_set():
-                self.note(number, await client.stylize(self.several.images[number], "one"))
+                self.note(number, await client.stylize(self.several.images[number], "starry"))
         except Exception as error:
             self.failures.append(error)
 

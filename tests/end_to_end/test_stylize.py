@@ -26,7 +26,7 @@ COUNT = 200
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One network with random weights: what is painted is not pretty, and depends on every pixel."""
+    """One network with random weights: what is stylized is not pretty, and depends on every pixel."""
     folder = tmp_path_factory.mktemp("stylize")
     torch.manual_seed(3)
     save(Checkpoint(frozen(Johnson(width=0.125)), ("tiny",)), folder / "tiny.pth")
@@ -43,36 +43,36 @@ def server(repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 pictures in a tree, no two alike."""
-    root = tmp_path_factory.mktemp("photos")
-    photos = [fit(open_image(path), 96, 64).pixels for path in sample_photographs()]
+    """200 images in a tree, no two alike."""
+    root = tmp_path_factory.mktemp("contents")
+    samples = [fit(open_image(path), 96, 64).pixels for path in sample_photographs()]
     for number in range(COUNT):
         path = root / f"{number % 10}" / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.roll(photos[number % len(photos)], number, axis=1)).save(path)
+        Image.fromarray(np.roll(samples[number % len(samples)], number, axis=1)).save(path)
     return root
 
 
 def documents(text: str) -> tuple[list[dict[str, object]], dict[str, object]]:
-    """The lines of --json: those of the pictures, and the summary."""
-    *pictures, summary = [json.loads(line) for line in text.splitlines()]
-    return pictures, summary
+    """The lines of --json: those of the images, and the summary."""
+    *records, summary = [json.loads(line) for line in text.splitlines()]
+    return records, summary
 
 
 def assert_complete(folder: Path, out: Path, address: str) -> None:
-    """Every picture is there, whole, and nothing else; a sample of them is the painting of its own photograph."""
+    """Every image is there, whole, and nothing else; a sample of them belongs to its own content image."""
     wanted = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
     assert sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file()) == wanted
     with StyleClient(address) as client:
         for number, name in enumerate(wanted):
-            painting = open_image(out / name).pixels
+            stylized = open_image(out / name).pixels
             if number % 20 == 0:
                 expected = client.stylize(open_image(folder / name).pixels, "tiny")
-                assert np.abs(painting.astype(int) - expected).max() <= 1, name
+                assert np.abs(stylized.astype(int) - expected).max() <= 1, name
 
 
 def begun(folder: Path, out: Path, address: str, *options: object) -> "subprocess.Popen[str]":
-    """The command on the whole folder, when it has painted the first pictures."""
+    """The command on the whole folder, when it has stylized the first images."""
     command = [BIN / "nst", "stylize", folder, "-s", "tiny", "-o", out, "-u", address, "--json", *options]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -87,7 +87,7 @@ def begun(folder: Path, out: Path, address: str, *options: object) -> "subproces
 def test_a_triton_that_is_killed_and_started_again_loses_nothing(
     repository: Path, folder: Path, tmp_path: Path, scheme: str
 ) -> None:
-    """The command waits for it, and every picture is painted once."""
+    """The command waits for it, and every image is stylized once."""
     server = serve(repository, tmp_path / "triton.log")
     address = getattr(server.endpoints, scheme)
     try:
@@ -98,16 +98,16 @@ def test_a_triton_that_is_killed_and_started_again_loses_nothing(
         server.started(2)
         stdout, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
-        pictures, summary = documents(stdout)
+        records, summary = documents(stdout)
         assert (summary["stylized"], summary["skipped"], summary["failed"]) == (COUNT, 0, 0)
-        assert len({line["output"] for line in pictures}) == COUNT, "each is reported once"
+        assert len({line["output"] for line in records}) == COUNT, "each is reported once"
         assert_complete(folder, tmp_path / "out", address)
     finally:
         server.stop()
 
 
 def test_a_server_that_stays_away_and_the_next_run(repository: Path, folder: Path, tmp_path: Path) -> None:
-    """The first run gives up; the second paints exactly what is missing."""
+    """The first run gives up; the second stylizes exactly what is missing."""
     server = serve(repository, tmp_path / "triton.log")
     out = tmp_path / "out"
     try:
@@ -121,7 +121,7 @@ def test_a_server_that_stays_away_and_the_next_run(repository: Path, folder: Pat
         first, summary = documents(stdout)
         assert len(first) == COUNT
         errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
-        assert 2 <= len(errors) <= 3, "one for each of the two pictures under way, and the summary"
+        assert 2 <= len(errors) <= 3, "one for each of the two images under way, and the summary"
         assert "not tried" in errors[-1]
         finished = {line["output"]: Path(str(line["output"])).stat().st_mtime_ns for line in first if not line["error"]}
         assert 10 <= len(finished) == summary["stylized"] < COUNT
@@ -161,26 +161,26 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(server: Server, folder: P
 
 
 def test_a_pipe(server: Server, tmp_path: Path, photographs: dict[str, Path]) -> None:
-    """`cat photo.jpg | nst stylize - -o - | cat > painting.jpg`, and back into the command again."""
+    """`cat content.jpg | nst stylize - -o - | cat > stylized.jpg`, and back into the command again."""
     small = fit(open_image(photographs["coffee"]), 96, 64)
-    Image.fromarray(small.pixels).save(tmp_path / "photo.jpg", quality=95)
+    Image.fromarray(small.pixels).save(tmp_path / "content.jpg", quality=95)
     nst = f"{BIN / 'nst'} stylize - -s tiny -u {server.endpoints.grpc} -o -"
-    shell = f"cat photo.jpg | {nst} | {nst} --format png | cat > painting.png"
+    shell = f"cat content.jpg | {nst} | {nst} --format png | cat > stylized.png"
     result = subprocess.run(shell, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     assert result.stderr.count("- -> -  96x64") == 2
     with StyleClient(server.endpoints.grpc) as client:
-        once = client.stylize(open_image(tmp_path / "photo.jpg").pixels, "tiny")
+        once = client.stylize(open_image(tmp_path / "content.jpg").pixels, "tiny")
         buffer = io.BytesIO()
         Image.fromarray(once).save(buffer, "JPEG", quality=92, subsampling=0)
         twice = client.stylize(open_image(buffer).pixels, "tiny")
-    painting = open_image(tmp_path / "painting.png")
-    assert painting.metadata.kind == "PNG"
-    assert np.abs(painting.pixels.astype(int) - twice).mean() < 2
+    stylized = open_image(tmp_path / "stylized.png")
+    assert stylized.metadata.kind == "PNG"
+    assert np.abs(stylized.pixels.astype(int) - twice).mean() < 2
 
 
-@pytest.mark.parametrize("options", [["-o", "-"], ["-o", "painted.jpg", "--json"]], ids=["picture", "json"])
+@pytest.mark.parametrize("options", [["-o", "-"], ["-o", "stylized.jpg", "--json"]], ids=["image", "json"])
 def test_a_full_disk_behind_stdout(
     server: Server, photographs: dict[str, Path], tmp_path: Path, options: list[str]
 ) -> None:
@@ -199,22 +199,22 @@ def test_a_full_disk_behind_stdout(
 
 
 def test_every_way_to_see_what_is_kept(server: Server, tmp_path: Path, photographs: dict[str, Path]) -> None:
-    """A wide-gamut photograph on its side, with a place: painted, half of it, in its own colours."""
+    """A wide-gamut photograph on its side, with a place: stylized, half of it, in its own colours."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     profile = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
     data = Image.Exif()
     data[0x0112] = 6
     data.get_ifd(0x8825)[1] = "N"
     small = fit(open_image(photographs["chelsea"]), 96, 64)
-    Image.fromarray(small.pixels).save(tmp_path / "photo.png", exif=data, icc_profile=profile, dpi=(300, 300))
-    command = ("nst", "stylize", tmp_path / "photo.png", "-s", "tiny", "-u", server.endpoints.http)
+    Image.fromarray(small.pixels).save(tmp_path / "content.png", exif=data, icc_profile=profile, dpi=(300, 300))
+    command = ("nst", "stylize", tmp_path / "content.png", "-s", "tiny", "-u", server.endpoints.http)
     options = ("--preserve-color", "--strength", 0.5)
     succeeded(run(*command, "-o", tmp_path / "a.png", *options))
-    photo = open_image(tmp_path / "photo.png").pixels.astype(float)
+    content = open_image(tmp_path / "content.png").pixels.astype(float)
     with StyleClient(server.endpoints.http) as client:
-        painted = client.stylize(photo.astype(np.uint8), "tiny").astype(float)
-    luma = (painted - photo) @ [0.299, 0.587, 0.114]
-    expected = (photo + (photo + luma[..., None]).clip(0, 255)) / 2
+        stylized = client.stylize(content.astype(np.uint8), "tiny").astype(float)
+    luma = (stylized - content) @ [0.299, 0.587, 0.114]
+    expected = (content + (content + luma[..., None]).clip(0, 255)) / 2
     answer = open_image(tmp_path / "a.png")
     assert (answer.width, answer.height) == (64, 96)
     assert np.abs(answer.pixels - expected).max() <= 6, "through the profile and back"

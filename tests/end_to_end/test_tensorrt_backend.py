@@ -94,7 +94,7 @@ class Server:
     repository: Path
     cache: Path
     log: Path
-    said: list[str]
+    messages: list[str]
     reference: onnxruntime.InferenceSession
     pid: int
 
@@ -147,11 +147,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (repository / "foreign" / "1" / "plan.json").write_text(FOREIGN % PROFILE)
     reference = onnxruntime.InferenceSession(repository / "gallery/1/model.onnx", providers=["CPUExecutionProvider"])
     installation = with_fakes(find_triton(TRITON, print), folder)
-    endpoints, said = Endpoints.free(), list[str]()
-    running = run_triton(installation, repository, endpoints, folder / "log", on_error=said.append)
+    endpoints, messages = Endpoints.free(), list[str]()
+    running = run_triton(installation, repository, endpoints, folder / "log", on_error=messages.append)
     with running as process, grpc.InferenceServerClient(endpoints.grpc.removeprefix("grpc://")) as client:
         yield Server(
-            *(client, Control(endpoints.control), endpoints, repository, folder / "cache", folder / "log", said),
+            *(client, Control(endpoints.control), endpoints, repository, folder / "cache", folder / "log", messages),
             *(reference, process.pid),
         )
 
@@ -212,7 +212,7 @@ def test_a_config_is_completed_from_the_plan(server: Server) -> None:
 
 @pytest.mark.parametrize("model", sorted(REASONS))
 def test_a_model_that_cannot_be_served_is_named_with_the_reason(server: Server, model: str) -> None:
-    (line,) = [line for line in server.said if line.startswith(f"{model} ")]
+    (line,) = [line for line in server.messages if line.startswith(f"{model} ")]
     assert REASONS[model] in line
     assert "\n" not in line and "At:" not in line
 

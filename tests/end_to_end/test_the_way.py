@@ -51,8 +51,8 @@ def gallery(checkpoint: Path) -> Path:
         (styles / f"{name}.jpg").symlink_to(samples / f"{name}.jpg")
     output = checkpoint.parent / "gallery.pth"
     small = ("--batch", 2, "--crop", 64, "--style-size", 96)
-    said = succeeded(run("nst-train", "--style", styles, "-o", output, "--width", 0.25, "--iterations", 12, *small))
-    assert "the 4 photographs that ship" in said
+    messages = succeeded(run("nst-train", "--style", styles, "-o", output, "--width", 0.25, "--iterations", 12, *small))
+    assert "the 4 photographs that ship" in messages
     added = run("nst", "train", "--add", samples / "astronaut.jpg", "--to", output, "--minutes", 0.1, *small)
     assert "chelsea, rocket, astronaut" in succeeded(added)
     return output
@@ -71,7 +71,7 @@ def server(repository: Path) -> Iterator[Server]:
     running = serve(repository, repository.parent / "triton.log")
     yield running
     offspring = descendants(running.process.pid)
-    assert running.stop() == 130, running.said
+    assert running.stop() == 130, running.messages
     assert not alive(offspring), "Triton or one of its stubs outlived nst-serve"
 
 
@@ -130,7 +130,7 @@ def test_an_interpolation_by_the_command(server: Server, photographs: dict[str, 
 
 
 def test_many_callers_at_once_each_get_their_own(server: Server, expected: list[tuple[Pixels, Pixels]]) -> None:
-    """Twelve callers with different pictures of mixed sizes; the server may batch as it likes."""
+    """Twelve callers with different images of mixed sizes; the server may batch as it likes."""
     failures: list[object] = []
 
     def call(number: int) -> None:
@@ -154,7 +154,7 @@ def test_many_callers_at_once_each_get_their_own(server: Server, expected: list[
 
 
 def test_requests_at_once_run_one_by_one_on_a_cpu(server: Server, expected: list[tuple[Pixels, Pixels]]) -> None:
-    """Of 24 requests at once Triton makes 24 executions, since a batch costs memory there; its own counters say so."""
+    """Triton runs 24 concurrent requests in 24 executions, since a batch costs memory there; its counters say so."""
     triton = InferenceServerClient(server.endpoints.grpc.removeprefix("grpc://"))
 
     def counts() -> tuple[int, int]:
@@ -217,33 +217,33 @@ def test_stylize_writes_what_pytorch_computes(
 ) -> None:
     output = tmp_path / "cat.png"
     where = url(server, repository, way)
-    said = succeeded(
+    messages = succeeded(
         run(
             "nst", "stylize", photographs["chelsea"], "--style", "tiny", "-o", output, "--url", where, "--max-side", 200
         )
     )
-    assert "200x133" in said
-    photo = open_image(photographs["chelsea"], max_side=200).pixels
+    assert "200x133" in messages
+    content = open_image(photographs["chelsea"], max_side=200).pixels
     with torch.no_grad():
-        wanted = ServedModel(load(checkpoint).network)(torch.from_numpy(photo[None]))[0].numpy()
+        wanted = ServedModel(load(checkpoint).network)(torch.from_numpy(content[None]))[0].numpy()
     assert np.abs(open_image(output).pixels.astype(int) - wanted).max() <= 1
 
 
 def test_stylize_of_every_kind_of_image(server: Server, photographs: dict[str, Path], tmp_path: Path) -> None:
     """EXIF orientation, alpha, grey, 16 bits, a palette; to JPEG, PNG and WebP."""
-    photo = Image.open(photographs["rocket"]).resize((96, 64))
+    content = Image.open(photographs["rocket"]).resize((96, 64))
     exif = Image.Exif()
     exif[0x0112] = 6
-    photo.save(tmp_path / "turned.jpg", exif=exif.tobytes())
-    photo.convert("L").save(tmp_path / "grey.png")
-    photo.quantize(16).save(tmp_path / "palette.gif")
-    Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    content.save(tmp_path / "turned.jpg", exif=exif.tobytes())
+    content.convert("L").save(tmp_path / "grey.png")
+    content.quantize(16).save(tmp_path / "palette.gif")
+    Image.fromarray(np.asarray(content.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
     alpha = np.full((64, 96), 255, np.uint8)
     alpha[:, :48] = 0
-    save_image(ImageData(np.asarray(photo.convert("RGB")), alpha), tmp_path / "glass.webp")
-    photos = [tmp_path / name for name in ("turned.jpg", "grey.png", "palette.gif", "deep.png", "glass.webp")]
+    save_image(ImageData(np.asarray(content.convert("RGB")), alpha), tmp_path / "glass.webp")
+    contents = [tmp_path / name for name in ("turned.jpg", "grey.png", "palette.gif", "deep.png", "glass.webp")]
     output = tmp_path / "out"
-    succeeded(run("nst", "stylize", *photos, "-s", "tiny", "-o", output, "-u", server.endpoints.grpc))
+    succeeded(run("nst", "stylize", *contents, "-s", "tiny", "-o", output, "-u", server.endpoints.grpc))
     stylized = {path.name: open_image(path) for path in output.iterdir()}
     assert sorted(stylized) == ["deep.png", "glass.webp", "grey.png", "palette.png", "turned.jpg"]
     assert (stylized["turned.jpg"].width, stylized["turned.jpg"].height) == (64, 96)
@@ -265,7 +265,7 @@ def test_the_servers_port_is_taken(server: Server, repository: Path) -> None:
 def wrong(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path]) -> Path:
     """A folder of files that are not what they should be."""
     folder = tmp_path_factory.mktemp("wrong")
-    (folder / "text.jpg").write_text("no photograph")
+    (folder / "text.jpg").write_text("not an image")
     (folder / "truncated.jpg").write_bytes(photographs["coffee"].read_bytes()[:30_000])
     Image.new("1", (10_000, 10_000)).save(folder / "bomb.png")
     (folder / "text.pth").write_text("no checkpoint")
@@ -292,7 +292,7 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("photo", "words"),
+    ("content", "words"),
     [
         ("none.jpg", ["none.jpg", "no such file"]),
         ("text.jpg", ["text.jpg", "not an image"]),
@@ -300,9 +300,9 @@ def assert_one_line(result: subprocess.CompletedProcess[str], *words: str) -> No
         ("bomb.png", ["100 megapixels", "limit of 64", "--max-pixels"]),
     ],
 )
-def test_wrong_images(server: Server, wrong: Path, tmp_path: Path, photo: str, words: list[str]) -> None:
+def test_wrong_images(server: Server, wrong: Path, tmp_path: Path, content: str, words: list[str]) -> None:
     output = tmp_path / "out.png"
-    result = run("nst", "stylize", wrong / photo, "-s", "tiny", "-o", output, "-u", server.endpoints.grpc)
+    result = run("nst", "stylize", wrong / content, "-s", "tiny", "-o", output, "-u", server.endpoints.grpc)
     assert_one_line(result, *words)
     assert not output.exists()
 
@@ -329,9 +329,9 @@ def test_wrong_checkpoints(wrong: Path, tmp_path: Path, file: str, words: list[s
 
 def test_wrong_training_input(wrong: Path, photographs: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "a.pth"
-    photos = photographs["coffee"].parent
+    samples = photographs["coffee"].parent
     for style, folder, words in (
-        (wrong / "text.jpg", photos, "not an image"),
+        (wrong / "text.jpg", samples, "not an image"),
         (photographs["coffee"], wrong / "none", "no such folder"),
         (photographs["coffee"], wrong / "empty", "no images"),
     ):
@@ -366,7 +366,7 @@ def test_a_server_that_dies_comes_back_and_one_that_keeps_dying_leaves_nothing(
     command = ("nst", "stylize", photographs["coffee"], "-s", "tiny", "-o", tmp_path / "a.png")
     for address in (server.endpoints.grpc, server.endpoints.http):
         assert_one_line(run(*command, "-u", address), "no server answers", "nst-serve")
-    died = [line for line in server.said if "Triton ended by itself with exit status -9 (its log: " in line]
+    died = [line for line in server.messages if "Triton ended by itself with exit status -9 (its log: " in line]
     assert [re.sub(r".*(again in .* s|5 times).*", r"\1", line) for line in died] == [
         *(f"again in {pause} s" for pause in ("0.5", "1", "2", "4")),
         "5 times",

@@ -45,7 +45,7 @@ FLAGS = [
 PATIENCE = 120_000
 """Milliseconds for what takes a second or two on an idle machine."""
 
-PAINTED = """() => {
+STYLIZED = """() => {
   const canvas = document.getElementById("canvas");
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return canvas.width === 512 && new Set(data).size > 20;
@@ -57,11 +57,11 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 @dataclass
 class Web:
-    """A running `nst web` and what it said."""
+    """A running `nst web` and its messages."""
 
     process: subprocess.Popen[str]
     url: str = ""
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(sign)
@@ -76,7 +76,7 @@ def web(address: str, *options: object, port: int = 0) -> Web:
     def listen() -> None:
         assert running.process.stderr is not None
         for line in running.process.stderr:
-            running.said.append(line.rstrip())
+            running.messages.append(line.rstrip())
             if found := re.match(r"ready: (http://\S+)", line):
                 running.url = found[1]
                 ready.set()
@@ -84,7 +84,7 @@ def web(address: str, *options: object, port: int = 0) -> Web:
         running.process.stderr.close()
 
     threading.Thread(target=listen, daemon=True).start()
-    assert ready.wait(120) and running.url, running.said
+    assert ready.wait(120) and running.url, running.messages
     return running
 
 
@@ -189,12 +189,12 @@ def until(happened: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def alike(one: np.ndarray, other: np.ndarray) -> bool:
+def alike(left: np.ndarray, right: np.ndarray) -> bool:
     """The same to the level of rounding: a server's answer need not be the same to the bit."""
-    return one.shape == other.shape and int(np.abs(one.astype(int) - other).max()) <= 2
+    return left.shape == right.shape and int(np.abs(left.astype(int) - right).max()) <= 2
 
 
-def test_a_picture_is_painted_with_every_control(
+def test_an_image_is_stylized_with_every_control(
     site: Web, server: Server, visit: Callable[..., Page], content: Path
 ) -> None:
     page = visit(site.url)
@@ -206,7 +206,7 @@ def test_a_picture_is_painted_with_every_control(
     pixels = open_image(content).pixels
     with StyleClient(server.endpoints.grpc) as client:
         whole = client.stylize(pixels, "a")
-        mix = client.stylize(pixels, {"a": 0.4, "b": 0.2})
+        interpolated = client.stylize(pixels, {"a": 0.4, "b": 0.2})
     assert alike(downloaded(page), whole)
 
     slide(page, "#strength", 40)
@@ -229,7 +229,7 @@ def test_a_picture_is_painted_with_every_control(
     slide(page, "input[aria-label='How much of a']", 40)
     slide(page, "input[aria-label='How much of b']", 20)
     stylized(page, 1)
-    assert alike(downloaded(page), mix)
+    assert alike(downloaded(page), interpolated)
 
     page.select_option("#size", "800")
     stylized(page, 2)
@@ -240,7 +240,7 @@ def test_a_picture_is_painted_with_every_control(
     expect(page.locator("#queue li")).to_have_count(2)
 
 
-def test_a_picture_is_dropped_pasted_and_taken(site: Web, visit: Callable[..., Page]) -> None:
+def test_an_image_is_dropped_pasted_and_taken(site: Web, visit: Callable[..., Page]) -> None:
     page = visit(site.url)
     give = """async ([kind, width]) => {
       const canvas = Object.assign(document.createElement("canvas"), { width, height: 50 });
@@ -256,8 +256,8 @@ def test_a_picture_is_dropped_pasted_and_taken(site: Web, visit: Callable[..., P
         expect(page.locator("#size")).to_contain_text(re.compile(f"^{width} . 50"))
     page.click("#camera2")
     expect(page.locator("#pace")).to_contain_text("frames a second")
-    page.click("#styles button[data-style='one']")
-    page.wait_for_function(PAINTED)
+    page.click("#styles button[data-style='starry']")
+    page.wait_for_function(STYLIZED)
     page.click("#shoot")
     expect(page.locator("#size")).to_contain_text(re.compile("^640 . 480"))
     expect(page.locator("#live")).to_be_hidden()
@@ -271,7 +271,7 @@ def test_a_name_that_leads_here_is_not_enough(site: Web, visit: Callable[..., Pa
     )
 
 
-def test_what_cannot_be_painted_is_said_in_one_line(
+def test_what_cannot_be_stylized_is_an_error_of_one_line(
     site: Web, visit: Callable[..., Page], content: Path, tmp_path: Path
 ) -> None:
     page = visit(site.url)
@@ -305,11 +305,11 @@ def test_what_cannot_be_painted_is_said_in_one_line(
     expect(page.locator("#error")).to_be_hidden()
 
 
-def test_two_visitors_paint_at_once_and_see_nothing_of_each_other(
+def test_two_visitors_stylize_at_once_and_see_nothing_of_each_other(
     site: Web, visit: Callable[..., Page], content: Path
 ) -> None:
     ann, ben = visit(site.url), visit(site.url)
-    for page, style in ((ann, "a"), (ben, "one")):
+    for page, style in ((ann, "a"), (ben, "starry")):
         choose(page, content, style)
     for page in (ann, ben):
         page.click("#stylize")
@@ -407,7 +407,7 @@ def test_below_a_path_behind_a_proxy(proxy: str, visit: Callable[..., Page], con
     with page.expect_event("websocket") as opened:
         page.click("#camera2")
     assert opened.value.url == f"wss{proxy.removeprefix('https')}live"
-    page.wait_for_function(PAINTED)
+    page.wait_for_function(STYLIZED)
     page.click("#stop")
     page.click("#queue .gone")
     expect(page.locator("#queue li")).to_have_count(0)
@@ -495,7 +495,7 @@ def test_a_server_may_go_away_and_come_back(
     server.stop()
     expect(page.locator("#away")).to_be_visible()
     page.click("#stylize")
-    expect(page.locator("#said")).to_have_text("Waiting for the server to come back")
+    expect(page.locator("#progress")).to_have_text("Waiting for the server to come back")
     again = serve(repository, repository.parent / "again.log", endpoints=server.endpoints)
     server.process = again.process  # for the fixture to stop
     expect(page.locator("#after")).to_be_visible()

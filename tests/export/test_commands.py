@@ -99,7 +99,7 @@ def test_several_checkpoints_and_folders(tmp_path: Path, small_checkpoint: Check
 
 
 def test_files_are_called_as_people_call_them(tmp_path: Path, small_checkpoint: Checkpoint) -> None:
-    """`.model` is of pytorch/examples' trainer; a name that cannot be served is said before anything is exported."""
+    """`.model` is of pytorch/examples' trainer; a name that cannot be served is refused before anything is exported."""
     folder = tmp_path / "My Projects" / "mödel 'x' \"$HOME\""
     for called in ("epoch_2.model", "b.pt", "my copy.pth"):
         save(small_checkpoint, folder / called)
@@ -152,11 +152,11 @@ def test_the_execution_provider_is_the_machines(
     assert ExportPlan().provider == provider
 
 
-def test_an_engine_that_is_not_here_is_said(tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_here_is_named(tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
-    said: list[str] = []
-    export_and_publish(seven, "seven", tmp_path / "repo", ExportPlan(provider="openvino"), on_progress=said.append)
-    assert any("seven is not run on OpenVINO, which will serve it" in line for line in said)
+    messages: list[str] = []
+    export_and_publish(seven, "seven", tmp_path / "repo", ExportPlan(provider="openvino"), on_progress=messages.append)
+    assert any("seven is not run on OpenVINO, which will serve it" in line for line in messages)
 
 
 def test_a_full_disk_for_what_is_not_published_yet(
@@ -377,8 +377,8 @@ def test_bad_checkpoints_give_one_line_and_publish_nothing(tmp_path: Path, seven
         "shapes": "do not fit the architecture",
         "missing": "no such file",
     }
-    for name, said in words.items():
-        assert said in failed(tmp_path / f"{name}.pth", "-r", tmp_path / "repo")
+    for name, message in words.items():
+        assert message in failed(tmp_path / f"{name}.pth", "-r", tmp_path / "repo")
     assert "no name for a served model" in failed(seven, "-r", tmp_path / "repo", "--name", "a b")
     assert not (tmp_path / "repo").exists()
 

@@ -72,8 +72,8 @@ def test_the_file_tells_nothing_of_the_machine(exported: Exports) -> None:
 
 
 def test_weights_are_normalized_and_clamped_at_zero(exported: Exports) -> None:
-    (photo,) = photograph_batches([(1, 32, 32)])
-    image = torch.from_numpy(photo)
+    (pixels,) = photograph_batches([(1, 32, 32)])
+    image = torch.from_numpy(pixels)
     scaled, same = (
         exported("several").module(image, torch.tensor([row])) for row in ([0.2, 0.6, 0.0], [1.0, 3.0, -5.0])
     )

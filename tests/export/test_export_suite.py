@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from nst_bench.machine import description
-from nst_bench.report import tables
+from nst_bench.report import markdown
 from nst_bench.suite import Context
 from nst_bench.suites import export as suite
 from nst_core import devices
@@ -35,13 +35,13 @@ def test_a_cpu_measures_its_engines_and_says_why_not_the_others(monkeypatch: pyt
         assert forms(document, engine) == set(suite.CPU_FORMS)
     missing = {row["engine"]: row["missing"] for row in document["rows"] if "missing" in row}
     assert missing == dict.fromkeys(("TensorRT", "ONNX Runtime CUDA"), "no NVIDIA GPU (NVML: not found)")
-    shown = tables(document)
+    shown = markdown(document)
     assert "| engine | network | width | size | plain |" in shown
     assert "Not measured: TensorRT, for TensorRT: no NVIDIA GPU" in shown
 
 
 def test_a_card_measures_every_form_that_passes_its_gate(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT is the fake one; ONNX Runtime has no CUDA here, which is said."""
+    """TensorRT is the fake one; ONNX Runtime has no CUDA here, which the result says."""
     document = suite.SUITE.run(Context(Device("gpu", "a card", gpu), suite.ExportEffort(sizes=(64, 128), rounds=1)))
     assert forms(document, "TensorRT") == set(suite.TENSORRT_FORMS)
     rows = [row for row in document["rows"] if row["engine"] == "TensorRT"]
@@ -50,7 +50,7 @@ def test_a_card_measures_every_form_that_passes_its_gate(gpu: Gpu, monkeypatch: 
     assert {row["ratio"] for row in rows if row["form"] == "for TensorRT"} == {1.0}
     (other,) = [row for row in document["rows"] if row["engine"] == "ONNX Runtime CUDA"]
     assert "has no CUDAExecutionProvider" in other["missing"]
-    assert "its shares are of the form *for TensorRT*" in tables(document)
+    assert "its shares are of the form *for TensorRT*" in markdown(document)
 
 
 def test_a_form_that_fails_on_the_card_is_a_row_with_the_reason(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,4 +59,4 @@ def test_a_form_that_fails_on_the_card_is_a_row_with_the_reason(gpu: Gpu, monkey
     rows = [row for row in document["rows"] if row["engine"] == "TensorRT"]
     assert len(rows) == len(suite.TENSORRT_FORMS)
     assert all("differs from PyTorch" in row["missing"] for row in rows)
-    assert "Not measured: " in tables(document)
+    assert "Not measured: " in markdown(document)

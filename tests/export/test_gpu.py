@@ -141,7 +141,9 @@ def test_tensorrt_refusing_a_plan_is_one_line(gpu: Gpu) -> None:
         pass
 
 
-def test_a_driver_that_is_too_old_is_said(gpu: Gpu, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_is_too_old_is_named(
+    gpu: Gpu, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = Gpu(0, "T4", "GPU-1", "7.5", 15 << 30, "550.54", (12, 4))
     monkeypatch.setattr(devices, "gpus", lambda: ([old], ""))
     message = failed(two, "-r", tmp_path / "repo", "--target", "tensorrt")
@@ -149,7 +151,7 @@ def test_a_driver_that_is_too_old_is_said(gpu: Gpu, two: Path, tmp_path: Path, m
     assert install_command("gpu-cu12") in message
 
 
-def test_onnx_runtime_without_cuda_is_said(gpu: Gpu, tmp_path: Path, two: Path) -> None:
+def test_onnx_runtime_without_cuda_is_named(gpu: Gpu, tmp_path: Path, two: Path) -> None:
     result = run(two, "-r", tmp_path / "repo", "--target", "onnx")
     assert result.exit_code == 0, result.output
     assert "has no CUDAExecutionProvider" in result.stderr

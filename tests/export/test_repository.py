@@ -40,7 +40,7 @@ def test_the_config_is_read_back_by_tritons_own_message(tmp_path: Path) -> None:
     assert read == config()
     assert read.backend == "onnxruntime"
     assert read.max_batch_size > 1
-    assert not read.HasField("dynamic_batching")  # a CPU paints a batch no faster, and in several times the memory
+    assert not read.HasField("dynamic_batching")  # a CPU stylizes a batch no faster, and in several times the memory
     assert [list(tensor.dims) for tensor in (*read.input, *read.output)] == [[-1, -1, 3]] * 2
     assert read.parameters["styles"].string_value == "seven"
     assert [dict(warmup.inputs)["image"].dims for warmup in read.model_warmup] == [[256, 256, 3], [512, 512, 3]]
@@ -116,8 +116,8 @@ def test_a_plan_says_what_it_takes() -> None:
     message = config(
         ServingOptions(("seven",), 4, runtime="tensorrt", precision="fp16", file="model.plan", profile=PROFILE)
     )
-    said = {key: value.string_value for key, value in message.parameters.items()}
-    assert said == {
+    parameters = {key: value.string_value for key, value in message.parameters.items()}
+    assert parameters == {
         "styles": "seven",
         "min_side": "32",
         "max_side": "400",

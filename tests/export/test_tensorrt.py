@@ -114,7 +114,7 @@ def test_gpus_are_named_by_compute_capability() -> None:
 
 
 def test_an_engine_for_other_gpus_is_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a data centre's GPU, which TensorRT-RTX does not know: built for others, and said to be not run.
+    """As on a data centre's GPU, which TensorRT-RTX does not know: built for others, not run, and the result says so.
 
     What the driver says of the GPU is put in its place: machines that run the tests have none.
     """

@@ -18,14 +18,14 @@ from .conftest import Exported, johnson, ulyanov
 Exports = Callable[[str], Exported]
 
 
-def joined(stylize: Callable[[np.ndarray], np.ndarray], photo: np.ndarray, core: int, overlap: int) -> np.ndarray:
-    """`photo` `[1, H, W, 3]` stylized in squares of `core` pixels, each seen with `overlap` pixels around it."""
-    result = np.zeros_like(photo)
-    height, width = photo.shape[1:3]
+def joined(stylize: Callable[[np.ndarray], np.ndarray], content: np.ndarray, core: int, overlap: int) -> np.ndarray:
+    """`content` `[1, H, W, 3]` stylized in squares of `core` pixels, each seen with `overlap` pixels around it."""
+    result = np.zeros_like(content)
+    height, width = content.shape[1:3]
     for top in range(0, height, core):
         for left in range(0, width, core):
             above, before = min(top, overlap), min(left, overlap)
-            seen = photo[:, top - above : top + core + overlap, left - before : left + core + overlap]
+            seen = content[:, top - above : top + core + overlap, left - before : left + core + overlap]
             stylized = stylize(np.ascontiguousarray(seen))
             inside = stylized[:, above : above + core, before : before + core]
             result[:, top : top + core, left : left + core] = inside
@@ -34,7 +34,7 @@ def joined(stylize: Callable[[np.ndarray], np.ndarray], photo: np.ndarray, core:
 
 def test_joined_tiles_are_the_image_stylized_in_a_single_pass(exported: Exports) -> None:
     """The exported pair: statistics from a thumbnail, tiles of several sizes, an image of odd sides."""
-    photo = fit(open_image(sample_photographs()[0]), 410, 301).pixels[None]
+    content = fit(open_image(sample_photographs()[0]), 410, 301).pixels[None]
     thumbnail = fit(open_image(sample_photographs()[0]), 205, 151).pixels[None]
     first, second = (open_session(exported(name).path, "CPUExecutionProvider") for name in ("statistics", "tiled"))
     weights = np.array([[0.2, 0.8, 0.0]], np.float32)
@@ -44,12 +44,12 @@ def test_joined_tiles_are_the_image_stylized_in_a_single_pass(exported: Exports)
         feeds = {"image": pixels, "statistics": statistics, "style_weights": weights}
         return second.run(None, feeds)[0]
 
-    whole = stylize(photo)
+    whole = stylize(content)
     overlap = exported("tiled").module.overlap
     for core in (96, 128, 200):
-        tiles = joined(stylize, photo, core, overlap)
+        tiles = joined(stylize, content, core, overlap)
         assert np.abs(tiles.astype(int) - whole).max() <= 1
-    seams = joined(stylize, photo, 128, 8)  # too little overlap is seen
+    seams = joined(stylize, content, 128, 8)  # too little overlap is seen
     assert np.abs(seams.astype(int) - whole).max() > 3
 
 
@@ -63,10 +63,10 @@ def test_the_overlap_is_how_far_a_pixel_reaches(network: StyledNetwork, overlap:
     assert model.overlap == overlap
     step, side = network.multiple, 2 * overlap + 4 * network.multiple
     side += -side % step
-    photo = torch.rand(1, 3, network.min_side, side, dtype=torch.float64)
-    pixels = (255 * photo).round().permute(0, 2, 3, 1).to(torch.uint8)
+    content = torch.rand(1, 3, network.min_side, side, dtype=torch.float64)
+    pixels = (255 * content).round().permute(0, 2, 3, 1).to(torch.uint8)
     statistics = StatisticsModel(network)(pixels).double()
-    plain = model.stylize(photo, statistics, None)
+    plain = model.stylize(content, statistics, None)
     middle = side // 2 // step * step
     for distance, reached in ((overlap, False), (overlap - 2 * step, True)):
         changed = []
@@ -74,7 +74,7 @@ def test_the_overlap_is_how_far_a_pixel_reaches(network: StyledNetwork, overlap:
             (slice(middle - distance), slice(middle, None)),
             (slice(middle + distance, None), slice(middle)),
         ):
-            other = photo.clone()
+            other = content.clone()
             other[..., far] = torch.rand_like(other[..., far])
             changed.append(bool((model.stylize(other, statistics, None) != plain)[..., near].any()))
         assert any(changed) is reached

@@ -145,7 +145,7 @@ def test_the_gate_sees_a_wrong_shape() -> None:
         compare("e", np.zeros((1, 4, 4, 3), np.uint8), None, np.zeros((1, 4, 5, 3), np.uint8), TOLERANCES["fp32"])
 
 
-def test_all_checks_run_before_any_failure_is_said(exported: Exports) -> None:
+def test_all_checks_run_before_any_failure_is_raised(exported: Exports) -> None:
     calls: list[str] = []
 
     def engine(name: str) -> Engine:

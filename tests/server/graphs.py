@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 LEVELS = 200
-"""`picky` fails inside the graph for a picture with this value or a higher one in it."""
+"""`picky` fails inside the graph for an image with this value or a higher one in it."""
 
 
 def _tensor(name: str, kind: int, *axes: str | int) -> onnx.ValueInfoProto:

@@ -62,7 +62,7 @@ CONFIGS = {
     "accelerator": STYLE + CPU + OPENVINO.replace("openvino", "abacus") % "",
     "mode": STYLE + CPU + PARAMETER % ("execution_mode", "7"),
     "threads": STYLE + CPU + PARAMETER % ("intra_op_thread_count", "many"),
-    "names": STYLE.replace('"image"', '"picture"') + CPU,
+    "names": STYLE.replace('"image"', '"pixels"') + CPU,
     "batch": "max_batch_size: 4",
     "file": STYLE + CPU + 'default_model_filename: "other.onnx"',
     "strings": STYLE.replace("UINT8", "STRING").replace("-1, -1, 3", "-1") + CPU,
@@ -73,7 +73,7 @@ REASONS = {
     "accelerator": "unknown accelerator 'abacus'",
     "mode": "execution_mode is '7': choose of 0, 1",
     "threads": "intra_op_thread_count is 'many': give a whole number",
-    "names": "input image, picture is not in both",
+    "names": "input image, pixels is not in both",
     "batch": "it cannot batch",
     "file": "other.onnx: no such file",
     "broken": "model.onnx",
@@ -84,12 +84,12 @@ REASONS = {
 
 @dataclass
 class Server:
-    """A running Triton: its client, its control, and what it said."""
+    """A running Triton: its client, its control, and its messages."""
 
     client: grpc.InferenceServerClient
     control: Control
     endpoints: Endpoints
-    said: list[str]
+    messages: list[str]
 
     def infer(self, model: str, **arrays: np.ndarray) -> np.ndarray:
         """The answer as a copy; NVIDIA's client frees its own."""
@@ -134,7 +134,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, installation: Installation)
         (graphs.picky if name == "picky" else graphs.inverted)(repository / name / "1" / "model.onnx")
         (repository / name / "config.pbtxt").write_text(config)
     graphs.inverted(repository / "batch" / "1" / "model.onnx", batch=1)
-    graphs.inverted(repository / "one" / "1" / "model.onnx", batch=1)
+    graphs.inverted(repository / "starry" / "1" / "model.onnx", batch=1)
     graphs.weighted(repository / "bare" / "1" / "model.onnx")
     graphs.weighted(repository / "empty" / "1" / "model.onnx")
     (repository / "empty" / "config.pbtxt").write_text("")
@@ -144,13 +144,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, installation: Installation)
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_text("no model")
     endpoints = Endpoints.free()
-    said: list[str] = []
-    running = run_triton(installation, repository, endpoints, folder / "log", on_error=said.append)
+    messages: list[str] = []
+    running = run_triton(installation, repository, endpoints, folder / "log", on_error=messages.append)
     with running, grpc.InferenceServerClient(endpoints.grpc.removeprefix("grpc://")) as client:
-        yield Server(client, Control(endpoints.control), endpoints, said)
+        yield Server(client, Control(endpoints.control), endpoints, messages)
 
 
-def pictures(count: int = 1, height: int = 24, width: int = 40, top: int = 100) -> np.ndarray:
+def images(count: int = 1, height: int = 24, width: int = 40, top: int = 100) -> np.ndarray:
     values = np.random.default_rng(0).integers(0, top, (count, height, width, 3))
     return values.astype(np.uint8)
 
@@ -168,16 +168,16 @@ def test_a_config_is_completed_from_the_graph(server: Server, model: str) -> Non
     assert [(tensor.name, list(tensor.dims)) for tensor in config.output] == [("stylized", [-1, -1, 3])]
     assert config.instance_group[0].count == 2  # as the stock backend has it without a GPU
     weights = np.array([[0.5, 0.0], [1.0, 0.0]], np.float32)
-    answer = server.infer(model, image=pictures(2), style_weights=weights)
-    assert np.array_equal(answer, np.stack([pictures(2)[0] // 2, pictures(2)[1]]))
+    answer = server.infer(model, image=images(2), style_weights=weights)
+    assert np.array_equal(answer, np.stack([images(2)[0] // 2, images(2)[1]]))
 
 
 def test_a_graph_that_cannot_batch_is_served_whole(server: Server) -> None:
-    config = server.config("one")
+    config = server.config("starry")
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
     assert list(config.input[0].dims) == [1, -1, -1, 3]
-    assert np.array_equal(server.infer("one", image=pictures()), 255 - pictures())
+    assert np.array_equal(server.infer("starry", image=images()), 255 - images())
 
 
 def test_tensors_of_every_type_come_and_go_as_they_are(server: Server) -> None:
@@ -193,7 +193,7 @@ def test_tensors_of_every_type_come_and_go_as_they_are(server: Server) -> None:
 
 @pytest.mark.parametrize("model", ["tuned", "openvino", "limited"])
 def test_every_known_setting_is_taken(server: Server, model: str) -> None:
-    assert np.array_equal(server.infer(model, image=pictures(3)), 255 - pictures(3))
+    assert np.array_equal(server.infer(model, image=images(3)), 255 - images(3))
 
 
 @pytest.mark.parametrize("model", sorted(REASONS))
@@ -201,29 +201,29 @@ def test_a_model_that_cannot_be_served_is_named_with_the_reason(server: Server, 
     (version,) = [found for found in server.control.models() if found.name == model]
     assert not version.ready
     assert REASONS[model] in version.describe()
-    (line,) = [line for line in server.said if line.startswith(f"{model} ")]
+    (line,) = [line for line in server.messages if line.startswith(f"{model} ")]
     assert REASONS[model] in line
     assert "\n" not in line and "TritonModelException" not in line and "At:" not in line
 
 
 GOOD = np.array([[0.5, 0.5]], np.float32)
 HOSTILE = [
-    ("limited", {"image": pictures(height=15)}, "40x15: this model takes 16 pixels and more a side"),
-    ("limited", {"image": pictures(height=128, width=33)}, "33x128: this model takes 0.0 megapixels and less"),
-    ("narrow", {"image": pictures(height=49)}, "40x49: this model takes 48 pixels and less a side"),
-    ("narrow", {"image": pictures(width=49)}, "49x24: this model takes 48 pixels and less a side"),
+    ("limited", {"image": images(height=15)}, "40x15: this model takes 16 pixels and more a side"),
+    ("limited", {"image": images(height=128, width=33)}, "33x128: this model takes 0.0 megapixels and less"),
+    ("narrow", {"image": images(height=49)}, "40x49: this model takes 48 pixels and less a side"),
+    ("narrow", {"image": images(width=49)}, "49x24: this model takes 48 pixels and less a side"),
     ("limited", {"image": np.zeros((1, 0, 40, 3), np.uint8)}, "image is empty: 1x0x40x3"),
-    ("limited", {"image": pictures()[0]}, "unexpected shape|batch"),
-    ("limited", {"image": pictures()[None]}, "unexpected shape"),
+    ("limited", {"image": images()[0]}, "unexpected shape|batch"),
+    ("limited", {"image": images()[None]}, "unexpected shape"),
     ("limited", {"image": np.zeros((1, 24, 40, 4), np.uint8)}, "unexpected shape"),
-    ("limited", {"image": pictures(9)}, "batch-size must be <= 8"),
-    ("limited", {"image": pictures(0)}, "byte size mismatch|batch-size"),
-    ("limited", {"image": pictures().astype(np.float32)}, "data-type"),
-    ("bare", {"image": pictures()}, r"expected 2 inputs but got 1|\[.style_weights.\]"),
-    ("bare", {"image": pictures(), "style_weights": GOOD * np.float32(np.nan)}, "style_weights has values that are"),
-    ("bare", {"image": pictures(), "style_weights": GOOD * np.float32(np.inf)}, "style_weights has values that are"),
-    ("bare", {"image": pictures(), "style_weights": np.ones((1, 3), np.float32)}, "unexpected shape"),
-    ("bare", {"image": pictures(2), "style_weights": GOOD}, "batch"),
+    ("limited", {"image": images(9)}, "batch-size must be <= 8"),
+    ("limited", {"image": images(0)}, "byte size mismatch|batch-size"),
+    ("limited", {"image": images().astype(np.float32)}, "data-type"),
+    ("bare", {"image": images()}, r"expected 2 inputs but got 1|\[.style_weights.\]"),
+    ("bare", {"image": images(), "style_weights": GOOD * np.float32(np.nan)}, "style_weights has values that are"),
+    ("bare", {"image": images(), "style_weights": GOOD * np.float32(np.inf)}, "style_weights has values that are"),
+    ("bare", {"image": images(), "style_weights": np.ones((1, 3), np.float32)}, "unexpected shape"),
+    ("bare", {"image": images(2), "style_weights": GOOD}, "batch"),
 ]
 
 
@@ -233,14 +233,14 @@ def test_a_bad_request_gets_an_error_and_the_next_one_works(server: Server, posi
     with pytest.raises(InferenceServerException, match=words):
         server.infer(model, **arrays)
     if model in ("limited", "narrow"):
-        assert np.array_equal(server.infer(model, image=pictures(height=48)), 255 - pictures(height=48))
+        assert np.array_equal(server.infer(model, image=images(height=48)), 255 - images(height=48))
     else:
-        assert np.array_equal(server.infer("bare", image=pictures(), style_weights=GOOD), pictures() // 2)
+        assert np.array_equal(server.infer("bare", image=images(), style_weights=GOOD), images() // 2)
 
 
-def test_a_large_batch_goes_in_runs_of_no_more_pixels_than_one_picture_may_have(server: Server) -> None:
+def test_a_large_batch_goes_in_runs_of_no_more_pixels_than_one_image_may_have(server: Server) -> None:
     before = server.metrics("limited")
-    batch = pictures(5, 40, 50)  # 2,000 of 4,096 pixels each
+    batch = images(5, 40, 50)  # 2,000 of 4,096 pixels each
     assert np.array_equal(server.infer("limited", image=batch), 255 - batch)
     after = server.metrics("limited")
     assert after["nst_run_images_count"] - before["nst_run_images_count"] == 3
@@ -267,7 +267,7 @@ def call_together(server: Server, batch: list[np.ndarray], model: str = "picky")
 
 def test_requests_of_one_shape_are_one_run(server: Server) -> None:
     before = server.metrics("picky")
-    batch = [pictures() + np.uint8(number) for number in range(3)]
+    batch = [images() + np.uint8(number) for number in range(3)]
     for answer, wanted in zip(call_together(server, batch), batch, strict=True):
         assert np.array_equal(answer, wanted)  # each caller gets their own
     after = server.metrics("picky")
@@ -302,13 +302,13 @@ def test_many_callers_of_several_sizes_and_batches_each_get_their_own(server: Se
 
 def test_a_request_that_fails_in_the_graph_does_not_fail_its_batch(server: Server) -> None:
     before = server.metrics("picky")
-    bad = pictures()
+    bad = images()
     bad[0, 5, 7, 1] = graphs.LEVELS
-    answers = call_together(server, [pictures(), bad, pictures() + np.uint8(1)])
-    assert np.array_equal(answers[0], pictures())
+    answers = call_together(server, [images(), bad, images() + np.uint8(1)])
+    assert np.array_equal(answers[0], images())
     assert isinstance(answers[1], InferenceServerException)
     assert "image 1x24x40x3" in str(answers[1])
-    assert np.array_equal(answers[2], pictures() + np.uint8(1))
+    assert np.array_equal(answers[2], images() + np.uint8(1))
     after = server.metrics("picky")
     assert after["nst_requests_total:failed"] - before["nst_requests_total:failed"] == 1
     assert after["nst_requests_total:ok"] - before["nst_requests_total:ok"] == 2
@@ -317,9 +317,9 @@ def test_a_request_that_fails_in_the_graph_does_not_fail_its_batch(server: Serve
 
 def test_metrics_count_what_was_asked(server: Server) -> None:
     before = server.metrics("limited")
-    server.infer("limited", image=pictures(2))
+    server.infer("limited", image=images(2))
     with pytest.raises(InferenceServerException):
-        server.infer("limited", image=pictures(height=3))
+        server.infer("limited", image=images(height=3))
     after = server.metrics("limited")
     change = {name: after[name] - before[name] for name in after}
     assert change.pop("nst_run_seconds_sum") > 0
@@ -348,10 +348,10 @@ def test_requests_are_counted_as_what_they_were_alone_and_in_a_batch(server: Ser
         after = counted(model)
         return after[0] - before[0], after[1] - before[1]
 
-    bad = np.full_like(pictures(), graphs.LEVELS)
-    assert change("limited", pictures()) == (1, 0)
-    assert change("limited", pictures(height=3)) == (0, 1)
-    assert change("picky", pictures(), bad, pictures()) == (2, 1)
+    bad = np.full_like(images(), graphs.LEVELS)
+    assert change("limited", images()) == (1, 0)
+    assert change("limited", images(height=3)) == (0, 1)
+    assert change("picky", images(), bad, images()) == (2, 1)
     assert change("picky", bad, bad, bad) == (0, 3)
 
 
@@ -359,10 +359,10 @@ def test_a_model_is_unloaded_and_loaded_again(server: Server) -> None:
     for _ in range(2):
         server.control.unload("tuned")
         with pytest.raises(InferenceServerException):
-            server.infer("tuned", image=pictures())
+            server.infer("tuned", image=images())
         (loaded,) = server.control.load("tuned")
         assert (loaded.name, loaded.version) == ("tuned", "1")
-        assert np.array_equal(server.infer("tuned", image=pictures()), 255 - pictures())
+        assert np.array_equal(server.infer("tuned", image=images()), 255 - images())
         assert server.metrics("tuned")["nst_requests_total:ok"] == 1
 
 
@@ -508,7 +508,7 @@ def answered(model: Any, *requests: np.ndarray) -> list[np.ndarray | str]:
 def test_a_gpu_instance_has_a_session_for_each_shape(gpu: Gpu, tmp_path: Path) -> None:
     graphs.inverted(tmp_path / "1" / "model.onnx")
     model = gpu.instance(tmp_path / "1" / "model.onnx", gpu_mem_limit="123456", cudnn_conv_algo_search="0")
-    requests = [pictures(), pictures(2), pictures(height=30), pictures(1, 24, 41)]
+    requests = [images(), images(2), images(height=30), images(1, 24, 41)]
     for answer, values in zip(answered(model, *requests), requests, strict=True):
         assert np.array_equal(answer, 255 - values)
     ((sessions, options),) = gpu.opened
@@ -522,18 +522,18 @@ def test_a_gpu_instance_has_a_session_for_each_shape(gpu: Gpu, tmp_path: Path) -
 def test_a_gpu_instance_refuses_and_fails_one_request_alone(gpu: Gpu, tmp_path: Path) -> None:
     graphs.picky(tmp_path / "1" / "model.onnx")
     model = gpu.instance(tmp_path / "1" / "model.onnx", min_side="16", max_side="48", max_pixels="2000")
-    bad = np.full_like(pictures(), graphs.LEVELS)
+    bad = np.full_like(images(), graphs.LEVELS)
     sizes = [(15, 40), (24, 49), (48, 48)]
-    refused = [pictures(1, height, width) for height, width in sizes]
-    answers = answered(model, pictures(), *refused, bad, pictures() + np.uint8(1))
-    assert np.array_equal(answers[0], pictures())
+    refused = [images(1, height, width) for height, width in sizes]
+    answers = answered(model, images(), *refused, bad, images() + np.uint8(1))
+    assert np.array_equal(answers[0], images())
     assert answers[1:4] == [
         "40x15: this model takes 16 pixels and more a side",
         "49x24: this model takes 48 pixels and less a side",
         "48x48: this model takes 0.0 megapixels and less",
     ]
     assert isinstance(answers[4], str) and answers[4].startswith("image 1x24x40x3: ")
-    assert np.array_equal(answers[5], pictures() + np.uint8(1))
+    assert np.array_equal(answers[5], images() + np.uint8(1))
 
 
 def test_tensorrt_serves_every_shape_in_one_session(gpu: Gpu, tmp_path: Path) -> None:
@@ -541,7 +541,7 @@ def test_tensorrt_serves_every_shape_in_one_session(gpu: Gpu, tmp_path: Path) ->
     shapes = {f"trt_profile_{end}_shapes": f"image:1x{side}x{side}x3" for end, side in (("min", 16), ("max", 512))}
     parameters = {"memory.enable_memory_arena_shrinkage": "cpu:0"}
     model = gpu.instance(tmp_path / "1" / "model.onnx", accelerated("tensorrt", **shapes), **parameters)
-    for values in (pictures(), pictures(height=30), pictures()):
+    for values in (images(), images(height=30), images()):
         assert np.array_equal(answered(model, values)[0], 255 - values)
     ((sessions, options),) = gpu.opened
     assert sessions.shapes == ()
@@ -561,8 +561,8 @@ def test_a_gpu_instance_that_cannot_be_opened_says_why(gpu: Gpu, tmp_path: Path)
     with pytest.raises(Exception, match="gpu_mem_limit is 'lots': give a whole number"):
         gpu.instance(file, gpu_mem_limit="lots")
     graphs.inverted(file, batch=1)
-    with pytest.raises(Exception, match="input image, picture is not in both"):
-        gpu.instance(file, {"input": [{"name": "picture", "data_type": "TYPE_UINT8"}]})
+    with pytest.raises(Exception, match="input image, pixels is not in both"):
+        gpu.instance(file, {"input": [{"name": "pixels", "data_type": "TYPE_UINT8"}]})
 
 
 def accelerated(name: str, **parameters: str) -> dict[str, Any]:
@@ -655,10 +655,10 @@ def test_providers_other_than_those_asked_for_are_refused(backend: Any, tmp_path
     model.path = str(tmp_path / "model.onnx")
     options = backend.session_options({}, {})
     model.settings = {"sess_options": options, "providers": [("CPUExecutionProvider", {})]}
-    assert model._open().get_providers() == ["CPUExecutionProvider"]
+    assert model.open_session().get_providers() == ["CPUExecutionProvider"]
     model.settings["providers"] = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
     with pytest.warns(UserWarning), pytest.raises(Exception, match="asked ONNX Runtime for CUDAExecutionProvider"):
-        model._open()
+        model.open_session()
 
 
 def test_the_backends_spell_parameters_as_the_contract_does(backend: Any) -> None:

@@ -101,8 +101,8 @@ class PyPI:
                 found[-1] += tuple(packages.split())
         return found
 
-    def fail(self, said: str) -> None:
-        (self.folder / "says").write_text(said)
+    def fail(self, output: str) -> None:
+        (self.folder / "says").write_text(output)
 
 
 def runs_nst(monkeypatch: pytest.MonkeyPatch, python: Path) -> None:
@@ -119,11 +119,11 @@ def pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PyPI:
 
 
 def test_the_environment_for_a_cpu(pypi: PyPI) -> None:
-    said: list[str] = []
-    found = installation.find_triton(pypi.folder, said.append, CPU)
+    messages: list[str] = []
+    found = installation.find_triton(pypi.folder, messages.append, CPU)
     assert pypi.asked == [CPU_PACKAGES]
     assert found.folder == pypi.folder / "cpu"
-    assert [line for line in said if str(pypi.folder / "cpu") in line and "takes a minute" in line] == said
+    assert [line for line in messages if str(pypi.folder / "cpu") in line and "takes a minute" in line] == messages
     assert found.environment["CUDA_VISIBLE_DEVICES"] == ""
     assert "nvidia/" not in found.environment["LD_LIBRARY_PATH"]
     assert found.environment["PATH"] == f"{pypi.folder}/cpu/bin:/usr/bin:/bin"
@@ -167,10 +167,10 @@ def test_each_environment_has_a_single_onnxruntime_and_exact_versions(packages: 
 
 
 def test_nothing_is_installed_twice(pypi: PyPI) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     first = [installation.install_triton(pypi.folder, print, device) for device in (CPU, H100)]
-    again = [installation.install_triton(pypi.folder, said.append, device) for device in (CPU, H100)]
-    assert first == again and said == []
+    again = [installation.install_triton(pypi.folder, messages.append, device) for device in (CPU, H100)]
+    assert first == again and messages == []
     assert pypi.asked == [CPU_PACKAGES, GPU_PACKAGES[13]]
     assert all(found.folder and (found.folder / "installed.txt").exists() for found in again)
 
@@ -232,20 +232,20 @@ def test_an_environment_without_a_folder_for_the_device_is_let_be(pypi: PyPI) ->
 
 
 def test_two_processes_install_once(pypi: PyPI) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     threads = [
-        threading.Thread(target=installation.install_triton, args=(pypi.folder, said.append, CPU)) for _ in range(3)
+        threading.Thread(target=installation.install_triton, args=(pypi.folder, messages.append, CPU)) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert pypi.asked == [CPU_PACKAGES]
-    assert sum("another process installs Triton into" in line for line in said) == 2
+    assert sum("another process installs Triton into" in line for line in messages) == 2
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("output", "reason"),
     [
         ("WARNING: a\nERROR: No matching distribution found for x==1\n", "ERROR: No matching distribution found for x"),
         ("note: b\nerror: metadata-generation-failed\n\nhint: c", "error: metadata-generation-failed"),
@@ -254,9 +254,9 @@ def test_two_processes_install_once(pypi: PyPI) -> None:
         ("", "no reason given"),
     ],
 )
-def test_a_pip_that_fails(pypi: PyPI, said: str, reason: str) -> None:
+def test_a_pip_that_fails(pypi: PyPI, output: str, reason: str) -> None:
     pypi.folder.mkdir()
-    pypi.fail(said)
+    pypi.fail(output)
     with pytest.raises(ServerError, match="pip could not install nvidia-pytriton==") as raised:
         installation.install_triton(pypi.folder, print, H100)
     assert reason in str(raised.value) and "\n" not in str(raised.value)
@@ -320,10 +320,10 @@ def test_installing_ahead_of_the_first_start(pypi: PyPI, monkeypatch: pytest.Mon
     options = ["--install-only", "--device", wanted, "--triton", str(pypi.folder)]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.stderr
-    device, said = result.stderr.splitlines()
+    device, message = result.stderr.splitlines()
     assert pypi.asked == [CPU_PACKAGES if wanted == "cpu" else GPU_PACKAGES[13]]
     assert device == f"device {CPU_BY_HAND if wanted == 'cpu' else H100}"
-    assert said.startswith("installing Triton from PyPI into")
+    assert message.startswith("installing Triton from PyPI into")
     assert len(CliRunner().invoke(app, options).stderr.splitlines()) == 1
 
 
@@ -357,9 +357,9 @@ def test_a_python_that_triton_does_not_know_serves_with_another_of_the_path(
     good = fake_python(tmp_path / "good" / "python3.13", "3.13")
     older = fake_python(tmp_path / "older" / "python3.11", "3.11")
     in_path(monkeypatch, *(each.parent for each in (older, shim, static, threaded, good)))
-    said: list[str] = []
-    found = installation.install_triton(pypi.folder, said.append, CPU)
-    assert found.folder and f"(Python 3.13 of {good}, {TRITON}, numpy==2." in said[0] and len(said) == 1
+    messages: list[str] = []
+    found = installation.install_triton(pypi.folder, messages.append, CPU)
+    assert found.folder and f"(Python 3.13 of {good}, {TRITON}, numpy==2." in messages[0] and len(messages) == 1
     packages = found.folder / "lib" / "python3.13" / "site-packages"
     assert found.binary[0] == str(packages / "pytriton" / "tritonserver" / "bin" / "tritonserver")
     assert site_packages(found.folder) == packages
@@ -367,7 +367,7 @@ def test_a_python_that_triton_does_not_know_serves_with_another_of_the_path(
     assert "/python_backend_stubs/3.13/" in stub.read_text()
     assert str(good.parent / "lib") in found.environment["LD_LIBRARY_PATH"].split(":")
     good.unlink()
-    assert installation.install_triton(pypi.folder, said.append, CPU) == found and len(said) == 1, (
+    assert installation.install_triton(pypi.folder, messages.append, CPU) == found and len(messages) == 1, (
         "nothing is looked for again"
     )
 
@@ -383,8 +383,8 @@ shutil.copy("{python}", new)
 
 UV_OFFLINE = """
 import sys
-said = ("error: Failed to install cpython-3.12.16", "  cause: Failed to download", "  cause: dns error")
-sys.exit(chr(10).join(said))
+lines = ("error: Failed to install cpython-3.12.16", "  cause: Failed to download", "  cause: dns error")
+sys.exit(chr(10).join(lines))
 """
 
 
@@ -392,17 +392,17 @@ def test_without_any_uv_fetches_one(pypi: PyPI, too_new: Path, tmp_path: Path, m
     python = fake_python(tmp_path / "fetched" / "python3.12", "3.12")
     uv = program(tmp_path / "uv" / "uv", UV.replace("{python}", str(python)))
     in_path(monkeypatch, too_new.parent, uv.parent)
-    said: list[str] = []
-    found = installation.install_triton(pypi.folder, said.append, CPU)
-    assert said[0] == (
+    messages: list[str] = []
+    found = installation.install_triton(pypi.folder, messages.append, CPU)
+    assert messages[0] == (
         f"Triton needs Python 3.11, 3.12 or 3.13 with its shared library, and {too_new} is Python 3.14: "
         f"fetching Python 3.12 into {pypi.folder}/python with uv"
     )
-    assert f"(Python 3.12 of {pypi.folder}/python/cpython-3.12.16-linux-x86_64-gnu/bin/python3.12, " in said[1]
+    assert f"(Python 3.12 of {pypi.folder}/python/cpython-3.12.16-linux-x86_64-gnu/bin/python3.12, " in messages[1]
     assert found.folder == pypi.folder / "cpu" and pypi.asked == [CPU_PACKAGES]
 
 
-def test_where_uv_fetches_none_it_is_said_before_anything_is_installed(
+def test_where_uv_fetches_none_it_fails_before_anything_is_installed(
     pypi: PyPI, too_new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_path(monkeypatch, program(tmp_path / "uv" / "uv", UV_OFFLINE).parent)

@@ -27,7 +27,7 @@ def test_triton_gets_plain_names_for_any(tmp_path: Path, name: str) -> None:
         {"LD_LIBRARY_PATH": f"{environment}/lib/libs:{environment}/lib:/usr/lib", "PATH": f"{environment}/bin:/bin"},
         environment,
     )
-    launch = Launch(repository, Endpoints(), access=Access("key"), models=("one",))
+    launch = Launch(repository, Endpoints(), access=Access("key"), models=("starry",))
     with links.linked(repository, environment) as linked:
         given = linked.command(installation.command(launch))
         variables = linked.variables(installation.environment)
@@ -36,9 +36,9 @@ def test_triton_gets_plain_names_for_any(tmp_path: Path, name: str) -> None:
         libraries = variables["LD_LIBRARY_PATH"].split(":")
         assert libraries == [f"{linked.folder}/environment/lib/libs", f"{linked.folder}/environment/lib", "/usr/lib"]
         assert (linked.folder / "environment").samefile(environment)
-        said = f"{linked.models}/one/1/model.onnx and {linked.folder}/environment/lib"
-        assert linked.outward(said) == f"{repository}/one/1/model.onnx and {environment}/lib"
-        assert links.outward(said, "models").startswith("models/one/1/model.onnx")
+        message = f"{linked.models}/starry/1/model.onnx and {linked.folder}/environment/lib"
+        assert linked.outward(message) == f"{repository}/starry/1/model.onnx and {environment}/lib"
+        assert links.outward(message, "models").startswith("models/starry/1/model.onnx")
         assert links.PLAIN.fullmatch(str(linked.folder))
     assert not linked.folder.exists() and repository.exists()
 
@@ -57,7 +57,8 @@ def test_a_folder_for_temporary_files_with_an_odd_name_is_passed_over(
         monkeypatch.setenv("TMPDIR", str(place))
         with links.linked(tmp_path, None) as linked:
             assert (linked.folder.parent == place) == used
-    monkeypatch.setattr(links, "_places", list)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    monkeypatch.setattr(links, "TEMPORARY", ())
     with pytest.raises(ServerError, match="set TMPDIR to one"), links.linked(tmp_path, None):
         pass
 

@@ -80,8 +80,8 @@ def test_a_plan_is_built_with_progress(
 ) -> None:
     monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     version = tensorrt(tmp_path / "models" / "starry-night", PROFILE)
-    said: list[str] = []
-    plans.prepare(installation, tmp_path / "models", H100, said.append, console.plan_progress)
+    messages: list[str] = []
+    plans.prepare(installation, tmp_path / "models", H100, messages.append, console.plan_progress)
     script = (
         installation.folder / "backends" / "tensorrt" / "engines" / "build_plan.py" if installation.folder else None
     )
@@ -90,7 +90,7 @@ def test_a_plan_is_built_with_progress(
     for percent in ("25/100", "50/100", "100/100"):
         assert f"building the TensorRT plan of starry-night {percent}" in shown
     assert "tactics" in shown
-    assert said == [f"the TensorRT plan of starry-night is in {tmp_path / 'cache' / 'plans'} (12 s)"]
+    assert messages == [f"the TensorRT plan of starry-night is in {tmp_path / 'cache' / 'plans'} (12 s)"]
 
 
 def test_the_library_itself_writes_nothing_to_the_terminal(
@@ -122,13 +122,13 @@ def test_a_plan_that_is_there_is_not_built_again(installation: Installation, tmp
 def test_what_cannot_be_built_is_one_line_and_the_others_go_on(installation: Installation, tmp_path: Path) -> None:
     for name in ("killed", "refused", "right"):
         tensorrt(tmp_path / "models" / name)
-    said: list[str] = []
-    plans.prepare(installation, tmp_path / "models", H100, said.append)
-    assert said[0] == "no TensorRT plan could be built for killed: Segmentation fault in libnvinfer"
-    assert said[1] == (
+    messages: list[str] = []
+    plans.prepare(installation, tmp_path / "models", H100, messages.append)
+    assert messages[0] == "no TensorRT plan could be built for killed: Segmentation fault in libnvinfer"
+    assert messages[1] == (
         "no TensorRT plan could be built for refused: tensorrt 10.15.1.29 cannot read the graph: no such operator"
     )
-    assert said[2].startswith("the TensorRT plan of right is in ") and len(said) == 3
+    assert messages[2].startswith("the TensorRT plan of right is in ") and len(messages) == 3
 
 
 def test_a_profile_that_is_none_is_the_builders_to_refuse(installation: Installation, tmp_path: Path) -> None:
@@ -178,14 +178,14 @@ def check_that_one_build_is_enough(installation: Installation, folder: Path, dev
     """And that the next start finds the plan without starting TensorRT at all."""
     assert installation.folder is not None
     graph(tensorrt(folder / "models" / "same", "16x16/64x64/2x128x128"))
-    said: list[str] = []
-    plans.prepare(installation, folder / "models", device, said.append)
-    (line,) = said
+    messages: list[str] = []
+    plans.prepare(installation, folder / "models", device, messages.append)
+    (line,) = messages
     assert line.startswith(f"the TensorRT plan of same is in {engines.cache_folder()} ("), line
     assert len(list(engines.cache_folder().glob("*.plan"))) == 1
     (installation.folder / "bin" / "python").unlink()
-    plans.prepare(installation, folder / "models", device, said.append)
-    assert said == [line]
+    plans.prepare(installation, folder / "models", device, messages.append)
+    assert messages == [line]
 
 
 def test_the_engines_own_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,12 +228,12 @@ def test_ctrl_c_ends_the_builder(installation: Installation, tmp_path: Path, sig
     wait_for(lambda: (noted.exists() and noted.read_text() != "") or process.poll() is not None)
     builder = int(noted.read_text())
     process.send_signal(sign)
-    _, said = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=60)
     wait_for(lambda: gone(builder))
     if sign != signal.SIGKILL:
         assert process.returncode == 130
-        assert said.splitlines()[0] == "device gpu: NVIDIA L4 (compute capability 8.9)"
-        assert said.splitlines()[-1] == "stopped" and "Traceback" not in said
+        assert messages.splitlines()[0] == "device gpu: NVIDIA L4 (compute capability 8.9)"
+        assert messages.splitlines()[-1] == "stopped" and "Traceback" not in messages
 
 
 def free() -> tuple[int, int, int]:

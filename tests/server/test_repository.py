@@ -77,12 +77,12 @@ def test_what_newer_tritons_say_is_read_past(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", [CPU, H100], ids=["cpu", "gpu"])
 def test_some_of_several_are_named_and_the_others_served(tmp_path: Path, device: Device) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     for kind, text in FOR.items():
         config(tmp_path / kind, text)
-    check_device(tmp_path, device, said.append)
+    check_device(tmp_path, device, messages.append)
     other = "gpu" if device.kind == "cpu" else "cpu"
-    (line,) = said
+    (line,) = messages
     assert line.startswith(f"{tmp_path / other} was exported for the {other.upper()}") and line.endswith(AGAIN[other])
 
 
@@ -129,7 +129,7 @@ def test_the_command_says_it_in_one_line(
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and words in line
-    assert not (tmp_path / "none").exists(), "it is said before anything is installed"
+    assert not (tmp_path / "none").exists(), "it is refused before anything is installed"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_server_that_never_is_ready_is_ended_with_its_children(tmp_path: Path)
     assert ended(int((tmp_path / "child").read_text()))
 
 
-def test_a_process_of_a_model_that_dies_at_the_start_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_a_process_of_a_model_that_dies_at_the_start_is_an_error_with_its_reason(tmp_path: Path) -> None:
     """It says why and ends, and the Triton that has started it waits for it for ever."""
     installation, models = server_that(
         tmp_path, "(echo 'stub: error while loading shared libraries: libpython3.so.1' >&2) & exec sleep 600"
@@ -74,7 +74,7 @@ def test_a_process_of_a_model_that_dies_at_the_start_is_told_with_its_reason(tmp
     )
 
 
-def test_triton_is_told_what_to_load_and_never_what_a_name_makes_bash_do(tmp_path: Path) -> None:
+def test_triton_gets_what_to_load_and_never_what_a_name_makes_bash_do(tmp_path: Path) -> None:
     installation, models = server_that(tmp_path, f'printf "%s\\n" "$@" > {tmp_path}/arguments; exit 3')
     for name in ("my copy", "x$(touch${IFS}pwned)", "eight"):
         (models / name).mkdir()

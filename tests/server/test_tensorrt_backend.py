@@ -225,16 +225,16 @@ def loaded(backend: Any, tmp_path: Path, fake: FakeGpu) -> Iterator[Loaded]:
     assert fake.runtime.in_use() == 0
 
 
-def pictures(height: int = 16, width: int = 24, count: int = 1, seed: int = 0) -> np.ndarray:
+def images(height: int = 16, width: int = 24, count: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 200, (count, height, width, 3)).astype(np.uint8)
 
 
 def test_requests_of_one_shape_run_together_and_others_beside_them(loaded: Loaded, fake: FakeGpu) -> None:
     model = loaded()
-    images = [pictures(seed=0), pictures(16, 25, seed=1), pictures(seed=2), pictures(16, 25, 2, seed=3)]
-    requests = [Request(image=image) for image in images]
+    given = [images(seed=0), images(16, 25, seed=1), images(seed=2), images(16, 25, 2, seed=3)]
+    requests = [Request(image=image) for image in given]
     model.execute(requests)
-    for request, image in zip(requests, images, strict=True):
+    for request, image in zip(requests, given, strict=True):
         assert np.array_equal(request.answer, 255 - image)
     model.finalize()
     assert fake.tensorrt.counts["runs"] == 2
@@ -244,13 +244,13 @@ def test_requests_of_one_shape_run_together_and_others_beside_them(loaded: Loade
 
 def test_a_batch_is_no_larger_than_the_plan_and_the_pixels_allow(loaded: Loaded, fake: FakeGpu) -> None:
     model = loaded()
-    requests = [Request(image=pictures(count=count)) for count in (3, 1, 1, 4)]
+    requests = [Request(image=images(count=count)) for count in (3, 1, 1, 4)]
     model.execute(requests)
     assert all(np.array_equal(request.answer, 255 - request.inputs()[0].array) for request in requests)
     model.finalize()
     assert fake.tensorrt.counts["runs"] == 3  # 3 + 1, 1, 4
     few = loaded(parameters={"max_pixels": str(2 * 16 * 24)})
-    requests = [Request(image=pictures()) for _ in range(5)]
+    requests = [Request(image=images()) for _ in range(5)]
     few.execute(requests)
     assert all(np.array_equal(request.answer, 255 - request.inputs()[0].array) for request in requests)
     few.finalize()
@@ -260,12 +260,12 @@ def test_a_batch_is_no_larger_than_the_plan_and_the_pixels_allow(loaded: Loaded,
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"image": pictures(9, 24)}, "24x9: this model takes 10 pixels and more a side"),
-        ({"image": pictures(16, 49)}, "49x16: this model takes 48 pixels and less a side"),
-        ({"image": pictures(48, 48)}, "48x48: this model takes 0.0 megapixels and less"),
-        ({"image": pictures(0, 24)}, "image is empty: 1x0x24x3"),
-        ({"image": pictures().astype(np.float32)}, "image is float32; the plan takes uint8"),
-        ({"image": pictures(count=5)}, "image 5x16x24x3 is outside of the plan's shapes"),
+        ({"image": images(9, 24)}, "24x9: this model takes 10 pixels and more a side"),
+        ({"image": images(16, 49)}, "49x16: this model takes 48 pixels and less a side"),
+        ({"image": images(48, 48)}, "48x48: this model takes 0.0 megapixels and less"),
+        ({"image": images(0, 24)}, "image is empty: 1x0x24x3"),
+        ({"image": images().astype(np.float32)}, "image is float32; the plan takes uint8"),
+        ({"image": images(count=5)}, "image 5x16x24x3 is outside of the plan's shapes"),
         ({}, "image is missing"),
     ],
 )
@@ -273,32 +273,32 @@ def test_a_request_that_may_not_run_is_refused_and_the_others_run(
     loaded: Loaded, arrays: dict[str, np.ndarray], words: str
 ) -> None:
     model = loaded(parameters={"min_side": "10", "max_side": "48", "max_pixels": "2000"})
-    good, bad, other = Request(image=pictures()), Request(**arrays), Request(image=pictures(seed=1))
+    good, bad, other = Request(image=images()), Request(**arrays), Request(image=images(seed=1))
     model.execute([good, bad, other])
     assert bad.answer[0] == "INVALID_ARG" and words in bad.answer[1]
-    assert np.array_equal(good.answer, 255 - pictures())
-    assert np.array_equal(other.answer, 255 - pictures(seed=1))
+    assert np.array_equal(good.answer, 255 - images())
+    assert np.array_equal(other.answer, 255 - images(seed=1))
     assert MetricFamily.seen["nst_requests_total:refused"] == 1
 
 
 def test_weights_that_are_not_finite_are_refused(loaded: Loaded) -> None:
     model = loaded(graphs.weighted)
-    bad = Request(image=pictures(), style_weights=np.array([[np.nan, 1]], np.float32))
-    good = Request(image=pictures(), style_weights=np.array([[1, 0]], np.float32))
+    bad = Request(image=images(), style_weights=np.array([[np.nan, 1]], np.float32))
+    good = Request(image=images(), style_weights=np.array([[1, 0]], np.float32))
     model.execute([bad, good])
     assert bad.answer == ("INVALID_ARG", "style_weights has values that are not finite")
-    assert np.array_equal(good.answer, pictures())
+    assert np.array_equal(good.answer, images())
 
 
 def test_one_request_that_fails_in_the_network_does_not_fail_its_batch(loaded: Loaded) -> None:
     model = loaded(graphs.picky)
-    bad = pictures(seed=1)
+    bad = images(seed=1)
     bad[0, 5, 7, 1] = graphs.LEVELS
-    requests = [Request(image=pictures()), Request(image=bad), Request(image=pictures(count=2, seed=2))]
+    requests = [Request(image=images()), Request(image=bad), Request(image=images(count=2, seed=2))]
     model.execute(requests)
-    assert np.array_equal(requests[0].answer, pictures())
+    assert np.array_equal(requests[0].answer, images())
     assert requests[1].answer[0] == "INTERNAL" and "image 1x16x24x3: cudaErrorLaunchFailure" in requests[1].answer[1]
-    assert np.array_equal(requests[2].answer, pictures(count=2, seed=2))
+    assert np.array_equal(requests[2].answer, images(count=2, seed=2))
     alone = Request(image=bad)
     model.execute([alone])
     assert alone.answer[0] == "INTERNAL"
@@ -312,7 +312,7 @@ def test_many_failing_batches_at_once_come_to_an_end(loaded: Loaded) -> None:
     model = loaded(graphs.picky)
     requests = []
     for number in range(60):
-        image = pictures(8 + number % 5, 16, seed=number)
+        image = images(8 + number % 5, 16, seed=number)
         if number % 3:
             image[0, 0, 0, 0] = graphs.LEVELS
         requests.append(Request(image=image))
@@ -328,33 +328,33 @@ def test_many_failing_batches_at_once_come_to_an_end(loaded: Loaded) -> None:
 def test_a_batch_too_large_for_the_memory_that_is_left_runs_one_by_one(loaded: Loaded, fake: FakeGpu) -> None:
     model = loaded()
     fake.runtime.fail("cudaMalloc")
-    requests = [Request(image=pictures(seed=seed)) for seed in range(3)]
+    requests = [Request(image=images(seed=seed)) for seed in range(3)]
     model.execute(requests)
     assert all(np.array_equal(request.answer, 255 - request.inputs()[0].array) for request in requests)
     fake.runtime.fail("cudaMalloc", times=9)
-    alone = Request(image=pictures(64, 64, 4))
+    alone = Request(image=images(64, 64, 4))
     model.execute([alone])
     assert alone.answer[0] == "INTERNAL" and "cudaErrorMemoryAllocation" in alone.answer[1]
-    fake.runtime._failures.clear()
+    fake.runtime.fail_no_more()
 
 
 def test_a_caller_that_has_gone_is_logged_and_no_more(loaded: Loaded, logged: list[str]) -> None:
     model = loaded()
-    gone, there = Request(image=pictures()), Request(image=pictures(seed=1))
+    gone, there = Request(image=images()), Request(image=images(seed=1))
 
     def fail(response: Response, flags: int) -> None:
         raise RuntimeError("nobody there")
 
     gone.send = fail  # type: ignore[method-assign]
     model.execute([gone, there])
-    assert np.array_equal(there.answer, 255 - pictures(seed=1))
+    assert np.array_equal(there.answer, 255 - images(seed=1))
     model.finalize()
     assert any("could not answer a request: nobody there" in line for line in logged)
 
 
 def test_what_is_under_way_is_answered_before_the_end(loaded: Loaded) -> None:
     model = loaded()
-    requests = [Request(image=pictures(8 + number, 16)) for number in range(20)]
+    requests = [Request(image=images(8 + number, 16)) for number in range(20)]
     model.execute(requests)
     model.finalize()
     assert all(len(request.answers) == 1 for request in requests)
@@ -366,9 +366,9 @@ def test_warm_shapes_are_replayed_from_the_first_request_on(loaded: Loaded, fake
     model = loaded(graphs.weighted, model_warmup=[{"name": "16x24", "batch_size": 1, "inputs": tensors}])
     before, launches = fake.runtime.counts["allocations"], fake.runtime.counts["cudaGraphLaunch"]
     for seed in range(3):
-        request = Request(image=pictures(seed=seed), style_weights=np.array([[1, 0]], np.float32))
+        request = Request(image=images(seed=seed), style_weights=np.array([[1, 0]], np.float32))
         model.execute([request])
-        assert np.array_equal(request.answer, pictures(seed=seed))
+        assert np.array_equal(request.answer, images(seed=seed))
     assert fake.runtime.counts["cudaGraphLaunch"] == launches + 3
     assert fake.runtime.counts["allocations"] == before
 
@@ -384,8 +384,8 @@ def test_without_cuda_graphs_it_goes_on_and_says_so(loaded: Loaded, fake: FakeGp
     [
         ({"kind": "CPU"}, "TensorRT runs on NVIDIA GPUs: set KIND_GPU"),
         ({"max_batch_size": 5}, "max_batch_size is 5, and the plan takes batches of 4 and less"),
-        ({"input": [{"name": "picture"}]}, "input image, picture is not in both: the plan has image"),
-        ({"output": [{"name": "picture"}]}, "output picture, stylized is not in both"),
+        ({"input": [{"name": "pixels"}]}, "input image, pixels is not in both: the plan has image"),
+        ({"output": [{"name": "pixels"}]}, "output pixels, stylized is not in both"),
         ({"parameters": {"min_side": "few"}}, "parameter min_side is 'few': give a whole number"),
         ({"parameters": {"multiple": "few"}}, "parameter multiple is 'few'"),
         ({"parameters": {"profile": "large"}}, "'large' is no shape: give min/opt/max"),
@@ -425,9 +425,9 @@ def test_a_plan_of_any_name_is_opened_and_one_is_built_at_most_once(
     (tmp_path / "model" / "1" / "own.plan").write_bytes(plan.read_bytes())
     (tmp_path / "model" / "1" / "model.onnx").write_bytes(b"another graph")
     model = loaded(default_model_filename="own.plan", kind="MODEL", parameters={"profile": None})
-    request = Request(image=pictures())
+    request = Request(image=images())
     model.execute([request])
-    assert np.array_equal(request.answer, 255 - pictures())
+    assert np.array_equal(request.answer, 255 - images())
 
 
 def test_a_config_is_completed_from_the_plan(backend: Any, tmp_path: Path, fake: FakeGpu) -> None:

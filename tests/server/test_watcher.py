@@ -31,8 +31,8 @@ class Notes(Control):
 
 
 def test_what_is_new_changed_or_gone(tmp_path: Path) -> None:
-    said: list[str] = []
-    watch, server = RepositoryWatcher(tmp_path, said.append), Notes()
+    messages: list[str] = []
+    watch, server = RepositoryWatcher(tmp_path, messages.append), Notes()
 
     def look() -> list[str]:
         server.calls.clear()
@@ -55,12 +55,12 @@ def test_what_is_new_changed_or_gone(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "c")
     shutil.rmtree(tmp_path / "a" / "2")
     assert look() == ["load a", "unload c"] and look() == []
-    assert said == []
+    assert messages == []
 
 
-def test_a_bad_name_and_a_bad_config_that_appear_later_are_told_once_and_never_loaded(tmp_path: Path) -> None:
-    said: list[str] = []
-    watch, server = RepositoryWatcher(tmp_path, said.append), Notes()
+def test_a_bad_name_and_a_bad_config_that_appear_later_are_reported_once_and_never_loaded(tmp_path: Path) -> None:
+    messages: list[str] = []
+    watch, server = RepositoryWatcher(tmp_path, messages.append), Notes()
     config(tmp_path / "a", 'name: "a"')
     watch.names()
     config(tmp_path / "x$(touch pwned)", "")
@@ -68,23 +68,23 @@ def test_a_bad_name_and_a_bad_config_that_appear_later_are_told_once_and_never_l
     for _ in range(3):
         watch.look(server)
     assert server.calls == [], "the old version stays"
-    assert len(said) == 2
-    assert any(line.startswith(f"{tmp_path}/x$(touch pwned) is not served: rename the folder") for line in said)
-    assert any(line.startswith(f"a is not served: cannot read {tmp_path}/a/config.pbtxt: 1:") for line in said)
+    assert len(messages) == 2
+    assert any(line.startswith(f"{tmp_path}/x$(touch pwned) is not served: rename the folder") for line in messages)
+    assert any(line.startswith(f"a is not served: cannot read {tmp_path}/a/config.pbtxt: 1:") for line in messages)
     (tmp_path / "a" / "config.pbtxt").write_text('name: "a" max_batch_size: 2')
     watch.look(server)
-    assert server.calls == ["load a"] and len(said) == 2
+    assert server.calls == ["load a"] and len(messages) == 2
 
 
 def test_a_repository_that_is_away_for_a_moment_unloads_nothing(tmp_path: Path) -> None:
-    said: list[str] = []
-    watch, server = RepositoryWatcher(tmp_path / "r", said.append), Notes()
+    messages: list[str] = []
+    watch, server = RepositoryWatcher(tmp_path / "r", messages.append), Notes()
     config(tmp_path / "r" / "a", 'name: "a"')
     watch.names()
     (tmp_path / "r").rename(tmp_path / "elsewhere")
     for _ in range(2):
         watch.look(server)
-    assert server.calls == [] and len(said) == 1 and "no such model repository" in said[0]
+    assert server.calls == [] and len(messages) == 1 and "no such model repository" in messages[0]
     (tmp_path / "elsewhere").rename(tmp_path / "r")
     watch.look(server)
     assert server.calls == []

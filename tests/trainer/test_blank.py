@@ -86,10 +86,10 @@ def test_one_blank_image_in_thirty(tmp_path: Path, vgg: Vgg16, photographs: dict
     options = ["--width", "0.125", "--crop", "64", "--batch", "2", "--iterations", "20", "--arch", "fast"]
     result = CliRunner().invoke(app, [*command, *options])
     assert result.exit_code == 0, result.output
-    said = " ".join(result.stderr.split())
-    assert said.count("1 file was not read: 1 .jxl") == 1
-    assert said.count("page.png: a crop of one colour; left out") == 1
-    assert "0 could not be read and 1 had crops of one colour" in said
+    output = " ".join(result.stderr.split())
+    assert output.count("1 file was not read: 1 .jxl") == 1
+    assert output.count("page.png: a crop of one colour; left out") == 1
+    assert "0 could not be read and 1 had crops of one colour" in output
     assert load(tmp_path / "a.pth").training["blank"] == 1
 
 
@@ -116,7 +116,7 @@ def test_a_blank_style_is_refused(tmp_path: Path, photographs: dict[str, Path]) 
         assert "white.png: one colour all over, so it has no style" in " ".join(result.stderr.split())
 
 
-def test_a_blank_content_image_is_painted(tmp_path: Path, photographs: dict[str, Path]) -> None:
+def test_a_blank_content_image_is_stylized(tmp_path: Path, photographs: dict[str, Path]) -> None:
     save(np.full((48, 64, 3), 0), tmp_path / "black.png")
     for colors in ("style", "luminance", "histogram"):
         command = [str(tmp_path / "black.png"), str(photographs["chelsea"]), "-o", str(tmp_path / f"{colors}.png")]

@@ -27,7 +27,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
         ("13.0", "is built for CUDA 13.0, and the driver 535.54.03 runs CUDA up to 12.2"),
     ],
 )
-def test_a_gpu_that_pytorch_cannot_use_is_said(
+def test_a_gpu_that_pytorch_cannot_use_is_named(
     built_for: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", built_for)

@@ -73,16 +73,16 @@ def theirs() -> TransformerNet:
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "with running statistics"])
-def test_it_paints_as_the_original_does(tmp_path: Path, theirs: TransformerNet, old: bool) -> None:
+def test_it_stylizes_as_the_original_does(tmp_path: Path, theirs: TransformerNet, old: bool) -> None:
     state = dict(theirs.state_dict())
     if old:
         state |= {"in1.running_mean": torch.zeros(32), "res3.in2.running_var": torch.ones(128)}
     torch.save(state, tmp_path / "mosaic.pth")
     checkpoint = load(tmp_path / "mosaic.pth")
     assert checkpoint.styles == ("mosaic",)
-    photo = torch.rand(1, 3, 64, 80)
+    content = torch.rand(1, 3, 64, 80)
     with torch.no_grad():
-        wanted, got = theirs(255.0 * photo), 255.0 * checkpoint.network(photo)
+        wanted, got = theirs(255.0 * content), 255.0 * checkpoint.network(content)
     assert wanted.std() > 20
     assert (got - wanted).abs().max() < 0.1
 

@@ -127,12 +127,12 @@ def test_gradients_are_those_of_finite_differences(loss: str) -> None:
     assert torch.autograd.gradcheck(functions[loss], (x,))
 
 
-def test_a_batchs_loss_is_the_mean_of_its_pictures(vgg: Vgg16) -> None:
+def test_a_batchs_loss_is_the_mean_of_its_images(vgg: Vgg16) -> None:
     generator = torch.Generator().manual_seed(1)
     loss = PerceptualLoss(vgg, torch.rand(1, 3, 48, 48, generator=generator), LossWeights(1e-5, 2.0, 3.0))
-    photos, stylized = torch.rand(2, 2, 3, 32, 32, generator=generator)
-    both = loss(stylized, loss.content_target(photos))
-    apart = [loss(stylized[i : i + 1], loss.content_target(photos[i : i + 1])) for i in range(2)]
+    contents, stylized = torch.rand(2, 2, 3, 32, 32, generator=generator)
+    both = loss(stylized, loss.content_target(contents))
+    apart = [loss(stylized[i : i + 1], loss.content_target(contents[i : i + 1])) for i in range(2)]
     assert both.total.item() == pytest.approx(np.mean([losses.total.item() for losses in apart]), rel=1e-4)
     assert both.style.item() == pytest.approx(sum(part.item() for part in both.style_by_layer.values()), rel=1e-5)
 

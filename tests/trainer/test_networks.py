@@ -27,11 +27,11 @@ def test_the_papers_network_has_the_papers_layers() -> None:
 def test_the_fast_network_begins_without_a_checkerboard() -> None:
     """The pixels of a block of 2x2 begin alike, so that its grid is not in the image: it has to be learned."""
     torch.manual_seed(0)
-    network, photo, style_weights = Fast(styles=2).eval(), torch.rand(1, 3, 64, 64), torch.tensor([[0.5, 0.5]])
+    network, content, style_weights = Fast(styles=2).eval(), torch.rand(1, 3, 64, 64), torch.tensor([[0.5, 0.5]])
     with torch.no_grad():
-        assert checkerboard_loss(network(photo, style_weights), 2) < 1e-12
+        assert checkerboard_loss(network(content, style_weights), 2) < 1e-12
         network.last.weight[0] += 0.1  # one of a block's four pixels differs from the others
-        assert checkerboard_loss(network(photo, style_weights), 2) > 1e-6
+        assert checkerboard_loss(network(content, style_weights), 2) > 1e-6
     assert parameters(Fast()) == 206_540
 
 
@@ -41,10 +41,10 @@ def test_width_scales_the_channels() -> None:
 
 
 @pytest.mark.parametrize("width", [0.375, 0.5])
-def test_a_wider_network_paints_the_same(width: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wider_network_stylizes_the_same(width: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Net2WiderNet without its noise is exact, also where the channels are no multiple; with it, close."""
     torch.manual_seed(0)
-    network, photo = Johnson(width=0.25, styles=2).eval(), torch.rand(1, 3, 32, 32)
+    network, content = Johnson(width=0.25, styles=2).eval(), torch.rand(1, 3, 32, 32)
     for norm in network.norms():
         torch.nn.init.normal_(norm.weight)
     style_weights, generator = torch.tensor([[0.3, 0.7]]), torch.Generator()
@@ -53,9 +53,9 @@ def test_a_wider_network_paints_the_same(width: float, monkeypatch: pytest.Monke
     same = network.widened(width, generator).eval()
     assert same.arguments["width"] == width
     with torch.no_grad():
-        wanted = network(photo, style_weights)
-        assert torch.allclose(same(photo, style_weights), wanted, atol=1e-5)
-        assert 0.0 < (near(photo, style_weights) - wanted).abs().mean() < 0.1
+        wanted = network(content, style_weights)
+        assert torch.allclose(same(content, style_weights), wanted, atol=1e-5)
+        assert 0.0 < (near(content, style_weights) - wanted).abs().mean() < 0.1
     with pytest.raises(ValueError, match="narrower"):
         network.widened(0.125, generator)
 
@@ -64,10 +64,10 @@ def test_contrast_of_the_photograph_does_not_matter() -> None:
     """Instance normalisation: half the contrast gives nearly the same image (Ulyanov et al. 2016)."""
     torch.manual_seed(0)
     network = Johnson(width=0.25).eval()
-    photo = torch.rand(1, 3, 64, 64)
-    grey = 0.5 + 0.5 * (photo - 0.5)
+    content = torch.rand(1, 3, 64, 64)
+    grey = 0.5 + 0.5 * (content - 0.5)
     with torch.no_grad():
-        assert (network(photo) - network(grey)).abs().mean() < 0.01
+        assert (network(content) - network(grey)).abs().mean() < 0.01
 
 
 def test_a_norm_of_several_styles_is_instance_normalisation_with_interpolated_scales() -> None:
@@ -93,14 +93,14 @@ def test_more_styles_leave_the_old_ones_as_they_are(network: Johnson | Ulyanov) 
     for norm in network.norms():
         torch.nn.init.normal_(norm.weight, 1.0, 0.3)
     grown = network.with_styles(2)
-    photo = torch.rand(1, 3, 64, 64)
+    content = torch.rand(1, 3, 64, 64)
     assert grown.styles == 4
     with torch.no_grad():
         for style in range(2):
-            old = network(photo, torch.eye(2)[style][None])
-            assert torch.equal(grown(photo, torch.eye(4)[style][None]), old)
-        mean = network(photo, torch.tensor([[0.5, 0.5]]))
-        assert torch.allclose(grown(photo, torch.eye(4)[3:]), mean, atol=1e-4)
+            old = network(content, torch.eye(2)[style][None])
+            assert torch.equal(grown(content, torch.eye(4)[style][None]), old)
+        mean = network(content, torch.tensor([[0.5, 0.5]]))
+        assert torch.allclose(grown(content, torch.eye(4)[3:]), mean, atol=1e-4)
 
 
 def test_the_pyramid_has_the_papers_shape() -> None:
@@ -112,16 +112,16 @@ def test_the_pyramid_has_the_papers_shape() -> None:
     assert parameters(texture) == 71_203
 
 
-def test_noise_decides_a_texture_and_a_stylised_picture_needs_none() -> None:
+def test_noise_decides_a_texture_and_a_stylised_image_needs_none() -> None:
     torch.manual_seed(0)
     texture, stylised = Ulyanov(texture=True).eval(), Ulyanov().eval()
-    photo = torch.rand(1, 3, 64, 96)
+    content = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        noise = [texture.draw_noise(photo, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
-        first, same, other = (texture(photo, None, drawn) for drawn in noise)
+        noise = [texture.draw_noise(content, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+        first, same, other = (texture(content, None, drawn) for drawn in noise)
         assert torch.equal(first, same)
         assert (first - other).abs().mean() > 0.01
-        assert torch.equal(stylised(photo), stylised(photo))
-        assert stylised(photo).shape == photo.shape
-        rolled = texture(photo.roll((16, 32), (2, 3)), None, noise[0])
+        assert torch.equal(stylised(content), stylised(content))
+        assert stylised(content).shape == content.shape
+        rolled = texture(content.roll((16, 32), (2, 3)), None, noise[0])
     assert torch.equal(rolled, first)  # of the image only the shape counts

@@ -129,19 +129,19 @@ def test_ctrl_c_waits_for_the_end_of_a_step(content: torch.Tensor, style: torch.
     """Otherwise an image could have moved without its step being counted, and resuming would give another result."""
     whole, _ = run(content, style, TINY, weights)
     stopped = ImageOptimization(content, [style], TINY, weights)
-    told: list[int] = []
+    numbers: list[int] = []
     genuine = stopped.current.optimizer.step
 
     def interrupted() -> None:
         genuine()
-        if len(told) == 4:
+        if len(numbers) == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
     stopped.current.optimizer.step = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        while stopped.step(lambda iteration: told.append(iteration.number)):
+        while stopped.step(lambda iteration: numbers.append(iteration.number)):
             pass
-    assert told == [1, 2, 3, 4, 5]
+    assert numbers == [1, 2, 3, 4, 5]
     image, rest = run(content, style, TINY, weights, resume=stopped.state())
     assert [iteration.number for iteration in rest] == list(range(6, TINY.iterations + 1))
     assert torch.equal(image, whole)
@@ -234,7 +234,7 @@ def test_a_tileable_texture_has_no_edges(style: torch.Tensor, weights: Weights) 
     assert texture.shape == (1, 3, 32, 32)
 
 
-def test_the_same_seed_gives_the_same_picture(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
+def test_the_same_seed_gives_the_same_image(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
     image, again, other = (run(content, style, replace(TINY, seed=seed), weights)[0] for seed in (0, 0, 1))
     assert torch.equal(image, again)
     assert not torch.equal(image, other)
@@ -322,7 +322,7 @@ def test_a_region_takes_its_own_style(content: torch.Tensor, weights: Weights) -
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
-def test_a_loss_that_is_not_finite_keeps_the_last_good_picture(
+def test_a_loss_that_is_not_finite_keeps_the_last_good_image(
     content: torch.Tensor, style: torch.Tensor, weights: Weights, monkeypatch: pytest.MonkeyPatch, average: float
 ) -> None:
     genuine, calls = PerceptualLoss.__call__, 0

@@ -67,9 +67,9 @@ def test_ctrl_c_writes_the_best_so_far_and_resume_goes_on(tmp_path: Path, photog
     while not output.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "--resume goes on" in said
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    assert "--resume goes on" in messages
     assert open_image(output).width == 96
     assert (tmp_path / "a.png.resume").exists()
     again = CliRunner().invoke(optimize_app, [*given[1:], "-o", str(output)])
@@ -93,7 +93,7 @@ def test_a_state_of_another_version_is_refused(tmp_path: Path, photographs: dict
 
 
 @pytest.mark.parametrize("app", [optimize_app, texture_app])
-def test_the_device_is_said_with_its_reason(
+def test_the_device_is_shown_with_its_reason(
     app: typer.Typer, tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -108,12 +108,12 @@ def test_the_network_learns(tmp_path: Path, folder: Path, vgg: Vgg16, photograph
     output = tmp_path / "out" / "learned.pth"
     result = train(photographs["chelsea"], folder, output, vgg, SMALL, every=10, on_progress=steps.append)
     assert [step.iteration for step in steps] == list(range(1, 31))
-    photo = to_tensor(open_image(photographs["astronaut"], max_side=128))  # now on the whole image
+    content = to_tensor(open_image(photographs["astronaut"], max_side=128))  # now on the whole image
     loss = PerceptualLoss(vgg, to_tensor(open_image(photographs["chelsea"], max_side=128)), SMALL.loss_weights)
     torch.manual_seed(SMALL.seed)
     with torch.no_grad():
         before, after = (
-            loss(network(photo), loss.content_target(photo)).style.item()
+            loss(network(content), loss.content_target(content)).style.item()
             for network in (Johnson(width=SMALL.width), result.network)
         )
     assert after < before / 3
@@ -298,9 +298,9 @@ def test_the_command_stops_cleanly_and_resumes(
     while not output.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, stop)  # as a terminal does: to the whole group
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    assert "Traceback" not in messages
     done = load(output).training["iterations_done"]
     assert 3 <= done < 30
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
@@ -428,10 +428,12 @@ def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photogr
         assert torch.equal(tensor, undisturbed.network.state_dict()[name]), name
 
 
-def losses_of(network: Any, photo: torch.Tensor, style: Path, vgg: Vgg16, style_weights: torch.Tensor | None) -> float:
+def losses_of(
+    network: Any, content: torch.Tensor, style: Path, vgg: Vgg16, style_weights: torch.Tensor | None
+) -> float:
     loss = PerceptualLoss(vgg, to_tensor(open_image(style, max_side=128)), SMALL.loss_weights)
     with torch.no_grad():
-        return loss(network(photo, style_weights), loss.content_target(photo)).style.item()
+        return loss(network(content, style_weights), loss.content_target(content)).style.item()
 
 
 @pytest.fixture(scope="module")
@@ -464,11 +466,11 @@ def test_two_styles_do_not_leak_into_each_other(
     """Each style gives its own image: its loss is under 0.7 of the other style's against it."""
     result = load(gallery)
     assert result.styles == ("red", "blue")
-    photo = to_tensor(open_image(photographs["astronaut"], max_side=128))
+    content = to_tensor(open_image(photographs["astronaut"], max_side=128))
     own, other = torch.eye(2)[:1], torch.eye(2)[1:]
     for style, right, wrong in (("red", own, other), ("blue", other, own)):
         values = [
-            losses_of(result.network, photo, style_images[style], vgg, style_weights)
+            losses_of(result.network, content, style_images[style], vgg, style_weights)
             for style_weights in (right, wrong)
         ]
         assert values[0] < 0.7 * values[1], (style, values)
@@ -484,11 +486,11 @@ def test_one_more_style_leaves_the_others_as_they_are(
     assert result.styles == ("red", "blue", "green")
     assert result.training["before"]["style_images"] == ["red.png", "blue.png"]
     after = load(output)
-    photo = to_tensor(open_image(photographs["astronaut"], max_side=128))
+    content = to_tensor(open_image(photographs["astronaut"], max_side=128))
     with torch.no_grad():
         for style in range(2):
-            old = before.network(photo, torch.eye(2)[style][None])
-            assert torch.equal(after.network(photo, torch.eye(3)[style][None]), old)
+            old = before.network(content, torch.eye(2)[style][None])
+            assert torch.equal(after.network(content, torch.eye(3)[style][None]), old)
     changed = {
         name
         for name, tensor in before.network.state_dict().items()
@@ -497,7 +499,7 @@ def test_one_more_style_leaves_the_others_as_they_are(
     assert not changed
     mean = torch.tensor([[0.5, 0.5, 0.0]])  # what the new style began as
     new, began = (
-        losses_of(after.network, photo, style_images["green"], vgg, style_weights)
+        losses_of(after.network, content, style_images["green"], vgg, style_weights)
         for style_weights in (torch.eye(3)[2:], mean)
     )
     assert new < 0.75 * began
@@ -530,9 +532,9 @@ def test_ulyanovs_network_learns_to_stylise(
     settings = replace(SMALL, arch="ulyanov", width=1.0, iterations=40)
     result = train(photographs["chelsea"], folder, tmp_path / "u.pth", vgg, settings)
     torch.manual_seed(settings.seed)
-    photo = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
+    content = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
-        losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Ulyanov())
+        losses_of(network, content, photographs["chelsea"], vgg, None) for network in (result.network, Ulyanov())
     )
     assert after < before / 2.5
     assert load(tmp_path / "u.pth").network.name == "ulyanov"
@@ -552,9 +554,9 @@ def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
     assert distillation[36:] == [0.0] * 24
     assert all((step.style > 0) == (step.distillation == 0) for step in steps)
     torch.manual_seed(settings.seed)
-    photo = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
+    content = to_tensor(fit(open_image(photographs["astronaut"]), 128, 128))
     after, before = (
-        losses_of(network, photo, photographs["chelsea"], vgg, None) for network in (result.network, Fast(width=0.5))
+        losses_of(network, content, photographs["chelsea"], vgg, None) for network in (result.network, Fast(width=0.5))
     )
     assert after < before / 2.5
     assert result.training["teacher"] == "teacher.pth"
@@ -597,17 +599,17 @@ def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, style_
 def test_a_temporally_consistent_network_changes_less(
     tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
 ) -> None:
-    style, photo = photographs["chelsea"], to_tensor(fit(open_image(photographs["rocket"]), 128, 96))
+    style, content = photographs["chelsea"], to_tensor(fit(open_image(photographs["rocket"]), 128, 96))
     values = []
     for temporal_weight in (0.0, 1000.0):
         settings = replace(SMALL, temporal_weight=temporal_weight)
         network = train(style, folder, tmp_path / f"{temporal_weight}.pth", vgg, settings).network
         with torch.no_grad():
-            stylized = network(photo)
+            stylized = network(content)
             values.append(
                 sum(
                     temporal_consistency_loss(
-                        network, photo, stylized, None, torch.Generator().manual_seed(seed)
+                        network, content, stylized, None, torch.Generator().manual_seed(seed)
                     ).item()
                     for seed in range(4)
                 )
@@ -615,7 +617,7 @@ def test_a_temporally_consistent_network_changes_less(
     assert values[1] < 0.6 * values[0]
 
 
-def test_tensorboard_gets_losses_by_layer_and_pictures(
+def test_tensorboard_gets_losses_by_layer_and_images(
     tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -31,7 +31,7 @@ SECTION_SECONDS = 20.0
 """Length of a section: what a lost worker has to stylize again."""
 
 SEPARATOR = "#"
-"""Between the video's name and the section's number in the name of a section: `film.mp4#3/12`."""
+"""Between the video's name and the section's number in the name of a section: `video.mp4#3/12`."""
 
 _VERSION_KEYS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
 """Keys by which fsspec's file systems tell versions of a file apart, the best first."""

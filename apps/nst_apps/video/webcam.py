@@ -268,7 +268,7 @@ class Window:
             pygame.display.set_caption(title)
         except pygame.error as error:
             raise InputError(
-                f"no window can be opened here ({error}); --no-window --record film.mp4 goes without"
+                f"no window can be opened here ({error}); --no-window --record video.mp4 goes without"
             ) from error
         pygame.font.init()
         self._font = pygame.font.Font(None, 24)

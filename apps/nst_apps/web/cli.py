@@ -93,7 +93,7 @@ def web(
             stopped = asyncio.Event()
             for sign in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(sign, stopped.set)
-            with _visitors_folder() as folder:
+            with visitors_folder() as folder:
                 server = Server(AsyncStyleClient(url, timeout=timeout, retries=0, token=token, ca=ca), say)
                 trainer = StyleTrainer(server, gallery, repository, url, train, max_pixels, say) if gallery else None
                 limits = Limits(int(max_upload * 1e6), max_pixels, max_jobs)
@@ -105,7 +105,7 @@ def web(
 
 
 @contextmanager
-def _visitors_folder() -> Iterator[Path]:
+def visitors_folder() -> Iterator[Path]:
     """A folder for visitors' files that goes at the end. Those that killed pages have left go now.
 
     A page holds the lock of its own, which also keeps systemd from cleaning it up. Raises `InputError` where none can
@@ -155,8 +155,8 @@ async def _serve(app: Application, address: str, port: int, stopped: asyncio.Eve
         try:
             await TCPSite(runner, address, port).start()
         except (OSError, UnicodeError) as error:  # the latter for what cannot be a host's name
-            said = getattr(error, "strerror", None) or error
-            raise InputError(f"cannot listen on {shown}:{port} ({said}): choose --port or --address") from None
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot listen on {shown}:{port} ({reason}): choose --port or --address") from None
         say(f"ready: http://{shown}:{runner.addresses[0][1]}")
         await stopped.wait()
         say("stopped")

@@ -56,7 +56,7 @@ class Server:
             await asyncio.sleep(POLL_SECONDS)
 
     async def look(self) -> None:
-        """Ask once what is served. Never raises `NstError`: it is kept in `trouble`, and told."""
+        """Ask once what is served. Never raises `NstError`: it is kept in `trouble`, and reported."""
         try:
             self.styles = await self.client.styles()
         except NstError as error:

@@ -102,7 +102,7 @@ class StyleTrainer:
         Raises `InputError` for files that are not there, `MissingExtra`.
         """
         if not gallery.is_file():
-            raise InputError(f"--gallery {gallery}: no such checkpoint; train one with nst-train --style PICTURE")
+            raise InputError(f"--gallery {gallery}: no such checkpoint; train one with nst-train --style IMAGE")
         if not repository.is_dir():
             raise InputError(f"--repository {repository}: no such folder; it is what nst-serve serves")
         for module in ("torch", "onnxscript"):
@@ -205,7 +205,7 @@ class StyleTrainer:
             tiled = any(style.model == self.gallery.stem and style.tiles for style in self.server.styles)
             more = ["--tiled"] if tiled else []
             more += [] if self.url.startswith("local:") else ["--load", self.url]
-            await self._run(training, lock, "nst_export", self.gallery, "--repository", self.repository, *more)
+            await run_command(own, lock, "nst_export", self.gallery, "--repository", self.repository, *more)
         await self.server.look()
         training.status = "done"
 
@@ -223,7 +223,7 @@ class StyleTrainer:
             if not new.exists():
                 more = [*self.train_options, *(["--resume"] if begun.exists() else [])]
                 command = ["--add", own / f"{training.name}.png", "--to", self.gallery, "--output", new, *more]
-                await self._run(training, lock, "nst_trainer", *command)
+                await run_command(own, lock, "nst_trainer", *command)
             if _version(self.gallery) != base:
                 raise CommandFailed(f"{self.gallery.name} was changed while this was trained: try again")
             with atomic_write(self.gallery) as beside:
@@ -231,28 +231,6 @@ class StyleTrainer:
         training.in_gallery = True
         self._keep(training)
         new.unlink()
-
-    async def _run(self, training: StyleTraining, lock: BinaryIO, module: str, *arguments: object) -> None:
-        """Run a command to its end. Raises `CommandFailed` with its own message."""
-        output, events = self._own(training) / "log", self._own(training) / EVENTS
-        events.unlink(missing_ok=True)
-        command = (module, *map(str, arguments), "--progress-json", str(events))
-        with output.open("wb") as file:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "nst_apps.web.child", str(os.getpid()), *command),
-                stdout=file,
-                stderr=file,
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(lock.fileno(),),
-                start_new_session=True,
-            )
-        try:
-            status = await process.wait()
-        except asyncio.CancelledError:
-            await _ended(process)
-            raise
-        if status:
-            raise CommandFailed(_why_it_failed(events, output))
 
     async def _followed(self, training: StyleTraining, work: Awaitable[None]) -> None:
         """Do the work, and read the trainer's progress meanwhile, also of one that another program has started."""
@@ -335,6 +313,29 @@ async def _locked(lock: BinaryIO) -> None:
             return
         except BlockingIOError:
             await asyncio.sleep(1.0)
+
+
+async def run_command(folder: Path, lock: BinaryIO, module: str, *arguments: object) -> None:
+    """Run a command for the style of a folder to its end. Raises `CommandFailed` with its own message."""
+    output, events = folder / "log", folder / EVENTS
+    events.unlink(missing_ok=True)
+    command = (module, *map(str, arguments), "--progress-json", str(events))
+    with output.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "nst_apps.web.child", str(os.getpid()), *command),
+            stdout=file,
+            stderr=file,
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(lock.fileno(),),
+            start_new_session=True,
+        )
+    try:
+        status = await process.wait()
+    except asyncio.CancelledError:
+        await _ended(process)
+        raise
+    if status:
+        raise CommandFailed(_why_it_failed(events, output))
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:

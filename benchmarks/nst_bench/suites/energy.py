@@ -19,16 +19,15 @@ import torch
 
 from nst_bench import options
 from nst_bench.comparison import baseline
+from nst_bench.drawing.tables import columns, table
 from nst_bench.engines.baseline import Baseline
-from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.nvml import joules
+from nst_bench.machine.gpu import joules, torch_device
 from nst_bench.measure import timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
 from nst_bench.served.callers import start_callers
 from nst_bench.served.resources import served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import number, table
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
 from nst_trainer.checkpoint import Checkpoint
@@ -185,14 +184,11 @@ def row_of(what: str, size: int, images: float, block: Block) -> Document:
 
 def tables(document: Document) -> list[str]:
     """Joules an image."""
-    body = [
-        [
-            *(f"{row['size']}²", row["what"], number(row["joules"]), f"**{number(row['ratio'])}**"),
-            *(f"{row['watts']:.0f}", f"{row['pieces']:,}", f"{row['seconds']:.1f}"),
-        ]
-        for row in document["rows"]
-    ]
-    head = ["size", "what", "joules an image", "times the network's", "mean power, W", "counted over", "seconds"]
+    an_image = columns(
+        "size    | what   | joules an image | times the network's",
+        "{size}² | {what} | {joules:digits} | **{ratio:digits}**",
+    )
+    counted = columns("mean power, W | counted over | seconds", "{watts:.0f} | {pieces:,} | {seconds:.1f}")
     return [
         f"`{document['model']['name']}`.",
         "",
@@ -201,7 +197,7 @@ def tables(document: Document) -> list[str]:
         f"go by shared memory; the optimisation's {document['iterations']} iterations are scaled from those that were "
         "counted.",
         "",
-        *table(head, body, left=2),
+        *table(document["rows"], an_image | counted, left=2),
     ]
 
 

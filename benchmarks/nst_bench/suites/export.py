@@ -18,9 +18,9 @@ from typing import Any, Literal
 import onnx
 import torch
 
+from nst_bench.drawing.tables import columns, pivot, with_ratio
 from nst_bench.measure import against_first, in_turns
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import narrow, table
 from nst_core import devices
 from nst_core.contract import IMAGE
 from nst_core.devices import Gpu
@@ -240,38 +240,23 @@ def tables(document: Document) -> list[str]:
     rows = [row for row in document["rows"] if "missing" not in row]
     lines = []
     if rows:
-        several = "network" in rows[0]
-        forms = list(dict.fromkeys(row["form"] for row in rows))
-        head = ["engine", *(["network"] if several else []), "width", "size", *forms]
+        about = columns(
+            "engine   | network                | width     | size",
+            "{engine} | {network}, {precision} | {width:g} | {size}²",
+        )
         lines += [
             "Milliseconds, median (95th percentile) of warm runs, and, in bold, the share of the plain export's time:",
             "",
-            *table(head, _by_form(rows, forms), left=2 if several else 1),
+            *pivot(rows, about, across="form", cell=with_ratio),
             "",
             f"Arithmetic of the convolutions at {max(row['size'] for row in rows)}², GFLOP: {_gflop(rows)}.",
         ]
-        if FOR_TENSORRT in forms:
+        if any(row["form"] == FOR_TENSORRT for row in rows):
             share = f"its shares are of the form *{FOR_TENSORRT}*"
             lines += ["", f"TensorRT builds no plain export of dynamic sides: {share}."]
     missing = [row for row in document["rows"] if "missing" in row]
     reasons = dict.fromkeys(f"{row['engine']}, {row['form']}: {row['missing']}" for row in missing)
     return [*lines, *(["", f"Not measured: {'; '.join(reasons)}."] if reasons else [])]
-
-
-def _by_form(rows: Sequence[Document], forms: Sequence[str]) -> list[list[str]]:
-    """A line for each engine, network and size; the first form that an engine has is what the others are shares of."""
-    groups: dict[tuple[str, ...], dict[str, Document]] = {}
-    for row in rows:
-        network = [f"{row['network']}, {row['precision']}"] if "network" in row else []
-        about = (row["engine"], *network, f"{row['width']:g}", f"{row['size']}²")
-        groups.setdefault(about, {})[row["form"]] = row
-    body = []
-    for about, own in groups.items():
-        first = next(iter(own))
-        digits = 2 if own[first]["median"] < 10 else 0
-        shares = {form: "" if form == first else f", **{row['ratio']:.2f}**" for form, row in own.items()}
-        body.append([*about, *(narrow(own[form], digits) + shares[form] if form in own else "" for form in forms)])
-    return body
 
 
 def _gflop(rows: Sequence[Document]) -> str:

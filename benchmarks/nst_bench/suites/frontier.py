@@ -18,14 +18,14 @@ import typer
 
 from nst_bench import options
 from nst_bench.comparison import Comparison, equivalent_iterations, losses_until
+from nst_bench.drawing.plots import decades, figure
+from nst_bench.drawing.tables import SUMMARY, columns, short, table
 from nst_bench.engines.baseline import Baseline
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import Summary, in_turns
 from nst_bench.photographs import sample_photograph
-from nst_bench.plots import Plot, decades, figure
 from nst_bench.served.exported import default_export_plan
-from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.tables import HEAD, cells, milliseconds, table
+from nst_bench.suite import Context, Document, Effort, Plot, Suite
 from nst_core.errors import InputError
 from nst_core.images import find_images, sample_photographs
 from nst_export.pipeline import export_and_publish
@@ -129,21 +129,18 @@ def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[
 
 def tables(document: Document) -> list[str]:
     """Networks of one style image by their time; bold: no faster network has a lower loss."""
-    body = []
-    for row in document["rows"]:
-        name = f"**{row['name']}**" if row["best_for_its_time"] else row["name"]
-        network = f"{row['network']}, width {row['arguments']['width']:g}"
-        losses = [f"{row[term]:.3f}" for term in LOSSES]
-        body.append(
-            [name, network, f"{row['parameters']:,}", f"{row['equivalent_iterations']:g}", *losses, *cells(row)]
-        )
-    head = ["checkpoint", "network", "parameters", "equivalent iterations", *LOSSES, *HEAD]
+    shown = [{**row, "bold": "**" if row["best_for_its_time"] else ""} for row in document["rows"]]
+    about = columns(
+        "checkpoint         | network                             | parameters     | equivalent iterations",
+        "{bold}{name}{bold} | {network}, width {arguments[width]:g} | {parameters:,} | {equivalent_iterations:g}",
+    )
+    losses = columns("loss | content | style", "{loss:.3f} | {content:.3f} | {style:.3f}")
     return [
         f"{document['style']}, {len(document['photos'])} photographs at {document['quality_size']}² (equivalent "
         f"iterations: median; losses: means), milliseconds at {document['rows'][0]['size']}²; bold: nothing faster has "
         "a lower loss.",
         "",
-        *table(head, body, left=2),
+        *table(shown, about | losses | SUMMARY, left=2),
     ]
 
 
@@ -162,12 +159,11 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
             near = before and place[0] < 1.4 * before["median"] and abs(place[1] - before["equivalent_iterations"]) < 2
             below = bool(near) and not below
             axes.annotate(row["name"], place, (4, -9 if below else 4), textcoords="offset points", fontsize=7)
-        axes.set_xscale("log")
-        decades(axes.xaxis, lambda value: f"{value:g}")
+        equivalent = f"equivalent iterations of L-BFGS at {document['quality_size']}²"
+        axes.set(xscale="log", xlabel=f"milliseconds an image at {side}², logarithmic", ylabel=equivalent)
+        decades(axes.xaxis, "{:g}".format)
         axes.margins(x=0.15, y=0.1)
-        axes.set_xlabel(f"milliseconds an image at {side}², logarithmic")
-        axes.set_ylabel(f"equivalent iterations of L-BFGS at {document['quality_size']}²")
-        points = (f"{row['name']} {row['equivalent_iterations']:g} in {milliseconds(row['median'])} ms" for row in rows)
+        points = (f"{row['name']} {row['equivalent_iterations']:g} in {short(row['median'])} ms" for row in rows)
         return finish(f"Equivalent iterations over time on {machine}: {', '.join(points)}.")
 
 

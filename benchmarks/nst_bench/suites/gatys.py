@@ -18,11 +18,11 @@ import torch
 import typer
 
 from nst_bench import options
-from nst_bench.machine.cuda import torch_device
+from nst_bench.drawing.tables import SUMMARY, columns, short, table
 from nst_bench.machine.description import matrix_product_rate
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import summarize
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import HEAD, cells, seconds, table
 from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.cuda_graph import WARM_UP_ITERATIONS
@@ -94,7 +94,8 @@ def _iterations(weights: Weights, size: int, iterations: int, device: torch.devi
     on_gpu = device.type == "cuda"
     skipped = WARM_UP_ITERATIONS + 1 if on_gpu else 1  # those before the graph and the one that captures it
     settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations + skipped)
-    rate = _tf32_rate(device) if on_gpu else matrix_product_rate()
+    # On a GPU the optimisation's convolutions compute in TF32.
+    rate = matrix_product_rate(8192, device=str(device), precision="high") if on_gpu else matrix_product_rate()
     content, style = _images(size, None)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -114,16 +115,6 @@ def _iterations(weights: Weights, size: int, iterations: int, device: torch.devi
         "ratio_to_bound": summary.median / (1000 * arithmetic / (rate * EFFICIENCY)),
         "peak_mib": torch.cuda.max_memory_reserved(device) / 2**20 if on_gpu else kilobytes / 1024,
     }
-
-
-def _tf32_rate(device: torch.device) -> float:
-    """GFLOP/s of matrix products in TF32, as the optimisation's convolutions compute on a GPU."""
-    kept = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        return matrix_product_rate(8192, device=str(device))
-    finally:
-        torch.set_float32_matmul_precision(kept)
 
 
 def _whole(weights: Weights, size: int, device: torch.device) -> Document:
@@ -193,24 +184,19 @@ def _result(weights: Weights, style: Path | None, device: torch.device, context:
 
 def tables(document: Document) -> list[str]:
     """An iteration by size, and the time to a result."""
-    head = ["size", "an iteration, ms: p50", *HEAD[1:], "over the bound", "a megapixel", "peak memory"]
-    body = [
-        [
-            f"{row['size']}²",
-            *cells(row),
-            f"{row['ratio_to_bound']:.2f}",
-            f"{row['median'] / 1000 / (row['size'] ** 2 / 1e6):.2f} s",
-            f"{row['peak_mib']:.0f} MiB",
-        ]
-        for row in document["iterations"]
-    ]
+    shown = [{**row, "a_megapixel": row["median"] * 1000 / row["size"] ** 2} for row in document["iterations"]]
+    bound = columns(
+        "over the bound          | a megapixel         | peak memory",
+        "{ratio_to_bound:.2f}    | {a_megapixel:.2f} s | {peak_mib:.0f} MiB",
+    )
     whole = document.get("whole") or []
     precisions = sorted({row["precision"].upper() for row in document["iterations"]}) if whole else []
     return [
-        "The bound is the arithmetic of the convolutions, forward and backward, at three quarters of the matrix "
-        "product's rate measured just before." + "".join(f" On the GPU both are in {name}." for name in precisions),
+        "Milliseconds of an iteration. The bound is the arithmetic of the convolutions, forward and backward, at three "
+        "quarters of the matrix product's rate measured just before."
+        + "".join(f" On the GPU both are in {name}." for name in precisions),
         "",
-        *table(head, body),
+        *table(shown, {"size": "{size}²"} | SUMMARY | bound),
         *(["", *map(_whole_line, whole)] if whole else []),
         *(["", _result_line(document["result"])] if document["result"] else []),
     ]
@@ -225,10 +211,10 @@ def _whole_line(run: Document) -> str:
 
 def _result_line(result: Document) -> str:
     goal = f"the loss {result['loss']:.3f} of `johnson2016-baseline` after {result['iterations']} iterations"
-    goal += f" ({seconds(result['baseline_seconds'])} s)"
+    goal += f" ({short(result['baseline_seconds'])} s)"
     if result["ratio"] is None:
         return f"At {result['size']}² `best` does not reach {goal}; its lowest is {result['best_lowest_loss']:.3f}."
-    took = f"{seconds(result['best_seconds'])} s: **{result['ratio']:.2f}** of its time."
+    took = f"{short(result['best_seconds'])} s: **{result['ratio']:.2f}** of its time."
     return f"At {result['size']}² `best` reaches {goal} in {took}"
 
 

@@ -19,14 +19,14 @@ import torch
 import typer
 
 from nst_bench import options
+from nst_bench.drawing.tables import by_phase, columns, table, text
 from nst_bench.engines.pytorch import pytorch_eager
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.machine.roofline import Workload, network_workload
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites import gatys
-from nst_bench.tables import by_phase, table
 from nst_bench.workers import Worker
 from nst_core.devices import Device
 from nst_core.images import sample_photographs
@@ -229,19 +229,22 @@ def _peak_mib(where: torch.device, work: Callable[[], object]) -> float:
 
 def tables(document: Document) -> list[str]:
     """Methods against each other, as in the review of Jing et al."""
-    body = []
+    shown = []
     for row in document["methods"]:
         loss, style = row["loss"], row["new_style"]
-        body.append(
-            [
-                *(row["method"], row["network"] or "", f"{row['parameters']:,}" if row["parameters"] else ""),
-                "any" if row["styles"] is None else str(row["styles"]),
-                f"*{loss['missing']}*" if "missing" in loss else f"{loss['value']:.3f} ({loss['of']})",
-                f"*{style['missing']}*" if "missing" in style else f"{style['seconds']:,.0f} s, {style['from']}",
-            ]
+        shown.append(
+            {
+                **row,
+                "styles": "any" if row["styles"] is None else row["styles"],
+                "loss": text("*{missing}*" if "missing" in loss else "{value:.3f} ({of})", loss),
+                "new_style": text("*{missing}*" if "missing" in style else "{seconds:,.0f} s, {from}", style),
+            }
         )
-    head = ["method", "network", "parameters", "styles", "loss", "time to a new style"]
-    return [*table(head, body, left=6), "", *by_phase(document["rows"])]
+    about = columns(
+        "method   | network   | parameters     | styles   | loss   | time to a new style",
+        "{method} | {network} | {parameters:,} | {styles} | {loss} | {new_style}",
+    )
+    return [*table(shown, about, left=6), "", *by_phase(document["rows"])]
 
 
 SHORT, FULL = MethodsEffort((256,), 5), MethodsEffort((256, 512, 1024), 7)

@@ -20,13 +20,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from nst_bench.drawing.tables import columns, table
 from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.callers import Callers, start_callers
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.tables import mark, table
 from nst_core.contract import IMAGE
 from nst_core.errors import NstError
 from nst_core.images import Pixels
@@ -185,18 +185,21 @@ def _compared(turns: Sequence[tuple[Figures, Figures]]) -> Document:
 
 def tables(document: Document) -> list[str]:
     """Our figures against NVIDIA's."""
-    head = ["", "callers", "images/s: ours", "perf_analyzer's", "ratio", "p50, ms: ours", "perf_analyzer's", "ratio"]
-    body = []
-    for row in document["rows"]:
-        shown = [row["protocol"] + mark(row), str(row["callers"])]
-        for name, digits in (("rate", 2), ("median", 1)):
-            shown += [f"{row[who][name]:.{digits}f}" for who in ("ours", "theirs")]
-            shown.append(f"**{row[f'{name}_ratio']:.3f}**")
-        body.append(shown)
     return [
-        f"`{document['model']['name']}` at {document['size']}², by nst-bench and perf_analyzer in turns.",
+        f"`{document['model']['name']}` at {document['size']}², in turns: nst-bench (ours) and perf_analyzer (theirs).",
         "",
-        *table(head, body),
+        *table(
+            document["rows"],
+            columns("  | callers", "{protocol}{unstable:mark} | {callers}")
+            | columns(
+                "images/s: ours   | images/s: theirs   | images/s: ratio",
+                "{ours[rate]:.2f} | {theirs[rate]:.2f} | **{rate_ratio:.3f}**",
+            )
+            | columns(
+                "p50, ms: ours      | p50, ms: theirs      | p50, ms: ratio",
+                "{ours[median]:.1f} | {theirs[median]:.1f} | **{median_ratio:.3f}**",
+            ),
+        ),
         "",
         f"The two are {document['largest_difference']:.1%} apart at most.",
     ]

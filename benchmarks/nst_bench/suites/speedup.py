@@ -23,14 +23,14 @@ import torch
 
 from nst_bench import options
 from nst_bench.comparison import Comparison, baseline, losses_until
+from nst_bench.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables
 from nst_bench.engines.pytorch import pytorch_eager
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.photographs import sample_photograph, style_tensor
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables, tables_beside
 from nst_core.images import Pixels, sample_photographs
 from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.optimization.gatys import Iteration, optimize
@@ -238,7 +238,6 @@ SUITE = Suite(
     resources=served_checkpoint,
     measure=measure,
     tables=tables,
-    tables_beside=tables_beside,
     plots=(plot_loss, plot_times),
     effort=SHORT,
     on_cpu={

@@ -20,12 +20,12 @@ import onnx
 import torch
 
 from nst_bench import options
+from nst_bench.drawing.tables import columns, pivot, with_ratio
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import against_first, in_turns
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.exported import export_checkpoint
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import narrow, table
 from nst_client import StyleClient
 from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
 from nst_export.graph.conversion import export_onnx, write_onnx
@@ -192,19 +192,10 @@ def _race(form: str, size: int, works: Mapping[str, Callable[[], object]], effor
 
 def tables(document: Document) -> list[str]:
     """A model of ten styles against a model of one style."""
-    found: dict[tuple[int, str], dict[str, Document]] = {}
-    for row in document["rows"]:
-        found.setdefault((row["size"], row["form"]), {})[row["styles"]] = row
-    titles = list(dict.fromkeys(row["styles"] for row in document["rows"]))
-    body = []
-    for (size, form), own in sorted(found.items(), key=lambda pair: pair[0][0]):
-        shown = [narrow(own[title], 1) if title in own else "" for title in titles]
-        ratios = [f"**{own[title]['ratio']:.2f}**" if title in own else "" for title in titles[1:]]
-        body.append([f"{size}²", form, *shown, *ratios])
     return [
-        f"`{document['network']}`, milliseconds, median (95th percentile), in turns:",
+        f"`{document['network']}`, milliseconds, median (95th percentile), in turns, and, in bold, times the first:",
         "",
-        *table(["size", "", *titles, *(f"{title}: times" for title in titles[1:])], body, left=2),
+        *pivot(document["rows"], columns("size | form", "{size}² | {form}"), across="styles", cell=with_ratio),
     ]
 
 

@@ -19,10 +19,10 @@ import typer
 from torch import Tensor
 
 from nst_bench import options
-from nst_bench.machine.cuda import torch_device
+from nst_bench.drawing.tables import SUMMARY, columns, table
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import summarize, timed
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import HEAD, cells, table
 from nst_bench.workers import Worker
 from nst_core.images import open_image, sample_photographs
 from nst_core.process import keep_freed_memory
@@ -160,23 +160,20 @@ def _gram(features: Tensor) -> Tensor:
 def tables(document: Document) -> list[str]:
     """Images a second against a plain loop."""
     precision = document["precision"]
-    body = [
-        [
-            f"{row['crop']}²",
-            title,
-            f"{row[name]['images_per_second']:.2f}",
-            "" if name == "plain" else f"**{row['ratio']:.2f}**",
-            *cells(row[name]),
-        ]
-        for row in document["crops"]
-        for name, title in (("plain", "a plain loop"), ("nst", "nst"))
-    ]
+    rows = []
+    for row in document["crops"]:
+        rows.append({**row["plain"], "crop": row["crop"], "loop": "a plain loop"})
+        rows.append({**row["nst"], "crop": row["crop"], "loop": "nst", "ratio": row["ratio"]})
+    about = columns(
+        "crops   | loop   | images/s                | times the plain loop",
+        "{crop}² | {loop} | {images_per_second:.2f} | **{ratio:.2f}**",
+    )
     return [
         f"Johnson's network at width {document['width']:g}, batches of {document['batch']}; "
         f"the plain loop in {precision['plain']}, nst's convolutions in {precision['nst']}: {precision['why']}. "
         "Milliseconds are a step's.",
         "",
-        *table(["crops", "loop", "images/s", "times the plain loop", *HEAD], body, left=2),
+        *table(rows, about | SUMMARY, left=2),
     ]
 
 

@@ -42,30 +42,30 @@ class BufferPool:
         self._limit = limit
         self._free: list[Block] = []
         """The longest idle first."""
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def take(self, size: int) -> Block:
         """A block of `size` bytes, rounded up to a size class, with arbitrary content."""
         size = size_class(size)
-        if self._lock.acquire(blocking=False):
+        if self.lock.acquire(blocking=False):
             try:
                 for index in reversed(range(len(self._free))):
                     if self._free[index].size == size:
                         return self._free.pop(index)
             finally:
-                self._lock.release()
+                self.lock.release()
         return Block(size)
 
     def give(self, block: Block) -> None:
         """Return a block. Beyond the limit, the longest idle blocks are freed."""
         dropped = []  # freed after the lock is released
-        if self._lock.acquire(blocking=False):
+        if self.lock.acquire(blocking=False):
             try:
                 self._free.append(block)
                 while self.held > self._limit:
                     dropped.append(self._free.pop(0))
             finally:
-                self._lock.release()
+                self.lock.release()
 
     @property
     def held(self) -> int:

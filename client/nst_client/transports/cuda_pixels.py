@@ -127,14 +127,15 @@ def not_shared(address: str) -> InputError:
 def copy(target: int, source: int, size: int, device: int) -> None:
     """Copy `size` bytes within a GPU, and wait for the copy. Raises `InputError` with CUDA's message."""
     with current_device(device):
-        stream, runtime = _stream(device), cuda.runtime()
+        stream, runtime = stream_of(device), cuda.runtime()
         kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         cuda.check(runtime.cudaMemcpyAsync(target, source, size, kind, stream.handle))
         stream.synchronize()
 
 
 @cache
-def _stream(device: int) -> cuda.Stream:
+def stream_of(device: int) -> cuda.Stream:
+    """The stream of all copies on a GPU, which must be the current device."""
     return cuda.Stream()
 
 

@@ -36,7 +36,7 @@ OPENVINO_CONFIG = '{"CPU": {"CPU_RUNTIME_CACHE_CAPACITY": "500"}}'
 
 log = logging.getLogger(__name__)
 
-_kept_after_fork: list[Any] = []
+kept_after_fork: list[Any] = []
 """The parent's models in a forked process, which must not close them."""
 
 
@@ -77,7 +77,7 @@ class LocalTransport:
     def _reset_after_fork(self) -> None:
         """In a forked process, load models anew: their threads are the parent's."""
         if self._process != os.getpid():
-            _kept_after_fork.append(self.loaded)  # closing them might wait for those threads
+            kept_after_fork.append(self.loaded)  # closing them might wait for those threads
             self._reset()
 
     def __reduce__(self) -> tuple[Any, ...]:

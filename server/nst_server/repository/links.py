@@ -23,6 +23,9 @@ from nst_server.errors import ServerError
 PLAIN = re.compile(r"[A-Za-z0-9_./+@-]+")
 """A path that bash, the loader and every locale read as it is."""
 
+TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where the folder may lie, if not in that of TMPDIR."""
+
 PREFIX = "nst-serve-"
 
 MIN_AGE_SECONDS = 60.0
@@ -104,7 +107,7 @@ def _private_folder() -> Path:
 
 
 def _places() -> list[Path]:
-    places = [os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", "/dev/shm"]
+    places = [os.environ.get("TMPDIR", ""), *TEMPORARY]
     return [Path(place) for place in places if place.startswith("/") and PLAIN.fullmatch(place)]
 
 

@@ -151,7 +151,7 @@ function showFrame() {
   $("download").hidden = !done || live;
   $("busy").hidden = !job || !pending(job);
   if (job && pending(job)) {
-    $("said").textContent = progressOf(job);
+    $("progress").textContent = progressOf(job);
     if (job.total) Object.assign($("bar"), { max: job.total, value: job.done });
     else $("bar").removeAttribute("value");
   }
@@ -248,7 +248,7 @@ function showTraining() {
   reconcile($("trainings"), training.styles, (style) => style.name + style.status + style.error, (style) => {
     const item = make("li");
     item.dataset.training = style.name;
-    item.append(make("span", { className: "said" }));
+    item.append(make("span", { className: "status" }));
     if (pending(style)) item.append(make("progress"));
     const line = make("div", { className: "row" });
     if (style.status === "failed") line.append(doing("Try again", () => post(`styles/${style.name}`)));
@@ -261,7 +261,7 @@ function showTraining() {
   });
   for (const item of $("trainings").children) {
     const style = training.styles.find((known) => known.name === item.dataset.training);
-    item.querySelector(".said").textContent = `${style.name}: ${wordsOf(style)}`;
+    item.querySelector(".status").textContent = `${style.name}: ${wordsOf(style)}`;
     const bar = item.querySelector("progress");
     if (bar && style.status === "training" && style.total) Object.assign(bar, { max: style.total, value: style.done });
   }
@@ -291,7 +291,7 @@ function leaveCamera() {
 
 let pause;
 function lookChanged() {
-  $("strength-said").textContent = `${$("strength").value} %`;
+  $("strength-value").textContent = `${$("strength").value} %`;
   tellCamera();
   clearTimeout(pause);
   pause = setTimeout(show, 150);

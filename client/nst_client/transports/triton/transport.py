@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 UINT8 = "UINT8"
 """Triton's name of a pixel's type."""
 
-_kept_after_fork: list[Any] = []
+kept_after_fork: list[Any] = []
 """The parent's connections and regions in a forked process, which must not end them."""
 
 
@@ -109,7 +109,7 @@ class TritonTransport(ABC):
     def _reset_after_fork(self) -> None:
         """In a forked process, begin anew, and leave alone what the parent has."""
         if self._process != os.getpid():
-            _kept_after_fork.append((self._client, self._loop, self.regions, self.cuda_regions))
+            kept_after_fork.append((self._client, self._loop, self.regions, self.cuda_regions))
             self._reset()
 
     def _abandon(self) -> None:

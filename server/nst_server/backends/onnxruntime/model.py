@@ -130,7 +130,7 @@ class TritonPythonModel:
             self.session = _gpu_sessions(self.path, self.settings, run_config(parameters))
             inputs, outputs = self.session.inputs, self.session.outputs
         else:
-            self.session, self.run_options = self._open(), run_options(run_config(parameters))
+            self.session, self.run_options = self.open_session(), run_options(run_config(parameters))
             inputs = [tensor.name for tensor in self.session.get_inputs()]
             outputs = [tensor.name for tensor in self.session.get_outputs()]
         _check_names(self.path, "input", self.inputs, inputs)
@@ -166,7 +166,7 @@ class TritonPythonModel:
             self.session.close()
         self.reopened = self.metrics = self.session = None
 
-    def _open(self):
+    def open_session(self):
         """A session on the CPU."""
         session = _session(self.path, self.settings)
         asked = [name for name, _ in self.settings["providers"]]
@@ -183,7 +183,7 @@ class TritonPythonModel:
         if self.settings["providers"][0][0] != "OpenVINOExecutionProvider":
             return
         try:
-            self.session = self._open()
+            self.session = self.open_session()
         except pb_utils.TritonModelException as error:  # such as a version that was removed while it is served
             pb_utils.Logger.log_error(f"going on with the session that failed: {error}")
         self.reopened.increment(1)

@@ -69,7 +69,7 @@ class _Stream:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def run(self, until: int) -> cudaError_t:
-        """Do the work up to a mark; an error skips the rest of it, and is told once."""
+        """Do the work up to a mark; an error skips the rest of it, and is reported once."""
         with self.lock:
             status = cudaError_t.cudaSuccess
             while self.waiting and self.done < until:
@@ -104,6 +104,11 @@ _lock = threading.RLock()
 def fail(call: str, status: cudaError_t = cudaError_t.cudaErrorMemoryAllocation, times: int = 1) -> None:
     """Let the next `times` calls of a function fail."""
     _failures.setdefault(call, []).extend([status] * times)
+
+
+def fail_no_more() -> None:
+    """Let all calls succeed again."""
+    _failures.clear()
 
 
 def in_use() -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nst_bench.plots import Plot, figure
-from nst_bench.suite import Document
-from nst_bench.tables import HEAD, cells, milliseconds, table
+from nst_bench.drawing.plots import figure
+from nst_bench.drawing.tables import SUMMARY, columns, short, table, text
+from nst_bench.suite import Document, Plot
 
-SPLIT = ("batch", "queue", "compute", "rest")
+SPLIT = columns("batch | queue | compute | rest", "{batch:.2f} | {queue:.1f} | {compute:.1f} | {rest:.1f}")
 """Where the latency was spent, as columns."""
 
 
@@ -16,21 +16,17 @@ def tables(document: Document) -> list[str]:
     """Requests against the bare session, many callers, arrivals."""
     model = document["model"]
     width = f"width {model['width']:g}, " if model["width"] else ""
-    first = document["latency"][0]["way"]
-    single = [
-        [f"{row['size']}²", row["way"], *cells(row, 1), "" if row["way"] == first else f"**{row['ratio']:.3f}**"]
-        for row in document["latency"]
-    ]
+    alone = columns("size | way", "{size}² | {way}") | SUMMARY | {"times the bare session": "**{ratio:.3f}**"}
     return [
         f"`{model['name']}` ({width}{arrangement(model)}).",
         "",
         "One request at a time, milliseconds; the bare session is the same file in the same arrangement, without a "
         "server, in turns with the others:",
         "",
-        *table(["size", "way", *HEAD, "times the bare session"], single, left=2),
-        *(line for load in throughputs(document) for line in ("", *_throughput_table(load))),
-        *(["", *_mixed_table(document)] if "mixed" in document else []),
-        *(["", *_arrivals_table(document["arrivals"])] if "arrivals" in document else []),
+        *table(document["latency"], alone, left=2),
+        *(line for load in throughputs(document) for line in ("", *_throughput(load))),
+        *(["", *_mixed(document)] if "mixed" in document else []),
+        *(["", *_arrivals(document["arrivals"])] if "arrivals" in document else []),
     ]
 
 
@@ -46,44 +42,34 @@ def throughputs(document: Document) -> list[Document]:
     return [*([document["throughput"]] if "throughput" in document else []), *document.get("throughput_by_size", [])]
 
 
-def _throughput_table(throughput: Document) -> list[str]:
-    bare, rows = throughput["bare"], throughput["rows"]
-    against = any("against_one" in row for row in rows)
-    body = [
-        [
-            *(str(row["callers"]), _rate_cell(row), f"**{row['ratio']:.3f}**"),
-            *([f"**{row['against_one']:.2f}**"] if against else []),
-            *(*cells(row, 1), *_split(row)),
-        ]
-        for row in rows
-    ]
-    head = ["callers", "images/s", "of the bare", *(["times one caller"] if against else []), *HEAD, *SPLIT]
+def _throughput(load: Document) -> list[str]:
+    bare, reached = load["bare"], text("{rate:.2f}{rate_unstable:mark}", load["bare"])
+    rates = columns(
+        "callers   | images/s                        | of the bare     | times one caller",
+        "{callers} | {rate:.2f}{rate_unstable:mark}  | **{ratio:.3f}** | **{against_one:.2f}**",
+    )
     return [
-        f"Callers at once, each a process, at {throughput['size']}² over gRPC, against the {_rate_cell(bare)} images a "
-        f"second (spread {bare['rate_spread']:.0%}) that the bare sessions reach together; {throughput['requests']} "
+        f"Callers at once, each a process, at {load['size']}² over gRPC, against the {reached} images a "
+        f"second (spread {bare['rate_spread']:.0%}) that the bare sessions reach together; {load['requests']} "
         f"images a turn, {len(bare['rates'])} turns. The batch is the mean number of images in a run, from the "
         "server's counters, as are queue and compute; the rest is the network and the client. Means, milliseconds:",
         "",
-        *table(head, body, left=0),
+        *table(load["rows"], rates | SUMMARY | SPLIT, left=0),
     ]
 
 
-def _mixed_table(document: Document) -> list[str]:
+def _mixed(document: Document) -> list[str]:
     """Callers of mixed sizes against one caller, and what is slowest of all that callers at once do."""
     smallest, largest = document["mixed"]["sides"]
-    body = [
-        [
-            *(row["mixture"], str(row["callers"]), _rate_cell(row), f"{row['one_caller']:.2f}"),
-            *(f"**{row['against_one']:.2f}**", *cells(row, 1), *_split(row)),
-        ]
-        for row in document["mixed"]["rows"]
-    ]
-    head = ["mixture", "callers", "images/s", "one caller's", "times one caller", *HEAD, *SPLIT]
+    rates = columns(
+        "mixture   | callers   | images/s                       | one caller's     | times one caller",
+        "{mixture} | {callers} | {rate:.2f}{rate_unstable:mark} | {one_caller:.2f} | **{against_one:.2f}**",
+    )
     lines = [
         f"Mixed sizes, as many as callers, sides of {smallest} to {largest} pixels, each size equally often, over "
         "gRPC, against one caller with the same images, one size after the other:",
         "",
-        *table(head, body),
+        *table(document["mixed"]["rows"], rates | SUMMARY | SPLIT),
     ]
     if found := document.get("slowest_against_one"):
         there_is = "No" if found["ratio"] >= 1.0 else "A"
@@ -92,26 +78,14 @@ def _mixed_table(document: Document) -> list[str]:
     return lines
 
 
-def _arrivals_table(arrivals: Document) -> list[str]:
+def _arrivals(arrivals: Document) -> list[str]:
     found = f"{arrivals['rate']:.2f} a second" if arrivals["rate"] else "none that was tried"
-    body = [
-        [f"{row['rate']:.2f}", *cells(row, 1), *_split(row), "yes" if row["within"] else "no"]
-        for row in arrivals["rows"]
-    ]
     return [
         f"Arrivals at random times (Poisson) at {arrivals['size']}². The highest rate at which "
         f"{arrivals['percentile']} % are answered within {arrivals['limit']:.0f} ms, by bisection: **{found}**.",
         "",
-        *table(["arrivals/s", *HEAD, *SPLIT, "within"], body, left=0),
+        *table(arrivals["rows"], {"arrivals/s": "{rate:.2f}", **SUMMARY, **SPLIT, "within": "{within:yes}"}, left=0),
     ]
-
-
-def _split(row: Document) -> list[str]:
-    return [f"{row['batch']:.2f}", *(f"{row[name]:.1f}" for name in SPLIT[1:])]
-
-
-def _rate_cell(row: Document) -> str:
-    return f"{row['rate']:.2f}" + (" *unstable*" if row["rate_unstable"] else "")
 
 
 def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
@@ -125,17 +99,16 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
         axes.plot(callers, [row["rate"] for row in rows], "o-", color="C0", label="Triton, gRPC (median of the turns)")
         for row in rows:
             axes.plot([row["callers"]] * len(row["rates"]), row["rates"], "_", color="C0", alpha=0.6)
-            note, place = f"p95 {milliseconds(row['p95'])} ms", (row["callers"], row["rate"])
+            note, place = f"p95 {short(row['p95'])} ms", (row["callers"], row["rate"])
             axes.annotate(note, place, (0, -14), textcoords="offset points", fontsize=7, ha="center")
         axes.axhline(bare["rate"], color="C1", label="bare sessions, no server")
         axes.axhspan(min(bare["rates"]), max(bare["rates"]), color="C1", alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)
         axes.set_xticks(callers, [str(count) for count in callers])
-        axes.set_ylim(0, 1.25 * max(bare["rate"], *(row["rate"] for row in rows)))
         axes.margins(x=0.12)
-        axes.set_xlabel("callers at once")
-        axes.set_ylabel("images a second")
-        axes.legend(fontsize=7, loc="lower right")
+        highest = max(bare["rate"], *(row["rate"] for row in rows))
+        axes.set(ylim=(0, 1.25 * highest), xlabel="callers at once", ylabel="images a second")
+        axes.legend(loc="lower right")
         by_callers = ", ".join(f"{row['rate']:.2f} with {row['callers']}" for row in rows)
         rates = f"{by_callers} callers; bare sessions {bare['rate']:.2f} images a second"
         return finish(f"Throughput by callers at {size}² on {machine}: {rates}.")

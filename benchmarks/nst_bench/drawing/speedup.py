@@ -1,0 +1,197 @@
+"""How the results of `speedup` are shown, alone, beside those of GPUs, and as the table that a report begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from nst_bench.drawing.plots import decades, figure, seconds
+from nst_bench.drawing.tables import NARROW, SUMMARY, columns, model_name, pivot, short, table, text
+from nst_bench.suite import Document, Plot
+
+GATYS = "Gatys, one iteration"
+"""The engine of the rows that are no images."""
+
+ITERATIONS = (100, 300, 500)
+"""Johnson et al.'s table 1."""
+
+
+def tables(document: Document) -> list[str]:
+    """The served network against the optimisation."""
+    first = _of_phase(document, "first of a shape")
+    shown = [
+        {**row, "first": text(NARROW, first[at])} if at in first else row
+        for at, row in _of_phase(document, "steady").items()
+    ]
+    shown.sort(key=lambda row: int(row["size"]))
+    by_engine = columns("size | engine", "{size}² | {engine}") | SUMMARY | {"first of a shape": "{first}"}
+    cold = [row for row in document["rows"] if row["phase"] == "cold"]
+    both_on_gpu = document.get("device") == "GPU"
+    return [
+        f"{model_name(document['model'])}.",
+        "",
+        "Milliseconds of warm runs, and of the first images of new shapes (95th percentile):",
+        "",
+        *table(shown, by_engine, left=2),
+        "",
+        "Cold starts, once each:",
+        "",
+        *(f"- {row['engine']}: {row['median'] / 1000:.1f} s" for row in cold),
+        "",
+        "The optimisation's time is its median iteration times the number of iterations; the ratio is to an image "
+        "over gRPC, network and server included."
+        + (" Both on the GPU, the optimisation in PyTorch's precision." if both_on_gpu else ""),
+        "",
+        *_fixed_iterations(document["speedup"]),
+        *(["", "At equal loss:", "", *_equal_loss(document["equal_loss"])] if document["equal_loss"] else []),
+    ]
+
+
+def _of_phase(document: Document, phase: str) -> dict[tuple[str, int], Document]:
+    """Rows by engine and size."""
+    return {(row["engine"], row["size"]): row for row in document["rows"] if row["phase"] == phase}
+
+
+def _fixed_iterations(speedups: list[Document]) -> list[str]:
+    """Johnson et al.'s table 1; where images went by shared memory too, these ratios as well."""
+    first = speedups[0]["served"]
+    cells = [
+        {**row, "column": f"{row['size']}²: seconds", "text": short(row["gatys_seconds"])}
+        for row in speedups
+        if row["served"] == first
+    ]
+    for row in speedups:
+        way = "" if row["served"] == first else f", {row['served'].removeprefix('Triton, ')}"
+        cells.append({**row, "column": f"{row['size']}²: times slower{way}", "text": f"**{row['ratio']:,.0f}**"})
+    return pivot(cells, {"": "Gatys, {iterations} iterations"}, across="column", cell="{text}")
+
+
+def _equal_loss(rows: Sequence[Document]) -> list[str]:
+    """The speed-up that counts: until the optimisation's loss is the network's."""
+    about = columns(
+        "size    | photograph | the network's loss | iterations to it | the optimisation        | served",
+        "{size}² | {photo}    | {loss:.3f}         | {iteration}      | {gatys_seconds:short} s | {served_ms:short} ms",
+    )
+    times = columns(
+        "times            | by shared memory          | times by shared memory",
+        "**{ratio:,.0f}** | {shared_memory_ms:short} ms  | **{shared_memory_ratio:,.0f}**",
+    )
+    return table(rows, about | times, left=2)
+
+
+def summary_table(document: Document) -> list[str]:
+    """The table that matters: a served image, and what it replaces."""
+    warm, speedups, equal_loss = _of_phase(document, "steady"), document["speedup"], document["equal_loss"]
+    served = speedups[0]["served"]
+    rows: list[Document] = []
+    for size in dict.fromkeys(row["size"] for row in speedups):
+        equal = [row for row in equal_loss if row["size"] == size and "missing" not in row]
+        fixed = [row for row in speedups if (row["size"], row["served"]) == (size, served)]
+        replaced = [{**row, "what": f"{row['iterations']} iterations"} for row in fixed]
+        if equal:
+            of = f" (of {len(equal)} photographs)" if len(equal) > 1 else ""
+            middle = _middle(equal)
+            replaced.insert(0, {**middle, "what": f"same loss: {middle['iteration']} iterations{of}"})
+        rows += [{**warm[served, size], **replaced[0]}, *replaced[1:]]
+    about = columns(
+        "size    | Gatys' optimisation | takes                   | a served image, ms: p50    | times",
+        "{size}² | {what}              | {gatys_seconds:short} s | {median:short}{unstable:mark} | **{ratio:,.0f}**",
+    )
+    others = {title: cell for title, cell in SUMMARY.items() if title != "p50"}
+    lines = table(rows, about | others, left=2)
+    if len({row["served"] for row in speedups}) > 1:
+        lines += ["", _by_shared_memory(speedups)]
+    missing: dict[str, list[str]] = {}
+    for row in equal_loss:
+        if "missing" in row:
+            missing.setdefault(row["missing"], []).append(f"{row['size']}²")
+    why = "; ".join(f"{', '.join(sizes)}: {reason}" for reason, sizes in missing.items())
+    return [*lines, *(["", f"Not compared at equal loss, {why}."] if why else [])]
+
+
+def _middle(rows: Sequence[Document]) -> Document:
+    """The row whose ratio is the median."""
+    return sorted(rows, key=lambda row: float(row["ratio"]))[len(rows) // 2]
+
+
+def _by_shared_memory(speedups: Sequence[Document]) -> str:
+    """The same by shared memory, of the highest number of iterations."""
+    last = speedups[-1]
+    own = [row for row in speedups if (row["served"], row["iterations"]) == (last["served"], last["iterations"])]
+    times = (f"{short(row['served_ms'])} ms at {row['size']}², **{row['ratio']:,.0f}** times" for row in own)
+    return f"By shared memory an image takes {', '.join(times)} less than {last['iterations']} iterations."
+
+
+def headline(document: Document) -> str:
+    """The largest size and the most iterations, over gRPC, in a sentence."""
+    every = document["speedup"]
+    last = [row for row in every if row["served"] == every[0]["served"]][-1]
+    return (
+        f"at {last['size']}x{last['size']} a served image takes {last['served_ms']:.0f} ms; Gatys' "
+        f"{last['iterations']} iterations take {last['gatys_seconds']:.0f} s: {last['ratio']:,.0f} times as long"
+    )
+
+
+def plot_loss(own: Mapping[str, Document], machine: str) -> Plot | None:
+    """The optimisation's loss by time, down to the network's, and the network's image as a point; a colour a size."""
+    rows = [row for row in own.get("speedup", {}).get("equal_loss", ()) if "curve" in row]
+    if not rows:
+        return None
+    with figure("loss", f"Loss by time\n{machine}") as (axes, finish):
+        words = []
+        for position, size in enumerate(dict.fromkeys(row["size"] for row in rows)):
+            photos, colour = [row for row in rows if row["size"] == size], f"C{position}"
+            for number, row in enumerate(photos):
+                times = row["gatys_seconds"] * np.arange(1, len(row["curve"]) + 1) / len(row["curve"])
+                label = f"Gatys' optimisation, {size}²" if number == 0 else None
+                axes.plot(times, row["curve"], color=colour, alpha=0.8, linewidth=1, label=label)
+                label = f"one pass, served, {size}²" if number == 0 else None
+                axes.plot(row["served_ms"] / 1000, row["loss"], "o", color=colour, label=label)
+            middle = _middle(photos)
+            words.append(
+                f"at {size}² the served image has a loss of {middle['loss']:.2f} after {middle['served_ms']:.0f} ms, "
+                f"the optimisation after {middle['gatys_seconds']:.0f} s ({middle['photo']})"
+            )
+        axes.set(xscale="log", yscale="log", xlabel="time, logarithmic", ylabel="loss, weighted as in training")
+        decades(axes.yaxis, "{:g}".format)
+        axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
+        axes.legend(loc="center left")  # between the points and where the curves begin
+        return finish(f"Loss by time on {machine}: {'; '.join(words)}.")
+
+
+def plot_times(own: Mapping[str, Document], machine: str) -> Plot | None:
+    """Median times on a logarithmic axis, a bar an engine and size."""
+    if "speedup" not in own:
+        return None
+    document = own["speedup"]
+    bars = _bars(document)
+    sizes = sorted({size for values in bars.values() for size in values})
+    title = f"Time an image: {document['model']['name']}\n{machine}"
+    with figure("latency", title, height=1.2 + 0.14 * len(bars) * (len(sizes) + 1)) as (axes, finish):
+        height = 0.8 / len(sizes)
+        for index, size in enumerate(sizes):
+            there = [(at, values[size]) for at, values in enumerate(bars.values()) if size in values]
+            places = [position + (index - (len(sizes) - 1) / 2) * height for position, _ in there]
+            drawn = axes.barh(places, [value for _, value in there], height * 0.92, label=f"{size}²")
+            axes.bar_label(drawn, [seconds(value) for _, value in there], padding=3, fontsize=7)
+        axes.set(xscale="log", xlabel="seconds, logarithmic")
+        axes.set_xlim(right=axes.get_xlim()[1] * 6)
+        axes.set_yticks(range(len(bars)), list(bars))
+        axes.invert_yaxis()
+        axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
+        axes.legend(loc="upper right")
+        largest = [f"{name} {seconds(values[sizes[-1]])}" for name, values in bars.items() if sizes[-1] in values]
+        return finish(f"Time an image at {sizes[-1]}² on {machine}: {', '.join(largest)}.")
+
+
+def _bars(document: Document) -> dict[str, dict[int, float]]:
+    """Seconds by engine, or iterations of the optimisation, and size."""
+    bars: dict[str, dict[int, float]] = {}
+    for (engine, size), row in _of_phase(document, "steady").items():
+        if engine != GATYS and "median" in row:
+            bars.setdefault(engine, {})[size] = row["median"] / 1000
+    for row in document["speedup"]:
+        if row["served"] == document["speedup"][0]["served"]:
+            bars.setdefault(f"Gatys, {row['iterations']} iterations", {})[row["size"]] = row["gatys_seconds"]
+    return bars
