@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+from nst_bench.drawing.serving import arrangement, throughputs
+from nst_bench.drawing.tables import Cell, columns, machine_lines, table
 from nst_bench.results import suites
 from nst_bench.suite import Document
-from nst_bench.suites.drawing.serving import arrangement, throughputs
-from nst_bench.tables import Cell, columns, machine_lines, table
 from nst_core.errors import InputError
 
 BLOCK = "nst-bench-capacity"

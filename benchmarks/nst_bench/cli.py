@@ -60,7 +60,8 @@ def bench(
     if context.invoked_subcommand:
         return
     with one_line_errors("bench"):
-        from nst_bench import report, results, run, terminal
+        from nst_bench import report, results, run
+        from nst_bench.drawing import terminal
 
         if (short, full, minutes is not None).count(True) > 1:
             raise InputError("--short, --full and --minutes exclude each other: give one of them")
@@ -179,7 +180,8 @@ def compare(
     """
     with one_line_errors("bench"):
         from nst_bench import compare as comparing
-        from nst_bench import results, terminal
+        from nst_bench import results
+        from nst_bench.drawing import terminal
 
         try:
             comparison = comparing.compare(results.read(before), results.read(after), tolerance=tolerance)

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from scipy.stats import t as student
 
 from nst_bench import results
+from nst_bench.drawing.tables import columns, table, text
 from nst_bench.measure import FEWEST, Precision
 from nst_bench.results import Key, Row, machine_name
 from nst_bench.suite import Document
-from nst_bench.tables import columns, table, text
 from nst_core.errors import InputError
 
 SCHEMA = "nst-bench-compare/1"

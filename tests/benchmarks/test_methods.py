@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from nst_bench.comparison import Comparison, baseline
+from nst_bench.drawing.speedup import GATYS
 from nst_bench.machine import description
 from nst_bench.machine.gpu import torch_device, why_no_cuda
 from nst_bench.machine.roofline import Workload, network_workload
 from nst_bench.served.exported import ExportedModel
 from nst_bench.suite import Context, Document
 from nst_bench.suites import methods, speedup
-from nst_bench.suites.drawing.speedup import GATYS
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import fit, open_image, sample_photographs

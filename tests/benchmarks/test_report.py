@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nst_bench import capacity, report, results, suite, tables
+from nst_bench import capacity, report, results, suite
 from nst_bench.cli import app
+from nst_bench.drawing import tables
+from nst_bench.drawing.speedup import GATYS
 from nst_bench.measure import summarize
 from nst_bench.served import callers
 from nst_bench.served.callers import Call
 from nst_bench.suites import energy, serving, speedup
-from nst_bench.suites.drawing.speedup import GATYS
 from nst_client import Statistics
 from nst_core.errors import InputError
 

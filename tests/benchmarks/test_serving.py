@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from nst_bench import report, results
 from nst_bench.cli import app
+from nst_bench.drawing.speedup import GATYS, ITERATIONS
 from nst_bench.engines.baseline import Baseline
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.callers import Call, Turn, counted_between, send_in_turn, start_callers, summary
 from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suite import Context, Document
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
-from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS
 from nst_client import MockTransport, Statistics, StyleClient
 from nst_client.transports import base as transports
 from nst_core.contract import IMAGE

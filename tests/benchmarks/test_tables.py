@@ -1,6 +1,6 @@
 """Columns of rows, as every table of the benchmarks has them."""
 
-from nst_bench.tables import SUMMARY, columns, list_of_rows, pivot, table, with_ratio
+from nst_bench.drawing.tables import SUMMARY, columns, list_of_rows, pivot, table, with_ratio
 
 ABOUT = columns("size    | way   | times", "{size}² | {way} | **{ratio:.2f}**")
 FAST = {"size": 256, "way": "gRPC", "median": 4.5, "p95": 12.34, "n": 9, "unstable": True, "ratio": 1.0}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nst_bench import report, results, terminal
+from nst_bench import report, results
+from nst_bench.drawing import terminal
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmark"
 

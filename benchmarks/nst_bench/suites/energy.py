@@ -19,6 +19,7 @@ import torch
 
 from nst_bench import options
 from nst_bench.comparison import baseline
+from nst_bench.drawing.tables import columns, table
 from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.gpu import joules, torch_device
 from nst_bench.measure import timed
@@ -27,7 +28,6 @@ from nst_bench.served.callers import start_callers
 from nst_bench.served.resources import served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import columns, table
 from nst_core.devices import Device, Gpu
 from nst_core.errors import InputError
 from nst_trainer.checkpoint import Checkpoint

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import onnx
 import torch
 
+from nst_bench.drawing.tables import columns, pivot, with_ratio
 from nst_bench.measure import against_first, in_turns
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import columns, pivot, with_ratio
 from nst_core import devices
 from nst_core.contract import IMAGE
 from nst_core.devices import Gpu

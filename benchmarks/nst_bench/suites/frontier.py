@@ -18,14 +18,14 @@ import typer
 
 from nst_bench import options
 from nst_bench.comparison import Comparison, equivalent_iterations, losses_until
+from nst_bench.drawing.plots import decades, figure
+from nst_bench.drawing.tables import SUMMARY, columns, short, table
 from nst_bench.engines.baseline import Baseline
 from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import Summary, in_turns
 from nst_bench.photographs import sample_photograph
-from nst_bench.plots import Plot, decades, figure
 from nst_bench.served.exported import default_export_plan
-from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.tables import SUMMARY, columns, short, table
+from nst_bench.suite import Context, Document, Effort, Plot, Suite
 from nst_core.errors import InputError
 from nst_core.images import find_images, sample_photographs
 from nst_export.pipeline import export_and_publish

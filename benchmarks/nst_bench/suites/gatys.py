@@ -18,11 +18,11 @@ import torch
 import typer
 
 from nst_bench import options
+from nst_bench.drawing.tables import SUMMARY, columns, short, table
 from nst_bench.machine.description import matrix_product_rate
 from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import summarize
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import SUMMARY, columns, short, table
 from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.cuda_graph import WARM_UP_ITERATIONS

@@ -17,6 +17,8 @@ from functools import partial
 
 import numpy as np
 
+from nst_bench.drawing.plots import decades, figure, seconds
+from nst_bench.drawing.tables import list_of_rows, short
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
 from nst_bench.engines.registry import every_engine
@@ -24,11 +26,9 @@ from nst_bench.machine.gpu import torch_device
 from nst_bench.machine.roofline import Workload, graph_workload, network_workload
 from nst_bench.measure import in_turns, summarize, timed
 from nst_bench.photographs import sample_photograph
-from nst_bench.plots import Plot, decades, figure, seconds
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import list_of_rows, short
+from nst_bench.suite import Context, Cost, Document, Effort, Plot, Suite
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError

@@ -19,6 +19,7 @@ import torch
 import typer
 
 from nst_bench import options
+from nst_bench.drawing.tables import by_phase, columns, table, text
 from nst_bench.engines.pytorch import pytorch_eager
 from nst_bench.machine.gpu import torch_device
 from nst_bench.machine.roofline import Workload, network_workload
@@ -26,7 +27,6 @@ from nst_bench.measure import summarize, timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites import gatys
-from nst_bench.tables import by_phase, columns, table, text
 from nst_bench.workers import Worker
 from nst_core.devices import Device
 from nst_core.images import sample_photographs

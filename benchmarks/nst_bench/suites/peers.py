@@ -22,6 +22,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from nst_bench.drawing.tables import list_of_rows
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import REST_SECONDS, summarize, timed
@@ -31,7 +32,6 @@ from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites.latency import NARROWER
-from nst_bench.tables import list_of_rows
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 from nst_trainer.checkpoint import Checkpoint

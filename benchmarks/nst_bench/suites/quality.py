@@ -19,11 +19,11 @@ from torch import Tensor
 
 from nst_bench import options
 from nst_bench.comparison import Comparison, Stylize, equivalent_iterations, losses_until
+from nst_bench.drawing.plots import decades, figure
+from nst_bench.drawing.tables import columns, model_name, table
 from nst_bench.machine.gpu import torch_device
-from nst_bench.plots import Plot, decades, figure
 from nst_bench.served.resources import describe_network
-from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import columns, model_name, table
+from nst_bench.suite import Context, Cost, Document, Effort, Plot, Suite
 from nst_core.images import ImageData, find_images, fit, open_image, sample_photographs
 from nst_trainer.checkpoint import load
 from nst_trainer.images import to_tensor

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from nst_bench.drawing.serving import plot, tables
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import against_first, in_turns, timed
 from nst_bench.photographs import sample_photograph
@@ -26,7 +27,6 @@ from nst_bench.served.callers import Callers, Turn, rate_of, start_callers, summ
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.drawing.serving import plot, tables
 from nst_client import StyleClient
 from nst_core.images import Pixels
 

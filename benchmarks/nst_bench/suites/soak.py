@@ -19,14 +19,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from nst_bench.drawing.plots import figure
+from nst_bench.drawing.tables import columns, table
 from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
-from nst_bench.plots import Plot, figure
 from nst_bench.served.callers import Call, send_changing_sizes, start_callers
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import columns, table
+from nst_bench.suite import Context, Cost, Document, Effort, Plot, Suite
 from nst_bench.upgrades import memory_shown
 
 SIZES = ((97, 131), (181, 255), (256, 256), (333, 501), (480, 271), (512, 512))

@@ -23,6 +23,7 @@ import torch
 
 from nst_bench import options
 from nst_bench.comparison import Comparison, baseline, losses_until
+from nst_bench.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables
 from nst_bench.engines.pytorch import pytorch_eager
 from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import interleaved, summarize, timed
@@ -30,7 +31,6 @@ from nst_bench.photographs import sample_photograph, style_tensor
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables
 from nst_core.images import Pixels, sample_photographs
 from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.optimization.gatys import Iteration, optimize

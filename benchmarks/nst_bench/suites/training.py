@@ -19,10 +19,10 @@ import typer
 from torch import Tensor
 
 from nst_bench import options
+from nst_bench.drawing.tables import SUMMARY, columns, table
 from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import summarize, timed
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import SUMMARY, columns, table
 from nst_bench.workers import Worker
 from nst_core.images import open_image, sample_photographs
 from nst_core.process import keep_freed_memory

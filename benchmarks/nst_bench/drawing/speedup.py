@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nst_bench.plots import Plot, decades, figure, seconds
-from nst_bench.suite import Document
-from nst_bench.tables import NARROW, SUMMARY, columns, model_name, pivot, short, table, text
+from nst_bench.drawing.plots import decades, figure, seconds
+from nst_bench.drawing.tables import NARROW, SUMMARY, columns, model_name, pivot, short, table, text
+from nst_bench.suite import Document, Plot
 
 GATYS = "Gatys, one iteration"
 """The engine of the rows that are no images."""

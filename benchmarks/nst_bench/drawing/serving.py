@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nst_bench.plots import Plot, figure
-from nst_bench.suite import Document
-from nst_bench.tables import SUMMARY, columns, short, table, text
+from nst_bench.drawing.plots import figure
+from nst_bench.drawing.tables import SUMMARY, columns, short, table, text
+from nst_bench.suite import Document, Plot
 
 SPLIT = columns("batch | queue | compute | rest", "{batch:.2f} | {queue:.1f} | {compute:.1f} | {rest:.1f}")
 """Where the latency was spent, as columns."""
