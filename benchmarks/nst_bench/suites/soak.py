@@ -28,6 +28,7 @@ from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Plot, Suite
 from nst_bench.upgrades import memory_shown
+from nst_server.process.model_processes import model_processes
 
 SIZES = ((97, 131), (181, 255), (256, 256), (333, 501), (480, 271), (512, 512))
 """(height, width) that come again and again; none that is drawn is larger than the last."""
@@ -105,9 +106,8 @@ def _watch(
     memory: dict[str, list[float]] = {TRITON: [], STUBS: [], CALLERS: []}
     noted = 0.0
     while (now := time.monotonic() - begin) < seconds:
-        stubs = [pid for pid in processes_of_group(server) if pid != server]
         times.append(now)
-        for name, pids in ((TRITON, [server]), (STUBS, stubs), (CALLERS, callers)):
+        for name, pids in ((TRITON, [server]), (STUBS, model_processes(server)), (CALLERS, callers)):
             memory[name].append(sum(map(resident_mib, pids)))
         if now - noted >= 30.0:
             noted = now
@@ -152,19 +152,6 @@ def latency_drift(requests: Sequence[Call]) -> float | None:
         if middle and last:
             ratios.append(float(np.median(last) / np.median(middle)))
     return float(np.median(ratios)) if ratios else None
-
-
-def processes_of_group(group: int) -> list[int]:
-    """Processes of a process group: Triton, which leads one, and its stubs."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(fields[2]) == group:
-            found.append(int(stat.parent.name))
-    return found
 
 
 def resident_mib(pid: int) -> float:
