@@ -193,7 +193,7 @@ def _card_run() -> dict[str, Any]:
     loaded |= {"throughput": load, "throughput_by_size": [load | {"size": 256}]}
     loaded |= {"mixed": {"sides": [128, 640], "rows": mixed}, "stopped": "no time left"}
     loaded["slowest_against_one"] = serving.slowest([load], mixed)
-    rows = [energy.row_of(energy.NETWORK, 512, 1.0, energy.Block(1000, 1.0, 300.0)) | {"ratio": 1.0}]
+    rows = [energy.row_of(energy.NETWORK, 512, 1.0, {"pieces": 1000, "seconds": 1.0, "watts": 300.0}) | {"ratio": 1.0}]
     used = {"schema": suite.schema("energy"), **about, "model": {"name": "s"}, "iterations": 500, "rows": rows}
     used |= {"idle_watts": 70.0, "idle_subtracted": False}
     by_size = {"schema": suite.schema("latency"), **about, "model": model, "rows": by_engine}

