@@ -75,11 +75,9 @@ CARDS = $(filter-out $(OF_CPU:%=docs/benchmark/%.json),$(wildcard docs/benchmark
 RESULTS := docs/benchmark
 readme: $(VENV)
 	$(BIN)/nst-bench report $(RESULTS)/results.json -o $(RESULTS)
-	$(BIN)/nst-bench report $(RESULTS)/results.json $(CARDS) $(foreach page,README.md $(addprefix docs/,benchmark.md export.md training.md),--readme $(page))
+	$(BIN)/nst-bench report $(foreach name,results serving-wide perf-analyzer frontier styles video,$(RESULTS)/$(name).json) $(CARDS) \
+		$(foreach page,README.md $(addprefix docs/,benchmark.md export.md training.md video.md),--readme $(page))
 	$(BIN)/nst-bench report $(RESULTS)/gatys.json $(CARDS) --readme docs/optimization.md
-	for name in serving-wide perf-analyzer frontier styles; do $(BIN)/nst-bench report $(RESULTS)/$$name.json --readme docs/benchmark.md || exit; done
-	$(BIN)/nst-bench report $(RESULTS)/styles.json --readme README.md
-	$(BIN)/nst-bench report $(RESULTS)/video.json --readme docs/video.md
 	$(BIN)/nst-bench capacity $(RESULTS)/results.json $(RESULTS)/serving-wide.json $(CARDS) --readme docs/capacity.md
 
 venv: $(VENV)

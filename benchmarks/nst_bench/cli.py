@@ -117,10 +117,7 @@ def report(
     documents: Documents,
     readme: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Put the first result's tables between this page's markers instead, below them those of GPUs; again "
-            "for more pages."
-        ),
+        typer.Option(help="Put the tables between this page's markers instead; again for more pages."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md and report.html.")] = None,
 ) -> None:
@@ -130,9 +127,6 @@ def report(
         from nst_bench import results
 
         read = [results.read(path) for path in documents]
-        without_gpu = [path for path, own in zip(documents, read, strict=True) if not own["machine"]["gpu"]]
-        if readme and (others := without_gpu[1:]):
-            raise InputError(f"--readme takes one result, and below it those of GPUs; {others[0]} has no GPU")
         for page in readme or ():
             drawing.inject(read, page)
         if output or not readme:

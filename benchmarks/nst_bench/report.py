@@ -127,7 +127,7 @@ def _name(document: Document) -> str:
 
 
 def inject(documents: Sequence[Document], page: Path) -> None:
-    """Fill a page with the tables of each suite, those of several machines below each other.
+    """Fill a page with the tables of each suite, those of several documents below each other.
 
     Their block is `nst-bench-<suite> <model>`, or `nst-bench-<suite>` if the page has none for the model. What a suite
     says in words is in `nst-bench-<suite> in words`.
