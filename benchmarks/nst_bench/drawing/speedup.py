@@ -1,4 +1,4 @@
-"""How the results of `speedup` are shown, alone, beside those of GPUs, and as the table that a report begins with."""
+"""How the results of `speedup` are shown, and the table of them that a report begins with."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ GATYS = "Gatys, one iteration"
 
 ITERATIONS = (100, 300, 500)
 """Johnson et al.'s table 1."""
+
+
+TIMES = columns(
+    "times            | by shared memory          | times by shared memory",
+    "**{ratio:,.0f}** | {shared_memory_ms:short} ms | **{shared_memory_ratio:,.0f}**",
+)
 
 
 def tables(document: Document) -> list[str]:
@@ -73,54 +79,41 @@ def _equal_loss(rows: Sequence[Document]) -> list[str]:
         "size    | photograph | the network's loss | iterations to it | the optimisation        | served",
         "{size}² | {photo}    | {loss:.3f}         | {iteration}      | {gatys_seconds:short} s | {served_ms:short} ms",
     )
-    times = columns(
-        "times            | by shared memory          | times by shared memory",
-        "**{ratio:,.0f}** | {shared_memory_ms:short} ms  | **{shared_memory_ratio:,.0f}**",
-    )
-    return table(rows, about | times, left=2)
+    return table(rows, about | TIMES, left=2)
 
 
 def summary_table(document: Document) -> list[str]:
     """The table that matters: a served image, and what it replaces."""
-    warm, speedups, equal_loss = _of_phase(document, "steady"), document["speedup"], document["equal_loss"]
-    served = speedups[0]["served"]
-    rows: list[Document] = []
+    warm, speedups = _of_phase(document, "steady"), document["speedup"]
+    served, rows = speedups[0]["served"], list[Document]()
+    by_memory = {
+        (row["size"], row["iterations"]): {"shared_memory_ms": row["served_ms"], "shared_memory_ratio": row["ratio"]}
+        for row in speedups
+        if row["served"] != served
+    }
     for size in dict.fromkeys(row["size"] for row in speedups):
-        equal = [row for row in equal_loss if row["size"] == size and "missing" not in row]
-        fixed = [row for row in speedups if (row["size"], row["served"]) == (size, served)]
-        replaced = [{**row, "what": f"{row['iterations']} iterations"} for row in fixed]
-        if equal:
-            of = f" (of {len(equal)} photographs)" if len(equal) > 1 else ""
-            middle = _middle(equal)
-            replaced.insert(0, {**middle, "what": f"same loss: {middle['iteration']} iterations{of}"})
-        rows += [{**warm[served, size], **replaced[0]}, *replaced[1:]]
+        equal = [row for row in document["equal_loss"] if row["size"] == size]
+        replaced = []
+        if photos := [row for row in equal if "missing" not in row]:
+            of = f" (of {len(photos)} photographs)" if len(photos) > 1 else ""
+            middle = _middle(photos)
+            replaced.append({**middle, "what": f"same loss: {middle['iteration']} iterations{of}"})
+        for row in (row for row in speedups if (row["size"], row["served"]) == (size, served)):
+            memory = by_memory.get((size, row["iterations"]), {})
+            replaced.append({**row, **memory, "what": f"{row['iterations']} iterations"})
+        missing = [{**row, "what": "same loss"} for row in equal if "missing" in row]
+        rows += [{**warm[served, size], **replaced[0]}, *replaced[1:], *missing]
     about = columns(
-        "size    | Gatys' optimisation | takes                   | a served image, ms: p50    | times",
-        "{size}² | {what}              | {gatys_seconds:short} s | {median:short}{unstable:mark} | **{ratio:,.0f}**",
+        "size    | Gatys' optimisation | takes                   | a served image, ms: p50",
+        "{size}² | {what}              | {gatys_seconds:short} s | {median:short}{unstable:mark}",
     )
     others = {title: cell for title, cell in SUMMARY.items() if title != "p50"}
-    lines = table(rows, about | others, left=2)
-    if len({row["served"] for row in speedups}) > 1:
-        lines += ["", _by_shared_memory(speedups)]
-    missing: dict[str, list[str]] = {}
-    for row in equal_loss:
-        if "missing" in row:
-            missing.setdefault(row["missing"], []).append(f"{row['size']}²")
-    why = "; ".join(f"{', '.join(sizes)}: {reason}" for reason, sizes in missing.items())
-    return [*lines, *(["", f"Not compared at equal loss, {why}."] if why else [])]
+    return table(rows, about | TIMES | others, left=2)
 
 
 def _middle(rows: Sequence[Document]) -> Document:
     """The row whose ratio is the median."""
     return sorted(rows, key=lambda row: float(row["ratio"]))[len(rows) // 2]
-
-
-def _by_shared_memory(speedups: Sequence[Document]) -> str:
-    """The same by shared memory, of the highest number of iterations."""
-    last = speedups[-1]
-    own = [row for row in speedups if (row["served"], row["iterations"]) == (last["served"], last["iterations"])]
-    times = (f"{short(row['served_ms'])} ms at {row['size']}², **{row['ratio']:,.0f}** times" for row in own)
-    return f"By shared memory an image takes {', '.join(times)} less than {last['iterations']} iterations."
 
 
 def headline(document: Document) -> str:

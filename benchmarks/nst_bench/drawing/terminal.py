@@ -74,9 +74,11 @@ def _table(text: str, on: Console) -> Iterator[RenderableType]:
 
 
 def _column(markdown: Sequence[str], number: bool, on: Console) -> _Column:
-    """Of its title and cells, without the marks of emphasis and code."""
+    """Of its title and cells, without the marks of emphasis and code; a number and its unit stay together."""
     texts = [Text(re.sub(r"\*+|`", "", cell), "bold" if "**" in cell else "") for cell in markdown]
     longest, natural = measure_renderables(on, on.options, texts)
+    with_units = [text.cell_len for text in texts if re.fullmatch(r"[\d.,]+ (ms|s|MiB)", text.plain)]
+    longest = max(longest, *with_units, 0)
     least = longest if number else min(max(longest, min(WORDS, natural)), LONG)
     return _Column(texts[0], texts[1:], number, least, natural)
 
