@@ -8,6 +8,7 @@ of trained checkpoints alone, as their training measured them on photographs tha
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ from nst_bench.drawing.tables import by_phase, columns, table, text
 from nst_bench.engines.pytorch import pytorch_eager
 from nst_bench.machine.gpu import torch_device
 from nst_bench.machine.roofline import Workload, network_workload
-from nst_bench.measure import summarize, timed
+from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites import gatys
@@ -162,17 +163,13 @@ def _at_size(found: Sequence[Method], size: int, vgg: Path | None, context: Cont
             method.name: stack.enter_context(Worker(partial(_work, method.architecture, size, vgg, context.device)))
             for method in found
         }
-        taken: dict[str, list[float]] = {name: [] for name in workers}
-        for number in range(1 + context.effort.rounds):
-            for name, worker in workers.items():
-                seconds = worker.ask(timed)  # by the process's own clock
-                if number:  # the first image of a process is another figure
-                    taken[name].append(seconds)
+        works = {name: partial(worker.ask, timed) for name, worker in workers.items()}  # by the process's own clock
+        taken = interleaved(works, 1 + context.effort.rounds, clock=operator.call)
         peak = partial(_peak_mib, torch_device(context.device))
         peaks = {name: worker.ask(peak) for name, worker in workers.items()}
     rows = []
     for method in found:
-        summary = summarize(taken[method.name])
+        summary = summarize(taken[method.name][1:])  # the first image of a process is another figure
         iterations = ITERATIONS if method.architecture is None else 1
         about = {"method": method.name, "size": size, "trained": method.trained is not None, "iterations": iterations}
         costs = {"image_seconds": iterations * summary.median / 1000.0, "peak_mib": peaks[method.name]}
