@@ -20,7 +20,7 @@ import torch
 import typer
 
 from nst_bench import options
-from nst_bench.drawing.tables import by_phase, columns, table, text
+from nst_bench.drawing.tables import Cell, by_phase, columns, table, text
 from nst_bench.engines.pytorch import pytorch_eager
 from nst_bench.machine.gpu import torch_device
 from nst_bench.machine.roofline import Workload, network_workload
@@ -226,22 +226,17 @@ def _peak_mib(where: torch.device, work: Callable[[], object]) -> float:
 
 def tables(document: Document) -> list[str]:
     """Methods against each other, as in the review of Jing et al."""
-    shown = []
-    for row in document["methods"]:
-        loss, style = row["loss"], row["new_style"]
-        shown.append(
-            {
-                **row,
-                "styles": "any" if row["styles"] is None else row["styles"],
-                "loss": text("*{missing}*" if "missing" in loss else "{value:.3f} ({of})", loss),
-                "new_style": text("*{missing}*" if "missing" in style else "{seconds:,.0f} s, {from}", style),
-            }
-        )
-    about = columns(
-        "method   | network   | parameters     | styles   | loss   | time to a new style",
-        "{method} | {network} | {parameters:,} | {styles} | {loss} | {new_style}",
-    )
-    return [*table(shown, about, left=6), "", *by_phase(document["rows"])]
+    about: dict[str, Cell] = {
+        **columns("method | network | parameters", "{method} | {network} | {parameters:,}"),
+        "styles": lambda row: "any" if row["styles"] is None else str(row["styles"]),
+        "loss": lambda row: _or_why_not("{value:.3f} ({of})", row["loss"]),
+        "time to a new style": lambda row: _or_why_not("{seconds:,.0f} s, {from}", row["new_style"]),
+    }
+    return [*table(document["methods"], about, left=6), "", *by_phase(document["rows"])]
+
+
+def _or_why_not(form: str, found: Document) -> str:
+    return text("*{missing}*" if "missing" in found else form, found)
 
 
 SHORT, FULL = MethodsEffort((256,), 5), MethodsEffort((256, 512, 1024), 7)

@@ -167,19 +167,12 @@ def tables(document: Document) -> list[str]:
     """Whether memory stopped growing."""
     errors, drift = document["errors"], document["latency_drift"]
     too_short = document["minutes"] < SHORTEST_MINUTES
-    shown = [
-        {
-            "processes": name,
-            **trend,
-            "uncertain": 2 * trend["error"],
-            "verdict": "too short to say" if too_short else "grew" if trend["grew"] else "stopped",
-        }
-        for name, trend in document["trends"].items()
-    ]
     trends = columns(
-        "processes   | at the start | at half time    | at the end | rise in the second half           | verdict",
-        "{processes} | {start:.0f}  | {half_time:.0f} | {end:.0f}  | {growth:+.1f} ± {uncertain:.1f} | {verdict}",
+        "processes   | at the start | at half time    | at the end",
+        "{processes} | {start:.0f}  | {half_time:.0f} | {end:.0f}",
     )
+    trends["rise in the second half"] = lambda row: f"{row['growth']:+.1f} ± {2 * row['error']:.1f}"
+    trends["verdict"] = lambda row: "too short to say" if too_short else "grew" if row["grew"] else "stopped"
     latency = "Latency was not compared."
     if drift is not None:
         latency = f"The last third took {drift:.3f} of the middle's time"
@@ -193,7 +186,7 @@ def tables(document: Document) -> list[str]:
         "Resident memory, MiB. A line is fitted to the second half; memory grew if the line rises by more than "
         "1 % of the median, by more than twice the error of that rise:",
         "",
-        *table(shown, trends),
+        *table([{"processes": name, **trend} for name, trend in document["trends"].items()], trends),
         *(["", *(f"- {count} x {error}" for error, count in errors.items())] if errors else []),
     ]
 
