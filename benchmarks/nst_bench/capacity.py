@@ -89,10 +89,8 @@ def _rates(document: Document) -> list[Document]:
             "rate": rate,
             "unstable": unstable,
             "cores": cores,
-            "a_core": None if on_gpu else rate / cores,
             "core_hours": None if on_gpu else BILLION / rate / 3600 * cores,
             "no_core": "*served on the GPU*" if on_gpu else "",
-            "a_gpu": rate if on_gpu else None,
             "no_gpu": "" if on_gpu else f"*{'served on the CPU' if machine['gpu'] else missing}*",
         }
         for size, how, rate, unstable in found
@@ -100,10 +98,9 @@ def _rates(document: Document) -> list[Document]:
 
 
 def _images(rates: Sequence[Document]) -> list[str]:
-    figures = columns(
-        "images a second            | a core                | a GPU",
-        "{rate:.2f}{unstable:mark}  | {a_core:.2f}{no_core} | {a_gpu:.2f}{no_gpu}",
-    )
+    figures = columns("images a second", "{rate:.2f}{unstable:mark}")
+    figures["a core"] = lambda row: row["no_core"] or f"{row['rate'] / row['cores']:.2f}"
+    figures["a GPU"] = lambda row: row["no_gpu"] or f"{row['rate']:.2f}"
     return [
         *table(rates, CALLED | figures, left=3),
         "",
