@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from nst_bench.comparison import Comparison, baseline
 from nst_bench.drawing.speedup import GATYS
+from nst_bench.equal_loss import Comparison, johnson_baseline
 from nst_bench.machine import description
 from nst_bench.machine.gpu import torch_device, why_no_cuda
 from nst_bench.machine.roofline import Workload, network_workload
@@ -164,7 +164,7 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     effort = speedup.SpeedupEffort(1, 1, 1, equal_loss=(64,))
     style, weights = photographs["coffee"], vgg16_weights()
     content = to_tensor(fit(open_image(sample_photographs()[0]), 64, 64))
-    run = ImageOptimization(content, [to_tensor(open_image(style))], baseline(checkpoint, 64, 6), weights)
+    run = ImageOptimization(content, [to_tensor(open_image(style))], johnson_baseline(checkpoint, 64, 6), weights)
     curve: list[float] = []
     while run.step(lambda iteration: curve.append(iteration.total)):
         pass

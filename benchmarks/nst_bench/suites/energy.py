@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from nst_bench import options
-from nst_bench.comparison import baseline
 from nst_bench.drawing.tables import columns, table
 from nst_bench.engines.baseline import Baseline
+from nst_bench.equal_loss import johnson_baseline
 from nst_bench.machine.gpu import joules, torch_device
 from nst_bench.measure import timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
@@ -125,7 +125,7 @@ def _works(
             yield what, 1.0, partial(running.closed_loop, count, pixels=pixels)
     device, weights = torch_device(context.device), vgg16_weights(vgg)
     # A run that never ends; a photograph stands in for the style image, as it costs the same.
-    settings = baseline(checkpoint, size, 10**9)
+    settings = johnson_baseline(checkpoint, size, 10**9)
     run = ImageOptimization(content_tensor(size), [style_tensor()], settings, weights, device=device)
 
     def iterate(pieces: int) -> None:

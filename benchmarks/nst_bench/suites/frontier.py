@@ -17,10 +17,10 @@ import numpy as np
 import typer
 
 from nst_bench import options
-from nst_bench.comparison import Comparison, equivalent_iterations, losses_until
 from nst_bench.drawing.plots import decades, figure
 from nst_bench.drawing.tables import SUMMARY, columns, short, table
 from nst_bench.engines.baseline import Baseline
+from nst_bench.equal_loss import Comparison, equivalent_iterations, losses_until
 from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import Summary, in_turns
 from nst_bench.photographs import sample_photograph

@@ -18,9 +18,9 @@ import typer
 from torch import Tensor
 
 from nst_bench import options
-from nst_bench.comparison import Comparison, Stylize, equivalent_iterations, losses_until
 from nst_bench.drawing.plots import decades, figure
 from nst_bench.drawing.tables import Cell, columns, model_name, table
+from nst_bench.equal_loss import Comparison, Stylize, equivalent_iterations, losses_until
 from nst_bench.machine.gpu import torch_device
 from nst_bench.served.resources import describe_network
 from nst_bench.suite import Context, Cost, Document, Effort, Plot, Suite
