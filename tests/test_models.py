@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from nst_bench.comparison import stylizer
+from nst_bench.equal_loss import stylizer
 from nst_bench.suites.quality import border_artifact, checkerboard_artifact
 from nst_core.images import fit, open_image
 from nst_trainer.checkpoint import load

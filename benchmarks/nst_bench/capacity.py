@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from nst_bench.report import fill
+from nst_bench.drawing.serving import arrangement, throughputs
+from nst_bench.drawing.tables import Cell, columns, machine_lines, table
 from nst_bench.results import suites
 from nst_bench.suite import Document
-from nst_bench.suites.drawing.serving import arrangement, throughputs
-from nst_bench.tables import Cell, columns, machine_lines, table
 from nst_core.errors import InputError
 
 BLOCK = "nst-bench-capacity"
-"""Of a page, which `inject` fills."""
+"""Of a page (`report.fill`)."""
 
 HEADROOM = 0.3
 """Share of a machine's highest rate that is kept free, for hours that are busier than they should be."""
@@ -31,11 +29,6 @@ FLEETS = (10, 100, 1000)
 """Machines that the days of a billion images are given for."""
 
 CALLED = columns("model | size | called by", "{model} | {size}² | {how}")
-
-
-def inject(documents: Sequence[Document], page: Path, core_hour: float | None = None) -> None:
-    """Put the tables between the markers of `page`; `InputError` if it has none."""
-    fill(page, {BLOCK: partial(text, documents, core_hour)})
 
 
 def text(documents: Sequence[Document], core_hour: float | None = None) -> str:
@@ -96,10 +89,8 @@ def _rates(document: Document) -> list[Document]:
             "rate": rate,
             "unstable": unstable,
             "cores": cores,
-            "a_core": None if on_gpu else rate / cores,
             "core_hours": None if on_gpu else BILLION / rate / 3600 * cores,
             "no_core": "*served on the GPU*" if on_gpu else "",
-            "a_gpu": rate if on_gpu else None,
             "no_gpu": "" if on_gpu else f"*{'served on the CPU' if machine['gpu'] else missing}*",
         }
         for size, how, rate, unstable in found
@@ -107,10 +98,9 @@ def _rates(document: Document) -> list[Document]:
 
 
 def _images(rates: Sequence[Document]) -> list[str]:
-    figures = columns(
-        "images a second            | a core                | a GPU",
-        "{rate:.2f}{unstable:mark}  | {a_core:.2f}{no_core} | {a_gpu:.2f}{no_gpu}",
-    )
+    figures = columns("images a second", "{rate:.2f}{unstable:mark}")
+    figures["a core"] = lambda row: row["no_core"] or f"{row['rate'] / row['cores']:.2f}"
+    figures["a GPU"] = lambda row: row["no_gpu"] or f"{row['rate']:.2f}"
     return [
         *table(rates, CALLED | figures, left=3),
         "",
@@ -167,7 +157,7 @@ def _how_well_known(document: Document) -> str:
 
 def _billion(rates: Sequence[Document], core_hour: float | None) -> list[str]:
     """Core-hours, and days on so many machines."""
-    figures: dict[str, Cell] = {"core-hours": "{core_hours:,.0f}{no_core}"}
+    figures = columns("core-hours", "{core_hours:,.0f}{no_core}")
     figures |= {f"days on {count:,} machines": partial(_days, count) for count in FLEETS}
     priced = "What that costs depends on where the cores are: `--core-hour PRICE` adds the price."
     if core_hour is not None:

@@ -60,7 +60,8 @@ def bench(
     if context.invoked_subcommand:
         return
     with one_line_errors("bench"):
-        from nst_bench import report, results, run, terminal
+        from nst_bench import report, results, run
+        from nst_bench.drawing import terminal
 
         if (short, full, minutes is not None).count(True) > 1:
             raise InputError("--short, --full and --minutes exclude each other: give one of them")
@@ -116,10 +117,7 @@ def report(
     documents: Documents,
     readme: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Put the first result's tables between this page's markers instead, below them those of GPUs; again "
-            "for more pages."
-        ),
+        typer.Option(help="Put the tables between this page's markers instead; again for more pages."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md and report.html.")] = None,
 ) -> None:
@@ -129,9 +127,6 @@ def report(
         from nst_bench import results
 
         read = [results.read(path) for path in documents]
-        without_gpu = [path for path, own in zip(documents, read, strict=True) if not own["machine"]["gpu"]]
-        if readme and (others := without_gpu[1:]):
-            raise InputError(f"--readme takes one result, and below it those of GPUs; {others[0]} has no GPU")
         for page in readme or ():
             drawing.inject(read, page)
         if output or not readme:
@@ -155,13 +150,13 @@ def capacity(
     """Say how many machines a load needs, and what a billion images cost, from earlier results."""
     with one_line_errors("bench"):
         from nst_bench import capacity as planning
-        from nst_bench import results
+        from nst_bench import report, results
 
-        read = [results.read(path) for path in documents]
+        text = planning.text([results.read(path) for path in documents], core_hour)
         if readme:
-            planning.inject(read, readme, core_hour)
+            report.fill(readme, {planning.BLOCK: lambda: text})
         else:
-            typer.echo(planning.text(read, core_hour), nl=False)
+            typer.echo(text, nl=False)
 
 
 @app.command()
@@ -179,7 +174,8 @@ def compare(
     """
     with one_line_errors("bench"):
         from nst_bench import compare as comparing
-        from nst_bench import results, terminal
+        from nst_bench import results
+        from nst_bench.drawing import terminal
 
         try:
             comparison = comparing.compare(results.read(before), results.read(after), tolerance=tolerance)

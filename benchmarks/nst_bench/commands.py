@@ -122,7 +122,8 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def finish(suite: Suite[Any], document: dict[str, Any], output: Path, samples: Path | None) -> None:
     """The tables on the screen, the document in its file and on stdout. Raises `NstError` for a failure."""
-    from nst_bench import report, results, terminal
+    from nst_bench import report, results
+    from nst_bench.drawing import terminal
 
     if suite.plot_beside and (plot := suite.plots[0]({suite.name: document}, results.machine_name(document))):
         with atomic_write(output.with_suffix(".png")) as temporary:

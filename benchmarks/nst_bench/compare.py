@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from scipy.stats import t as student
 
 from nst_bench import results
+from nst_bench.drawing.tables import columns, table, text
 from nst_bench.measure import FEWEST, Precision
 from nst_bench.results import Key, Row, machine_name
 from nst_bench.suite import Document
-from nst_bench.tables import columns, table, text
 from nst_core.errors import InputError
 
 SCHEMA = "nst-bench-compare/1"
@@ -110,10 +110,11 @@ def compare(a: Document, b: Document, *, tolerance: float = 0.05) -> Comparison:
     rates = [document["machine"]["matrix_product_gflops"] for document in (a, b)]
     remarks.append(f"the matrix product ran at {rates[0]:g} GFLOP/s in A and at {rates[1]:g} in B")
     rows_a, rows_b = ({key: row for key, row in results.rows(d).items() if key[0] in common} for d in (a, b))
-    both = [key for key in rows_a if key in rows_b and _measured(rows_a[key], rows_b[key])]
-    judged = sum(_why_not(rows_a[key], rows_b[key]) is None for key in both)
+    both = {key: (row, rows_b[key]) for key, row in rows_a.items() if key in rows_b and row.rate == rows_b[key].rate}
+    both = {key: pair for key, pair in both.items() if all(row.median is not None for row in pair)}
+    judged = sum(_why_not(*pair) is None for pair in both.values())
     confidence = 1.0 - (1.0 - CONFIDENCE) / max(1, judged)
-    rows = [_compared(key, rows_a[key], rows_b[key], confidence, tolerance) for key in both]
+    rows = [_compared(key, *pair, confidence, tolerance) for key, pair in both.items()]
     obstacles = []
     if machine_name(a) != machine_name(b):
         obstacles.append(f"the machines differ: {machine_name(a)}; {machine_name(b)}")
@@ -158,10 +159,6 @@ def _only_in(who: str, own: dict[Key, Row], others: dict[Key, Row]) -> list[str]
         elif other is None and not row.missing:
             remarks.append(f"only in {who}: {' / '.join(key)}")
     return remarks
-
-
-def _measured(a: Row, b: Row) -> bool:
-    return a.median is not None and b.median is not None and a.rate == b.rate
 
 
 def _why_not(a: Row, b: Row) -> str | None:

@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from nst_bench import results
-from nst_bench.html import html
-from nst_bench.plots import Plot
+from nst_bench.drawing import speedup
+from nst_bench.drawing.html import html
+from nst_bench.drawing.tables import NARROW, grid, machine_lines, text
 from nst_bench.results import Row, machine_name, measured, suite_of, suites
-from nst_bench.suite import Document, load, names
-from nst_bench.suites.drawing import speedup
-from nst_bench.tables import NARROW, grid, machine_lines, text
+from nst_bench.suite import Document, Plot, load, names
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 
@@ -128,7 +127,7 @@ def _name(document: Document) -> str:
 
 
 def inject(documents: Sequence[Document], page: Path) -> None:
-    """Fill a page with the tables of each suite, those of several machines below each other.
+    """Fill a page with the tables of each suite, those of several documents below each other.
 
     Their block is `nst-bench-<suite> <model>`, or `nst-bench-<suite>` if the page has none for the model. What a suite
     says in words is in `nst-bench-<suite> in words`.

@@ -74,7 +74,7 @@ class Subject:
 
         The export must be of the checkpoint and for the device, and PyTorch able to use it.
         """
-        from nst_bench.machine.cuda import torch_device
+        from nst_bench.machine.gpu import torch_device
         from nst_bench.served.exported import ExportedModel
 
         options = [(self.checkpoint, "--checkpoint"), (self.style, "--style")]

@@ -14,12 +14,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_origin, get_type_hints
 
 from nst_core.devices import Device
-
-if TYPE_CHECKING:
-    from nst_bench.plots import Plot
 
 Document = dict[str, Any]
 
@@ -77,7 +74,16 @@ class Context(Generic[E]):
     machine: Document = field(default_factory=dict)
 
 
-Draw = Callable[[Mapping[str, Document], str], "Plot | None"]
+@dataclass(frozen=True)
+class Plot:
+    """A plot: its file's name without the ending, what it shows in words, and the PNG."""
+
+    name: str
+    alt: str
+    png: bytes
+
+
+Draw = Callable[[Mapping[str, Document], str], Plot | None]
 """A plot of a run's documents, by suite, and the machine's name; None where nothing for it was measured."""
 
 

@@ -47,38 +47,30 @@ class Worker:
         return self._process.pid or 0
 
     def give(self, task: Task) -> None:
-        """Have it begin with `task`; each takes one `answer`."""
+        """Have it begin with `task`, whose answer is the next of `answers`."""
         with suppress(BrokenPipeError):  # its answer says so
             self._pipe.send(task)
 
-    def answer(self) -> Any:
-        """What the task returned. Raises its `NstError`, and `WorkerError` if the process has ended."""
-        try:
-            answer = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise WorkerError("a process that was measured ended: is there enough memory?") from error
-        if isinstance(answer, NstError):
-            raise answer
-        return answer
-
     def ask(self, task: Task) -> Any:
-        """Give a task and wait for its answer."""
+        """Give it a task and wait for the answer; raises as `answers` does."""
         self.give(task)
-        return self.answer()
+        return answers([self])[0]
+
+    def outcome(self) -> Any:
+        """The answer, or the `NstError`, of its task."""
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            return WorkerError("a process that was measured ended: is there enough memory?")
 
 
 def answers(workers: Sequence[Worker]) -> list[Any]:
-    """Of workers that all have a task. Raises the first error after all have answered."""
-    found: list[Any] = []
-    errors: list[NstError] = []
-    for worker in workers:
-        try:
-            found.append(worker.answer())
-        except NstError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
-    return found
+    """Of workers that all have a task. Raises the first `NstError` of a task, or `WorkerError`, when all are done."""
+    outcomes = [worker.outcome() for worker in workers]
+    for outcome in outcomes:
+        if isinstance(outcome, NstError):
+            raise outcome
+    return outcomes
 
 
 def _work(tasks: Connection, opened: Callable[[], Any]) -> None:

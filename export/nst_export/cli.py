@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from nst_export.graph.rewrites import Runtime
 
 
+ONNX_RUNTIME_ERRORS = 3
+"""ONNX Runtime's severity of errors; warnings are 2."""
+
+
 class _CheckpointOrCommand(TyperGroup):
     """`nst-export model.pth` is `nst-export publish model.pth`; `inspect` and `verify` are commands beside it."""
 
@@ -143,8 +147,11 @@ def _export_all(
     paths: list[Path], name: str | None, repository: Path, plan: ExportPlan, server: str | None, events: EventLog
 ) -> int:
     """Export each checkpoint, and have `server` load it; return how many failed. A single failure is raised."""
+    from nst_core.packages.onnx_runtime import import_onnxruntime
     from nst_export.pipeline import export_and_publish
 
+    # OpenVINO's provider ignores the severity of a session, and warns of inputs that it has optimised away.
+    import_onnxruntime().set_default_logger_severity(ONNX_RUNTIME_ERRORS)
     failures = 0
     for position, path in enumerate(paths):
         events.progress("exporting", position, len(paths), unit="checkpoints", checkpoint=path)

@@ -20,12 +20,12 @@ from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
 from nst_server.installation.docker import IMAGE, Container, device_for
 from nst_server.installation.triton import install_triton
-from nst_server.launch import Launch
 from nst_server.process import background
 from nst_server.repository.models import check_device, model_names, read_repository
 from nst_server.service import Service
 from nst_server.state import State
 from nst_server.tls import Certificate
+from nst_server.triton_command import Launch
 
 app = CommandLine()
 

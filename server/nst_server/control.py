@@ -14,11 +14,11 @@ from nst_core.contract import Variable
 from nst_core.errors import InputError
 from nst_server import triton_api
 from nst_server.errors import ServerError
-from nst_server.launch import Launch
 from nst_server.repository import links
 from nst_server.repository.models import NAME
 from nst_server.state import State, key_for
 from nst_server.triton_api import NoAnswer, NotTriton, Refusal, TritonApi
+from nst_server.triton_command import Launch
 
 LOAD_TIMEOUT_SECONDS = 300.0
 """How long a model may take to load; loading warms it up."""

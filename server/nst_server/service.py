@@ -16,11 +16,11 @@ from nst_server.endpoints import host
 from nst_server.errors import ServerError
 from nst_server.installation.docker import Container
 from nst_server.installation.triton import find_triton
-from nst_server.launch import Launch, Runnable
 from nst_server.process import background
 from nst_server.process.supervisor import supervise
 from nst_server.repository import plans
 from nst_server.state import State
+from nst_server.triton_command import Launch, Runnable
 
 
 @dataclass(frozen=True)

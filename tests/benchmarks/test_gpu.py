@@ -13,7 +13,7 @@ from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.baseline import Baseline
 from nst_bench.engines.registry import OTHER_DEVICE, every_engine
 from nst_bench.engines.runtimes import TENSORRT_CONTEXTS, onnx_runtime_cuda, tensorrt_plan
-from nst_bench.machine.cuda import why_no_cuda
+from nst_bench.machine.gpu import why_no_cuda
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.exported import ExportedModel, default_export_plan
 from nst_bench.suite import Context, Document

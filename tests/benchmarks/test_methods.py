@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from nst_bench.comparison import Comparison, baseline
+from nst_bench.drawing.speedup import GATYS
+from nst_bench.equal_loss import Comparison, johnson_baseline
 from nst_bench.machine import description
-from nst_bench.machine.cuda import torch_device, why_no_cuda
+from nst_bench.machine.gpu import torch_device, why_no_cuda
 from nst_bench.machine.roofline import Workload, network_workload
 from nst_bench.served.exported import ExportedModel
 from nst_bench.suite import Context, Document
 from nst_bench.suites import methods, speedup
-from nst_bench.suites.drawing.speedup import GATYS
 from nst_core.devices import Device
 from nst_core.errors import InputError
 from nst_core.images import fit, open_image, sample_photographs
@@ -115,7 +115,7 @@ def test_what_stands_for_a_method() -> None:
     assert list(shown) == [methods.GATYS, methods.JOHNSON, methods.FAST, methods.ULYANOV, methods.MANY, methods.ADDED]
     assert all(method.trained is None for method in shown.values())
     for method in shown.values():
-        missing = methods._loss(method).get("missing", "")
+        missing = methods.loss_of(method).get("missing", "")
         assert "no trained checkpoint" in missing or method.name == methods.GATYS
 
 
@@ -125,9 +125,9 @@ def test_a_style_that_was_added_is_a_method_of_its_own(tmp_path: Path) -> None:
     shown = {method.name: method for method in methods.methods([tmp_path / "many.pth", tmp_path / "added.pth"])}
     assert (shown[methods.MANY].source, shown[methods.ADDED].source) == ("many", "added")
     begun = Checkpoint(frozen(Johnson(width=0.125)), ("a",), {"seconds": 9.0, "from": "b.pth"})
-    again = methods._new_style(methods.Method(methods.JOHNSON, trained=begun, source="a"))
+    again = methods.new_style_of(methods.Method(methods.JOHNSON, begun.network, begun, "a"))
     assert again["from"] == "a's last training of 1 style(s), CPU, which began with b.pth"
-    assert methods._new_style(shown[methods.ADDED]) == {"missing": "added does not say how long its training took"}
+    assert methods.new_style_of(shown[methods.ADDED]) == {"missing": "added does not say how long its training took"}
 
 
 def test_the_optimisation_runs_where_the_model_is_served(
@@ -164,7 +164,7 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     effort = speedup.SpeedupEffort(1, 1, 1, equal_loss=(64,))
     style, weights = photographs["coffee"], vgg16_weights()
     content = to_tensor(fit(open_image(sample_photographs()[0]), 64, 64))
-    run = ImageOptimization(content, [to_tensor(open_image(style))], baseline(checkpoint, 64, 6), weights)
+    run = ImageOptimization(content, [to_tensor(open_image(style))], johnson_baseline(checkpoint, 64, 6), weights)
     curve: list[float] = []
     while run.step(lambda iteration: curve.append(iteration.total)):
         pass

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from nst_bench import report, results
 from nst_bench.cli import app
-from nst_bench.comparison import Comparison, equivalent_iterations, stylizer
+from nst_bench.equal_loss import Comparison, equivalent_iterations, stylizer
 from nst_bench.suites import quality
 from nst_bench.suites.quality import border_artifact, checkerboard_artifact, warping_error
 from nst_core.errors import InputError

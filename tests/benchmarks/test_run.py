@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from nst_bench import results, run, suite
 from nst_bench.cli import app
+from nst_bench.drawing.tables import list_of_rows
 from nst_bench.report import title
 from nst_bench.run import Run, Step, Subject
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import list_of_rows
 from nst_core.devices import Device
 from nst_core.distribution import install_command
 from nst_core.errors import InputError
@@ -157,7 +157,7 @@ def test_a_stopped_run_keeps_what_is_done(subject: Subject, tmp_path: Path) -> N
     """Ctrl-C at the real command: the suite ends what it started, and the file is whole."""
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import works; from nst_bench import cli, run, suite, tables\n"
+        "import works; from nst_bench import cli, run, suite; from nst_bench.drawing import tables\n"
         "names = ('good', works.good), ('waits', works.waits), ('later', works.good)\n"
         "def step(name, work):\n"
         "    own = suite.Suite(name, name, work, tables.list_of_rows, suite.Effort())\n"

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from nst_bench import report, results
 from nst_bench.cli import app
+from nst_bench.drawing.speedup import GATYS, ITERATIONS
 from nst_bench.engines.baseline import Baseline
 from nst_bench.photographs import sample_photograph
-from nst_bench.served.callers import SizedCall, Turn, counted_between, send_in_turn, start_callers, summary
+from nst_bench.served.callers import Call, Turn, counted_between, send_in_turn, start_callers, summary
 from nst_bench.served.server import ModelServer, serve_model
 from nst_bench.suite import Context, Document
 from nst_bench.suites import perf_analyzer, serving, soak, speedup
-from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS
 from nst_client import MockTransport, Statistics, StyleClient
 from nst_client.transports import base as transports
 from nst_core.contract import IMAGE
@@ -177,7 +177,7 @@ def test_the_speed_up_with_a_real_triton(
         (way, iterations) for way in speedup.COMPARED for iterations in ITERATIONS
     ]
     assert "64²: times slower, shared memory" in report.markdown(document)
-    assert "By shared memory an image takes" in report.one_table(document)
+    assert "| times by shared memory |" in report.one_table(document)
     (equal,) = document["equal_loss"]
     assert equal["size"] == 64 and ("ratio" in equal or "after 3 iterations" in equal["missing"])
     assert "At equal loss" in report.markdown(document)
@@ -303,12 +303,17 @@ def test_the_rise_and_its_error() -> None:
 
 def test_latency_that_drifts_is_seen_in_the_sizes_that_come_again() -> None:
     """Twice as long in the last third; a size that is asked for once and requests that failed say nothing."""
-    slow = [
-        SizedCall(*soak.SIZES[number % 3], float(number), 2.0 if number >= 200 else 1.0, None) for number in range(300)
-    ]
-    slow[5] = slow[5]._replace(seconds=900.0, error="TimedOut: late")
+
+    def calls(last_third: float) -> list[Call]:
+        return [
+            Call(float(number), number + (last_third if number >= 200 else 1.0), soak.SIZES[number % 3])
+            for number in range(300)
+        ]
+
+    slow = calls(2.0)
+    slow[5] = slow[5]._replace(done=900.0, error="TimedOut: late")
     assert soak.latency_drift(slow) == pytest.approx(2.0)
-    assert soak.latency_drift([request._replace(seconds=1.0) for request in slow]) == pytest.approx(1.0)
+    assert soak.latency_drift(calls(1.0)) == pytest.approx(1.0)
     assert soak.latency_drift([]) is None
 
 

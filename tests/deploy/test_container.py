@@ -20,7 +20,7 @@ from nst_client import Rejected, StyleClient
 from nst_server.access import Access
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import Installation, find_triton
-from nst_server.launch import ALLOCATOR_VARIABLES, STACK_BYTES
+from nst_server.triton_command import ALLOCATOR_VARIABLES, STACK_BYTES
 
 from . import queries
 

@@ -18,8 +18,8 @@ import yaml
 from nst_server.access import Access
 from nst_server.endpoints import Endpoints
 from nst_server.installation.docker import IMAGE, PORTS
-from nst_server.launch import ALLOCATOR_VARIABLES, Launch
 from nst_server.tls import Certificate
+from nst_server.triton_command import ALLOCATOR_VARIABLES, Launch
 
 from . import queries
 

@@ -30,9 +30,9 @@ from nst_core.images import Pixels, fit, open_image, sample_photographs
 from nst_server import state
 from nst_server.endpoints import Endpoints
 from nst_server.installation.triton import install_triton
-from nst_server.launch import Launch
 from nst_server.process.model_processes import model_processes
 from nst_server.process.supervisor import run_triton, wait_for_failure
+from nst_server.triton_command import Launch
 
 from . import hostile
 from .hostile import Hostile, chunked, http_request

@@ -30,8 +30,8 @@ from nst_server.control import Control
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
 from nst_server.installation.triton import install_triton
-from nst_server.launch import ALLOCATOR_VARIABLES, STACK_BYTES
 from nst_server.process.supervisor import run_triton
+from nst_server.triton_command import ALLOCATOR_VARIABLES, STACK_BYTES
 from nst_trainer.checkpoint import Checkpoint, frozen, save
 from nst_trainer.networks import Johnson
 

@@ -14,9 +14,9 @@ from nst_server.access import Access
 from nst_server.cli import app
 from nst_server.endpoints import Endpoints
 from nst_server.installation.docker import Container, device_for
-from nst_server.launch import Launch
 from nst_server.repository.plans import missing
 from nst_server.tls import Certificate
+from nst_server.triton_command import Launch
 
 from .machines import CPU, H100, config, tensorrt
 

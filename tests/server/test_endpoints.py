@@ -11,7 +11,7 @@ from nst_core.errors import InputError
 from nst_server.cli import app
 from nst_server.endpoints import SERVICES, Endpoints
 from nst_server.errors import ServerError
-from nst_server.launch import Launch
+from nst_server.triton_command import Launch
 
 needs_ipv6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 

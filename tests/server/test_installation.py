@@ -22,7 +22,7 @@ from nst_server.installation import interpreter
 from nst_server.installation import triton as installation
 from nst_server.installation.environment import CPU_PACKAGES, GPU_PACKAGES, TRITON, site_packages, tensorrt_version
 from nst_server.installation.triton import Installation
-from nst_server.launch import Launch
+from nst_server.triton_command import Launch
 
 from .machines import CPU, H100, card, program
 

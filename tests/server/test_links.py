@@ -11,8 +11,8 @@ from nst_server.access import Access
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
 from nst_server.installation.triton import Installation
-from nst_server.launch import Launch
 from nst_server.repository import links
+from nst_server.triton_command import Launch
 
 ODD = ["My Projects", "it's", '"quoted"', "$HOME", "$(touch pwned)", "mödel", "a:b", "new\nline", "; exit", "\udcff"]
 

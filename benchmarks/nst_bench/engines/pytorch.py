@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nst_bench.engines.base import MissingEngine, Stylize
-from nst_bench.machine.cuda import why_no_cuda
+from nst_bench.machine.gpu import why_no_cuda
 from nst_core.images import Pixels
 from nst_export.modules import ServedModel
 from nst_trainer.networks import StyledNetwork

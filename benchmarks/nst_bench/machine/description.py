@@ -6,12 +6,11 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from nst_bench.machine.cuda import why_no_cuda
-from nst_bench.machine.nvml import clocks
+from nst_bench.machine.gpu import clocks, why_no_cuda
 from nst_bench.measure import timed, timed_on_gpu
 from nst_core.devices import Gpu, gpus
 from nst_core.packages.onnx_runtime import installed
@@ -56,23 +55,30 @@ def describe() -> dict[str, Any]:
     }
 
 
-def matrix_product_rate(size: int = 2048, repeats: int = 5, device: str = "cpu") -> float:
-    """The best of some FP32 products of `size`^2 matrices, in GFLOP/s."""
+def matrix_product_rate(
+    size: int = 2048, device: str = "cpu", precision: Literal["highest", "high"] = "highest"
+) -> float:
+    """The best of some products of `size`^2 matrices, in GFLOP/s: in FP32, on a GPU with `high` in TF32."""
     a, b = torch.rand(size, size, device=device), torch.rand(size, size, device=device)
-    return 2.0 * size**3 / _best(lambda: a @ b, repeats, device) / 1e9
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        return 2.0 * size**3 / _best(lambda: a @ b, device) / 1e9
+    finally:
+        torch.set_float32_matmul_precision(kept)
 
 
-def memory_rate(mib: int = 256, repeats: int = 5, device: str = "cpu") -> float:
+def memory_rate(mib: int = 256, device: str = "cpu") -> float:
     """The best of some copies of `mib` MiB, more than any cache holds, in GB/s; reading and writing both count."""
     a = torch.ones(mib << 18, device=device)
     b = torch.empty_like(a)
-    return 2.0 * a.nbytes / _best(lambda: b.copy_(a), repeats, device) / 1e9
+    return 2.0 * a.nbytes / _best(lambda: b.copy_(a), device) / 1e9
 
 
-def _best(work: Callable[[], object], repeats: int, device: str) -> float:
-    """Seconds of the fastest of `repeats` runs, after a warm-up."""
+def _best(work: Callable[[], object], device: str) -> float:
+    """Seconds of the fastest of five runs, after a warm-up."""
     work()
-    return min((timed if device == "cpu" else timed_on_gpu)(work) for _ in range(repeats))
+    return min((timed if device == "cpu" else timed_on_gpu)(work) for _ in range(5))
 
 
 def _cuda(gpu: Gpu) -> dict[str, Any]:
@@ -90,21 +96,20 @@ def _cuda(gpu: Gpu) -> dict[str, Any]:
     }
     if not torch.cuda.is_available():
         return {**known, **clocks(gpu), "unmeasured": why_no_cuda()}
-    default = torch.get_float32_matmul_precision()
-    rates = {}
-    try:
-        for name, precision in (("matrix_product_gflops", "highest"), ("tf32_gflops", "high")):
-            torch.set_float32_matmul_precision(precision)
-            rates[name] = round(matrix_product_rate(8192, device="cuda"), 1)
-        working_clocks = clocks(gpu)  # right after the work, before they fall again
-    finally:
-        torch.set_float32_matmul_precision(default)
+    rates = {
+        "matrix_product_gflops": round(matrix_product_rate(8192, device="cuda"), 1),
+        "tf32_gflops": round(matrix_product_rate(8192, device="cuda", precision="high"), 1),
+    }
+    working_clocks = clocks(gpu)  # right after the work, before they fall again
     return {
         **known,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         **working_clocks,
-        "precision": {"matrix_products": default, "convolutions": torch.backends.cudnn.conv.fp32_precision},  # type: ignore[attr-defined]
+        "precision": {
+            "matrix_products": torch.get_float32_matmul_precision(),
+            "convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        },
         **rates,
         "memory_gbs": round(memory_rate(1024, device="cuda"), 1),
     }

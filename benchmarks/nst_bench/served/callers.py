@@ -41,25 +41,20 @@ Stylize = Callable[[Pixels], object]
 
 
 class Call(NamedTuple):
-    """A request: when it was due, and when its answer was there."""
+    """A request: when it was due, and when its answer was there; its size (height, width) and error where they matter.
+
+    The moments are in seconds.
+    """
 
     due: float
     done: float
+    size: tuple[int, int] | None = None
+    error: str | None = None
 
     @property
     def seconds(self) -> float:
         """The latency that its caller sees."""
         return self.done - self.due
-
-
-class SizedCall(NamedTuple):
-    """A request among changing sizes: when it was sent and how long it took (seconds), and its error, if any."""
-
-    height: int
-    width: int
-    sent: float
-    seconds: float
-    error: str | None
 
 
 @dataclass(frozen=True)
@@ -166,11 +161,11 @@ def send_changing_sizes(
     seconds: float,
     seed: int,
     stylize: Stylize,
-) -> list[SizedCall]:
+) -> list[Call]:
     """A task: crops of the photograph, by turns of the next of `sizes` and of random sides from `min_side` up."""
     generator = random.Random(seed)
     end = time.monotonic() + seconds
-    calls: list[SizedCall] = []
+    calls: list[Call] = []
     while (sent := time.monotonic()) < end:
         turn, odd = divmod(len(calls), 2)
         height, width = sizes[turn % len(sizes)]
@@ -181,7 +176,7 @@ def send_changing_sizes(
             stylize(photograph[:height, :width])
         except ServiceError as failure:
             error = f"{type(failure).__name__}: {failure}"
-        calls.append(SizedCall(height, width, sent, time.monotonic() - sent, error))
+        calls.append(Call(sent, time.monotonic(), (height, width), error))
     return calls
 
 

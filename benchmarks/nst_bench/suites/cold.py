@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 
 from nst_bench import options
+from nst_bench.drawing.tables import list_of_rows
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import summarize, timed
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.exported import ExportedModel
 from nst_bench.served.server import ModelServer, ready_command
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import list_of_rows
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_server import state

@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from nst_bench import options
-from nst_bench.comparison import baseline
+from nst_bench.drawing.tables import columns, table
 from nst_bench.engines.baseline import Baseline
-from nst_bench.machine.cuda import torch_device
-from nst_bench.machine.nvml import joules
+from nst_bench.equal_loss import johnson_baseline
+from nst_bench.machine.gpu import joules, torch_device
 from nst_bench.measure import timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
 from nst_bench.served.callers import start_callers
 from nst_bench.served.resources import served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import columns, table
-from nst_core.devices import Device, Gpu
+from nst_core.devices import Gpu
 from nst_core.errors import InputError
 from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.weights import vgg16_weights
 
 NETWORK, ALONE, MANY, GATYS = "the network, without a server", "served, 1 caller", "served, {} callers", "Gatys"
+FEWEST_PIECES = 8
+"""Of a block; as many as there are callers, or more."""
+
 ITERATIONS = 500
 """Of the optimisation, for an image; they are scaled from those of a block."""
 
@@ -51,15 +51,6 @@ class EnergyEffort(Effort):
     takes_time = ("seconds",)
 
 
-@dataclass(frozen=True)
-class Block:
-    """`pieces` of work in so many seconds, and what the card used meanwhile."""
-
-    pieces: int
-    seconds: float
-    joules: float
-
-
 class Meter:
     """The energy counter of a GPU, with the power (W) that it draws while it does nothing."""
 
@@ -70,14 +61,15 @@ class Meter:
         time.sleep(seconds)
         self.idle_watts = (joules(gpu) - used) / (time.monotonic() - begun)
 
-    def block(self, work: Callable[[int], int], seconds: float) -> Block:
-        """`work` does so many pieces, and says how many they were; about `seconds` of it, after a short block."""
-        tried = 8
-        work(tried)  # the first ones of a shape are other figures
-        taken = timed(partial(work, tried))
+    def block(self, work: Callable[[int], object], seconds: float) -> dict[str, float]:
+        """About `seconds` of `work`, which does so many `pieces`: these, the seconds and the mean power (W)."""
+        work(FEWEST_PIECES)  # the first ones of a shape are other figures
+        taken = timed(partial(work, FEWEST_PIECES))
+        pieces = max(FEWEST_PIECES, round(FEWEST_PIECES * seconds / taken))
         used, begun = joules(self._gpu), time.monotonic()
-        pieces = work(max(tried, round(tried * seconds / taken)))
-        return Block(pieces, time.monotonic() - begun, joules(self._gpu) - used)
+        work(pieces)
+        took = time.monotonic() - begun
+        return {"pieces": pieces, "seconds": took, "watts": (joules(self._gpu) - used) / took}
 
 
 def check(context: Context[EnergyEffort], *, vgg: Path | None = None) -> None:
@@ -103,8 +95,7 @@ def measure(
     rows = []
     for size in effort.sizes:
         for what, images, work in _works(checkpoint, server, context, size, vgg):
-            with work as run:
-                row = row_of(what, size, images, meter.block(run, effort.seconds))
+            row = row_of(what, size, images, meter.block(work, effort.seconds))
             rows.append(row)
             used = f"{row['joules']:.3g} J an image, {row['watts']:.0f} W"
             context.on_progress(f"{size} x {size}, {what}: {used}")
@@ -122,65 +113,34 @@ def measure(
 
 def _works(
     checkpoint: Checkpoint, server: ModelServer, context: Context[EnergyEffort], size: int, vgg: Path | None
-) -> Iterator[tuple[str, float, Any]]:
-    """What is measured at a size: its name, the images that a piece of it makes, and a context with the work."""
-    callers = context.effort.callers
-    yield NETWORK, 1.0, _network(server, size)
-    yield ALONE, 1.0, _called(server, size, 1)
-    yield MANY.format(callers), 1.0, _called(server, size, callers)
-    yield f"{GATYS}, {ITERATIONS} iterations", 1.0 / ITERATIONS, _optimisation(checkpoint, context.device, size, vgg)
+) -> Iterator[tuple[str, float, Callable[[int], object]]]:
+    """What is measured at a size: its name, the images that a piece of it makes, and what does so many pieces.
 
+    The callers use shared memory, as they are on one host; they begin a fifth of a second after they are asked to.
+    """
+    pixels, callers = sample_photograph(size, size), context.effort.callers
+    yield NETWORK, 1.0, partial(Baseline(server.exported.folder).seconds_for, pixels)
+    for what, count in ((ALONE, 1), (MANY.format(callers), callers)):
+        with start_callers(count, server.endpoints.grpc, server.style, shared_memory=True) as running:
+            yield what, 1.0, partial(running.closed_loop, count, pixels=pixels)
+    device, weights = torch_device(context.device), vgg16_weights(vgg)
+    # A run that never ends; a photograph stands in for the style image, as it costs the same.
+    settings = johnson_baseline(checkpoint, size, 10**9)
+    run = ImageOptimization(content_tensor(size), [style_tensor()], settings, weights, device=device)
 
-@contextmanager
-def _network(server: ModelServer, size: int) -> Iterator[Callable[[int], int]]:
-    """The bare sessions, images in main memory."""
-    bare, pixels = Baseline(server.exported.folder), sample_photograph(size, size)
-
-    def work(pieces: int) -> int:
-        bare.seconds_for(pixels, pieces)
-        return pieces
-
-    yield work
-
-
-@contextmanager
-def _called(server: ModelServer, size: int, count: int) -> Iterator[Callable[[int], int]]:
-    """Callers by shared memory, as they are on one host; a block begins with the fifth of a second that they wait."""
-    pixels = sample_photograph(size, size)
-    with start_callers(count, server.endpoints.grpc, server.style, shared_memory=True) as callers:
-        yield lambda pieces: len(callers.closed_loop(count, max(pieces, count), pixels))
-
-
-@contextmanager
-def _optimisation(
-    checkpoint: Checkpoint, device: Device, size: int, vgg: Path | None
-) -> Iterator[Callable[[int], int]]:
-    """Iterations of one run that never ends; a photograph stands in for the style image, as it costs the same."""
-    where = torch_device(device)
-    settings = baseline(checkpoint, size, 10**9)
-    run = ImageOptimization(content_tensor(size), [style_tensor()], settings, vgg16_weights(vgg), device=where)
-
-    def work(pieces: int) -> int:
+    def iterate(pieces: int) -> None:
         for _ in range(pieces):
             run.step(lambda iteration: None)
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        return pieces
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
-    yield work
+    yield f"{GATYS}, {ITERATIONS} iterations", 1.0 / ITERATIONS, iterate
 
 
-def row_of(what: str, size: int, images: float, block: Block) -> Document:
+def row_of(what: str, size: int, images: float, block: dict[str, float]) -> Document:
     """Joules an image, of a block in which a piece makes so many of them."""
-    made = images * block.pieces
-    return {
-        "what": what,
-        "size": size,
-        "pieces": block.pieces,
-        "seconds": block.seconds,
-        "watts": block.joules / block.seconds,
-        "joules": block.joules / made,
-    }
+    made = images * block["pieces"]
+    return {"what": what, "size": size, **block, "joules": block["watts"] * block["seconds"] / made}
 
 
 def tables(document: Document) -> list[str]:

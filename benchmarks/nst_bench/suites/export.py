@@ -18,9 +18,9 @@ from typing import Any, Literal
 import onnx
 import torch
 
+from nst_bench.drawing.tables import columns, pivot, with_ratio
 from nst_bench.measure import against_first, in_turns
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import columns, pivot, with_ratio
 from nst_core import devices
 from nst_core.contract import IMAGE
 from nst_core.devices import Gpu
@@ -240,16 +240,16 @@ def tables(document: Document) -> list[str]:
     rows = [row for row in document["rows"] if "missing" not in row]
     lines = []
     if rows:
-        about = columns(
-            "engine   | network                | width     | size",
-            "{engine} | {network}, {precision} | {width:g} | {size}²",
-        )
+        network = columns("network | width", "{network}, {precision} | {width:g}")
+        largest = max(row["size"] for row in rows)
         lines += [
             "Milliseconds, median (95th percentile) of warm runs, and, in bold, the share of the plain export's time:",
             "",
-            *pivot(rows, about, across="form", cell=with_ratio),
+            *pivot(rows, {"engine": "{engine}", **network, "size": "{size}²"}, across="form", cell=with_ratio),
             "",
-            f"Arithmetic of the convolutions at {max(row['size'] for row in rows)}², GFLOP: {_gflop(rows)}.",
+            f"Arithmetic of the convolutions at {largest}², GFLOP, on any engine:",
+            "",
+            *pivot([row for row in rows if row["size"] == largest], network, across="form", cell="{gflop:.1f}"),
         ]
         if any(row["form"] == FOR_TENSORRT for row in rows):
             share = f"its shares are of the form *{FOR_TENSORRT}*"
@@ -257,17 +257,6 @@ def tables(document: Document) -> list[str]:
     missing = [row for row in document["rows"] if "missing" in row]
     reasons = dict.fromkeys(f"{row['engine']}, {row['form']}: {row['missing']}" for row in missing)
     return [*lines, *(["", f"Not measured: {'; '.join(reasons)}."] if reasons else [])]
-
-
-def _gflop(rows: Sequence[Document]) -> str:
-    """Each form's arithmetic at the largest size, by the network's width; it does not depend on the engine."""
-    largest = max(row["size"] for row in rows)
-    found = {
-        (row.get("network", "johnson"), row["width"], row["form"]): row["gflop"]
-        for row in rows
-        if row["size"] == largest and row["engine"] == rows[0]["engine"]
-    }
-    return "; ".join(f"width {width:g} {form} {gflop:.1f}" for (_, width, form), gflop in found.items())
 
 
 SUITE = Suite(

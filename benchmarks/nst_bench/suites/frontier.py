@@ -17,15 +17,15 @@ import numpy as np
 import typer
 
 from nst_bench import options
-from nst_bench.comparison import Comparison, equivalent_iterations, losses_until
+from nst_bench.drawing.plots import decades, figure
+from nst_bench.drawing.tables import SUMMARY, columns, short, table
 from nst_bench.engines.baseline import Baseline
-from nst_bench.machine.cuda import torch_device
+from nst_bench.equal_loss import Comparison, equivalent_iterations, losses_until
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import Summary, in_turns
 from nst_bench.photographs import sample_photograph
-from nst_bench.plots import Plot, decades, figure
 from nst_bench.served.exported import default_export_plan
-from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.tables import SUMMARY, columns, short, table
+from nst_bench.suite import Context, Document, Effort, Plot, Suite
 from nst_core.errors import InputError
 from nst_core.images import find_images, sample_photographs
 from nst_export.pipeline import export_and_publish
@@ -159,11 +159,10 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
             near = before and place[0] < 1.4 * before["median"] and abs(place[1] - before["equivalent_iterations"]) < 2
             below = bool(near) and not below
             axes.annotate(row["name"], place, (4, -9 if below else 4), textcoords="offset points", fontsize=7)
-        axes.set_xscale("log")
-        decades(axes.xaxis, lambda value: f"{value:g}")
+        equivalent = f"equivalent iterations of L-BFGS at {document['quality_size']}²"
+        axes.set(xscale="log", xlabel=f"milliseconds an image at {side}², logarithmic", ylabel=equivalent)
+        decades(axes.xaxis, "{:g}".format)
         axes.margins(x=0.15, y=0.1)
-        axes.set_xlabel(f"milliseconds an image at {side}², logarithmic")
-        axes.set_ylabel(f"equivalent iterations of L-BFGS at {document['quality_size']}²")
         points = (f"{row['name']} {row['equivalent_iterations']:g} in {short(row['median'])} ms" for row in rows)
         return finish(f"Equivalent iterations over time on {machine}: {', '.join(points)}.")
 

@@ -18,11 +18,11 @@ import torch
 import typer
 
 from nst_bench import options
-from nst_bench.machine.cuda import torch_device
+from nst_bench.drawing.tables import SUMMARY, columns, short, table
 from nst_bench.machine.description import matrix_product_rate
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import summarize
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import SUMMARY, columns, short, table
 from nst_core.images import fit, open_image, sample_photographs
 from nst_trainer.images import to_tensor
 from nst_trainer.optimization.cuda_graph import WARM_UP_ITERATIONS
@@ -94,7 +94,8 @@ def _iterations(weights: Weights, size: int, iterations: int, device: torch.devi
     on_gpu = device.type == "cuda"
     skipped = WARM_UP_ITERATIONS + 1 if on_gpu else 1  # those before the graph and the one that captures it
     settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations + skipped)
-    rate = _tf32_rate(device) if on_gpu else matrix_product_rate()
+    # On a GPU the optimisation's convolutions compute in TF32.
+    rate = matrix_product_rate(8192, device=str(device), precision="high") if on_gpu else matrix_product_rate()
     content, style = _images(size, None)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -114,16 +115,6 @@ def _iterations(weights: Weights, size: int, iterations: int, device: torch.devi
         "ratio_to_bound": summary.median / (1000 * arithmetic / (rate * EFFICIENCY)),
         "peak_mib": torch.cuda.max_memory_reserved(device) / 2**20 if on_gpu else kilobytes / 1024,
     }
-
-
-def _tf32_rate(device: torch.device) -> float:
-    """GFLOP/s of matrix products in TF32, as the optimisation's convolutions compute on a GPU."""
-    kept = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        return matrix_product_rate(8192, device=str(device))
-    finally:
-        torch.set_float32_matmul_precision(kept)
 
 
 def _whole(weights: Weights, size: int, device: torch.device) -> Document:

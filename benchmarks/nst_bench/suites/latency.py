@@ -17,18 +17,18 @@ from functools import partial
 
 import numpy as np
 
+from nst_bench.drawing.plots import decades, figure, seconds
+from nst_bench.drawing.tables import list_of_rows, short
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
 from nst_bench.engines.registry import every_engine
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.machine.roofline import Workload, graph_workload, network_workload
 from nst_bench.measure import in_turns, summarize, timed
 from nst_bench.photographs import sample_photograph
-from nst_bench.plots import Plot, decades, figure, seconds
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import list_of_rows, short
+from nst_bench.suite import Context, Cost, Document, Effort, Plot, Suite
 from nst_client import StyleClient
 from nst_core.devices import Device
 from nst_core.errors import NstError
@@ -232,13 +232,12 @@ def _drawn(rows: Sequence[tuple[str, int, Document]], machine: str) -> Plot:
         axes.set_xscale("log", base=2)
         ticks = sorted({size for _, size, _ in rows})
         axes.set_xticks(ticks, [f"{size}²" for size in ticks])
-        axes.set_yscale("log")
+        axes.set(yscale="log", ylabel="median, and up to the 95th percentile")
         decades(axes.yaxis, lambda value: seconds(value / 1000))
-        axes.set_ylabel("median, and up to the 95th percentile")
         if len(lines) > 6:
-            axes.figure.legend(fontsize=7, loc="outside lower center", ncols=3)
+            axes.figure.legend(loc="outside lower center", ncols=3)
         else:
-            axes.legend(fontsize=7)
+            axes.legend()
         largest = [f"{engine} {short(row['median'])}" for engine, size, row in rows if size == ticks[-1]]
         return finish(f"Latency by size on {machine}. Medians at {ticks[-1]}², milliseconds: {', '.join(largest)}.")
 

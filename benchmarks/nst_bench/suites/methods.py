@@ -8,31 +8,32 @@ of trained checkpoints alone, as their training measured them on photographs tha
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
 from nst_bench import options
+from nst_bench.drawing.tables import Cell, by_phase, columns, table, text
 from nst_bench.engines.pytorch import pytorch_eager
-from nst_bench.machine.cuda import torch_device
+from nst_bench.machine.gpu import torch_device
 from nst_bench.machine.roofline import Workload, network_workload
-from nst_bench.measure import summarize, timed
+from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.photographs import content_tensor, sample_photograph, style_tensor
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites import gatys
-from nst_bench.tables import by_phase, columns, table, text
 from nst_bench.workers import Worker
 from nst_core.devices import Device
 from nst_core.images import sample_photographs
 from nst_core.process import keep_freed_memory
 from nst_trainer.checkpoint import Checkpoint, frozen, load, parameters
-from nst_trainer.networks import ARCHITECTURES
+from nst_trainer.networks import Fast, Johnson, StyledNetwork, Ulyanov
 from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.weights import vgg16_weights
@@ -44,14 +45,18 @@ GATYS, JOHNSON, ULYANOV = "Gatys et al. 2016", "Johnson et al. 2016", "Ulyanov e
 FAST = "Johnson et al. 2016, rearranged for CPUs"
 MANY, ADDED = "many styles in one network (Dumoulin et al. 2017)", "a style added to a trained network"
 
-UNTRAINED: dict[str, dict[str, Any]] = {
-    JOHNSON: {"name": "johnson", "arguments": {"width": 1.0}},
-    FAST: {"name": "fast", "arguments": {"width": 1.0}},
-    ULYANOV: {"name": "ulyanov", "arguments": {"width": 1.0}},
-    MANY: {"name": "johnson", "arguments": {"width": 1.0, "styles": 16}},
-    ADDED: {"name": "johnson", "arguments": {"width": 1.0, "styles": 17}},
+UNTRAINED: dict[str, Callable[[], StyledNetwork]] = {
+    JOHNSON: Johnson,
+    FAST: Fast,
+    ULYANOV: Ulyanov,
+    MANY: partial(Johnson, styles=16),
+    ADDED: partial(Johnson, styles=17),
 }
 """What stands in for a method of which there is no checkpoint; the number of styles is free."""
+
+
+UNKNOWN = "no trained checkpoint of this kind was given"
+"""Why there is no figure of a training."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,12 @@ class MethodsEffort(Effort):
 
 @dataclass(frozen=True)
 class Method:
-    """A method: its network, or None for the optimisation, and the checkpoint that it was trained to."""
+    """A method: its network, or None for the optimisation, and what it was trained to, with that file's name."""
 
     name: str
-    architecture: dict[str, Any] | None = None
+    network: StyledNetwork | None = None
     trained: Checkpoint | None = None
-    source: str | None = None
+    source: str = ""
 
 
 def measure(
@@ -105,75 +110,65 @@ def methods(checkpoints: Sequence[Path]) -> list[Method]:
             continue
         several = ADDED if "before" in trained.training else MANY
         kind = several if network.styles > 1 else {"ulyanov": ULYANOV, "fast": FAST}.get(network.name, JOHNSON)
-        architecture = {"name": network.name, "arguments": dict(network.arguments)}
-        found.setdefault(kind, Method(kind, architecture, trained, path.stem))
-    return [Method(GATYS), *(found.get(kind, Method(kind, network)) for kind, network in UNTRAINED.items())]
+        found.setdefault(kind, Method(kind, network, trained, path.stem))
+    untrained = {kind: Method(kind, frozen(made())) for kind, made in UNTRAINED.items() if kind not in found}
+    return [Method(GATYS), *((found | untrained)[kind] for kind in UNTRAINED)]
 
 
 def _described(method: Method) -> Document:
     """What does not depend on the size."""
-    styles: int | None = None
-    network, count = None, None
-    if method.architecture:
-        network = method.architecture["name"]
-        made = ARCHITECTURES[network](**method.architecture["arguments"])
-        styles, count = made.styles, parameters(made)
+    network = method.network
     return {
         "method": method.name,
-        "network": network,
-        "parameters": count,
-        "styles": styles,
-        "loss": _loss(method),
-        "new_style": _new_style(method),
+        "network": network and network.name,
+        "parameters": network and parameters(network),
+        "styles": network and network.styles,
+        "loss": loss_of(method),
+        "new_style": new_style_of(method),
     }
 
 
-def _loss(method: Method) -> Document:
+def loss_of(method: Method) -> Document:
     """The weighted loss on held-out photographs, as the training measured it; it depends on the style image."""
-    if method.name == GATYS:
+    if method.network is None:
         return {"missing": "it falls with every iteration; the speed-up at equal loss compares it"}
-    value = method.trained.metrics.get("held out total") if method.trained else None
-    if method.trained is None or value is None:
-        return {"missing": "no trained checkpoint of this kind was given"}
+    if method.trained is None or (value := method.trained.metrics.get("held out total")) is None:
+        return {"missing": UNKNOWN}
     size = method.trained.training.get("crop")
     return {"value": value, "size": size, "photos": len(sample_photographs()), "of": method.source}
 
 
-def _new_style(method: Method) -> Document:
+def new_style_of(method: Method) -> Document:
     """Seconds until a new style image can be used, from the training's own record."""
-    if method.name == GATYS:
+    if method.network is None:
         return {"seconds": 0.0, "from": "nothing is trained"}
-    seconds = method.trained.training.get("seconds") if method.trained else None
     if method.trained is None:
-        return {"missing": "no trained checkpoint of this kind was given"}
-    if seconds is None:
+        return {"missing": UNKNOWN}
+    known = method.trained.training
+    if "seconds" not in known:
         return {"missing": f"{method.source} does not say how long its training took"}
-    learned = len(method.trained.training.get("style_images", ())) or 1
-    device = method.trained.training.get("device", "CPU")  # a checkpoint of before this was noted is of a CPU
-    begun = f", which began with {start}" if (start := method.trained.training.get("from")) else ""
+    learned = len(known.get("style_images", ())) or 1
+    device = known.get("device", "CPU")  # a checkpoint of before this was noted is of a CPU
+    begun = f", which began with {start}" if (start := known.get("from")) else ""
     source = f"{method.source}'s {'last ' if begun else ''}training of {learned} style(s), {device}{begun}"
-    return {"seconds": seconds / learned, "from": source}
+    return {"seconds": known["seconds"] / learned, "from": source}
 
 
 def _at_size(found: Sequence[Method], size: int, vgg: Path | None, context: Context[MethodsEffort]) -> list[Document]:
     """Each method in a process of its own, in turns."""
     with ExitStack() as stack:
         workers = {
-            method.name: stack.enter_context(Worker(partial(_work, method.architecture, size, vgg, context.device)))
+            method.name: stack.enter_context(Worker(partial(_work, method.network, size, vgg, context.device)))
             for method in found
         }
-        taken: dict[str, list[float]] = {name: [] for name in workers}
-        for number in range(1 + context.effort.rounds):
-            for name, worker in workers.items():
-                seconds = worker.ask(timed)  # by the process's own clock
-                if number:  # the first image of a process is another figure
-                    taken[name].append(seconds)
+        works = {name: partial(worker.ask, timed) for name, worker in workers.items()}  # by the process's own clock
+        taken = interleaved(works, 1 + context.effort.rounds, clock=operator.call)
         peak = partial(_peak_mib, torch_device(context.device))
         peaks = {name: worker.ask(peak) for name, worker in workers.items()}
     rows = []
     for method in found:
-        summary = summarize(taken[method.name])
-        iterations = ITERATIONS if method.architecture is None else 1
+        summary = summarize(taken[method.name][1:])  # the first image of a process is another figure
+        iterations = 1 if method.network else ITERATIONS
         about = {"method": method.name, "size": size, "trained": method.trained is not None, "iterations": iterations}
         costs = {"image_seconds": iterations * summary.median / 1000.0, "peak_mib": peaks[method.name]}
         shares = _workload(method, size, vgg).shares(context.machine, context.device.kind.upper(), summary.median)
@@ -183,30 +178,21 @@ def _at_size(found: Sequence[Method], size: int, vgg: Path | None, context: Cont
 
 def _workload(method: Method, size: int, vgg: Path | None) -> Workload:
     """Of the optimisation only the arithmetic is counted."""
-    if method.architecture is None:
-        return Workload(gatys.gflop(_settings(size), vgg16_weights(vgg), size), None)
-    network = ARCHITECTURES[method.architecture["name"]](**method.architecture["arguments"])
-    return network_workload(frozen(network), size)
+    if method.network:
+        return network_workload(method.network, size)
+    return Workload(gatys.gflop(_settings(size), vgg16_weights(vgg), size), None)
 
 
 def _settings(size: int) -> OptimizationSettings:
     return replace(PRESETS["johnson2016-baseline"], size=size, iterations=ITERATIONS)
 
 
-def _work(architecture: dict[str, Any] | None, size: int, vgg: Path | None, device: Device) -> Callable[[], object]:
-    """A pass of a network, or an iteration of the optimisation, in a process of its own."""
+def _work(network: StyledNetwork | None, size: int, vgg: Path | None, device: Device) -> Callable[[], object]:
+    """A pass of a network, or an iteration of the optimisation with a photograph in place of the style image."""
     where = torch_device(device)
-    return _optimisation(size, vgg, where) if architecture is None else _network(architecture, size, where)
-
-
-def _network(architecture: dict[str, Any], size: int, where: torch.device) -> Callable[[], object]:
-    network = frozen(ARCHITECTURES[architecture["name"]](**architecture["arguments"]))
-    return partial(pytorch_eager(network, "GPU" if where.type == "cuda" else "CPU"), sample_photograph(size, size))
-
-
-def _optimisation(size: int, vgg: Path | None, where: torch.device) -> Callable[[], object]:
-    """An iteration, with the memory settings of the commands; a photograph stands in for the style image."""
-    keep_freed_memory()
+    if network:
+        return partial(pytorch_eager(network, device.kind.upper()), sample_photograph(size, size))
+    keep_freed_memory()  # as the commands have it
     run = ImageOptimization(content_tensor(size), [style_tensor()], _settings(size), vgg16_weights(vgg), device=where)
 
     def iterate() -> None:
@@ -229,22 +215,17 @@ def _peak_mib(where: torch.device, work: Callable[[], object]) -> float:
 
 def tables(document: Document) -> list[str]:
     """Methods against each other, as in the review of Jing et al."""
-    shown = []
-    for row in document["methods"]:
-        loss, style = row["loss"], row["new_style"]
-        shown.append(
-            {
-                **row,
-                "styles": "any" if row["styles"] is None else row["styles"],
-                "loss": text("*{missing}*" if "missing" in loss else "{value:.3f} ({of})", loss),
-                "new_style": text("*{missing}*" if "missing" in style else "{seconds:,.0f} s, {from}", style),
-            }
-        )
-    about = columns(
-        "method   | network   | parameters     | styles   | loss   | time to a new style",
-        "{method} | {network} | {parameters:,} | {styles} | {loss} | {new_style}",
-    )
-    return [*table(shown, about, left=6), "", *by_phase(document["rows"])]
+    about: dict[str, Cell] = {
+        **columns("method | network | parameters", "{method} | {network} | {parameters:,}"),
+        "styles": lambda row: "any" if row["styles"] is None else str(row["styles"]),
+        "loss": lambda row: _or_why_not("{value:.3f} ({of})", row["loss"]),
+        "time to a new style": lambda row: _or_why_not("{seconds:,.0f} s, {from}", row["new_style"]),
+    }
+    return [*table(document["methods"], about, left=6), "", *by_phase(document["rows"])]
+
+
+def _or_why_not(form: str, found: Document) -> str:
+    return text("*{missing}*" if "missing" in found else form, found)
 
 
 SHORT, FULL = MethodsEffort((256,), 5), MethodsEffort((256, 512, 1024), 7)

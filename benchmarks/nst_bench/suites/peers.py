@@ -9,8 +9,8 @@ FP32 on the very file that Triton serves: what differs is the server. A peer tha
 
 from __future__ import annotations
 
+import operator
 import shlex
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,16 +22,16 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from nst_bench.drawing.tables import list_of_rows
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.baseline import Baseline
-from nst_bench.measure import REST_SECONDS, summarize, timed
+from nst_bench.measure import REST_SECONDS, interleaved, summarize, timed
 from nst_bench.peers.process import installed_packages, start_peer
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_bench.suites.latency import NARROWER
-from nst_bench.tables import list_of_rows
 from nst_core.errors import InputError
 from nst_core.images import Pixels
 from nst_trainer.checkpoint import Checkpoint
@@ -188,12 +188,9 @@ def _at_size(running: list[_Running], size: int, rounds: int) -> list[Document]:
         same = own.peer.runs.startswith(SAME)
         differences.append(int(np.abs(own.stylize(image).astype(int) - ours).max()) if same else None)
         own.seconds(image)
-    taken: list[list[float]] = [[] for _ in running]
-    for _ in range(rounds):
-        for own, seconds in zip(running, taken, strict=True):
-            time.sleep(REST_SECONDS)
-            seconds.append(own.seconds(image))
-    summaries = [summarize(seconds) for seconds in taken]
+    works = {str(position): partial(own.seconds, image) for position, own in enumerate(running)}
+    taken = interleaved(works, rounds, rest=REST_SECONDS, clock=operator.call)
+    summaries = [summarize(seconds) for seconds in taken.values()]
     medians = zip(running, summaries, strict=True)
     base = {own.peer.way: summary.median for own, summary in medians if own.peer.package == "nst"}
     for own, summary, difference in zip(running, summaries, differences, strict=True):

@@ -20,13 +20,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from nst_bench.drawing.tables import columns, table
 from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.callers import Callers, start_callers
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.tables import columns, table
 from nst_core.contract import IMAGE
 from nst_core.errors import NstError
 from nst_core.images import Pixels

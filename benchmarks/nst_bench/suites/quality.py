@@ -18,12 +18,12 @@ import typer
 from torch import Tensor
 
 from nst_bench import options
-from nst_bench.comparison import Comparison, Stylize, equivalent_iterations, losses_until
-from nst_bench.machine.cuda import torch_device
-from nst_bench.plots import Plot, decades, figure
+from nst_bench.drawing.plots import decades, figure
+from nst_bench.drawing.tables import Cell, columns, model_name, table
+from nst_bench.equal_loss import Comparison, Stylize, equivalent_iterations, losses_until
+from nst_bench.machine.gpu import torch_device
 from nst_bench.served.resources import describe_network
-from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import columns, model_name, table
+from nst_bench.suite import Context, Cost, Document, Effort, Plot, Suite
 from nst_core.images import ImageData, find_images, fit, open_image, sample_photographs
 from nst_trainer.checkpoint import load
 from nst_trainer.images import to_tensor
@@ -164,19 +164,13 @@ def tables(document: Document) -> list[str]:
     model, found, size = document["model"], document["equivalent_iterations"], document["size"]
     photos, in_range = document["photos"], document["equivalent_iterations_in_range"]
     low, high = found["quartiles"]
-    shown = [
-        {
-            **row,
-            "found": row["equivalent_iterations"] or f"> {row['iterations']}",
-            "in_range": row["equivalent_iterations_in_range"] or f"> {row['iterations']}",
-        }
-        for row in photos
-    ]
-    about = columns(
-        "photograph | equivalent iterations | in range   | loss       | content       | style",
-        "{photo}    | {found}               | {in_range} | {loss:.3f} | {content:.3f} | {style:.3f}",
-    )
-    about |= {layer: f"{{style_by_layer[{layer}]:.3f}}" for layer in photos[0]["style_by_layer"]}
+    about: dict[str, Cell] = {
+        "photograph": "{photo}",
+        "equivalent iterations": lambda row: str(row["equivalent_iterations"] or f"> {row['iterations']}"),
+        "in range": lambda row: str(row["equivalent_iterations_in_range"] or f"> {row['iterations']}"),
+        **columns("loss | content | style", "{loss:.3f} | {content:.3f} | {style:.3f}"),
+        **{layer: f"{{style_by_layer[{layer}]:.3f}}" for layer in photos[0]["style_by_layer"]},
+    }
     about |= columns(
         "total variation       | warping error       | checkerboard       | border",
         "{total_variation:.3f} | {warping_error:.2f} | {checkerboard:.2f} | {border:.2f}",
@@ -189,7 +183,7 @@ def tables(document: Document) -> list[str]:
         f"({in_range['minimum']}-{in_range['maximum']}) if the optimisation's images, too, are cut to the range of "
         "colours that a file can hold.",
         "",
-        *table(shown, about),
+        *table(photos, about),
         "",
         "Losses are weighted as in training; the last three are of 255.",
     ]
@@ -213,11 +207,9 @@ def plot(own: Mapping[str, Document], _machine: str) -> Plot | None:
         axes.axhline(float(np.median(losses)), color="C1", label=f"{name}, one pass (median)")
         axes.axhspan(min(losses), max(losses), color="C1", alpha=0.2, linewidth=0)
         axes.axvline(found, color="0.6", linestyle=":", label=f"equivalent to {found:g} iterations (median)")
-        axes.set_yscale("log")
-        decades(axes.yaxis, lambda value: f"{value:g}")
-        axes.set_xlabel("iterations of L-BFGS")
-        axes.set_ylabel("loss, weighted as in training")
-        axes.legend(fontsize=7)
+        axes.set(yscale="log", xlabel="iterations of L-BFGS", ylabel="loss, weighted as in training")
+        decades(axes.yaxis, "{:g}".format)
+        axes.legend()
         of_network = f"of {name}, which is equivalent to {found:g} iterations"
         return finish(f"Loss of the optimisation by iteration at {document['size']}², and {of_network}.")
 

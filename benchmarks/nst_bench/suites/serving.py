@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from nst_bench.drawing.serving import plot, tables
+from nst_bench.engines.base import Stylize
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import against_first, in_turns, timed
 from nst_bench.photographs import sample_photograph
@@ -26,8 +28,6 @@ from nst_bench.served.callers import Callers, Turn, rate_of, start_callers, summ
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.drawing.serving import plot, tables
-from nst_client import StyleClient
 from nst_core.images import Pixels
 
 BARE = "bare session"
@@ -75,26 +75,18 @@ class ServingEffort(Effort):
 
 @dataclass(frozen=True)
 class _Setup:
-    """What is measured, and with what."""
+    """What is measured, and with what; `ways` are the server's, by protocol."""
 
     server: ModelServer
     bare: Baseline
     callers: Callers
-    context: Context[ServingEffort]
+    ways: Mapping[str, Stylize]
+    effort: ServingEffort
+    on_progress: Callable[[str], None]
 
-    @property
-    def effort(self) -> ServingEffort:
-        """Of the context."""
-        return self.context.effort
-
-    @property
-    def style(self) -> str:
-        """The style that is asked for."""
-        return self.server.style
-
-    def client(self) -> StyleClient:
-        """A client over gRPC."""
-        return StyleClient(self.server.endpoints.grpc, timeout=300.0, shared_memory=False)
+    def seconds_alone(self, pixels: Pixels) -> float:
+        """Of a single warm request over gRPC."""
+        return min(timed(partial(self.ways["gRPC"], pixels)) for _ in range(4))
 
 
 def measure(context: Context[ServingEffort], server: ModelServer) -> Document:
@@ -104,8 +96,11 @@ def measure(context: Context[ServingEffort], server: ModelServer) -> Document:
     """
     bare, effort = Baseline(server.exported.folder), context.effort
     document: Document = {"model": _model(server, bare)}
-    with start_callers(max((*effort.callers, *effort.mixed)), server.endpoints.grpc, server.style) as callers:
-        for name, part in _parts(_Setup(server, bare, callers, context)):
+    count = max((*effort.callers, *effort.mixed))
+    with ExitStack() as stack:
+        callers = stack.enter_context(start_callers(count, server.endpoints.grpc, server.style))
+        setup = _Setup(server, bare, callers, server.ways(stack), effort, context.on_progress)
+        for name, part in _parts(setup):
             document[name] = part
             context.keep(document)
     return document
@@ -120,7 +115,7 @@ def _parts(setup: _Setup) -> Iterator[tuple[str, Any]]:
     for size in reversed(effort.loaded):
         pixels = sample_photograph(size, size)
         _warm_batches(setup, pixels, max(effort.callers))
-        loads.append(_throughput(setup, pixels, _seconds_alone(setup, pixels)))
+        loads.append(_throughput(setup, pixels, setup.seconds_alone(pixels)))
     yield "throughput", loads[0]
     yield "throughput_by_size", loads[1:]
     if effort.mixed:
@@ -130,7 +125,7 @@ def _parts(setup: _Setup) -> Iterator[tuple[str, Any]]:
     if effort.probes:
         pixels = sample_photograph(effort.loaded[-1], effort.loaded[-1])
         single = [row["median"] for row in latency if (row["size"], row["way"]) == (len(pixels), WAYS[0])]
-        limit = effort.limit or 2.0 * (single[0] if single else 1000.0 * _seconds_alone(setup, pixels))
+        limit = effort.limit or 2.0 * (single[0] if single else 1000.0 * setup.seconds_alone(pixels))
         bare_rate = loads[0]["bare"]["rate"]
         highest = bare_rate if setup.bare.threads else max(row["rate"] for row in loads[0]["rows"])
         yield "arrivals", _arrivals(setup, pixels, highest, limit)
@@ -157,32 +152,20 @@ def _model(server: ModelServer, bare: Baseline) -> Document:
 def _latency(setup: _Setup, size: int) -> list[Document]:
     """Single requests, every way in turn; each with its ratio to the bare session's median."""
     pixels = sample_photograph(size, size)
-    with ExitStack() as stack:
-        served = setup.server.ways(stack)
-        ways = {BARE: setup.bare.stylize, **{way: served[way] for way in WAYS}}
-        works = {way: partial(stylize, pixels) for way, stylize in ways.items()}
-        summaries = in_turns(works, setup.effort.latency, FEWEST_REQUESTS, MOST_REQUESTS)
+    works = {BARE: partial(setup.bare.stylize, pixels), **{way: partial(setup.ways[way], pixels) for way in WAYS}}
+    summaries = in_turns(works, setup.effort.latency, FEWEST_REQUESTS, MOST_REQUESTS)
     rows = [{"size": size, "way": way, **row} for way, row in against_first(summaries).items()]
     ratios = ", ".join(f"{row['way']} {row['ratio']:.3f}" for row in rows[1:])
-    setup.context.on_progress(f"{size} x {size}: {rows[0]['median']:.1f} ms bare; times as long: {ratios}")
+    setup.on_progress(f"{size} x {size}: {rows[0]['median']:.1f} ms bare; times as long: {ratios}")
     return rows
-
-
-def _seconds_alone(setup: _Setup, pixels: Pixels) -> float:
-    """Of a single warm request over gRPC."""
-    with setup.client() as client:
-        client.stylize(pixels, setup.style)
-        return min(timed(partial(client.stylize, pixels, setup.style)) for _ in range(3))
 
 
 def _warm_batches(setup: _Setup, pixels: Pixels, largest: int) -> None:
     """Every size of batch that callers at once can make is a shape of its own, and its first run is slower."""
     config = setup.server.exported.config
-    if not config.HasField("dynamic_batching"):
-        return
-    with setup.client() as client:
+    if config.HasField("dynamic_batching"):
         for size in range(1, min(largest, config.max_batch_size) + 1):
-            client.stylize(np.repeat(pixels[None], size, axis=0), setup.style)
+            setup.ways["gRPC"](np.repeat(pixels[None], size, axis=0))
 
 
 def _throughput(setup: _Setup, pixels: Pixels, alone: float) -> Document:
@@ -209,7 +192,7 @@ def _throughput(setup: _Setup, pixels: Pixels, alone: float) -> Document:
         against = {"against_one": _over(own, single)} if single else {}
         rows.append(row | against | summary(own))
         rate = f"{row['rate']:.2f} images a second, {row['ratio']:.3f} of the bare sessions'"
-        setup.context.on_progress(f"{count} callers: {rate}")
+        setup.on_progress(f"{count} callers: {rate}")
     return {"size": len(pixels), "requests": requests, "bare": rate_of(bare_rates), "rows": rows}
 
 
@@ -242,7 +225,7 @@ def _mixed(setup: _Setup, count: int) -> list[Document]:
         row = {"mixture": name, "callers": count, **rate_of([turn.rate for turn in own])}
         rows.append(row | {"one_caller": rate, "against_one": _over(own, single)} | summary(own))
         note = f"{count} callers, {name}: {row['rate']:.2f} images a second; one caller: {rate:.2f}"
-        setup.context.on_progress(note)
+        setup.on_progress(note)
     return rows
 
 
@@ -292,7 +275,7 @@ def _arrivals(setup: _Setup, pixels: Pixels, capacity: float, limit: float) -> D
         low, high = (rate, high) if row["within"] else (low, rate)
         rows.append(row)
         within = f"{PERCENTILE} % within {row[f'p{PERCENTILE}']:.0f} ms"
-        setup.context.on_progress(f"{rate:.2f} arrivals a second: {within}")
+        setup.on_progress(f"{rate:.2f} arrivals a second: {within}")
     rows.sort(key=lambda row: row["rate"])
     return {"size": len(pixels), "limit": limit, "percentile": PERCENTILE, "rate": low or None, "rows": rows}
 

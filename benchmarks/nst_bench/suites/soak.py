@@ -19,15 +19,16 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from nst_bench.drawing.plots import figure
+from nst_bench.drawing.tables import columns, table
 from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
-from nst_bench.plots import Plot, figure
-from nst_bench.served.callers import SizedCall, send_changing_sizes, start_callers
+from nst_bench.served.callers import Call, send_changing_sizes, start_callers
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
-from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import columns, table
+from nst_bench.suite import Context, Cost, Document, Effort, Plot, Suite
 from nst_bench.upgrades import memory_shown
+from nst_server.process.model_processes import model_processes
 
 SIZES = ((97, 131), (181, 255), (256, 256), (333, 501), (480, 271), (512, 512))
 """(height, width) that come again and again; none that is drawn is larger than the last."""
@@ -78,7 +79,7 @@ def measure(context: Context[SoakEffort], server: ModelServer) -> Document:
         tasks = [partial(send_changing_sizes, photo, SIZES, SMALLEST_PIXELS, seconds, n) for n in range(effort.callers)]
         answers = callers.assign(tasks)
         times, memory = _watch(server.process.pid, callers.pids, seconds, context)
-        requests = sorted((request for answer in answers() for request in answer), key=lambda request: request.sent)
+        requests = sorted(request for answer in answers() for request in answer)
     errors = Counter(request.error for request in requests if request.error)
     trends = {name: trend(times, mib) for name, mib in memory.items()}
     drift = latency_drift(requests)
@@ -87,7 +88,7 @@ def measure(context: Context[SoakEffort], server: ModelServer) -> Document:
         "minutes": effort.minutes,
         "callers": effort.callers,
         "requests": len(requests),
-        "shapes": len({(request.height, request.width) for request in requests}),
+        "shapes": len({request.size for request in requests}),
         "errors": dict(errors),
         "trends": {name: memory_shown(mib) | asdict(trends[name]) for name, mib in memory.items()},
         "latency_drift": drift,
@@ -105,9 +106,8 @@ def _watch(
     memory: dict[str, list[float]] = {TRITON: [], STUBS: [], CALLERS: []}
     noted = 0.0
     while (now := time.monotonic() - begin) < seconds:
-        stubs = [pid for pid in processes_of_group(server) if pid != server]
         times.append(now)
-        for name, pids in ((TRITON, [server]), (STUBS, stubs), (CALLERS, callers)):
+        for name, pids in ((TRITON, [server]), (STUBS, model_processes(server)), (CALLERS, callers)):
             memory[name].append(sum(map(resident_mib, pids)))
         if now - noted >= 30.0:
             noted = now
@@ -135,7 +135,7 @@ def trend(seconds: Sequence[float], mib: Sequence[float]) -> Trend:
     return Trend(level, growth, error, growth - 2.0 * error > TOLERANCE * level)
 
 
-def latency_drift(requests: Sequence[SizedCall]) -> float | None:
+def latency_drift(requests: Sequence[Call]) -> float | None:
     """How long an image takes in the last third against the middle one, for the sizes that come again.
 
     The median over the sizes of the ratio of medians; None if no size was asked for in both. The first third is
@@ -143,30 +143,15 @@ def latency_drift(requests: Sequence[SizedCall]) -> float | None:
     """
     if not requests:
         return None
-    begin, end = requests[0].sent, requests[-1].sent
+    begin, end = requests[0].due, requests[-1].due
     edges = np.linspace(begin, end, 4)
     ratios = []
     for size in SIZES:
-        same = [request for request in requests if (request.height, request.width) == size and not request.error]
-        middle, last = (
-            [own.seconds for own in same if start < own.sent <= stop] for start, stop in pairwise(edges[1:])
-        )
+        same = [request for request in requests if request.size == size and not request.error]
+        middle, last = ([own.seconds for own in same if start < own.due <= stop] for start, stop in pairwise(edges[1:]))
         if middle and last:
             ratios.append(float(np.median(last) / np.median(middle)))
     return float(np.median(ratios)) if ratios else None
-
-
-def processes_of_group(group: int) -> list[int]:
-    """Processes of a process group: Triton, which leads one, and its stubs."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(fields[2]) == group:
-            found.append(int(stat.parent.name))
-    return found
 
 
 def resident_mib(pid: int) -> float:
@@ -182,19 +167,12 @@ def tables(document: Document) -> list[str]:
     """Whether memory stopped growing."""
     errors, drift = document["errors"], document["latency_drift"]
     too_short = document["minutes"] < SHORTEST_MINUTES
-    shown = [
-        {
-            "processes": name,
-            **trend,
-            "uncertain": 2 * trend["error"],
-            "verdict": "too short to say" if too_short else "grew" if trend["grew"] else "stopped",
-        }
-        for name, trend in document["trends"].items()
-    ]
     trends = columns(
-        "processes   | at the start | at half time    | at the end | rise in the second half           | verdict",
-        "{processes} | {start:.0f}  | {half_time:.0f} | {end:.0f}  | {growth:+.1f} ± {uncertain:.1f} | {verdict}",
+        "processes   | at the start | at half time    | at the end",
+        "{processes} | {start:.0f}  | {half_time:.0f} | {end:.0f}",
     )
+    trends["rise in the second half"] = lambda row: f"{row['growth']:+.1f} ± {2 * row['error']:.1f}"
+    trends["verdict"] = lambda row: "too short to say" if too_short else "grew" if row["grew"] else "stopped"
     latency = "Latency was not compared."
     if drift is not None:
         latency = f"The last third took {drift:.3f} of the middle's time"
@@ -208,7 +186,7 @@ def tables(document: Document) -> list[str]:
         "Resident memory, MiB. A line is fitted to the second half; memory grew if the line rises by more than "
         "1 % of the median, by more than twice the error of that rise:",
         "",
-        *table(shown, trends),
+        *table([{"processes": name, **trend} for name, trend in document["trends"].items()], trends),
         *(["", *(f"- {count} x {error}" for error, count in errors.items())] if errors else []),
     ]
 
@@ -224,8 +202,7 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
         drawn = axes.barh(list(bars), list(bars.values()), color=["C0"] * len(peaks) + ["C1"] * len(trends))
         axes.bar_label(drawn, [f"{value:,.0f} MiB" for value in bars.values()], padding=3, fontsize=8)
         axes.invert_yaxis()
-        axes.set_xlim(right=1.25 * max(bars.values()))
-        axes.set_xlabel("MiB")
+        axes.set(xlim=(0, 1.25 * max(bars.values())), xlabel="MiB")
         by_name = ", ".join(f"{name} {value:,.0f}" for name, value in bars.items())
         return finish(f"Resident memory on {machine}, MiB: {by_name}.")
 

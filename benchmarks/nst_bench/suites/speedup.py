@@ -22,15 +22,15 @@ from pathlib import Path
 import torch
 
 from nst_bench import options
-from nst_bench.comparison import Comparison, baseline, losses_until
+from nst_bench.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables
 from nst_bench.engines.pytorch import pytorch_eager
-from nst_bench.machine.cuda import torch_device
+from nst_bench.equal_loss import Comparison, johnson_baseline, losses_until
+from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.photographs import sample_photograph, style_tensor
 from nst_bench.served.resources import describe_network, served_checkpoint
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.suites.drawing.speedup import GATYS, ITERATIONS, plot_loss, plot_times, tables
 from nst_core.images import Pixels, sample_photographs
 from nst_trainer.checkpoint import Checkpoint
 from nst_trainer.optimization.gatys import Iteration, optimize
@@ -97,7 +97,7 @@ def measure(
         loading = [time.perf_counter() - begun]
         figures.append(row_of("Gatys, load the loss network's weights", None, "cold", loading))
         for number, size in enumerate(effort.sizes, 1):
-            settings = baseline(checkpoint, size, effort.iterations + 1)
+            settings = johnson_baseline(checkpoint, size, effort.iterations + 1)
             iterations = partial(_iterations, settings, weights, device)
             for (engine, phase), taken in _at_size(size, engines, iterations, context).items():
                 figures.append(row_of(engine, size, phase, taken))

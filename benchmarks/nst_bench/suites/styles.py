@@ -20,12 +20,12 @@ import onnx
 import torch
 
 from nst_bench import options
+from nst_bench.drawing.tables import columns, pivot, with_ratio
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import against_first, in_turns
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.exported import export_checkpoint
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import columns, pivot, with_ratio
 from nst_client import StyleClient
 from nst_core.contract import IMAGE, STATISTICS, STYLE_WEIGHTS
 from nst_export.graph.conversion import export_onnx, write_onnx

@@ -6,6 +6,7 @@ The plain loop reads its photographs between the steps, keeps PyTorch's contiguo
 
 from __future__ import annotations
 
+import operator
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,10 +20,10 @@ import typer
 from torch import Tensor
 
 from nst_bench import options
-from nst_bench.machine.cuda import torch_device
-from nst_bench.measure import summarize, timed
+from nst_bench.drawing.tables import SUMMARY, columns, table
+from nst_bench.machine.gpu import torch_device
+from nst_bench.measure import interleaved, summarize, timed
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
-from nst_bench.tables import SUMMARY, columns, table
 from nst_bench.workers import Worker
 from nst_core.images import open_image, sample_photographs
 from nst_core.process import keep_freed_memory
@@ -62,10 +63,8 @@ def measure(context: Context[TrainingEffort], *, vgg: options.Vgg = None) -> Doc
             Worker(partial(_steps_of_plain, settings, vgg, device)) as plain,
             Worker(partial(_steps_of_ours, Path(folder), settings, vgg, device)) as ours,
         ):
-            seconds: dict[str, list[float]] = {"plain": [], "nst": []}
-            for _ in range(WARM_STEPS + effort.steps):
-                for name, worker in (("plain", plain), ("nst", ours)):
-                    seconds[name].append(worker.ask(timed))
+            works = {"plain": partial(plain.ask, timed), "nst": partial(ours.ask, timed)}
+            seconds = interleaved(works, WARM_STEPS + effort.steps, clock=operator.call)
         figures = {name: summarize(taken[WARM_STEPS:]) for name, taken in seconds.items()}
         rate = {name: 1000.0 * effort.batch / summary.median for name, summary in figures.items()}
         own = {name: asdict(summary) | {"images_per_second": rate[name]} for name, summary in figures.items()}

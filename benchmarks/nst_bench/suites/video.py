@@ -17,12 +17,12 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from nst_bench.drawing.tables import list_of_rows
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import summarize, timed
 from nst_bench.served.resources import served_model
 from nst_bench.served.server import ModelServer
 from nst_bench.suite import Context, Document, Effort, Suite
-from nst_bench.tables import list_of_rows
 
 BARE, FILE, WINDOW, PAGE = "bare session", "file to file", "file to window", "file to page"
 

@@ -193,7 +193,7 @@ class LocalTransport:
             output: Array = session.run([request.output], dict(request.inputs))[0]
             return output
 
-        log.info("%s: version %s by %s, %d threads", config.name, version.name, session.get_providers()[0], threads)
+        log.info("%s: version %s by %s, %d threads", config.name, version.name, provider[0], threads)
         # OpenVINO fails the next request of a shape as well, once it has failed with it.
         return LoadedModel(run, lambda: None, fragile=True)
 

@@ -44,13 +44,15 @@ def import_onnxruntime(extra: str = "export") -> Any:
             f"{names} are installed together, and each holds the module onnxruntime: "
             f"pip uninstall -y {' '.join(found)}, then {install_command(machine_extra(extra))}"
         )
+    first = "onnxruntime" not in sys.modules
     try:
         with default_variable("ORT_DISABLE_TELEMETRY", "1"):
             module = importlib.import_module("onnxruntime")
             module.disable_telemetry_events()  # also creates ONNX Runtime's environment, which reads the variable once
     except ModuleNotFoundError as error:
         raise MissingExtra(machine_extra(extra), error.name or "onnxruntime") from error
-    log.info("ONNX Runtime %s with %s", module.__version__, ", ".join(module.get_available_providers()))
+    if first:
+        log.info("ONNX Runtime %s with %s", module.__version__, ", ".join(module.get_available_providers()))
     if "CUDAExecutionProvider" in module.get_available_providers() and devices.gpus()[0]:
         # CUDA and cuDNN are packages of their own, which ONNX Runtime finds only if it is told to look.
         with redirect_stdout(sys.stderr):  # what it does not find must not stand among results

@@ -80,9 +80,8 @@ def _providers(openvino: bool) -> Mapping[str, str]:
 
 
 def open_session(model: Path | bytes, provider: str) -> Any:
-    """An ONNX Runtime session on `provider`, without log messages."""
+    """An ONNX Runtime session on `provider`, without log messages, but for what OpenVINO's provider warns of itself."""
     onnxruntime = import_onnxruntime()
-    onnxruntime.set_default_logger_severity(3)  # OpenVINO's provider ignores the severity of the session
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # hides that shape arithmetic stays on the CPU provider, which is as it should be
     return onnxruntime.InferenceSession(

@@ -15,7 +15,7 @@ from nst_core.errors import InputError
 from nst_server.access import Access
 from nst_server.endpoints import host
 from nst_server.errors import ServerError
-from nst_server.launch import ALLOCATOR_VARIABLES, STACK_BYTES, Launch
+from nst_server.triton_command import ALLOCATOR_VARIABLES, STACK_BYTES, Launch
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.09-py3"
 """Triton 2.73.0."""

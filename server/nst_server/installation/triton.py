@@ -15,7 +15,7 @@ from nst_core.devices import Device
 from nst_core.files import cache_folder
 from nst_server.installation.backends import assemble_backends
 from nst_server.installation.environment import install_packages, packages, site_packages
-from nst_server.launch import Launch
+from nst_server.triton_command import Launch
 
 logger = logging.getLogger(__name__)
 

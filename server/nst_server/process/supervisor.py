@@ -14,12 +14,12 @@ from nst_server.access import Access
 from nst_server.control import Control, Model
 from nst_server.endpoints import Endpoints
 from nst_server.errors import ServerError
-from nst_server.launch import Launch, Runnable
 from nst_server.process.model_processes import ModelProcesses
 from nst_server.process.triton_process import READY_TIMEOUT_SECONDS, ModelProcessDied, Start, ready_triton
 from nst_server.process.watcher import RepositoryWatcher, watching
 from nst_server.repository.models import model_names
 from nst_server.tls import Certificate
+from nst_server.triton_command import Launch, Runnable
 
 CHECK_SECONDS = 1.0
 """Between two looks at the processes of a Triton that serves."""

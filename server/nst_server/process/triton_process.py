@@ -18,10 +18,10 @@ from nst_server import tls
 from nst_server.control import Control
 from nst_server.errors import ServerError
 from nst_server.installation.triton import Installation
-from nst_server.launch import ALLOCATOR_VARIABLES, START_SCRIPT, Launch, Runnable
 from nst_server.process.logs import LogReader, last_line, open_log
 from nst_server.process.model_processes import ModelProcesses
 from nst_server.repository.links import Links, linked
+from nst_server.triton_command import ALLOCATOR_VARIABLES, START_SCRIPT, Launch, Runnable
 
 logger = logging.getLogger(__name__)
 

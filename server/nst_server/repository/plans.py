@@ -21,9 +21,9 @@ from nst_core.engines.building import Progress, ProgressOf, unwatched
 from nst_server.errors import ServerError
 from nst_server.installation.environment import python, tensorrt_version
 from nst_server.installation.triton import Installation
-from nst_server.launch import START_SCRIPT
 from nst_server.repository.links import linked
 from nst_server.repository.models import EngineFile, tensorrt_engines
+from nst_server.triton_command import START_SCRIPT
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from nst_bench.suite import Plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,37 +16,33 @@ if TYPE_CHECKING:
 SIZE_INCHES, DOTS_PER_INCH = (4.8, 3.4), 170
 """Letters can be read on a telephone, where a plot is as wide as the screen."""
 
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot: its file's name without the ending, what it shows in words, and the PNG."""
-
-    name: str
-    alt: str
-    png: bytes
+STYLE = {
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 @contextmanager
 def figure(name: str, title: str, *, height: float = SIZE_INCHES[1]) -> Iterator[tuple[Axes, Callable[[str], Plot]]]:
     """Axes to draw on, and what makes a `Plot` of them, given its words."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.add_subplot()
-    axes.set_title(title, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    with rc_context(STYLE):
+        canvas = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained")
+        axes = canvas.add_subplot(title=title)
 
-    def finish(alt: str) -> Plot:
-        axes.xaxis.label.set_fontsize(8)
-        axes.yaxis.label.set_fontsize(8)
-        buffer = io.BytesIO()
-        canvas.savefig(buffer, dpi=DOTS_PER_INCH, format="png")
-        return Plot(name, alt, buffer.getvalue())
+        def finish(alt: str) -> Plot:
+            buffer = io.BytesIO()
+            canvas.savefig(buffer, dpi=DOTS_PER_INCH, format="png")
+            return Plot(name, alt, buffer.getvalue())
 
-    yield axes, finish
+        yield axes, finish
 
 
 def decades(axis: Axis, written: Callable[[float], str]) -> None:

@@ -41,7 +41,7 @@ class Comparison:
         """That of a photograph at `size`^2 pixels, with the loss that the network was trained with."""
         content = to_tensor(fit(open_image(photo), size, size))
         settings = replace(
-            baseline(self.checkpoint, size, iterations), style_scale=max(self.style_image.shape[2:]) / size
+            johnson_baseline(self.checkpoint, size, iterations), style_scale=max(self.style_image.shape[2:]) / size
         )
         return ImageOptimization(content, [self.style_image], settings, weights, device=device)
 
@@ -59,7 +59,7 @@ class Comparison:
         }
 
 
-def baseline(checkpoint: Checkpoint, size: int, iterations: int) -> OptimizationSettings:
+def johnson_baseline(checkpoint: Checkpoint, size: int, iterations: int) -> OptimizationSettings:
     """Johnson's baseline at `size`^2 pixels with the weights and the style's size of the network's own training."""
     trained = checkpoint.training
     return replace(

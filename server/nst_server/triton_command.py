@@ -1,4 +1,4 @@
-"""How Triton is started: the options of its command line, the limits and the memory allocator of its process."""
+"""Triton's command line, and the limits and the memory allocator of its process."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from nst_core.console import console
 
 FIRST_TO_GO = ("p99", "spread", "n", "p95")
-"""Columns of a summary, the least needed first; after them the rightmost column without a figure in bold."""
+"""Columns of a summary, the least needed first; after them the rightmost of the columns that weigh least."""
 
 GAP = 2
 """Columns of the terminal between two of a table."""
@@ -39,10 +39,11 @@ class _Column:
 
     @property
     def weight(self) -> int:
-        """How late it is left out; figures in bold are what a reader looks for."""
+        """How late it is left out: after numbers words, and last the figures in bold that a reader looks for."""
         if self.title.plain in FIRST_TO_GO:
             return FIRST_TO_GO.index(self.title.plain)
-        return len(FIRST_TO_GO) + any(cell.style for cell in self.cells)
+        bold = any(cell.style for cell in self.cells)
+        return len(FIRST_TO_GO) + (2 * bold if self.number else 1)
 
 
 def show(markdown: str, *, on: Console = console) -> None:
@@ -73,22 +74,32 @@ def _table(text: str, on: Console) -> Iterator[RenderableType]:
 
 
 def _column(markdown: Sequence[str], number: bool, on: Console) -> _Column:
-    """Of its title and cells, without the marks of emphasis and code."""
+    """Of its title and cells, without the marks of emphasis and code; a number and its unit stay together."""
     texts = [Text(re.sub(r"\*+|`", "", cell), "bold" if "**" in cell else "") for cell in markdown]
     longest, natural = measure_renderables(on, on.options, texts)
+    with_units = [text.cell_len for text in texts if re.fullmatch(r"[\d.,]+ (ms|s|MiB)", text.plain)]
+    longest = max(longest, *with_units, 0)
     least = longest if number else min(max(longest, min(WORDS, natural)), LONG)
     return _Column(texts[0], texts[1:], number, least, natural)
 
 
 def _kept(columns: Sequence[_Column], width: int) -> list[_Column]:
-    """Those that have a place in `width`; words that say which row it is always do."""
+    """Those that have a place in `width`: at least one of numbers, and the words that tell the rows apart."""
     kept = list(columns)
     while sum(column.least + GAP for column in kept) - GAP > width:
-        numbers = [column for column in kept if column.number]
-        if len(numbers) < 2:
+        words, numbers = ([column for column in kept if column.number is number] for number in (False, True))
+        spare = [column for column in words if _tell_apart([other for other in words if other is not column])]
+        spare += numbers if len(numbers) > 1 else []
+        if not numbers or not spare:  # what is of words alone says nothing else
             break
-        kept.remove(min(reversed(numbers), key=lambda column: column.weight))
+        kept.remove(min(reversed(spare), key=lambda column: column.weight))
     return kept
+
+
+def _tell_apart(words: Sequence[_Column]) -> bool:
+    """Whether no two rows have the same."""
+    rows = list(zip(*([cell.plain for cell in column.cells] for column in words), strict=True))
+    return 0 < len(rows) == len(set(rows))
 
 
 def _drawn(columns: Sequence[_Column], width: int) -> Table:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nst_bench.plots import Plot, figure
-from nst_bench.suite import Document
-from nst_bench.tables import SUMMARY, columns, short, table, text
+from nst_bench.drawing.plots import figure
+from nst_bench.drawing.tables import SUMMARY, columns, short, table, text
+from nst_bench.suite import Document, Plot
 
 SPLIT = columns("batch | queue | compute | rest", "{batch:.2f} | {queue:.1f} | {compute:.1f} | {rest:.1f}")
 """Where the latency was spent, as columns."""
@@ -105,11 +105,10 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
         axes.axhspan(min(bare["rates"]), max(bare["rates"]), color="C1", alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)
         axes.set_xticks(callers, [str(count) for count in callers])
-        axes.set_ylim(0, 1.25 * max(bare["rate"], *(row["rate"] for row in rows)))
         axes.margins(x=0.12)
-        axes.set_xlabel("callers at once")
-        axes.set_ylabel("images a second")
-        axes.legend(fontsize=7, loc="lower right")
+        highest = max(bare["rate"], *(row["rate"] for row in rows))
+        axes.set(ylim=(0, 1.25 * highest), xlabel="callers at once", ylabel="images a second")
+        axes.legend(loc="lower right")
         by_callers = ", ".join(f"{row['rate']:.2f} with {row['callers']}" for row in rows)
         rates = f"{by_callers} callers; bare sessions {bare['rate']:.2f} images a second"
         return finish(f"Throughput by callers at {size}² on {machine}: {rates}.")

@@ -1,4 +1,4 @@
-"""What the driver says of a GPU while it works: its clocks, its power limit, and the energy that it has used."""
+"""The GPU: whether PyTorch can use it, and what the driver says while it works, such as clocks and energy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nst_core.devices import Gpu
-from nst_core.errors import NstError
+import torch
+
+from nst_core.devices import Device, Gpu
+from nst_core.errors import InputError, NstError
+
+
+def torch_device(device: Device) -> torch.device:
+    """The chosen device for PyTorch. Raises `InputError` if PyTorch cannot use the GPU that the driver has."""
+    if device.gpu is None:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError(f"{why_no_cuda()}, which the driver has ({device.gpu.name}): install PyTorch for CUDA")
+    return torch.device("cuda")
+
+
+def why_no_cuda() -> str:
+    """Why PyTorch uses no GPU."""
+    build = "is built without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda} finds none"
+    return f"torch {torch.__version__} {build} and cannot use a GPU"
 
 
 class EnergyError(NstError):

@@ -32,5 +32,5 @@ def html(title: str, markdown: str, images: Mapping[str, bytes]) -> str:
         if content.type == "inline" and any(child.type == "image" for child in content.children or ()):
             paragraph.attrSet("class", "plots")
     body = Markup(reader.renderer.render(tokens, reader.options, {}))
-    template = Environment(loader=PackageLoader("nst_bench", "."), autoescape=True).get_template("report.html")
+    template = Environment(loader=PackageLoader("nst_bench.drawing", "."), autoescape=True).get_template("report.html")
     return template.render(title=title, body=body)

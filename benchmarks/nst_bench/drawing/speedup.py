@@ -1,4 +1,4 @@
-"""How the results of `speedup` are shown, alone, beside those of GPUs, and as the table that a report begins with."""
+"""How the results of `speedup` are shown, and the table of them that a report begins with."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nst_bench import plots
-from nst_bench.plots import Plot, decades, figure
-from nst_bench.suite import Document
-from nst_bench.tables import NARROW, SUMMARY, columns, model_name, pivot, short, table, text
+from nst_bench.drawing.plots import decades, figure, seconds
+from nst_bench.drawing.tables import NARROW, SUMMARY, columns, model_name, pivot, short, table, text
+from nst_bench.suite import Document, Plot
 
 GATYS = "Gatys, one iteration"
 """The engine of the rows that are no images."""
@@ -18,15 +17,18 @@ ITERATIONS = (100, 300, 500)
 """Johnson et al.'s table 1."""
 
 
+TIMES = columns(
+    "times            | by shared memory          | times by shared memory",
+    "**{ratio:,.0f}** | {shared_memory_ms:short} ms | **{shared_memory_ratio:,.0f}**",
+)
+
+
 def tables(document: Document) -> list[str]:
     """The served network against the optimisation."""
     first = _of_phase(document, "first of a shape")
-    shown = [
-        {**row, "first": text(NARROW, first[at])} if at in first else row
-        for at, row in _of_phase(document, "steady").items()
-    ]
-    shown.sort(key=lambda row: int(row["size"]))
-    by_engine = columns("size | engine", "{size}² | {engine}") | SUMMARY | {"first of a shape": "{first}"}
+    warm = sorted(_of_phase(document, "steady").values(), key=lambda row: int(row["size"]))
+    by_engine = columns("size | engine", "{size}² | {engine}") | SUMMARY
+    by_engine["first of a shape"] = lambda row: text(NARROW, first[row["engine"], row["size"]])
     cold = [row for row in document["rows"] if row["phase"] == "cold"]
     both_on_gpu = document.get("device") == "GPU"
     return [
@@ -34,7 +36,7 @@ def tables(document: Document) -> list[str]:
         "",
         "Milliseconds of warm runs, and of the first images of new shapes (95th percentile):",
         "",
-        *table(shown, by_engine, left=2),
+        *table(warm, by_engine, left=2),
         "",
         "Cold starts, once each:",
         "",
@@ -74,54 +76,41 @@ def _equal_loss(rows: Sequence[Document]) -> list[str]:
         "size    | photograph | the network's loss | iterations to it | the optimisation        | served",
         "{size}² | {photo}    | {loss:.3f}         | {iteration}      | {gatys_seconds:short} s | {served_ms:short} ms",
     )
-    times = columns(
-        "times            | by shared memory          | times by shared memory",
-        "**{ratio:,.0f}** | {shared_memory_ms:short} ms  | **{shared_memory_ratio:,.0f}**",
-    )
-    return table(rows, about | times, left=2)
+    return table(rows, about | TIMES, left=2)
 
 
 def summary_table(document: Document) -> list[str]:
     """The table that matters: a served image, and what it replaces."""
-    warm, speedups, equal_loss = _of_phase(document, "steady"), document["speedup"], document["equal_loss"]
-    served = speedups[0]["served"]
-    rows: list[Document] = []
+    warm, speedups = _of_phase(document, "steady"), document["speedup"]
+    served, rows = speedups[0]["served"], list[Document]()
+    by_memory = {
+        (row["size"], row["iterations"]): {"shared_memory_ms": row["served_ms"], "shared_memory_ratio": row["ratio"]}
+        for row in speedups
+        if row["served"] != served
+    }
     for size in dict.fromkeys(row["size"] for row in speedups):
-        equal = [row for row in equal_loss if row["size"] == size and "missing" not in row]
-        fixed = [row for row in speedups if (row["size"], row["served"]) == (size, served)]
-        replaced = [{**row, "what": f"{row['iterations']} iterations"} for row in fixed]
-        if equal:
-            of = f" (of {len(equal)} photographs)" if len(equal) > 1 else ""
-            middle = _middle(equal)
-            replaced.insert(0, {**middle, "what": f"same loss: {middle['iteration']} iterations{of}"})
-        rows += [{**warm[served, size], **replaced[0]}, *replaced[1:]]
+        equal = [row for row in document["equal_loss"] if row["size"] == size]
+        replaced = []
+        if photos := [row for row in equal if "missing" not in row]:
+            of = f" (of {len(photos)} photographs)" if len(photos) > 1 else ""
+            middle = _middle(photos)
+            replaced.append({**middle, "what": f"same loss: {middle['iteration']} iterations{of}"})
+        for row in (row for row in speedups if (row["size"], row["served"]) == (size, served)):
+            memory = by_memory.get((size, row["iterations"]), {})
+            replaced.append({**row, **memory, "what": f"{row['iterations']} iterations"})
+        missing = [{**row, "what": "same loss"} for row in equal if "missing" in row]
+        rows += [{**warm[served, size], **replaced[0]}, *replaced[1:], *missing]
     about = columns(
-        "size    | Gatys' optimisation | takes                   | a served image, ms: p50    | times",
-        "{size}² | {what}              | {gatys_seconds:short} s | {median:short}{unstable:mark} | **{ratio:,.0f}**",
+        "size    | Gatys' optimisation | takes                   | a served image, ms: p50",
+        "{size}² | {what}              | {gatys_seconds:short} s | {median:short}{unstable:mark}",
     )
     others = {title: cell for title, cell in SUMMARY.items() if title != "p50"}
-    lines = table(rows, about | others, left=2)
-    if len({row["served"] for row in speedups}) > 1:
-        lines += ["", _by_shared_memory(speedups)]
-    missing: dict[str, list[str]] = {}
-    for row in equal_loss:
-        if "missing" in row:
-            missing.setdefault(row["missing"], []).append(f"{row['size']}²")
-    why = "; ".join(f"{', '.join(sizes)}: {reason}" for reason, sizes in missing.items())
-    return [*lines, *(["", f"Not compared at equal loss, {why}."] if why else [])]
+    return table(rows, about | TIMES | others, left=2)
 
 
 def _middle(rows: Sequence[Document]) -> Document:
     """The row whose ratio is the median."""
     return sorted(rows, key=lambda row: float(row["ratio"]))[len(rows) // 2]
-
-
-def _by_shared_memory(speedups: Sequence[Document]) -> str:
-    """The same by shared memory, of the highest number of iterations."""
-    last = speedups[-1]
-    own = [row for row in speedups if (row["served"], row["iterations"]) == (last["served"], last["iterations"])]
-    times = (f"{short(row['served_ms'])} ms at {row['size']}², **{row['ratio']:,.0f}** times" for row in own)
-    return f"By shared memory an image takes {', '.join(times)} less than {last['iterations']} iterations."
 
 
 def headline(document: Document) -> str:
@@ -154,13 +143,10 @@ def plot_loss(own: Mapping[str, Document], machine: str) -> Plot | None:
                 f"at {size}² the served image has a loss of {middle['loss']:.2f} after {middle['served_ms']:.0f} ms, "
                 f"the optimisation after {middle['gatys_seconds']:.0f} s ({middle['photo']})"
             )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        decades(axes.yaxis, lambda value: f"{value:g}")
-        axes.xaxis.set_major_formatter(lambda value, _: plots.seconds(value))
-        axes.set_xlabel("time, logarithmic")
-        axes.set_ylabel("loss, weighted as in training")
-        axes.legend(fontsize=7, loc="center left")  # between the points and where the curves begin
+        axes.set(xscale="log", yscale="log", xlabel="time, logarithmic", ylabel="loss, weighted as in training")
+        decades(axes.yaxis, "{:g}".format)
+        axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
+        axes.legend(loc="center left")  # between the points and where the curves begin
         return finish(f"Loss by time on {machine}: {'; '.join(words)}.")
 
 
@@ -178,15 +164,14 @@ def plot_times(own: Mapping[str, Document], machine: str) -> Plot | None:
             there = [(at, values[size]) for at, values in enumerate(bars.values()) if size in values]
             places = [position + (index - (len(sizes) - 1) / 2) * height for position, _ in there]
             drawn = axes.barh(places, [value for _, value in there], height * 0.92, label=f"{size}²")
-            axes.bar_label(drawn, [plots.seconds(value) for _, value in there], padding=3, fontsize=7)
-        axes.set_xscale("log")
+            axes.bar_label(drawn, [seconds(value) for _, value in there], padding=3, fontsize=7)
+        axes.set(xscale="log", xlabel="seconds, logarithmic")
         axes.set_xlim(right=axes.get_xlim()[1] * 6)
         axes.set_yticks(range(len(bars)), list(bars))
         axes.invert_yaxis()
-        axes.xaxis.set_major_formatter(lambda value, _: plots.seconds(value))
-        axes.set_xlabel("seconds, logarithmic")
-        axes.legend(fontsize=7, loc="upper right")
-        largest = [f"{name} {plots.seconds(values[sizes[-1]])}" for name, values in bars.items() if sizes[-1] in values]
+        axes.xaxis.set_major_formatter(lambda value, _: seconds(value))
+        axes.legend(loc="upper right")
+        largest = [f"{name} {seconds(values[sizes[-1]])}" for name, values in bars.items() if sizes[-1] in values]
         return finish(f"Time an image at {sizes[-1]}² on {machine}: {', '.join(largest)}.")
 
 

@@ -1,1 +1,0 @@
-"""How the documents of the larger suites are drawn: their tables and plots."""
