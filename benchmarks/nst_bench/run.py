@@ -188,8 +188,8 @@ class Run:
 
         def on_progress(elapsed: float, note: str) -> None:
             """A step that takes longer than its estimate stands just before its end."""
-            said = f"{step.name}: {note}" if note else step.name
-            self._on_progress(behind + min(elapsed, 0.99 * estimate), said)
+            shown = f"{step.name}: {note}" if note else step.name
+            self._on_progress(behind + min(elapsed, 0.99 * estimate), shown)
 
         def keep(part: Document) -> None:
             self.done[step.name] = part

@@ -331,9 +331,9 @@ def test_another_device_than_the_models_is_refused_before_minutes_are_spent(subj
     command = ["--checkpoint", str(subject.checkpoint), "-r", str(subject.repository), "--device", "cpu"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
-    said = " ".join(result.stderr.split())
-    assert "was exported for the GPU, and this run measures the CPU (asked for with --device cpu)" in said
-    assert "nst-export --device cpu exports it again, or measure with --device gpu" in said
+    message = " ".join(result.stderr.split())
+    assert "was exported for the GPU, and this run measures the CPU (asked for with --device cpu)" in message
+    assert "nst-export --device cpu exports it again, or measure with --device gpu" in message
     config.write_text("")
     with pytest.raises(InputError, match="exported for the CPU, and this run measures the GPU"):
         replace(subject, device=card).check()

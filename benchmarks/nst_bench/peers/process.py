@@ -74,8 +74,8 @@ class PeerProcess:
             stylized = np.asarray(np.load(io.BytesIO(content)), dtype=np.uint8)
             seconds = time.perf_counter() - started
         except (OSError, http.client.HTTPException) as error:
-            said = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-            raise MissingEngine(f"{said[-1] if said else 'it says nothing'} ({error})") from error
+            lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+            raise MissingEngine(f"{lines[-1] if lines else 'it says nothing'} ({error})") from error
         self._used = time.monotonic()
         return float(answer.headers.get("Seconds", seconds)), stylized
 

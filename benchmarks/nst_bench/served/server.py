@@ -90,13 +90,13 @@ def ready_command(name: str, *options: str) -> Iterator[tuple[subprocess.Popen[s
     ) as process:
         assert process.stderr is not None
         try:
-            said = "nothing"
+            message = "nothing"
             for line in process.stderr:
                 if line.startswith("ready:"):
                     yield process, line.removeprefix("ready:").strip()
                     return
-                said = line.strip() or said
-            raise NotReadyError(f"{name} ended without being ready: {said}")
+                message = line.strip() or message
+            raise NotReadyError(f"{name} ended without being ready: {message}")
         finally:
             process.terminate()  # not Ctrl-C, to which what a shell started in the background is deaf
             process.communicate(timeout=60.0)

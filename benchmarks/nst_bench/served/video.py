@@ -30,7 +30,7 @@ from nst_core.images import Pixels, fit, open_image, sample_photographs
 
 WIDTH, HEIGHT = 512, 384
 RATE = 30
-"""Frames a second of the film."""
+"""Frames a second of the video."""
 
 CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--use-file-for-fake-video-capture=")
 """How Chromium takes a file for its camera, without asking."""
@@ -55,8 +55,8 @@ THUMBNAILED = """() => {
 """Whether the server is done with the page's thumbnails."""
 
 
-def filmed(path: Path, frames: int) -> Path:
-    """A film of the photographs that ship, each passing by as far as its share of the frames."""
+def write_video(path: Path, frames: int) -> Path:
+    """A video of the photographs that ship, each passing by as far as its share of the frames."""
     form = VideoFormat(WIDTH, HEIGHT, Fraction(1, 15_360), Fraction(RATE))
     photographs = sample_photographs()
     share = math.ceil(frames / len(photographs))
@@ -70,27 +70,27 @@ def filmed(path: Path, frames: int) -> Path:
     return path
 
 
-def frames_of(film: Path) -> list[Pixels]:
+def frames_of(video: Path) -> list[Pixels]:
     """Every frame in memory, `uint8 [H, W, 3]`."""
-    return [frame.pixels for frame in VideoSource(film).frames()]
+    return [frame.pixels for frame in VideoSource(video).frames()]
 
 
-def warm_up(server: ModelServer, bare: Callable[[Pixels], object], style: str, film: Path) -> None:
+def warm_up(server: ModelServer, bare: Callable[[Pixels], object], style: str, video: Path) -> None:
     """The first images of a shape are another figure."""
-    first = next(VideoSource(film).frames()).pixels
+    first = next(VideoSource(video).frames()).pixels
     with StyleClient(server.endpoints.grpc) as client:
         for _ in range(3):
             client.stylize(first, style)
             bare(first)
 
 
-def to_file(server: ModelServer, style: str, film: Path) -> tuple[list[float], float]:
+def to_file(server: ModelServer, style: str, video: Path) -> tuple[list[float], float]:
     """Seconds from each frame to the next, and frames a second from the start to the file that is whole."""
     moments: list[float] = []
-    target = film.with_name("stylized.mp4")
+    target = video.with_name("stylized.mp4")
     started = time.perf_counter()
     result = stylize_video(
-        *(film, target, VideoSettings(Schedule.of(style))),
+        *(video, target, VideoSettings(Schedule.of(style))),
         lambda: AsyncStyleClient(server.endpoints.grpc, shared_memory=None),
         on_progress=lambda done, total: moments.append(time.perf_counter()),
     )
@@ -99,8 +99,8 @@ def to_file(server: ModelServer, style: str, film: Path) -> tuple[list[float], f
     return np.diff(moments).tolist(), rate
 
 
-def to_window(server: ModelServer, style: str, film: Path) -> tuple[LiveStatistics, list[float]]:
-    """The film in its own time in a window, and the seconds from each frame that is shown to the next."""
+def to_window(server: ModelServer, style: str, video: Path) -> tuple[LiveStatistics, list[float]]:
+    """The video in its own time in a window, and the seconds from each frame that is shown to the next."""
     moments: list[float] = []
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     with StyleClient(server.endpoints.grpc, shared_memory=None) as client, closing(Window("nst-bench video")) as window:
@@ -112,7 +112,7 @@ def to_window(server: ModelServer, style: str, film: Path) -> tuple[LiveStatisti
                 moments.append(time.perf_counter())
             return True
 
-        statistics = show_live(file_frames(film, None), lambda pixels: client.stylize(pixels, style), show)
+        statistics = show_live(file_frames(video, None), lambda pixels: client.stylize(pixels, style), show)
     return statistics, np.diff(moments).tolist()
 
 
@@ -123,11 +123,11 @@ def missing_browser() -> str | None:
     return None if shutil.which("chromium") else "no chromium here: apt-get install chromium"
 
 
-def to_page(server: ModelServer, style: str, film: Path, duration: float) -> list[float]:
-    """The film as the camera of the page, and the seconds from each stylized frame that it shows to the next."""
+def to_page(server: ModelServer, style: str, video: Path, duration: float) -> list[float]:
+    """The video as the camera of the page, and the seconds from each stylized frame that it shows to the next."""
     from playwright.sync_api import sync_playwright
 
-    camera = _raw(film)
+    camera = _raw(video)
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", *CAMERA[:-1], f"{CAMERA[-1]}{camera}"]
     web = ready_command("nst", "web", "--url", server.endpoints.grpc, "--port", "0")
     with web as (_, url), sync_playwright() as playwright:
@@ -155,13 +155,13 @@ def to_page(server: ModelServer, style: str, film: Path, duration: float) -> lis
     return seconds
 
 
-def _raw(film: Path) -> Path:
-    """The film as Chromium's camera plays it: YUV4MPEG2, nothing to decode."""
-    target = film.with_suffix(".y4m")
+def _raw(video: Path) -> Path:
+    """The video as Chromium's camera plays it: YUV4MPEG2, nothing to decode."""
+    target = video.with_suffix(".y4m")
     if not target.exists():
         with target.open("wb") as file:
             file.write(f"YUV4MPEG2 W{WIDTH} H{HEIGHT} F{RATE}:1 Ip A1:1 C420jpeg\n".encode())
-            for frame in VideoSource(film).frames():
+            for frame in VideoSource(video).frames():
                 planes = VideoFrame.from_ndarray(frame.pixels, "rgb24").reformat(format="yuv420p")
                 file.write(b"FRAME\n" + planes.to_ndarray().tobytes())
     return target

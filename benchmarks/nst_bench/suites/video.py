@@ -1,8 +1,8 @@
 """What a video costs over the bare model: from a file to a file, to a window and to a page, all included.
 
-A film of photographs that pass by is decoded, stylized by Triton over gRPC and encoded as `nst video` does it, played
+A video of photographs that pass by is decoded, stylized by Triton over gRPC and encoded as `nst video` does it, played
 in its own time into a window as `nst webcam` does it, and played in the camera's place to the page of `nst web` in
-Chromium, which draws without a GPU. The bare session stylizes the film's frames from memory, with the config's threads.
+Chromium, which draws without a GPU. The bare session stylizes its frames from memory, with the config's threads.
 They share the cores, so they take turns.
 """
 
@@ -29,9 +29,9 @@ BARE, FILE, WINDOW, PAGE = "bare session", "file to file", "file to window", "fi
 
 @dataclass(frozen=True)
 class VideoEffort(Effort):
-    """The film, and in how many rounds it goes every way."""
+    """The video, and in how many rounds it goes every way."""
 
-    frames: Annotated[int, typer.Option(help="Of the film, 30 a second.", min=16)] = 240
+    frames: Annotated[int, typer.Option(help="Of the video, 30 a second.", min=16)] = 240
     rounds: int = 5
 
 
@@ -57,18 +57,18 @@ def measure(context: Context[VideoEffort], server: ModelServer) -> Document:
         rates[way].append(rate or len(own) / sum(own))
 
     with tempfile.TemporaryDirectory() as scratch:
-        film = ways.filmed(Path(scratch) / "film.mp4", effort.frames)
-        frames = ways.frames_of(film)
-        ways.warm_up(server, bare.stylize, style, film)
+        video = ways.write_video(Path(scratch) / "video.mp4", effort.frames)
+        frames = ways.frames_of(video)
+        ways.warm_up(server, bare.stylize, style, video)
         for number in range(1, effort.rounds + 1):
             add(BARE, [timed(partial(bare.stylize, pixels)) for pixels in frames])
-            add(FILE, *ways.to_file(server, style, film))
-            statistics, own = ways.to_window(server, style, film)
+            add(FILE, *ways.to_file(server, style, video))
+            statistics, own = ways.to_window(server, style, video)
             add(WINDOW, own, statistics.mean_rate)
             latencies += statistics.latencies
             taken += statistics.taken
             if not missing:
-                add(PAGE, ways.to_page(server, style, film, effort.frames / ways.RATE))
+                add(PAGE, ways.to_page(server, style, video, effort.frames / ways.RATE))
             now = ", ".join(f"{way} {by_round[-1]:.1f}" for way, by_round in rates.items())
             context.on_progress(f"round {number} of {effort.rounds}, frames a second: {now}")
     rows = [
