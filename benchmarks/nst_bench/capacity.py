@@ -110,7 +110,7 @@ def _images(rates: Sequence[Document]) -> list[str]:
 
 
 def _requests(serving: Sequence[Document]) -> list[str]:
-    """What `LOADS` need so that the measured percentile stays within its limit, and what they need without one."""
+    """What `LOADS` need so that the measured percentile stays within its limit, and without it."""
     rows, known = [], []
     for document in serving:
         arrivals, best = document["arrivals"], _rates(document)[-1]

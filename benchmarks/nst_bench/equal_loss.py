@@ -25,7 +25,7 @@ Stylize = Callable[[Tensor], Tensor]
 
 
 class Comparison:
-    """A network with the style called as the file `style`, or its only one.
+    """A network with the style called as the file `style`, or with its only style.
 
     `style_image` `[1, 3, H, W]` is as the network's training had it: made smaller if need be, never larger. Raises
     `InputError` for a network without this style, and for a texture network.

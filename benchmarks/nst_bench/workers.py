@@ -13,7 +13,7 @@ from typing import Any, Self
 from nst_core.errors import NstError
 
 Task = Callable[[Any], Any]
-"""Takes what its worker holds. It and its result are pickled: a function of a module, or a `partial` of one."""
+"""Takes what its worker holds. It and its result are pickled: a function of a module, or its `partial`."""
 
 
 class WorkerError(NstError):
