@@ -319,10 +319,11 @@ async def run_command(folder: Path, lock: BinaryIO, module: str, *arguments: obj
     """Run a command for the style of a folder to its end. Raises `CommandFailed` with its own message."""
     output, events = folder / "log", folder / EVENTS
     events.unlink(missing_ok=True)
-    command = (module, *map(str, arguments), "--progress-json", str(events))
+    child = (sys.executable, "-m", "nst_apps.web.child", str(os.getpid()))
+    command = (*child, module, *map(str, arguments), "--progress-json", str(events))
     with output.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "nst_apps.web.child", str(os.getpid()), *command),
+            *command,
             stdout=file,
             stderr=file,
             stdin=asyncio.subprocess.DEVNULL,

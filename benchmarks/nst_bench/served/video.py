@@ -90,7 +90,9 @@ def to_file(server: ModelServer, style: str, video: Path) -> tuple[list[float], 
     target = video.with_name("stylized.mp4")
     started = time.perf_counter()
     result = stylize_video(
-        *(video, target, VideoSettings(Schedule.of(style))),
+        video,
+        target,
+        VideoSettings(Schedule.of(style)),
         lambda: AsyncStyleClient(server.endpoints.grpc, shared_memory=None),
         on_progress=lambda done, total: moments.append(time.perf_counter()),
     )

@@ -123,12 +123,17 @@ def _nst_serve(
     """The command in a process of its own, ready, and how to steer it; ended with the block."""
     endpoints = Endpoints.free()
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = [
-            *("--repository", str(repository), "--triton", str(environment), "--device", device.kind),
-            *("--log", f"{scratch}/triton.log", "--state", f"{scratch}/state"),
-            *("--http-port", str(endpoints.http_port), "--grpc-port", str(endpoints.grpc_port)),
-            *("--metrics-port", str(endpoints.metrics_port)),
-        ]
+        given = {
+            "--repository": repository,
+            "--triton": environment,
+            "--device": device.kind,
+            "--log": f"{scratch}/triton.log",
+            "--state": f"{scratch}/state",
+            "--http-port": endpoints.http_port,
+            "--grpc-port": endpoints.grpc_port,
+            "--metrics-port": endpoints.metrics_port,
+        }
+        arguments = [str(part) for option in given.items() for part in option]
         started = time.perf_counter()
         with ready_command("nst-serve", *arguments) as (process, _):
             seconds = time.perf_counter() - started

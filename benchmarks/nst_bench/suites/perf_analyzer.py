@@ -67,12 +67,19 @@ class Tool:
         protocol, _, host = url.partition("://")
         with tempfile.TemporaryDirectory() as scratch:
             table = Path(scratch) / "figures.csv"
-            command = [
-                *(str(self.folder / "bin" / "perf_analyzer"), "-m", model, "-u", host, "-i", protocol, "-b", "1"),
-                *("--shape", f"{IMAGE}:{size},{size},3", "--concurrency-range", str(callers)),
-                *("--measurement-mode", "count_windows", "--measurement-request-count", str(requests)),
-                *("-s", str(ANY_PER_CENT), "-f", str(table)),
-            ]
+            given = {
+                "-m": model,
+                "-u": host,
+                "-i": protocol,
+                "-b": 1,
+                "--shape": f"{IMAGE}:{size},{size},3",
+                "--concurrency-range": callers,
+                "--measurement-mode": "count_windows",
+                "--measurement-request-count": requests,
+                "-s": ANY_PER_CENT,
+                "-f": table,
+            }
+            command = [self.folder / "bin" / "perf_analyzer", *(str(part) for pair in given.items() for part in pair)]
             libraries = [*(str(self.folder / name) for name in LIBRARIES), os.environ.get("LD_LIBRARY_PATH", "")]
             environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
             result = subprocess.run(command, capture_output=True, text=True, env=environment)
