@@ -29,7 +29,7 @@ def with_packages(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 def test_the_package_of_this_environment_is_used() -> None:
-    (name,) = onnx_runtime.installed()
+    (name,) = onnx_runtime.installed(onnx_runtime.DISTRIBUTIONS)
     assert name.startswith("onnxruntime")
     assert "CPUExecutionProvider" in import_onnxruntime().get_available_providers()
 

@@ -37,7 +37,7 @@ def import_onnxruntime(extra: str = "export") -> Any:
     there is a GPU, and `InputError` where two packages do: the files of the one are then partly the other's, and what
     runs is neither.
     """
-    found = installed()
+    found = installed(DISTRIBUTIONS)
     if len(found) > 1:
         names = " and ".join(f"{name} {number}" for name, number in found.items())
         raise InputError(
@@ -60,8 +60,8 @@ def import_onnxruntime(extra: str = "export") -> Any:
     return module
 
 
-def installed(names: Sequence[str] = DISTRIBUTIONS) -> dict[str, str]:
-    """Those of the packages that are installed, with their versions; by default of those that hold `onnxruntime`."""
+def installed(names: Sequence[str]) -> dict[str, str]:
+    """Those of the packages that are installed, with their versions."""
     found = {}
     for name in names:
         try:
