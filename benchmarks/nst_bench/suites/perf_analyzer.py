@@ -79,7 +79,8 @@ class Tool:
                 "-s": ANY_PER_CENT,
                 "-f": table,
             }
-            command = [self.folder / "bin" / "perf_analyzer", *(str(part) for pair in given.items() for part in pair)]
+            command = [str(self.folder / "bin" / "perf_analyzer")]
+            command += [str(part) for pair in given.items() for part in pair]
             libraries = [*(str(self.folder / name) for name in LIBRARIES), os.environ.get("LD_LIBRARY_PATH", "")]
             environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
             result = subprocess.run(command, capture_output=True, text=True, env=environment)
