@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -460,6 +461,32 @@ def test_where_a_loop_runs_already(video: Path, tmp_path: Path) -> None:
     result = run_cell(video)
     assert (result.stylized, result.frames) == (100 - PART_FRAMES, 100)
     notebook.close()
+
+
+def test_a_frame_that_is_encoded_is_waited_for(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C meanwhile: the file is closed behind it, since libav would end the process."""
+    events: list[str] = []
+    add, close = Encoder.add, Encoder.__exit__
+
+    def slow(encoder: Encoder, frame: Frame) -> None:
+        events.append("begun")
+        if events.count("begun") == 11:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.5)
+        add(encoder, frame)
+        events.append("done")
+
+    def closed(encoder: Encoder, *about: Any) -> None:
+        events.append("closed")
+        close(encoder, *about)
+
+    monkeypatch.setattr(Encoder, "add", slow)
+    monkeypatch.setattr(Encoder, "__exit__", closed)
+    with pytest.raises(KeyboardInterrupt):
+        stylized(video, tmp_path / "o.mp4")
+    probe = ["begun", "done", "closed"]
+    assert events == probe + 10 * ["begun", "done"] + ["closed"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

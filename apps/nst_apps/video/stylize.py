@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -112,6 +113,19 @@ def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
             raise
 
 
+async def to_the_end(work: Callable[..., T], *arguments: Any) -> T:
+    """`work` in a thread, and to its end also where that is cancelled.
+
+    What it works on is closed next, and libav ends the process if a file is closed while another thread encodes to it.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
+
+
 class _Run:
     def __init__(
         self, source: VideoSource, target: Path, settings: VideoSettings, concurrency: int, on_progress: OnProgress
@@ -130,7 +144,8 @@ class _Run:
                 done, started = parts.frames, time.perf_counter()
                 await self._stylize_parts(stylizer, parts)
                 seconds = time.perf_counter() - started
-                await asyncio.to_thread(join_parts, parts.files, self.source, self.target, cut=self.settings.preview)
+                join = partial(join_parts, parts.files, self.source, self.target, cut=self.settings.preview)
+                await to_the_end(join)
                 parts.remove()
         error = parts.smoother.warping_error if self.settings.smooth else None
         form = self.source.format
@@ -161,10 +176,10 @@ class _Run:
 
         async with aclosing(overlapped(pairs, work, self.concurrency)) as results:
             async for frame, moved in results:
-                await asyncio.to_thread(parts.add, frame, moved)
+                await to_the_end(parts.add, frame, moved)
                 done += 1
                 self.on_progress(done, max(self.total, done))
-        await asyncio.to_thread(parts.finish)
+        await to_the_end(parts.finish)
 
     def _seconds_of(self, frame: Frame) -> float:
         return float((frame.pts - self.source.start) * self.source.format.time_base)
