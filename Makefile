@@ -22,7 +22,8 @@ help:
 demo: $(VENV)
 	$(BIN)/python dev/demo.py
 
-TESTS = CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Without a limit a run waits forever for the tests of a worker that has crashed.
+TESTS = CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --max-worker-restart=0 --dist loadfile --no-loadscope-reorder
 
 COVERAGE := --cov --cov-report=term:skip-covered
 # Python 3.12 and later count lines for nothing, and so make test prints them; before, that is a quarter of the time.
