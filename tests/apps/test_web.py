@@ -719,7 +719,7 @@ def free(lock: BinaryIO) -> bool:
     return True
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a process that learns of its parent's end is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
 def test_a_trainer_ends_with_a_page_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text(
         "import sys, time, pathlib\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(600)\n"
