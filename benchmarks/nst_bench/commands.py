@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from nst_bench import suite as suites
 from nst_bench.suite import Context, Suite
@@ -20,7 +19,7 @@ from nst_core.console import one_line_errors, say
 from nst_core.devices import DEVICE_HELP, Device, DeviceChoice
 from nst_core.errors import NstError
 from nst_core.files import atomic_write
-from nst_core.options import HELP, CommandLine
+from nst_core.options import HELP, Command, CommandLine, Group
 
 DeviceOption = Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)]
 Samples = Annotated[
@@ -31,7 +30,7 @@ Full = Annotated[bool, typer.Option("--full", help="Larger images and more of th
 JSON = "The last line on stdout is the results as one JSON document."
 
 
-class Suites(TyperGroup):
+class Suites(Group):
     """A group with a command for each suite, beside those that it is given."""
 
     def __init__(self, **settings: Any) -> None:
@@ -39,7 +38,7 @@ class Suites(TyperGroup):
         self.commands.update({name: SuiteCommand(name) for name in suites.names()})
 
 
-class SuiteCommand(TyperCommand):
+class SuiteCommand(Command):
     """The command of a suite, whose file is imported when its options are asked for."""
 
     def __init__(self, name: str) -> None:

@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from nst_core.console import one_line_errors, verbosity
 from nst_core.process import settings_of_a_command
+
+GLOBAL = "Global options"
+"""The panel of the options that every command has; it comes last."""
 
 HELP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 100 else None
 """How a command shows its help: its tables need 100 columns; plain text is complete on a terminal of 80."""
@@ -33,15 +37,61 @@ ProgressJson = Annotated[
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class Command(TyperCommand):
+    """A command that shows the panels of its options in plain help, too; Typer draws them with Rich only."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return `--help`, which stands among the global options."""
+        return _global(super().get_help_option(ctx))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each panel, in the order in which the panels first appear."""
+        _write_panels(self, ctx, formatter)
+
+
+class Group(TyperGroup):
+    """A group of commands with the same help as `Command`, and whole sentences about its commands."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return `--help`, which stands among the global options."""
+        return _global(super().get_help_option(ctx))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands, then a section for each panel."""
+        with formatter.section("Commands"):
+            commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+            formatter.write_dl([(name, found.get_short_help_str(1000)) for name, found in commands if found])
+        _write_panels(self, ctx, formatter)
+
+
+def _global(option: Any) -> Any:
+    if option is not None:
+        option.rich_help_panel = GLOBAL
+    return option
+
+
+def _write_panels(command: Any, context: Any, formatter: Any) -> None:
+    panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+    for parameter in command.get_params(context):
+        default = "Arguments" if parameter.param_type_name == "argument" else "Options"
+        panel = getattr(parameter, "rich_help_panel", None) or default
+        if record := parameter.get_help_record(context):
+            panels.setdefault(panel, []).append(record)
+    for panel, records in panels.items():
+        if records:
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
+
 class CommandLine(typer.Typer):
     """A program: every command of it has `--verbose` and `--quiet`, also before the name of a subcommand."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"add_completion": False, "rich_markup_mode": HELP, **settings})
+        super().__init__(**{"add_completion": False, "rich_markup_mode": HELP, "cls": Group, **settings})
 
     def command(self, *names: Any, **settings: Any) -> Callable[[Function], Function]:
         """Register a command, as Typer's method does."""
-        return _registered(super().command(*names, **settings))
+        return _registered(super().command(*names, **{"cls": Command, **settings}))
 
     def callback(self, **settings: Any) -> Callable[[Function], Function]:
         """Register what runs before the subcommands, as Typer's method does."""
@@ -59,10 +109,15 @@ def _registered(register: Callable[[Callable[..., Any]], Any]) -> Callable[[Func
 _VERBOSE = Annotated[
     int,
     typer.Option(
-        "--verbose", "-v", count=True, show_default=False, help="Show more of what happens; -vv for debugging."
+        "--verbose",
+        "-v",
+        count=True,
+        show_default=False,
+        help="Print more detail; -vv for debugging.",
+        rich_help_panel=GLOBAL,
     ),
 ]
-_QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors and results only.")]
+_QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and results only.", rich_help_panel=GLOBAL)]
 
 
 def _with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,9 +156,9 @@ def _declare(function: Callable[..., Any], parameters: list[inspect.Parameter]) 
     del function.__wrapped__  # type: ignore[attr-defined]  # Typer would read the old signature through it
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of a settings dataclass with its default and the help of its option."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, panel: str | None = None) -> Any:
+    """Define a field of a settings dataclass: its default, its option's help, and the option's panel in `--help`."""
+    return field(default=default, metadata={"help": help, "panel": panel})
 
 
 def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -138,7 +193,7 @@ def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[...
 
 
 def _parameter(setting: Field[Any], hint: Any, unset: bool) -> inspect.Parameter:
-    option: Any = typer.Option(help=setting.metadata["help"])
+    option: Any = typer.Option(help=setting.metadata["help"], rich_help_panel=setting.metadata["panel"])
     if unset:
         return _keyword(setting.name, Annotated[hint | None, option], None)
     return _keyword(setting.name, Annotated[hint, option], setting.default)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
-from typer.core import TyperGroup
 
 from nst_core.console import console, fail, one_line_errors, plan_progress, say, show
 from nst_core.contract import Purpose
 from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
-from nst_core.options import CommandLine, ProgressJson
+from nst_core.options import CommandLine, Group, ProgressJson
 from nst_export.tensorrt import DEFAULT_SHAPES
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ ONNX_RUNTIME_ERRORS = 3
 """ONNX Runtime's severity of errors; warnings are 2."""
 
 
-class _CheckpointOrCommand(TyperGroup):
+class _CheckpointOrCommand(Group):
     """`nst-export model.pth` is `nst-export publish model.pth`; `inspect` and `verify` are commands beside it."""
 
     def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
