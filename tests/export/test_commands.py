@@ -105,7 +105,7 @@ def test_files_are_called_as_people_call_them(tmp_path: Path, small_checkpoint: 
         save(small_checkpoint, folder / called)
     assert [path.name for path in find_checkpoints([folder])] == ["b.pt", "epoch_2.model", "my copy.pth"]
     message = failed(folder / "my copy.pth", "-r", folder / "repo")
-    assert "'my copy' is no name for a served model: give another with --name" in message
+    assert "'my copy' is not a valid model name; give one with --name" in message
     assert not (folder / "repo").exists()
     result = run(folder / "my copy.pth", "-r", folder / "repo", "-n", "copy", "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -176,7 +176,7 @@ def test_a_damaged_verification_is_one_line(tmp_path: Path) -> None:
     report = tmp_path / "repo" / "m" / "1" / "verification.json"
     for content in ("{", "[]", "{}"):
         report.write_text(content)
-        assert "damaged, or not of this nst-export" in failed("inspect", tmp_path / "repo")
+        assert "is damaged, or of another version of nst; export" in failed("inspect", tmp_path / "repo")
 
 
 OLD_REPORT: dict[str, Any] = {
@@ -215,7 +215,7 @@ OLD_REPORT: dict[str, Any] = {
     ],
     "passed": True,
 }
-"""As nst-export wrote it until schema 3; the earliest checks have no `judged`."""
+"""As nst export wrote it until schema 3; the earliest checks have no `judged`."""
 
 
 def test_a_verification_of_schema_2_is_read(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_what_does_not_go_together(tmp_path: Path, seven: Path) -> None:
     (tmp_path / "no.onnx").write_text("nothing")
     assert "no ONNX file, or a damaged one" in failed("inspect", tmp_path / "no.onnx")
     assert "nothing to run" in failed("verify", _published(tmp_path, seven))
-    assert "no verification.json of this nst-export" in failed("verify", tmp_path / "repo" / "seven")
+    assert "no verification.json of this version of nst" in failed("verify", tmp_path / "repo" / "seven")
     assert not (tmp_path / "engines").exists()
 
 
@@ -355,7 +355,7 @@ def test_two_packages_of_onnx_runtime_are_one_line(
 def test_a_model_that_fails_is_not_published(tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate allows nothing at all here, so that rounding is a failure."""
     monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(-1))
-    assert "Not published" in failed(seven, "-r", tmp_path / "repo", "--tiled")
+    assert "not published" in failed(seven, "-r", tmp_path / "repo", "--tiled")
     assert not (tmp_path / "repo").exists()
 
 
@@ -379,7 +379,7 @@ def test_bad_checkpoints_give_one_line_and_publish_nothing(tmp_path: Path, seven
     }
     for name, message in words.items():
         assert message in failed(tmp_path / f"{name}.pth", "-r", tmp_path / "repo")
-    assert "no name for a served model" in failed(seven, "-r", tmp_path / "repo", "--name", "a b")
+    assert "not a valid model name" in failed(seven, "-r", tmp_path / "repo", "--name", "a b")
     assert not (tmp_path / "repo").exists()
 
 

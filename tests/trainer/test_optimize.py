@@ -349,7 +349,7 @@ def test_settings_that_cannot_be(content: torch.Tensor, style: torch.Tensor, wei
     ):
         with pytest.raises(InputError, match=words):
             preset("best", changes)
-    with pytest.raises(InputError, match="no preset 'worst'"):
+    with pytest.raises(InputError, match="--preset is 'worst'; choose from best"):
         preset("worst", {})
     with pytest.raises(InputError, match="without a content image"):
         ImageOptimization(None, [style], TINY, weights)

@@ -306,7 +306,7 @@ def test_the_command_stops_cleanly_and_resumes(
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert load(output).training["iterations_done"] == 30
-    assert "learned from 4 files, of which 1 could not be read and 0 had crops of one colour" in again.stderr
+    assert "trained on 4 photographs; skipped 1 unreadable files and 0 with a crop of one colour" in again.stderr
 
 
 def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not(
@@ -372,12 +372,12 @@ def test_a_full_disk_leaves_the_old_files(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--style", "a.png", "--minutes", "1", "--iterations", "9"], "--iterations has no effect beside --minutes"),
-        (["--add", "a.png", "--to", "b.pth", "--width", "0.5"], "--width has no effect beside --add"),
-        (["--add", "a.png", "--to", "b.pth", "--from", "c.pth"], "--from has no effect beside --add"),
+        (["--style", "a.png", "--minutes", "1", "--iterations", "9"], "--iterations has no effect with --minutes"),
+        (["--add", "a.png", "--to", "b.pth", "--width", "0.5"], "--width has no effect with --add"),
+        (["--add", "a.png", "--to", "b.pth", "--from", "c.pth"], "--from has no effect with --add"),
         (
             ["--style", "a.png", "--arch", "ulyanov", "--texture", "--photos", "p"],
-            "--photos has no effect beside --texture",
+            "--photos has no effect with --texture",
         ),
     ],
 )
