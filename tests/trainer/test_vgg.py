@@ -183,7 +183,9 @@ def test_weights_of_another_training_are_refused(served: Path, tmp_path: Path) -
         ("features.12.weight", state["features.12.weight"] * torch.nan),
     ):
         torch.save(state | {name: changed}, tmp_path / "other.pth")
-        with pytest.raises(WeightsError, match=r"not have the weights of VGG-16's authors: the mean of relu\d_\d") as error:
+        with pytest.raises(
+            WeightsError, match=r"not have the weights of VGG-16's authors: the mean of relu\d_\d"
+        ) as error:
             vgg16_weights(tmp_path / "other.pth")
         assert "\n" not in str(error.value)
 
@@ -209,7 +211,7 @@ def test_no_source_names_all_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert not list(tmp_path.glob("**/*.pth"))
     assert "proxy" not in str(error.value)
     monkeypatch.setenv("https_proxy", "http://me:secret@127.0.0.1:9")
-    with pytest.raises(WeightsError, match=r"https_proxy sends downloads through the proxy 127\.0\.0\.1:9\.") as error:
+    with pytest.raises(WeightsError, match=r"Downloads use the proxy 127\.0\.0\.1:9 \(https_proxy\)\.") as error:
         vgg16_weights()
     assert "secret" not in str(error.value)
 

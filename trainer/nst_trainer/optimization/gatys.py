@@ -128,7 +128,7 @@ class ImageOptimization:
         of_content = settings.init in ("content", "recolored") or settings.colors != "style"
         if proportions is None or (content is None and of_content):
             raise InputError(
-                "there is no content image; give a shape, use --colors style, and --init noise, faint-noise or grey"
+                "without a content image, give a shape, --colors style, and --init noise, faint-noise or grey"
             )
         self.content, self.settings = content, settings
         self.styles = [_colored(style.to(self.device), content, settings) for style in styles]
