@@ -71,16 +71,20 @@ def _global(option: Any) -> Any:
 
 
 def _write_panels(command: Any, context: Any, formatter: Any) -> None:
+    for panel, records in help_panels(command, context).items():
+        with formatter.section(panel):
+            formatter.write_dl(records)
+
+
+def help_panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
+    """Return what `--help` shows of a command's parameters: by panel, each parameter's names and its help."""
     panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(context):
         default = "Arguments" if parameter.param_type_name == "argument" else "Options"
         panel = getattr(parameter, "rich_help_panel", None) or default
         if record := parameter.get_help_record(context):
             panels.setdefault(panel, []).append(record)
-    for panel, records in panels.items():
-        if records:
-            with formatter.section(panel):
-                formatter.write_dl(records)
+    return {panel: records for panel, records in panels.items() if records}
 
 
 class CommandLine(typer.Typer):
