@@ -46,7 +46,7 @@ def export() -> None:
 @app.command()
 def publish(
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="Checkpoints of trained styles (.pth, .model), or folders of them.")
+        list[Path], typer.Argument(help="Checkpoints (.pth, .model), folders of them, or names of shipped styles.")
     ],
     repository: Annotated[
         Path | None,
