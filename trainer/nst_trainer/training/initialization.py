@@ -51,7 +51,7 @@ def initial_state(
     Of an `extended` network only the normalisations are trained. A new network takes the weights of the checkpoint
     `start`, if given.
     """
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU; the host's own draws go on as before
+    with torch.random.fork_rng(devices=[]):  # draws on the CPU, and leaves the caller's generator unchanged
         torch.default_generator.manual_seed(settings.seed)
         if extended:
             network = extended.network.with_styles(styles - extended.network.styles)
