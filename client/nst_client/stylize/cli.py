@@ -146,8 +146,8 @@ def styles(
 ) -> None:
     """List the styles that a server offers, or those that ship."""
     if shipped:
-        for style in shipped_styles().values():
-            write_to_stdout(f"{style.name:<24}{style}\n".encode())
+        for ship in shipped_styles().values():
+            write_to_stdout(f"{ship.name:<24}{ship}\n".encode())
         return
     with (
         one_line_errors("local"),
