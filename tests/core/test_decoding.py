@@ -169,7 +169,7 @@ def refused(data: bytes, name: str, folder: Path) -> str:
     return str(caught.value).removeprefix(f"{folder / name}: ")
 
 
-WORDS = "nst does not develop it; export it as JPEG or TIFF"
+WORDS = "which nst does not develop; export it as JPEG or TIFF"
 
 
 def test_a_dng_is_refused_by_its_content(photo: Image.Image, tmp_path: Path) -> None:
@@ -203,12 +203,12 @@ def test_a_sensors_image_below_the_thumbnail(order: str, sensor: int, tmp_path: 
     ids=["CR2", "CR3", "RAF", "ORF", "RW2"],
 )
 def test_raw_files_that_begin_in_their_own_way(head: bytes, kind: str, tmp_path: Path) -> None:
-    assert refused(head, "a.jpg", tmp_path) == f"a camera's raw file ({kind}): {WORDS}"
+    assert refused(head, "a.jpg", tmp_path) == f"a raw camera file ({kind}), {WORDS}"
 
 
 def test_an_unknown_file_with_the_name_of_a_raw_file(tmp_path: Path) -> None:
-    assert refused(b"what no one knows", "a.IIQ", tmp_path) == f"a camera's raw file (IIQ): {WORDS}"
-    assert "not an image in a format" in refused(b"what no one knows", "a.jpg", tmp_path)
+    assert refused(b"what no one knows", "a.IIQ", tmp_path) == f"a raw camera file (IIQ), {WORDS}"
+    assert "not an image in a supported format" in refused(b"what no one knows", "a.jpg", tmp_path)
 
 
 def test_ordinary_tiffs_are_read(photo: Image.Image, tmp_path: Path) -> None:
@@ -249,9 +249,9 @@ def test_a_tiff_whose_pixels_are_not_read_says_what_they_are(tmp_path: Path) -> 
 def test_directories_that_lead_in_circles_end() -> None:
     head = b"II*\0" + struct.pack("<L", 8)
     circle = head + directory({254: 1, 330: 8}, following=8)
-    with pytest.raises(ImageError, match="raw file"):
+    with pytest.raises(ImageError, match="raw camera file"):
         open_image(io.BytesIO(circle))
-    with pytest.raises(ImageError, match="damaged TIFF"):
+    with pytest.raises(ImageError, match="damaged or unsupported TIFF"):
         open_image(io.BytesIO(head + directory({256: 1}, following=8)))
     for data in (head, head + b"\xff\xff", b"II+\0" + b"\xff" * 60, b"MM\0*\xff\xff\xff\xff"):
         with pytest.raises(ImageError, match="damaged"):

@@ -263,7 +263,7 @@ def test_a_plan_for_something_else_is_refused_with_the_way_to_another(
 def test_a_refused_plan_is_not_built_silently(simple: Path, fake: FakeGpu) -> None:
     (simple / "model.plan").write_bytes(b"plan")
     (simple / "plan.json").write_text(KEY.record(b"plan"))
-    with pytest.raises(PlanError, match="is a plan for something else"):
+    with pytest.raises(PlanError, match="does not fit this machine"):
         ensure(simple, fake)
     (simple / "plan.json").write_text("{}")
     with pytest.raises(PlanError, match=r"plan\.json is damaged"):
@@ -307,7 +307,7 @@ def test_two_processes_build_the_same_plan_once(simple: Path) -> None:
     for process in processes:
         process.join(60)
     assert [builds for builds, _ in answers] == [0, 1]
-    assert answers[0][1] == ["waiting for another process, which builds this plan"]
+    assert answers[0][1] == ["waiting for another process that builds this plan"]
 
 
 def command(*arguments: object, fake: bool = True) -> tuple[int, list[dict[str, Any]]]:

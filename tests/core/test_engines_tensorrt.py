@@ -85,7 +85,7 @@ def test_several_inputs_and_pieces_of_a_batch(opened: Callable[..., TensorRTEngi
 @pytest.mark.parametrize(
     ("feeds", "words"),
     [
-        ({"image": images(7, 24)}, "image 1x7x24x3 is outside of the plan's shapes, 1x8x8x3 to 4x64x64x3"),
+        ({"image": images(7, 24)}, "image 1x7x24x3 is outside the plan's shapes, 1x8x8x3 to 4x64x64x3"),
         ({"image": images(16, 65)}, "image 1x16x65x3 is outside"),
         ({"image": images(count=5)}, "image 5x16x24x3 is outside"),
         ({"image": images()[0]}, "image 16x24x3 is outside"),
@@ -422,5 +422,5 @@ def test_a_real_plan_runs_on_the_real_gpu(tmp_path: Path) -> None:
         assert free - cuda.free_memory() < 2**30
         image = images(1024, 1024, 4)
         assert np.abs(engine.run({"image": image}).astype(int) - (255 - image)).max() <= 1
-        with pytest.raises(ValueError, match="outside of the plan's shapes"):
+        with pytest.raises(ValueError, match="outside the plan's shapes"):
             engine.run({"image": images(1025, 16)})

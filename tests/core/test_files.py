@@ -211,9 +211,7 @@ def test_a_user_without_a_home_learns_what_to_set(
     bare.delenv("HOME", raising=False)
     with pytest.raises(InputError) as caught:
         folder()
-    assert str(caught.value) == (
-        f"user id {os.getuid()} has no home folder: set {variable} to a folder that this user can write to"
-    )
+    assert str(caught.value) == (f"user id {os.getuid()} has no home folder; set {variable} to a writable folder")
     bare.setenv(xdg, str(tmp_path))
     assert folder() == tmp_path / "nst"
     bare.delenv(xdg)

@@ -99,4 +99,4 @@ def test_a_version_without_a_plan_is_none_for_nvidias_backend(tmp_path: Path) ->
     tensorrt(tmp_path / "without")
     tensorrt(tmp_path / "with", files=("model.onnx", "model.plan"))
     (line,) = missing(tmp_path)
-    assert line.startswith(f"{tmp_path / 'without' / '1'} has no model.plan") and "nst-export --device gpu" in line
+    assert line.startswith(f"{tmp_path / 'without' / '1'} has no model.plan") and "nst export --device gpu" in line

@@ -241,7 +241,7 @@ def test_two_processes_install_once(pypi: PyPI) -> None:
     for thread in threads:
         thread.join()
     assert pypi.asked == [CPU_PACKAGES]
-    assert sum("another process installs Triton into" in line for line in messages) == 2
+    assert sum("waiting for another process that is installing Triton into" in line for line in messages) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from nst_server.process.supervisor import run_triton
 
 def test_a_missing_or_empty_repository_says_how_to_fill_it(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("nothing here")
-    for folder, words in ((tmp_path, "no model in it"), (tmp_path / "none", "no such model repository")):
+    for folder, words in ((tmp_path, "no models found"), (tmp_path / "none", "no such model repository")):
         result = CliRunner().invoke(app, ["-r", str(folder)])
         assert result.exit_code == 1
         assert words in result.stderr
-        assert "nst-export" in result.stderr
+        assert "nst export" in result.stderr
         assert result.stderr.count("\n") == 1
 
 
