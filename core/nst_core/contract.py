@@ -1,4 +1,4 @@
-"""Names that nst's packages and other programs agree on, each defined once.
+"""Names that nst's packages and other programs agree on, each defined once; docs/reference describes them.
 
 Triton's Python-based backends run where nst is not installed and repeat some of these names; a test compares them with
 this file.
