@@ -176,11 +176,11 @@ def test_a_detached_server_is_ready_and_can_be_asked(guarded: Daemon) -> None:
     result = guarded.command("status")
     succeeded(result)
     assert result.stdout.splitlines()[2:] == [
-        "device cpu: asked for with --device cpu",
+        "device cpu: chosen with --device cpu",
         "starry version 1: ready",
         "two version 1: ready",
     ]
-    assert guarded.messages.startswith("device cpu: asked for with --device cpu\n")
+    assert guarded.messages.startswith("device cpu: chosen with --device cpu\n")
     assert f"https://0.0.0.0:{guarded.endpoints.http_port}" in result.stdout
 
 
@@ -511,7 +511,7 @@ def test_what_must_not_reach_triton_is_named_and_the_rest_served(odd: Daemon) ->
     result = odd.command("status")
     succeeded(result)
     assert [line for line in result.stdout.splitlines() if " version " in line] == ["starry version 1: ready"]
-    assert f"error: '{BAD}' is no model's name" in odd.command("load", BAD).stderr
+    assert f"error: '{BAD}' is not a model name" in odd.command("load", BAD).stderr
 
 
 def test_what_comes_later_is_looked_at_first(odd: Daemon) -> None:

@@ -93,7 +93,7 @@ def test_a_server_that_is_not_there_loads_nothing(scheme: str) -> None:
     "url", ["127.0.0.1", "grpc://", "http://h:99999", "grpc://h:-1", "http://h:port", "ftp://h:21", "grpc://:8001"]
 )
 def test_what_is_no_servers_address(url: str) -> None:
-    with pytest.raises(InputError, match="is no address"):
+    with pytest.raises(InputError, match="is not a server"):
         Control.at(url)
 
 

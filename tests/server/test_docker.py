@@ -47,7 +47,7 @@ def test_the_gpus_of_a_container(
 
 
 def test_gpus_for_a_cpu() -> None:
-    with pytest.raises(InputError, match="--gpus all goes with --device gpu or auto, not with cpu"):
+    with pytest.raises(InputError, match="--gpus all needs --device gpu or auto, not cpu"):
         device_for("cpu", "all")
 
 

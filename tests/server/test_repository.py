@@ -114,10 +114,13 @@ def test_the_newest_version_of_a_model_of_tensorrt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "this server uses the CPU (no NVIDIA GPU (NVML: Driver Not Loaded)): "),
-        (("--device", "cpu"), "this server uses the CPU (asked for with --device cpu): "),
-        (("--docker",), "this server uses the CPU (no NVIDIA GPU (NVML: Driver Not Loaded)): "),
-        (("--device", "gpu"), "--device gpu: no NVIDIA GPU (NVML: Driver Not Loaded); use --device cpu, or auto"),
+        ((), "this server uses the CPU (no NVIDIA GPU (NVML: Driver Not Loaded)); "),
+        (("--device", "cpu"), "this server uses the CPU (chosen with --device cpu); "),
+        (("--docker",), "this server uses the CPU (no NVIDIA GPU (NVML: Driver Not Loaded)); "),
+        (
+            ("--device", "gpu"),
+            "--device gpu: no NVIDIA GPU (NVML: Driver Not Loaded); use --device cpu or --device auto",
+        ),
     ],
 )
 def test_the_command_says_it_in_one_line(

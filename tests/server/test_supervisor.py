@@ -69,8 +69,8 @@ def test_a_process_of_a_model_that_dies_at_the_start_is_an_error_with_its_reason
     with pytest.raises(ServerError) as raised, running:
         pass
     assert str(raised.value) == (
-        "seven cannot be served: the process ended while it was loaded: stub: error while loading shared libraries: "
-        f"libpython3.so.1 (its log: {tmp_path / 'log'})"
+        "seven cannot be served: its process ended during loading: stub: error while loading shared libraries: "
+        f"libpython3.so.1 (log: {tmp_path / 'log'})"
     )
 
 
