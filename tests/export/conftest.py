@@ -53,7 +53,7 @@ MODELS: dict[str, Callable[[], Exportable]] = {
     "statistics": lambda: StatisticsModel(johnson(3)),
     "tiled": lambda: TiledModel(johnson(3)),
 }
-"""Every kind of thing that is exported."""
+"""Every kind of exported module."""
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +75,7 @@ GPU = Gpu(0, "NVIDIA Fake GPU", "GPU-0", "9.0", 80 << 30, "580.1", (13, 0))
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gpu]:
-    """A card that the driver, CUDA and TensorRT agree upon, and a cache of its own."""
+    """A fake GPU for the driver, CUDA and TensorRT, and a cache of its own."""
     fakes = Path(__file__).parents[1] / "fakes" / "gpu"
 
     def forget() -> None:

@@ -1,4 +1,4 @@
-"""The commands, and the whole way of a checkpoint."""
+"""The commands, and an export from checkpoint to repository."""
 
 import errno
 import json
@@ -37,7 +37,7 @@ def run(*arguments: object) -> Result:
 
 
 def failed(*arguments: object) -> str:
-    """The one line of an error."""
+    """Return the line of the error."""
     result = run(*arguments)
     assert result.exit_code == 1, result.output
     assert "Traceback" not in result.output
@@ -99,7 +99,7 @@ def test_several_checkpoints_and_folders(tmp_path: Path, small_checkpoint: Check
 
 
 def test_files_are_called_as_people_call_them(tmp_path: Path, small_checkpoint: Checkpoint) -> None:
-    """`.model` is of pytorch/examples' trainer; a name that cannot be served is refused before anything is exported."""
+    """`.model` is from pytorch/examples' trainer; a name that cannot be served is refused before the export."""
     folder = tmp_path / "My Projects" / "mödel 'x' \"$HOME\""
     for called in ("epoch_2.model", "b.pt", "my copy.pth"):
         save(small_checkpoint, folder / called)
@@ -122,7 +122,7 @@ def test_a_path_that_is_not_utf8(tmp_path: Path, small_checkpoint: Checkpoint) -
 
 
 def test_a_model_for_servers_without_openvino(tmp_path: Path, seven: Path) -> None:
-    """It is checked on what will run it."""
+    """It is verified on the runtime that will serve it."""
     result = run(seven, "-r", tmp_path / "repo", "--for", "cpu", "--execution-provider", "cpu", "--tiled")
     assert result.exit_code == 0, result.output
     for name in ("seven", "seven_statistics", "seven_tiled"):
@@ -146,7 +146,7 @@ def test_a_model_for_servers_without_openvino(tmp_path: Path, seven: Path) -> No
 def test_the_execution_provider_is_the_machines(
     monkeypatch: pytest.MonkeyPatch, machine: str, system: str, provider: str
 ) -> None:
-    """As the packages of ONNX Runtime are: none of them has OpenVINO on Arm."""
+    """No package of ONNX Runtime has OpenVINO on Arm."""
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(sys, "platform", system)
     assert ExportPlan().provider == provider
@@ -355,7 +355,7 @@ def test_two_packages_of_onnx_runtime_are_one_line(
 
 
 def test_a_model_that_fails_is_not_published(tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate allows nothing at all here, so that rounding is a failure."""
+    """The gate allows no difference here, so that rounding is a failure."""
     monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(-1))
     assert "not published" in failed(seven, "-r", tmp_path / "repo", "--tiled")
     assert not (tmp_path / "repo").exists()

@@ -26,7 +26,7 @@ def test_any_size_keeps_its_size(shape: tuple[int, int, int]) -> None:
 
 
 def test_pixels_are_rounded_not_cut() -> None:
-    """With a network that changes nothing, every value comes back as it went in."""
+    """An identity network returns every value unchanged."""
 
     class Same(StyledNetwork):
         multiple, min_side = 4, 16

@@ -1,4 +1,4 @@
-"""`nst-bench export`: the forms of a graph on the engines at hand, on a CPU and on a fake card."""
+"""`nst bench export`: the forms of a graph on the available engines, on a CPU and on a fake GPU."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ MACHINE = {"processor": "p", "cores": 2, "memory_gib": 4, "gpu": None, "system":
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates are measured in seconds; they are not what is tested here."""
+    """Replace the rates, which take seconds to measure and are not tested here."""
     monkeypatch.setattr(description, "describe", lambda: MACHINE | {"matrix_product_gflops": 1})
 
 

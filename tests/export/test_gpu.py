@@ -55,7 +55,7 @@ def two(tmp_path: Path) -> Path:
 
 
 def graph_for_tensorrt(model: Exported, path: Path, *, half: bool = False, names: tuple[str, ...] = ()) -> Path:
-    """The file of a model as TensorRT gets it."""
+    """Return the file of a model for TensorRT."""
     proto = onnx.load(model.path)
     apply_rewrites(proto, (*DEFAULT_REWRITES["tensorrt"], *names))
     if half:
@@ -94,7 +94,7 @@ def test_the_same_graph_is_not_built_twice(gpu: Gpu, tmp_path: Path, two: Path) 
 def test_an_engine_that_shifts_the_image_is_refused(
     gpu: Gpu, tmp_path: Path, two: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What TensorRT 10.15 did to a shuffle with a slice behind it: two pixels along x."""
+    """What TensorRT 10.15 did to a pixel shuffle followed by a slice: a shift of two pixels along x."""
     from nst_core.engines.tensorrt import TensorRTEngine
 
     right = TensorRTEngine.run
@@ -106,7 +106,7 @@ def test_an_engine_that_shifts_the_image_is_refused(
 
 
 def test_a_plan_that_is_left_to_the_server_can_be_verified_later(tmp_path: Path, two: Path) -> None:
-    """Exported without a card; then, in another process's place, with a card."""
+    """Exported without a GPU, then verified with one."""
     result = run(two, "-r", tmp_path / "repo", "--for", "tensorrt", "--shapes", str(PROFILE))
     assert result.exit_code == 0, result.output
     if not devices.gpus()[0]:
@@ -224,7 +224,7 @@ def test_a_single_shape_gives_the_right_image(
 def test_an_engine_of_a_single_shape_does_not_shift_the_image(
     exported: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, half: bool
 ) -> None:
-    """TensorRT 10.15 forgot the start of a slice behind a pixel shuffle when every side was fixed."""
+    """TensorRT 10.15 ignored the start of a slice after a pixel shuffle if every side was fixed."""
     _need_tensorrt()
     monkeypatch.setenv("NST_CACHE", str(tmp_path))
     model, profile = exported(name), Profile.parse("256x256/256x256/256x256")
@@ -269,7 +269,7 @@ def test_onnx_runtime_cuda_is_verified_on_the_card(tmp_path: Path, two: Path) ->
 
 
 def _need_tensorrt() -> None:
-    """TensorRT for RTX does not run on every card, so that only `tensorrt` is asked."""
+    """TensorRT for RTX does not run on every GPU, so only `tensorrt` is tested."""
     if not devices.gpus()[0]:
         pytest.skip(devices.gpus()[1])
     pytest.importorskip("tensorrt", reason="TensorRT's libraries come from NVIDIA's own index")

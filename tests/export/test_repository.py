@@ -129,7 +129,7 @@ def test_a_plan_says_what_it_takes() -> None:
 
 
 def test_onnx_runtimes_tensorrt_provider_gets_the_shapes_of_every_input() -> None:
-    """Or it builds an engine for every new size, in the server."""
+    """Otherwise it builds an engine for every new size, in the server."""
     serving = ServingOptions(("a", "b", "c"), 4, runtime="tensorrt", profile=PROFILE)
     message = config(serving, MODELS["several"]())
     (accelerator,) = message.optimization.execution_accelerators.gpu_execution_accelerator
@@ -232,7 +232,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
 
 @pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="no file system of its own at hand")
 def test_a_repository_that_is_a_file_system_of_its_own(tmp_path: Path) -> None:
-    """Such as a container's volume: nothing is renamed into it from beside."""
+    """Such as a container's volume: nothing can be renamed into it from outside."""
     volume, name = Path("/dev/shm"), f"nst-{secrets.token_hex(8)}"
     (tmp_path / "file").write_bytes(b"a model")
     try:

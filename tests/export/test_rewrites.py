@@ -98,7 +98,7 @@ def test_upsample_of_3x3_multiplies_as_often_as_no_rewrite(exported: Exports) ->
 
 
 MOVES = {"Slice", "Pad", "Reshape", "Transpose", "Concat", "Split", "Squeeze", "Unsqueeze", "Cast", "Identity"}
-"""Operators that move values and compute none, which an engine may fuse with the pixel shuffle before them."""
+"""Operators that only move values, which an engine may fuse with the pixel shuffle before them."""
 
 
 def moved_after(proto: onnx.ModelProto, shuffle: onnx.NodeProto) -> list[str]:
@@ -122,7 +122,7 @@ WINDOWS = ("upsample-windows", *(name for name in DEFAULT_REWRITES["tensorrt"] i
 def test_no_slice_follows_a_pixel_shuffle_in_what_tensorrt_gets(
     exported: Exports, name: str, names: tuple[str, ...], half: bool
 ) -> None:
-    """TensorRT 10.15 fuses both into a kernel that forgets where the slice begins, if all sides are fixed."""
+    """TensorRT 10.15 fuses both into a kernel that ignores the start of the slice if all sides are fixed."""
     proto, _ = changed(exported(name), names, half=half)
     shuffles = [node for node in proto.graph.node if node.op_type == "DepthToSpace"]
     assert shuffles
@@ -175,7 +175,7 @@ def test_adjacent_pads_are_adjacent_and_both_in_half_precision(exported: Exports
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", ["several", "statistics", "tiled"])
 def test_what_multiplies_an_image_has_the_layout_of_a_convolution(exported: Exports, name: str, half: bool) -> None:
-    """OpenVINO reorders the image for numbers of another layout, which takes longer than all its convolutions."""
+    """OpenVINO reorders the image for factors of another layout, which takes longer than all its convolutions."""
     proto, _ = changed(exported(name), DEFAULT_REWRITES["cpu"], half=half)
     kinds = {value.name: value.data_type for value in proto.graph.initializer}
     axes = constants(proto)
@@ -192,7 +192,7 @@ def test_what_multiplies_an_image_has_the_layout_of_a_convolution(exported: Expo
 
 @pytest.mark.parametrize("name", ["johnson", "several", "fast", "ulyanov", "statistics", "tiled"])
 def test_openvino_runs_all_of_what_a_cpu_gets(exported: Exports, name: str) -> None:
-    """A node that it leaves to ONNX Runtime divides the graph, and layouts end at the border."""
+    """A node that it leaves to ONNX Runtime splits the graph, and layouts do not cross the split."""
     if "OpenVINO" not in installed_providers():
         pytest.skip("ONNX Runtime has no OpenVINO here")
     changed(exported(name), DEFAULT_REWRITES["cpu"])
@@ -204,7 +204,7 @@ def test_openvino_runs_all_of_what_a_cpu_gets(exported: Exports, name: str) -> N
 
 
 def test_an_interpolated_scale_is_folded_into_the_decomposed_normalization(exported: Exports) -> None:
-    """One multiplication and one addition for each pixel: the scales of several styles cost none of their own."""
+    """One multiplication and one addition per pixel: the scales of several styles add none."""
     plain = onnx.load(exported("several").path)
     proto, _ = changed(exported("several"), ("decomposed-norm",))
     counts = Counter(node.op_type for node in proto.graph.node)

@@ -79,7 +79,7 @@ def test_an_image_without_pixels_fails_alone(exported: Exports, tmp_path: Path, 
 
 @pytest.mark.parametrize("provider", installed_providers().values())
 def test_noise_that_does_not_fit_together_harms_nobody(exported: Exports, tmp_path: Path, provider: str) -> None:
-    """The coarsest says how large the texture is; of one place on its grid, too."""
+    """The coarsest determines the size of the texture, also for a single position on its grid."""
     running = session(exported("texture"), provider, tmp_path)
 
     def noise(rows: int, columns: int, **other: tuple[int, int]) -> Feeds:
@@ -102,7 +102,7 @@ def test_noise_that_does_not_fit_together_harms_nobody(exported: Exports, tmp_pa
 
 @pytest.mark.parametrize("network", [fast(), ulyanov(texture=False)], ids=["fast", "ulyanov"])
 def test_images_that_are_large_enough_are_padded_as_ever(network: Any) -> None:
-    """To the next multiples, by reflection, to the last bit."""
+    """To the next multiples, by reflection, bit-identical."""
     side, multiple = network.min_side, network.multiple
     for height, width in ((side, side), (side + 1, side + 3), (side, 2 * side - 1), (3 * side + 5, side)):
         image = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8)
@@ -112,7 +112,7 @@ def test_images_that_are_large_enough_are_padded_as_ever(network: Any) -> None:
 
 
 def test_a_small_image_gives_its_own_colors(exported: Exports) -> None:
-    """One pixel, and a column of two colors: what was appended repeats the edge and is cut off again."""
+    """One pixel, and a column of two colors: the padding repeats the edge and is cropped again."""
     for image in (torch.full((1, 1, 1, 3), 200, dtype=torch.uint8), torch.tensor([[[[9, 9, 9]], [[250, 0, 0]]]])):
         values = to_values(image.to(torch.uint8), fast())
         assert values.shape == (1, 3, 16, 16)

@@ -133,7 +133,7 @@ def test_an_engine_for_other_gpus_is_not_run_here(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["johnson", "several", "ulyanov", "texture"])
 def test_an_engine_of_tensorrt_rtx_runs_and_agrees(exported: Exports, tmp_path: Path, name: str, kind: str) -> None:
-    """On the GPU at hand; `test_gpu.py` has the same for TensorRT itself."""
+    """On this machine's GPU; `test_gpu.py` has the same for TensorRT itself."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     gpu = require_gpu()
     own = compute_capability_name(gpu)

@@ -47,7 +47,7 @@ def test_small_images_are_among_the_shapes_and_others_between_them() -> None:
 
 
 def test_the_gate_refuses_an_engine_that_fails_at_a_size(exported: Exports) -> None:
-    """As ONNX Runtime with OpenVINO did with 3x3 images, and after them with others."""
+    """As ONNX Runtime with OpenVINO failed at 3x3 images, and at others after them."""
     model = exported("johnson")
     session = open_session(model.path, "CPUExecutionProvider")
 

@@ -1,4 +1,4 @@
-"""Run by torchrun in a test: the gradients of a training's first step, written by the process that leads."""
+"""Started by torchrun in a test: the leading process writes the gradients of a training's first step."""
 
 import sys
 from pathlib import Path

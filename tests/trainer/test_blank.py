@@ -1,4 +1,4 @@
-"""Blank images among the photographs, steps that come to nothing, and what is kept then."""
+"""Blank images among the photographs, steps that fail, and the files that are kept then."""
 
 import math
 import sys
@@ -27,7 +27,7 @@ from nst_trainer.vgg import Vgg16
 SMALL = TrainingSettings(width=0.25, iterations=12, batch=2, crop=64, style_size=96)
 BLANK = {"white": (255, 255, 255), "black": (0, 0, 0), "red": (200, 10, 10)}
 NEARLY = {"one-level": 1, "spot": 40}
-"""By how much of 255 some pixels differ from the rest."""
+"""Difference (of 255) of some pixels from the rest."""
 
 
 def save(pixels: np.ndarray, path: Path) -> None:
@@ -75,7 +75,7 @@ def test_blank_images_among_the_photographs_end_no_training(
 
 
 def test_one_blank_image_in_thirty(tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
-    """As a person uses it: the command names the file once, and its checkpoint says how many there were."""
+    """As a user runs it: the command names the file once, and the checkpoint counts all of them."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(29):
@@ -129,7 +129,7 @@ def test_a_blank_content_image_is_stylized(tmp_path: Path, photographs: dict[str
 def test_a_gradient_far_longer_than_the_last_ones_is_shortened(
     tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path]
 ) -> None:
-    """The seventh is a million times too long; what SOAP sees of it is ten times the mean of those before."""
+    """The seventh is a million times too long; SOAP gets it at ten times the mean of those before."""
     training = Training([photographs["chelsea"]], None, tmp_path / "a.pth", vgg, SMALL)
     genuine, seen = training.objective, []
 
@@ -156,7 +156,7 @@ def test_a_gradient_far_longer_than_the_last_ones_is_shortened(
 def test_a_step_that_is_not_finite_changes_neither_network_nor_files(
     tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path]
 ) -> None:
-    """Not even by momentum; then --resume goes on from the last check, with a lower learning rate too."""
+    """Not even by momentum; --resume then continues from the last validation, also with a lower learning rate."""
     output = tmp_path / "a.pth"
     training = Training([photographs["chelsea"]], None, output, vgg, SMALL, every=4)
     genuine = training.objective
@@ -184,7 +184,7 @@ def test_a_step_that_is_not_finite_changes_neither_network_nor_files(
 
 
 def test_soap_goes_on_without_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LAPACK may give up on a matrix; the bases stay what they are."""
+    """LAPACK may fail for a matrix; the bases then stay unchanged."""
     network = ARCHITECTURES["fast"](width=0.25)
     optimizer = soap(network, 1e-3)
 
@@ -206,7 +206,7 @@ def test_soap_goes_on_without_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_threads_may_ask_for_an_epochs_order_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight threads across many epochs of two photographs, and Python switches between them all the time."""
+    """Eight threads across many epochs of two photographs, with frequent switches between threads."""
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     dots = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
     monkeypatch.setattr(reading, "read_crop", lambda path, size, choice: dots)

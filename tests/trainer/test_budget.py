@@ -1,4 +1,4 @@
-"""`--minutes` against a clock that the tests move: nothing is timed here."""
+"""`--minutes` with a fake clock: nothing is timed here."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +20,11 @@ from nst_trainer.vgg import Vgg16
 
 GROWING = TrainingSettings(width=0.25, iterations=1, batch=1, crop=128, style_size=96)
 STEP = {64: 1.0, 96: 2.25, 128: 4.0}
-"""Seconds of a step by the side of its crops, on a machine with nothing else to do."""
+"""Seconds per step by the side of its crops, on an idle machine."""
 
 
 class Clock:
-    """Moves when a step is done; `load` is how many times as long as planned a step takes."""
+    """A clock that advances with each step; `load` is the factor by which steps take longer than planned."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.load = 1000.0, 1.0
@@ -48,7 +48,7 @@ class Clock:
         training.written_at = training.state.iteration
 
     def forget_planning(self, load: float = 1.0) -> None:
-        """Count from here on, on a machine with `load`; the time that planning took is part of the budget."""
+        """Start counting on a machine with `load`; planning counts towards the budget."""
         self.load = load
         self.sides.clear()
         self.rates.clear()
@@ -78,7 +78,7 @@ def test_every_phase_has_its_part_of_the_time() -> None:
 def test_the_schedule_ends_with_the_time(
     tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, load: float
 ) -> None:
-    """On a machine three times as slow as planned it takes the same time, grows its crops and comes to rest."""
+    """Three times as slow as planned, it takes the same time, grows its crops and reaches a learning rate of zero."""
     clock = Clock(monkeypatch)
     begun = clock.now
     training = Training([photographs["coffee"]], None, tmp_path / "a.pth", vgg, GROWING, minutes=5.0)
@@ -153,7 +153,7 @@ def test_little_time_means_small_crops(
 
 
 def test_planning_leaves_what_is_learned_alone(tmp_path: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
-    """It takes real steps, the optimiser's among them, on a copy."""
+    """It takes real steps, with the optimiser, on a copy."""
     settings = replace(GROWING, crop=64)
     planned, plain = (
         Training([photographs["coffee"]], None, tmp_path / "a.pth", vgg, settings, minutes=minutes)

@@ -102,7 +102,7 @@ def test_documents_that_do_not_fit(tmp_path: Path, small_checkpoint: Checkpoint)
 
 
 def test_the_first_version_is_read(tmp_path: Path, small_checkpoint: Checkpoint) -> None:
-    """One style a network, its normalisations without an axis of styles."""
+    """One style per network, and normalisations without an axis for styles."""
     state = {
         key: tensor[0] if ".norm." in key else tensor for key, tensor in small_checkpoint.network.state_dict().items()
     }
@@ -115,7 +115,7 @@ def test_the_first_version_is_read(tmp_path: Path, small_checkpoint: Checkpoint)
 
 @pytest.mark.parametrize("name", ["starry-night-steady", "composition-vii-fast", "strawberries"])
 def test_a_checkpoint_with_former_names_is_read(name: str) -> None:
-    """The shipped models were written before their settings and loss terms got their present names."""
+    """Shipped models were written before settings and loss terms got their present names."""
     file = Path(__file__).parents[2] / "models" / f"{name}.pth"
     written = read_plain_data(file)
     assert {"steady", "style_pictures"} <= set(written["training"]) and "lattice" in written["metrics"]

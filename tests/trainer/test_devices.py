@@ -1,4 +1,4 @@
-"""PyTorch's device for a choice; the driver's GPU is made up."""
+"""The choice of PyTorch's device, with a fake GPU in the driver."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ H100 = Gpu(0, "NVIDIA H100", "GPU-0", "9.0", 80 << 30, "535.54.03", (12, 2))
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver has a GPU, and PyTorch cannot use it."""
+    """The driver has a GPU that PyTorch cannot use."""
     monkeypatch.setattr(devices, "choose", lambda wanted: Device("gpu", H100.name, H100))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of pytorch/examples' fast_neural_style, against that network written down here as it is there."""
+"""Checkpoints of pytorch/examples' fast_neural_style, compared with a copy of its network."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -127,7 +127,7 @@ def test_as_people_have_it(tmp_path: Path, theirs: TransformerNet, way: str) -> 
 
 
 def test_the_name_that_their_trainer_gives(tmp_path: Path, theirs: TransformerNet) -> None:
-    """A date with colons, which would stand for weights in `--style`."""
+    """A date with colons, which separate weights in `--style`."""
     name = "epoch_2_Fri_Nov_27_00:20:36_2026_100000.0_10000000000.0.model"
     torch.save(theirs.state_dict(), tmp_path / name)
     assert load(tmp_path / name).styles == ("epoch_2_Fri_Nov_27_00-20-36_2026_100000.0_10000000000.0",)

@@ -29,7 +29,7 @@ def follow(optimizer: Lbfgs, steps: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("history", [1, 3, 20])
 def test_the_steps_are_pytorchs(history: int) -> None:
-    """Also after the ring has been written many times over."""
+    """Also after the ring buffer was filled many times."""
     values = start()
     theirs = torch.optim.LBFGS(
         [values],

@@ -55,7 +55,7 @@ def test_a_guide_sees_its_region_alone() -> None:
 
 
 def test_the_relative_style_loss_does_not_depend_on_the_scale_of_the_style(vgg: Vgg16) -> None:
-    """1 a layer for features of nothing at all."""
+    """1 per layer for features that are all 0."""
     loss = PerceptualLoss(vgg, torch.rand(1, 3, 32, 32), LossWeights(1.0, 1.0, 0.0))
     for name, target in loss.style_targets.items():
         assert (loss.factors[name] * style_loss(torch.zeros_like(target), target)).item() == pytest.approx(1.0)
@@ -105,7 +105,7 @@ def test_checkerboard_loss_by_hand() -> None:
 
 
 def test_border_loss_by_hand() -> None:
-    """The last row 0.4 brighter: one of four rows at one of four sides; at another side just the same."""
+    """The last row 0.4 brighter: one of four rows at one of four sides; any other side gives the same."""
     image = torch.full((2, 3, 16, 24), 0.5)
     image[..., -1, :] += 0.4
     assert border_loss(image).item() == pytest.approx(0.4**2 / 16)

@@ -20,12 +20,12 @@ from nst_trainer.checkpoint import Checkpoint, load
 
 ITERATIONS = 12
 TIMEOUT_SECONDS = 600.0
-"""After which a machine that does not do what it should is a failure."""
+"""Timeout for a machine to do what it should."""
 
 
 @dataclass
 class Machine:
-    """What runs a command there, the folder that is its disk, and what was started there."""
+    """A machine: the prefix of its commands, the folder that is its disk, and its processes."""
 
     name: str
     prefix: list[str]
@@ -42,14 +42,14 @@ class Machine:
         return (self.disk / "events").read_text() if (self.disk / "events").exists() else ""
 
     def message(self) -> str:
-        """The one line of the training's own error."""
+        """Return the line of the training's own error."""
         lines = [line for line in self.errors.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, self.errors
         return lines[0]
 
 
 def _namespaces() -> bool:
-    """Whether this machine can be two."""
+    """Return whether this system can simulate two machines."""
     if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
         return False
     tried = subprocess.run(["unshare", "--net", "--uts", "--mount", "hostname", "other"], capture_output=True)
@@ -61,7 +61,7 @@ NAMESPACES = _namespaces()
 
 @pytest.fixture(params=["two namespaces" if NAMESPACES else "two addresses"])
 def machines(tmp_path: Path) -> Iterator[tuple[Machine, Machine, str]]:
-    """Machines a and b, and the address of a; nothing of them is left afterwards."""
+    """Machines a and b, and the address of a; all is removed afterwards."""
     disks = {name: tmp_path / name for name in "ab"}
     for disk in disks.values():
         disk.mkdir()
@@ -194,7 +194,7 @@ def _result(a: Machine, b: Machine) -> Checkpoint:
 def test_a_lost_machine_stops_the_other_and_resume_goes_on_exactly(
     machines: tuple[Machine, Machine, str], photos: Path, photographs: dict[str, Path]
 ) -> None:
-    """The process of b is killed, then the whole torchrun of a; the result is that of an undisturbed training."""
+    """The process of b is killed, then the whole torchrun of a; the result equals an uninterrupted training's."""
     a, b, _ = machines
     style = photographs["chelsea"]
     _start(machines, style, photos, torchrun=False)

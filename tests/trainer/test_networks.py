@@ -25,7 +25,7 @@ def test_the_papers_network_has_the_papers_layers() -> None:
 
 
 def test_the_fast_network_begins_without_a_checkerboard() -> None:
-    """The pixels of a block of 2x2 begin alike, so that its grid is not in the image: it has to be learned."""
+    """The pixels of a 2x2 block are initialised alike, so that training starts without a checkerboard."""
     torch.manual_seed(0)
     network, content, style_weights = Fast(styles=2).eval(), torch.rand(1, 3, 64, 64), torch.tensor([[0.5, 0.5]])
     with torch.no_grad():
@@ -42,7 +42,7 @@ def test_width_scales_the_channels() -> None:
 
 @pytest.mark.parametrize("width", [0.375, 0.5])
 def test_a_wider_network_stylizes_the_same(width: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Net2WiderNet without its noise is exact, also where the channels are no multiple; with it, close."""
+    """Net2WiderNet is exact without noise, also if the channels are not a multiple; with noise it is close."""
     torch.manual_seed(0)
     network, content = Johnson(width=0.25, styles=2).eval(), torch.rand(1, 3, 32, 32)
     for norm in network.norms():
@@ -71,7 +71,7 @@ def test_contrast_of_the_photograph_does_not_matter() -> None:
 
 
 def test_a_norm_of_several_styles_is_instance_normalisation_with_interpolated_scales() -> None:
-    """Against the definition by hand: (x - mean) / deviation * scale + shift, for each image and channel."""
+    """Compared with the definition: (x - mean) / deviation * scale + shift, for each image and channel."""
     torch.manual_seed(0)
     norm = ConditionalInstanceNorm(3, styles=2)
     torch.nn.init.normal_(norm.weight)
@@ -104,7 +104,7 @@ def test_more_styles_leave_the_old_ones_as_they_are(network: Johnson | Ulyanov) 
 
 
 def test_the_pyramid_has_the_papers_shape() -> None:
-    """Five sizes for a texture, six for stylisation; eight channels more at each (section 4.1)."""
+    """Five sizes for a texture, six for stylisation; eight more channels at each (section 4.1)."""
     texture = Ulyanov(texture=True)
     assert [block.convolutions[0].in_channels for block in texture.first] == [3] * 5
     assert [block.convolutions[0].out_channels for block in texture.merged] == [16, 24, 32, 40]

@@ -47,7 +47,7 @@ def run(
     weights: Weights,
     **more: object,
 ) -> tuple[torch.Tensor, list[Iteration]]:
-    """The image, and what was reported after every iteration."""
+    """Return the image, and the reports of all iterations."""
     seen: list[Iteration] = []
     image = optimize(content, [style], settings, weights=weights, on_iteration=seen.append, **more)  # type: ignore[arg-type]
     return image, seen
@@ -91,7 +91,7 @@ def test_the_steps_are_those_of_pytorchs_lbfgs(content: torch.Tensor, style: tor
 
 
 class Replayed(CudaGraphReplay):
-    """What a GPU does with its graph, done by calling the work again."""
+    """A stand-in for a GPU's graph, which calls the work again."""
 
     captures = 0
 
@@ -107,7 +107,7 @@ class Replayed(CudaGraphReplay):
 def test_an_iteration_can_be_repeated_as_a_whole(
     content: torch.Tensor, style: torch.Tensor, weights: Weights, optimizer: str
 ) -> None:
-    """As one function of tensors that stay where they are, captured once after the first calls."""
+    """As one function of tensors at fixed addresses, captured once after the first calls."""
     settings = replace(TINY, optimizer=optimizer, average=0.5)
     image, seen = run(content, style, settings, weights)
     repeated = ImageOptimization(content, [style], settings, weights)
@@ -126,7 +126,7 @@ def test_an_iteration_can_be_repeated_as_a_whole(
 
 
 def test_ctrl_c_waits_for_the_end_of_a_step(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
-    """Otherwise an image could have moved without its step being counted, and resuming would give another result."""
+    """Otherwise an image could change without counting its step, and resuming would give another result."""
     whole, _ = run(content, style, TINY, weights)
     stopped = ImageOptimization(content, [style], TINY, weights)
     numbers: list[int] = []
@@ -179,7 +179,7 @@ def test_the_graph_computes_what_its_operations_do(
 
 @pytest.mark.gpu
 def test_every_precision_reaches_the_same_loss(content: torch.Tensor, style: torch.Tensor, weights: Weights) -> None:
-    """Judged in FP32, at a size at which a GPU is busy; the figures are printed (pytest -s)."""
+    """Judged in FP32, at a size that keeps a GPU busy; the figures are printed (pytest -s)."""
     device = torch.device("cuda")
     settings = preset("johnson2016-baseline", {"size": 512, "iterations": 100})
     judge = ImageOptimization(content, [style], settings, weights, device=device, precision="fp32")

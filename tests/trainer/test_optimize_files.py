@@ -57,7 +57,7 @@ def test_a_texture_of_the_size_that_was_asked_for(tmp_path: Path, photographs: d
 
 
 def test_ctrl_c_writes_the_best_so_far_and_resume_goes_on(tmp_path: Path, photographs: dict[str, Path]) -> None:
-    """As a person uses it; the resumed run ends with the image of an uninterrupted run."""
+    """As a user runs it; the resumed run ends with the image of an uninterrupted run."""
     nst = str(Path(sys.executable).parent / "nst")
     given = ["optimize", str(photographs["coffee"]), str(photographs["chelsea"]), "--preset", "johnson2016-baseline"]
     given += ["--size", "96", "--iterations", "60", "--save-every", "2"]
@@ -210,7 +210,7 @@ def test_the_second_ctrl_c_saves_nothing(
 def test_ctrl_c_between_two_sizes_can_be_resumed(
     tmp_path: Path, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the loss of the larger size is made: the state is of one size."""
+    """While the loss of the larger size is set up: the state has a single size."""
     given = (photographs["coffee"], [photographs["chelsea"]])
     settings = preset("best", {"size": 64, "scales": 2, "iterations": 3, "coarse_iterations": 3})
     optimize_files(*given, tmp_path / "whole.png", settings, vgg16_weights())

@@ -66,7 +66,7 @@ def history(steps: list[Progress]) -> list[tuple[int, float, float]]:
 
 
 def write_former_names(state_file: Path) -> None:
-    """Rename settings and loss terms of a saved training as versions before their present names had them."""
+    """Rename settings and loss terms of a saved training to their names in earlier versions."""
     state = torch.load(state_file, weights_only=True)
     state["settings"]["steady"] = state["settings"].pop("temporal_weight")
     state["averages"]["lattice"] = state["averages"].pop("checkerboard")
@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_check(
 def test_a_gradient_that_is_not_finite_stops_too(
     tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The root of zero is finite, and its slope is not: training would go on and learn nothing."""
+    """The root of zero is finite, but its slope is not: training would continue and learn nothing."""
     genuine = PerceptualLoss.__call__
 
     def steep(self: PerceptualLoss, images: torch.Tensor, *rest: object) -> Losses:
@@ -278,7 +278,7 @@ def test_the_plan() -> None:
 def test_the_command_stops_cleanly_and_resumes(
     tmp_path: Path, folder: Path, photographs: dict[str, Path], stop: signal.Signals
 ) -> None:
-    """As a person uses it: a real process, Ctrl-C (or a supervisor's SIGTERM), then --resume."""
+    """As a user runs it: a real process, Ctrl-C (or a supervisor's SIGTERM), then --resume."""
     output = tmp_path / "a.pth"
     command = [
         str(Path(sys.executable).parent / "nst-train"),
@@ -386,7 +386,7 @@ def test_an_option_without_effect_is_refused(options: list[str], words: str) -> 
 
 
 def test_a_killed_training_goes_on_exactly(tmp_path: Path, folder: Path, photographs: dict[str, Path]) -> None:
-    """kill -9 leaves the last checkpoint; --resume from it gives the weights of a run that nobody killed."""
+    """kill -9 leaves the last checkpoint; --resume from it gives the weights of an uninterrupted run."""
 
     def command(output: Path) -> list[str]:
         return [
@@ -436,7 +436,7 @@ def losses_of(
 
 @pytest.fixture(scope="module")
 def style_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three styles that nobody mistakes for each other: red bars, blue bars across, a green grain."""
+    """Three clearly different styles: red bars, blue bars across, a green grain."""
     folder = tmp_path_factory.mktemp("style_images")
     across = np.indices((128, 128))[1] // 6 % 2 * 200
     dark = np.full_like(across, 20)
@@ -541,7 +541,7 @@ def test_ulyanovs_network_learns_to_stylise(
 def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
     tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
 ) -> None:
-    """On half-size crops it learns the teacher's images; on the larger crops the loss network judges."""
+    """It learns the teacher's images on half-size crops, and with the loss network on the larger crops."""
     train(photographs["chelsea"], folder, tmp_path / "teacher.pth", vgg, SMALL)
     settings = replace(SMALL, arch="fast", width=0.5, iterations=60, crop=128)
     steps: list[Progress] = []
@@ -567,7 +567,7 @@ def test_the_fast_network_learns_from_a_teacher_and_then_by_itself(
 
 
 def test_a_texture_network_learns_and_samples(tmp_path: Path, vgg: Vgg16, style_images: dict[str, Path]) -> None:
-    """Its samples differ with the noise, and not with the seed fixed; they tile."""
+    """Its samples differ with the seed and are equal for the same seed; they tile."""
     settings = replace(SMALL, arch="ulyanov", texture=True, width=1.0, iterations=50)
     output = tmp_path / "texture.pth"
     result = train(style_images["red"], None, output, vgg, settings)
@@ -632,7 +632,7 @@ def test_tensorboard_gets_losses_by_layer_and_images(
 def test_the_best_on_held_out_photographs_is_kept(
     tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From iteration 20 on the check finds the network worse, so what it was at 10 is the result."""
+    """From iteration 20 on the validation loss is higher, so the network of iteration 10 is the result."""
     weights: list[dict[str, torch.Tensor]] = []
     genuine = Validation.__call__
 
@@ -650,7 +650,7 @@ def test_the_best_on_held_out_photographs_is_kept(
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path, folder: Path, photographs: dict[str, Path]) -> None:
-    """torchrun, gloo, half of the batch each: the gradients of one process with the whole, but for rounding."""
+    """torchrun, gloo, half of the batch each: the gradients equal those of one process, up to rounding."""
     gradients = []
     for processes in (1, 2):
         output = tmp_path / f"{processes}.pt"
@@ -674,7 +674,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path, folder: Path, p
 
 
 def test_a_teams_mean_gradient_is_the_whole_batchs(folder: Path, vgg: Vgg16, photographs: dict[str, Path]) -> None:
-    """The arithmetic of it without processes: halves of a batch, their gradients averaged, against the whole's."""
+    """Its arithmetic without processes: the averaged gradients of two halves, compared with the whole batch's."""
     torch.manual_seed(0)
     network = Johnson(width=0.25)
     style = to_tensor(open_image(photographs["coffee"], max_side=96))

