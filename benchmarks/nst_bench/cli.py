@@ -118,7 +118,7 @@ def bench(
         typer.echo(json.dumps(document))
 
 
-@app.command()
+@app.command(rich_help_panel="Results")
 def report(
     documents: Documents,
     readme: Annotated[
@@ -143,7 +143,7 @@ def report(
             say(f"{written}, {written.with_suffix('.html')}")
 
 
-@app.command()
+@app.command(rich_help_panel="Results")
 def capacity(
     documents: Annotated[
         list[Path],
@@ -171,13 +171,11 @@ def capacity(
             typer.echo(text, nl=False)
 
 
-@app.command()
+@app.command(rich_help_panel="Results")
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="Earlier results.")],
     after: Annotated[Path, typer.Argument(metavar="B.json", help="Later results of the same machine.")],
-    tolerance: Annotated[
-        float, typer.Option(help="Slowdown that is ignored, as a share: 0.05 is 5 %.", min=0.0)
-    ] = 0.05,
+    tolerance: Annotated[float, typer.Option(help="Slowdown to ignore, as a share, such as 0.05.", min=0.0)] = 0.05,
 ) -> None:
     """Compare two results and report what became slower.
 

@@ -53,6 +53,7 @@ class SuiteCommand(Command):
         super().__init__(
             name,
             rich_markup_mode=HELP,
+            rich_help_panel="Suites",
             help="\n\n".join(" ".join(part.split()) for part in (*text.split("\n\n"), JSON)),
             short_help=text.partition("\n\n")[0].replace("\n", " "),
         )

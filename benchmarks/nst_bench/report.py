@@ -134,7 +134,8 @@ def inject(documents: Sequence[Document], page: Path) -> None:
     """Fill a page's blocks with the tables of each suite; several documents stand below each other.
 
     The block of a suite is `nst-bench-<suite> <model>`, or `nst-bench-<suite>` if the page has none for the model.
-    The block of its phrase is `nst-bench-<suite> in words`.
+    The block of its phrase is `nst-bench-<suite> in words`, and that of the speed-up of all devices in one small table
+    is `nst-bench-headline`.
     """
     before, blocks = page.read_text(), dict[str, Callable[[], str]]()
     tables: dict[str, list[Document]] = {}
@@ -144,7 +145,15 @@ def inject(documents: Sequence[Document], page: Path) -> None:
         tables.setdefault(of_model if _marks(of_model)[0] in before else block, []).append(own)
         if _marks(f"{block} in words")[0] in before and (in_words := load(suite_of(own)).in_words):
             blocks.setdefault(f"{block} in words", partial(in_words, own))
+    if _marks(speedup.HEADLINE)[0] in before:
+        blocks[speedup.HEADLINE] = partial(headline_table, documents)
     fill(page, blocks | {block: partial(_below_each_other, several) for block, several in tables.items()})
+
+
+def headline_table(documents: Sequence[Document]) -> str:
+    """Render the speed-up at equal loss in all documents that have it, as one small table."""
+    found = [own["speedup"] for own in map(measured, documents) if "speedup" in own]
+    return "\n".join([*speedup.headline_table(found), ""])
 
 
 def _below_each_other(documents: Sequence[Document]) -> str:

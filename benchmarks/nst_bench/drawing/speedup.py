@@ -109,6 +109,37 @@ def summary_table(document: Document) -> list[str]:
     return table(rows, about | TIMES | others, left=2)
 
 
+HEADLINE = "nst-bench-headline"
+"""The block of `headline_table` on a page."""
+
+
+def headline_table(documents: Sequence[Document]) -> list[str]:
+    """Render the speed-up at equal loss of several documents as one small table, a line per device and size."""
+    rows = []
+    for document in documents:
+        machine, device = document["machine"], document.get("device", "CPU")
+        name = machine["gpu"] if device == "GPU" else f"{machine['processor']}, {machine['cores']} cores"
+        served = {row["size"]: row for row in document["speedup"] if row["served"] == document["speedup"][0]["served"]}
+        for size, row in served.items():
+            photos = [own for own in document["equal_loss"] if own["size"] == size and "missing" not in own]
+            equal = _middle(photos) if photos else {}
+            rows.append({"device": f"{device}: {name}", "size": size, "served_ms": row["served_ms"], "equal": equal})
+    about = columns("device | size | served (ms)", "{device} | {size}² | {served_ms:short}") | {
+        "Gatys at equal loss (s)": lambda row: text("{gatys_seconds:short}", row["equal"]) if row["equal"] else "",
+        "speed-up": lambda row: text("**{ratio:,.0f}**", row["equal"]) if row["equal"] else "*not measured*",
+    }
+    names = dict.fromkeys(f"`{document['model']['name']}`" for document in documents)
+    lines = [
+        *table(rows, about, left=2),
+        "",
+        f"{', '.join(names)}, median latency of a request over gRPC. Gatys' optimisation runs on the same device until "
+        "its loss is the network's; the figures are of the photograph with the median speed-up.",
+    ]
+    if all(document.get("device") != "GPU" for document in documents):
+        lines[-1] += " No GPU has been measured."
+    return lines
+
+
 def _middle(rows: Sequence[Document]) -> Document:
     """Return the row whose ratio is the median (of an even number, the upper one)."""
     return sorted(rows, key=lambda row: float(row["ratio"]))[len(rows) // 2]

@@ -69,7 +69,7 @@ def _table(text: str, on: Console) -> Iterator[RenderableType]:
     kept = _kept(used, on.width)
     yield _drawn(kept, on.width)
     if left_out := [column.title.plain for column in used if column not in kept]:
-        yield Text(f"Columns that do not fit: {', '.join(left_out)}.", style="dim")
+        yield Text(f"Not shown: {', '.join(left_out)}.", style="dim")
     yield from (Text(reason, style="dim") for reason in reasons)
 
 

@@ -73,7 +73,7 @@ class Meter:
 
 
 def check(context: Context[EnergyEffort], *, vgg: Path | None = None) -> None:
-    """Raises `InputError` without a GPU."""
+    """Raise `InputError` without a GPU."""
     _gpu(context)
 
 

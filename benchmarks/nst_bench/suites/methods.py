@@ -225,9 +225,28 @@ def tables(document: Document) -> list[str]:
     return [*table(document["methods"], about, left=6), "", *by_phase(document["rows"])]
 
 
+def in_words(document: Document) -> str:
+    """Render the speed, memory, styles and time to a new style of each method at one size, as a small table."""
+    sizes = [row["size"] for row in document["rows"]]
+    size = SHOWN_SIZE if SHOWN_SIZE in sizes else max(sizes)
+    described = {row["method"]: row for row in document["methods"]}
+    rows = [row | {"about": described[row["method"]]} for row in document["rows"] if row["size"] == size]
+    about: dict[str, Cell] = {
+        "method": "{method}",
+        "styles": lambda row: "any" if row["about"]["styles"] is None else str(row["about"]["styles"]),
+        "time to a new style": lambda row: text("{seconds:,.0f} s", row["about"]["new_style"]),
+        f"s per image at {size}²": "{image_seconds:digits}",
+        "peak memory, MiB": "{peak_mib:digits}",
+    }
+    return "\n".join([*table(rows, about, left=1), ""])
+
+
 def _or_why_not(form: str, found: Document) -> str:
     return text("*{missing}*" if "missing" in found else form, found)
 
+
+SHOWN_SIZE = 512
+"""Side of the images in the small table, in pixels."""
 
 SHORT, FULL = MethodsEffort((256,), 5), MethodsEffort((256, 512, 1024), 7)
 
@@ -236,6 +255,7 @@ SUITE = Suite(
     title="Methods",
     measure=measure,
     tables=tables,
+    in_words=in_words,
     effort=SHORT,
     on_cpu={"full": Cost(240, FULL)},
     on_gpu={"full": Cost(240, FULL)},

@@ -201,7 +201,7 @@ def plot(own: Mapping[str, Document], _machine: str) -> Plot | None:
     shortest = min(len(row["curve"]) for row in rows)
     curves, in_range = (np.array([row[kind][:shortest] for row in rows]) for kind in ("curve", "curve_in_range"))
     numbers, losses = np.arange(1, shortest + 1), [row["loss"] for row in rows]
-    title = f"{len(rows)} photographs at {document['size']}²; shaded: range"
+    title = f"Equivalent iterations, {len(rows)} photographs at {document['size']}² (shaded: range)"
     with figure("quality", title) as (axes, finish):
         axes.plot(numbers, np.median(curves, axis=0), color="C0", label="Gatys' optimisation (median)")
         axes.fill_between(numbers, curves.min(axis=0), curves.max(axis=0), color="C0", alpha=0.2, linewidth=0)

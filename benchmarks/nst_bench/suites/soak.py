@@ -175,7 +175,7 @@ def tables(document: Document) -> list[str]:
         "{processes} | {start:.0f}  | {half_time:.0f} | {end:.0f}",
     )
     trends["growth in the second half"] = lambda row: f"{row['growth']:+.1f} ± {2 * row['error']:.1f}"
-    trends["verdict"] = lambda row: "test too short" if too_short else "grew" if row["grew"] else "stopped"
+    trends["verdict"] = lambda row: "test too short" if too_short else "grew" if row["grew"] else "stable"
     latency = "Latency was not compared."
     if drift is not None:
         latency = f"Latency in the last third is {drift:.3f} times that in the middle third"
