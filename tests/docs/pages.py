@@ -197,6 +197,8 @@ class Misread(Exception):
 def parsed(words: list[str]) -> Parsed:
     """Have nst's own command read its words, without running it. Raises `Misread`."""
     name, *arguments = words
+    if arguments[:1] in (["--install-completion"], ["--show-completion"]):  # reading them would install
+        return Parsed(name, {})
     try:
         return _read(command(name), name, arguments)
     except Misread:
@@ -228,12 +230,12 @@ def _read(command: Any, name: str, arguments: list[str], parent: Any = None) -> 
 
 
 def misnamed_styles(read: Parsed) -> set[str]:
-    """Styles that a command names and that no checkpoint of models/ has."""
+    """Styles that a command names and that neither ship nor are trained on a page."""
     if read.name.rpartition(" ")[2] not in ("stylize", "video", "webcam", "batch") or not read.values.get("style"):
         return set()
     named = {name for weights in Schedule.of(read.values["style"]).style_weights for name in weights}
     known = {style for styles in shipped_styles().values() for style in styles} | set(shipped_styles())
-    return named - known
+    return named - known - {"painting"}
 
 
 def options() -> set[str]:
