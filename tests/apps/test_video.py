@@ -574,7 +574,7 @@ def test_what_cannot_be_is_refused_before_anything_is_stylized(video: Path, tmp_
         (tmp_path / "none.mp4", tmp_path / "o.mp4", {}, ImageError, "no such file"),
         (tmp_path, tmp_path / "o.mp4", {}, ImageError, "is a folder"),
         (Path("-"), tmp_path / "o.mp4", {}, ImageError, "not read from a pipe"),
-        (Path(os.devnull), tmp_path / "o.mp4", {}, ImageError, "no regular file"),
+        (Path(os.devnull), tmp_path / "o.mp4", {}, ImageError, "not a regular file"),
         (tmp_path / "zero.mp4", tmp_path / "o.mp4", {}, ImageError, "not a video that can be read"),
         (wide, tmp_path / "o.mp4", {}, InputError, r"h264 cannot store frames of 16400x16 \(.*\): give --max-side"),
         (wide, tmp_path / "o.mp4", {"codec": "hevc"}, InputError, "hevc cannot store frames of 16400x16"),
@@ -663,7 +663,7 @@ def test_without_the_extra(video: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "av", None)
     result = CliRunner().invoke(video_app, [str(video), "-o", str(tmp_path / "o.mp4"), "-s", "same"])
     assert result.exit_code == 1
-    assert "needs the package 'av': pip install" in result.stderr and "[video]'" in result.stderr
+    assert "the package 'av' is not installed; run pip install" in result.stderr and "[video]'" in result.stderr
 
 
 def test_results_come_in_order_and_an_error_of_the_items_is_raised() -> None:

@@ -54,7 +54,7 @@ def seven(tmp_path: Path, small_checkpoint: Checkpoint) -> Path:
 def test_a_checkpoint_is_published_with_its_figures(tmp_path: Path, seven: Path) -> None:
     result = run(seven, "-r", tmp_path / "repo", "--cores", 2, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert "device cpu: asked for with --device cpu" in result.stderr
+    assert "device cpu: chosen with --device cpu" in result.stderr
     assert "1 of 255" in result.stderr or "0 of 255" in result.stderr
     folder = tmp_path / "repo" / "seven" / "1"
     assert (folder / "model.onnx").stat().st_size > 10_000
@@ -292,7 +292,7 @@ def test_what_does_not_go_together(tmp_path: Path, seven: Path) -> None:
     assert "is for --target tensorrt-rtx" in failed(seven, "--compute-capability", "8.9")
     assert "no rewrite is called 'winograd'" in failed(seven, "--rewrites", "upsample,winograd")
     assert "use upsample-3x3 or upsample-windows" in failed(seven, "--for", "tensorrt", "--rewrites", "wrap,upsample")
-    assert "--shapes: 'big' is no shape" in failed(seven, "--shapes", "big")
+    assert "--shapes: 'big' is not a shape" in failed(seven, "--shapes", "big")
     assert "--device cpu does not go with --for gpu" in failed(seven, "--device", "cpu", "--for", "gpu")
     assert "--device cpu does not go with --target tensorrt" in failed(seven, "--device", "cpu", "--target", "tensorrt")
     assert "--device gpu does not go with --for cpu" in failed(seven, "--device", "gpu", "--for", "cpu")
@@ -348,7 +348,7 @@ def test_two_packages_of_onnx_runtime_are_one_line(
     monkeypatch.setattr(onnx_runtime, "DISTRIBUTIONS", ("onnxruntime", "onnxruntime-gpu"))
     message = failed(seven, "-r", tmp_path / "repo", "--for", "cpu")
     assert "onnxruntime 1.2.3 and onnxruntime-gpu 1.2.3 are installed together" in message
-    assert "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install " in message
+    assert "run pip uninstall -y onnxruntime onnxruntime-gpu, then pip install " in message
     assert not (tmp_path / "repo").exists()
 
 

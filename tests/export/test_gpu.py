@@ -147,7 +147,7 @@ def test_a_driver_that_is_too_old_is_named(
     old = Gpu(0, "T4", "GPU-1", "7.5", 15 << 30, "550.54", (12, 4))
     monkeypatch.setattr(devices, "gpus", lambda: ([old], ""))
     message = failed(two, "-r", tmp_path / "repo", "--target", "tensorrt")
-    assert "the driver 550.54 runs CUDA 12.4" in message
+    assert "the driver 550.54 supports CUDA 12.4" in message
     assert install_command("gpu-cu12") in message
 
 

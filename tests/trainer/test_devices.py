@@ -42,7 +42,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_named(
 def test_a_team_is_on_the_device_that_was_chosen() -> None:
     with join_team("cpu") as processes:
         assert processes.device.type == "cpu"
-        assert str(processes.chosen) == "cpu: asked for with --device cpu"
+        assert str(processes.chosen) == "cpu: chosen with --device cpu"
 
 
 def test_a_gpu_that_pytorch_can_use_is_taken(card: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_the_device_is_shown_with_its_reason(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     command = [str(photographs["coffee"]), *([str(photographs["chelsea"])] if app is optimize_app else [])]
     command += ["-o", str(tmp_path / "a.png"), "--iterations", "1", *(["--size", "32"] if app is optimize_app else [])]
-    for wanted, reason in (("cpu", "device cpu: asked for with --device cpu"), ("auto", "device cpu: ")):
+    for wanted, reason in (("cpu", "device cpu: chosen with --device cpu"), ("auto", "device cpu: ")):
         result = CliRunner().invoke(app, [*command, "--device", wanted])
         assert result.exit_code == 0, result.output
         assert reason in result.stderr

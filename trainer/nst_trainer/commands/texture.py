@@ -12,6 +12,7 @@ from nst_core.console import one_line_errors, say
 from nst_core.devices import DeviceChoice
 from nst_core.errors import InputError
 from nst_core.options import ProgressJson, options_of
+from nst_core.shipped import checkpoint_path
 from nst_trainer.commands.optimize import optimize_with_progress
 from nst_trainer.commands.options import (
     DeviceName,
@@ -49,6 +50,7 @@ def texture(
     """Make more of a texture by optimisation (Gatys et al. 2015) or by a trained network, of any size."""
     with one_line_errors("train", command="nst texture", progress_json=progress_json) as events:
         width, height = _shape(shape)
+        exemplar = checkpoint_path(exemplar)
         if exemplar.suffix.lower() in CHECKPOINT_SUFFIXES:
             others = (
                 "tileable",
