@@ -79,7 +79,8 @@ SUBSTITUTIONS = (
 QUICKLY = {
     r"nst optimize ": "--size 32 --iterations 1",
     r"nst texture (?!\S+\.pth|gravel|strawberries)": "--shape 32x32 --iterations 1",
-    r"nst train (?!--add)": "--width 0.125 --iterations 2 --batch 1 --crop 128 --style-size 64",
+    r"nst train (?!--add)(?!.*--minutes)": "--width 0.125 --iterations 2 --batch 1 --crop 128 --style-size 64",
+    r"nst train (?!--add).*--minutes": "--width 0.125 --batch 1 --crop 128 --style-size 64",
     r"nst train --add": "--batch 1 --crop 64 --style-size 64",
 }
 """Options that come after those of a page, so that it takes a second."""

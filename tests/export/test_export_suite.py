@@ -36,7 +36,7 @@ def test_a_cpu_measures_its_engines_and_says_why_not_the_others(monkeypatch: pyt
     missing = {row["engine"]: row["missing"] for row in document["rows"] if "missing" in row}
     assert missing == dict.fromkeys(("TensorRT", "ONNX Runtime CUDA"), "no NVIDIA GPU (NVML: not found)")
     shown = markdown(document)
-    assert "| engine | network | width | size | no rewrites |" in shown
+    assert "| engine | network | width | size | plain |" in shown
     assert "Not measured: TensorRT, TensorRT rewrites: no NVIDIA GPU" in shown
 
 

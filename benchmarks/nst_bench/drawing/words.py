@@ -41,7 +41,6 @@ SHOWN = {
     "alone": "in-process",
     "a tile": "one tile",
     "statistics for the tiles": "tile statistics",
-    "plain": "no rewrites",
     "all for the CPU": "all CPU rewrites",
     "for TensorRT": "TensorRT rewrites",
 }

@@ -247,7 +247,8 @@ def tables(document: Document) -> list[str]:
         network = columns("network | width", "{network}, {precision} | {width:g}")
         largest = max(row["size"] for row in rows)
         lines += [
-            "Warm runs in milliseconds, median (95th percentile), and in bold the time relative to the first form:",
+            "Warm runs in milliseconds, median (95th percentile), and in bold relative to the first form; *plain* is the "
+            "graph without rewrites:",
             "",
             *pivot(rows, {"engine": "{engine}", **network, "size": "{size}²"}, across="form", cell=with_ratio),
             "",
@@ -257,7 +258,7 @@ def tables(document: Document) -> list[str]:
         ]
         if any(row["form"] == FOR_TENSORRT for row in rows):
             first = f"its times are relative to *{shown(FOR_TENSORRT)}*"
-            lines += ["", f"TensorRT cannot build the graph without rewrites for dynamic sides; {first}."]
+            lines += ["", f"TensorRT cannot build the plain graph for dynamic sides; {first}."]
     missing = [row for row in document["rows"] if "missing" in row]
     reasons = dict.fromkeys(f"{row['engine']}, {shown(row['form'])}: {row['missing']}" for row in missing)
     return [*lines, *(["", f"Not measured: {'; '.join(reasons)}."] if reasons else [])]

@@ -164,7 +164,7 @@ def tables(document: Document) -> list[str]:
     precision = document["precision"]
     rows = []
     for row in document["crops"]:
-        rows.append({**row["plain"], "crop": row["crop"], "loop": "plain"})
+        rows.append({**row["plain"], "crop": row["crop"], "loop": "plain PyTorch"})
         rows.append({**row["nst"], "crop": row["crop"], "loop": "nst", "ratio": row["ratio"]})
     about = columns(
         "crops   | loop   | images/s                | relative to plain",
