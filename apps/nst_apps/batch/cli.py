@@ -138,7 +138,7 @@ def batch(
 
 
 def _list_work(job: BatchJob, begun: bool) -> tuple[list[Any], int]:
-    """The names of what is missing, an Arrow array for each folder, and how many images exist already."""
+    """Return the names of what is missing, an Arrow array for each folder, and how many images exist already."""
     import pyarrow as pa
 
     from nst_apps.batch.sections import Section

@@ -149,7 +149,7 @@ def _silent_stderr() -> Iterator[None]:
 
 @cache
 def _token() -> str:
-    """A token for the whole process, since Ray reads it once."""
+    """Return a token for the whole process, since Ray reads it once."""
     return secrets.token_hex(32)
 
 

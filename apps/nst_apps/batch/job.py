@@ -56,12 +56,12 @@ class BatchJob:
         return {"format": "nst-batch/2", "command": self.options.command, "suffix": self.suffix or ""}
 
     def target_of(self, content: str) -> str:
-        """The stylized image of a content image, both below their folders."""
+        """Return the stylized image of a content image, both below their folders."""
         stem, suffix = splitext(content)
         return stem + (self.suffix or output_suffix(suffix))
 
     def begin(self) -> bool:
-        """Whether the output belongs to this job already; nothing is written yet.
+        """Return whether the output belongs to this job already; nothing is written yet.
 
         Raises `InputError` if it belongs to another job, or if the job would overwrite the content images.
         """
@@ -83,7 +83,7 @@ class BatchJob:
         return begun
 
     def listings(self, begun: bool) -> Iterator[FolderListing]:
-        """The work in each folder. A video counts by its missing sections.
+        """Yield the work in each folder. A video counts by its missing sections.
 
         Raises `InputError` if two content images would become one file, or a file exists and no job has begun.
         """
@@ -107,7 +107,7 @@ class BatchJob:
             yield FolderListing(missing, len(existing))
 
     def _contents(self, folder: str, names: list[str]) -> dict[str, str]:
-        """The images and videos of a folder, by the names of their targets. Raises `InputError` for clashing names."""
+        """Return the images and videos of a folder, by the names of their targets. Raises `InputError` for clashing names."""
         prefix = f"{folder}/" if folder else ""
         contents: dict[str, str] = {}
         for name in names:
@@ -151,7 +151,7 @@ class BatchJob:
 
 
 def read_record(data: bytes) -> dict[str, Any]:
-    """The record of a job that an output holds. Raises `ValueError`."""
+    """Return the record of a job that an output holds. Raises `ValueError`."""
     record = json.loads(data)
     if not isinstance(record, dict):
         raise ValueError("not an object")

@@ -47,7 +47,7 @@ class Section:
 
     @classmethod
     def parse(cls, name: str) -> Section | None:
-        """The section of this name; None for the name of an image."""
+        """Return the section of this name; None for the name of an image."""
         video, separator, position = name.rpartition(SEPARATOR)
         number, _, count = position.partition("/")
         return cls(video, int(number), int(count)) if separator and number.isdigit() and count.isdigit() else None
@@ -66,7 +66,7 @@ class SectionedVideo:
     max_side: int | None = None
 
     def missing(self) -> list[Section]:
-        """The sections that are not stylized.
+        """Return the sections that are not stylized.
 
         For a video that cannot be stylized it is a single section, whose worker reports the error.
         """
@@ -161,7 +161,7 @@ class SectionedVideo:
         return hashlib.sha256(f"{info.get('size')} {version}".encode()).hexdigest()[:16]
 
     def _stylized_sections(self) -> dict[int, str]:
-        """The files of the stylized sections, by number."""
+        """Return the files of the stylized sections, by number."""
         return {int(name.partition("-")[0]): name for name in self.target.names(self._folder)}
 
     def _source(self) -> VideoSource:

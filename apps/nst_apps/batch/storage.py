@@ -51,7 +51,7 @@ class Folder:
         return isinstance(self.file_system, LocalFileSystem)
 
     def contains(self, other: Folder) -> bool:
-        """Whether the other folder is this folder or below it."""
+        """Return whether the other folder is this folder or below it."""
         same = self.file_system == other.file_system
         return same and (other.root == self.root or other.root.startswith(f"{self.root}/"))
 
@@ -82,7 +82,7 @@ class Folder:
             raise InputError(f"cannot list {self.url}: {_message(error)}") from error
 
     def names(self, below: str) -> set[str]:
-        """The names in a folder; none if it does not exist. Raises `InputError`."""
+        """Return the names in a folder; none if it does not exist. Raises `InputError`."""
         try:
             return {path.rstrip("/").rpartition("/")[2] for path in self.file_system.ls(self._at(below), detail=False)}
         except FileNotFoundError:
@@ -91,7 +91,7 @@ class Folder:
             raise InputError(f"cannot list {self.url}: {_message(error)}") from error
 
     def read(self, below: str) -> bytes:
-        """A file's bytes. Raises `InputError`."""
+        """Return a file's bytes. Raises `InputError`."""
         try:
             data: bytes = self.file_system.cat_file(self._at(below))
             return data
@@ -99,12 +99,12 @@ class Folder:
             raise InputError(f"{below}: cannot be read: {_message(error)}") from error
 
     def open(self, below: str) -> BinaryIO:
-        """A file opened for reading and seeking. Raises `OSError`, or what its file system raises."""
+        """Return a file opened for reading and seeking. Raises `OSError`, or what its file system raises."""
         file: BinaryIO = self.file_system.open(self._at(below), "rb")
         return file
 
     def on_disk(self, below: str) -> Path | None:
-        """The path of a file on this machine's disks; None if it is elsewhere."""
+        """Return the path of a file on this machine's disks; None if it is elsewhere."""
         return Path(self._at(below)) if self.local else None
 
     def write(self, below: str, data: bytes) -> None:
@@ -126,7 +126,7 @@ class Folder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A temporary folder of this machine for `put`; `sweep` removes what a killed run left of it."""
+        """Yield a temporary folder of this machine for `put`; `sweep` removes what a killed run left of it."""
         parent = self.on_disk(f"{OWN_FOLDER}/beside")
         with TemporaryDirectory(prefix="nst-", dir=parent, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
@@ -180,7 +180,7 @@ class Folder:
             self.file_system.rm(self._at(f"{OWN_FOLDER}/beside"), recursive=True)
 
     def _leads_out(self, link: Path, followed: set[str]) -> bool:
-        """Whether a link leads to a folder of this machine that is not listed otherwise."""
+        """Return whether a link leads to a folder of this machine that is not listed otherwise."""
         target, root = os.path.realpath(link), os.path.realpath(self.root)
         if target in followed or target.startswith(f"{root}/"):
             return False

@@ -51,7 +51,7 @@ class ConnectionSettings:
     threads: int | None = None
 
     def __call__(self) -> StyleClient:
-        """A client. Raises what `StyleClient` raises, and `MissingExtra` for `local:` without ONNX Runtime."""
+        """Return a client. Raises what `StyleClient` raises, and `MissingExtra` for `local:` without ONNX Runtime."""
         if not self.url.startswith("local:"):
             return StyleClient(self.url, **self.options)
         return StyleClient(transport=self._local(), timeout=self.options["timeout"])
@@ -88,7 +88,7 @@ class StylizeWorker:
 
     @settings_of_a_command()
     def __call__(self, block: pa.Table) -> pa.Table:
-        """The block's rows with an `error` each, empty if the image is stylized, and whether it is `fatal`.
+        """Return the block's rows with an `error` each, empty if the image is stylized, and whether it is `fatal`.
 
         After a fatal error the rest is not tried.
         """
@@ -145,7 +145,7 @@ def stylize_all(
 
 
 def block_images(images: int, workers: int) -> int:
-    """The images of a block: few enough that every worker gets some, and enough that there are not too many blocks."""
+    """Return the images of a block: few enough that every worker gets some, and enough that there are not too many blocks."""
     smallest = min(MIN_BLOCK_IMAGES, ceil(images / workers))
     return int(np.clip(ceil(images / MAX_BLOCKS), smallest, MAX_BLOCK_IMAGES))
 
@@ -153,7 +153,7 @@ def block_images(images: int, workers: int) -> int:
 def _stylized_tables(
     job: BatchJob, connect: Connect, names: pa.Array, rows: Any, size: int, workers: int, gpu: bool
 ) -> Iterator[pa.Table]:
-    """The tables that `StylizeWorker` makes of these rows, in blocks of `size`."""
+    """Yield the tables that `StylizeWorker` makes of these rows, in blocks of `size`."""
     import ray.data
 
     context = ray.data.DataContext.get_current()

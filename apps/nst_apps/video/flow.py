@@ -32,7 +32,7 @@ class Motion:
     trust: Floats
 
     def carried(self, before: Pixels) -> Pixels:
-        """The frame before `uint8 [H, W, 3]`, moved to where its things are now."""
+        """Return the frame before `uint8 [H, W, 3]`, moved to where its things are now."""
         return cv2.remap(before, self.x, self.y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
 
 
@@ -74,7 +74,7 @@ class Smoother:
     pixels: float = 0.0
 
     def smooth(self, stylized: Pixels, moved: Motion | None) -> Pixels:
-        """The frame `uint8 [H, W, 3]` that is to be shown; `moved` is None for the first."""
+        """Return the frame `uint8 [H, W, 3]` that is to be shown; `moved` is None for the first."""
         result = stylized
         if moved is not None and self.stylized is not None and self.smoothed is not None:
             carried = moved.carried(self.smoothed).astype(np.float32)

@@ -152,7 +152,7 @@ class Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _whole(self) -> list[Path]:
-        """The parts without a gap from the first frame on; what follows a gap, and what was not finished, goes."""
+        """Return the parts without a gap from the first frame on; what follows a gap, and what was not finished, goes."""
         files: list[Path] = []
         frames = 0
         for file in sorted(self.folder.glob(PART_FILES)):
@@ -186,7 +186,7 @@ def _count(part: Path) -> int:
 
 
 def _restored(state: Path) -> tuple[Pixels, Smoother]:
-    """The last frame as the model stylized it, and what smoothing keeps."""
+    """Return the last frame as the model stylized it, and what smoothing keeps."""
     with np.load(state) as saved:
         values: dict[str, Any] = {name: saved[name] if saved[name].ndim else float(saved[name]) for name in saved.files}
     _rename_painted(values)

@@ -64,7 +64,7 @@ class Schedule:
         )
 
     def at(self, seconds: float) -> Moment:
-        """The style so long after the first frame."""
+        """Return the style so long after the first frame."""
         last = max(position for position, time in enumerate(self.times) if time <= max(0.0, seconds))
         after = self.style_weights[last]
         fraction = (seconds - self.times[last]) / FADE_SECONDS

@@ -85,7 +85,7 @@ def stylize_video(
 
 
 def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns: in a loop of its own, in a thread of its own where the caller's runs one already.
+    """Return what `work` returns: in a loop of its own, in a thread of its own where the caller's runs one already.
 
     Ctrl-C in the caller's thread cancels the work.
     """
@@ -202,7 +202,7 @@ class FrameStylizer:
         return cls(client, settings, {name: style.model for name, style in offered.items()})
 
     async def stylize(self, frame: Frame, before: Frame | None, seconds: float) -> tuple[Frame, Motion | None]:
-        """The stylized frame, and its motion since the frame before if smoothing needs it."""
+        """Return the stylized frame, and its motion since the frame before if smoothing needs it."""
         settings, moving = self.settings, None
         if settings.smooth and before is not None:
             moving = asyncio.create_task(asyncio.to_thread(motion, before.pixels, frame.pixels))
@@ -231,7 +231,7 @@ class FrameStylizer:
 async def overlapped(
     items: Iterable[T], work: Callable[[T], Awaitable[R]], concurrency: int
 ) -> AsyncGenerator[R, None]:
-    """The results of `work` in the order of the items, `concurrency` of them at work while the caller uses another.
+    """Yield the results of `work` in the order of the items, `concurrency` of them at work while the caller uses another.
 
     Items are fetched ahead in a thread, since that may take its time too.
     """
@@ -273,7 +273,7 @@ async def overlapped(
 
 
 def _next(iterator: Iterator[T]) -> tuple[T] | None:
-    """The next item in a box, None at the end: a coroutine cannot raise StopIteration."""
+    """Return the next item in a box, None at the end: a coroutine cannot raise StopIteration."""
     for item in iterator:
         return (item,)
     return None

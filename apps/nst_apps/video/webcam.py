@@ -186,7 +186,7 @@ def camera_frames(number: int, max_side: int | None) -> Iterator[LiveFrame]:
 
 
 def file_frames(path: Path, max_side: int | None) -> Iterator[LiveFrame]:
-    """The frames of a file, each when its time has come; that moment is when it was taken."""
+    """Yield the frames of a file, each when its time has come; that moment is when it was taken."""
     given = VideoSource(path, max_side=max_side)
     begun = time.monotonic()
     with closing(given.frames()) as frames:
@@ -226,7 +226,7 @@ class Recorder:
 
 
 def _thread(work: Callable[[], None], closes: Newest[LiveFrame]) -> threading.Thread:
-    """A daemon, so that a wait for a server keeps no process; its end or error goes to who takes from it."""
+    """Return a daemon, so that a wait for a server keeps no process; its end or error goes to who takes from it."""
 
     def run() -> None:
         try:
@@ -293,7 +293,7 @@ class Window:
         pygame.display.flip()
 
     def keys(self) -> list[str]:
-        """Names of the keys that were pressed since, such as `2`, `right`, `escape`; `escape` for a closed window."""
+        """Return names of the keys that were pressed since, such as `2`, `right`, `escape`; `escape` for a closed window."""
         pygame = self._pygame
         names = []
         for event in pygame.event.get():
@@ -309,7 +309,7 @@ class Window:
 
 
 def style_for_key(styles: list[str], now: str, key: str) -> str:
-    """The style after a key is pressed: its number, the right arrow or space for the next, the left one back."""
+    """Return the style after a key is pressed: its number, the right arrow or space for the next, the left one back."""
     if key.isdigit() and 1 <= int(key) <= len(styles):
         return styles[int(key) - 1]
     step = {"right": 1, "space": 1, "left": -1}.get(key, 0)

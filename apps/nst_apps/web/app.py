@@ -68,14 +68,14 @@ class Site:
         ]
 
     async def page(self, request: web.Request) -> web.StreamResponse:
-        """The page and its parts; it brings the visitor's secret."""
+        """Return the page and its parts; it brings the visitor's secret."""
         response = web.FileResponse(PAGE / request.match_info.get("file", "index.html"))
         response.headers["Cache-Control"] = "no-cache"
         set_secret(request, response)
         return response
 
     async def state(self, request: web.Request) -> web.Response:
-        """All that the page shows, so that it can be asked at any time and after any failure."""
+        """Return all that the page shows, so that it can be asked at any time and after any failure."""
         visitor = self._visitor(request)
         styles = [
             {
@@ -113,19 +113,19 @@ class Site:
             await asyncio.sleep(RESTART_SECONDS)
 
     async def thumbnail(self, request: web.Request) -> web.Response:
-        """A style's, the same for everybody."""
+        """Return a style's, the same for everybody."""
         data = self.server.thumbnails.get(request.match_info["key"])
         if data is None:
             raise web.HTTPNotFound(text="no such thumbnail")
         return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "max-age=86400"})
 
     async def upload(self, request: web.Request) -> web.Response:
-        """The body is a content image's file."""
+        """Return the body is a content image's file."""
         content = await self.studio.add_content(self._visitor(request), await self._body(request))
         return web.json_response(_content_state(content))
 
     async def content(self, request: web.Request) -> web.Response:
-        """A content image as the page shows it: upright, small, JPEG."""
+        """Return a content image as the page shows it: upright, small, JPEG."""
         content = _of(self._visitor(request).contents, request.match_info["name"], "content image")
         shown = await self.studio.shown_before(content)
         return web.Response(body=shown, content_type="image/jpeg", headers=PRIVATE)
@@ -141,7 +141,7 @@ class Site:
         return web.json_response(self._job_state(job))
 
     async def job(self, request: web.Request) -> web.Response:
-        """A finished image, shown or whole, with the strength and the colours that the query says."""
+        """Return a finished image, shown or whole, with the strength and the colours that the query says."""
         job = self._own_job(request)
         if job.status != "done":
             raise web.HTTPConflict(text="this image is not finished")
@@ -162,7 +162,7 @@ class Site:
         return web.json_response({})
 
     async def train(self, request: web.Request) -> web.Response:
-        """The body is the file of a style image, the query the name of the style."""
+        """Return the body is the file of a style image, the query the name of the style."""
         visitor, trainer = self._visitor(request), self._trainer()
         training = await trainer.submit(visitor.key, request.query.get("name", ""), await self._body(request))
         return web.json_response({"name": training.name})
@@ -236,7 +236,7 @@ class Site:
         return await asyncio.to_thread(encoded)
 
     async def _body(self, request: web.Request) -> bytes:
-        """The body, if it is not over the limit; what is over it is not read."""
+        """Return the body, if it is not over the limit; what is over it is not read."""
         too_large = InputError(f"the file is over the limit of {self.limits.upload / 1e6:g} MB")
         if (request.content_length or 0) > self.limits.upload:
             raise too_large
@@ -305,7 +305,7 @@ class Site:
 
 
 def application(site: Site, names: Iterable[str] = (), address: str = "localhost") -> web.Application:
-    """The site, with what goes on behind it while it runs.
+    """Yield the site, with what goes on behind it while it runs.
 
     It answers to its public `names`, to the `address` at which it listens, to localhost and to IP addresses.
     """

@@ -106,7 +106,7 @@ def web(
 
 @contextmanager
 def visitors_folder() -> Iterator[Path]:
-    """A folder for visitors' files that goes at the end. Those that killed pages have left go now.
+    """Yield a folder for visitors' files that goes at the end. Those that killed pages have left go now.
 
     A page holds the lock of its own, which also keeps systemd from cleaning it up. Raises `InputError` where none can
     be made.
@@ -165,7 +165,7 @@ async def _serve(app: Application, address: str, port: int, stopped: asyncio.Eve
 
 
 def _no_misshapen_request(record: logging.LogRecord) -> bool:
-    """Whether to log: not that somebody sent what is no HTTP, which would fill the terminal with tracebacks."""
+    """Return whether to log: not that somebody sent what is no HTTP, which would fill the terminal with tracebacks."""
     from aiohttp.http_exceptions import HttpProcessingError
 
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))

@@ -68,7 +68,7 @@ def guard(names: Iterable[str], address: str) -> Middleware:
 
 
 def _host(origin: str) -> str:
-    """The host and the port of an `Origin`; empty if it is none."""
+    """Return the host and the port of an `Origin`; empty if it is none."""
     try:
         return urlsplit(origin).netloc
     except ValueError:
@@ -76,7 +76,7 @@ def _host(origin: str) -> str:
 
 
 def _name(host: str) -> str:
-    """What a request's `Host` calls the server, without the port; empty if it is no host."""
+    """Return what a request's `Host` calls the server, without the port; empty if it is no host."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -92,7 +92,7 @@ def _is_address(name: str) -> bool:
 
 
 def visitor_secret(request: web.Request) -> str | None:
-    """What the visitor's cookie says, if it is one of ours."""
+    """Return what the visitor's cookie says, if it is one of ours."""
     secret = request.cookies.get(COOKIE, "")
     return secret if re.fullmatch(r"[A-Za-z0-9_-]{43}", secret) else None
 

@@ -76,5 +76,5 @@ class Server:
 
 
 def key(style: Style) -> str:
-    """The name of a style's thumbnail; a model that is replaced by one of other styles has others."""
+    """Return the name of a style's thumbnail; a model that is replaced by one of other styles has others."""
     return hashlib.sha256(repr(style).encode()).hexdigest()[:16]

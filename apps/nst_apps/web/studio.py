@@ -146,7 +146,7 @@ class Studio:
         return visitor
 
     async def add_content(self, visitor: Visitor, data: bytes) -> ContentImage:
-        """A content image from the bytes of its file. Raises `ImageError`, and `InputError` for a full disk."""
+        """Return a content image from the bytes of its file. Raises `ImageError`, and `InputError` for a full disk."""
         image = await self.worked(open_image, io.BytesIO(data), max_pixels=self.limits.pixels)
         name = secrets.token_hex(8)
         content = ContentImage(name, visitor.folder / name, image.width, image.height)
@@ -200,7 +200,7 @@ class Studio:
         self._remove(visitor, job.file)
 
     def before(self, job: StylizeJob) -> int:
-        """How many jobs, whosever, come first."""
+        """Return how many jobs, whosever, come first."""
         everybody = (known for visitor in self.visitors.values() for known in visitor.jobs.values())
         return sum(known.pending and known.number < job.number for known in everybody)
 
@@ -213,11 +213,11 @@ class Studio:
         return await self.worked(_shown, job, recipe)
 
     async def whole(self, job: StylizeJob, recipe: StylizeOptions) -> tuple[bytes, str]:
-        """The file of a finished job at its own size, and Pillow's name of its format: the content image's own."""
+        """Return the file of a finished job at its own size, and Pillow's name of its format: the content image's own."""
         return await self.worked(_whole, job, recipe, self.limits.pixels)
 
     async def worked(self, work: Callable[..., T], *arguments: Any, **more: Any) -> T:
-        """What `work` returns, by a thread; few at a time, since an image takes memory."""
+        """Return what `work` returns, by a thread; few at a time, since an image takes memory."""
         async with self._hands:
             return await asyncio.to_thread(work, *arguments, **more)
 

@@ -358,7 +358,7 @@ def _version(file: Path) -> str:
 
 
 def _why_it_failed(events: Path, output: Path) -> str:
-    """The message of the `failed` event; without one, of a command that was killed for instance, its last line."""
+    """Return the message of the `failed` event; without one, of a command that was killed for instance, its last line."""
     messages = [event.get("message") for event in EventReader(events).read() if event["event"] == "failed"]
     if messages and messages[-1]:
         return str(messages[-1])

@@ -76,7 +76,7 @@ class VideoSource:
         self.start = self.end = self._stamp(first) or 0
 
     def frames(self, skip: int = 0, seconds: float | None = None) -> Generator[Frame, None, None]:
-        """The frames from number `skip` on, in the order they are shown; with `seconds` only those of the beginning.
+        """Yield the frames from number `skip` on, in the order they are shown; with `seconds` only those of the beginning.
 
         All are decoded from the first on, so that number and content of a frame never depend on where decoding begins.
         """
@@ -93,7 +93,7 @@ class VideoSource:
                     yield Frame(self._upright(frame, convert), pts)
 
     def between(self, first: float, until: float) -> Generator[Frame, None, None]:
-        """The frames that are shown from tick `first` to before `until`; both may be infinite.
+        """Yield the frames that are shown from tick `first` to before `until`; both may be infinite.
 
         Decoded from a key frame before them where the file lets, so that the far end of a long video is not far.
         """
@@ -128,7 +128,7 @@ class VideoSource:
 
     @contextmanager
     def container(self) -> Iterator[InputContainer]:
-        """The file, opened once more. Raises FFmpeg's errors."""
+        """Yield the file, opened once more. Raises FFmpeg's errors."""
         with ExitStack() as stack:
             file = stack.enter_context(self._open()) if self._open else ffmpeg_path(self.path)
             yield stack.enter_context(av.open(file, "r", options={"protocol_whitelist": "file,crypto,data"}))
@@ -212,7 +212,7 @@ class VideoSource:
 
 
 def _seconds(container: InputContainer, stream: VideoStream) -> float:
-    """How long it is, as the file says; 0 if it does not."""
+    """Return how long it is, as the file says; 0 if it does not."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / av.time_base

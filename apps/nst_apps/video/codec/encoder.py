@@ -170,7 +170,7 @@ def _retime(packets: Sequence[Packet[VideoStream]], form: VideoFormat) -> None:
 
 
 def reorder_depth(stamps: Sequence[int]) -> int:
-    """How many frames a decoder holds back, for packets that are shown at these times."""
+    """Return how many frames a decoder holds back, for packets that are shown at these times."""
     order = {pts: rank for rank, pts in enumerate(sorted(stamps))}
     return max(number - order[pts] for number, pts in enumerate(stamps))
 
@@ -191,7 +191,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def opened_to_write(path: Path, container: str) -> OutputContainer:
-    """A new file of a container that FFmpeg calls by this name. Raises `WriteError`."""
+    """Return a new file of a container that FFmpeg calls by this name. Raises `WriteError`."""
     options = _MUXING.get(container, {})
     with writing(path):
         return av.open(ffmpeg_path(path), "w", format=container, options=options)

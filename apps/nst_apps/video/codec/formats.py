@@ -78,7 +78,7 @@ def output_sides(form: VideoFormat, codec: str) -> tuple[int, int]:
 
 
 def error_text(error: BaseException) -> str:
-    """The system's or FFmpeg's words for an error."""
+    """Return the system's or FFmpeg's words for an error."""
     return getattr(error, "strerror", None) or str(error)
 
 

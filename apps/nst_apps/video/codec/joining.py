@@ -46,7 +46,7 @@ def join_parts(parts: Sequence[Path], source: VideoSource, target: Path, *, cut:
 
 
 def _of_parts(parts: Sequence[Path], source: VideoSource, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """The packets of all parts as if of a single encoder.
+    """Yield the packets of all parts as if of a single encoder.
 
     Each part's decoding times begin before its first frame, where the part before has not ended. So they are given
     anew: every packet is decoded when the frame is shown that has come `depth` frames before it. And every frame lasts
@@ -67,7 +67,7 @@ def _of_parts(parts: Sequence[Path], source: VideoSource, stream: VideoStream) -
 
 
 def _stamped(part: Path, form: VideoFormat) -> Iterator[tuple[int, Packet[VideoStream]]]:
-    """The packets of a part with their time stamps, in the ticks of the video again: the part's own are finer."""
+    """Yield the packets of a part with their time stamps, in the ticks of the video again: the part's own are finer."""
     with _part(part) as container:
         for packet in container.demux(container.streams.video[0]):
             if packet.pts is not None:
