@@ -5,16 +5,17 @@ BIN := .venv/bin
 VENV := .venv/.installed
 TRITON := .triton/cpu/installed.txt
 
-.PHONY: help demo test coverage lint venv readme pictures gallery models clean
+.PHONY: help demo test coverage lint docs venv readme pictures gallery models clean
 
 help:
 	@echo "make demo      export the shipped styles, serve them, stylize with them, measure (into demo/)"
 	@echo "make test      every test that needs no GPU; a GPU of this machine is hidden from them; from Python 3.12 on with coverage"
 	@echo "make coverage  the same, and which lines they run, with any Python"
-	@echo "make lint      ruff, mypy and import-linter"
+	@echo "make lint      ruff, mypy, import-linter, and the documentation built strictly"
+	@echo "make docs      build the documentation site into site/; make docs SERVE=1 shows it at http://127.0.0.1:8010"
 	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings TEXTURES=folder PHOTOS=folder"
 	@echo "make pictures  make the README's pictures; with PHOTOS='a.jpg b.jpg c.jpg d.jpg' starry-night-fast.jpg too"
-	@echo "make gallery   run the commands of docs/optimization.md: make gallery PAINTINGS=folder TEXTURES=folder"
+	@echo "make gallery   run the commands of docs/guides/optimize.md: make gallery PAINTINGS=folder TEXTURES=folder"
 	@echo "make readme    draw the tables and plots of README and docs from docs/benchmark/*.json"
 	@echo "make clean     remove what the above made"
 
@@ -41,6 +42,13 @@ lint: $(VENV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(MKDOCS) build --strict --quiet
+
+# Material for MkDocs advertises its successor at each build otherwise.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
+docs: $(VENV)
+	$(MKDOCS) $(if $(SERVE),serve --dev-addr 127.0.0.1:8010,build --strict)
 
 TRAIN = $(BIN)/nst-train --photos "$(PHOTOS)"
 OWN := composition-vii contrast-of-forms great-wave water-lilies
@@ -77,9 +85,9 @@ RESULTS := docs/benchmark
 readme: $(VENV)
 	$(BIN)/nst-bench report $(RESULTS)/results.json -o $(RESULTS)
 	$(BIN)/nst-bench report $(foreach name,results serving-wide perf-analyzer frontier styles video,$(RESULTS)/$(name).json) $(CARDS) \
-		$(foreach page,README.md $(addprefix docs/,benchmark.md export.md training.md video.md),--readme $(page))
-	$(BIN)/nst-bench report $(RESULTS)/gatys.json $(CARDS) --readme docs/optimization.md
-	$(BIN)/nst-bench capacity $(RESULTS)/results.json $(RESULTS)/serving-wide.json $(CARDS) --readme docs/capacity.md
+		$(foreach page,README.md $(addprefix docs/,benchmark/index.md guides/export.md guides/train.md guides/video.md),--readme $(page))
+	$(BIN)/nst-bench report $(RESULTS)/gatys.json $(CARDS) --readme docs/guides/optimize.md
+	$(BIN)/nst-bench capacity $(RESULTS)/results.json $(RESULTS)/serving-wide.json $(CARDS) --readme docs/benchmark/capacity.md
 
 venv: $(VENV)
 
@@ -94,4 +102,4 @@ $(TRITON): server/nst_server/installation/environment.py server/nst_server/insta
 	touch $@
 
 clean:
-	rm -rf .venv .triton demo results model_repository/[!R]* .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .triton demo results site model_repository/[!R]* .mypy_cache .ruff_cache .pytest_cache

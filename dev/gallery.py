@@ -1,4 +1,4 @@
-"""`make gallery`: run the commands of docs/optimization.md and keep the images that they write.
+"""`make gallery`: run the commands of docs/guides/optimize.md and keep the images that they write.
 
 Usage: python dev/gallery.py PAINTINGS TEXTURES [NAME...]; with names, only the commands that write NAME.*
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nst_core.images import sample_photographs
 
-DOCUMENT = Path("docs/optimization.md")
+DOCUMENT = Path("docs/guides/optimize.md")
 PICTURES = Path("docs/pictures/optimization")
 
 

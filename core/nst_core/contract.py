@@ -1,4 +1,4 @@
-"""The names that nst's parts and other people's programs agree on, each defined once; see docs/serving.md.
+"""The names that nst's parts and other people's programs agree on, each defined once; see docs/guides/serve.md.
 
 Triton's Python-based backends run where nst is not installed, so they spell some of these names themselves; a test
 holds them to this file.

@@ -46,7 +46,7 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel, in the order in which the panels first appear."""
-        _write_panels(self, ctx, formatter)
+        _write_sections(help_panels(self, ctx), formatter)
 
 
 class Group(TyperGroup):
@@ -57,11 +57,14 @@ class Group(TyperGroup):
         return _global(super().get_help_option(ctx))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands, then a section for each panel."""
-        with formatter.section("Commands"):
-            commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
-            formatter.write_dl([(name, found.get_short_help_str(1000)) for name, found in commands if found])
-        _write_panels(self, ctx, formatter)
+        """Write a section for each panel of commands, then for each panel of options."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            panel = getattr(command, "rich_help_panel", None) or "Commands"
+            panels.setdefault(panel, []).append((name, command.get_short_help_str(1000)))
+        _write_sections(panels, formatter)
+        _write_sections(help_panels(self, ctx), formatter)
 
 
 def _global(option: Any) -> Any:
@@ -70,17 +73,21 @@ def _global(option: Any) -> Any:
     return option
 
 
-def _write_panels(command: Any, context: Any, formatter: Any) -> None:
+def _write_sections(panels: dict[str, list[tuple[str, str]]], formatter: Any) -> None:
+    for panel, records in panels.items():
+        with formatter.section(panel):
+            formatter.write_dl(records)
+
+
+def help_panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
+    """Return what `--help` shows of a command's parameters: by panel, each parameter's names and its help."""
     panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(context):
         default = "Arguments" if parameter.param_type_name == "argument" else "Options"
         panel = getattr(parameter, "rich_help_panel", None) or default
         if record := parameter.get_help_record(context):
             panels.setdefault(panel, []).append(record)
-    for panel, records in panels.items():
-        if records:
-            with formatter.section(panel):
-                formatter.write_dl(records)
+    return {panel: records for panel, records in panels.items() if records}
 
 
 class CommandLine(typer.Typer):

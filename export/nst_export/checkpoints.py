@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nst_core.errors import InputError
+from nst_core.shipped import checkpoint_path
 from nst_export.errors import ExportError
 from nst_export.modules import Exportable, ServedModel, StatisticsModel, TextureModel, TiledModel
 from nst_trainer.checkpoint import Checkpoint
@@ -15,12 +16,12 @@ SUFFIXES = (".pth", ".pt", ".model")
 
 
 def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
-    """The checkpoints among `paths` and in the folders among them.
+    """Return the checkpoints among `paths`, which may be names of shipped styles, and in the folders among them.
 
     Raises `InputError` for a folder without checkpoints, and for two that would be served by the same name.
     """
     found: list[Path] = []
-    for path in paths:
+    for path in map(checkpoint_path, paths):
         inside = _in_folder(path) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path}: no checkpoint ({', '.join(SUFFIXES)}) in this folder")

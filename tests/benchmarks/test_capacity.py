@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "benchmark"
 CARDS = [path for path in sorted(FOLDER.glob("*.json")) if results.read(path)["machine"]["gpu"]]
 FILES = [FOLDER / "results.json", FOLDER / "serving-wide.json", *CARDS]
-PAGE = ROOT / "docs" / "capacity.md"
+PAGE = ROOT / "docs" / "benchmark" / "capacity.md"
 BEGIN, END = (f"<!-- {capacity.BLOCK}: {edge} -->" for edge in ("begin", "end"))
 
 

@@ -22,7 +22,7 @@ from nst_core.errors import InputError
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "benchmark"
 NAMES = sorted(path.name for path in FOLDER.glob("*.json"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def _run_document() -> dict[str, Any]:
@@ -83,7 +83,7 @@ def test_the_pages_tables_are_those_of_the_committed_results() -> None:
 
 def test_another_figure_is_seen() -> None:
     document = results.read(FOLDER / "serving-wide.json")
-    shown = {block for _, block in _blocks(ROOT / "docs" / "benchmark.md")}
+    shown = {block for _, block in _blocks(ROOT / "docs" / "benchmark" / "index.md")}
     assert _drawn(document) <= shown
     document["latency"][0]["p95"] += 0.1
     assert not _drawn(document) & shown

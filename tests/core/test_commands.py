@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 def test_the_umbrella_finds_every_command() -> None:
     result = subprocess.run([BIN / "nst", "--help"], capture_output=True, text=True, check=True)
     for command in ("train", "export", "serve", "stylize", "styles", "video", "webcam", "web", "bench"):
-        assert f"│ {command} " in result.stdout
+        assert f"\n  {command} " in result.stdout
 
 
 def test_no_command_has_a_name_that_is_not_ours() -> None:

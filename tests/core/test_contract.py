@@ -18,13 +18,13 @@ NAMES = {
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_name_is_documented(name: str) -> None:
-    text = "".join((DOCS / page).read_text() for page in ("serving.md", "client.md"))
+    text = "".join((DOCS / page).read_text() for page in ("guides/serve.md", "guides/python-client.md"))
     assert f"`{name}`" in text
 
 
 def test_the_documented_names_are_all() -> None:
     """The tables of the section name nothing that is not in the contract."""
-    section = (DOCS / "serving.md").read_text().partition("## The names\n")[2].partition("\n## ")[0]
+    section = (DOCS / "guides" / "serve.md").read_text().partition("## The names\n")[2].partition("\n## ")[0]
     tables = [line for line in section.splitlines() if line.startswith("| `")]
     quoted = {part for line in tables for part in line.split("`")[1::2]}
     assert quoted == NAMES

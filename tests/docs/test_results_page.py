@@ -1,4 +1,4 @@
-"""docs/benchmark-results.md names every key of the documents that are committed, in the section of their suite."""
+"""The page of benchmark results names every key of the documents that are committed, in the section of their suite."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ NAMES = {"arguments", "errors", "trends", "packages", "style_by_layer", "batches
 
 SECTIONS = {
     part.partition("\n")[0]: part
-    for part in re.split(r"^## ", (ROOT / "docs" / "benchmark-results.md").read_text(), flags=re.M)[1:]
+    for part in re.split(r"^## ", (ROOT / "docs" / "reference" / "benchmark-results.md").read_text(), flags=re.M)[1:]
 }
 FILES = sorted((ROOT / "docs" / "benchmark").glob("*.json"))
 

@@ -1,4 +1,4 @@
-"""The examples of docs/call-from-anywhere.md, as a user runs them, against a real Triton."""
+"""The examples of docs/guides/call-from-anywhere.md, as a user runs them, against a real Triton."""
 
 import json
 import os
@@ -156,7 +156,7 @@ def test_curl_asks_what_is_served(served: Served) -> None:
 
 def test_the_page_shows_the_examples() -> None:
     """Each file, whole and as it is."""
-    page = (ROOT / "docs" / "call-from-anywhere.md").read_text()
+    page = (ROOT / "docs" / "guides" / "call-from-anywhere.md").read_text()
     languages = {".sh": "sh", ".py": "python", ".mjs": "js", ".go": "go"}
     files = sorted(EXAMPLES.iterdir())
     assert {file.name for file in files} == {"ask.sh", *EXAMPLE}

@@ -124,7 +124,7 @@ def _start(
     torchrun: bool = True,
     **of_b: str,
 ) -> None:
-    """The same command on both, as in docs/training.md; `of_b` are options that differ on b.
+    """The same command on both, as in docs/guides/train.md; `of_b` are options that differ on b.
 
     Without `torchrun` its variables are given by hand, which is the same to the training, and quicker.
     """

@@ -21,6 +21,7 @@ from torch import nn
 
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
+from nst_core.shipped import checkpoint_path, suggestion
 from nst_trainer.checkpoint_patches import add_style_axis, rename_loss_terms, rename_settings
 from nst_trainer.foreign import from_transformer_net, transformer_net
 from nst_trainer.networks import ARCHITECTURES, StyledNetwork
@@ -70,10 +71,15 @@ def save_plain_data(document: Any, path: Path, *, variable: str = "") -> None:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint, or a `TransformerNet` of pytorch/examples; weights become FP32 whatever the file holds.
 
+    `path` may be the name of a style that ships, such as `starry-night-fast`.
+
     Raises `CheckpointError` for a missing, damaged or foreign file, an unknown format or
     architecture, weights that do not fit it, and a pickle that would run code.
     """
-    document = read_plain_data(path)
+    file = checkpoint_path(path)
+    if not file.exists() and (hint := suggestion(path)):
+        raise CheckpointError(f"{path}: no such file; {hint}")
+    document = read_plain_data(file)
     if state := transformer_net(document):
         log.info("%s: a TransformerNet of pytorch/examples", path)
         try:

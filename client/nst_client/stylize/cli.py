@@ -49,6 +49,7 @@ from nst_core.images import (
 )
 from nst_core.options import CommandLine
 from nst_core.process import keep_freed_memory
+from nst_core.shipped import shipped_styles
 
 
 def stylize(
@@ -126,6 +127,9 @@ def stylize(
 
 
 def styles(
+    shipped: Annotated[
+        bool, typer.Option("--shipped", help="List the styles that ship with nst, for nst export; asks no server.")
+    ] = False,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -142,7 +146,11 @@ def styles(
     token_file: TokenFile = None,
     ca: CaFile = None,
 ) -> None:
-    """List the styles that a server offers, and show them."""
+    """List the styles that a server offers, or those that ship."""
+    if shipped:
+        for ship in shipped_styles().values():
+            write_to_stdout(f"{ship.name:<24}{ship}\n".encode())
+        return
     with (
         one_line_errors("local"),
         StyleClient(url, timeout=timeout, retries=0, token=read_token(token_file), ca=ca) as client,

@@ -1,7 +1,7 @@
 """Rewrites of an exported graph that change its time and not its result.
 
 Each looks for a pattern, replaces every occurrence, and returns how many it replaced. `nst-bench export` measures which
-of them pay on each engine (docs/export.md); all pass the same verification.
+of them pay on each engine (docs/guides/export.md); all pass the same verification.
 """
 
 from __future__ import annotations

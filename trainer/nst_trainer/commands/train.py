@@ -86,7 +86,7 @@ def train(
         keep_freed_memory()
         chosen = add or style
         assert chosen is not None
-        output = output or to or Path(f"{chosen.stem}.pth")
+        output = output or (to if to and to.exists() else Path(f"{(to or chosen).stem}.pth"))
         with join_team(device) as team:
             if team.leads:
                 say(f"device {team.chosen}")
