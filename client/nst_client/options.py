@@ -17,7 +17,7 @@ DEFAULT_URL = "grpc://127.0.0.1:8001"
 RETRIES = 20
 """Retries per request of commands with many, within the timeout, so that a restart of the server loses none."""
 
-STYLE_PANEL, IMAGE_PANEL, SERVER_PANEL, TUNING_PANEL, PROGRESS_PANEL = "Style", "Image", "Server", "Tuning", "Progress"
+IMAGE_PANEL, SERVER_PANEL, TUNING_PANEL, PROGRESS_PANEL = "Image", "Server", "Tuning", "Progress"
 """Panels of `--help`; the options that most people need are in none of them."""
 
 Url = Annotated[
@@ -25,7 +25,7 @@ Url = Annotated[
     typer.Option(
         "--url",
         "-u",
-        help="Server, grpc[s]://host:8001 or http[s]://host:8000, or local:model_repository for this process.",
+        help="Server (grpc[s]://host:8001, http[s]://host:8000), or local:model_repository without one.",
         envvar=Variable.URL,
     ),
 ]
@@ -72,9 +72,7 @@ FileFormat = Annotated[
         rich_help_panel=IMAGE_PANEL,
     ),
 ]
-Quality = Annotated[
-    int, typer.Option(help="JPEG and WebP quality.", min=1, max=100, rich_help_panel=IMAGE_PANEL)
-]
+Quality = Annotated[int, typer.Option(help="JPEG and WebP quality.", min=1, max=100, rich_help_panel=IMAGE_PANEL)]
 MaxPixels = Annotated[
     int,
     typer.Option(

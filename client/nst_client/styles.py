@@ -93,7 +93,11 @@ _LIMITS = {str(Parameter.MIN_SIDE), str(Parameter.MAX_PIXELS), str(Parameter.MAX
 
 
 def _limit(config: ModelConfig, key: str) -> int:
-    value = int(config.parameters[key])
+    text = config.parameters[key]
+    try:
+        value = int(text)
+    except ValueError:
+        raise ValueError(f"{key} is {text!r}") from None
     if value < 1:
         raise ValueError(f"{key} is {value}")
     return value

@@ -30,7 +30,10 @@ HELP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 1
 
 ProgressJson = Annotated[
     Path | None,
-    typer.Option(help="Append what the command does to this file or pipe as lines of JSON, for other programs."),
+    typer.Option(
+        help="File or pipe to append progress events to, as lines of JSON for other programs.",
+        rich_help_panel="Progress",
+    ),
 ]
 """`--progress-json`; the command gives it to `one_line_errors`."""
 

@@ -292,7 +292,7 @@ def test_nobody_at_the_address_is_one_line(tmp_path: Path, contents: Path, model
     ("source", "style", "message"),
     [
         ("nowhere", "starry", "no such folder"),
-        ("empty", "starry", "no images or videos in it"),
+        ("empty", "starry", "no images or videos"),
         ("empty", "wave", "no style 'wave'"),
     ],
 )

@@ -69,7 +69,7 @@ def test_names_stand_below_their_images_however_long() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--content", "cat.jpg"], "--content is for the sheet, and there is none: give --sheet styles.png"),
+        (["--content", "cat.jpg"], "--content cat.jpg is only for a contact sheet; add --sheet styles.png"),
         (["--sheet", "styles.bmp"], "styles.bmp: cannot write .bmp"),
         (["--sheet", "styles.png", "--content", "none.jpg"], "none.jpg: no such file"),
     ],

@@ -495,7 +495,7 @@ def test_a_server_may_go_away_and_come_back(
     server.stop()
     expect(page.locator("#away")).to_be_visible()
     page.click("#stylize")
-    expect(page.locator("#progress")).to_have_text("Waiting for the server to come back")
+    expect(page.locator("#progress")).to_have_text("Waiting for the server")
     again = serve(repository, repository.parent / "again.log", endpoints=server.endpoints)
     server.process = again.process  # for the fixture to stop
     expect(page.locator("#after")).to_be_visible()

@@ -16,7 +16,6 @@ from nst_client.options import (
     DEFAULT_URL,
     PROGRESS_PANEL,
     RETRIES,
-    STYLE_PANEL,
     TUNING_PANEL,
     CaFile,
     FileFormat,
@@ -127,26 +126,22 @@ def stylize(
 
 
 def styles(
+    url: Url = DEFAULT_URL,
     shipped: Annotated[
-        bool, typer.Option("--shipped", help="List the styles that ship with nst, for nst export; asks no server.")
+        bool, typer.Option("--shipped", help="List the styles that ship with nst, for nst export, without a server.")
     ] = False,
     sheet: Annotated[
         Path | None,
         typer.Option(
-            help="Also stylize an image in each style, and save them with their names in this file (.jpg .png .webp).",
-            rich_help_panel=STYLE_PANEL,
+            help="File for a contact sheet: an image in each style, above its name (.jpg .png .webp).",
         ),
     ] = None,
-    content: Annotated[
-        Path | None,
-        typer.Option(help="The content image of the sheet; by default a cat.", rich_help_panel=STYLE_PANEL),
-    ] = None,
-    url: Url = DEFAULT_URL,
+    content: Annotated[Path | None, typer.Option(help="Content image of the sheet; by default a cat.")] = None,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
 ) -> None:
-    """List the styles that a server offers, or those that ship."""
+    """List the styles of a server, or those that ship with nst."""
     if shipped:
         for ship in shipped_styles().values():
             write_to_stdout(f"{ship.name:<24}{ship}\n".encode())
@@ -156,14 +151,14 @@ def styles(
         StyleClient(url, timeout=timeout, retries=0, token=read_token(token_file), ca=ca) as client,
     ):
         if content and not sheet:
-            raise InputError("--content is for the sheet, and there is none: give --sheet styles.png")
+            raise InputError(f"--content {content} is only for a contact sheet; add --sheet styles.png")
         if sheet:
             image_format(sheet)
         offered = client.styles()
         for style in offered:
             write_to_stdout(f"{style.name}\n".encode())
         if not offered:
-            raise InputError(f"{url} offers no style")
+            raise InputError(f"{url} offers no style; load a model from nst export on it")
         if sheet:
             _save_sheet(sheet, client, offered, open_image(content) if content else default_photograph())
 
@@ -175,7 +170,7 @@ def _save_sheet(target: Path, client: StyleClient, offered: list[Style], content
             named.append(thumbnail)
             update(done, "")
     save_image(contact_sheet(named), target)
-    say(f"{target}: an image in {len(offered)} style{'s' if len(offered) > 1 else ''}")
+    say(f"{target}  {len(offered)} style{'s' if len(offered) > 1 else ''}")
 
 
 def _run_with_progress(

@@ -64,7 +64,7 @@ class LocalTransport:
         onnxruntime = import_onnxruntime("local")
         if not repository.is_dir():
             raise InputError(
-                f"there is no model repository {repository}; create it with nst export style.pth -r {repository}"
+                f"{repository}: no such model repository; create it with nst export style.pth -r {repository}"
             )
         self.address = f"local:{repository}"
         self.repository, self.onnxruntime, self.aio, self.threads = repository, onnxruntime, aio, threads

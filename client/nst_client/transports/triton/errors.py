@@ -97,7 +97,7 @@ class ServerErrors:
             yield
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ServiceError(
-                f"{self.address} does not answer {question} as Triton does{self.through_proxy} ({_reason(error)}); "
+                f"the answer of {self.address} {question}{self.through_proxy} is not Triton's ({_reason(error)}); "
                 "check the URL"
             ) from error
 

@@ -154,7 +154,7 @@ class HttpTransport(TritonTransport):
     def _not_triton(self) -> ServiceError:
         return ServiceError(
             f"{self.address} does not answer in Triton's HTTP protocol{self.errors.through_proxy}; "
-            "check the port: grpc:// is usually 8001, http:// 8000"
+            "give Triton's HTTP port, by default 8000"
         )
 
     def _of_status(self, message: str, status: int) -> ServiceError:
