@@ -647,7 +647,7 @@ def test_a_stop_says_how_far_it_came(video: Path, tmp_path: Path, served: MockTr
     refused = CliRunner().invoke(video_app, [*command, "--crf", "20"])
     assert refused.exit_code == 1 and len(refused.stderr.splitlines()) == 1
     assert "has 48 frames with --crf 18, not 20; give --restart" in refused.stderr
-    assert "goes on behind frame 48 of 100" in CliRunner().invoke(video_app, command).stderr
+    assert "resuming after frame 48 of 100" in CliRunner().invoke(video_app, command).stderr
     served.handler = Flicker(70)
     CliRunner().invoke(video_app, command)
     served.handler = stylize

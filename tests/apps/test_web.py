@@ -173,7 +173,7 @@ def test_what_is_too_much_is_refused_in_one_line(tmp_path: Path) -> None:
             begun = await job(session, url, {"negative": 1})
         order = {"content": begun["content"]["name"], "style": {"negative": 1}}
         answer = await ask(session, "POST", f"{url}/jobs", 400, data=json.dumps(order))
-        assert answer["error"].startswith("2 of your images are waiting, the maximum")
+        assert answer["error"].startswith("2 of your images are waiting, which is the maximum")
         await ask(session, "DELETE", f"{url}/jobs/{begun['name']}", 200)
         large = await ask(session, "POST", f"{url}/contents", 200, data=png(150, 100))
         order["content"] = large["name"]

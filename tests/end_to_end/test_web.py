@@ -255,7 +255,7 @@ def test_an_image_is_dropped_pasted_and_taken(site: Web, visit: Callable[..., Pa
         page.evaluate(give, [kind, width])
         expect(page.locator("#size")).to_contain_text(re.compile(f"^{width} . 50"))
     page.click("#camera2")
-    expect(page.locator("#pace")).to_contain_text("frames a second")
+    expect(page.locator("#pace")).to_contain_text("frames/s")
     page.click("#styles button[data-style='starry']")
     page.wait_for_function(STYLIZED)
     page.click("#shoot")
@@ -267,7 +267,7 @@ def test_a_name_that_leads_here_is_not_enough(site: Web, visit: Callable[..., Pa
     port = site.url.rpartition(":")[2]
     expect(visit(f"http://paint.example:{port}").locator("#styles img")).to_have_count(3)
     expect(visit(f"http://evil.example:{port}").locator("body")).to_contain_text(
-        "this page is not called 'evil.example'"
+        "unknown host name 'evil.example'"
     )
 
 
@@ -461,10 +461,10 @@ def test_a_style_is_made_though_it_failed_and_the_page_is_started_again(
         expect(page.locator("#name")).to_have_value("rocket")
         page.fill("#name", "a")
         page.click("#learn")
-        expect(page.locator("#new-error")).to_contain_text("there is a style a already", ignore_case=True)
+        expect(page.locator("#new-error")).to_contain_text("a style a exists already", ignore_case=True)
         page.fill("#name", "My Rocket")
         page.click("#learn")
-        expect(page.locator("#trainings")).to_contain_text(f"my-rocket: not trained: {photographs}: no such folder")
+        expect(page.locator("#trainings")).to_contain_text(f"my-rocket: failed: {photographs}: no such folder")
         shutil.copytree(sample_photographs()[0].parent, photographs)
         page.get_by_role("button", name="Try again").click()
         expect(page.locator("#trainings progress")).to_be_visible()

@@ -52,8 +52,8 @@ def _parsed(url: str) -> tuple[str, str, str]:
     host, path = resolver + host, (slash + path).rstrip("/")
     if not (separator and host and scheme in ("grpc", "grpcs", "http", "https")):
         raise InputError(
-            f"{_without_password(url)} is not a server's URL; use grpc://host:8001, grpcs://host:8001, "
-            "http://host:8000, https://host:8000 or local:model_repository"
+            f"{_without_password(url)} is not a server's URL; use grpc://host:8001 or grpcs://, "
+            "http://host:8000 or https://, or local:model_repository"
         )
     if "," in host and (not scheme.startswith("grpc") or not all(host.split(","))):
         raise InputError(
