@@ -282,7 +282,10 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
 
 def test_nobody_at_the_address_is_one_line(tmp_path: Path, contents: Path, models: Models) -> None:
     here = [str(contents / "7"), str(tmp_path), "--style", "starry", "-u", f"local:{models.repository}", "--address"]
-    for address, message in (("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"), ("ray://there", "use host:6379")):
+    for address, message in (
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+        ("ray://there", "use host:6379"),
+    ):
         result = CliRunner().invoke(batch_app, [*here, address])
         assert result.exit_code == 1
         assert len(result.stderr.strip().splitlines()) == 2 and message in result.stderr.splitlines()[1]

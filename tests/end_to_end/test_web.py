@@ -266,9 +266,7 @@ def test_an_image_is_dropped_pasted_and_taken(site: Web, visit: Callable[..., Pa
 def test_a_name_that_leads_here_is_not_enough(site: Web, visit: Callable[..., Page]) -> None:
     port = site.url.rpartition(":")[2]
     expect(visit(f"http://paint.example:{port}").locator("#styles img")).to_have_count(3)
-    expect(visit(f"http://evil.example:{port}").locator("body")).to_contain_text(
-        "unknown host name 'evil.example'"
-    )
+    expect(visit(f"http://evil.example:{port}").locator("body")).to_contain_text("unknown host name 'evil.example'")
 
 
 def test_what_cannot_be_stylized_is_an_error_of_one_line(
