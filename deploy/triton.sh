@@ -1,13 +1,13 @@
 #!/bin/sh
-# Triton on a model repository as nst-serve starts it: what the container runs. More options for tritonserver may follow.
+# Run Triton on a model repository with the settings of nst serve; arguments are further options of tritonserver.
 #
-# NST_MODELS  the repository (/models)
-# NST_TOKEN   what callers must know; without it everybody who reaches the ports may call the models
-# NST_KEY     what guards loading and unloading; without it a key that nobody knows
-# NST_TLS     a folder (/tls): with tls.crt and tls.key in it gRPC speaks TLS only; Triton's HTTP and metrics know no TLS
+# NST_MODELS  model repository; default: /models
+# NST_TOKEN   token that callers need; without it, everyone who reaches the ports may call the models
+# NST_KEY     key that loading and unloading need; default: a random key that nobody knows
+# NST_TLS     folder; default: /tls. With tls.crt and tls.key in it, gRPC uses TLS only; HTTP and metrics do not support it
 set -eu
 
-# Deep JSON and bodies in very many chunks take stack; with the usual 8 MiB they end Triton.
+# Deep JSON and bodies in very many chunks need stack; with the usual 8 MiB they crash Triton.
 ulimit -s 524288 2>/dev/null || true
 
 models=${NST_MODELS:-/models} tls=${NST_TLS:-/tls}
@@ -21,7 +21,7 @@ options=
 if [ -n "${NST_TOKEN:-}" ]; then
     case $NST_TOKEN in
     *[!A-Za-z0-9._~+/=-]*)
-        echo "error: NST_TOKEN holds no token: give one word of letters, digits and ._~+/=-" >&2
+        echo "error: NST_TOKEN is not a token: use one word of letters, digits and ._~+/=-" >&2
         exit 1
         ;;
     esac
@@ -34,7 +34,7 @@ if [ -e "$tls/tls.crt" ]; then
     options="$options --grpc-use-ssl=true --grpc-server-cert=$tls/tls.crt --grpc-server-key=$tls/tls.key"
 fi
 
-# Connections end after half a minute, so that callers look up the servers' name again, find new ones and leave old ones.
-# shellcheck disable=SC2086  # the options hold no spaces: tokens are checked above, and the key is hexadecimal
+# Connections end after half a minute, so that callers resolve the servers' name again and notice new and removed servers.
+# shellcheck disable=SC2086  # the options contain no spaces: tokens are checked above, and the key is hexadecimal
 exec tritonserver --model-repository="$models" --exit-on-error=false --model-control-mode=explicit '--load-model=*' \
     --grpc-max-connection-age=30000 --grpc-max-connection-age-grace=60000 $options "$@"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from nst_core.cli import umbrella
+from nst_core.cli import PANELS, umbrella
 from nst_core.options import help_panels
 
 FOLDER = "reference/commands"
@@ -20,13 +21,16 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     root = umbrella()
     with root.make_context("nst", [], resilient_parsing=True) as context:
         pages = {name: "\n".join(_described(root.commands[name], name, context)) for name in root.commands}
-        rows = [
-            f"| [`nst {name}`]({name}.md) | {_escaped(command.get_short_help_str(1000))} |"
-            for name, command in root.commands.items()
-        ]
-    pages["index"] = "\n".join(["# Commands", "", "| command | what it does |", "|---|---|", *rows])
+    pages["index"] = "\n".join(["# Commands", *_listed(root)])
     for name, text in pages.items():
         files.append(File.generated(config, f"{FOLDER}/{name}.md", content=text))
+
+
+def _listed(root: Any) -> Iterator[str]:
+    for panel, names in PANELS.items():
+        yield from ("", f"| {panel} | |", "|---|---|")
+        for name in names:
+            yield f"| [`nst {name}`]({name}.md) | {_escaped(root.commands[name].get_short_help_str(1000))} |"
 
 
 def _described(command: Any, name: str, parent: Any, level: int = 1) -> Iterator[str]:
@@ -37,7 +41,7 @@ def _described(command: Any, name: str, parent: Any, level: int = 1) -> Iterator
         for panel, records in help_panels(command, context).items():
             if panel == "Global options" and level > 1:
                 continue
-            yield from (f"**{panel}**", "", "| | |", "|---|---|")
+            yield from (f"| {panel} | |", "|---|---|")
             yield from (f"| `{names}` | {_escaped(help)} |" for names, help in records)
             yield ""
         for below, found in getattr(command, "commands", {}).items():
@@ -45,4 +49,4 @@ def _described(command: Any, name: str, parent: Any, level: int = 1) -> Iterator
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text.replace("\b", ""))
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", escape(text.replace("\b", ""), quote=False))

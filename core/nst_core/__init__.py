@@ -1,1 +1,1 @@
-"""What every other package of nst stands on: the contract's names, errors, files, images, the console."""
+"""The foundation of nst's packages: the contract's names, errors, files, images and the console."""

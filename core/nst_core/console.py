@@ -1,6 +1,6 @@
-"""What a person sees in the terminal: one-line messages and errors, progress with the time left, the log.
+"""Terminal output: one-line messages and errors, progress with the time left, and the log.
 
-Messages go to stderr, results to stdout, so that a command can stand in a pipe.
+Messages go to stderr and results to stdout, so that commands work in pipes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from nst_core.files import STORAGE_FAULTS
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 SYSTEM_FAULTS = STORAGE_FAULTS | {errno.ENAMETOOLONG, errno.ELOOP}
-"""Errors of the system that are no defect of nst, wherever they come from."""
+"""`errno` values of system errors that are not defects of nst."""
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
+"""Exit status after Ctrl-C, as in shells (128 + SIGINT)."""
 
 
 PACKAGES = ("nst_core", "nst_trainer", "nst_export", "nst_server", "nst_client", "nst_apps", "nst_bench")
@@ -40,27 +40,27 @@ _quiet = False
 
 
 def say(message: str) -> None:
-    """Show a message to the person at the terminal, unless the command is `--quiet`."""
+    """Show a message on stderr, unless the command runs with `--quiet`."""
     if not _quiet:
         show(message)
 
 
 def show(line: str) -> None:
-    """Show a line of a result or an error on stderr, also with `--quiet`."""
+    """Show a line on stderr, even with `--quiet`."""
     console.print(line, markup=False)
 
 
 def fail(error: NstError) -> None:
-    """Show an error in a single line."""
+    """Show an error on a single line."""
     console.print("[bold red]error:[/] ", end="")
     show(" ".join(str(error).split()))
 
 
 class _Log(logging.Handler):
-    """Log records as one-line messages on stderr, above the progress bar, if there is any."""
+    """Show log records as one-line messages on stderr, above any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Such as `warning: the model is left out`; a traceback follows if the record has any."""
+        """Print a record such as `warning: the model is left out`, followed by its traceback, if any."""
         try:
             style = {logging.WARNING: "bold yellow", logging.ERROR: "bold red"}.get(record.levelno, "dim")
             source = f"{record.name}: " if record.levelno <= logging.DEBUG else ""
@@ -74,10 +74,10 @@ _log = _Log()
 
 @contextmanager
 def verbosity(verbose: int = 0, quiet: bool = False) -> Iterator[None]:
-    """Show the log of nst's packages while a command runs; afterwards everything is as it was.
+    """Show the log of nst's packages while a command runs; restore all settings afterwards.
 
-    The log shows warnings; with `verbose` 1 also information, with 2 also details for debugging. With `quiet` it
-    shows errors alone, and neither messages nor progress appear.
+    The log shows warnings; with `verbose` 1 also information, with 2 also debugging details. With `quiet` it shows only
+    errors, and there are no messages and no progress.
     """
     global _quiet
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
@@ -98,23 +98,23 @@ def verbosity(verbose: int = 0, quiet: bool = False) -> Iterator[None]:
 
 
 LINE_SECONDS = 30.0
-"""Least time between two lines of progress where stderr is no terminal."""
+"""Minimum time between two progress lines where stderr is not a terminal."""
 
 
 class Update(Protocol):
-    """Shows how far a task is; `figures`, such as losses, are for `--progress-json`."""
+    """Callable that shows a task's progress; `figures`, such as losses, go to `--progress-json`."""
 
     def __call__(self, done: int, note: str, **figures: float) -> None:
-        """Show that `done` steps are behind."""
+        """Show that `done` steps are complete."""
 
 
 @contextmanager
 def one_line_errors(extra: str, *, command: str = "", progress_json: Path | None = None) -> Iterator[EventLog]:
-    """Turn our exceptions into one line and exit status 1, Ctrl-C into 130.
+    """Report nst's exceptions on one line with exit status 1, and Ctrl-C with 130.
 
-    A third-party module that is not installed is reported with the `pip install` of `extra`.
-    A name that no file can have and a full disk are single lines, too. Anything else is a defect of nst and keeps its
-    traceback. What the `command` does is appended to `progress_json` as events.
+    A missing third-party module is reported with the command that installs `extra`. System errors such as a full disk
+    or an impossible file name are single lines, too. Anything else is a defect of nst and keeps its traceback. The
+    events of the `command` are appended to `progress_json`.
     """
     try:
         with recording(command, progress_json) as events, _as_nst_errors(extra):
@@ -126,13 +126,13 @@ def one_line_errors(extra: str, *, command: str = "", progress_json: Path | None
         say("stopped")
         raise typer.Exit(INTERRUPTED) from interrupt
     except BrokenPipeError as error:
-        sys.stderr.close()  # nobody reads our output any more
+        sys.stderr.close()  # the reader of our output has gone
         raise typer.Exit(1) from error
 
 
 @contextmanager
 def _as_nst_errors(extra: str) -> Iterator[None]:
-    """Raise `MissingExtra` and `InputError` for other libraries' errors that are not our defects."""
+    """Raise `MissingExtra` and `InputError` for errors of other libraries that are not our defects."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -156,12 +156,11 @@ def progress(
     share: Callable[[int], float] | None = None,
     every: float | None = None,
 ) -> Iterator[Update]:
-    """Give `update(done, note)` for a task of `total` steps, or another `unit`: a bar with the time left.
+    """Show a bar with the time left for a task of `total` steps or another `unit`; yield `update(done, note)`.
 
-    `share(done)` is the part of all the work that is behind after `done` steps, for steps that do
-    not cost the same. Where stderr is no terminal (a log, CI) a line is written at most every
-    `every` seconds instead, by default `LINE_SECONDS`. Nothing is shown with `--quiet`. The same calls are `progress`
-    events of the command's log.
+    `share(done)` is the fraction of the work that is complete after `done` steps, for steps of unequal cost. Where
+    stderr is not a terminal (a log, CI), a line is written at most every `every` seconds instead, by default
+    `LINE_SECONDS`. Nothing is shown with `--quiet`. Each call is also a `progress` event of the command's log.
     """
     behind = share or (lambda done: done / total)
     left = _seconds_left(behind)
@@ -186,7 +185,7 @@ def progress(
 
 @contextmanager
 def plan_progress(model: str) -> Iterator[Callable[[float, str], None]]:
-    """`progress`, in percent, of the TensorRT plan of a model; gives what takes the done fraction and a note."""
+    """Show the progress of building a model's TensorRT plan; yield a function of the fraction done and a note."""
     with progress(f"building the TensorRT plan of {model}", 100) as update:
         yield lambda done, note: update(round(100 * done), note)
 
@@ -195,7 +194,7 @@ def plan_progress(model: str) -> Iterator[Callable[[float, str], None]]:
 def _shown(
     title: str, total: int, behind: Callable[[int], float], every: float | None
 ) -> Iterator[Callable[[int, str], None]]:
-    """A bar, or lines where stderr is no terminal."""
+    """Show a bar, or lines where stderr is not a terminal."""
     if _quiet:
         yield lambda done, note: None
         return
@@ -213,7 +212,7 @@ def _shown(
 
 
 def _seconds_left(behind: Callable[[int], float]) -> Callable[[int], float | None]:
-    """Estimates from the pace since the first call, so that a resumed task does not look fast."""
+    """Estimate the time left from the pace since the first call, so that a resumed task does not look fast."""
     started = time.monotonic()
     first: float | None = None
 
@@ -242,7 +241,7 @@ def _lines(title: str, total: int, every: float) -> Callable[[int, str], None]:
 
 
 def duration(seconds: float) -> str:
-    """`75.2` as `1:15`, `3700` as `1:01:40`."""
+    """Format seconds: `75.2` as `1:15`, `3700` as `1:01:40`."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

@@ -1,7 +1,7 @@
-"""The names that nst's parts and other people's programs agree on, each defined once; see docs/guides/serve.md.
+"""Names that nst's packages and other programs agree on, each defined once; docs/reference describes them.
 
-Triton's Python-based backends run where nst is not installed, so they spell some of these names themselves; a test
-holds them to this file.
+Triton's Python-based backends run where nst is not installed and repeat some of these names; a test compares them with
+this file.
 """
 
 from enum import StrEnum
@@ -10,10 +10,11 @@ IMAGE = "image"
 """Input of every served style: content images, `uint8 [N, H, W, 3]`, sRGB."""
 
 STYLE_WEIGHTS = "style_weights"
-"""Second input of a model of several styles: how much of each, `float32 [N, S]`."""
+"""Second input of a model with several styles: the weight of each style, `float32 [N, S]`."""
 
 STATISTICS = "statistics"
-"""Means and variances of the normalisations, `float32 [N, K]`: from the first model of a tiled pair to the second."""
+"""Means and variances of the normalization layers, `float32 [N, K]`: output of a tiled pair's first model, input of its
+second."""
 
 STYLIZED = "stylized"
 """Output: stylized images, `uint8 [N, H, W, 3]`."""
@@ -22,11 +23,11 @@ TEXTURE = "texture"
 """Output of a texture model, which has no content image."""
 
 TOKEN_HEADER = "nst-token"
-"""HTTP header and gRPC metadata that carry a server's token or control key."""
+"""HTTP header and gRPC metadata key that carry a server's token or control key."""
 
 
 class Purpose(StrEnum):
-    """What a model is for: the config parameter `purpose`. The last two are the parts of a tiled pair."""
+    """A model's purpose: the config parameter `purpose`. The last two are the parts of a tiled pair."""
 
     STYLE = "style"
     TEXTURE = "texture"
@@ -35,35 +36,35 @@ class Purpose(StrEnum):
 
 
 class Parameter(StrEnum):
-    """Parameters in a model's `config.pbtxt`, all strings there."""
+    """Parameters in a model's `config.pbtxt`; all values are strings."""
 
     STYLES = "styles"
-    """Names of the styles with commas, in the order of `style_weights`."""
+    """Comma-separated names of the styles, in the order of `style_weights`."""
     PURPOSE = "purpose"
     MULTIPLE = "multiple"
-    """Both sides of what the network computes are multiples of this, pixels."""
+    """The network computes on sides that are multiples of this, in pixels."""
     MIN_SIDE = "min_side"
     MAX_SIDE = "max_side"
-    """The shortest and the longest side that an image may have, pixels."""
+    """Minimum and maximum length of an image's sides, in pixels."""
     MAX_PIXELS = "max_pixels"
-    """Maximum of height times width."""
+    """Maximum pixels (height times width) of an image."""
     OVERLAP = "overlap"
-    """Of neighbouring tiles on each side, pixels."""
+    """Overlap of neighbouring tiles on each side, in pixels."""
     PROFILE = "profile"
-    """Shapes of a TensorRT plan: minimum/optimum/maximum."""
+    """Shapes of a TensorRT plan, `minimum/optimum/maximum`."""
 
 
 class Variable(StrEnum):
     """Environment variables that nst reads."""
 
     URL = "NST_URL"
-    """Server that the client's commands ask."""
+    """Server that the client commands use."""
     TOKEN = "NST_TOKEN"
     """The server's token."""
     CA = "NST_CA"
     """PEM file of the certificates to trust."""
     CACHE = "NST_CACHE"
     STATE = "NST_STATE"
-    """Folders in place of the user's."""
+    """Folders that replace the user's cache and state folders."""
     PUBLIC_NAME = "NST_PUBLIC_NAME"
-    """Host name at which `nst web` is visited behind a proxy."""
+    """Public host name of `nst web` behind a proxy."""

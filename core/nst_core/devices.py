@@ -1,6 +1,6 @@
-"""Where to compute: this machine's NVIDIA GPUs, and the choice between one of them and the CPU, with its reason.
+"""Choose the compute device: one of this machine's NVIDIA GPUs or the CPU, with the reason.
 
-GPUs are asked of the driver through NVML, which needs neither PyTorch nor CUDA's libraries.
+GPUs are found through NVML, which needs the driver but neither PyTorch nor the CUDA libraries.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any, Literal
 from nst_core.errors import InputError
 
 DeviceChoice = Literal["auto", "cpu", "gpu"]
-"""The values of `--device`."""
+"""Values of `--device`."""
 
-DEVICE_HELP = "auto: the NVIDIA GPU if there is one, else the CPU."
+DEVICE_HELP = "Compute device; auto uses the NVIDIA GPU if there is one, else the CPU."
 """Help of every `--device`."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU. `memory` is in bytes; `cuda` is the newest CUDA version that its driver runs."""
+    """An NVIDIA GPU. `memory` is in bytes; `cuda` is the newest CUDA version that its driver supports."""
 
     index: int
     name: str
@@ -33,34 +33,34 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Device:
-    """A chosen device and why it was chosen; `gpu` is None on a CPU."""
+    """A device and the reason for its choice; `gpu` is None on a CPU."""
 
     kind: Literal["cpu", "gpu"]
     reason: str
     gpu: Gpu | None = None
 
     def __str__(self) -> str:
-        """Such as `gpu: NVIDIA H100 80GB HBM3 (compute capability 9.0)`, for a message."""
+        """Return text for a message, such as `gpu: NVIDIA H100 80GB HBM3 (compute capability 9.0)`."""
         return f"{self.kind}: {self.reason}"
 
 
 def choose(wanted: DeviceChoice = "auto") -> Device:
-    """The device for `wanted`; `auto` is the first GPU or else the CPU. Raises `InputError` for a missing GPU."""
+    """Return the device for `wanted`: with `auto` the first GPU, else the CPU; `InputError` for a missing GPU."""
     if wanted == "cpu":
-        return Device("cpu", "asked for with --device cpu")
+        return Device("cpu", "chosen with --device cpu")
     found, missing = gpus()
     if found:
         gpu = found[0]
         return Device("gpu", f"{gpu.name} (compute capability {gpu.compute_capability})", gpu)
     if wanted == "gpu":
-        raise InputError(f"--device gpu: {missing}; use --device cpu, or auto, which takes what there is")
+        raise InputError(f"--device gpu: {missing}; use --device cpu or --device auto")
     return Device("cpu", missing)
 
 
 def gpus() -> tuple[list[Gpu], str]:
-    """The GPUs that this process may use, and why there is none (empty if there is any).
+    """Return the GPUs that this process may use, and the reason if there are none (else an empty string).
 
-    `CUDA_VISIBLE_DEVICES` is followed as CUDA follows it: indices or UUIDs up to the first that does not exist.
+    `CUDA_VISIBLE_DEVICES` is interpreted as by CUDA: indices or UUIDs up to the first that does not exist.
     """
     import pynvml
 
@@ -71,14 +71,14 @@ def gpus() -> tuple[list[Gpu], str]:
     try:
         found = [_describe(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
-        return [], f"the NVIDIA driver does not answer (NVML: {error})"
+        return [], f"the NVIDIA driver does not respond (NVML: {error})"
     finally:
         pynvml.nvmlShutdown()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         found = _visible(found, visible)
         return found, "" if found else f"CUDA_VISIBLE_DEVICES={visible!r} hides every NVIDIA GPU"
-    return found, "" if found else "the NVIDIA driver has no GPU"
+    return found, "" if found else "the NVIDIA driver reports no GPU"
 
 
 def _describe(nvml: Any, index: int) -> Gpu:
@@ -97,12 +97,12 @@ def _describe(nvml: Any, index: int) -> Gpu:
 
 
 def _text(value: str | bytes) -> str:
-    """NVML's strings, which older versions of its package give as bytes."""
+    """Decode an NVML string, which older versions of its package return as bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 
 def _visible(found: list[Gpu], visible: str) -> list[Gpu]:
-    """The GPUs that `CUDA_VISIBLE_DEVICES` names, in its order, as CUDA reads it."""
+    """Return the GPUs that `CUDA_VISIBLE_DEVICES` names, in its order, as CUDA does."""
     chosen: list[Gpu] = []
     for name in filter(None, (part.strip() for part in visible.split(","))):
         match = [

@@ -1,4 +1,4 @@
-"""How to add an optional part to this installation of nst."""
+"""Find out how to add an optional part to this installation of nst."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NAME = "nst"
 
 
 def install_command(extra: str) -> str:
-    """The command that adds the packages of `extra`, such as `pip install '/src/nst[web]'`.
+    """Return the command that adds the packages of `extra`, such as `pip install '/src/nst[web]'`.
 
-    It names what nst was installed from: a folder, an archive, or a repository (`direct_url.json`, PEP 610). The name
-    alone is not enough, since no package index has nst. Where the source is not known, it is `/path/to/nst`.
+    It names the source that nst was installed from: a folder, an archive, or a repository (`direct_url.json`, PEP 610).
+    The name alone is not enough, since nst is on no package index. If the source is unknown, it is `/path/to/nst`.
     """
     tool, origin = "pip", {}
     with suppress(PackageNotFoundError):
@@ -30,7 +30,7 @@ def install_command(extra: str) -> str:
 
 
 def _requirement(origin: dict[str, Any], extra: str) -> str:
-    """What pip takes for the source that a `direct_url.json` describes; empty if that is not known, or gone."""
+    """Return pip's requirement for the source in a `direct_url.json`; empty if it is unknown or gone."""
     url = str(origin.get("url", ""))
     if "vcs_info" in origin:
         vcs = origin["vcs_info"]

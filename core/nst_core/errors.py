@@ -1,14 +1,14 @@
-"""The root of the exceptions, and those that more than one package raises.
+"""The root exception, and exceptions that several packages raise.
 
-    NstError                anything that nst says in one line
-    ├── InputError          what was given cannot be used: a file, a value, a combination
-    │   ├── ImageError      no image, damaged, or larger than the limit
+    NstError                every error that nst reports on one line
+    ├── InputError          the input cannot be used: a file, a value, a combination
+    │   ├── ImageError      not an image, damaged, or over the pixel limit
     │   └── WriteError      a file cannot be written: a full disk, no permission
     └── MissingExtra        the packages of an optional part are not installed
 
-The packages add their own: `nst_trainer.WeightsError`, `CheckpointError`, `TrainingError`;
+Other packages add their own: `nst_trainer.WeightsError`, `CheckpointError`, `TrainingError`;
 `nst_export.ExportError`; `nst_server.ServerError`; `nst_client.ServiceError` and its children.
-A message is one line: what is wrong, with the value, and what to do.
+A message is one line: what happened, with the value, and what to do next.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class NstError(Exception):
 
 
 class InputError(NstError):
-    """Something that the user gave cannot be used."""
+    """The user's input cannot be used."""
 
 
 class ImageError(InputError):
-    """A file that is no readable image, or an image beyond the limit of pixels."""
+    """A file is not a readable image, or an image exceeds the pixel limit."""
 
 
 class WriteError(InputError):
@@ -36,4 +36,4 @@ class MissingExtra(NstError):
     """Packages of an optional part are not installed."""
 
     def __init__(self, extra: str, missing: str) -> None:
-        super().__init__(f"this needs the package {missing!r}: {install_command(extra)}")
+        super().__init__(f"the package {missing!r} is not installed; run {install_command(extra)}")

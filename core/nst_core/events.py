@@ -1,10 +1,10 @@
-"""What a command does, for another program to read: one JSON document a line, as `--progress-json` writes them.
+"""Events of a command for other programs: one JSON document per line, as `--progress-json` writes them.
 
     {"event": "started", "time": 1764214107.2, "command": "nst train", "version": "0.1.0", "pid": 4711}
     {"event": "progress", "time": ..., "task": "training", "done": 40, "total": 100, "unit": "steps", ...}
     {"event": "finished", "time": ..., "output": "style.pth"}
 
-The last event is `finished`, `failed` (with the `message` of the terminal) or `interrupted`. docs/guides/train.md and
+The last event is `finished`, `failed` (with the error's `message`) or `interrupted`. docs/guides/train.md and
 docs/guides/export.md list the keys.
 """
 
@@ -27,16 +27,16 @@ import typer
 from nst_core.errors import NstError, WriteError
 
 PROGRESS_SECONDS = 0.5
-"""Least time between two `progress` events of a task; its first and its last are always written."""
+"""Minimum time between two `progress` events of a task; its first and last event are always written."""
 
 log = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Appends events to a file, a fifo or `/dev/fd/N`, each written at once; without a path it does nothing."""
+    """Append events to a file, a FIFO or `/dev/fd/N`, each at once; without a path, do nothing."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Raises `WriteError` if the file cannot be opened. A fifo waits for its reader."""
+        """Open the file; raises `WriteError` if that fails. A FIFO blocks until it has a reader."""
         self._path = path
         self._descriptor: int | None = None
         self._ended = False
@@ -48,18 +48,18 @@ class EventLog:
                 raise WriteError(f"--progress-json: cannot write {path}: {error.strerror or error}") from error
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append an event. A file that cannot be written any more ends the log, not the command."""
+        """Append an event. A write error ends the log, not the command."""
         if self._descriptor is None:
             return
         document = {"event": event, "time": round(time.time(), 3), **_finite(fields)}
         try:
             os.write(self._descriptor, json.dumps(document).encode() + b"\n")
         except OSError as error:  # a full disk, or a reader that has gone
-            log.warning("cannot write %s (%s): it gets no more events", self._path, error.strerror or error)
+            log.warning("cannot write %s (%s); it gets no more events", self._path, error.strerror or error)
             self.close()
 
     def progress(self, task: str, done: int, total: int, **fields: Any) -> None:
-        """Append a `progress` event, unless the task has just had another."""
+        """Append a `progress` event, unless the task had one within `PROGRESS_SECONDS`."""
         now = time.monotonic()
         if done < total and now - self._progress_times.get(task, -math.inf) < PROGRESS_SECONDS:
             return
@@ -67,7 +67,7 @@ class EventLog:
         self.write("progress", task=task, done=done, total=total, **fields)
 
     def end(self, event: str, **fields: Any) -> None:
-        """Append the last event; the first call decides which it is."""
+        """Append the last event; later calls do nothing."""
         if not self._ended:
             self._ended = True
             self.write(event, **fields)
@@ -83,13 +83,13 @@ _current: ContextVar[EventLog] = ContextVar("nst_events")
 
 
 def current_events() -> EventLog:
-    """The log of the command that runs, which does nothing unless `--progress-json` was given."""
+    """Return the running command's log, which does nothing without `--progress-json`."""
     return _current.get(EventLog())
 
 
 @contextmanager
 def recording(command: str, path: Path | None) -> Iterator[EventLog]:
-    """Log a command from `started` to its last event, which an exception decides. Raises as `EventLog` does."""
+    """Log a command from `started` to the event for how the block ends. Raises as `EventLog` does."""
     events = EventLog(path)
     token = _current.set(events)
     events.write("started", command=command, version=version("nst"), pid=os.getpid())
@@ -114,13 +114,13 @@ def recording(command: str, path: Path | None) -> Iterator[EventLog]:
 
 
 class EventReader:
-    """Reads the events of a file that another process writes; `read` gives those that are new since the last call."""
+    """Read the events of a file that another process writes; `read` returns those since the last call."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._position = path, 0
 
     def read(self) -> list[dict[str, Any]]:
-        """The new events; none while the file is missing. A file that begins again is read from its beginning."""
+        """Return the new events; none while the file is missing. A truncated file is read from its beginning."""
         try:
             with self._path.open("rb") as file:
                 if file.seek(0, os.SEEK_END) < self._position:
@@ -143,7 +143,7 @@ class EventReader:
 
 
 def _finite(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: they become null. Paths become text."""
+    """Replace NaN and infinity, which JSON lacks, by null, and paths by text."""
     plain: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Folders of the user's, and files that appear whole or not at all."""
+"""The user's cache and state folders, and atomic writes."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from nst_core.contract import Variable
 from nst_core.errors import InputError, WriteError
 
 STORAGE_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
-"""What writing to an open file can meet: a full disk, a quota, a limit of size, a broken or read-only disk."""
+"""`errno` values of failed writes: a full disk, a quota, a size limit, a broken or read-only disk."""
 
 
 def cache_folder() -> Path:
-    """For what can be made again, such as downloaded weights: `$NST_CACHE`, else the user's cache folder for nst.
+    """Return the folder for data that can be made again, such as downloaded weights.
 
-    On Linux that is `nst` in `$XDG_CACHE_HOME` or `~/.cache`. The folder need not exist.
-    Raises `InputError` for a user without a home folder.
+    It is `$NST_CACHE`, else the user's cache folder for nst: on Linux `nst` in `$XDG_CACHE_HOME` or `~/.cache`. The
+    folder need not exist. Raises `InputError` for a user without a home folder.
     """
     return _folder(Variable.CACHE, platformdirs.user_cache_dir)
 
 
 def state_folder() -> Path:
-    """What running servers leave for commands that control them: `$NST_STATE`, else the user's state folder for nst.
+    """Return the folder for the state files of running servers.
 
-    On Linux that is `nst` in `$XDG_STATE_HOME` or `~/.local/state`. Otherwise as `cache_folder`.
+    It is `$NST_STATE`, else the user's state folder for nst: on Linux `nst` in `$XDG_STATE_HOME` or `~/.local/state`.
+    Otherwise as `cache_folder`.
     """
     return _folder(Variable.STATE, platformdirs.user_state_dir)
 
@@ -43,27 +44,24 @@ def _folder(variable: str, user_folder: Callable[..., str]) -> Path:
     with suppress(RuntimeError):  # a user id without an entry and without HOME, as OpenShift gives containers
         folder = user_folder("nst", appauthor=False)
     if not Path(folder).is_absolute():
-        raise InputError(
-            f"user id {os.getuid()} has no home folder: set {variable} to a folder that this user can write to"
-        )
+        raise InputError(f"user id {os.getuid()} has no home folder; set {variable} to a writable folder")
     return Path(folder)
 
 
 @contextmanager
 def atomic_write(path: Path, *, private: bool = False, variable: str = "") -> Iterator[Path]:
-    """Give a path beside `path` to write to; rename it to `path` when the block ends well.
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
-    The folder is made if it is missing. After an error nothing is left behind and an older file at `path` is as it
-    was; after the rename the file survives a loss of power. A symbolic link at `path` stays, and the file that it
-    names is replaced. Who may read a file that is replaced stays as it was; a `private` one is only its owner's to
-    read, from the first byte.
-    Raises `WriteError` when the file cannot be written, on a full disk for instance, or is a device; it names the
-    environment `variable` that chooses another folder, if one does.
+    Missing folders are created. After an error, nothing is left behind and an older file at `path` is unchanged; after
+    the rename, the file survives a power loss. A symbolic link at `path` stays, and its target is replaced. A replaced
+    file keeps its permissions; a `private` file is readable by its owner only, from the first byte. Raises `WriteError`
+    if the file cannot be written, for instance on a full disk, or is a device; the message names the environment
+    `variable` that selects another folder, if any.
     """
     target = Path(os.path.realpath(path))
     mode = _mode(target)
     if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise WriteError(f"cannot write {path}: it is no regular file, and a rename would replace it")
+        raise WriteError(f"cannot write {path}: it is not a regular file; give another path")
     beside = target.with_name(f".nst-{secrets.token_hex(8)}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +89,7 @@ def atomic_write(path: Path, *, private: bool = False, variable: str = "") -> It
 
 
 def _mode(path: Path) -> int:
-    """The type and the permissions of what is at `path`, as `stat` gives them; 0 if there is nothing to be seen."""
+    """Return the file type and permissions at `path`, as in `st_mode`; 0 if they cannot be read."""
     try:
         return path.stat().st_mode
     except OSError:
@@ -99,12 +97,12 @@ def _mode(path: Path) -> int:
 
 
 def _cannot_write(path: Path, error: OSError, variable: str) -> WriteError:
-    advice = f"; set {variable} to a folder that can be written to" if variable else ""
+    advice = f"; set {variable} to a writable folder" if variable else ""
     return WriteError(f"cannot write {path}: {error.strerror or error}{advice}")
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file's content, or a folder's entries, to the disk."""
+    """Write a file's content, or a folder's entries, through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,6 @@
-"""Settings of the whole process: of third-party libraries, loggers, the environment and the memory allocator.
+"""Process-wide settings: third-party libraries, loggers, the environment and the memory allocator.
 
-They belong to the program. A library leaves them alone, or changes one for a moment and restores it; the process of a
-command is its own.
+They belong to the program: a library leaves them alone or restores them, but a command owns its process.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from contextlib import ExitStack, contextmanager
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _NEVER = 2**31 - 1
 _HEAP_BYTES = 64 * 2**20
-"""A heap of glibc: a thread's heap that is empty is unmapped unless so much is to stay."""
+"""Size of a heap in glibc; a thread's empty heap is unmapped unless this much is to stay."""
 
 
 @contextmanager
 def settings_of_a_command() -> Iterator[None]:
-    """Let the errors of `nst_core.images` alone say what is wrong, and its limits alone hold; restore all at the end.
+    """Silence Pillow and libtiff, and lift Pillow's pixel limit, while a command runs.
 
-    Otherwise Pillow, its logger and libtiff write to stderr what they find in a damaged file, and Pillow refuses
-    images above a limit of its own.
+    `nst_core.images` reports damaged files and has a limit of its own. Otherwise Pillow, its logger and libtiff also
+    write to stderr, and Pillow refuses large images.
     """
     from PIL import Image
 
@@ -43,14 +42,14 @@ def settings_of_a_command() -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next request of its size, for the whole process.
 
-    By default glibc maps each large block (from 128 KiB to 32 MiB up) anew and unmaps it afterwards, so that the
-    system clears every page again on first touch: a third of an iteration of training at 1024 pixels, and half of
-    the transport of an image between client and server.
+    By default glibc maps each large block (from 128 KiB to 32 MiB up) anew and unmaps it afterwards, so the system
+    clears every page again on first touch: a third of a training iteration at 1024 pixels, and half of the transport of
+    an image between client and server.
 
-    Memory stays bounded: each of glibc's arenas, which threads have of their own, keeps the maximum that was in use
-    in it at a time, and the gaps between, until the process ends. With blocks of random sizes up to 64 MiB that was 1.2
-    times the peak of one thread, and 1.7 times that of four. Address space, not memory, grows by 64 MiB more an arena.
-    On another C library nothing happens.
+    Memory stays bounded: each of glibc's arenas (threads have their own) keeps its peak use, and the gaps between
+    blocks, until the process ends. With blocks of random sizes up to 64 MiB that was 1.2 times the peak of one thread,
+    and 1.7 times that of four. Address space, not memory, grows by another 64 MiB per arena. On other C libraries
+    nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -75,7 +74,7 @@ def without_warnings(name: str) -> Iterator[None]:
 
 @contextmanager
 def default_variable(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable, unless it is set, while a library starts that reads it once."""
+    """Set an environment variable within the block, unless it is set, for a library that reads it at its start."""
     if name in os.environ:
         yield
         return
@@ -92,7 +91,7 @@ def _silent_libtiff() -> Iterator[None]:
 
     try:
         set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
-    except (AttributeError, OSError):  # a Pillow with its libtiff inside has no such name outside
+    except (AttributeError, OSError):  # a Pillow with a built-in libtiff exports no such name
         yield
         return
     set_handler.restype, set_handler.argtypes = ctypes.c_void_p, [ctypes.c_void_p]

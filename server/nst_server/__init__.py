@@ -1,1 +1,1 @@
-"""Finding Triton, installing it where there is none, and running it on a model repository."""
+"""Find or install Triton, and run it on a model repository."""

@@ -1,4 +1,4 @@
-"""`nst serve` and `nst-serve`."""
+"""The command `nst serve`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ from nst_server.triton_command import Launch
 
 app = CommandLine()
 
-HttpPort = Annotated[
-    int, typer.Option(help="Port of HTTP; it names the server for stop, status, load and unload.", min=1, max=65535)
-]
+SECURITY, CONTAINER, FILES = "Security", "Container", "Files"
+
+HttpPort = Annotated[int, typer.Option("--http-port", help="HTTP port of the running server.", min=1, max=65535)]
 StateFolder = Annotated[
     Path | None,
     typer.Option(
-        "--state", help="Folder for what those commands need to know; if not given, the user's.", envvar="NST_STATE"
+        "--state",
+        help="Folder for the server's state file; default: the user's state folder.",
+        envvar="NST_STATE",
+        rich_help_panel=FILES,
     ),
 ]
 
@@ -43,45 +46,69 @@ StateFolder = Annotated[
 @app.callback(invoke_without_command=True)
 def serve(
     context: typer.Context,
-    repository: Annotated[Path, typer.Option("--repository", "-r", help="Triton's model repository.")] = Path(
+    repository: Annotated[Path, typer.Option("--repository", "-r", help="Model repository to serve.")] = Path(
         "model_repository"
     ),
     device: Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)] = "auto",
-    address: Annotated[str, typer.Option(help="Address to listen on: IPv4, IPv6 or a name.")] = "127.0.0.1",
-    http_port: HttpPort = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Port of gRPC.", min=1, max=65535)] = 8001,
+    address: Annotated[str, typer.Option(help="Address to listen on: IPv4, IPv6 or a host name.")] = "127.0.0.1",
+    http_port: Annotated[
+        int, typer.Option(help="HTTP port; it also identifies the server for the subcommands.", min=1, max=65535)
+    ] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port.", min=1, max=65535)] = 8001,
     metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.", min=1, max=65535)] = 8002,
     poll: Annotated[
         float | None,
-        typer.Option(help="Look for new versions every so many seconds; if not given, only when asked to load.", min=1),
+        typer.Option(help="Seconds between looks for new models; default: load models only on request.", min=1),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Serve in the background; return when it is ready.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Serve in the background; return when the server is ready.")
+    ] = False,
     tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate (chain) in PEM: HTTP, gRPC and metrics by TLS only.")
+        Path | None,
+        typer.Option(
+            help="PEM certificate (chain); serve HTTP, gRPC and metrics over TLS only.", rich_help_panel=SECURITY
+        ),
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key in PEM.")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="PEM private key of the certificate.", rich_help_panel=SECURITY)
+    ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="File with a token that every call but the health calls needs; or set NST_TOKEN."),
+        typer.Option(
+            help="File with a token that all calls except health need; default: NST_TOKEN.", rich_help_panel=SECURITY
+        ),
     ] = None,
-    docker: Annotated[bool, typer.Option("--docker", help="Run NVIDIA's container.")] = False,
-    image: Annotated[str, typer.Option(help="The container's image.")] = IMAGE,
+    docker: Annotated[
+        bool, typer.Option("--docker", help="Run NVIDIA's Triton container.", rich_help_panel=CONTAINER)
+    ] = False,
+    image: Annotated[str, typer.Option(help="Image of the container.", rich_help_panel=CONTAINER)] = IMAGE,
     gpus: Annotated[
-        str | None, typer.Option(help="GPUs for the container, as docker run takes them; if not given, all or none.")
+        str | None,
+        typer.Option(
+            help="GPUs of the container, as in docker run; default: all if there are any.", rich_help_panel=CONTAINER
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the container's command and start nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print the docker command instead of running it.", rich_help_panel=CONTAINER),
     ] = False,
-    log: Annotated[Path, typer.Option(help="File for Triton's log.")] = Path("triton.log"),
+    log: Annotated[Path, typer.Option(help="File for Triton's log.", rich_help_panel=FILES)] = Path("triton.log"),
     state_folder: StateFolder = None,
     environment: Annotated[
-        Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes, for each device, if none is in PATH.")
+        Path,
+        typer.Option(
+            "--triton",
+            help="Folder to install Triton from PyPI into, unless tritonserver is in PATH.",
+            rich_help_panel=FILES,
+        ),
     ] = Path(".triton"),
-    install_only: Annotated[bool, typer.Option("--install-only", help="Install Triton and start nothing.")] = False,
+    install_only: Annotated[
+        bool, typer.Option("--install-only", help="Install Triton and exit.", rich_help_panel=FILES)
+    ] = False,
 ) -> None:
-    """Serve a model repository with NVIDIA's Triton until Ctrl-C; a Triton that dies is started again.
+    """Serve a model repository with NVIDIA Triton until Ctrl-C.
 
-    Loading and unloading need a key that only this user can read: nst-serve load and unload know it.
+    Triton is restarted if it dies. Only the user who started the server can use the subcommands.
     """
     if context.invoked_subcommand:
         return
@@ -92,7 +119,7 @@ def serve(
             install_triton(environment, say, chosen)
             return
         if not docker and (gpus or dry_run):
-            raise InputError(f"{'--gpus' if gpus else '--dry-run'} goes with --docker")
+            raise InputError(f"{'--gpus' if gpus else '--dry-run'} needs --docker")
         model_names(repository)
         chosen, gpus = device_for(device, gpus) if docker else (devices.choose(device), None)
         check_device(repository, chosen, say)
@@ -105,7 +132,7 @@ def serve(
         launch = Launch(repository, endpoints, poll, access, certificate)
         if container and dry_run:
             for fault in read_repository(repository).faults.values():
-                raise InputError(f"{fault}; the container would load it")
+                raise InputError(f"{fault}; the container would load it, so repair or remove it")
             typer.echo(shlex.join(container.command(launch)))
             return
         service = Service(
@@ -124,7 +151,7 @@ def serve(
 
 @app.command()
 def stop(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None:
-    """End a running server when it has answered the requests that it has."""
+    """Stop a running server after its pending requests."""
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
         background.stop(found)
@@ -133,15 +160,16 @@ def stop(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None:
 
 @app.command()
 def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None:
-    """Print where a server listens and what became of each model; exit status 0 only if all are ready.
+    """Show where a server listens and which models are ready.
 
-    Models that nobody asked for, or that were unloaded, do not count. It is the health check for a supervisor.
+    Exit with 0 only if all models are ready; those never loaded, or unloaded, do not count.
+    A supervisor can use it as a health check.
     """
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
         control = Control.of(found)
         if not control.live():
-            raise ServerError(f"{found.http} does not answer (process {found.pid}, its log: {found.log})")
+            raise ServerError(f"{found.http} does not answer (process {found.pid}); see the log {found.log}")
         typer.echo(f"{found.grpc} and {found.http}, metrics {found.metrics}")
         typer.echo(f"process {found.pid}, repository {found.repository}, log {found.log}")
         typer.echo(f"device {found.device}")
@@ -154,11 +182,11 @@ def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None
 
 @app.command()
 def load(
-    name: Annotated[str, typer.Argument(help="The model, a folder of the repository.")],
+    name: Annotated[str, typer.Argument(help="Model name: its folder in the repository.")],
     http_port: HttpPort = 8000,
     state_folder: StateFolder = None,
 ) -> None:
-    """Have a running server load a model, or its newest version, and wait until it is warm."""
+    """Load a model, or its newest version, and warm it up."""
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
         for model in Control.of(found).load(name):
@@ -167,11 +195,11 @@ def load(
 
 @app.command()
 def unload(
-    name: Annotated[str, typer.Argument(help="The model.")],
+    name: Annotated[str, typer.Argument(help="Model name.")],
     http_port: HttpPort = 8000,
     state_folder: StateFolder = None,
 ) -> None:
-    """Have a running server unload a model when it has answered the requests that it has."""
+    """Unload a model after its pending requests."""
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
         Control.of(found).unload(name)
@@ -179,7 +207,7 @@ def unload(
 
 
 def _certificate(chain: Path | None, key: Path | None) -> Certificate | None:
-    """The pair of files, checked; `InputError` for half a pair."""
+    """Check the pair of files; `InputError` for half a pair."""
     if chain is None and key is None:
         return None
     if chain is None or key is None:
@@ -190,10 +218,10 @@ def _certificate(chain: Path | None, key: Path | None) -> Certificate | None:
 
 
 def _running(http_port: int, folder: Path | None) -> State:
-    """The server with this HTTP port; `ServerError` if none runs."""
+    """Return the server with this HTTP port; `ServerError` if none runs."""
     where = folder or files.state_folder()
     if found := state.read(where, http_port):
         return found
     raise ServerError(
-        f"no nst-serve of this user runs with HTTP port {http_port} (as {where} has it); name another with --http-port"
+        f"no server of this user runs with HTTP port {http_port} (looked in {where}); give its port with --http-port"
     )

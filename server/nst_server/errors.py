@@ -1,4 +1,4 @@
-"""What nst_server raises besides `InputError`."""
+"""Exceptions of nst_server besides `InputError`."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from nst_core.errors import NstError
 
 
 class ServerError(NstError):
-    """Triton cannot be found, installed, started, made ready, or asked for something."""
+    """Triton cannot be found, installed, started or reached, or it refuses a call."""

@@ -1,4 +1,4 @@
-"""What `nst-serve` does from its checks to its end: Triton under a supervisor, found by the commands that steer it."""
+"""Run `nst serve`: check, start Triton under a supervisor, and leave a state file for the commands that control it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Service:
     def run(self, on_message: Callable[[str], None], progress_of: ProgressOf = unwatched) -> None:
         """Serve until Ctrl-C, or return when the server is ready in the background.
 
-        `on_message` gets a line for each step, and `progress_of` shows the building of TensorRT plans. Raises
-        `ServerError` where a port is taken, by another nst-serve or by anything else.
+        `on_message` receives a line for each step, and `progress_of` shows the building of TensorRT plans. Raises
+        `ServerError` if a port is taken.
         """
         self._check_free()
         if self.container:
@@ -66,7 +66,7 @@ class Service:
 
     @property
     def port(self) -> int:
-        """The port of HTTP, which names the service."""
+        """The HTTP port, which identifies the service."""
         return self.launch.endpoints.http_port
 
     def _check_free(self) -> None:
@@ -74,12 +74,12 @@ class Service:
         if running := state.read(self.state_folder, self.port):
             raise ServerError(
                 f"cannot listen on {host(self.launch.endpoints.address)}:{self.port} (process {running.pid} serves "
-                "there already); end it with nst-serve stop, or choose another with --http-port"
+                "there already); end it with nst serve stop, or choose another port with --http-port"
             )
         self.launch.endpoints.check_free()
 
     def _prepare(self, on_message: Callable[[str], None], progress_of: ProgressOf) -> Runnable:
-        """Triton for the device, with the TensorRT plans that the repository's models need there."""
+        """Find or install Triton for the device, and build the TensorRT plans that the repository's models need."""
         installation = find_triton(self.environment, on_message, self.device)
         plans.prepare(installation, self.launch.repository, self.device, on_message, progress_of)
         return installation
@@ -87,7 +87,7 @@ class Service:
 
 @dataclass
 class _Announcement:
-    """That a service is ready: to the user at every start of Triton, and to other commands from the first on."""
+    """Announce that a service is ready: to the user at every start of Triton, to other commands at the first."""
 
     service: Service
     resources: ExitStack
@@ -103,9 +103,9 @@ class _Announcement:
                 launch.endpoints, launch.repository, self.service.log, self.service.access, self.service.device
             )
             self.resources.enter_context(state.kept(here, self.service.state_folder, self.service.port))
-        end = "nst-serve stop" if self.service.detach else "Ctrl-C"
+        end = "nst serve stop" if self.service.detach else "Ctrl-C"
         self.on_message(
-            f"ready: {', '.join(names)} on {launch.endpoints.grpc} and {launch.endpoints.http}; {end} ends it"
+            f"ready: {', '.join(names)} on {launch.endpoints.grpc} and {launch.endpoints.http}; stop with {end}"
         )
         if not self.made:
             self.on_first()

@@ -1,4 +1,4 @@
-"""What a running server keeps for the commands that steer it: a private file, named after its HTTP port.
+"""The state of a running server for the commands that control it: a private file named after its HTTP port.
 
 The files are in `nst_core.files.state_folder()`: `$NST_STATE`, else `$XDG_STATE_HOME/nst`, else `~/.local/state/nst`.
 """
@@ -26,9 +26,9 @@ from nst_server.errors import ServerError
 
 @dataclass(frozen=True)
 class State:
-    """A running server: its process, where it listens, what it serves and on what, and the key to steer it.
+    """A running server: its process, addresses, models, device, and control key.
 
-    `started` tells the process from a later process with the same number: clock ticks since the machine's start.
+    `started` distinguishes the process from a later one with the same number: clock ticks since the machine's start.
     `control` is the URL at which this machine reaches Triton's plain HTTP.
     """
 
@@ -45,7 +45,7 @@ class State:
 
     @classmethod
     def here(cls, endpoints: Endpoints, repository: Path, log: Path, access: Access, device: Device) -> State:
-        """The state of a server that this process runs."""
+        """Create the state of a server that this process runs."""
         pid = os.getpid()
         return cls(
             pid=pid,
@@ -61,12 +61,12 @@ class State:
         )
 
     def running(self) -> bool:
-        """Whether the process is still there."""
+        """Return whether the process still runs."""
         return started(self.pid) == self.started
 
 
 def started(pid: int) -> int | None:
-    """When a process was started, clock ticks since the machine's start; None if there is none, or only a zombie."""
+    """Return when a process started, in clock ticks since the machine's start; None if it is gone or a zombie."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         if fields[0] != "Z":
@@ -75,19 +75,19 @@ def started(pid: int) -> int | None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `WriteError` where no state file can be written, before a server starts."""
+    """Raise `WriteError` if no state file can be written, before a server starts."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise WriteError(
-            f"cannot write to {folder}: {error.strerror}; set {Variable.STATE} to a folder that can be written to"
+            f"cannot write to {folder}: {error.strerror}; set {Variable.STATE} to a writable folder"
         ) from error
 
 
 @contextmanager
 def kept(state: State, folder: Path, port: int) -> Iterator[None]:
-    """The state file while the block runs. Raises `WriteError` where it cannot be written."""
+    """Keep the state file while the block runs. Raises `WriteError` if it cannot be written."""
     file = _file(folder, port)
     with atomic_write(file, private=True, variable=Variable.STATE) as beside:
         beside.write_text(json.dumps(asdict(state), indent=2))
@@ -98,9 +98,9 @@ def kept(state: State, folder: Path, port: int) -> Iterator[None]:
 
 
 def read(folder: Path, port: int) -> State | None:
-    """The state of the running server with this HTTP port, or None.
+    """Return the state of the running server with this HTTP port, or None.
 
-    Raises `ServerError` for a file that is no state, or another user's.
+    Raises `ServerError` for a file that is not a state, or that belongs to another user.
     """
     file = _file(folder, port)
     try:
@@ -110,18 +110,18 @@ def read(folder: Path, port: int) -> State | None:
     except OSError as error:
         raise ServerError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, TypeError) as error:
-        raise ServerError(f"{file} is no state of a server; remove it") from error
+        raise ServerError(f"{file} is not a server's state file; remove it") from error
     return state if state.running() else None
 
 
 def key_for(url: str) -> str | None:
-    """The key of this user's running server at `url`, or None; a server of another machine never gets a key."""
+    """Return the key of this user's running server at `url`, or None; another machine's server never gets a key."""
     try:
         folder = state_folder()
-    except InputError:  # a user without a home folder, and so without a server that was started without NST_STATE
+    except InputError:  # a user without a home folder needs NST_STATE to start a server
         return None
     for file in folder.glob("serve-*.json"):
-        with suppress(ServerError, ValueError):  # another user's, and a URL that is none
+        with suppress(ServerError, ValueError):  # another user's file, or an invalid URL
             state = read(folder, int(file.stem.removeprefix("serve-")))
             if state and any(_same(urlsplit(url), urlsplit(ours)) for ours in (state.http, state.grpc)):
                 return state.key
@@ -129,7 +129,7 @@ def key_for(url: str) -> str | None:
 
 
 def _same(asked: SplitResult, ours: SplitResult) -> bool:
-    """Whether the URL `asked` leads to this machine's server at `ours`, which may listen on every address."""
+    """Return whether the URL `asked` leads to this machine's server at `ours`, which may listen on all addresses."""
     host = asked.hostname or ""
     return asked.port == ours.port and (is_loopback(host) or host in (ours.hostname, socket.gethostname()))
 

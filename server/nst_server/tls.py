@@ -1,4 +1,4 @@
-"""TLS in front of Triton's HTTP and metrics, which have none of their own: bytes are handed on as they are."""
+"""TLS for Triton's HTTP and metrics, which do not support it: decrypted bytes are forwarded unchanged."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from nst_server.errors import ServerError
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
-"""Bytes that are handed on at once; an image of 512x512 is 0.8 MB."""
+"""Bytes forwarded at a time; an image of 512x512 is 0.8 MB."""
 
 HANDSHAKE_TIMEOUT_SECONDS = 10.0
-"""How long a caller may take for TLS's handshake."""
+"""Maximum time of a TLS handshake."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A server's certificate (its chain) and private key, two PEM files."""
+    """A server's certificate (chain) and private key: two PEM files."""
 
     chain: Path
     key: Path
 
     def context(self) -> ssl.SSLContext:
-        """TLS 1.2 and newer with this certificate; `InputError` for files that are no such pair."""
+        """Return an SSL context for TLS 1.2 or later with this certificate; `InputError` for an invalid pair."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.set_alpn_protocols(["http/1.1"])
         for file in (self.chain, self.key):
             if not file.is_file():
                 raise InputError(f"{file}: no such file")
         try:
-            context.load_cert_chain(self.chain, self.key, password=lambda: "")  # or OpenSSL asks at the terminal
+            context.load_cert_chain(self.chain, self.key, password=lambda: "")  # or OpenSSL prompts at the terminal
         except (ssl.SSLError, OSError) as error:
             reason = getattr(error, "reason", None) or error.strerror or error
             raise InputError(
-                f"{self.chain} and {self.key} are no certificate with its private key in PEM, not encrypted: {reason}"
+                f"cannot use {self.chain} and {self.key}: give a certificate and its unencrypted key as PEM ({reason})"
             ) from error
         return context
 
 
 @contextmanager
 def terminate(certificate: Certificate, address: str, ports: Mapping[int, int]) -> Iterator[None]:
-    """Listen with TLS on `address` at each port of `ports` and hand on to its plain port of 127.0.0.1.
+    """Listen with TLS on `address` at each port of `ports` and forward to its plain port on 127.0.0.1.
 
-    It runs in a thread until the block is left. Raises `ServerError` if a port cannot be had.
+    It runs in a thread until the block ends. Raises `ServerError` if a port cannot be listened on.
     """
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(_log_failure)  # such as a caller's failed handshake
@@ -106,7 +106,7 @@ async def _close(servers: list[asyncio.Server]) -> None:
 
 
 async def _hand_on(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One caller's connection, until either side ends it."""
+    """Forward one connection until either side ends it."""
     try:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port, limit=CHUNK_BYTES)
     except OSError:
@@ -120,7 +120,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         while data := await reader.read(CHUNK_BYTES):
             writer.write(data)
             await writer.drain()
-    except OSError:  # ssl.SSLError and ConnectionError are such: the caller went away
+    except OSError:  # such as ssl.SSLError or ConnectionError: the caller has gone
         pass
     finally:
         writer.close()

@@ -1,6 +1,6 @@
-"""Triton's model repository extension over HTTP and gRPC: list, load and unload models. No proxy is ever used.
+"""Triton's model repository extension over HTTP and gRPC: list, load and unload models.
 
-A key that loads models goes to the server alone, whatever proxy the environment names.
+No proxy is used, whatever the environment says: a key that loads models goes to the server alone.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from nst_core.contract import TOKEN_HEADER
 from nst_core.errors import InputError
 
 LIVE_TIMEOUT_SECONDS = 5.0
-"""How long a server may take to say that it is there."""
+"""Maximum time for the answer to a health call."""
 
 NO_PROXY = [("grpc.enable_http_proxy", 0)]
-"""gRPC's channel option."""
+"""gRPC channel option that disables proxies."""
 
 
 class NoAnswer(Exception):
@@ -33,54 +33,54 @@ class NoAnswer(Exception):
 
 
 class Refusal(Exception):
-    """The server answers with an error: the message as Triton has it."""
+    """The server answers with an error; the message is Triton's."""
 
 
 class NotTriton(Exception):
-    """What answers is no Triton: the beginning of what it says."""
+    """What answers is not Triton; the message is the beginning of its answer."""
 
 
 class TritonApi(Protocol):
-    """One server's calls. They raise `NoAnswer`, `Refusal` and `NotTriton`."""
+    """The calls of one server. They raise `NoAnswer`, `Refusal` and `NotTriton`."""
 
     def live(self) -> bool:
-        """Whether the server answers."""
+        """Return whether the server answers."""
 
     def index(self, timeout_seconds: float) -> list[dict[str, str]]:
-        """Every model version: `name`, and `version`, `state` and `reason` where there are any."""
+        """List every model version: `name`, and `version`, `state` and `reason` if known."""
 
     def load(self, name: str, timeout_seconds: float) -> None:
         """Load a model's newest version and warm it up."""
 
     def unload(self, name: str, timeout_seconds: float) -> None:
-        """Begin to unload a model."""
+        """Start to unload a model."""
 
 
 def connect(url: str, key: str | None, authorities: Path | None = None) -> TritonApi:
-    """The calls of the server at `url`; `InputError` for a `url` that is no server's address."""
+    """Return the calls of the server at `url`; `InputError` for an invalid `url`."""
     scheme = check_url(url)
     return (GrpcApi if scheme.startswith("grpc") else HttpApi)(url.rstrip("/"), key, authorities)
 
 
 def check_url(url: str) -> str:
-    """The scheme of a server's URL; `InputError` for any other text."""
+    """Return the scheme of a server's URL; `InputError` for an invalid one."""
     try:
         parts = urlsplit(url)
         if parts.hostname and parts.scheme in ("grpc", "grpcs", "http", "https") and parts.port != 0:
             return parts.scheme
     except ValueError:  # such as a port beyond 65535
         pass
-    raise InputError(f"{url!r} is no address of a server: use grpc(s)://host:8001 or http(s)://host:8000")
+    raise InputError(f"{url!r} is not a server's address: use grpc(s)://host:8001 or http(s)://host:8000")
 
 
 @dataclass(frozen=True)
 class HttpApi:
-    """The calls over `http://` or `https://`."""
+    """Calls over `http://` or `https://`."""
 
     url: str
     key: str | None = field(default=None, repr=False)
     authorities: Path | None = None
-    """PEM file of the certificates to trust; None for the system's."""
+    """PEM file of trusted certificates; None for the system's."""
 
     def live(self) -> bool:
         """See `TritonApi`."""
@@ -130,12 +130,12 @@ class HttpApi:
 
 @dataclass(frozen=True)
 class GrpcApi:
-    """The calls over `grpc://` or `grpcs://`."""
+    """Calls over `grpc://` or `grpcs://`."""
 
     url: str
     key: str | None = field(default=None, repr=False)
     authorities: Path | None = None
-    """PEM file of the certificates to trust; None for the system's."""
+    """PEM file of trusted certificates; None for the system's."""
 
     def live(self) -> bool:
         """See `TritonApi`."""
@@ -176,12 +176,12 @@ class GrpcApi:
             if lost and "restricted" not in error.message():  # Triton refuses a call without the key as UNAVAILABLE
                 raise NoAnswer(error.message()) from error
             raise Refusal(error.message()) from error
-        except OSError as error:  # such as a file of certificates that cannot be read
+        except OSError as error:  # such as an unreadable file of certificates
             raise NoAnswer(str(error)) from error
 
 
 def _error_of(body: str) -> str:
-    """The message in Triton's JSON, else the whole body."""
+    """Return the message in Triton's JSON, else the whole body."""
     try:
         return str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):

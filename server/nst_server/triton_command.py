@@ -1,4 +1,4 @@
-"""Triton's command line, and the limits and the memory allocator of its process."""
+"""Triton's command line, and the limits and memory allocator of its process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from nst_server.endpoints import Endpoints, host
 from nst_server.tls import Certificate
 
 STACK_BYTES = 512 << 20
-"""Bytes of address space for a thread's stack. Triton's HTTP takes stack for every level of a request's JSON and every
-chunk of its body: with Linux's usual 8 MiB, a body of 200 kB of brackets, or of 600,000 chunks, would end it."""
+"""Bytes of address space for a thread's stack. Triton's HTTP uses stack for every level of a request's JSON and every
+chunk of its body: with Linux's usual 8 MiB, a body of 200 kB of brackets or of 600,000 chunks would crash it."""
 
 ALLOCATOR_VARIABLES = {
     "MALLOC_ARENA_MAX": "1",
@@ -21,13 +21,13 @@ ALLOCATOR_VARIABLES = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "67108864",
 }
-"""glibc's allocator for Triton and its models' processes, unless the environment says otherwise: one heap for all
-threads of a process, which keeps what it has had and grows by 64 MiB at a time.
+"""glibc's allocator for Triton and its models' processes, unless the environment overrides it: one heap for all threads
+of a process, which keeps freed memory and grows by 64 MiB at a time.
 
-By default glibc maps each block of a megabyte anew and gives it back, so every copy of an image pays for its page
-faults: half of the time that an image of 512x512 needs besides the network. The price is that a process keeps the
-memory of its largest images until it ends. A heap for each thread, glibc's other default, would keep them
-once for each thread."""
+By default glibc maps each block of a megabyte anew and unmaps it afterwards, so every copy of an image pays for its
+page faults: half of the time of an image of 512x512 apart from the network. The price is that a process keeps the
+memory of its largest images until it ends. A heap per thread, glibc's other default, would keep them once per thread.
+"""
 
 START_SCRIPT = f"""
 import ctypes, os, resource, signal, sys
@@ -37,16 +37,15 @@ PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-"""Becomes Triton, or docker, which hands signals on. First it asks Linux to end it when we die without a chance to
-do so (`kill -9`)."""
+"""Becomes Triton, or docker, which forwards signals. First it asks Linux to end it when we die abruptly (`kill -9`)."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a Triton is started for. Without `access` everybody who reaches it may make every call.
+    """What to start a Triton for. Without `access`, everyone who reaches it may make every call.
 
-    It loads `models` at its start, and nst-serve looks for new versions every `poll` seconds. Without `models` Triton
-    is on its own: it loads everything that it finds, and looks for new versions itself.
+    It loads `models` at its start, and nst looks for new versions every `poll` seconds. Without `models`, Triton is on
+    its own: it loads everything that it finds, and looks for new versions itself.
     """
 
     repository: Path
@@ -63,10 +62,10 @@ class Launch:
         certificate: tuple[str, str] | None,
         access: Access | None,
     ) -> list[str]:
-        """Triton's options, with names of files, listeners and secrets as the process that gets them sees them."""
+        """Return Triton's options; paths, listeners and secrets are as its process sees them."""
         options = [
             f"--model-repository={repository}",
-            "--exit-on-error=false",  # a bad model must not take the others down
+            "--exit-on-error=false",  # a bad model must not prevent the others
             *self._control(),
         ]
         if access:
@@ -79,7 +78,7 @@ class Launch:
         return options
 
     def _control(self) -> list[str]:
-        """Triton's options for who decides what is loaded."""
+        """Return Triton's options that say which models it loads."""
         if self.models is None and self.poll is not None:
             return ["--model-control-mode=poll", f"--repository-poll-secs={max(1, round(self.poll))}"]
         names = ("*",) if self.models is None else self.models
@@ -87,18 +86,18 @@ class Launch:
 
 
 class Runnable(Protocol):
-    """A Triton that can be run: the command for a launch, and what its environment needs."""
+    """A Triton that can be run: its command line, and its environment variables."""
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Variables besides those of this process."""
+        """Variables in addition to those of this process."""
 
     def command(self, launch: Launch) -> list[str]:
-        """The whole command line."""
+        """Return the whole command line."""
 
 
 def _spelled(service: str, address: str) -> str:
-    """An address as the listeners of Triton read it, which have a way each with IPv6."""
+    """Format an address as Triton's listeners expect it; each has its own syntax for IPv6."""
     if ":" not in address:
         return address
     return host(address) if service == "grpc" else f"ipv6:{address}"

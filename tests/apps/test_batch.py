@@ -264,7 +264,10 @@ def test_without_the_extra(contents: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "nst_apps.batch.workers", raising=False)
     result = CliRunner().invoke(batch_app, [str(contents), str(tmp_path / "out"), "--style", "x"])
     assert result.exit_code == 1
-    assert " ".join(result.stderr.split()) == f"error: this needs the package 'pyarrow': {install_command('batch')}"
+    assert (
+        " ".join(result.stderr.split())
+        == f"error: the package 'pyarrow' is not installed; run {install_command('batch')}"
+    )
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_without_a_gpu_there_is_a_reason(cpu: Device, small_checkpoint: Checkpoi
         energy.SUITE.run(Context(cpu, energy.EnergyEffort()))
     result = CliRunner().invoke(app, ["energy", "--device", "cpu", "-r", str(tmp_path)])
     assert result.exit_code == 1
-    assert "energy is measured on a GPU alone: asked for with --device cpu" in result.stderr
+    assert "energy is measured on a GPU alone: chosen with --device cpu" in result.stderr
 
 
 def test_clocks_are_those_that_the_driver_gives(driver: Any, card: Device) -> None:

@@ -111,7 +111,7 @@ def test_a_suite_that_fails_is_a_missing_cell_and_the_others_go_on(
     reasons = {name: own.get("missing") for name, own in document["suites"].items()}
     assert reasons == {
         "refuses": "no style image: where is it?",
-        "lacks": f"this needs the package 'not_installed_anywhere': {install_command('bench')}",
+        "lacks": f"the package 'not_installed_anywhere' is not installed; run {install_command('bench')}",
         "breaks": "ValueError: seven",
         "dies": "its process ended with status -9",
         "dies_late": None,
@@ -139,7 +139,7 @@ def test_the_command_writes_a_report(subject: Subject, tmp_path: Path, monkeypat
     command += ["--device", "cpu"]
     result = CliRunner().invoke(app, [*command, "--samples", str(tmp_path / "samples.json")])
     assert result.exit_code == 0, result.output
-    assert "device cpu: asked for with --device cpu" in result.stderr
+    assert "device cpu: chosen with --device cpu" in result.stderr
     document = json.loads(result.stdout.splitlines()[-1])
     (file,) = (tmp_path / "out").glob("*-a-chip-2-cores.json")
     assert results.read(file) == document and "samples" not in result.stdout
@@ -332,7 +332,7 @@ def test_another_device_than_the_models_is_refused_before_minutes_are_spent(subj
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
     message = " ".join(result.stderr.split())
-    assert "was exported for the GPU, and this run measures the CPU (asked for with --device cpu)" in message
+    assert "was exported for the GPU, and this run measures the CPU (chosen with --device cpu)" in message
     assert "nst-export --device cpu exports it again, or measure with --device gpu" in message
     config.write_text("")
     with pytest.raises(InputError, match="exported for the CPU, and this run measures the GPU"):

@@ -98,7 +98,7 @@ def test_where_images_go(tmp_path: Path) -> None:
         ([a, tmp_path / "deep" / "a.jpg"], out, "rename one"),
         ([a], Path("out.xyz"), r"cannot write \.xyz"),
         ([a, b], Path("out.png"), "out.png is a file"),
-        ([tmp_path], out, "no images in it"),
+        ([tmp_path], out, "no images found"),
         ([tmp_path / "*.gif"], out, "no image matches"),
         (["-", a], out, "give it without other images"),
         (["-"], out, "has no name in the folder"),

@@ -39,7 +39,7 @@ def test_packages_of_cuda_13_on_a_driver_of_cuda_12(packages: Path) -> None:
     with pytest.raises(InputError) as raised:
         check_driver(card("550.54", 12, 4))
     assert str(raised.value) == (
-        "the driver 550.54 runs CUDA 12.4, and onnxruntime-gpu 1.31.1 is built for CUDA 13: "
+        "the driver 550.54 supports CUDA 12.4, but onnxruntime-gpu 1.31.1 is built for CUDA 13; run "
         + install_command("gpu-cu12")
     )
 
@@ -47,7 +47,7 @@ def test_packages_of_cuda_13_on_a_driver_of_cuda_12(packages: Path) -> None:
 @pytest.mark.parametrize(("name", "version"), [("tensorrt-cu13", "10.15.1.29"), ("cuda-bindings", "13.0.3")])
 def test_other_packages_of_cuda_13(packages: Path, name: str, version: str) -> None:
     install(packages, name, version)
-    with pytest.raises(InputError, match=f"and {name} {version} is built for CUDA 13: pip install"):
+    with pytest.raises(InputError, match=f"but {name} {version} is built for CUDA 13; run pip install"):
         check_driver(card("550.54", 12, 4))
     check_driver(card("580.65.06", 13, 0))
 
@@ -62,7 +62,7 @@ def test_a_driver_takes_its_own_cuda_and_older_ones(packages: Path) -> None:
 
 def test_a_driver_that_is_too_old_for_all(packages: Path) -> None:
     install(packages, "onnxruntime-gpu", "1.24.4", *CUDA_12)
-    with pytest.raises(InputError, match=r"runs CUDA 11\.4, and .* for CUDA 12: update the driver .*--device cpu"):
+    with pytest.raises(InputError, match=r"supports CUDA 11\.4, but .* for CUDA 12; update the driver .*--device cpu"):
         check_driver(card("470.82", 11, 4))
 
 

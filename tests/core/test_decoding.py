@@ -169,7 +169,7 @@ def refused(data: bytes, name: str, folder: Path) -> str:
     return str(caught.value).removeprefix(f"{folder / name}: ")
 
 
-WORDS = "nst does not develop it; export it as JPEG or TIFF"
+WORDS = "which nst does not develop; export it as JPEG or TIFF"
 
 
 def test_a_dng_is_refused_by_its_content(photo: Image.Image, tmp_path: Path) -> None:
@@ -177,18 +177,18 @@ def test_a_dng_is_refused_by_its_content(photo: Image.Image, tmp_path: Path) -> 
     data = encoded(photo, "TIFF", tiffinfo=tags(DNGVersion=b"\1\4\0\0", NewSubfileType=1))
     with Image.open(io.BytesIO(data)) as image:
         assert image.size == SIZE
-        with pytest.raises(ImageError, match=r"the image: a camera's raw file \(DNG\): nst"):
+        with pytest.raises(ImageError, match=r"the image: a raw camera file \(DNG\), which nst"):
             from_pillow(image)
     for name in ("a.dng", "a.tif"):
-        assert refused(data, name, tmp_path) == f"a camera's raw file (DNG): {WORDS}"
+        assert refused(data, name, tmp_path) == f"a raw camera file (DNG), {WORDS}"
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("sensor", [32_803, 34_892])
 def test_a_sensors_image_below_the_thumbnail(order: str, sensor: int, tmp_path: Path) -> None:
-    assert refused(raw(order, sensor), "a.nef", tmp_path) == f"a camera's raw file (NEF): {WORDS}"
-    assert refused(raw(order, sensor, subfile=0), "a.tif", tmp_path) == f"a camera's raw file: {WORDS}"
-    assert refused(raw(order, sensor=1), "a.arw", tmp_path) == f"a camera's raw file (ARW): {WORDS}"
+    assert refused(raw(order, sensor), "a.nef", tmp_path) == f"a raw camera file (NEF), {WORDS}"
+    assert refused(raw(order, sensor, subfile=0), "a.tif", tmp_path) == f"a raw camera file, {WORDS}"
+    assert refused(raw(order, sensor=1), "a.arw", tmp_path) == f"a raw camera file (ARW), {WORDS}"
 
 
 @pytest.mark.parametrize(
@@ -203,12 +203,12 @@ def test_a_sensors_image_below_the_thumbnail(order: str, sensor: int, tmp_path: 
     ids=["CR2", "CR3", "RAF", "ORF", "RW2"],
 )
 def test_raw_files_that_begin_in_their_own_way(head: bytes, kind: str, tmp_path: Path) -> None:
-    assert refused(head, "a.jpg", tmp_path) == f"a camera's raw file ({kind}): {WORDS}"
+    assert refused(head, "a.jpg", tmp_path) == f"a raw camera file ({kind}), {WORDS}"
 
 
 def test_an_unknown_file_with_the_name_of_a_raw_file(tmp_path: Path) -> None:
-    assert refused(b"what no one knows", "a.IIQ", tmp_path) == f"a camera's raw file (IIQ): {WORDS}"
-    assert "not an image in a format" in refused(b"what no one knows", "a.jpg", tmp_path)
+    assert refused(b"what no one knows", "a.IIQ", tmp_path) == f"a raw camera file (IIQ), {WORDS}"
+    assert "not an image in a supported format" in refused(b"what no one knows", "a.jpg", tmp_path)
 
 
 def test_ordinary_tiffs_are_read(photo: Image.Image, tmp_path: Path) -> None:
@@ -241,17 +241,17 @@ def test_a_tiff_whose_pixels_are_not_read_says_what_they_are(tmp_path: Path) -> 
     entries = {256: 2, 257: 1, 258: 32, 259: 1, 262: 2, 277: 3, 278: 1, 279: 24, 339: 3}
     data = head + directory({**entries, 273: 8 + 2 + 12 * 10 + 4}) + np.ones(6, "<f4").tobytes()
     assert refused(data, "a.tif", tmp_path) == (
-        "a damaged TIFF, or one of a kind that is not read (channels: 3, bits a channel: 32, floating point): "
-        "save it as RGB of 8 or 16 bits"
+        "a damaged or unsupported TIFF (channels: 3, bits per channel: 32, floating point); "
+        "save it as RGB with 8 or 16 bits per channel"
     )
 
 
 def test_directories_that_lead_in_circles_end() -> None:
     head = b"II*\0" + struct.pack("<L", 8)
     circle = head + directory({254: 1, 330: 8}, following=8)
-    with pytest.raises(ImageError, match="raw file"):
+    with pytest.raises(ImageError, match="raw camera file"):
         open_image(io.BytesIO(circle))
-    with pytest.raises(ImageError, match="damaged TIFF"):
+    with pytest.raises(ImageError, match="damaged or unsupported TIFF"):
         open_image(io.BytesIO(head + directory({256: 1}, following=8)))
     for data in (head, head + b"\xff\xff", b"II+\0" + b"\xff" * 60, b"MM\0*\xff\xff\xff\xff"):
         with pytest.raises(ImageError, match="damaged"):
@@ -282,7 +282,7 @@ def test_an_overshoot_of_floating_point_is_clipped() -> None:
 
 @pytest.mark.parametrize("depth", [np.float32, np.int32])
 def test_values_without_a_known_white_are_refused(depth: type) -> None:
-    with pytest.raises(ImageError, match=r"^the image: its values go up to 1e\+06, so white is unknown"):
+    with pytest.raises(ImageError, match=r"^the image: its values go up to 1e\+06, so its white is unknown"):
         from_pillow(Image.fromarray(np.array([[0, 1_000_000]], depth)))
 
 

@@ -61,8 +61,8 @@ def test_auto_takes_the_first_gpu_and_says_which(machine: pytest.MonkeyPatch, as
     ("nvml", "reason"),
     [
         (fake_nvml(broken="init"), "no NVIDIA GPU (NVML: Driver Not Loaded)"),
-        (fake_nvml("NVIDIA L4", broken="count"), "the NVIDIA driver does not answer (NVML: GPU is lost)"),
-        (fake_nvml(), "the NVIDIA driver has no GPU"),
+        (fake_nvml("NVIDIA L4", broken="count"), "the NVIDIA driver does not respond (NVML: GPU is lost)"),
+        (fake_nvml(), "the NVIDIA driver reports no GPU"),
     ],
 )
 def test_without_a_gpu_auto_says_why_and_gpu_is_refused(
@@ -78,7 +78,7 @@ def test_without_a_gpu_auto_says_why_and_gpu_is_refused(
 
 def test_cpu_asks_no_driver(machine: pytest.MonkeyPatch) -> None:
     machine.setitem(sys.modules, "pynvml", fake_nvml("NVIDIA L4", broken="init"))
-    assert devices.choose("cpu") == devices.Device("cpu", "asked for with --device cpu")
+    assert devices.choose("cpu") == devices.Device("cpu", "chosen with --device cpu")
 
 
 @pytest.mark.parametrize(

@@ -76,4 +76,6 @@ def test_this_installation_is_named_with_its_own_folder() -> None:
     origin = json.loads(distribution("nst").read_text("direct_url.json") or "{}")
     path = Path(shlex.split(install_command("web"))[-1].removesuffix("[web]"))
     assert origin["url"] == path.as_uri() and (path / "pyproject.toml").exists()
-    assert str(MissingExtra("web", "aiohttp")) == f"this needs the package 'aiohttp': {install_command('web')}"
+    assert (
+        str(MissingExtra("web", "aiohttp")) == f"the package 'aiohttp' is not installed; run {install_command('web')}"
+    )

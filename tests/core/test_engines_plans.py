@@ -144,7 +144,7 @@ def test_a_user_without_a_home_folder_learns_what_to_set(monkeypatch: pytest.Mon
     for name in ("NST_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", missing)
-    with pytest.raises(PlanError, match=r"user id \d+ has no home folder: set NST_CACHE to a folder that it can write"):
+    with pytest.raises(PlanError, match=r"user id \d+ has no home folder; set NST_CACHE to a writable folder"):
         plans.cache_folder()
     monkeypatch.setenv("NST_CACHE", "/own")
     assert plans.cache_folder() == Path("/own/plans")
@@ -240,11 +240,11 @@ def test_a_plan_that_somebody_put_there_is_left_to_tensorrt(simple: Path, fake: 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"gpu": "NVIDIA L4"}, "GPU NVIDIA L4, here NVIDIA H100 80GB HBM3"),
-        ({"compute_capability": "8.9"}, "compute capability 8.9, here 9.0"),
-        ({"tensorrt": "10.9.0.34"}, "TensorRT 10.9.0.34, here 10.15.1.29"),
+        ({"gpu": "NVIDIA L4"}, "GPU NVIDIA L4, but here NVIDIA H100 80GB HBM3"),
+        ({"compute_capability": "8.9"}, "compute capability 8.9, but here 9.0"),
+        ({"tensorrt": "10.9.0.34"}, "TensorRT 10.9.0.34, but here 10.15.1.29"),
         ({"model_sha256": "cd" * 32}, f"SHA-256 of model.onnx {'cd' * 32}"),
-        ({"profile": "16x16/32x32/64x64"}, "shapes 16x16/32x32/64x64, here 16x16/64x64/2x96x128"),
+        ({"profile": "16x16/32x32/64x64"}, "shapes 16x16/32x32/64x64, but here 16x16/64x64/2x96x128"),
     ],
 )
 def test_a_plan_for_something_else_is_refused_with_the_way_to_another(
@@ -255,7 +255,7 @@ def test_a_plan_for_something_else_is_refused_with_the_way_to_another(
     (tmp_path / "plan.json").write_text(replace(KEY, **change).record(b"plan"))
     reason = plans.mismatch(tmp_path, KEY)
     assert reason is not None and words in reason
-    assert "export it again on this machine, or delete model.plan and plan.json" in reason
+    assert "export the model again here, or delete model.plan and plan.json" in reason
     assert "\n" not in reason
     assert plans.find(tmp_path, KEY) is None
 
@@ -263,7 +263,7 @@ def test_a_plan_for_something_else_is_refused_with_the_way_to_another(
 def test_a_refused_plan_is_not_built_silently(simple: Path, fake: FakeGpu) -> None:
     (simple / "model.plan").write_bytes(b"plan")
     (simple / "plan.json").write_text(KEY.record(b"plan"))
-    with pytest.raises(PlanError, match="is a plan for something else"):
+    with pytest.raises(PlanError, match="does not fit this machine"):
         ensure(simple, fake)
     (simple / "plan.json").write_text("{}")
     with pytest.raises(PlanError, match=r"plan\.json is damaged"):
@@ -307,7 +307,7 @@ def test_two_processes_build_the_same_plan_once(simple: Path) -> None:
     for process in processes:
         process.join(60)
     assert [builds for builds, _ in answers] == [0, 1]
-    assert answers[0][1] == ["waiting for another process, which builds this plan"]
+    assert answers[0][1] == ["waiting for another process that builds this plan"]
 
 
 def command(*arguments: object, fake: bool = True) -> tuple[int, list[dict[str, Any]]]:
@@ -330,7 +330,7 @@ def test_the_command_says_how_far_it_is_and_where_the_plan_lies(simple: Path, ca
 
 def test_the_command_says_what_is_wrong(simple: Path, tmp_path: Path) -> None:
     for arguments, words in [
-        ((simple, "16x16", 4), "'16x16' is no profile"),
+        ((simple, "16x16", 4), "'16x16' is not a profile"),
         ((simple, PROFILE), "usage: build_plan.py"),
         ((tmp_path, PROFILE, 4), "neither model.plan nor model.onnx"),
     ]:

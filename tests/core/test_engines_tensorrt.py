@@ -85,14 +85,14 @@ def test_several_inputs_and_pieces_of_a_batch(opened: Callable[..., TensorRTEngi
 @pytest.mark.parametrize(
     ("feeds", "words"),
     [
-        ({"image": images(7, 24)}, "image 1x7x24x3 is outside of the plan's shapes, 1x8x8x3 to 4x64x64x3"),
+        ({"image": images(7, 24)}, "image 1x7x24x3 is outside the plan's shapes, 1x8x8x3 to 4x64x64x3"),
         ({"image": images(16, 65)}, "image 1x16x65x3 is outside"),
         ({"image": images(count=5)}, "image 5x16x24x3 is outside"),
         ({"image": images()[0]}, "image 16x24x3 is outside"),
-        ({"image": [images(), images(16, 25)]}, "1x16x24x3, 1x16x25x3 are not of one shape"),
-        ({"image": images().astype(np.float32)}, "image is float32; the plan takes uint8"),
-        ({}, "the plan's inputs are image; given are none"),
-        ({"image": images(), "noise": images()}, "given are image, noise"),
+        ({"image": [images(), images(16, 25)]}, "1x16x24x3, 1x16x25x3 differ in shape"),
+        ({"image": images().astype(np.float32)}, "image is float32, but the plan needs uint8"),
+        ({}, "the plan's inputs are image, but got none"),
+        ({"image": images(), "noise": images()}, "but got image, noise"),
     ],
 )
 def test_what_the_plan_does_not_take_is_refused(
@@ -106,7 +106,7 @@ def test_what_the_plan_does_not_take_is_refused(
 
 def test_inputs_that_do_not_go_together_are_refused(opened: Callable[..., TensorRTEngine]) -> None:
     engine = opened(graphs.weighted)
-    with pytest.raises(ValueError, match="image 2x16x24x3, style_weights 1x2: these do not go together"):
+    with pytest.raises(ValueError, match="image 2x16x24x3, style_weights 1x2: these shapes do not fit together"):
         engine.run({"image": images(count=2), "style_weights": np.ones((1, 2), np.float32)})
     weights = np.ones((1, 2), np.float32)
     assert np.array_equal(engine.run({"image": images(), "style_weights": weights}), images())
@@ -324,7 +324,7 @@ def test_without_graphs_the_engine_says_why(opened: Callable[..., TensorRTEngine
 @pytest.mark.parametrize("plan", [b"", b"nonsense"])
 def test_a_plan_that_tensorrt_does_not_take_is_one_line(fake: FakeGpu, tmp_path: Path, plan: bytes) -> None:
     (tmp_path / "model.plan").write_bytes(plan)
-    with pytest.raises(PlanError, match=r"model\.plan: TensorRT 10\.99\.0\.1 does not run this plan .*magicTag"):
+    with pytest.raises(PlanError, match=r"model\.plan: TensorRT 10\.99\.0\.1 cannot run this plan .*magicTag"):
         TensorRTEngine(tmp_path / "model.plan", library=fake.tensorrt)
 
 
@@ -422,5 +422,5 @@ def test_a_real_plan_runs_on_the_real_gpu(tmp_path: Path) -> None:
         assert free - cuda.free_memory() < 2**30
         image = images(1024, 1024, 4)
         assert np.abs(engine.run({"image": image}).astype(int) - (255 - image)).max() <= 1
-        with pytest.raises(ValueError, match="outside of the plan's shapes"):
+        with pytest.raises(ValueError, match="outside the plan's shapes"):
             engine.run({"image": images(1025, 16)})

@@ -60,7 +60,7 @@ def test_events_of_a_fast_task_are_few(tmp_path: Path) -> None:
     ("error", "event", "message"),
     [
         (InputError("width is -1:\n above 0"), "failed", "width is -1: above 0"),
-        (ModuleNotFoundError("torch", name="torch"), "failed", "this needs the package 'torch': "),
+        (ModuleNotFoundError("torch", name="torch"), "failed", "the package 'torch' is not installed; run "),
         (KeyboardInterrupt(), "interrupted", None),
         (typer.Exit(3), "failed", None),
         (typer.Exit(0), "finished", None),

@@ -74,7 +74,7 @@ def test_a_file_that_outgrows_its_limit(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=True, timeout=60
     )
-    advice = "set NST_CACHE to a folder that can be written to"
+    advice = "set NST_CACHE to a writable folder"
     assert result.stdout == f"cannot write {target}: {os.strerror(errno.EFBIG)}; {advice}\n"
     assert target.read_text() == "older"
     assert list(tmp_path.iterdir()) == [target]
@@ -211,9 +211,7 @@ def test_a_user_without_a_home_learns_what_to_set(
     bare.delenv("HOME", raising=False)
     with pytest.raises(InputError) as caught:
         folder()
-    assert str(caught.value) == (
-        f"user id {os.getuid()} has no home folder: set {variable} to a folder that this user can write to"
-    )
+    assert str(caught.value) == (f"user id {os.getuid()} has no home folder; set {variable} to a writable folder")
     bare.setenv(xdg, str(tmp_path))
     assert folder() == tmp_path / "nst"
     bare.delenv(xdg)
@@ -236,7 +234,7 @@ def test_a_real_user_id_without_an_entry(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, env=environment
     )
-    assert result.stdout.startswith("user id 54321 has no home folder: set NST_CACHE to a folder")
+    assert result.stdout.startswith("user id 54321 has no home folder; set NST_CACHE to a writable folder")
 
 
 def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path) -> None:
@@ -252,6 +250,6 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for name in ("pipe", "link"):
-        with pytest.raises(WriteError, match="no regular file"), atomic_write(tmp_path / name):
+        with pytest.raises(WriteError, match="not a regular file"), atomic_write(tmp_path / name):
             pass
     assert (tmp_path / "pipe").is_fifo()

@@ -351,7 +351,7 @@ def test_threads_leave_pillows_settings_as_they_were(
 @pytest.mark.parametrize("kind", ["EPS", "PPM", "ICO", "TGA", "PCX"])
 def test_what_is_read_is_what_is_listed(kind: str) -> None:
     """Pillow knows more formats, and starts Ghostscript for one of them."""
-    with pytest.raises(ImageError, match=r"can be read \(AVIF, BMP, GIF, HEIF, JPEG, PNG, TIFF, WEBP\)"):
+    with pytest.raises(ImageError, match=r"supported format \(AVIF, BMP, GIF, HEIF, JPEG, PNG, TIFF, WEBP\)"):
         open_image(io.BytesIO(encoded(Image.new("RGB", (16, 16)), kind)))
 
 

@@ -300,15 +300,15 @@ def test_images_that_are_not_read_are_found_and_counted(tmp_path: Path) -> None:
     assert unreadable_summary(unread) == "3 files were not read: 2 .dng, 1 .jxl"
     assert unreadable_summary(unread[:1]) == "1 file was not read: 1 .dng"
     assert unreadable_summary([]) == ""
-    with pytest.raises(InputError, match=r"no images in it; 3 files were not read: 2 \.dng, 1 \.jxl$"):
+    with pytest.raises(InputError, match=r"no images found; 3 files were not read: 2 \.dng, 1 \.jxl$"):
         find_images(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("width", "height", "kind", "words"),
     [
-        (16_384, 1, "WEBP", "16384x1 is more than a WebP file can hold (16,383 pixels a side): write .png"),
-        (1, 65_501, "JPEG", "1x65501 is more than a JPEG file can hold (65,500 pixels a side): write .png"),
+        (16_384, 1, "WEBP", "16384x1 is more than a WebP file can hold (16,383 pixels per side); write .png"),
+        (1, 65_501, "JPEG", "1x65501 is more than a JPEG file can hold (65,500 pixels per side); write .png"),
     ],
 )
 def test_an_image_that_its_format_cannot_hold(
@@ -326,7 +326,7 @@ def test_an_image_that_its_format_cannot_hold(
 
 
 def test_what_an_encoder_raises_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"^a WEBP of 4x6 cannot be written: "):
+    with pytest.raises(InputError, match=r"^cannot encode 4x6 as WEBP: "):
         encode_image(ImageData(RAMP), "WEBP", quality="best")  # type: ignore[arg-type]
 
 

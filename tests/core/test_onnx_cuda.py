@@ -349,7 +349,7 @@ def test_what_onnx_runtime_is_asked_for(inverted: Path, monkeypatch: pytest.Monk
 
 
 def test_a_provider_that_is_not_given_is_an_error(inverted: Path) -> None:
-    words = "asked ONNX Runtime for CoreMLExecutionProvider, got CPUExecutionProvider"  # which no Linux has
+    words = "requested CoreMLExecutionProvider from ONNX Runtime, but got CPUExecutionProvider"  # which no Linux has
     with pytest.warns(UserWarning), pytest.raises(SessionError, match=words):
         CudaSessions(inverted, providers=[("CoreMLExecutionProvider", {})], cuda=HostCuda())
 

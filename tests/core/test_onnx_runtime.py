@@ -85,4 +85,4 @@ def test_none_is_an_error_that_names_the_extra_for_the_machine(
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(MissingExtra) as error:
         import_onnxruntime("local")
-    assert str(error.value) == f"this needs the package 'onnxruntime': {install_command(extra)}"
+    assert str(error.value) == f"the package 'onnxruntime' is not installed; run {install_command(extra)}"

@@ -168,7 +168,7 @@ def test_a_token_that_is_none(tmp_path: Path) -> None:
     """It would become options of the command line."""
     environment = {**os.environ, "NST_TOKEN": "one two", "NST_TLS": str(tmp_path)}
     refused = subprocess.run([SCRIPT], capture_output=True, text=True, env=environment)
-    assert refused.returncode == 1 and refused.stderr.startswith("error: NST_TOKEN holds no token")
+    assert refused.returncode == 1 and refused.stderr.startswith("error: NST_TOKEN is not a token")
 
 
 def test_the_queries_read_what_triton_reports(container: Container) -> None:

@@ -148,6 +148,12 @@ def shipped_styles() -> dict[str, tuple[str, ...]]:
     return {path.stem: tuple(read_plain_data(path)["styles"]) for path in sorted((ROOT / "models").glob("*.pth"))}
 
 
+def card(name: str) -> dict[str, str]:
+    """The table of a shipped checkpoint's page, by what its rows are called."""
+    page = (ROOT / "docs" / "styles" / f"{name}.md").read_text()
+    return dict(re.findall(r"^\| ([A-Z][\w ]+) \| (.+) \|$", page, re.MULTILINE))
+
+
 def simple_commands(line: str) -> list[list[str]]:
     """The words of each command of a line: parted at pipes and the like, without redirections.
 
@@ -197,6 +203,8 @@ class Misread(Exception):
 def parsed(words: list[str]) -> Parsed:
     """Have nst's own command read its words, without running it. Raises `Misread`."""
     name, *arguments = words
+    if arguments[:1] in (["--install-completion"], ["--show-completion"]):  # reading them would install
+        return Parsed(name, {})
     try:
         return _read(command(name), name, arguments)
     except Misread:
@@ -228,12 +236,12 @@ def _read(command: Any, name: str, arguments: list[str], parent: Any = None) -> 
 
 
 def misnamed_styles(read: Parsed) -> set[str]:
-    """Styles that a command names and that no checkpoint of models/ has."""
+    """Styles that a command names and that neither ship nor are trained on a page."""
     if read.name.rpartition(" ")[2] not in ("stylize", "video", "webcam", "batch") or not read.values.get("style"):
         return set()
     named = {name for weights in Schedule.of(read.values["style"]).style_weights for name in weights}
     known = {style for styles in shipped_styles().values() for style in styles} | set(shipped_styles())
-    return named - known
+    return named - known - {"painting"}
 
 
 def options() -> set[str]:

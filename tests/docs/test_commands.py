@@ -51,14 +51,17 @@ NOT_HERE = {
     r"tritonserver ": "needs NVIDIA's container",
     r"ray start|nst batch ": "needs a cluster, or half a minute of Ray: tests/end_to_end/test_batch.py",
     r"torchrun ": "needs machines: tests/trainer/test_machines.py",
-    r"nst-bench(?! (compare|report|capacity))": "measures for minutes to an hour: tests/benchmarks",
+    r"nst bench(?! (compare|report|capacity))": "measures for minutes to an hour: tests/benchmarks",
     r"nst webcam(?! --input)": "needs a camera",
-    r"nst-serve --docker(?!.*--dry-run)": "needs Docker: tests/server/test_docker.py",
-    r"nst-export .*--(target|for) |nst-export verify": "needs TensorRT: tests/export/test_tensorrt.py",
-    r"nst-export .*(--tiled|--device cpu)": "takes its time once more: tests/export/test_tiles.py, test_commands.py",
-    r"nst-export .*--load": "takes its time once more: tests/end_to_end/test_publishing.py",
-    r"nst-export (models/ |models/(?!starry-night-fast)|mosaic)": "takes its time once more, with another file",
-    r"nst-train .* --learning-rate 6e-3": "made an image that ships; docs/guides/train.md has the same, shorter",
+    r"nst serve --docker(?!.*--dry-run)": "needs Docker: tests/server/test_docker.py",
+    r"nst export .*--(target|for) |nst export verify": "needs TensorRT: tests/export/test_tensorrt.py",
+    r"nst export .*(--tiled|--device cpu)": "takes its time once more: tests/export/test_tiles.py, test_commands.py",
+    r"nst export .*--load": "takes its time once more: tests/end_to_end/test_publishing.py",
+    r"nst export (?!(models/)?starry-night-fast|gallery\.pth|inspect |verify )": "takes its time, with another file",
+    r"nst export starry-night-fast gallery": "takes its time, with another file",
+    r"nst stylize .*--style (starry-night|udnie-johnson|[a-z-]+(?<!night)-fast) ": "needs its export",
+    r"nst train .* --learning-rate 6e-3": "made an image that ships; docs/guides/train.md has the same, shorter",
+    r"nst --(install|show)-completion": "changes the reader's shell: tests/end_to_end/test_umbrella.py",
     r"python dev/": "simulates ten million images, or drives a browser",
 }
 """Lines that begin like this are not run, and why."""
@@ -68,15 +71,17 @@ SUBSTITUTIONS = (
     (r"server\.example|(?<=//)(server|painter)(?=:)", "localhost"),
     (r"192\.0\.2\.7", "127.0.0.1"),
     (r"--minutes \d+", "--minutes 0.1"),
+    (r"--to gallery(?= )", "--to models/gallery.pth -o gallery.pth"),  # which is small there
     (r"PRICE", "0.05"),
 )
 """What is another in the tests than on a page."""
 
 QUICKLY = {
     r"nst optimize ": "--size 32 --iterations 1",
-    r"nst texture (?!\S+\.pth)": "--shape 32x32 --iterations 1",
-    r"nst-train (?!--add)": "--width 0.125 --iterations 2 --batch 1 --crop 128 --style-size 64",
-    r"nst-train --add": "--batch 1 --crop 64 --style-size 64",
+    r"nst texture (?!\S+\.pth|gravel|strawberries)": "--shape 32x32 --iterations 1",
+    r"nst train (?!--add)(?!.*--minutes)": "--width 0.125 --iterations 2 --batch 1 --crop 128 --style-size 64",
+    r"nst train (?!--add).*--minutes": "--width 0.125 --batch 1 --crop 128 --style-size 64",
+    r"nst train --add": "--batch 1 --crop 64 --style-size 64",
 }
 """Options that come after those of a page, so that it takes a second."""
 
@@ -96,18 +101,22 @@ class Reader:
     done: set[str] = field(default_factory=set)
     serving: subprocess.Popen[bytes] | None = None
     """What runs in the foreground of another terminal."""
+    own_server: bool = False
+    """Whether the block has servers of its own."""
     below: str = "."
     """Where `cd` went, from the folder on."""
 
     def typed(self, line: str) -> None:
         """Run a line of a page, or nothing where it ran before or cannot run here."""
-        if line in self.done or not_here(line):
+        line = umbrella(line)
+        of_a_scene = self.own_server and re.match(r"nst serve\b", line)
+        if (line in self.done and not of_a_scene) or not_here(line):
             return
         self.done.add(line)
         here = self.here(line)
         if line.startswith("cd "):
             self.below = line.removeprefix("cd ")
-        elif re.match(r"nst-serve(?! (stop|status|load|unload)\b| .*--(detach|dry-run))|nst web\b", line):
+        elif re.match(r"nst serve(?! (stop|status|load|unload)\b| .*--(detach|dry-run))|nst web\b", line):
             self.start(here)
         elif re.match(IN_THIS_PROCESS, line):
             more = [options for pattern, options in QUICKLY.items() if re.match(pattern, line)]
@@ -124,9 +133,9 @@ class Reader:
         ports = self.endpoints
         for port, own in ((8000, ports.http_port), (8001, ports.grpc_port), (8002, ports.metrics_port)):
             line = re.sub(rf":{port}\b", f":{own}", line)
-        if re.match(r"nst-serve (stop|status|load|unload)\b", line):
+        if re.match(r"nst serve (stop|status|load|unload)\b", line):
             return f"{line} --http-port {ports.http_port}"
-        if line.startswith("nst-serve"):
+        if line.startswith("nst serve"):
             more = f"--http-port {ports.http_port} --grpc-port {ports.grpc_port} --metrics-port {ports.metrics_port}"
             return f"{line} {more}" + ("" if "--docker" in line else f" --triton '{TRITON}'")
         return re.sub(r"^nst web\b", "nst web --port 0", line)
@@ -166,20 +175,28 @@ class Reader:
     def scene(self, text: str) -> Iterator[None]:
         """A block, with ports of its own if it starts servers itself."""
         before = self.endpoints
-        self.endpoints = Endpoints.free() if "nst-serve" in text else before
+        self.own_server = "nst serve" in umbrella(text)
+        self.endpoints = Endpoints.free() if self.own_server else before
         try:
             yield
             self.stop()
+            if "--detach" in text and "serve stop" not in text:
+                self.typed("nst serve stop")
         finally:
-            self.endpoints, self.below = before, "."
+            self.endpoints, self.own_server, self.below = before, False, "."
             if self.serving is not None:  # a line before failed
                 self.serving.kill()
                 self.serving = None
 
 
+def umbrella(text: str) -> str:
+    """Commands by the one name that they have under `nst`."""
+    return re.sub(r"\bnst-(train|export|serve|bench)\b(?= |$)", r"nst \1", text, flags=re.MULTILINE)
+
+
 def not_here(line: str) -> str | None:
     """Why a line is not run."""
-    return next((reason for pattern, reason in NOT_HERE.items() if re.match(pattern, line)), None)
+    return next((reason for pattern, reason in NOT_HERE.items() if re.match(pattern, umbrella(line))), None)
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +204,10 @@ def reader(furnished: Path) -> Iterator[Reader]:
     reader = Reader(furnished, Endpoints.free())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        reader.typed("nst-serve --detach")
+        reader.typed("nst serve --detach")
         yield reader
-    reader.done.discard("nst-serve stop")
-    reader.typed("nst-serve stop")
+    reader.done.discard("nst serve stop")
+    reader.typed("nst serve stop")
 
 
 @pytest.mark.parametrize("block", shell_blocks(), ids=str)
@@ -236,6 +253,6 @@ def test_what_is_not_run_stands_on_a_page() -> None:
     lines = [line for block in shell_blocks() for line in lines_of(block)]
     lines += [mention.text for mention in mentioned_commands()]
     for pattern in NOT_HERE:
-        assert any(re.match(pattern, line) for line in lines), f"no page has {pattern} any more"
+        assert any(re.match(pattern, umbrella(line)) for line in lines), f"no page has {pattern} any more"
     for part in PYTHON_NOT_HERE:
         assert any(part in block.text for block in python_blocks()), f"no page has {part} any more"

@@ -433,8 +433,8 @@ def test_shapes_that_triton_does_not_check(
     for url in (fragile.endpoints.grpc, fragile.endpoints.http):
         with StyleClient(url, retries=10) as client:
             assert alike(client.stylize(CONTENT, "starry"), models.stylized(CONTENT[None])[0])
-    assert [line for line in fragile.messages if "starting it again" in line] == [
-        f"{reason} (its log: {fragile_log(fragile)}); starting it again in 0.5 s"
+    assert [line for line in fragile.messages if "restarting" in line] == [
+        f"{reason} (log: {fragile_log(fragile)}); restarting in 0.5 s"
     ]
     fragile.started(2)
     assert not alive(before)
@@ -459,7 +459,7 @@ def test_an_unload_is_no_failure(fragile: Server) -> None:
         succeeded(run("nst-serve", action, "starry", "--http-port", fragile.endpoints.http_port))
     with StyleClient(fragile.endpoints.grpc) as client:
         client.stylize(CONTENT, "starry")
-    assert not [line for line in fragile.messages if "starting it again" in line]
+    assert not [line for line in fragile.messages if "restarting" in line]
 
 
 def test_a_process_that_dies_while_its_model_is_loaded(fragile: Server, models: Models, tmp_path: Path) -> None:
@@ -482,7 +482,7 @@ def test_a_process_that_dies_while_its_model_is_loaded(fragile: Server, models: 
             assert alike(client.stylize(CONTENT, "starry"), models.stylized(CONTENT[None])[0])
         os.kill(first.pop(), signal.SIGKILL)
         fragile.started(2)
-        assert f"{DEAD_STUB} (its log: " in fragile.messages[-2]
+        assert f"{DEAD_STUB} (log: " in fragile.messages[-2]
         assert "large" in fragile.messages[-1], "which loads by now"
     finally:
         loading.kill()
@@ -492,7 +492,7 @@ def test_a_process_that_dies_while_its_model_is_loaded(fragile: Server, models: 
 def test_the_end_of_a_server_whose_triton_is_being_started_again(fragile: Server) -> None:
     """SIGTERM after Triton's death, before there is another: nothing is left."""
     os.kill(triton_of(fragile), signal.SIGKILL)
-    wait_for(lambda: any("starting it again" in line for line in fragile.messages))
+    wait_for(lambda: any("restarting" in line for line in fragile.messages))
     assert fragile.stop(signal.SIGTERM) == 130
     assert fragile.messages[-1] == "stopped"
     assert not state.read(state_folder(), fragile.endpoints.http_port)

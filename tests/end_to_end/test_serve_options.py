@@ -168,7 +168,7 @@ def guarded(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     assert "stopped the server" in succeeded(daemon.command("stop"))
     assert not left(processes)
     assert not list(state_folder().glob(f"*{daemon.endpoints.http_port}*"))
-    assert "no nst-serve" in daemon.command("stop").stderr
+    assert "no server of this user" in daemon.command("stop").stderr
 
 
 def test_a_detached_server_is_ready_and_can_be_asked(guarded: Daemon) -> None:
@@ -176,11 +176,11 @@ def test_a_detached_server_is_ready_and_can_be_asked(guarded: Daemon) -> None:
     result = guarded.command("status")
     succeeded(result)
     assert result.stdout.splitlines()[2:] == [
-        "device cpu: asked for with --device cpu",
+        "device cpu: chosen with --device cpu",
         "starry version 1: ready",
         "two version 1: ready",
     ]
-    assert guarded.messages.startswith("device cpu: asked for with --device cpu\n")
+    assert guarded.messages.startswith("device cpu: chosen with --device cpu\n")
     assert f"https://0.0.0.0:{guarded.endpoints.http_port}" in result.stdout
 
 
@@ -195,7 +195,7 @@ def test_its_state_is_its_users_alone(guarded: Daemon) -> None:
 def test_a_second_one_is_refused(guarded: Daemon, repository: Path) -> None:
     result = guarded.command("-r", repository, "--triton", TRITON)
     assert result.returncode == 1
-    assert f"(process {guarded.state.pid} serves there already); end it with nst-serve stop" in result.stderr
+    assert f"(process {guarded.state.pid} serves there already); end it with nst serve stop" in result.stderr
 
 
 def test_probes_need_no_token(guarded: Daemon) -> None:
@@ -310,7 +310,7 @@ def test_a_published_model_is_loaded_over_tls(
     Control.at(urls[1]).load("three", "1")
     monkeypatch.setenv("NST_STATE", str(checkpoint.parent))  # as on another machine
     for url in urls:
-        with pytest.raises(ServerError, match="wants its key"):
+        with pytest.raises(ServerError, match="requires its key"):
             Control.at(url).load("three", "1")
     monkeypatch.setenv("NST_TOKEN", guarded.state.key)
     for url in urls:
@@ -349,8 +349,8 @@ def test_one_bad_model_is_named_and_the_others_are_served(local: Daemon) -> None
 def test_a_model_for_the_other_device_is_named_with_both_ways_out(local: Daemon) -> None:
     (line, *_) = local.messages.splitlines()
     assert line.endswith(
-        "other was exported for the GPU, and this server uses the CPU (asked for with --device cpu): export it again "
-        "with nst-export --device cpu, or serve it on a machine with a GPU (--device gpu)"
+        "other was exported for the GPU, but this server uses the CPU (chosen with --device cpu); export it again "
+        "with nst export --device cpu, or serve it on a machine with a GPU (--device gpu)"
     )
     assert "other version 1 is not served: " in local.messages
 
@@ -396,7 +396,7 @@ def test_a_killed_one_is_noticed(local: Daemon) -> None:
         time.sleep(0.05)
     result = local.command("status")
     assert result.returncode == 1
-    assert f"error: no nst-serve of this user runs with HTTP port {local.endpoints.http_port}" in result.stderr
+    assert f"error: no server of this user runs with HTTP port {local.endpoints.http_port}" in result.stderr
     assert file.exists()  # which the next start overwrites
 
 
@@ -511,7 +511,7 @@ def test_what_must_not_reach_triton_is_named_and_the_rest_served(odd: Daemon) ->
     result = odd.command("status")
     succeeded(result)
     assert [line for line in result.stdout.splitlines() if " version " in line] == ["starry version 1: ready"]
-    assert f"error: '{BAD}' is no model's name" in odd.command("load", BAD).stderr
+    assert f"error: '{BAD}' is not a model name" in odd.command("load", BAD).stderr
 
 
 def test_what_comes_later_is_looked_at_first(odd: Daemon) -> None:
@@ -573,7 +573,7 @@ def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, mode
         on_error=heard.append,
     )
     reason = (
-        "cannot be served: the process ended while it was loaded: stub: error while loading shared libraries: "
+        "cannot be served: its process ended during loading: stub: error while loading shared libraries: "
         "libpython3.x.so.1.0"
     )
     if model == "*":
@@ -584,7 +584,7 @@ def test_a_process_that_dies_at_the_start(repository: Path, tmp_path: Path, mode
         assert [(model.name, model.ready) for model in Control(endpoints.control).models() if model.version] == [
             ("starry", True)
         ]
-    assert heard[0] == f"two {reason} (its log: {tmp_path / 'log'})"
+    assert heard[0] == f"two {reason} (log: {tmp_path / 'log'})"
 
 
 NOBODY = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
@@ -623,7 +623,7 @@ def test_a_user_id_without_an_entry_and_without_a_home(repository: Path) -> None
         options = ("-r", "repository", "--triton", ".triton", "--device", "cpu", "--detach", *ports)
         result = nst_serve(*options)
         assert result.returncode == 1
-        assert "error: user id 12345 has no home folder: set NST_STATE to a folder" in result.stderr.splitlines()[-1]
+        assert "error: user id 12345 has no home folder; set NST_STATE to a writable" in result.stderr.splitlines()[-1]
         assert "Traceback" not in result.stderr
         assert "ready: " in succeeded(nst_serve(*options, NST_STATE=str(folder / "state")))
         assert "stopped" in succeeded(nst_serve("stop", ports[0], NST_STATE=str(folder / "state")))
@@ -636,12 +636,12 @@ def test_options_that_cannot_be_used(repository: Path, tmp_path: Path, monkeypat
     for options, words in (
         (("--tls-cert", chain), "TLS needs both --tls-cert and --tls-key"),
         (("--tls-cert", chain, "--tls-key", tmp_path / "none"), "none: no such file"),
-        (("--tls-cert", tmp_path / "text", "--tls-key", key), "are no certificate with its private key"),
-        (("--tls-cert", chain, "--tls-key", chain), "are no certificate with its private key"),
-        (("--token-file", tmp_path / "words"), "words holds no token"),
+        (("--tls-cert", tmp_path / "text", "--tls-key", key), "give a certificate and its unencrypted key"),
+        (("--tls-cert", chain, "--tls-key", chain), "give a certificate and its unencrypted key"),
+        (("--token-file", tmp_path / "words"), "words is not a token"),
         (("--token-file", tmp_path / "none"), "cannot read the token"),
-        (("--gpus", "all"), "--gpus goes with --docker"),
-        (("--dry-run",), "--dry-run goes with --docker"),
+        (("--gpus", "all"), "--gpus needs --docker"),
+        (("--dry-run",), "--dry-run needs --docker"),
     ):
         result = run("nst-serve", "-r", repository, *options)
         assert result.returncode == 1
@@ -650,4 +650,4 @@ def test_options_that_cannot_be_used(repository: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "--docker needs docker in PATH" in run("nst-serve", "-r", repository, "--docker").stderr
     (tmp_path / "serve-8000.json").write_text(json.dumps({"pid": 1}))
-    assert "is no state of a server" in run("nst-serve", "status", "--state", tmp_path).stderr
+    assert "is not a server's state file" in run("nst-serve", "status", "--state", tmp_path).stderr

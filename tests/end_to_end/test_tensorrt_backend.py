@@ -74,10 +74,10 @@ CONFIGS = {
     "planless": STYLE,
 }
 REASONS = {
-    "large": "max_batch_size is 5, and the plan takes batches of 4 and less",
+    "large": "max_batch_size is 5, but the plan accepts batches of at most 4",
     "cpu": "TensorRT runs on NVIDIA GPUs: set KIND_GPU in instance_group",
-    "foreign": "is a plan for something else (GPU NVIDIA L4, here NVIDIA Fake GPU",
-    "planless": "model.plan: no such file, and no parameter profile to build it with",
+    "foreign": "does not fit this machine (GPU NVIDIA L4, but here NVIDIA Fake GPU",
+    "planless": "model.plan: no such file, and there is no parameter profile to build it from",
 }
 FOREIGN = (
     '{"gpu": "NVIDIA L4", "compute_capability": "8.9", "tensorrt": "10.9.0.34", "model_sha256": "", "profile": "%s"}'
@@ -218,15 +218,15 @@ def test_a_model_that_cannot_be_served_is_named_with_the_reason(server: Server, 
 
 
 HOSTILE: list[tuple[str, dict[str, np.ndarray], str]] = [
-    ("limited", {"image": random_images(height=15)}, "40x15: this model takes 16 pixels and more a side"),
-    ("limited", {"image": random_images(width=81)}, "81x24: this model takes 80 pixels and less a side"),
-    ("limited", {"image": random_images(80, 60)}, "60x80: this model takes 0.0 megapixels and less"),
+    ("limited", {"image": random_images(height=15)}, "40x15: this model needs at least 16 pixels per side"),
+    ("limited", {"image": random_images(width=81)}, "81x24: this model accepts at most 80 pixels per side"),
+    ("limited", {"image": random_images(80, 60)}, "60x80: this model accepts at most 0.0 megapixels"),
     ("limited", {"image": np.zeros((1, 0, 40, 3), np.uint8)}, "image is empty: 1x0x40x3"),
     ("limited", {"image": random_images(count=5)}, "batch-size must be <= 4"),
     (
         "picky",
         {"image": random_images(width=97)},
-        "image 1x24x97x3 is outside of the plan's shapes, 1x8x8x3 to 4x96x96x3",
+        "image 1x24x97x3 is outside the plan's shapes, 1x8x8x3 to 4x96x96x3",
     ),
     ("gallery", {"image": random_images(), "style_weights": weights(np.nan)}, "style_weights has values that are not"),
 ]

@@ -76,7 +76,7 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("text", ["", "\n", "two words", "line\nline", "ümlaut", "a,b", 'a"b', "a:b"])
 def test_a_token_that_no_header_takes_is_refused_and_not_quoted(tmp_path: Path, text: str) -> None:
     (tmp_path / "token").write_text(text)
-    with pytest.raises(InputError, match="holds no token") as raised:
+    with pytest.raises(InputError, match="is not a token") as raised:
         read_token(tmp_path / "token")
     assert not text.strip() or text not in str(raised.value)
 
@@ -101,9 +101,9 @@ def test_a_user_without_a_home_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     for command in ("status", "stop"):
         result = CliRunner().invoke(app, [command])
         assert result.exit_code == 1
-        assert result.stderr.startswith("error: user id 4242424 has no home folder: set NST_STATE to a folder")
+        assert result.stderr.startswith("error: user id 4242424 has no home folder; set NST_STATE to a writable folder")
         assert result.stderr.count("\n") == 1
-    with pytest.raises(WriteError, match="set NST_STATE to a folder that can be written to"):
+    with pytest.raises(WriteError, match="set NST_STATE to a writable folder"):
         state.check_folder(Path("/proc/none"))
 
 
@@ -124,7 +124,7 @@ def test_a_state_of_a_process_that_is_gone_is_none(tmp_path: Path) -> None:
         assert state.read(tmp_path, 8000) == here
     assert state.started(os.getpid()) == here.started
     (tmp_path / "serve-8000.json").write_text("{")
-    with pytest.raises(ServerError, match=r"serve-8000\.json is no state of a server; remove it"):
+    with pytest.raises(ServerError, match=r"serve-8000\.json is not a server's state file; remove it"):
         state.read(tmp_path, 8000)
 
 

@@ -71,13 +71,13 @@ REASONS = {
     "gpu": "KIND_GPU but no GPUs are available",
     "nonsense": "unknown parameter nonsense of the accelerator openvino",
     "accelerator": "unknown accelerator 'abacus'",
-    "mode": "execution_mode is '7': choose of 0, 1",
-    "threads": "intra_op_thread_count is 'many': give a whole number",
-    "names": "input image, pixels is not in both",
+    "mode": "execution_mode is '7'; use one of 0, 1",
+    "threads": "intra_op_thread_count is 'many'; use an integer",
+    "names": "input image, pixels does not match",
     "batch": "it cannot batch",
     "file": "other.onnx: no such file",
     "broken": "model.onnx",
-    "strings": "image is of strings, which this backend does not take",
+    "strings": "image has strings, which this backend does not support",
     "texts": "image: Triton has no type for tensor(string)",
 }
 
@@ -208,10 +208,10 @@ def test_a_model_that_cannot_be_served_is_named_with_the_reason(server: Server, 
 
 GOOD = np.array([[0.5, 0.5]], np.float32)
 HOSTILE = [
-    ("limited", {"image": images(height=15)}, "40x15: this model takes 16 pixels and more a side"),
-    ("limited", {"image": images(height=128, width=33)}, "33x128: this model takes 0.0 megapixels and less"),
-    ("narrow", {"image": images(height=49)}, "40x49: this model takes 48 pixels and less a side"),
-    ("narrow", {"image": images(width=49)}, "49x24: this model takes 48 pixels and less a side"),
+    ("limited", {"image": images(height=15)}, "40x15: this model needs at least 16 pixels per side"),
+    ("limited", {"image": images(height=128, width=33)}, "33x128: this model accepts at most 0.0 megapixels"),
+    ("narrow", {"image": images(height=49)}, "40x49: this model accepts at most 48 pixels per side"),
+    ("narrow", {"image": images(width=49)}, "49x24: this model accepts at most 48 pixels per side"),
     ("limited", {"image": np.zeros((1, 0, 40, 3), np.uint8)}, "image is empty: 1x0x40x3"),
     ("limited", {"image": images()[0]}, "unexpected shape|batch"),
     ("limited", {"image": images()[None]}, "unexpected shape"),
@@ -528,9 +528,9 @@ def test_a_gpu_instance_refuses_and_fails_one_request_alone(gpu: Gpu, tmp_path: 
     answers = answered(model, images(), *refused, bad, images() + np.uint8(1))
     assert np.array_equal(answers[0], images())
     assert answers[1:4] == [
-        "40x15: this model takes 16 pixels and more a side",
-        "49x24: this model takes 48 pixels and less a side",
-        "48x48: this model takes 0.0 megapixels and less",
+        "40x15: this model needs at least 16 pixels per side",
+        "49x24: this model accepts at most 48 pixels per side",
+        "48x48: this model accepts at most 0.0 megapixels",
     ]
     assert isinstance(answers[4], str) and answers[4].startswith("image 1x24x40x3: ")
     assert np.array_equal(answers[5], images() + np.uint8(1))
@@ -555,13 +555,13 @@ def test_a_gpu_instance_that_cannot_be_opened_says_why(gpu: Gpu, tmp_path: Path)
     with pytest.raises(Exception, match=r"model\.onnx: no such file"):
         gpu.instance(file)
     file.write_text("no model")
-    with pytest.raises(Exception, match=r"a GPU instance cannot run .*model\.onnx"):
+    with pytest.raises(Exception, match=r"cannot run .*model\.onnx on a GPU instance"):
         gpu.instance(file)
     graphs.inverted(file)
-    with pytest.raises(Exception, match="gpu_mem_limit is 'lots': give a whole number"):
+    with pytest.raises(Exception, match="gpu_mem_limit is 'lots'; use an integer"):
         gpu.instance(file, gpu_mem_limit="lots")
     graphs.inverted(file, batch=1)
-    with pytest.raises(Exception, match="input image, pixels is not in both"):
+    with pytest.raises(Exception, match="input image, pixels does not match"):
         gpu.instance(file, {"input": [{"name": "pixels", "data_type": "TYPE_UINT8"}]})
 
 
@@ -623,7 +623,9 @@ def test_engines_that_a_config_does_not_place_are_kept_in_the_users_cache(
     assert (tmp_path / "cache" / "onnxruntime").is_dir()
     (tmp_path / "file").touch()
     monkeypatch.setenv("NST_CACHE", str(tmp_path / "file"))
-    with pytest.raises(backend.pb_utils.TritonModelException, match=r"no folder for trt_engine_cache_enable: .*/file"):
+    with pytest.raises(
+        backend.pb_utils.TritonModelException, match=r"cannot create a folder for trt_engine_cache_enable: .*/file"
+    ):
         backend.providers(accelerated("tensorrt", trt_engine_cache_enable="true"), {}, "GPU", "0")
 
 
@@ -633,13 +635,13 @@ def test_engines_that_a_config_does_not_place_are_kept_in_the_users_cache(
         (
             accelerated("tensorrt", precision_mode="FP8"),
             {},
-            "precision_mode is 'FP8': choose of FP32, FP16, BF16, INT8",
+            "precision_mode is 'FP8'; use one of FP32, FP16, BF16, INT8",
         ),
         (accelerated("tensorrt", trt_engine_cache_enable="maybe"), {}, "trt_engine_cache_enable is 'maybe'"),
         (accelerated("tensorrt", speed="high"), {}, "unknown parameter speed of the accelerator tensorrt"),
         (accelerated("cuda", device_id="3"), {}, "unknown parameter device_id of the accelerator cuda"),
         (accelerated("openvino"), {}, "unknown accelerator 'openvino' of a GPU instance; known: tensorrt, cuda"),
-        ({}, {"cudnn_conv_algo_search": "9"}, "cudnn_conv_algo_search is '9': choose of 0, 1, 2"),
+        ({}, {"cudnn_conv_algo_search": "9"}, "cudnn_conv_algo_search is '9'; use one of 0, 1, 2"),
     ],
 )
 def test_gpu_settings_that_are_not_known_are_refused(
@@ -657,7 +659,10 @@ def test_providers_other_than_those_asked_for_are_refused(backend: Any, tmp_path
     model.settings = {"sess_options": options, "providers": [("CPUExecutionProvider", {})]}
     assert model.open_session().get_providers() == ["CPUExecutionProvider"]
     model.settings["providers"] = [("CUDAExecutionProvider", {}), ("CPUExecutionProvider", {})]
-    with pytest.warns(UserWarning), pytest.raises(Exception, match="asked ONNX Runtime for CUDAExecutionProvider"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(Exception, match="requested CUDAExecutionProvider, CPUExecutionProvider from ONNX Runtime"),
+    ):
         model.open_session()
 
 

@@ -55,7 +55,7 @@ def test_the_key_goes_to_the_server_and_not_to_a_proxy(
         if answer == b"[]":
             assert control.models() == []
         else:
-            with pytest.raises(ServerError, match="is no Triton"):
+            with pytest.raises(ServerError, match="is not Triton"):
                 control.models()
     assert received[-1]["nst-token"] == "secret" and not intercepted
 
@@ -93,7 +93,7 @@ def test_a_server_that_is_not_there_loads_nothing(scheme: str) -> None:
     "url", ["127.0.0.1", "grpc://", "http://h:99999", "grpc://h:-1", "http://h:port", "ftp://h:21", "grpc://:8001"]
 )
 def test_what_is_no_servers_address(url: str) -> None:
-    with pytest.raises(InputError, match="is no address"):
+    with pytest.raises(InputError, match="is not a server"):
         Control.at(url)
 
 
@@ -109,7 +109,7 @@ def test_a_key_does_not_show() -> None:
 
 @pytest.mark.parametrize("name", ["x$(touch pwned)", "my copy", "-a", "../a", ""])
 def test_what_is_no_models_name_is_never_sent(name: str) -> None:
-    with answering(b"[]") as (url, received), pytest.raises(InputError, match="is no model's name"):
+    with answering(b"[]") as (url, received), pytest.raises(InputError, match="is not a model name"):
         Control(url).load(name)
     assert not received
 

@@ -47,7 +47,7 @@ def test_the_gpus_of_a_container(
 
 
 def test_gpus_for_a_cpu() -> None:
-    with pytest.raises(InputError, match="--gpus all goes with --device gpu or auto, not with cpu"):
+    with pytest.raises(InputError, match="--gpus all needs --device gpu or auto, not cpu"):
         device_for("cpu", "all")
 
 
@@ -99,4 +99,4 @@ def test_a_version_without_a_plan_is_none_for_nvidias_backend(tmp_path: Path) ->
     tensorrt(tmp_path / "without")
     tensorrt(tmp_path / "with", files=("model.onnx", "model.plan"))
     (line,) = missing(tmp_path)
-    assert line.startswith(f"{tmp_path / 'without' / '1'} has no model.plan") and "nst-export --device gpu" in line
+    assert line.startswith(f"{tmp_path / 'without' / '1'} has no model.plan") and "nst export --device gpu" in line

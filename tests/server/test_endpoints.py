@@ -39,7 +39,9 @@ def test_a_port_in_use_is_named_with_its_option(tmp_path: Path, protocol: str) -
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
 def test_an_address_of_another_machine_is_not_mended_by_a_port(address: str) -> None:
-    with pytest.raises(ServerError, match=r"cannot listen on .*: give an address of this machine") as raised:
+    with pytest.raises(
+        ServerError, match=r"cannot listen on .*; set --address to an address of this machine"
+    ) as raised:
         Endpoints(address=address).check_free()
     assert address in str(raised.value) and "-port" not in str(raised.value)
 
@@ -49,7 +51,7 @@ def test_an_address_of_another_machine_is_not_mended_by_a_port(address: str) -> 
     [
         (Endpoints("no.such.name.invalid"), "--address no.such.name.invalid: no such address"),
         (Endpoints("fe80::1%lo"), "zone"),
-        (Endpoints("127.0.0.1", 8000, 8001, 8001), "port 8001 stands for two"),
+        (Endpoints("127.0.0.1", 8000, 8001, 8001), "port 8001 is given to two"),
     ],
 )
 def test_an_address_or_a_port_that_cannot_be(endpoints: Endpoints, words: str) -> None:

@@ -26,7 +26,7 @@ from nst_server.triton_command import Launch
 
 from .machines import CPU, H100, card, program
 
-CPU_BY_HAND = "cpu: asked for with --device cpu"
+CPU_BY_HAND = "cpu: chosen with --device cpu"
 
 VERSION = "3.12"
 """Of the Python that runs nst, as far as these tests are concerned."""
@@ -155,7 +155,7 @@ def test_the_driver_decides_on_the_packages(pypi: PyPI, cuda: tuple[int, int], m
 
 
 def test_a_driver_that_is_too_old(pypi: PyPI) -> None:
-    with pytest.raises(InputError, match=r"the driver 470\.82 runs CUDA 11\.4, and Triton needs CUDA 12 or later"):
+    with pytest.raises(InputError, match=r"the driver 470\.82 supports CUDA 11\.4, but Triton needs CUDA 12 or later"):
         installation.install_triton(pypi.folder, print, card((11, 4), "470.82"))
     assert not pypi.asked
 
@@ -241,7 +241,7 @@ def test_two_processes_install_once(pypi: PyPI) -> None:
     for thread in threads:
         thread.join()
     assert pypi.asked == [CPU_PACKAGES]
-    assert sum("another process installs Triton into" in line for line in messages) == 2
+    assert sum("waiting for another process that is installing Triton into" in line for line in messages) == 2
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,10 @@ def test_two_processes_install_once(pypi: PyPI) -> None:
     [
         ("WARNING: a\nERROR: No matching distribution found for x==1\n", "ERROR: No matching distribution found for x"),
         ("note: b\nerror: metadata-generation-failed\n\nhint: c", "error: metadata-generation-failed"),
-        ("a wheel from https://pypi.nvidia.com/. If\nerror: subprocess", "https://pypi.nvidia.com, which this machine"),
+        (
+            "a wheel from https://pypi.nvidia.com/. If\nerror: subprocess",
+            "this machine cannot reach https://pypi.nvidia.com",
+        ),
         ("Killed", "Killed"),
         ("", "no reason given"),
     ],
@@ -267,7 +270,7 @@ def test_a_pip_that_fails(pypi: PyPI, output: str, reason: str) -> None:
 
 def test_a_folder_that_cannot_be_made(pypi: PyPI) -> None:
     pypi.folder.write_text("a file")
-    with pytest.raises(ServerError, match=r"cannot install Triton into .*; name another folder with --triton"):
+    with pytest.raises(ServerError, match=r"cannot install Triton into .*; choose another folder with --triton"):
         installation.install_triton(pypi.folder, print, CPU)
 
 
@@ -395,7 +398,7 @@ def test_without_any_uv_fetches_one(pypi: PyPI, too_new: Path, tmp_path: Path, m
     messages: list[str] = []
     found = installation.install_triton(pypi.folder, messages.append, CPU)
     assert messages[0] == (
-        f"Triton needs Python 3.11, 3.12 or 3.13 with its shared library, and {too_new} is Python 3.14: "
+        f"Triton needs Python 3.11, 3.12 or 3.13 with its shared library, but {too_new} is Python 3.14; "
         f"fetching Python 3.12 into {pypi.folder}/python with uv"
     )
     assert f"(Python 3.12 of {pypi.folder}/python/cpython-3.12.16-linux-x86_64-gnu/bin/python3.12, " in messages[1]
@@ -454,7 +457,7 @@ def test_every_python_at_hand_is_seen_as_what_it_is() -> None:
 
 def test_a_system_that_pypi_has_no_triton_for(pypi: PyPI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.34"))
-    with pytest.raises(ServerError, match=r"glibc 2\.35 or later, and this is Linux x86_64 glibc 2\.34: serve with"):
+    with pytest.raises(ServerError, match=r"glibc 2\.35 or later, but this is Linux x86_64 glibc 2\.34; serve with"):
         installation.install_triton(pypi.folder, print, CPU)
     assert pypi.asked == []
 

@@ -59,7 +59,7 @@ def test_a_folder_for_temporary_files_with_an_odd_name_is_passed_over(
             assert (linked.folder.parent == place) == used
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
     monkeypatch.setattr(links, "TEMPORARY", ())
-    with pytest.raises(ServerError, match="set TMPDIR to one"), links.linked(tmp_path, None):
+    with pytest.raises(ServerError, match="set TMPDIR to a folder"), links.linked(tmp_path, None):
         pass
 
 

@@ -124,9 +124,9 @@ def test_what_cannot_be_built_is_one_line_and_the_others_go_on(installation: Ins
         tensorrt(tmp_path / "models" / name)
     messages: list[str] = []
     plans.prepare(installation, tmp_path / "models", H100, messages.append)
-    assert messages[0] == "no TensorRT plan could be built for killed: Segmentation fault in libnvinfer"
+    assert messages[0] == "cannot build a TensorRT plan for killed: Segmentation fault in libnvinfer"
     assert messages[1] == (
-        "no TensorRT plan could be built for refused: tensorrt 10.15.1.29 cannot read the graph: no such operator"
+        "cannot build a TensorRT plan for refused: tensorrt 10.15.1.29 cannot read the graph: no such operator"
     )
     assert messages[2].startswith("the TensorRT plan of right is in ") and len(messages) == 3
 

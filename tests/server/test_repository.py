@@ -17,8 +17,8 @@ from .machines import CPU, H100, config, tensorrt
 
 ONNX = 'backend: "onnxruntime"\n'
 FOR = {"cpu": ONNX + "instance_group { kind: KIND_CPU count: 1 }", "gpu": ONNX + "instance_group { kind: KIND_GPU }"}
-AGAIN = {"cpu": "export it again with nst-export --device gpu, or serve it with --device cpu"}
-AGAIN["gpu"] = "export it again with nst-export --device cpu, or serve it on a machine with a GPU (--device gpu)"
+AGAIN = {"cpu": "export it again with nst export --device gpu, or serve it with --device cpu"}
+AGAIN["gpu"] = "export it again with nst export --device cpu, or serve it on a machine with a GPU (--device gpu)"
 USES = {"cpu": "the GPU (NVIDIA H100", "gpu": "the CPU (no NVIDIA GPU"}
 
 
@@ -38,7 +38,7 @@ def test_a_repository_for_the_other_device_is_refused_with_both_ways_out(
     with pytest.raises(InputError) as raised:
         check_device(tmp_path, device, silent)
     line = str(raised.value)
-    assert line.startswith(f"{tmp_path / 'starry-night'} was exported for the {exported.upper()}, and this server uses")
+    assert line.startswith(f"{tmp_path / 'starry-night'} was exported for the {exported.upper()}, but this server uses")
     assert USES[exported] in line and line.endswith(AGAIN[exported])
 
 
@@ -114,10 +114,13 @@ def test_the_newest_version_of_a_model_of_tensorrt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), "this server uses the CPU (no NVIDIA GPU (NVML: Driver Not Loaded)): "),
-        (("--device", "cpu"), "this server uses the CPU (asked for with --device cpu): "),
-        (("--docker",), "this server uses the CPU (no NVIDIA GPU (NVML: Driver Not Loaded)): "),
-        (("--device", "gpu"), "--device gpu: no NVIDIA GPU (NVML: Driver Not Loaded); use --device cpu, or auto"),
+        ((), "this server uses the CPU (no NVIDIA GPU (NVML: Driver Not Loaded)); "),
+        (("--device", "cpu"), "this server uses the CPU (chosen with --device cpu); "),
+        (("--docker",), "this server uses the CPU (no NVIDIA GPU (NVML: Driver Not Loaded)); "),
+        (
+            ("--device", "gpu"),
+            "--device gpu: no NVIDIA GPU (NVML: Driver Not Loaded); use --device cpu or --device auto",
+        ),
     ],
 )
 def test_the_command_says_it_in_one_line(

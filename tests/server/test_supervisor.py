@@ -15,11 +15,11 @@ from nst_server.process.supervisor import run_triton
 
 def test_a_missing_or_empty_repository_says_how_to_fill_it(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("nothing here")
-    for folder, words in ((tmp_path, "no model in it"), (tmp_path / "none", "no such model repository")):
+    for folder, words in ((tmp_path, "no models found"), (tmp_path / "none", "no such model repository")):
         result = CliRunner().invoke(app, ["-r", str(folder)])
         assert result.exit_code == 1
         assert words in result.stderr
-        assert "nst-export" in result.stderr
+        assert "nst export" in result.stderr
         assert result.stderr.count("\n") == 1
 
 
@@ -69,8 +69,8 @@ def test_a_process_of_a_model_that_dies_at_the_start_is_an_error_with_its_reason
     with pytest.raises(ServerError) as raised, running:
         pass
     assert str(raised.value) == (
-        "seven cannot be served: the process ended while it was loaded: stub: error while loading shared libraries: "
-        f"libpython3.so.1 (its log: {tmp_path / 'log'})"
+        "seven cannot be served: its process ended during loading: stub: error while loading shared libraries: "
+        f"libpython3.so.1 (log: {tmp_path / 'log'})"
     )
 
 

@@ -260,12 +260,12 @@ def test_a_batch_is_no_larger_than_the_plan_and_the_pixels_allow(loaded: Loaded,
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"image": images(9, 24)}, "24x9: this model takes 10 pixels and more a side"),
-        ({"image": images(16, 49)}, "49x16: this model takes 48 pixels and less a side"),
-        ({"image": images(48, 48)}, "48x48: this model takes 0.0 megapixels and less"),
+        ({"image": images(9, 24)}, "24x9: this model needs at least 10 pixels per side"),
+        ({"image": images(16, 49)}, "49x16: this model accepts at most 48 pixels per side"),
+        ({"image": images(48, 48)}, "48x48: this model accepts at most 0.0 megapixels"),
         ({"image": images(0, 24)}, "image is empty: 1x0x24x3"),
-        ({"image": images().astype(np.float32)}, "image is float32; the plan takes uint8"),
-        ({"image": images(count=5)}, "image 5x16x24x3 is outside of the plan's shapes"),
+        ({"image": images().astype(np.float32)}, "image is float32, but the plan needs uint8"),
+        ({"image": images(count=5)}, "image 5x16x24x3 is outside the plan's shapes"),
         ({}, "image is missing"),
     ],
 )
@@ -376,20 +376,23 @@ def test_warm_shapes_are_replayed_from_the_first_request_on(loaded: Loaded, fake
 def test_without_cuda_graphs_it_goes_on_and_says_so(loaded: Loaded, fake: FakeGpu, logged: list[str]) -> None:
     fake.runtime.fail("cudaStreamBeginCapture")
     loaded(model_warmup=[{"name": "a", "batch_size": 1, "inputs": {"image": {"dims": ["16", "24", "3"]}}}])
-    assert any("going on without CUDA graphs: cudaErrorMemoryAllocation" in line for line in logged)
+    assert any("continuing without CUDA graphs: cudaErrorMemoryAllocation" in line for line in logged)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"kind": "CPU"}, "TensorRT runs on NVIDIA GPUs: set KIND_GPU"),
-        ({"max_batch_size": 5}, "max_batch_size is 5, and the plan takes batches of 4 and less"),
-        ({"input": [{"name": "pixels"}]}, "input image, pixels is not in both: the plan has image"),
-        ({"output": [{"name": "pixels"}]}, "output pixels, stylized is not in both"),
-        ({"parameters": {"min_side": "few"}}, "parameter min_side is 'few': give a whole number"),
+        ({"max_batch_size": 5}, "max_batch_size is 5, but the plan accepts batches of at most 4"),
+        ({"input": [{"name": "pixels"}]}, "input image, pixels does not match: the plan has image"),
+        ({"output": [{"name": "pixels"}]}, "output pixels, stylized does not match"),
+        ({"parameters": {"min_side": "few"}}, "parameter min_side is 'few'; use an integer"),
         ({"parameters": {"multiple": "few"}}, "parameter multiple is 'few'"),
-        ({"parameters": {"profile": "large"}}, "'large' is no shape: give min/opt/max"),
-        ({"parameters": {"profile": None}}, "model.plan: no such file, and no parameter profile to build it with"),
+        ({"parameters": {"profile": "large"}}, "'large' is not a shape; give min/opt/max"),
+        (
+            {"parameters": {"profile": None}},
+            "model.plan: no such file, and there is no parameter profile to build it from",
+        ),
         ({"default_model_filename": "other.plan"}, "other.plan: no such file"),
         (
             {"model_warmup": [{"name": "a", "batch_size": 9, "inputs": {"image": {"dims": ["16", "24", "3"]}}}]},
@@ -410,7 +413,7 @@ def test_a_plan_for_another_gpu_is_refused(loaded: Loaded, backend: Any, tmp_pat
     key = backend.plans.key_of(version / "model.onnx", Profile.parse(PROFILE), "NVIDIA L4", "8.9", "10.99.0.1")
     (version / "model.plan").write_bytes(b"plan")
     (version / "plan.json").write_text(key.record(b"plan"))
-    with pytest.raises(Refusal, match=r"GPU NVIDIA L4, here NVIDIA Fake GPU.*export it again on this machine"):
+    with pytest.raises(Refusal, match=r"GPU NVIDIA L4, but here NVIDIA Fake GPU.*export the model again here"):
         loaded()
 
 

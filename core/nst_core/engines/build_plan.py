@@ -1,8 +1,8 @@
-"""A program that builds a TensorRT plan in a process of its own, where only the engines are.
+"""Build a TensorRT plan in a separate process, which has only the package `engines`.
 
     python build_plan.py VERSION_FOLDER PROFILE MULTIPLE
 
-makes sure that there is a plan for GPU 0 and prints JSON, a line each: `{"progress": 0.4, "note": "..."}`, and last
+builds a plan for GPU 0, unless there is one, and prints lines of JSON: `{"progress": 0.4, "note": "..."}`, and last
 `{"plan": "/path", "seconds": 12.3}`, or `{"error": "..."}` with exit status 1.
 """
 
@@ -47,6 +47,6 @@ def _print(**line: Any) -> None:
 
 
 if __name__ == "__main__":
-    # As a script this folder is first in the path, where `cuda` would be the module here and not NVIDIA's package.
+    # For a script this folder is first in the path, where `cuda` would be the module here and not NVIDIA's package.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
-"""Building TensorRT plans from ONNX graphs, once for each kind of GPU and version of TensorRT.
+"""Build TensorRT plans from ONNX graphs, once for each type of GPU and version of TensorRT.
 
-Both libraries of NVIDIA's build plans: `tensorrt` for the GPU at hand, `tensorrt_rtx` for GPUs that need not be there.
+`tensorrt` builds for the GPU at hand, `tensorrt_rtx` also for GPUs that are not there.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .plans import (
 )
 
 Progress = Callable[[float, str], None]
-"""Takes the done fraction, 0 to 1, and what TensorRT does now."""
+"""Takes the fraction done, 0 to 1, and what TensorRT is doing."""
 
 ProgressOf = Callable[[str], AbstractContextManager[Progress]]
-"""Entered with the name of a model while its plan is built; gives what takes that progress."""
+"""Enter it with the name of a model while its plan is built; it yields a `Progress`."""
 
 
 @contextmanager
 def unwatched(model: str) -> Iterator[Progress]:
-    """A `ProgressOf` that shows nothing."""
+    """Show nothing: a `ProgressOf`."""
     yield lambda done, note: None
 
 
@@ -50,9 +50,10 @@ def ensure(
     compute_capability: str,
     on_progress: Progress = lambda done, note: None,
 ) -> Path:
-    """The plan for a version's graph on this GPU; built into the cache where there is none.
+    """Return the plan for a version's graph on this GPU; build it into the cache if there is none.
 
-    Two processes that want the same plan build it once. Raises `PlanError`.
+    `multiple` is the network's, in pixels; `library` is `tensorrt` or `tensorrt_rtx`; `gpu` is the GPU's name. Two
+    processes that want the same plan build it once. Raises `PlanError`.
     """
     key = key_of(version / GRAPH, profile, gpu, compute_capability, version_of(library))
     if found := find(version, key):
@@ -60,7 +61,7 @@ def ensure(
     if refused := mismatch(version, key):
         raise PlanError(refused)
     if not key.model_sha256:
-        raise PlanError(f"{version}: neither {PLAN} nor {GRAPH} is there; export the model again")
+        raise PlanError(f"{version}: it has neither {PLAN} nor {GRAPH}; export the model again")
     target = cache_folder() / key.name
     with _locked(target, on_progress):
         if found := find(version, key):
@@ -72,13 +73,15 @@ def ensure(
             _write(target.with_suffix(".json"), key.record(plan).encode())
             _write(target, plan)
         except OSError as error:
-            raise PlanError(f"cannot keep the plan in {target.parent}: {error.strerror}; set NST_CACHE") from error
+            raise PlanError(
+                f"cannot write to {target.parent}: {error.strerror}; set NST_CACHE to a writable folder"
+            ) from error
     return target
 
 
 @contextmanager
 def _locked(target: Path, on_progress: Progress) -> Iterator[None]:
-    """Nobody else builds this plan meanwhile; the lock ends with its process, however that ends."""
+    """Keep other processes from building this plan; the lock ends with the process, however that ends."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.with_suffix(".lock").open("w")
@@ -88,7 +91,7 @@ def _locked(target: Path, on_progress: Progress) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            on_progress(0.0, "waiting for another process, which builds this plan")
+            on_progress(0.0, "waiting for another process that builds this plan")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -103,11 +106,11 @@ def build(
     timing_cache: Path | None = None,
     compute_capabilities: Sequence[str] = (),
 ) -> bytes:
-    """A plan of an ONNX graph, whose element types are the plan's precision.
+    """Build a plan of an ONNX graph in the precision of the graph's element types; return its bytes.
 
     `library` is the module `tensorrt` or `tensorrt_rtx`. `compute_capabilities` are names such as `SM89` of GPUs that
-    need not be here, for `tensorrt_rtx`; else the plan is for the current GPU, and `timing_cache` keeps what was
-    measured for the next build. Raises `PlanError` with TensorRT's own words.
+    need not be there, for `tensorrt_rtx`; else the plan is for the current GPU, and `timing_cache` keeps TensorRT's
+    measurements for the next build. Raises `PlanError` with TensorRT's message.
     """
     called = f"{library.__name__} {library.__version__}"
     logger = logger_of(library)
@@ -119,7 +122,7 @@ def build(
         raise PlanError(f"{called} cannot read the graph: {one_line(reasons)}")
     config = builder.create_builder_config()
     config.add_optimization_profile(_optimization_profile(builder, network, profile, multiple))
-    config.clear_flag(library.BuilderFlag.TF32)  # its eleven bits are FP16's precision, not FP32's
+    config.clear_flag(library.BuilderFlag.TF32)  # its mantissa has FP16's precision, not FP32's
     if compute_capabilities:
         config.num_compute_capabilities = len(compute_capabilities)
         for position, name in enumerate(compute_capabilities):
@@ -137,7 +140,7 @@ def build(
 
 
 def _strongly_typed(library: Any) -> int:
-    """The network's flags: TensorRT takes every precision from the graph. TensorRT 11 does so always."""
+    """Return the network's flags: TensorRT takes every precision from the graph. TensorRT 11 always does."""
     flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -152,7 +155,7 @@ def _optimization_profile(builder: Any, network: Any, profile: Profile, multiple
 
 
 def _monitor_of(library: Any, on_progress: Progress) -> Any:
-    """TensorRT's nested phases as one fraction that never falls.
+    """Report TensorRT's nested phases as one fraction that never falls.
 
     An exception in `on_progress`, or Ctrl-C, must not pass through TensorRT's frames: it ends the build and is kept in
     `interrupted`.
@@ -199,13 +202,13 @@ def _monitor_of(library: Any, on_progress: Progress) -> Any:
 
 @contextmanager
 def _timings(config: Any, path: Path | None) -> Iterator[None]:
-    """TensorRT's measurements of earlier builds with this GPU and version, read before and kept after."""
+    """Load TensorRT's measurements of earlier builds for this GPU and version before the block; save them after it."""
     if path is None:
         yield
         return
     known = path.read_bytes() if path.is_file() else b""
     if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # a damaged file is no reason
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)  # the file is damaged
     yield
     try:
         _write(path, bytes(config.get_timing_cache().serialize()))
@@ -214,7 +217,7 @@ def _timings(config: Any, path: Path | None) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """A file that appears whole."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{secrets.token_hex(8)}")
     try:

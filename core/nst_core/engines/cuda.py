@@ -1,7 +1,7 @@
-"""The part of the CUDA runtime that the engines use, by NVIDIA's own `cuda-bindings`: memory, streams and graphs.
+"""The part of the CUDA runtime that the engines use, through NVIDIA's `cuda-bindings`: memory, streams and graphs.
 
-Everything belongs to the device that `use` made current in the calling thread. Handles are given back by `close`, or
-when the object is collected.
+Everything belongs to the device that `use` made current in the calling thread. Handles are freed by `close`, or when
+the object is collected.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy as np
 
 
 class CudaError(RuntimeError):
-    """The CUDA runtime refused a call; the message is its name and its own words."""
+    """The CUDA runtime reports an error; the message is its name and description."""
 
 
 @cache
 def runtime() -> Any:
-    """The module `cuda.bindings.runtime`; raises `ModuleNotFoundError` where `cuda-bindings` is not installed."""
+    """Import `cuda.bindings.runtime`; raises `ModuleNotFoundError` if `cuda-bindings` is not installed."""
     from cuda.bindings import runtime
 
     return runtime
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """The value of a call, which gives its status first; raises `CudaError`."""
+    """Return the value of a runtime call, whose result begins with its status; raises `CudaError`."""
     status, *values = result
     if int(status) != 0:
         name = runtime().cudaGetErrorName(status)[1]
@@ -39,12 +39,12 @@ def check(result: tuple[Any, ...]) -> Any:
 
 
 def use(device: int) -> None:
-    """Make a device the current one of this thread; the first call of a process starts CUDA there."""
+    """Make a device current in this thread; the first call of a process initializes CUDA there."""
     check(runtime().cudaSetDevice(device))
 
 
 def card(device: int) -> tuple[str, str]:
-    """A GPU's name and compute capability, such as `9.0`; raises `CudaError` where there is no such GPU."""
+    """Return a GPU's name and compute capability, such as `9.0`; raises `CudaError` if there is no such GPU."""
     properties = check(runtime().cudaGetDeviceProperties(device))
     name = properties.name
     text = name.decode() if isinstance(name, bytes) else str(name)
@@ -52,28 +52,28 @@ def card(device: int) -> tuple[str, str]:
 
 
 def free_memory() -> int:
-    """Bytes of the current device that nobody uses now."""
+    """Return the free bytes of the current device."""
     status, free, _ = runtime().cudaMemGetInfo()
     check((status,))
     return int(free)
 
 
 class Stream:
-    """An order of work on the device. `handle` is CUDA's pointer to it."""
+    """A CUDA stream: work that the device runs in order. `handle` is CUDA's pointer to it."""
 
     def __init__(self) -> None:
-        """Raises `CudaError`."""
+        """Create the stream; raises `CudaError`."""
         created = check(runtime().cudaStreamCreateWithFlags(runtime().cudaStreamNonBlocking))
         self.handle = int(created)
         self.close = weakref.finalize(self, _quietly, runtime().cudaStreamDestroy, created)
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that the stream has."""
+        """Wait until the device has finished the work of this stream."""
         check(runtime().cudaStreamSynchronize(self.handle))
 
     @contextmanager
     def captured(self) -> Iterator[Graph]:
-        """A graph of what the block gives to this stream, which is recorded and not run."""
+        """Record what the block gives to this stream as a graph, without running it; yield the graph."""
         check(
             runtime().cudaStreamBeginCapture(
                 self.handle, runtime().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -89,32 +89,32 @@ class Stream:
 
 
 class Event:
-    """A mark in a stream. A thread that waits for it sleeps, or spins with `busy_wait`."""
+    """A CUDA event. A thread that waits for it sleeps, or spins with `busy_wait`."""
 
     def __init__(self, *, busy_wait: bool = False) -> None:
-        """Raises `CudaError`."""
+        """Create the event; raises `CudaError`."""
         flags = runtime().cudaEventDisableTiming | (0 if busy_wait else runtime().cudaEventBlockingSync)
         self._event = check(runtime().cudaEventCreateWithFlags(flags))
         self.close = weakref.finalize(self, _quietly, runtime().cudaEventDestroy, self._event)
 
     def record(self, stream: Stream) -> None:
-        """Put the mark behind what the stream has."""
+        """Place the event after the stream's current work."""
         check(runtime().cudaEventRecord(self._event, stream.handle))
 
     def wait(self) -> None:
-        """Wait until the device is there; raises `CudaError` of the work before it."""
+        """Wait until the device reaches the event; raises `CudaError` of the work before it."""
         check(runtime().cudaEventSynchronize(self._event))
 
 
 class Graph:
-    """Recorded work that one call starts again, on the same addresses."""
+    """A CUDA graph: recorded work that one call launches again, on the same addresses."""
 
     def __init__(self) -> None:
-        """Empty until `Stream.captured` ends."""
+        """Create an empty graph, which `Stream.captured` fills."""
         self._executable: Any = None
 
     def instantiate(self, graph: Any) -> None:
-        """Make CUDA's graph ready to run, and give the recording back."""
+        """Make CUDA's graph ready to launch, and free the recording."""
         try:
             self._executable = check(runtime().cudaGraphInstantiate(graph, 0))
         finally:
@@ -122,7 +122,7 @@ class Graph:
         self.close = weakref.finalize(self, _quietly, runtime().cudaGraphExecDestroy, self._executable)
 
     def launch(self, stream: Stream) -> None:
-        """Start it."""
+        """Launch the graph on a stream."""
         check(runtime().cudaGraphLaunch(self._executable, stream.handle))
 
 
@@ -130,17 +130,17 @@ class DeviceMemory:
     """`size` bytes on the device at `pointer`."""
 
     def __init__(self, size: int) -> None:
-        """Raises `CudaError`, such as for more than is free."""
+        """Allocate the memory; raises `CudaError`, such as for more than is free."""
         self.size = size
         self.pointer = int(check(runtime().cudaMalloc(max(size, 1))))
         self.close = weakref.finalize(self, _quietly, runtime().cudaFree, self.pointer)
 
 
 class PinnedMemory:
-    """`size` bytes of main memory that the device reads and writes by itself; `array` is them as `uint8 [size]`."""
+    """`size` bytes of host memory that the device reads and writes directly; `array` is their `uint8 [size]` view."""
 
     def __init__(self, size: int) -> None:
-        """Raises `CudaError`."""
+        """Allocate the memory; raises `CudaError`."""
         self.size = size
         self.pointer = int(check(runtime().cudaHostAlloc(max(size, 1), runtime().cudaHostAllocDefault)))
         self.array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.pointer))
@@ -148,17 +148,17 @@ class PinnedMemory:
 
 
 def to_device(target: int, source: int, size: int, stream: Stream) -> None:
-    """Copy `size` bytes of pinned memory to the device, when the stream comes to it."""
+    """Copy `size` bytes of pinned memory to the device, in the stream's order."""
     kind = runtime().cudaMemcpyKind.cudaMemcpyHostToDevice
     check(runtime().cudaMemcpyAsync(target, source, size, kind, stream.handle))
 
 
 def to_host(target: int, source: int, size: int, stream: Stream) -> None:
-    """Copy `size` bytes of the device to pinned memory, when the stream comes to it."""
+    """Copy `size` bytes of the device to pinned memory, in the stream's order."""
     kind = runtime().cudaMemcpyKind.cudaMemcpyDeviceToHost
     check(runtime().cudaMemcpyAsync(target, source, size, kind, stream.handle))
 
 
 def _quietly(call: Any, *arguments: Any) -> None:
-    """Give something back; when the process ends CUDA may be gone already."""
+    """Free something and ignore errors: at the end of the process, CUDA may be gone already."""
     call(*arguments)

@@ -1,8 +1,8 @@
-"""Lending an array to Triton by DLPack without a copy.
+"""Lend an array to Triton by DLPack without a copy.
 
-Triton 2.51 renames the capsule that it was given to a name that numpy does not know. numpy 1 then never comes out of
-that capsule's destructor, numpy 2 complains at every answer. The capsules made here have no destructor: Triton calls
-the tensor's `deleter`, as DLPack has it.
+Triton 2.51 renames the capsule that it receives to a name unknown to NumPy. NumPy 1 then hangs in the capsule's
+destructor, and NumPy 2 complains at every response. The capsules made here have no destructor: Triton calls the
+tensor's `deleter`, as DLPack specifies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NAME = b"dltensor"
 
 
 class DLTensor(ctypes.Structure):
-    """`DLTensor` of DLPack's C header, the beginning of what a capsule holds."""
+    """`DLTensor` of DLPack's C header, the first part of a capsule's content."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -43,7 +43,7 @@ class _Managed(ctypes.Structure):
     _fields_ = (("tensor", DLTensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
 
 
-_lent: dict[int, tuple[Any, ...]] = {}  # by address: what must live until the tensor is given back
+_lent: dict[int, tuple[Any, ...]] = {}  # by address: what must live as long as the tensor
 
 
 def _delete(address: int) -> None:
@@ -57,7 +57,7 @@ _new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
 class Lent:
-    """A C-contiguous array for `pb_utils.Tensor.from_dlpack`; its memory is the tensor's until that is gone."""
+    """A C-contiguous array for `pb_utils.Tensor.from_dlpack`; it lives as long as the tensor."""
 
     def __init__(self, array: np.ndarray[Any, Any]) -> None:
         self._array = array

@@ -1,9 +1,9 @@
-"""ONNX Runtime's CUDA provider, with a session for each shape.
+"""ONNX Runtime's CUDA execution provider, with a session for each shape.
 
-A convolution of the CUDA provider keeps one cuDNN plan, that of the last shape it saw. When the size of the images or
-of the batch changes, every convolution is planned again, which takes tens to hundreds of milliseconds. A session that
-sees one shape plans once. `CudaSessions` keeps such sessions, and runs batches in sizes that are powers of two, so that
-a few sessions serve every batch.
+A convolution of the CUDA provider keeps one cuDNN plan, for the last shape it saw. When the size of the images or of
+the batch changes, every convolution is planned again, which takes tens to hundreds of milliseconds. A session that sees
+one shape plans once. `CudaSessions` keeps such sessions, and runs batches in powers of two, so that a few sessions
+serve every batch.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from .pinned import PinnedPool
 CUDA = "CUDAExecutionProvider"
 
 DEFAULTS = {CUDA: {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}}
-"""Options that differ from ONNX Runtime's own: its exhaustive search takes ten times as long and gains little, an arena
-that serves one shape has no use for memory in powers of two, and what is called FP32 has 24 bits, not TF32's 11."""
+"""Options that differ from ONNX Runtime's: its exhaustive search takes ten times as long and gains little, an arena
+that serves one shape needs no powers of two, and FP32 means a 24-bit mantissa, not TF32's 11."""
 
 STREAM_PROVIDERS = (CUDA, "TensorrtExecutionProvider")
-"""Providers that take a stream from us."""
+"""Execution providers that accept our stream."""
 
 RUN_COST_VALUES = 3 << 17
-"""What a run costs besides its images, in input values: about half an image of 512x512, measured on an H100."""
+"""Fixed cost of a run, in input values: about half an image of 512x512, measured on an H100."""
 
 MEMORY_SHARE = 0.5
-"""The part of the GPU memory that is free at the start which the sessions may take, if no limit is given."""
+"""Fraction of the GPU memory free at the start that the sessions may use, if no limit is given."""
 
 OUT_OF_MEMORY_TEXTS = ("out of memory", "failed to allocate", "available memory", "alloc_failed")
-"""What ONNX Runtime, CUDA, cuDNN and cuBLAS report, in lower case."""
+"""Parts of the errors of ONNX Runtime, CUDA, cuDNN and cuBLAS, in lower case."""
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
 class SessionError(RuntimeError):
-    """ONNX Runtime does not open the model on the providers that were asked for."""
+    """ONNX Runtime cannot open the model on the requested execution providers."""
 
 
 class CudaSessions:
-    """One ONNX file on ONNX Runtime's CUDA provider, with a session for each shape; safe to use from several threads.
+    """One ONNX file on ONNX Runtime's CUDA provider, with a session for each shape; thread-safe.
 
-    A new shape gets a session of its own while there is room. After that it runs in a session that all such shapes
-    share, at the cost of planning again, and gets its own when it is asked for again sooner than the least recently
-    used of the others, which it replaces. `inputs` and `outputs` are the graph's tensor names.
+    A new shape gets its own session while there is room. After that it runs in a session that all such shapes share, at
+    the cost of planning again. It replaces the least recently used session if it comes again sooner than that one was
+    used. `inputs` and `outputs` are the graph's tensor names.
     """
 
     def __init__(
@@ -69,18 +69,18 @@ class CudaSessions:
     ) -> None:
         """Open the shared session; raises `SessionError` or `CudaError`.
 
-        `provider_options` are the CUDA provider's. `sessions` is how many shapes have a session of their own, and
-        `memory_limit` how many bytes of GPU memory all sessions may take together (default: half of what is free
-        now). With 0 sessions every shape runs in the shared session, without a limit, as engines of dynamic shapes
-        want it: `providers` are others than CUDA, with their options. `run_config` are entries of ONNX Runtime's
-        `RunOptions`. `cuda` stands for the module of that name in this package.
+        `provider_options` are the CUDA provider's. `sessions` is the number of shapes with their own session, and
+        `memory_limit` the maximum bytes of GPU memory for all sessions together (default: half of what is free now).
+        With 0 sessions, every shape runs in the shared session without a limit, as suits engines of dynamic shapes.
+        `providers` replaces CUDA by other providers with their options. `run_config` holds entries of ONNX Runtime's
+        `RunOptions`. `cuda` replaces the module of that name, for tests.
         """
         self._cuda, self._device = cuda, device
         cuda.use(device)
         self._stream = cuda.Stream()
         self._path, self._session_options = str(path), session_options
         self._providers = self._completed(providers or [(CUDA, provider_options)])
-        # We wait for the stream ourselves, once, after the copies.
+        # We synchronize with the stream ourselves, once, after the copies.
         self._run_config = {"disable_synchronize_execution_providers": "1", **run_config}
         self._pinned = PinnedPool(cuda)
         self._lock = threading.Lock()
@@ -98,19 +98,20 @@ class CudaSessions:
 
     @property
     def shapes(self) -> tuple[Shapes, ...]:
-        """The input shapes, batch included, that have a session of their own; the least recently used first."""
+        """Input shapes, batch included, that have their own session; the least recently used first."""
         return tuple(self._own)
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """The named outputs for arrays that agree in their first axis, the batch, if the graph leaves it open.
+        """Return the named outputs for arrays that agree in their first axis, the batch, if the graph leaves it open.
 
         A batch runs in powers of two, padded with its last image where that is less work. The results lie in memory
-        that is used again once nobody refers to them. When a run fails, its session is dropped and ONNX Runtime's
-        exception raised; the others go on. Raises `ValueError` for an empty batch, and `SessionError` after `close`.
+        that is reused once nothing refers to them. When a run fails, its session is dropped and ONNX Runtime's
+        exception raised; the other sessions continue. Raises `ValueError` for an empty batch, and `SessionError` after
+        `close`.
         """
         with self._lock:
             if self._closed:
-                raise SessionError(f"{self._path}: its sessions are closed")
+                raise SessionError(f"{self._path}: the sessions are closed")
             self._cuda.use(self._device)
             arrays = [feeds[name] for name in self.inputs]
             if not self._batched:
@@ -126,7 +127,7 @@ class CudaSessions:
             return parts[0] if len(parts) == 1 else [self._joined(part, count) for part in zip(*parts, strict=True)]
 
     def close(self) -> None:
-        """Give back the sessions and their memory; afterwards nothing can be run."""
+        """Close the sessions and free their memory; nothing can be run afterwards."""
         with self._lock:
             self._closed = True
             self._close_shared()
@@ -135,7 +136,7 @@ class CudaSessions:
             self._stream.close()
 
     def _completed(self, providers: Sequence[tuple[str, Mapping[str, str]]]) -> list[tuple[str, dict[str, str]]]:
-        """The providers with our defaults, the device and the stream."""
+        """Return the providers with our defaults, the device and the stream."""
         completed = []
         for name, options in providers:
             placed = {"device_id": str(self._device), "user_compute_stream": str(self._stream.handle)}
@@ -145,7 +146,7 @@ class CudaSessions:
         return completed
 
     def _open(self) -> _Session:
-        """A new session; raises `SessionError`."""
+        """Open a new session; raises `SessionError`."""
         import onnxruntime
 
         options = self._session_options
@@ -169,7 +170,7 @@ class CudaSessions:
         return _Session(session, run_options, place, self._cuda)
 
     def _run(self, arrays: list[np.ndarray], padding: int, outputs: Sequence[str]) -> list[np.ndarray]:
-        """One run, each array padded by so many images; if the GPU's memory is at its end, it gets all of it, once."""
+        """Run once, with `padding` images added to each array; if GPU memory runs out, free it all and retry once."""
         staged = [self._staged(array, padding) for array in arrays]
         try:
             return self._attempt(staged, padding, outputs)
@@ -181,7 +182,7 @@ class CudaSessions:
         return self._attempt(staged, padding, outputs)
 
     def _staged(self, array: np.ndarray, padding: int) -> np.ndarray:
-        """The array in pinned memory, with so many copies of its last image behind it."""
+        """Return the array in pinned memory, followed by `padding` copies of its last image."""
         if not padding:
             staged = self._pinned.array(array.shape, array.dtype)
             staged[...] = array
@@ -193,7 +194,7 @@ class CudaSessions:
         return staged
 
     def _attempt(self, staged: list[np.ndarray], padding: int, outputs: Sequence[str]) -> list[np.ndarray]:
-        """Run in the session for these shapes, and copy the outputs to the host, without the padding."""
+        """Run in the session for these shapes, and copy the outputs to the host without the padding."""
         shapes = tuple(array.shape for array in staged)
         session, free = self._session(shapes)
         try:
@@ -210,12 +211,12 @@ class CudaSessions:
         return answers
 
     def _joined(self, parts: Sequence[np.ndarray], count: int) -> np.ndarray:
-        """One array of `count` images."""
+        """Join the parts of a batch of `count` images."""
         joined = self._pinned.array((count, *parts[0].shape[1:]), parts[0].dtype)
         return np.concatenate(parts, out=joined)
 
     def _session(self, shapes: Shapes) -> tuple[_Session, int | None]:
-        """The session for these input shapes, opened if need be; and the free memory before, if it may take more."""
+        """Return the session for these input shapes, and the free memory before it ran if it may allocate more."""
         self._clock += 1
         if session := self._own.get(shapes):
             self._own.move_to_end(shapes)
@@ -236,7 +237,7 @@ class CudaSessions:
         return session, free
 
     def _admits(self, shapes: Shapes, before: int) -> bool:
-        """Whether a shape that ran at `before` last (0: never) gets its own session now."""
+        """Return whether a shape that last ran at `before` (0: never) gets its own session now."""
         if self._expected(shapes) > self._limit:
             return False
         if len(self._own) < self._max_sessions and self._taken() + self._expected(shapes) <= self._limit:
@@ -245,21 +246,21 @@ class CudaSessions:
         return oldest is None or before > oldest.used
 
     def _expected(self, shapes: Shapes) -> int:
-        """Bytes that a session for these shapes will take, by what others took."""
+        """Estimate the bytes of a session for these shapes from those of the others."""
         return int(self._bytes_per_value * _values(shapes))
 
     def _taken(self) -> int:
         return sum(session.memory for session in (*self._own.values(), *filter(None, [self._shared])))
 
     def _make_room(self, shapes: Shapes) -> None:
-        """Close the least recently used sessions until another fits."""
+        """Close the least recently used sessions until another one fits."""
         while self._own and (
             len(self._own) >= self._max_sessions or self._taken() + self._expected(shapes) > self._limit
         ):
             self._evict(1)
 
     def _evict(self, count: int) -> None:
-        """Close so many sessions, the least recently used first."""
+        """Close `count` sessions, the least recently used first."""
         for _ in range(min(count, len(self._own))):
             self._own.popitem(last=False)[1].close()
 
@@ -270,7 +271,7 @@ class CudaSessions:
             self._shared = None
 
     def _measure(self, shapes: Shapes, session: _Session, free: int) -> None:
-        """Add what a run took of the `free` memory before it to its session; all of them together keep the limit."""
+        """Add what a run allocated of the `free` memory before it to its session; enforce the total limit."""
         session.memory += max(0, free - self._cuda.free_memory())
         if session is not self._shared:
             self._bytes_per_value = max(self._bytes_per_value, session.memory / _values(shapes))
@@ -280,7 +281,7 @@ class CudaSessions:
             self._evict(1)  # in the end also the new session
 
     def _drop(self, shapes: Shapes, session: _Session) -> None:
-        """Close the session that has failed; the next run opens another."""
+        """Close a session that failed; the next run opens another."""
         if session is self._shared:
             self._close_shared()
         else:
@@ -288,9 +289,9 @@ class CudaSessions:
 
 
 class _Session:
-    """An ONNX Runtime session, its inputs on the device, and their binding.
+    """An ONNX Runtime session with its inputs on the device and their binding.
 
-    `memory` is what it was seen to take there, in bytes; `used` is when it ran last.
+    `memory` is its measured use there, in bytes; `used` is the time of its last run.
     """
 
     def __init__(self, session: Any, run_options: Any, place: tuple[str, int], cuda: Any) -> None:
@@ -301,7 +302,7 @@ class _Session:
         self.memory, self.used = 0, 0
 
     def start(self, staged: Mapping[str, np.ndarray], outputs: Sequence[str], stream: Any) -> list[Any]:
-        """Copy in and run, when the stream comes to it; the results as ONNX Runtime's values on the device."""
+        """Copy the inputs and run, in the stream's order; return ONNX Runtime's values on the device."""
         self._bind({name: (array.shape, array.dtype) for name, array in staged.items()}, tuple(outputs))
         for name, array in staged.items():
             self._cuda.to_device(self._inputs[name].pointer, array.ctypes.data, array.nbytes, stream)
@@ -328,7 +329,7 @@ class _Session:
         self._bound = (inputs, outputs)
 
     def close(self) -> None:
-        """Give everything back now, also if an exception's traceback still refers to this object."""
+        """Free everything now, even if an exception's traceback still refers to this object."""
         self._binding = self.session = self._bound = None
         for memory in self._inputs.values():
             memory.close()
@@ -336,9 +337,9 @@ class _Session:
 
 
 def batch_sizes(count: int, values: int) -> list[int]:
-    """Powers of two in which `count` images of so many `values` run with the least work, the last one padded or not.
+    """Split `count` images of `values` each into powers of two with the least work, the last one padded or not.
 
-    Work is the images, the padding too, and for each run what it costs besides.
+    The work is that of the images, padding included, plus a fixed cost per run.
     """
     power = 1 << (count.bit_length() - 1)
     if power == count:
@@ -357,6 +358,6 @@ def _without(shape: Sequence[int], padding: int) -> tuple[int, ...]:
 
 
 def _dtype(value: Any) -> np.dtype:
-    """The numpy type of an ONNX Runtime value."""
+    """Return the NumPy type of an ONNX Runtime value."""
     name: str = value.data_type().removeprefix("tensor(").removesuffix(")")
     return np.dtype({"float": "float32", "double": "float64"}.get(name, name))

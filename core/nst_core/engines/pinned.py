@@ -1,4 +1,4 @@
-"""Pinned memory for images on their way to and from a GPU, used again."""
+"""A pool of pinned memory for images on their way to and from a GPU."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 PINNED_LIMIT_BYTES = 256 << 20
-"""Pinned memory of a pool; beyond, ordinary memory is used, which is slower."""
+"""Maximum pinned memory of a pool; beyond it, ordinary memory is used, which is slower."""
 
 
 class PinnedPool:
-    """Arrays in pinned memory, which is used again when nobody refers to an array any more."""
+    """Arrays in pinned memory, which is reused once nothing refers to an array."""
 
     def __init__(self, cuda: Any, limit: int = PINNED_LIMIT_BYTES) -> None:
-        """`limit` is the maximum of pinned bytes."""
+        """Create an empty pool of at most `limit` pinned bytes."""
         self._cuda, self._limit = cuda, limit
         self._free: dict[int, list[Any]] = {}  # blocks by their size, a power of two
         self._size = 0
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array of any content; it is in ordinary memory when the pool is at its limit."""
+        """Return an uninitialized array; it is in ordinary memory when the pool is at its limit."""
         needed = math.prod(shape) * dtype.itemsize
         size = 1 << max(12, (needed - 1).bit_length())
         blocks = self._free.setdefault(size, [])
@@ -35,7 +35,7 @@ class PinnedPool:
         return np.frombuffer(memoryview(buffer), np.uint8, needed).view(dtype).reshape(shape)
 
     def close(self) -> None:
-        """Unpin what nobody uses."""
+        """Unpin all unused blocks."""
         for size in self._free:
             self._unpin(size, 0)
 
@@ -44,7 +44,7 @@ class PinnedPool:
         return self._cuda.PinnedMemory(size)
 
     def _fits(self, size: int) -> bool:
-        """Whether another block may be pinned; unused ones of other sizes are unpinned for it."""
+        """Return whether another block may be pinned; unpin unused blocks of other sizes for it."""
         for other in self._free:
             self._unpin(other, self._limit - size)
         return self._size + size <= self._limit

@@ -1,4 +1,4 @@
-"""Where runs of a TensorRT plan take place: streams with their memory, execution contexts and CUDA graphs."""
+"""Where a TensorRT plan runs: streams with their memory, execution contexts and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from . import cuda
 from .deserialized import Array, DeserializedPlan, EngineError, Feeds, Shapes, parts_of, shape_text
 
 ALIGNMENT_BYTES = 256
-"""TensorRT wants its tensors at multiples of it."""
+"""TensorRT needs its tensors at multiples of this."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tensors of one set of shapes lie: offsets in the memory for inputs, and sizes in bytes."""
+    """Placement of the tensors of one set of shapes: offsets in the input memory, and sizes in bytes."""
 
     shapes: dict[str, tuple[int, ...]]
     offsets: dict[str, int]
@@ -30,7 +30,7 @@ class Layout:
 
 @dataclass
 class RecordedGraph:
-    """A CUDA graph, and the context that is its own: TensorRT allows no change of it while the graph is in use."""
+    """A CUDA graph and its own context: TensorRT allows no change of the context while the graph is in use."""
 
     graph: cuda.Graph
     context: Any
@@ -39,7 +39,7 @@ class RecordedGraph:
 
 @dataclass
 class GraphUse:
-    """How many CUDA graphs each slot keeps, and why there are none, if recording has failed."""
+    """Maximum CUDA graphs per slot, and why there are none if recording has failed."""
 
     maximum: int
     failure: str | None = None
@@ -62,7 +62,7 @@ class Slot:
         self._busy = False
 
     def start(self, shapes: Shapes, feeds: Feeds, *, capture: bool) -> None:
-        """Copy `feeds` and start their run; with `capture` its graph is recorded for the next time."""
+        """Copy `feeds` and start their run; with `capture`, record its graph for the next time."""
         recorded = self.graphs.get(shapes)
         if recorded is not None:
             self.graphs.move_to_end(shapes)
@@ -82,7 +82,7 @@ class Slot:
             self._record(shapes, context, layout)
 
     def wait(self) -> Array:
-        """Wait for the run; its output in pinned memory."""
+        """Wait for the run; return its output in pinned memory."""
         assert self._layout is not None
         self._done.wait()
         self._busy = False
@@ -101,14 +101,14 @@ class Slot:
         return views
 
     def settle(self) -> None:
-        """Wait until nothing of this stream uses the memory, whatever became of it."""
+        """Wait until nothing in this stream uses the memory, even after a failed run."""
         if self._busy:
             with suppress(cuda.CudaError):  # reported already, or by the next run
                 self._stream.synchronize()
             self._busy = False
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free everything."""
         self._drop_graphs()
         self._spare = []
         self._context = None
@@ -118,25 +118,25 @@ class Slot:
         self._stream.close()
 
     def _own_context(self) -> Any:
-        """A context for a graph: that of a graph that leaves, where there is no room for another."""
+        """Return a context for a graph; if there is no room for another graph, that of the least recently used."""
         while len(self.graphs) >= self._graph_use.maximum:
             self._forget(self.graphs.popitem(last=False)[1])
         return self._spare.pop() if self._spare else self._plan.new_context(self._stream.handle)
 
     def _bind(self, context: Any, shapes: Shapes) -> Layout:
-        """Give a context its shapes and the addresses of this slot's memory, which grows if it must."""
+        """Set a context's shapes and the addresses of this slot's memory, which grows if necessary."""
         plan = self._plan
         wanted = dict(zip(plan.inputs, shapes, strict=True))
         for name, shape in wanted.items():
             if not context.set_input_shape(name, shape):
-                raise ValueError(f"{name} {shape_text(shape)}: TensorRT does not take it: {plan.reason()}")
+                raise ValueError(f"{name} {shape_text(shape)}: TensorRT does not accept it: {plan.reason()}")
         output = tuple(context.get_tensor_shape(plan.output))
         if min(output) < 0:
             given = ", ".join(f"{name} {shape_text(shape)}" for name, shape in wanted.items())
-            raise ValueError(f"{given}: these do not go together: {plan.reason()}")
+            raise ValueError(f"{given}: these shapes do not fit together: {plan.reason()}")
         layout = self._layout_of(wanted, output)
         self._make_room(layout, context.update_device_memory_size_for_shapes())
-        # Not set_device_memory, which wants what the profile's largest shapes take.
+        # Not set_device_memory, which needs the memory of the profile's largest shapes.
         context.device_memory = self._activations.pointer
         for name, offset in layout.offsets.items():
             context.set_tensor_address(name, self._inputs.pointer + offset)
@@ -144,7 +144,7 @@ class Slot:
         return layout
 
     def _make_room(self, layout: Layout, activations: int) -> None:
-        """Let the memory grow to what a run needs; graphs have the addresses of the memory that was there before."""
+        """Grow the memory to what a run needs; drop the graphs if addresses change."""
         needs = [
             (self._sent, layout.size),
             (self._inputs, layout.size),
@@ -174,14 +174,14 @@ class Slot:
                 start += len(part)
 
     def _enqueue(self, context: Any, layout: Layout) -> None:
-        """Give the stream a whole run: inputs in, network, output out."""
+        """Queue a whole run in the stream: copy in, network, copy out."""
         cuda.to_device(self._inputs.pointer, self._sent.pointer, layout.size, self._stream)
         if not context.execute_async_v3(self._stream.handle):
             raise EngineError(f"TensorRT could not start a run: {self._plan.reason()}")
         cuda.to_host(self._answered.pointer, self._output.pointer, layout.output_size, self._stream)
 
     def _record(self, shapes: Shapes, context: Any, layout: Layout) -> None:
-        """Record the run that has just been started; without CUDA graphs the engine goes on, and says why."""
+        """Record the run that was just started; if that fails, note why and continue without graphs."""
         try:
             with self._stream.captured() as graph:
                 self._enqueue(context, layout)
@@ -191,7 +191,7 @@ class Slot:
             self.graphs[shapes] = RecordedGraph(graph, context, layout)
 
     def _drop_graphs(self) -> None:
-        """Forget every graph."""
+        """Drop every graph."""
         while self.graphs:
             self._forget(self.graphs.popitem()[1])
 
@@ -201,7 +201,7 @@ class Slot:
 
 
 class Memory:
-    """Memory on the device or pinned, as `kind` says, that grows and is used again; sizes are in bytes."""
+    """Device or pinned memory, as `kind` says, that grows and is reused; sizes are in bytes."""
 
     def __init__(self, kind: type[cuda.DeviceMemory] | type[cuda.PinnedMemory]) -> None:
         self._kind = kind
@@ -214,33 +214,33 @@ class Memory:
 
     @property
     def array(self) -> Array:
-        """What is in pinned memory, as bytes."""
+        """Content of pinned memory, as bytes."""
         array: Array = self._memory.array
         return array
 
     def holds(self, size: int) -> bool:
-        """Whether `size` bytes are there already."""
+        """Return whether `size` bytes are already allocated."""
         return self._memory is not None and size <= self._memory.size
 
     def grow(self, size: int) -> None:
-        """Have at least `size` bytes, at a new address if they were not there."""
+        """Allocate at least `size` bytes, at a new address unless they were already there."""
         if not self.holds(size):
-            self.free()  # before the larger block is taken: both need not fit
+            self.free()  # before allocating the larger block: both may not fit
             self._memory = self._kind(_with_reserve(size))
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         if self._memory is not None:
             self._memory.close()
         self._memory = None
 
 
 def _with_reserve(size: int) -> int:
-    """The next of 4, 5, 6, 7, 8, 10, 12, 14, 16, ... quarters: slightly larger shapes need no other memory."""
+    """Round up to the next of 4, 5, 6, 7, 8, 10, 12, 14, 16, ... quarters: slightly larger shapes fit, too."""
     step = max(ALIGNMENT_BYTES, 1 << max(0, size.bit_length() - 3))
     return max(ALIGNMENT_BYTES, _next_multiple(size, step))
 
 
 def _next_multiple(size: int, step: int) -> int:
-    """The smallest multiple of `step` that is not below `size`."""
+    """Return the smallest multiple of `step` that is not below `size`."""
     return (size + step - 1) // step * step

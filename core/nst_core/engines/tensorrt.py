@@ -1,7 +1,7 @@
-"""A TensorRT plan on one GPU, from host arrays to host arrays, for any number of threads.
+"""Run a TensorRT plan on one GPU, from host arrays to host arrays, from any number of threads.
 
-An engine has a few contexts: each a CUDA stream, memory that is used again and grows only when it must, and CUDA graphs
-of the shapes that come more than once. While one context computes, others copy in and out.
+An engine has a few contexts: each has a CUDA stream, memory that is reused and grows only if necessary, and CUDA graphs
+of the shapes that recur. While one context computes, others copy in and out.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .slots import GraphUse, Slot
 
 
 class TensorRTEngine:
-    """One deserialized plan. Every method may be called by several threads at once.
+    """One deserialized plan; thread-safe.
 
-    `contexts` is how many runs are under way at most; `graphs` how many CUDA graphs a context keeps, the least recently
-    used leaves first. With `busy_wait` a thread that waits for the GPU spins, which takes a core and saves some
-    microseconds. `inputs` are the names in the plan's order, `output` is the name of its only output; `tensors`
-    describes them.
+    `contexts` is the maximum number of concurrent runs; `graphs` the number of CUDA graphs per context, of which the
+    least recently used is dropped first. With `busy_wait`, a thread that waits for the GPU spins, which occupies a core
+    and saves some microseconds. `inputs` are the names in the plan's order, `output` is the name of its only output;
+    `tensors` describes them.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class TensorRTEngine:
         busy_wait: bool = False,
         library: Any = None,
     ) -> None:
-        """Raises `PlanError` for a plan that TensorRT does not run here, and `CudaError` where there is no GPU."""
+        """Deserialize the plan; `PlanError` if TensorRT cannot run it here, `CudaError` if there is no GPU."""
         self.device, self.busy_wait = device, busy_wait
         cuda.use(device)
         self._plan = DeserializedPlan(plan, plans.import_tensorrt() if library is None else library)
@@ -51,7 +51,7 @@ class TensorRTEngine:
 
     @property
     def graphs_fail(self) -> str | None:
-        """Why CUDA graphs are not used, None where they are."""
+        """Why CUDA graphs are not used; None if they are."""
         return self._graph_use.failure
 
     @property
@@ -65,17 +65,17 @@ class TensorRTEngine:
         return self.tensors[self.inputs[0]].maximum
 
     def run(self, feeds: Feeds, out: Array | None = None) -> Array:
-        """The output for `feeds`, in `out` if it is given, else in a new array.
+        """Return the output for `feeds`, in `out` if given, else in a new array.
 
-        Raises `ValueError` for inputs that the plan does not take, and `EngineError` or `CudaError` for a run that
-        fails; the engine goes on.
+        Raises `ValueError` for inputs that the plan does not accept, and `EngineError` or `CudaError` if the run fails;
+        the engine remains usable.
         """
         return self.submit(feeds, out).result()
 
     def submit(self, feeds: Feeds, out: Array | None = None) -> Pending:
-        """Copy `feeds` and start their run, once a context is free; the arrays may be changed when this returns.
+        """Copy `feeds` and start their run once a context is free; the arrays may be changed when this returns.
 
-        Raises as `run`. What it returns holds the context until its `result` or `close`.
+        Raises as `run`. The returned `Pending` holds the context until its `result` or `close`.
         """
         shapes = self._plan.shapes(feeds)
         cuda.use(self.device)
@@ -103,7 +103,7 @@ class TensorRTEngine:
         self._comes_again(shapes)
 
     def close(self) -> None:
-        """Wait for what runs, and give all memory back."""
+        """Wait for the runs in progress, and free all memory."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -114,7 +114,7 @@ class TensorRTEngine:
         self._plan.close()
 
     def _comes_again(self, shapes: Shapes) -> bool:
-        """Whether these shapes came before, not long ago: only then a graph of them is worth its recording."""
+        """Return whether these shapes came recently: only then recording a graph pays off."""
         with self._changed:
             again = shapes in self._seen
             self._seen[shapes] = None
@@ -124,11 +124,11 @@ class TensorRTEngine:
         return again
 
     def shapes(self, feeds: Feeds) -> Shapes:
-        """The shapes of `feeds` in the order of `inputs`; raises `ValueError` for what the plan does not take."""
+        """Return the shapes of `feeds` in the order of `inputs`; `ValueError` for what the plan does not accept."""
         return self._plan.shapes(feeds)
 
     def _take_any(self, shapes: Shapes) -> Slot:
-        """A free context, preferably with the graph for `shapes`."""
+        """Take a free context, preferably one with the graph for `shapes`."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._free)
             self._check_open()
@@ -137,7 +137,7 @@ class TensorRTEngine:
         return slot
 
     def _take(self, slot: Slot) -> None:
-        """Wait until this context is free."""
+        """Wait until this context is free and take it."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or slot in self._free)
             self._check_open()
@@ -148,17 +148,17 @@ class TensorRTEngine:
             raise EngineError("the engine is closed")
 
     def give(self, slot: Slot) -> None:
-        """Take back the context of a run that has ended."""
+        """Return the context of a run that has ended."""
         with self._changed:
             self._free.append(slot)
             self._changed.notify_all()
 
 
 class Pending:
-    """A run under way. It holds one of the engine's contexts until `result`, `close` or the end of its `with`."""
+    """A run in progress. It holds one of the engine's contexts until `result`, `close` or the end of its `with`."""
 
     def __init__(self, engine: TensorRTEngine, slot: Slot, out: Array | None) -> None:
-        """See `TensorRTEngine.submit`."""
+        """Create it with `TensorRTEngine.submit`."""
         self._engine, self._out = engine, out
         self._slot: Slot | None = slot
 
@@ -169,7 +169,7 @@ class Pending:
         self.close()
 
     def result(self) -> Array:
-        """Wait and return the output, which is the caller's; raises as `TensorRTEngine.run`, and ends this."""
+        """Wait, return the output, which belongs to the caller, and close; raises as `TensorRTEngine.run`."""
         with self:
             answer = self.wait()
             if self._out is None:
@@ -183,25 +183,25 @@ class Pending:
 
     @property
     def feeds(self) -> dict[str, Array]:
-        """The inputs in the engine's own pinned memory, to be read until `restart` or `close`."""
+        """Inputs in the engine's pinned memory, readable until `restart` or `close`."""
         return self._running().feeds
 
     def restart(self, feeds: Feeds) -> None:
-        """Run something else in the same context, whatever became of this run; raises as `submit`."""
+        """Run other inputs in the same context, whatever the state of this run; raises as `submit`."""
         shapes = self._engine.shapes(feeds)
         slot = self._running()
         slot.settle()
         slot.start(shapes, feeds, capture=False)
 
     def close(self) -> None:
-        """Give the context back, when its run has ended; a second call does nothing."""
+        """Return the context once its run has ended; a second call does nothing."""
         if self._slot is not None:
             slot, self._slot = self._running(), None
             slot.settle()
             self._engine.give(slot)
 
     def _running(self) -> Slot:
-        """The context, its device being the current one of this thread."""
+        """Return the context, and make its device current in this thread."""
         if self._slot is None:
             raise EngineError("this run is closed")
         cuda.use(self._engine.device)

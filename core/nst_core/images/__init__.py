@@ -1,8 +1,8 @@
-"""Images as arrays: opened safely from whatever people have, and saved whole or not at all.
+"""Images as arrays: decoded safely from many formats, and written atomically.
 
-Inside nst an image is sRGB, upright, 8 bits a channel, `uint8 [H, W, 3]`, with its opacity and its metadata beside it
-(`ImageData`). What a file says about orientation, colour profile, palette, depth and transparency is settled here,
-once. Import what you need from here; the modules are the parts of it.
+Inside nst an image is sRGB, upright, 8 bits per channel, `uint8 [H, W, 3]`, with its alpha channel and metadata beside
+it (`ImageData`). Orientation, colour profile, palette, bit depth and transparency are resolved here, once. Import from
+this package rather than from its modules.
 """
 
 from nst_core.images.folders import find_images, sample_photographs, unreadable_images, unreadable_summary

@@ -1,4 +1,4 @@
-"""Colours as files have them, and sRGB of 8 bits a channel, which everything else in nst has."""
+"""Convert between a file's colours and 8-bit sRGB, which the rest of nst uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nst_core.images.pixels import BAND_ROWS, Pixels
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Pixels | None]:
-    """The colours, and the opacity if there is any."""
+    """Split an image into its colours and its alpha channel, `uint8 [H, W]` or None if it is opaque."""
     if "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):
         image = image.convert("LA" if image.mode == "L" else "RGBA")
     if image.mode in ("PA", "RGBa", "La"):
@@ -27,7 +27,7 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Pixels | None]:
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits and of floating point as 8 bits; a palette as its colours."""
+    """Convert 16-bit, 32-bit and floating-point grey to 8 bits, and a palette to its colours."""
     if image.mode.startswith("I;16"):
         return _grey_of_8_bits(np.asarray(image), 65_535)
     if image.mode in ("I", "F"):
@@ -37,10 +37,10 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _white(values: NDArray[np.generic]) -> int:
-    """The value of white in grey of 32 bits, which no file says: 1, 255 or 65,535.
+    """Return the value of white in 32-bit grey, which no file states: 1, 255 or 65,535.
 
-    It is the first of them that the highest value does not exceed. Floating point may exceed it by up to a factor of
-    two, as resampling makes edges overshoot.
+    It is the first of them that the highest value does not exceed. Floating point may exceed it by a factor of two,
+    since resampling makes edges overshoot.
     """
     finite = values[np.isfinite(values)]
     highest = float(finite.max()) if finite.size else 0.0
@@ -48,11 +48,13 @@ def _white(values: NDArray[np.generic]) -> int:
     for white in (1, 255, 65_535):
         if highest <= white * slack:
             return white
-    raise ImageError(f"its values go up to {highest:.6g}, so white is unknown: save it with 8 or 16 bits a channel")
+    raise ImageError(
+        f"its values go up to {highest:.6g}, so its white is unknown; save it with 8 or 16 bits per channel"
+    )
 
 
 def _grey_of_8_bits(values: NDArray[Any], white: int) -> Image.Image:
-    """Values from 0 to `white` as grey of 8 bits, a band of rows at a time; what is beyond is clipped, NaN is black."""
+    """Scale values from 0 to `white` to 8-bit grey, a band of rows at a time; clip others, NaN becomes black."""
     result = np.empty(values.shape, np.uint8)
     for top in range(0, len(result), BAND_ROWS):
         band = np.nan_to_num(values[top : top + BAND_ROWS].astype(np.float64)).clip(0, white)
@@ -61,7 +63,7 @@ def _grey_of_8_bits(values: NDArray[Any], white: int) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert by the embedded ICC profile if it fits the pixels; without a profile they are taken as sRGB."""
+    """Convert to sRGB by the embedded ICC profile if it fits the pixels; assume sRGB without a profile."""
     if profile and image.mode in ("RGB", "CMYK", "L"):
         try:
             return _converted(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"))
@@ -73,7 +75,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def from_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
-    """The image in the colours of `profile`, and the profile that it then has."""
+    """Convert from sRGB to `profile`; return the image and the profile to embed."""
     if not profile:
         return image, b""
     try:
@@ -85,7 +87,7 @@ def from_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
 
 def _converted(image: Image.Image, source: object, target: object) -> Image.Image:
     converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")  # type: ignore[arg-type]
-    assert converted is not None  # only a conversion in place gives None
+    assert converted is not None  # only a conversion in place returns None
     return converted
 
 

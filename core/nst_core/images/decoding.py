@@ -1,7 +1,7 @@
-"""From a file to an image of Pillow's that can be decoded safely.
+"""Open a file as a Pillow image that can be decoded safely.
 
-Pillow reads most formats, libheif HEIC. Before they see a file, cameras' raw files are refused, of which Pillow would
-read the thumbnail, and PNG's long texts are left out, which would stop Pillow without a reason.
+Pillow reads most formats, libheif reads HEIC. Raw camera files are refused first, since Pillow would read their
+thumbnail, and long texts of PNGs are left out, since Pillow would treat them as damage.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ PLUGINS = {
     "WEBP": WebPImagePlugin,
 }
 PILLOW_FORMATS = tuple(PLUGINS)
-"""Pillow's names of what it reads for us. It knows more, and for one of them it starts Ghostscript."""
+"""Pillow's names of the formats that it reads for nst. It knows more, and starts Ghostscript for one of them."""
 
 READABLE_FORMATS = tuple(sorted((*PILLOW_FORMATS, "HEIF")))
-"""What is read, whatever the file is called."""
+"""Formats that nst reads, whatever the file's suffix."""
 
 
 @contextmanager
 def open_file(source: Path | BinaryIO) -> Iterator[Image.Image]:
-    """The image of a file that is of one of `READABLE_FORMATS`: its headers are read, its pixels not decoded yet.
+    """Open a file in one of `READABLE_FORMATS`: read its headers, decode no pixels.
 
-    Raises `ImageError` for a camera's raw file, `UnidentifiedImageError` for another format, and whatever Pillow
-    raises for a damaged file: see `image_errors`.
+    Raises `ImageError` for a raw camera file, `UnidentifiedImageError` for another format, and whatever Pillow raises
+    for a damaged file: see `image_errors`.
     """
     with ExitStack() as stack:
         stream = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
@@ -86,27 +86,27 @@ def open_file(source: Path | BinaryIO) -> Iterator[Image.Image]:
 
 @contextmanager
 def image_errors(name: str) -> Iterator[None]:
-    """Turn whatever an image makes Pillow raise into an `ImageError` of one line that begins with the `name`."""
+    """Turn any exception of Pillow's into a one-line `ImageError` that begins with `name`."""
     try:
         yield
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except UnidentifiedImageError:
         readable = ", ".join(READABLE_FORMATS)
-        raise ImageError(f"{name}: not an image in a format that can be read ({readable})") from None
+        raise ImageError(f"{name}: not an image in a supported format ({readable})") from None
     except MemoryError as error:
-        raise ImageError(f"{name}: there is not enough memory to decode it") from error
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
+        raise ImageError(f"{name}: not enough memory to decode it") from error
+    except Exception as error:  # a damaged file can make Pillow's decoders raise anything
         raise ImageError(f"{name}: damaged or unreadable ({reason(error)})") from error
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error's message, or its name where it has none."""
+    """Return the first line of an error's message, or its type's name if it has none."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _open_with_pillow(stream: BinaryIO) -> Image.Image:
-    """What `Image.open` does for `PILLOW_FORMATS`, without its limit of pixels: that is a setting of the process."""
+    """Open one of `PILLOW_FORMATS` as `Image.open` does, without its process-wide pixel limit."""
     head = stream.read(16)
     for name in PILLOW_FORMATS:
         make, accepts = Image.OPEN[name]
@@ -120,9 +120,9 @@ def _open_with_pillow(stream: BinaryIO) -> Image.Image:
 
 
 def check_limits(image: Image.Image, max_pixels: int) -> None:
-    """Raise `ImageError` for what a small file could make us decode; it looks at the headers alone.
+    """Raise `ImageError` if the headers announce too much to decode, as those of a small file can.
 
-    An AVIF's stream may hold more than its header says: libavif ends that at 16384x16384 pixels.
+    An AVIF stream may hold more than its header says: libavif stops at 16384x16384 pixels.
     """
     width, height = image.size
     if width * height > max_pixels:
@@ -134,10 +134,11 @@ def check_limits(image: Image.Image, max_pixels: int) -> None:
         across, down = (int(image.tag_v2.get(tag, 0)) for tag in (tiff.TILE_WIDTH, tiff.TILE_LENGTH))  # type: ignore[attr-defined]
         if across * down > max(max_pixels, ALWAYS_ALLOWED_TILE_PIXELS):
             raise ImageError(
-                f"its tiles of {across}x{down} pixels are over the limit of {max_pixels / 1e6:.0f} megapixels"
+                f"its tiles of {across}x{down} pixels are over the limit of {max_pixels / 1e6:.0f} megapixels; "
+                "raise it with --max-pixels"
             )
     if image.format in ("JPEG", "MPO") and (scans := _jpeg_scans(image)) > MAX_JPEG_SCANS:
-        raise ImageError(f"{scans} scans are over the limit of {MAX_JPEG_SCANS}")
+        raise ImageError(f"its {scans} scans are over the limit of {MAX_JPEG_SCANS}; save it again as PNG")
 
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -145,7 +146,7 @@ _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 
 
 def _jpeg_scans(image: Image.Image) -> int:
-    """How many scans the first JPEG of an opened file has."""
+    """Count the scans of the first JPEG in an opened file."""
     stream = image.fp  # type: ignore[attr-defined]
     before = stream.tell()
     stream.seek(0)
@@ -167,7 +168,7 @@ _EITHER = {b"mif1", b"msf1"}
 
 
 def _brands(head: bytes) -> set[bytes]:
-    """The brands, the major one and the compatible ones, of a file in the format that HEIC and AVIF share."""
+    """Return the major and compatible brands of a file in the container format of HEIC and AVIF."""
     if head[4:8] != b"ftyp":
         return set()
     end = min(int.from_bytes(head[:4], "big"), len(head))
@@ -175,13 +176,13 @@ def _brands(head: bytes) -> set[bytes]:
 
 
 def _is_heif(head: bytes) -> bool:
-    """Whether a file that begins like this is libheif's to read; AVIF is Pillow's."""
+    """Return whether libheif reads a file that begins like this; Pillow reads AVIF."""
     brands = _brands(head)
     return bool(brands) and (head[8:12] in _HEIF or (head[8:12] in _EITHER and not brands & _AVIF))
 
 
 def _open_heif(stream: BinaryIO) -> Image.Image:
-    """Without `Image.open`, which reads HEIF only if that is registered for the whole process."""
+    """Open HEIF without `Image.open`, which needs a process-wide registration for it."""
     from pillow_heif import HeifImageFile
 
     image: Image.Image = HeifImageFile(stream)  # type: ignore[no-untyped-call]

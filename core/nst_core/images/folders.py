@@ -1,4 +1,4 @@
-"""Finding images in folders."""
+"""Find images in folders."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from nst_core.images.formats import READABLE_SUFFIXES, UNREADABLE_SUFFIXES
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every file under `folder` with the suffix of an image that nst reads, sorted.
+    """Return the files under `folder` with the suffix of a readable format, sorted.
 
-    It follows symbolic links, but lists each folder once, at its own place rather than a link's, and never goes from
-    a folder into one that holds it. Hidden files are left out: another program is writing them or keeps them for
-    itself. Raises `InputError` if there is no image, or a folder cannot be listed.
+    Symbolic links are followed, but each folder is listed once, at its own place rather than a link's, and never from
+    within itself. Hidden files are left out, since another program may be writing them. Raises `InputError` if there is
+    no image or a folder cannot be listed.
     """
     found = _with_suffix(folder, READABLE_SUFFIXES)
     if not found:
         unread = unreadable_summary(unreadable_images(folder))
         why = f"; {unread}" if unread else f" (looked for {', '.join(sorted(READABLE_SUFFIXES))})"
-        raise InputError(f"{folder}: no images in it{why}")
+        raise InputError(f"{folder}: no images found{why}")
     return found
 
 
 def unreadable_images(folder: Path) -> list[Path]:
-    """The files that `find_images` leaves out although their suffix is an image's: formats that nst does not read."""
+    """Return the image files that `find_images` leaves out because nst does not read their format."""
     return _with_suffix(folder, UNREADABLE_SUFFIXES)
 
 
 def unreadable_summary(paths: Iterable[Path]) -> str:
-    """A line such as "3 files were not read: 2 .dng, 1 .jxl"; empty for no files."""
+    """Return a line such as "3 files were not read: 2 .dng, 1 .jxl"; empty for no files."""
     kinds = Counter(path.suffix.lower() for path in paths)
     if not kinds:
         return ""
@@ -54,7 +54,7 @@ def _with_suffix(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Every file, those below linked folders last."""
+    """Yield every file, those below linked folders last."""
     seen: set[str] = set()
     starts = deque([folder])
     while starts:
@@ -71,11 +71,11 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _not_listed(error: OSError) -> None:
-    """No image is left out without an error, except by its name."""
-    if not isinstance(error, FileNotFoundError):  # a folder that somebody has just removed has no images
+    """Raise `InputError` rather than leave out images silently."""
+    if not isinstance(error, FileNotFoundError):  # a folder that was just removed has no images
         raise InputError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
 
 def sample_photographs() -> list[Path]:
-    """The photographs that ship with nst (see `photographs/SOURCES.md`); no network was trained on them."""
+    """Return the photographs that ship with nst (see `photographs/SOURCES.md`); no network was trained on them."""
     return sorted((Path(__file__).parents[1] / "photographs").glob("*.jpg"))

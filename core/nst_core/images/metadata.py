@@ -1,8 +1,8 @@
-"""What an image file says beside its pixels, carried from the content image to the stylized image.
+"""Image metadata, carried from the content image to the stylized image.
 
-EXIF (GPS and the maker's notes with it), XMP, resolution and ICC profile. Left behind is what would be wrong of the new
-file: the orientation, since the pixels are upright; thumbnails, since they show the old image; how the old
-file stored its pixels. IPTC records and PNG's text chunks are not carried.
+This covers EXIF (with GPS and maker notes), XMP, resolution and ICC profile. What would be wrong for the new file is
+left out: the orientation, since the pixels are upright; thumbnails, since they show the old image; and how the old file
+stored its pixels. IPTC records and text chunks of PNGs are not carried.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 from PIL import ExifTags, Image, PngImagePlugin
 
 MAX_SEGMENT_BYTES = 65_533
-"""What a segment of a JPEG can hold."""
+"""Maximum payload of a JPEG segment."""
 
 _MAX_XMP_BYTES = {
     "JPEG": MAX_SEGMENT_BYTES - len(b"http://ns.adobe.com/xap/1.0/\0"),
     "PNG": PngImagePlugin.MAX_TEXT_CHUNK,
 }
-"""What a file can hold of XMP: Pillow takes a PNG with a longer text as damaged."""
+"""Maximum XMP by format; Pillow treats a PNG with a longer text as damaged."""
 
 _XMP_THUMBNAILS = re.compile(rb"<(xmp|xap):Thumbnails>.*?</\1:Thumbnails>", re.DOTALL)
 
@@ -34,15 +34,15 @@ _STORAGE = frozenset(
         *(700, 33723, 34377, 34675, 37724),  # XMP and ICC, which are carried by themselves; IPTC, Photoshop's layers
     }
 )
-"""Tags of a TIFF's first directory that say how its pixels are stored."""
+"""Tags of a TIFF's first directory that describe how its pixels are stored."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """`exif` with its header as in a JPEG, an `xmp` packet, an ICC `profile`; each is empty if the file has none.
+    """Metadata of a file: `exif` with its header as in a JPEG, an `xmp` packet, an ICC `profile`; empty if absent.
 
-    `dpi` is the resolution across and down, pixels an inch. `kind` is Pillow's name of the file's format (`JPEG`).
-    `process` is what was done to the image, in one line of ASCII: EXIF's ProcessingSoftware.
+    `dpi` is the horizontal and vertical resolution in pixels per inch. `kind` is Pillow's name of the file's format
+    (`JPEG`). `process` describes how the image was made, in one line of ASCII: EXIF's ProcessingSoftware.
     """
 
     exif: bytes = b""
@@ -54,7 +54,7 @@ class Metadata:
 
 
 def read_metadata(image: Image.Image) -> Metadata:
-    """What the file of a decoded, upright image says; a part that is damaged counts as missing."""
+    """Read the metadata of a decoded, upright image; a damaged part counts as missing."""
     info = image.info
     return Metadata(
         exif=_exif(image),
@@ -67,7 +67,7 @@ def read_metadata(image: Image.Image) -> Metadata:
 
 
 def read_process(image: Image.Image) -> str:
-    """EXIF's ProcessingSoftware of an opened image."""
+    """Read EXIF's ProcessingSoftware of an opened image; empty if it has none."""
     try:
         process = image.getexif().get(ExifTags.Base.ProcessingSoftware, "")
     except Exception:  # see _exif
@@ -76,9 +76,9 @@ def read_process(image: Image.Image) -> str:
 
 
 def save_options(metadata: Metadata, kind: str, width: int, height: int) -> dict[str, Any]:
-    """The arguments of Pillow's `save` that write what a file of this format can hold.
+    """Return the arguments of Pillow's `save` that write the metadata which a file of this format can hold.
 
-    A JPEG holds 64 KiB of EXIF and as much XMP, a PNG 1 MiB of XMP: more is left out. WebP has no resolution.
+    A JPEG holds 64 KiB each of EXIF and XMP, a PNG 1 MiB of XMP; larger parts are left out. WebP has no resolution.
     """
     exif = _rewritten(metadata.exif, metadata.process, width, height)
     if kind == "JPEG" and len(exif) > MAX_SEGMENT_BYTES:
@@ -97,7 +97,7 @@ def save_options(metadata: Metadata, kind: str, width: int, height: int) -> dict
 
 
 def _exif(image: Image.Image) -> bytes:
-    """The first directory and those below it, without what would be wrong of another file."""
+    """Return the EXIF directories without the tags that would be wrong for another file."""
     try:
         exif = image.getexif()
         for tag in _STORAGE & set(exif):
@@ -105,12 +105,12 @@ def _exif(image: Image.Image) -> bytes:
         if ExifTags.Base.Orientation in exif:
             exif[ExifTags.Base.Orientation] = 1
         return exif.tobytes() if len(exif) else b""
-    except Exception:  # what is damaged in a directory surfaces as any error at all, and the image is still whole
+    except Exception:  # a damaged directory can raise anything, and the image is still whole
         return b""
 
 
 def _rewritten(data: bytes, process: str, width: int, height: int) -> bytes:
-    """The EXIF data with the size and the process of the new file; without the rest where that cannot be written."""
+    """Return the EXIF data with the new file's size and process; only these if the rest cannot be written."""
     exif = Image.Exif()
     try:
         exif.load(data)

@@ -1,4 +1,4 @@
-"""Decoded images, and what can be done with their pixels."""
+"""Decoded images, and operations on their pixels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating]
 
 LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
-"""Luminance of red, green and blue: the Y of YIQ, Rec. 601."""
+"""Luminance weights of red, green and blue: the Y of YIQ (Rec. 601)."""
 
 BAND_ROWS = 256
-"""Rows that are computed in floating point at once: a whole image of them would fill the memory."""
+"""Rows that are converted to floating point at a time; a whole large image would fill the memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """sRGB pixels `uint8 [H, W, 3]` and, where the file has transparency, alpha `uint8 [H, W]`.
+    """sRGB pixels `uint8 [H, W, 3]` and, if the file has transparency, alpha `uint8 [H, W]`.
 
-    `metadata` is what the file says besides, and what a file that is written from this image will say.
+    `metadata` comes from the file, and goes into files that are written from this image.
     """
 
     pixels: Pixels
@@ -34,17 +34,17 @@ class ImageData:
 
     @property
     def height(self) -> int:
-        """Rows."""
+        """Height in pixels."""
         return int(self.pixels.shape[0])
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """Width in pixels."""
         return int(self.pixels.shape[1])
 
 
 def resize(image: ImageData, width: int, height: int) -> ImageData:
-    """The image at exactly `width` x `height`, by Lanczos resampling with antialiasing."""
+    """Resize to exactly `width` x `height` pixels by Lanczos resampling with antialiasing."""
     if (image.width, image.height) == (width, height):
         return image
 
@@ -67,20 +67,20 @@ def fit(image: ImageData, width: int, height: int) -> ImageData:
 
 
 def with_pixels(image: ImageData, pixels: Pixels) -> ImageData:
-    """Other pixels with the image's opacity and metadata."""
+    """Return `pixels` with the image's alpha channel and metadata."""
     return replace(image, pixels=pixels)
 
 
 def blend(content: Pixels, stylized: Pixels, strength: float) -> Pixels:
-    """`strength` (0 to 1) of the stylized image and the rest of the content image, both `uint8 [H, W, 3]`."""
+    """Blend the content (`strength` 0) and the stylized image (1), both `uint8 [H, W, 3]`."""
     return _in_bands(lambda below, above: below + strength * (above - below), content, stylized)
 
 
 def keep_colors(content: Pixels, stylized: Pixels) -> Pixels:
-    """The luminance of the stylized image with the chrominance of the content image, both `uint8 [H, W, 3]`.
+    """Combine the stylized image's luminance with the content image's chrominance, both `uint8 [H, W, 3]`.
 
-    "Luminance-only transfer" of Gatys et al. 2016, *Preserving Color in Neural Artistic Style Transfer*, on sRGB as
-    it is, as in the paper.
+    "Luminance-only transfer" of Gatys et al. 2016, *Preserving Color in Neural Artistic Style Transfer*, applied to
+    sRGB directly, as in the paper.
     """
     return _in_bands(_with_luminance, content, stylized)
 
@@ -91,7 +91,7 @@ def _with_luminance(content: Floats, stylized: Floats) -> Floats:
 
 
 def side_by_side(images: Iterable[Pixels], *, gap: int = 8) -> Pixels:
-    """Images of one height in a row, `gap` white columns between them."""
+    """Join images of equal height in a row, with `gap` white columns between them."""
     row: list[Pixels] = []
     for pixels in images:
         if row:
@@ -101,7 +101,7 @@ def side_by_side(images: Iterable[Pixels], *, gap: int = 8) -> Pixels:
 
 
 def _in_bands(formula: Callable[[Floats, Floats], Floats], content: Pixels, stylized: Pixels) -> Pixels:
-    """The formula on values from 0 to 255 in floating point, a band of rows at a time."""
+    """Apply a formula to values from 0 to 255 in floating point, a band of rows at a time."""
     result = np.empty_like(stylized)
     for top in range(0, len(result), BAND_ROWS):
         rows = slice(top, top + BAND_ROWS)

@@ -1,4 +1,4 @@
-"""PNG files without the texts that Pillow refuses."""
+"""Remove texts from PNG files that Pillow would refuse."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _KEPT_TEXTS = {b"XML:com.adobe.xmp", b"Raw profile type exif"}
 
 
 def without_texts(stream: BinaryIO) -> BinaryIO:
-    """A PNG file without the texts that are not read or too long: Pillow takes more than 1 MB of them as damage.
+    """Return a PNG without texts that are unused or too long: Pillow treats more than 1 MB of text as damage.
 
-    Image generators write their whole graph into such a text. XMP and EXIF stay, each once.
+    Image generators store their whole graph in such a text. XMP and EXIF are kept, each once.
     """
     gaps: list[tuple[int, int]] = []
     kept: set[bytes] = set()
@@ -41,7 +41,7 @@ def without_texts(stream: BinaryIO) -> BinaryIO:
 
 
 def _is_short(kind: bytes, length: int, stream: BinaryIO) -> bool:
-    """Whether Pillow takes a text, expanded."""
+    """Return whether Pillow accepts a text, once decompressed."""
     maximum = PngImagePlugin.MAX_TEXT_CHUNK
     if length > maximum:
         return False
@@ -61,7 +61,7 @@ def _is_short(kind: bytes, length: int, stream: BinaryIO) -> bool:
 
 
 def _joined(stream: BinaryIO, gaps: list[tuple[int, int]]) -> BinaryIO:
-    """The file without its gaps, in memory."""
+    """Return the file without the gaps, in memory."""
     result = io.BytesIO()
     stream.seek(0)
     for start, end in gaps:

@@ -1,4 +1,4 @@
-"""Cameras' raw files, which are refused: Pillow would read the thumbnail in them."""
+"""Refuse raw camera files, of which Pillow would read only the thumbnail."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _SENSOR_DATA = (32_803, 34_892)
 
 
 def raw_error(suffix: str) -> ImageError:
-    """The error for a raw file, which names the kind if the suffix is a camera's."""
+    """Return the error for a raw file; it names the type if the suffix tells it."""
     kind = f" ({suffix[1:].upper()})" if suffix in RAW_SUFFIXES else ""
-    return ImageError(f"a camera's raw file{kind}: nst does not develop it; export it as JPEG or TIFF")
+    return ImageError(f"a raw camera file{kind}, which nst does not develop; export it as JPEG or TIFF")
 
 
 def refuse_raw(stream: BinaryIO, head: bytes, suffix: str) -> None:
@@ -52,7 +52,7 @@ def refuse_raw(stream: BinaryIO, head: bytes, suffix: str) -> None:
 
 
 def refuse_raw_image(image: Image.Image) -> None:
-    """Raise `ImageError` for a raw file that Pillow opened by itself: the image is its thumbnail."""
+    """Raise `ImageError` for a raw file that Pillow has opened: the image is its thumbnail."""
     tags = getattr(image, "tag_v2", {})
     if tiff.DNG_VERSION in tags or (tiff.SUB_IFDS in tags and tiff.is_reduced(image)):
         raise raw_error(".dng" if tiff.DNG_VERSION in tags else "")

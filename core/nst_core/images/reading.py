@@ -1,4 +1,4 @@
-"""Reading images from files and from Pillow."""
+"""Read images from files and from Pillow."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ log = logging.getLogger(__name__)
 def open_image(
     source: Path | BinaryIO, *, max_pixels: int = DEFAULT_MAX_PIXELS, max_side: int | None = None
 ) -> ImageData:
-    """Decode an image: upright, in sRGB, 8 bits a channel.
+    """Decode an image as upright sRGB with 8 bits per channel.
 
     `max_pixels` is checked on the header, before anything is decoded. `max_side` shrinks a larger image to that many
-    pixels on its longer side. Of several frames the first is taken.
-    An ICC profile of RGB, CMYK or grey is converted from; colours that sRGB lacks are clipped. 16 bits a channel
-    become 8, and so does grey of 32 bits, whose white is the first of 1, 255 and 65,535 that its values fit in.
-    Several threads may call this at once. Pillow's settings of the process stay as they are: its limit
-    (`PIL.Image.MAX_IMAGE_PIXELS`) still holds inside its decoders of GIF, WebP and tiled TIFF.
-    Raises `ImageError` for anything that is no whole, readable image within the limits.
+    pixels on its longer side. The first of several frames is used. Colours are converted from an embedded ICC profile
+    (RGB, CMYK or grey); colours outside sRGB are clipped. 16 bits per channel become 8, as does 32-bit grey, whose
+    white is the first of 1, 255 and 65,535 that its values fit in.
+
+    Several threads may call this at once. Pillow's process-wide settings are unchanged: its limit
+    (`PIL.Image.MAX_IMAGE_PIXELS`) still holds inside its decoders of GIF, WebP and tiled TIFF. Raises `ImageError` for
+    anything that is not a complete, readable image within the limits.
     """
     name = str(source) if isinstance(source, Path) else getattr(source, "name", "the image")
     if isinstance(source, Path) and not os.path.isfile(source):  # noqa: PTH113  a name may be too long for Path.is_file
@@ -48,9 +49,9 @@ def open_image(
 
 
 def from_pillow(image: Image.Image) -> ImageData:
-    """What `open_image` makes of the file of an image of Pillow's: upright, in sRGB, 8 bits a channel.
+    """Convert a Pillow image as `open_image` converts its file: upright, sRGB, 8 bits per channel.
 
-    The image stays as it is. Raises `ImageError` if it cannot be decoded or converted.
+    The given image is unchanged. Raises `ImageError` if it cannot be decoded or converted.
     """
     with image_errors("the image"):
         refuse_raw_image(image)
@@ -63,7 +64,7 @@ def from_pillow(image: Image.Image) -> ImageData:
 
 
 def process_of_file(path: Path) -> str:
-    """`Metadata.process` of an image file, without decoding it; empty if the file has none or is no image."""
+    """Return `Metadata.process` of an image file without decoding it; empty if it has none or is not an image."""
     try:
         with open_file(path) as image:
             return read_process(image) if "exif" in image.info else ""

@@ -1,4 +1,4 @@
-"""The directories of a TIFF file, read without Pillow, and the choice of its page."""
+"""Read the directories of a TIFF file without Pillow, and choose its page."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TILE_WIDTH, TILE_LENGTH = 322, 323
 
 
 def is_reduced(image: Image.Image) -> bool:
-    """Whether the current page of a TIFF says that it is a smaller version of another page."""
+    """Return whether a TIFF's current page is marked as a smaller version of another page."""
     kind = image.tag_v2.get(SUBFILE_TYPE, 0)  # type: ignore[attr-defined]
     return isinstance(kind, int) and kind & 1 == 1
 
 
 def to_largest(image: Image.Image) -> None:
-    """Turn to the first page that is no smaller version of another page."""
+    """Seek to the first page that is not a smaller version of another page."""
     with suppress(EOFError):
         for page in range(1, _MAX_DIRECTORIES):
             if not is_reduced(image):
@@ -34,29 +34,29 @@ def to_largest(image: Image.Image) -> None:
 
 
 def explain_unreadable(stream: BinaryIO) -> str:
-    """Why Pillow reads no pixels of a TIFF."""
+    """Explain why Pillow cannot read a TIFF's pixels."""
     tags = next(directories(stream), {})
     samples, bits = first_value(tags, SAMPLES_PER_PIXEL, 1), first_value(tags, BITS_PER_SAMPLE, 1)
     kind = ", floating point" if first_value(tags, SAMPLE_FORMAT) == 3 else ""
     return (
-        f"a damaged TIFF, or one of a kind that is not read (channels: {samples}, bits a channel: {bits}{kind}): "
-        "save it as RGB of 8 or 16 bits"
+        f"a damaged or unsupported TIFF (channels: {samples}, bits per channel: {bits}{kind}); "
+        "save it as RGB with 8 or 16 bits per channel"
     )
 
 
 def first_value(tags: dict[int, tuple[int, ...]], tag: int, default: int = 0) -> int:
-    """A tag's first number."""
+    """Return a tag's first number, or `default`."""
     return next(iter(tags.get(tag, ())), default)
 
 
 _MAX_DIRECTORIES, _MAX_TAGS, _MAX_VALUES = 64, 4096, 32
 _WANTED = {SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, SUB_IFDS, SAMPLE_FORMAT, DNG_VERSION}
 _LETTERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
-"""`struct`'s letters of TIFF's types of whole numbers."""
+"""Format letters of TIFF's integer types, for `struct`."""
 
 
 def directories(stream: BinaryIO) -> Iterator[dict[int, tuple[int, ...]]]:
-    """The tags in `_WANTED` of each directory, also of sub-directories; ends where the file is damaged."""
+    """Yield the tags in `_WANTED` of each directory and sub-directory; stop where the file is damaged."""
     stream.seek(0)
     head = stream.read(16)
     order = "<" if head[:2] == b"II" else ">"
@@ -87,7 +87,7 @@ def directories(stream: BinaryIO) -> Iterator[dict[int, tuple[int, ...]]]:
 
 
 def _values(stream: BinaryIO, order: str, kind: int, count: int, data: bytes) -> tuple[int, ...]:
-    """The numbers of a tag, up to `_MAX_VALUES`: from the entry itself where they fit in, else from where it points."""
+    """Return up to `_MAX_VALUES` numbers of a tag, from the entry itself or from where it points."""
     letter = _LETTERS.get(kind)
     if letter is None:
         return ()

@@ -1,4 +1,4 @@
-"""Writing images: the file appears whole or not at all."""
+"""Encode images, and write them atomically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def save_image(image: ImageData, path: Path, *, quality: int = 92) -> None:
     """Write JPEG, PNG or WebP by the path's suffix; the file appears whole or not at all.
 
-    See `encode_image`. Raises `InputError` for another suffix, `WriteError` where nothing can be written.
+    See `encode_image`. Raises `InputError` for another suffix, and `WriteError` if the file cannot be written.
     """
     data = encode_image(image, image_format(path), quality=quality)
     with atomic_write(path) as beside:
@@ -31,12 +31,11 @@ def save_image(image: ImageData, path: Path, *, quality: int = 92) -> None:
 
 
 def encode_image(image: ImageData, kind: str, *, quality: int = 92) -> bytes:
-    """The image as the bytes of a `JPEG`, `PNG` or `WEBP` file, 8 bits a channel, with its metadata.
+    """Encode an image as a `JPEG`, `PNG` or `WEBP` file with 8 bits per channel and its metadata.
 
-    With a profile of RGB the pixels are converted back to it and it is embedded. A profile of CMYK or grey, or one
-    that only leads to sRGB, cannot hold a stylized image: the file is sRGB then, with a profile that says so.
-    JPEG has no transparency: the image is laid over white.
-    Raises `InputError` for an image that such a file cannot hold; see `check_size`.
+    The pixels are converted back to the image's RGB profile, which is embedded. A CMYK or grey profile, or one that
+    only converts to sRGB, cannot hold a stylized image: the file is then sRGB with an sRGB profile. In a JPEG,
+    transparent areas are white. Raises `InputError` for an image that such a file cannot hold; see `check_size`.
     """
     check_size(image.width, image.height, kind)
     encoded, profile = from_srgb(Image.fromarray(image.pixels), image.metadata.profile)
@@ -56,5 +55,5 @@ def encode_image(image: ImageData, kind: str, *, quality: int = 92) -> bytes:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's encoders raise errors of many kinds
-        raise InputError(f"a {kind} of {image.width}x{image.height} cannot be written: {reason(error)}") from error
+        raise InputError(f"cannot encode {image.width}x{image.height} as {kind}: {reason(error)}") from error
     return buffer.getvalue()

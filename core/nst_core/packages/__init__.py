@@ -1,1 +1,1 @@
-"""What is installed in this environment, and how to install what is missing."""
+"""Find out what is installed in this environment, and how to install what is missing."""

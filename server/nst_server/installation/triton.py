@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Installation:
-    """A Triton on this machine: its binary with the arguments that it always gets, and its environment variables.
+    """A Triton on this machine: its binary with fixed arguments, and its environment variables.
 
     `folder` is its environment, with our backends in it; None for a Triton from PATH, which has its own.
     """
@@ -42,10 +42,10 @@ class Installation:
 
 
 def find_triton(environment: Path, on_message: Callable[[str], None], device: Device | None = None) -> Installation:
-    """`tritonserver` from PATH, else from `environment` for `device`, installed there first if need be.
+    """Return `tritonserver` from PATH, else from `environment` for `device`, installed first if necessary.
 
-    Without `device` choose as `--device auto` does. `on_message` says so before an installation, which takes minutes.
-    Raises `ServerError` with the reason when there is no Triton to be had.
+    Without `device`, choose as `--device auto` does. `on_message` receives a line before an installation, which takes
+    minutes. Raises `ServerError` with the reason if there is no Triton.
     """
     device = device or devices.choose()
     if binary := shutil.which("tritonserver"):
@@ -57,12 +57,12 @@ def find_triton(environment: Path, on_message: Callable[[str], None], device: De
 def install_triton(
     environment: Path, on_message: Callable[[str], None] = lambda line: None, device: Device | None = None
 ) -> Installation:
-    """Triton from PyPI for `device`, in the folder `cpu` or `gpu` of `environment`.
+    """Install Triton from PyPI for `device` into the folder `cpu` or `gpu` of `environment`.
 
-    Nothing is installed if the same packages are there already; other packages are removed first. The environment is
-    of the Python that `interpreter.choose` finds. Raises `ServerError` if there is none, if pip fails, or on a system
-    that Triton from PyPI does not run on; `InputError` for a driver that is too old, or for a GPU's user without a
-    home folder.
+    Nothing is installed if the same packages are already there; other packages are removed first. The environment uses
+    the Python that `interpreter.choose` finds. Raises `ServerError` if there is none, if pip fails, or on a system that
+    Triton from PyPI does not support; `InputError` for a driver that is too old, or for a GPU's user without a home
+    folder.
     """
     device = device or devices.choose()
     folder = environment / device.kind
@@ -90,11 +90,11 @@ def _device_variables(device: Device) -> dict[str, str]:
     if device.kind == "cpu":
         return _visible(device)
     return {
-        Variable.CACHE: str(cache_folder().resolve()),  # where nst-serve builds plans, backends look
-        "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),  # NVML's, so GPU 0 is the same
+        Variable.CACHE: str(cache_folder().resolve()),  # backends look where we build plans
+        "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),  # as in NVML, so GPU 0 is the same
     }
 
 
 def _visible(device: Device) -> dict[str, str]:
-    """A server for the CPU sees no GPU: Triton would place models there that name no device."""
+    """Hide the GPUs from a server for the CPU, on which Triton would place models that name no device."""
     return {"CUDA_VISIBLE_DEVICES": ""} if device.kind == "cpu" else {}

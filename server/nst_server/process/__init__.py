@@ -1,1 +1,1 @@
-"""Triton's process: started, watched, started again and ended, in the foreground or the background."""
+"""Triton's process: start, watch, restart and end it, in the foreground or the background."""

@@ -1,4 +1,4 @@
-"""A server in the background: started from a terminal that gets its prompt back when it is ready."""
+"""Run a server in the background: the terminal gets its prompt back when the server is ready."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from nst_server.state import State
 READY = b"ready"
 
 PR_SET_PDEATHSIG = 1
-"""Of prctl(2)."""
+"""Constant of prctl(2)."""
 
 STOP_TIMEOUT_SECONDS = 60.0
-"""How long a server may take to end: it answers the requests that it has."""
+"""Maximum time for a server to end, which first answers its pending requests."""
 
 
 def end_as_ctrl_c() -> None:
-    """Have a supervisor's SIGTERM and a closed terminal's SIGHUP end this process as Ctrl-C does.
+    """Handle a supervisor's SIGTERM and a closed terminal's SIGHUP like Ctrl-C.
 
-    `nohup` has SIGHUP ignored, and so it stays.
+    SIGHUP stays ignored under `nohup`.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -34,10 +34,10 @@ def end_as_ctrl_c() -> None:
 
 
 def detached(serve: Callable[[Callable[[], None]], None], log: Path) -> None:
-    """Run `serve(ready)` in a process of its own, and return when it calls `ready`.
+    """Run `serve(ready)` in a separate process, and return when it calls `ready`.
 
-    Until then it writes to our terminal, and ends when we end, however that happens; after that it writes to `log`. If
-    it ends without a call of `ready`, it has printed why, and this exits with its status.
+    Until then it writes to our terminal, and ends when we end, however that happens; afterwards it writes to `log`. If
+    it ends without calling `ready`, it has printed why, and this process exits with its status.
     """
     reading, writing = os.pipe()
     parent = os.getpid()
@@ -46,7 +46,7 @@ def detached(serve: Callable[[Callable[[], None]], None], log: Path) -> None:
         os.close(reading)
         os.setsid()
         _end_with_parent(signal.SIGTERM)
-        if os.getppid() != parent:  # it had ended before we asked
+        if os.getppid() != parent:  # it ended before the call
             raise KeyboardInterrupt
         serve(lambda: _let_go(writing, log))
         return
@@ -64,12 +64,12 @@ def detached(serve: Callable[[Callable[[], None]], None], log: Path) -> None:
 
 
 def _end_with_parent(sign: int) -> None:
-    """Ask Linux for the signal `sign` when the process that has started us ends; 0 asks for none."""
+    """Ask Linux to send `sign` when the parent process ends; 0 cancels that."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, sign)
 
 
 def _let_go(writing: int, log: Path) -> None:
-    """Leave the terminal and the process that has started us: read nothing, and write messages to the log."""
+    """Detach from the terminal and the parent process: read nothing, and write messages to the log."""
     nothing = os.open(os.devnull, os.O_RDWR)
     messages = os.open(log, os.O_WRONLY | os.O_APPEND)
     for source, target in ((nothing, 0), (nothing, 1), (messages, 2)):
@@ -80,12 +80,12 @@ def _let_go(writing: int, log: Path) -> None:
 
 
 def stop(state: State) -> None:
-    """End a running server and wait for it; `ServerError` if it does not."""
+    """End a running server and wait for it; `ServerError` if it does not end in time."""
     os.kill(state.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     while state.running():
         if time.monotonic() > deadline:
             raise ServerError(
-                f"process {state.pid} has not ended after {STOP_TIMEOUT_SECONDS:.0f} s (its log: {state.log})"
+                f"process {state.pid} has not ended after {STOP_TIMEOUT_SECONDS:.0f} s; see the log {state.log}"
             )
         time.sleep(0.05)

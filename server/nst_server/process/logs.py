@@ -1,4 +1,4 @@
-"""Triton's output: all of it goes into the log, and its errors to the user, with the paths that the user knows."""
+"""Triton's output: write all of it to the log, and show its errors to the user, with the user's paths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nst_server.repository.links import Links
 NO_OUTPUT = "it wrote nothing"
 
 LINE = re.compile(r'([IWEF])\d{4} [^]]*\] "?(.*?)"?$')
-"""A line of Triton's own: its severity (the last two are errors), and the message."""
+"""A line of Triton's own: its severity (E and F are errors), and the message."""
 
 LOADED_OR_FAILED = re.compile(r"(?:successfully loaded|failed to load|Poll failed for model directory) '([^']+)'")
 UNREADABLE = re.compile(r"Poll failed for model directory '([^']+)': (.*)")
@@ -26,20 +26,20 @@ NOT_LOADED = re.compile(r"failed to load '([^']+)' version (\d+): (.*)")
 
 IGNORED = (
     "CudaDriverHelper has not been initialized",  # on every machine without a GPU
-    "ERROR: Failed to create instance",  # repeats what NOT_LOADED says
+    "ERROR: Failed to create instance",  # repeats NOT_LOADED
     "Internal: failed to load all models",
 )
-"""Beginnings of error lines that tell the user nothing; they stay in the log."""
+"""Beginnings of error lines that do not help the user; they stay in the log."""
 
 
 @contextmanager
 def open_log(log: Path, *, keep: bool) -> Iterator[TextIO]:
-    """The log to append to, emptied first unless `keep`; `InputError` where it cannot be written."""
+    """Open the log to append to it, emptied first unless `keep`; `InputError` if it cannot be written."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         if not keep:
             log.write_text("")
-        file = log.open("a", encoding="utf-8", errors="backslashreplace")  # a detached nst-serve writes to it too
+        file = log.open("a", encoding="utf-8", errors="backslashreplace")  # a detached server writes to it, too
     except OSError as error:
         raise InputError(f"cannot write the log {log}: {error.strerror}") from error
     with file:
@@ -47,13 +47,13 @@ def open_log(log: Path, *, keep: bool) -> Iterator[TextIO]:
 
 
 def last_line(log: Path) -> str:
-    """Of a log, for a message."""
+    """Return the last line of a log, for a message."""
     return (log.read_text(errors="replace").strip().splitlines() or [NO_OUTPUT])[-1]
 
 
 @dataclass
 class LogReader:
-    """Reads the output of one Triton. `secrets` are hidden in its arguments as soon as it has read them."""
+    """Read the output of one Triton. `secrets` are hidden in its arguments as soon as it has read them."""
 
     file: TextIO
     links: Links | None
@@ -61,7 +61,7 @@ class LogReader:
     secrets: list[str]
     errors: list[str] = field(default_factory=list)
     settled: set[str] = field(default_factory=set)
-    """Models that are loaded, or have failed to load."""
+    """Models that are loaded or have failed to load."""
     last_foreign_line: str = NO_OUTPUT
     """The last line that is not Triton's own, but of the shell, the loader or Python."""
 
@@ -79,7 +79,7 @@ class LogReader:
                 self.last_foreign_line = line.strip() or self.last_foreign_line
 
     def _hide_secrets(self, pid: int) -> None:
-        """Triton has read its arguments when it writes its first line."""
+        """Hide the secrets: Triton has read its arguments when it writes its first line."""
         if self.secrets:
             hide(pid, self.secrets)
             self.secrets = []
@@ -93,7 +93,7 @@ class LogReader:
 
 
 def readable_error(message: str) -> str | None:
-    """An error message of Triton's log for a person; None if it tells nothing."""
+    """Rephrase an error message of Triton's log for the user; None if it does not help."""
     if message.startswith(IGNORED):
         return None
     if match := NOT_LOADED.match(message):

@@ -1,7 +1,7 @@
 """The processes in which Triton's Python backend runs models: a stub for each instance of a model.
 
-When a model is unloaded, its stub is gone at once. A stub that dies by itself stays as a zombie, and every request for
-its model waits in vain.
+When a model is unloaded, its stub disappears at once. A stub that crashes stays as a zombie, and every request for its
+model waits in vain.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 
 STUB = "triton_python_b"
-"""A stub's name, by the 15 letters that Linux keeps of it."""
+"""A stub's name, limited by Linux to 15 characters."""
 
 DEAD_SECONDS = 2.0
 """How long a stub must be a zombie before it counts as dead."""
 
 
 def model_processes(triton: int) -> dict[int, str]:
-    """The stubs of the Triton with this process id, each with its model's name; empty if it is dead and a zombie.
+    """Return the stubs of the Triton with this process id, with their models' names; empty for a dead stub.
 
-    A stub that could not even be started is a dead bash, or a dead copy of Triton.
+    A stub that could not even start is a dead bash, or a dead copy of Triton.
     """
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
@@ -36,17 +36,17 @@ def model_processes(triton: int) -> dict[int, str]:
 
 
 class ModelProcesses:
-    """One Triton's stubs, looked at again and again."""
+    """One Triton's stubs, observed repeatedly."""
 
     def __init__(self, triton: int) -> None:
         self._triton = triton
         self._dead_since: dict[int, float] = {}
         self.names: dict[int, str] = {}
-        """Of every stub that was ever seen alive."""
+        """Model names of all stubs that were ever seen alive."""
         self.alive: dict[int, str] = {}
 
     def dead(self) -> list[int]:
-        """Look, and return those that have been dead for `DEAD_SECONDS`."""
+        """Look again, and return the stubs that have been dead for `DEAD_SECONDS`."""
         now, found = time.monotonic(), model_processes(self._triton)
         self.alive = {pid: name for pid, name in found.items() if name}
         self.names |= self.alive
@@ -54,5 +54,5 @@ class ModelProcesses:
         return [pid for pid, since in self._dead_since.items() if now - since >= DEAD_SECONDS]
 
     def without(self, models: set[str]) -> set[str]:
-        """Those of `models` that have no living process."""
+        """Return those of `models` that have no living process."""
         return models - set(self.alive.values())

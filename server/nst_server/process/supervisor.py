@@ -1,4 +1,4 @@
-"""Keeps Triton running: starts it, watches it, and starts another when it or the process of a model has died."""
+"""Keep Triton running: start it, watch it, and restart it when it or the process of a model dies."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from nst_server.tls import Certificate
 from nst_server.triton_command import Launch, Runnable
 
 CHECK_SECONDS = 1.0
-"""Between two looks at the processes of a Triton that serves."""
+"""Interval of the checks of a serving Triton's processes."""
 
 FIRST_PAUSE_SECONDS = 0.5
-"""Before Triton is started again; after every further failure twice as long."""
+"""Pause before Triton is restarted; it doubles with every further failure."""
 
 MAX_FAILURES = 5
 SERVICE_SECONDS = 60.0
-"""So many failures in a row, with no such time of service between them, and Triton is not started again."""
+"""Triton is not restarted after `MAX_FAILURES` failures in a row with less service between them than this."""
 
 
 @contextmanager
@@ -45,13 +45,13 @@ def run_triton(
     certificate: Certificate | None = None,
     on_error: Callable[[str], None] = lambda line: None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run Triton on `repository` with its models loaded and warm; it ends when the block is left, however.
+    """Run Triton on `repository` with its models loaded and warm; end it with the block.
 
-    Its output goes to `log`, its errors to `on_error` too, a line each. A model that cannot be loaded is such a line,
-    and the others are served. It loads what it is asked to load (`nst-serve load`, `nst-export --load`), and every
-    `poll` seconds what is new in the repository. With `access` it asks for secrets; with `certificate`, which goes
-    with `endpoints.behind_tls()`, everything but its ports on 127.0.0.1 is TLS. Raises `ServerError` when the
-    repository is empty, a port is taken, no model can be loaded, or none is ready after `ready_timeout_seconds`.
+    Its output goes to `log`, its errors also to `on_error`, a line each. A model that cannot be loaded is such a line,
+    and the others are served. It loads models on request (`nst serve load`, `nst export --load`), and every `poll`
+    seconds those that are new in the repository. With `access` it requires secrets; with `certificate`, which needs
+    `endpoints.behind_tls()`, everything except its ports on 127.0.0.1 is TLS. Raises `ServerError` if the repository is
+    empty, a port is taken, no model can be loaded, or none is ready after `ready_timeout_seconds`.
     """
     launch = Launch(repository, endpoints, poll, access, certificate)
     with _running(Start(installation, launch, log, ready_timeout_seconds, on_error)) as process:
@@ -67,12 +67,12 @@ def supervise(
     on_error: Callable[[str], None] = lambda line: None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> NoReturn:
-    """Run Triton as `run_triton` does, and another whenever it ends by itself or the process of a model dies.
+    """Run Triton as `run_triton` does, and restart it whenever it ends by itself or the process of a model dies.
 
-    `on_ready` is called whenever a Triton is ready; `on_error` gets the reason for every new start. The log goes on.
-    Raises `ServerError` when the first does not become ready, and after `MAX_FAILURES` in a row with less than
-    `SERVICE_SECONDS` of service between them. Call it in the main thread: Linux ends Triton when the thread that
-    started it ends.
+    `on_ready` is called whenever a Triton is ready; `on_error` receives the reason for every restart. The log
+    continues. Raises `ServerError` if the first Triton does not become ready, and after `MAX_FAILURES` in a row with
+    less than `SERVICE_SECONDS` of service between them. Call it in the main thread: Linux ends Triton when the thread
+    that started it ends.
     """
     start = Start(installation, launch, log, ready_timeout_seconds, on_error)
     failures = 0
@@ -82,8 +82,8 @@ def supervise(
             with _running(start) as process:
                 ready_since = time.monotonic()
                 on_ready()
-                reason = f"{wait_for_failure(process, launch, on_error)} (its log: {log})"
-                process.kill()  # no request of a model without a process would ever end
+                reason = f"{wait_for_failure(process, launch, on_error)} (log: {log})"
+                process.kill()  # requests for a model without a process would never end
         except ServerError as error:
             if not start.keep_log:
                 raise
@@ -91,15 +91,15 @@ def supervise(
         start = replace(start, keep_log=True)
         failures = 1 if ready_since and time.monotonic() - ready_since > SERVICE_SECONDS else failures + 1
         if failures == MAX_FAILURES:
-            raise ServerError(f"{reason}, {failures} times with less than {SERVICE_SECONDS:.0f} s of service between")
+            raise ServerError(f"{reason}; {failures} failures with less than {SERVICE_SECONDS:.0f} s between them")
         pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
-        on_error(f"{reason}; starting it again in {pause:g} s")
+        on_error(f"{reason}; restarting in {pause:g} s")
         time.sleep(pause)
 
 
 @contextmanager
 def _running(start: Start) -> Iterator[subprocess.Popen[str]]:
-    """See `run_triton`. A model whose process dies while it is loaded is left out of the next try."""
+    """See `run_triton`. If a model's process dies while loading, retry without that model."""
     model_names(start.launch.repository)
     start.launch.endpoints.check_free()
     watcher = RepositoryWatcher(start.launch.repository, start.on_error)
@@ -111,8 +111,8 @@ def _running(start: Start) -> Iterator[subprocess.Popen[str]]:
                 process, control = resources.enter_context(ready_triton(start))
             except ModelProcessDied as died:
                 line = (
-                    f"{', '.join(sorted(died.models)) or 'a model'} cannot be served: the process ended while it was "
-                    f"loaded: {died} (its log: {start.log})"
+                    f"{', '.join(sorted(died.models)) or 'a model'} cannot be served: its process ended during "
+                    f"loading: {died} (log: {start.log})"
                 )
                 names = [name for name in names if name not in died.models]
                 if not died.models or not names:
@@ -127,9 +127,9 @@ def _running(start: Start) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for_failure(process: subprocess.Popen[str], launch: Launch, on_error: Callable[[str], None]) -> str:
-    """Wait until Triton ends by itself or the process of one of its models dies, and return which of them happened.
+    """Wait until Triton ends by itself or the process of one of its models dies; return which one.
 
-    A process that dies while its model is loaded goes to `on_error`, and the other models are served as before.
+    A process that dies while its model is loading is reported to `on_error`, and the other models are still served.
     """
     control = Control.of_launch(launch)
     processes = ModelProcesses(process.pid)
@@ -144,8 +144,8 @@ def wait_for_failure(process: subprocess.Popen[str], launch: Launch, on_error: C
                 name = name or _without_process(models, processes)
                 return f"the process of {name} in Triton has died"
             on_error(
-                f"the process of {name or loading.pop()} ended while it was loaded, and that load does not end; "
-                "end the server and start it again to load it"
+                f"the process of {name or loading.pop()} ended during loading, and Triton still waits for it; "
+                "restart the server to load it"
             )
             reported.add(pid)
         with suppress(subprocess.TimeoutExpired):
@@ -153,13 +153,13 @@ def wait_for_failure(process: subprocess.Popen[str], launch: Launch, on_error: C
 
 
 def _models(control: Control) -> list[Model]:
-    """Triton's models; none if it does not answer."""
+    """Return Triton's models; none if it does not answer."""
     with suppress(ServerError):
         return control.models(timeout_seconds=5.0)
     return []
 
 
 def _without_process(models: list[Model], processes: ModelProcesses) -> str:
-    """The model whose process died before it was ever seen alive: it is served and has no process."""
+    """Return the ready model without a process, which died before it was ever seen alive."""
     candidates = processes.without({model.name for model in models if model.ready})
     return candidates.pop() if len(candidates) == 1 else "a model"

@@ -1,4 +1,4 @@
-"""The process of a Triton: started, waited for until its models are loaded and warm, and ended."""
+"""Triton's process: start it, wait until its models are loaded and warm, and end it."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from nst_server.triton_command import ALLOCATOR_VARIABLES, START_SCRIPT, Launch,
 logger = logging.getLogger(__name__)
 
 READY_TIMEOUT_SECONDS = 300.0
-"""How long Triton may take to load its models."""
+"""Maximum time for Triton to load its models."""
 
 READY_POLL_SECONDS = 0.1
 
 END_GRACE_SECONDS = 20.0
-"""How long Triton may take to end its requests before it is killed."""
+"""Maximum time for Triton to answer its pending requests before it is killed."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What starts: a Triton, what it is for, where its log goes, and how long it may take to be ready.
+    """A Triton to start: its installation, launch, log, and maximum time until it is ready.
 
-    `on_error` gets each error of Triton's log. The log is emptied first unless `keep_log`.
+    `on_error` receives each error of Triton's log. The log is emptied first unless `keep_log`.
     """
 
     installation: Runnable
@@ -50,9 +50,9 @@ class Start:
 
 
 class ModelProcessDied(Exception):
-    """The processes of these models ended while they were loaded, and Triton would wait for them for ever.
+    """The processes of these models ended during loading, and Triton would wait for them forever.
 
-    `models` is empty where it is not known whose process it was.
+    `models` is empty if they are unknown.
     """
 
     def __init__(self, models: set[str], reason: str) -> None:
@@ -62,16 +62,16 @@ class ModelProcessDied(Exception):
 
 @contextmanager
 def ready_triton(start: Start) -> Iterator[tuple[subprocess.Popen[str], Control]]:
-    """A Triton whose models are loaded and warm; ended when the block is left.
+    """Yield a Triton whose models are loaded and warm; end it with the block.
 
-    Raises `ModelProcessDied` when the process of a model ends meanwhile, and `ServerError` when Triton does, when it
-    takes too long, or when no model is ready.
+    Raises `ModelProcessDied` when the process of a model ends during loading, and `ServerError` when Triton ends, takes
+    too long, or no model is ready.
     """
     launch = start.launch
     with ExitStack() as resources:
         file = resources.enter_context(open_log(start.log, keep=start.keep_log))
         links = None
-        if isinstance(start.installation, Installation):  # a container has paths of its own
+        if isinstance(start.installation, Installation):  # a container has its own paths
             links = resources.enter_context(linked(launch.repository, start.installation.folder))
         if launch.certificate and launch.endpoints.plain:
             address, _ = launch.endpoints.listening["grpc"]
@@ -108,42 +108,42 @@ def _spawn(installation: Runnable, launch: Launch, links: Links | None) -> subpr
         encoding="utf-8",
         errors="replace",
         env={**ALLOCATOR_VARIABLES, **os.environ, **variables},
-        cwd="/",  # the stubs import from their working directory first: a folder there may be called numpy
-        start_new_session=True,  # Ctrl-C reaches us alone; we end Triton and its stubs in order
+        cwd="/",  # the stubs import from their working directory first: it may hold a folder called numpy
+        start_new_session=True,  # Ctrl-C reaches only us; we end Triton and its stubs in order
     )
 
 
 def _wait_until_ready(process: subprocess.Popen[str], control: Control, start: Start, reader: LogReader) -> None:
-    """Wait until Triton answers, which it does when it has loaded its models, and a model is ready."""
+    """Wait until Triton answers, which it does after loading its models, and a model is ready."""
     deadline = time.monotonic() + start.ready_timeout_seconds
     processes = ModelProcesses(process.pid)
     while not control.live():
         if process.poll() is not None:
             reason = f"exit status {process.returncode}, {last_line(start.log)}"
             reason = reader.errors[0] if reader.errors else reason
-            raise ServerError(f"Triton ended before it was ready: {reason} (its log: {start.log})")
+            raise ServerError(f"Triton ended before it was ready: {reason} (log: {start.log})")
         dead = processes.dead()
         models = _models_of(dead, processes, set(start.launch.models or ()) - reader.settled)
         late = time.monotonic() > deadline
         if models or (dead and late):
             raise ModelProcessDied(models, reader.last_foreign_line)
         if late:
-            raise ServerError(f"Triton was not ready after {start.ready_timeout_seconds:.0f} s (its log: {start.log})")
+            raise ServerError(f"Triton was not ready after {start.ready_timeout_seconds:.0f} s (log: {start.log})")
         time.sleep(READY_POLL_SECONDS)
     if not any(model.ready for model in control.models()):
         reason = reader.errors[0] if reader.errors else "no reason given"
-        raise ServerError(f"no model could be loaded: {reason} (its log: {start.log})")
+        raise ServerError(f"no model could be loaded: {reason} (log: {start.log})")
 
 
 def _models_of(dead: list[int], processes: ModelProcesses, loading: set[str]) -> set[str]:
-    """The models of dead processes; empty while they are not known, since other processes are still to be started."""
+    """Return the models of dead processes; empty while they are unknown, since others may still start."""
     known = {processes.names[pid] for pid in dead if pid in processes.names}
     candidates = processes.without(loading)
     return known or (candidates if len(dead) >= len(candidates) else set())
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """SIGTERM, a grace period, then SIGKILL for what is left of its group; a second Ctrl-C ends the grace period."""
+    """Send SIGTERM, wait, then SIGKILL the rest of its group; a second Ctrl-C skips the wait."""
     try:
         if process.poll() is None:
             process.terminate()

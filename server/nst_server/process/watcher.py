@@ -1,7 +1,7 @@
-"""Loading new and changed models of a repository while Triton runs, and unloading removed ones.
+"""Load new and changed models of a repository while Triton runs, and unload removed ones.
 
-Triton can watch a repository itself, and then loads whatever it finds. Here a model is checked first, and one that was
-unloaded by command stays so until its files change.
+Triton can watch a repository itself, but then loads whatever it finds. Here each model is checked first, and one that
+was unloaded by command stays unloaded until its files change.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from nst_server.repository.models import read_repository
 logger = logging.getLogger(__name__)
 
 Fingerprint = frozenset[tuple[str, int, int, int]]
-"""Of each file of a model: its path, inode, size and time of change."""
+"""For each file of a model: its path, inode, size and modification time."""
 
 
 class RepositoryWatcher:
-    """What was last seen of a repository; `on_error` gets a line for each model that must not be served, once."""
+    """The last seen state of a repository; `on_error` receives a line once for each model that must not be served."""
 
     def __init__(self, repository: Path, on_error: Callable[[str], None]) -> None:
         self._repository = repository
@@ -33,13 +33,13 @@ class RepositoryWatcher:
         self._reported: set[str] = set()
 
     def names(self) -> list[str]:
-        """The models that can be served now; they count as loaded as they are."""
+        """List the models that can be served now, and count them as loaded."""
         names = self._servable()
         self._seen = {name: fingerprint(self._repository / name) for name in names}
         return names
 
     def look(self, control: Control) -> None:
-        """Have Triton load the models that are new or changed since the last look, and unload those that are gone.
+        """Load the models that are new or changed since the last look, and unload those that are gone.
 
         Triton's own log says what cannot be loaded. A model that must not be served any more stays as it is.
         """
@@ -48,7 +48,7 @@ class RepositoryWatcher:
         except ServerError as error:
             self._report(str(error))
             if not self._repository.is_dir():
-                return  # a disk that is away for a moment; an empty folder has no models any more
+                return  # a disk that is gone for a moment; an empty folder has no models any more
             names = []
         for name in names:
             now = fingerprint(self._repository / name)
@@ -83,7 +83,7 @@ class RepositoryWatcher:
 
 @contextmanager
 def watching(watcher: RepositoryWatcher, control: Control, seconds: float) -> Iterator[None]:
-    """Look every so many seconds, in a thread, while the block runs."""
+    """Look every `seconds` seconds in a thread while the block runs."""
     ended = threading.Event()
 
     def look_until_ended() -> None:
@@ -94,11 +94,11 @@ def watching(watcher: RepositoryWatcher, control: Control, seconds: float) -> It
     try:
         yield
     finally:
-        ended.set()  # a load under way ends with Triton
+        ended.set()  # a load in progress ends with Triton
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """See `Fingerprint`; links are followed, and files that vanish meanwhile are left out."""
+    """Return the `Fingerprint` of a model's folder; links are followed, and files that vanish are left out."""
     found = set()
     for version in [folder, *(entry for entry in _entries(folder) if entry.name.isdecimal())]:
         for root, folders, files in os.walk(version):

@@ -1,1 +1,1 @@
-"""The model repository as the server sees it: its models, the links that Triton gets to it, its TensorRT plans."""
+"""The model repository on the server's side: its models, Triton's links to it, and its TensorRT plans."""

@@ -1,7 +1,7 @@
-"""Paths for Triton that any shell reads as they are, whatever the folders are called.
+"""Paths for Triton that every shell reads as they are, whatever the folders are called.
 
-Triton 2.51 starts the process of a model by an unquoted command line of bash, in which the repository's path and the
-backends' stand, and the loader splits paths of libraries at every colon. So a Triton gets a private folder with links
+Triton 2.51 starts the process of a model with an unquoted command line of bash that contains the paths of the
+repository and the backends, and the loader splits library paths at colons. So Triton gets a private folder with links
 to them, in a place with a plain name.
 """
 
@@ -24,7 +24,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_./+@-]+")
 """A path that bash, the loader and every locale read as it is."""
 
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
-"""Where the folder may lie, if not in that of TMPDIR."""
+"""Places for the folder, if TMPDIR is not suitable."""
 
 PREFIX = "nst-serve-"
 
@@ -36,7 +36,7 @@ OURS = re.compile(rf"[A-Za-z0-9_./+@-]*/{PREFIX}[A-Za-z0-9_]+/models")
 
 @dataclass(frozen=True)
 class Links:
-    """A private folder with links to the model repository and to Triton's environment, if there is an environment."""
+    """A private folder with links to the model repository and to Triton's environment, if any."""
 
     folder: Path
     repository: Path
@@ -44,42 +44,42 @@ class Links:
 
     @property
     def models(self) -> Path:
-        """The repository's link."""
+        """The link to the repository."""
         return self.folder / "models"
 
     def command(self, arguments: list[str]) -> list[str]:
-        """Triton's command line, with the links in place of what they lead to."""
+        """Replace the paths in Triton's command line by the links."""
         repository = f"--model-repository={self.repository.resolve()}"
         link = f"--model-repository={self.models}"
         return [link if argument == repository else self._inward(argument) for argument in arguments]
 
     def variables(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """What the environment of Triton's process needs, with the links too."""
+        """Replace the paths in environment variables by the links."""
         return {name: self._inward(value) for name, value in environment.items()}
 
     def _inward(self, text: str) -> str:
         if self.environment is None:
             return text
-        # A variable may hold several paths with colons between them, and this one may have a colon itself.
+        # A variable may hold several paths separated by colons, and this path may contain a colon itself.
         path = re.escape(str(self.environment.resolve()))
         return re.sub(rf"{path}(?=[/:]|$)", str(self.folder / "environment"), text)
 
     def outward(self, text: str) -> str:
-        """Triton's output with the paths as the user knows them."""
+        """Replace the links in Triton's output by the user's paths."""
         text = text.replace(str(self.models), str(self.repository))
         return text.replace(str(self.folder / "environment"), str(self.environment)) if self.environment else text
 
 
 @contextmanager
 def linked(repository: Path, environment: Path | None) -> Iterator[Links]:
-    """The links while the block runs; those of servers that were killed are removed first.
+    """Keep the links while the block runs; first remove those of servers that were killed.
 
-    Raises `ServerError` where no folder for temporary files can be had.
+    Raises `ServerError` if there is no folder for temporary files.
     """
     folder = _private_folder()
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # systemd-tmpfiles, which clears old files away, leaves a locked folder alone
+        fcntl.flock(lock, fcntl.LOCK_EX)  # systemd-tmpfiles, which removes old files, leaves a locked folder alone
         links = Links(folder, repository, environment)
         links.models.symlink_to(repository.absolute())
         if environment:
@@ -91,7 +91,7 @@ def linked(repository: Path, environment: Path | None) -> Iterator[Links]:
 
 
 def outward(text: str, repository: str) -> str:
-    """The output of a Triton with links, with its repository's own path."""
+    """Replace the links in a Triton's output by the repository's own path."""
     return OURS.sub(lambda _: repository, text)
 
 
@@ -101,8 +101,7 @@ def _private_folder() -> Path:
         with suppress(OSError):
             return Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
     raise ServerError(
-        "no folder for temporary files can be written to: set TMPDIR to one whose path has letters, digits and /_.+@- "
-        "only"
+        "no writable folder for temporary files; set TMPDIR to a folder whose path has only letters, digits and /_.+@-"
     )
 
 
@@ -112,7 +111,7 @@ def _places() -> list[Path]:
 
 
 def _clear(place: Path) -> None:
-    """Remove the folders of this user's servers that nobody holds any more."""
+    """Remove the folders of this user's servers that no process holds any more."""
     for folder in place.glob(f"{PREFIX}*"):
         with suppress(OSError):
             status = folder.lstat()

@@ -1,4 +1,4 @@
-"""What is in a model repository: its models, the device that they are for, the plans that they need."""
+"""Read a model repository: its models, the device that they are for, and the plans that they need."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from nst_core.errors import InputError
 from nst_server.errors import ServerError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-"""A model's name. It stands in file names and URLs, and Triton 2.51 puts it into a command line for bash."""
+"""A model's name. It is part of file names and URLs, and Triton 2.51 puts it into a command line for bash."""
 
 MODEL_DIRECTORY = "$$TRITON_MODEL_DIRECTORY"
-"""What Triton replaces in `EXECUTION_ENV_PATH`."""
+"""Placeholder that Triton replaces in `EXECUTION_ENV_PATH`."""
 
 CPU, GPU = model_config_pb2.ModelInstanceGroup.KIND_CPU, model_config_pb2.ModelInstanceGroup.KIND_GPU
 
 
 @dataclass(frozen=True)
 class EngineFile:
-    """The newest version of a model of the backend `tensorrt`, and the shapes that its plan is built for.
+    """The newest version of a `tensorrt` model, and the shapes that its plan is built for.
 
-    `profile` is as `nst_core.engines.plans.Profile.parse` reads it, and empty where the config gives none.
+    `profile` is as `nst_core.engines.plans.Profile.parse` reads it, and empty if the config has none.
     """
 
     model: str
@@ -45,15 +45,15 @@ class EngineFile:
 
     @property
     def has_plan(self) -> bool:
-        """Whether the version has a plan of its own."""
+        """Whether the version has its own plan."""
         return (self.version / PLAN).is_file()
 
 
 @dataclass(frozen=True)
 class RepositoryContents:
-    """The config of each model that can be served, and what is wrong with each of the other models.
+    """The config of each model that can be served, and the fault of each of the others.
 
-    A config is None where the model has none and Triton completes it from the graph.
+    A config is None if the model has none and Triton completes it from the graph.
     """
 
     configs: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class RepositoryContents:
 def read_repository(repository: Path) -> RepositoryContents:
     """Read the config of every model of a repository; `ServerError` if it is missing or cannot be read.
 
-    Folders whose names begin with a dot, and those without a config and a version, are no models.
+    Folders whose names begin with a dot, and those without a config and a version, are not models.
     """
     try:
         folders = sorted(entry for entry in repository.iterdir() if not entry.name.startswith("."))
@@ -71,7 +71,7 @@ def read_repository(repository: Path) -> RepositoryContents:
         if repository.is_dir():
             raise ServerError(f"cannot read the model repository {repository}: {error.strerror}") from error
         raise ServerError(
-            f"{repository}: no such model repository; make one with nst-export style.pth -r {repository}"
+            f"{repository}: no such model repository; create it with nst export style.pth -r {repository}"
         ) from error
     contents = RepositoryContents()
     for folder in folders:
@@ -86,19 +86,19 @@ def read_repository(repository: Path) -> RepositoryContents:
 
 
 def model_names(repository: Path) -> list[str]:
-    """Names of the models that can be served; `ServerError` if there is none, with the reason."""
+    """Return the names of the models that can be served; `ServerError` with the reason if there is none."""
     found = read_repository(repository)
     if found.configs:
         return list(found.configs)
     if found.faults:
         raise ServerError(f"{repository}: no model can be served: {'; '.join(found.faults.values())}")
-    raise ServerError(f"{repository}: no model in it; export one with nst-export style.pth -r {repository}")
+    raise ServerError(f"{repository}: no models found; export one with nst export style.pth -r {repository}")
 
 
 def check_device(repository: Path, device: Device, on_message: Callable[[str], None]) -> None:
-    """Compare the device that the models are exported for with the server's.
+    """Compare the device that the models were exported for with the server's.
 
-    Raises `InputError` with both ways out if none of them is for `device`. If some are, `on_message` gets the same line
+    Raises `InputError` with both remedies if no model is for `device`. If some are, `on_message` receives the same line
     about the rest, and those that fit are served.
     """
     configs = read_repository(repository).configs
@@ -112,7 +112,7 @@ def check_device(repository: Path, device: Device, on_message: Callable[[str], N
 
 
 def tensorrt_engines(repository: Path) -> list[EngineFile]:
-    """The models that run on TensorRT plans, by their configs."""
+    """Return the models that run on TensorRT plans, by their configs."""
     found = []
     for name, config in read_repository(repository).configs.items():
         newest = newest_version(repository / name)
@@ -128,27 +128,27 @@ def tensorrt_engines(repository: Path) -> list[EngineFile]:
 
 
 def newest_version(folder: Path) -> Path | None:
-    """The folder of a model's newest version, which is served; None where it has no version."""
+    """Return the folder of a model's newest version, which is served; None if it has no version."""
     versions = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
     return max(versions, key=lambda entry: int(entry.name), default=None)
 
 
 def read_config(folder: Path) -> Any:
-    """A model's config, None if it has none; `InputError` for a model that must not be served.
+    """Return a model's config, or None if it has none; `InputError` for a model that must not be served.
 
-    Triton 2.51 starts the process of a model in its Python backend by an unquoted command line of bash, in which its
-    name and some values of its config stand. A config that is no file ends it.
+    Triton 2.51 starts the process of a model in its Python backend with an unquoted command line of bash that contains
+    the model's name and some values of its config. A config that is not a file ends Triton.
     """
     if not NAME.fullmatch(folder.name):
         raise InputError(
-            f"{_shown(folder)} is not served: rename the folder; a model's name has letters, digits, _, - and . only, "
-            "and neither - nor . first"
+            f"{_shown(folder)} is not served: rename the folder; use letters, digits, _, - and . only, and "
+            "neither - nor . first"
         )
     file = folder / "config.pbtxt"
     if not file.exists() and not file.is_symlink():
         return None
     if file.exists() and not file.is_file():
-        raise InputError(f"{folder.name} is not served: {file} is no file")
+        raise InputError(f"{folder.name} is not served: {file} is not a file")
     try:
         # A newer Triton than the client's has fields that the client does not know.
         config = text_format.Parse(file.read_text("utf-8"), model_config_pb2.ModelConfig(), allow_unknown_field=True)
@@ -158,7 +158,7 @@ def read_config(folder: Path) -> Any:
     for what, value in _shell_words(config):
         if not re.fullmatch(r"[A-Za-z0-9_./-]*", value):
             raise InputError(
-                f"{folder.name} is not served: {what} in {file} is {value!r}, and may have "
+                f"{folder.name} is not served: {what} in {file} is {value!r}, but may have "
                 "letters, digits, _, -, . and / only"
             )
     return config
@@ -188,15 +188,15 @@ def _shell_words(config: Any) -> list[tuple[str, str]]:
 
 
 def _shown(folder: Path) -> str:
-    """A path in a message; a name may have line breaks and codes of a terminal in it."""
+    """Format a path for a message; a name may contain line breaks and terminal codes."""
     return str(folder) if str(folder).isprintable() else ascii(str(folder))
 
 
 def _exported_for(config: Any) -> Literal["cpu", "gpu"] | None:
-    """The device of a config's instances; None for a model that goes with either.
+    """Return the device of a config's instances; None for a model that runs on either.
 
-    A model for the CPU beside others on a GPU is right unless it is ours: those run on ONNX Runtime with OpenVINO,
-    which the GPU's environment has not.
+    A CPU model beside others on a GPU is right unless it is ours: ours need ONNX Runtime with OpenVINO, which the GPU's
+    environment lacks.
     """
     kinds = {group.kind for group in config.instance_group}
     if GPU in kinds:
@@ -210,10 +210,10 @@ def _mismatch(folders: list[Path], device: Device) -> str:
     was, them = ("was", "it") if len(folders) == 1 else ("were", "them")
     if device.kind == "cpu":
         return (
-            f"{names} {was} exported for the GPU, and this server uses the CPU ({device.reason}): export {them} again "
-            f"with nst-export --device cpu, or serve {them} on a machine with a GPU (--device gpu)"
+            f"{names} {was} exported for the GPU, but this server uses the CPU ({device.reason}); export {them} again "
+            f"with nst export --device cpu, or serve {them} on a machine with a GPU (--device gpu)"
         )
     return (
-        f"{names} {was} exported for the CPU, and this server uses the GPU ({device.reason}): export {them} again "
-        f"with nst-export --device gpu, or serve {them} with --device cpu"
+        f"{names} {was} exported for the CPU, but this server uses the GPU ({device.reason}); export {them} again "
+        f"with nst export --device gpu, or serve {them} with --device cpu"
     )

@@ -1,7 +1,7 @@
-"""TensorRT plans before a server's first start: built for the GPU at hand and kept in the user's cache.
+"""Build TensorRT plans before a server's first start, for this GPU, and keep them in the user's cache.
 
 Building needs TensorRT, which is in the server's environment, so a process of that environment does it
-(`nst_core.engines.plans`, copied there with the backends).
+(`nst_core.engines`, copied there with the backends).
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ def prepare(
     on_message: Callable[[str], None],
     progress_of: ProgressOf = unwatched,
 ) -> None:
-    """Build the plans that the newest versions of a repository's TensorRT models lack, in turn.
+    """Build the plans that the newest versions of a repository's TensorRT models lack, one after another.
 
-    `on_message` gets where each plan is kept, or the reason why it cannot be built: Triton serves the other models.
-    `progress_of` shows how far a plan is. Nothing is done on a CPU, or for a Triton from PATH: it has its own backends.
+    `on_message` receives where each plan is kept, or why it cannot be built: Triton serves the other models.
+    `progress_of` shows the progress of each. Nothing happens on a CPU, or for a Triton from PATH, which has its own
+    backends.
     """
     if installation.folder is None or device.gpu is None:
         return
@@ -54,17 +55,17 @@ def prepare(
 
 
 def missing(repository: Path) -> list[str]:
-    """A line for each TensorRT model without a plan in its version, which NVIDIA's own backend cannot serve."""
+    """Return a line for each TensorRT model without a plan in its version, which NVIDIA's own backend cannot serve."""
     return [
-        f"{engine.version} has no {plans.PLAN}, which NVIDIA's tensorrt backend needs: export it again with "
-        "nst-export --device gpu on a machine with this GPU"
+        f"{engine.version} has no {plans.PLAN}, which NVIDIA's tensorrt backend needs; export it again with "
+        "nst export --device gpu on a machine with this GPU"
         for engine in tensorrt_engines(repository)
         if not engine.has_plan
     ]
 
 
 def _is_built(engine: EngineFile, gpu: Gpu, folder: Path) -> bool:
-    """Whether there is a plan, as far as is known without starting TensorRT, which takes seconds."""
+    """Return whether there is a plan, without starting TensorRT, which takes seconds."""
     version = tensorrt_version(folder)
     if version is None:
         return False
@@ -80,7 +81,7 @@ def _is_built(engine: EngineFile, gpu: Gpu, folder: Path) -> bool:
 
 
 def _build(engine: EngineFile, installation: Installation, folder: Path, progress_of: ProgressOf) -> tuple[Path, float]:
-    """The plan's file and the seconds that it took; `ServerError` with the reason if it cannot be built."""
+    """Build a plan; return its file and the seconds that it took, or raise `ServerError` with the reason."""
     script = folder / "backends" / "tensorrt" / "engines" / "build_plan.py"
     command = [str(python(folder)), str(script), str(engine.version), engine.profile, str(engine.multiple)]
     with (
@@ -93,7 +94,7 @@ def _build(engine: EngineFile, installation: Installation, folder: Path, progres
             text=True,
             errors="replace",
             env={**os.environ, **links.variables(installation.environment)},
-            start_new_session=True,  # Ctrl-C reaches us alone, and we end it
+            start_new_session=True,  # Ctrl-C reaches only us, and we end it
         ) as process,
     ):
         try:
@@ -107,11 +108,11 @@ def _build(engine: EngineFile, installation: Installation, folder: Path, progres
         last = (errors.read().strip().splitlines() or [f"exit status {status}"])[-1]
     if "plan" in answer:
         return Path(str(answer["plan"])), float(str(answer.get("seconds", 0)))
-    raise ServerError(f"no TensorRT plan could be built for {engine.model}: {answer.get('error', last)}")
+    raise ServerError(f"cannot build a TensorRT plan for {engine.model}: {answer.get('error', last)}")
 
 
 def _followed(process: subprocess.Popen[str], on_progress: Progress) -> dict[str, object]:
-    """Pass on the builder's progress until it ends, and return its last line, with `plan` or `error`."""
+    """Forward the builder's progress until it ends; return its last line, with `plan` or `error`."""
     assert process.stdout is not None
     answer: dict[str, object] = {}
     for line in process.stdout:

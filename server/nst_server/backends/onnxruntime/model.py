@@ -1,10 +1,10 @@
 """An ONNX Runtime backend for Triton, built on Triton's Python backend.
 
-It follows the contract of NVIDIA's stock backend (triton-inference-server/onnxruntime_backend) as far as a style model
-can use it, so that one model repository gives the same answers on both:
+It follows NVIDIA's stock backend (triton-inference-server/onnxruntime_backend) as far as a style model can use it, so
+that a model repository gives the same results on both:
 
-- The model is `model.onnx`, or the file that `default_model_filename` names, or a folder with `model.onnx` in it.
-- A config without inputs or outputs is completed from the graph. If the first axis of every tensor is open, it also
+- The model is `model.onnx`, or the file in `default_model_filename`, or a folder that contains `model.onnx`.
+- A config without inputs or outputs is completed from the graph. If the first axis of every tensor is dynamic, it also
   gets `max_batch_size` 4 (the stock backend's `default-max-batch-size`) and the dynamic batcher.
 - Parameters: `intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `enable_mem_arena`,
   `enable_mem_pattern`, `memory.enable_memory_arena_shrinkage`, `session.use_device_allocator_for_initializers`; on a
@@ -12,26 +12,26 @@ can use it, so that one model repository gives the same answers on both:
 - `optimization.graph.level`.
 - `optimization.execution_accelerators`: `openvino` on a CPU, `tensorrt` and `cuda` on a GPU, with their parameters.
   An unknown accelerator or parameter is an error.
-- Instance groups of `KIND_CPU` and `KIND_GPU`. A GPU instance always has the CUDA provider, also behind TensorRT.
+- Instance groups of `KIND_CPU` and `KIND_GPU`. A GPU instance always has the CUDA provider, also after TensorRT.
 
-An execution provider that the config asks for and ONNX Runtime lacks is an error; nothing falls back.
+An execution provider that the config names and ONNX Runtime lacks is an error; there is no fallback.
 
 Two things differ on a GPU. `cudnn_conv_algo_search` is 1 (heuristic) unless the config says otherwise. And each input
-shape, batch included, has a session of its own (`engines/onnx_cuda.py`), since a session plans its convolutions again
-whenever the shape changes; `gpu_mem_limit` holds for each session and for all of them together. With the `tensorrt`
-accelerator one session serves every shape.
+shape, batch included, has its own session (`engines/onnx_cuda.py`), since a session plans its convolutions again
+whenever the shape changes; `gpu_mem_limit` applies to each session and to all of them together. With the `tensorrt`
+accelerator, one session serves every shape.
 
 Not supported: `--backend-config=onnxruntime,...`, which Triton does not pass to Python-based backends;
-`share_session_between_instances`, since every instance is a process of its own; and tensors of strings.
+`share_session_between_instances`, since every instance is a separate process; and tensors of strings.
 
-In addition to the contract:
+In addition:
 
-- The limits `min_side`, `max_side` (pixels a side) and `max_pixels` (pixels of an image), which style models carry as
-  parameters, are checked before a request runs.
-- A run has at most `max_pixels` pixels in all its images together, and on a CPU, if it has several images, at most
-  512x512. Larger batches run in parts.
+- The limits `min_side`, `max_side` (pixels per side) and `max_pixels` (pixels per image), which are parameters of style
+  models, are checked before a request runs.
+- A run has at most `max_pixels` pixels in all its images together, or 512x512 for several images on a CPU. Larger
+  batches run in parts.
 - A request that fails does not fail the others that Triton batched with it.
-- Every model has metrics of its own (`nst_*`) on Triton's metrics port.
+- Every model has its own metrics (`nst_*`) on Triton's metrics port.
 
 The file runs inside Triton's stub process with `session_settings.py`, `backend_common.py` and the package `engines`
 beside it, and imports nothing of nst.
@@ -42,7 +42,7 @@ import math
 import os
 import time
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it once, when it is imported
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it once, at import
 
 import numpy as np
 import onnxruntime
@@ -68,15 +68,15 @@ TYPES = {
 }
 
 CPU_RUN_PIXELS = 512 * 512
-"""Maximum of a run of several images on a CPU: beyond it the features leave the caches, and an image of 512x512 in a
-batch of five took 1.3 times as long as alone."""
+"""Maximum pixels of a run of several images on a CPU: beyond it the features leave the caches, and an image of 512x512
+in a batch of five took 1.3 times as long as alone."""
 
 RUN_SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 """Upper bounds of the buckets of `nst_run_seconds`."""
 
 
 class TritonPythonModel:
-    """One instance of one model: an ONNX Runtime session and the batches that go through it."""
+    """One instance of one model: an ONNX Runtime session and its batches."""
 
     @staticmethod
     def auto_complete_config(config):
@@ -87,7 +87,7 @@ class TritonPythonModel:
         path = _file(pb_utils.get_model_dir(), given)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # only read
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is only inspected
         session = _session(path, {"sess_options": options, "providers": ["CPUExecutionProvider"]})
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if all(tensor.shape and not isinstance(tensor.shape[0], int) for tensor in (*inputs, *outputs)):
@@ -97,8 +97,8 @@ class TritonPythonModel:
                 config.set_dynamic_batching()
         elif given["max_batch_size"]:
             raise pb_utils.TritonModelException(
-                f"{path}: max_batch_size is {given['max_batch_size']}, and the model has tensors whose first axis "
-                "is fixed: it cannot batch"
+                f"{path}: max_batch_size is {given['max_batch_size']}, but the first axis of some of the "
+                "model's tensors is fixed, so it cannot batch; set max_batch_size to 0"
             )
         first = 1 if given["max_batch_size"] else 0
         if not given["input"]:
@@ -110,7 +110,7 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args):
-        """Open the session; an execution provider that the config asks for and does not get is an error."""
+        """Open the session; raises `TritonModelException` for an execution provider that is not available."""
         config = json.loads(args["model_config"])
         self.path = _file(os.path.join(args["model_repository"], args["model_version"]), config)
         parameters = parameters_of(config)
@@ -137,12 +137,12 @@ class TritonPythonModel:
         _check_names(self.path, "output", self.outputs, outputs)
         self.metrics = Metrics(args["model_name"], args["model_version"], "ONNX Runtime", RUN_SECONDS)
         reopened = self.metrics.family(
-            pb_utils.MetricFamily.COUNTER, "nst_session_reopened_total", "Sessions opened anew after a failed run"
+            pb_utils.MetricFamily.COUNTER, "nst_session_reopened_total", "Sessions reopened after a failed run"
         )
         self.reopened = reopened.Metric(labels=self.metrics.labels)
 
     def execute(self, requests):
-        """Run the requests of one execution, those of one shape as one batch; errors go to their request."""
+        """Run the requests of one execution, those of equal shape as one batch; an error concerns only its request."""
         responses = [None] * len(requests)
         groups = {}
         for position, request in enumerate(requests):
@@ -161,42 +161,44 @@ class TritonPythonModel:
         return responses
 
     def finalize(self):
-        """Give up the metrics and close the session."""
+        """Release the metrics and close the session."""
         if self.on_gpu:
             self.session.close()
         self.reopened = self.metrics = self.session = None
 
     def open_session(self):
-        """A session on the CPU."""
+        """Open a session on the CPU."""
         session = _session(self.path, self.settings)
         asked = [name for name, _ in self.settings["providers"]]
         given = session.get_providers()
         if given[: len(asked)] != asked:
-            raise pb_utils.TritonModelException(f"asked ONNX Runtime for {', '.join(asked)}, got {', '.join(given)}")
+            raise pb_utils.TritonModelException(
+                f"requested {', '.join(asked)} from ONNX Runtime, but got {', '.join(given)}"
+            )
         return session
 
     def _reopen(self):
-        """Open OpenVINO's session anew after a failed run: it would fail the next request of the same shape.
+        """Reopen OpenVINO's session after a failed run: it would fail the next request of the same shape.
 
-        On a GPU the sessions see to that by themselves.
+        On a GPU, `CudaSessions` does this.
         """
         if self.settings["providers"][0][0] != "OpenVINOExecutionProvider":
             return
         try:
             self.session = self.open_session()
-        except pb_utils.TritonModelException as error:  # such as a version that was removed while it is served
-            pb_utils.Logger.log_error(f"going on with the session that failed: {error}")
+        except pb_utils.TritonModelException as error:  # such as a version that was removed while it was served
+            pb_utils.Logger.log_error(f"continuing with the failed session: {error}")
         self.reopened.increment(1)
 
     def _tensors(self, request):
-        """The arrays of a request in the order of the config; `Refused` for what must not reach the graph."""
+        """Return the arrays of a request in the order of the config; `Refused` for what must not reach the graph."""
         tensors = [received(request, name) for name in self.inputs]
         if tensors[0].ndim == 4:
             self.limits.check(*tensors[0].shape[1:3])
         return tensors
 
     def _batches(self, group):
-        """The requests of a group in as many runs as `run_pixels` asks for: what runs together is copied together."""
+        """Split the requests of a group into the runs that `run_pixels` allows, so that each run is copied as one."""
         batches, images = [], 0
         for position, tensors in group:
             count = len(tensors[0])
@@ -208,17 +210,17 @@ class TritonPythonModel:
         return batches
 
     def _max_images(self, array):
-        """How many images like these may run together: memory grows with the pixels of a run."""
+        """Return how many images of this size may run together: memory grows with the pixels of a run."""
         return max(1, self.run_pixels // (array.shape[1] * array.shape[2])) if array.ndim == 4 else 2**62
 
     def _run(self, batch):
-        """One response for each request of `batch`, lists of input arrays that differ in axis 0 only."""
+        """Return one response for each request of `batch`, lists of input arrays that differ in axis 0 only."""
         feeds = [self._together(position, tensors) for position, tensors in enumerate(zip(*batch))]
         try:
             answers = self._answers(feeds)
         except Exception as reason:  # ONNX Runtime's exceptions have no common root
             self._reopen()
-            if len(batch) > 1:  # a request's fault is not the others'
+            if len(batch) > 1:  # one request must not fail the others
                 return [self._run([tensors])[0] for tensors in batch]
             self.metrics.requests("failed")
             return [failure(f"{self.inputs[0]} {shown(feeds[0].shape)}: {reason}", pb_utils.TritonError.INTERNAL)]
@@ -230,7 +232,7 @@ class TritonPythonModel:
         ]
 
     def _together(self, position, arrays):
-        """The arrays of input number `position` as one, in memory that the next batch uses again."""
+        """Join the arrays of input number `position`, in memory that the next batch reuses."""
         if len(arrays) == 1:
             return arrays[0]
         shape, dtype = (sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype
@@ -240,7 +242,7 @@ class TritonPythonModel:
         return np.concatenate(arrays, out=self.joined[position][:size].view(dtype).reshape(shape))
 
     def _answers(self, feeds):
-        """The outputs for `feeds`, in as many runs as `run_pixels` asks for."""
+        """Return the outputs for `feeds`, in as many runs as `run_pixels` requires."""
         count, maximum = len(feeds[0]), self._max_images(feeds[0])
         if count <= maximum:
             return self._timed(feeds)
@@ -260,7 +262,7 @@ class TritonPythonModel:
 
 
 def _file(folder, config):
-    """The model's file in a version's folder."""
+    """Return the path of the model's file in a version's folder."""
     path = os.path.join(folder, config.get("default_model_filename") or "model.onnx")
     return os.path.join(path, "model.onnx") if os.path.isdir(path) else path
 
@@ -271,14 +273,14 @@ def _check_file(path):
 
 
 def _gpu_sessions(path, settings, run_entries):
-    """The sessions of a GPU instance, one a shape; with TensorRT, whose engines have dynamic shapes, one for all."""
+    """Open the sessions of a GPU instance: one per shape, or one for all with TensorRT's dynamic shapes."""
     _check_file(path)
     chosen = settings["providers"]
     options = dict(chosen)["CUDAExecutionProvider"]
     limit = number(options, "gpu_mem_limit", 0)
     single_session = {"sessions": 0} if chosen[0][0] == "TensorrtExecutionProvider" else {}
     try:
-        from engines.onnx_cuda import CudaSessions  # a CPU instance does without
+        from engines.onnx_cuda import CudaSessions  # not needed by a CPU instance
 
         return CudaSessions(
             path,
@@ -290,19 +292,19 @@ def _gpu_sessions(path, settings, run_entries):
             **single_session,
         )
     except Exception as error:  # ONNX Runtime's exceptions have no common root
-        raise pb_utils.TritonModelException(f"a GPU instance cannot run {path}: {error}") from error
+        raise pb_utils.TritonModelException(f"cannot run {path} on a GPU instance: {error}") from error
 
 
 def _session(path, settings):
     _check_file(path)
     try:
-        return onnxruntime.InferenceSession(path, enable_fallback=0, **settings)  # or it would go on elsewhere
+        return onnxruntime.InferenceSession(path, enable_fallback=0, **settings)  # or it would fall back
     except Exception as error:  # ONNX Runtime's exceptions have no common root
         raise pb_utils.TritonModelException(f"{path}: {error}") from error
 
 
 def _described(tensor, first):
-    """An entry of the config for a tensor of the graph, without its first axis if Triton batches."""
+    """Return the config's entry for a tensor of the graph, without its first axis if Triton batches."""
     kind = tensor.type.removeprefix("tensor(").removesuffix(")")
     if kind not in TYPES:
         raise pb_utils.TritonModelException(f"{tensor.name}: Triton has no type for {tensor.type}")
@@ -314,12 +316,12 @@ def _check_names(path, kind, configured, names):
     needed = set(names) if kind == "input" else set()  # a config may leave out outputs
     if wrong := (set(configured) - set(names)) | (needed - set(configured)):
         raise pb_utils.TritonModelException(
-            f"{kind} {', '.join(sorted(wrong))} is not in both: {path} has {', '.join(names)}, and the config "
-            f"{', '.join(configured)}"
+            f"{kind} {', '.join(sorted(wrong))} does not match: {path} has {', '.join(names)}, but the config "
+            f"has {', '.join(configured)}"
         )
 
 
 def _check_types(config):
     for tensor in (*config["input"], *config["output"]):
         if tensor["data_type"] == "TYPE_STRING":
-            raise pb_utils.TritonModelException(f"{tensor['name']} is of strings, which this backend does not take")
+            raise pb_utils.TritonModelException(f"{tensor['name']} has strings, which this backend does not support")

@@ -1,4 +1,4 @@
-"""A model's config as ONNX Runtime's settings: session options, run options, and execution providers with theirs.
+"""Convert a model's config to ONNX Runtime's settings: session options, run options, and execution providers.
 
 Unknown accelerators and parameters are errors, and so are providers that this ONNX Runtime lacks. The file is copied
 beside `model.py` and imports nothing of nst.
@@ -20,7 +20,8 @@ BOOLEANS = {"1": "True", "true": "True", "True": "True", "0": "False", "false": 
 OPENVINO = {"cache_dir", "disable_dynamic_shapes", "load_config", "num_of_threads", "num_streams", "precision"}
 
 OPENVINO_CONFIG = '{"CPU": {"CPU_RUNTIME_CACHE_CAPACITY": "500"}}'
-"""OpenVINO remembers so many shapes of each layer; its own 5000 take gigabytes where every image has another size."""
+"""Number of shapes that OpenVINO remembers per layer; its default of 5000 takes gigabytes if every image has another
+size."""
 
 TENSORRT_BOOLEANS = {
     "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
@@ -38,7 +39,7 @@ TENSORRT_BOOLEANS = {
     "trt_sparsity_enable": "trt_sparsity_enable",
     "trt_timing_cache_enable": "trt_timing_cache_enable",
 }
-"""TensorRT's switches: what they are called in a config, and what ONNX Runtime calls them."""
+"""TensorRT's switches: their names in a config, and in ONNX Runtime."""
 
 TENSORRT = {
     "int8_calibration_table_name": "trt_int8_calibration_table_name",
@@ -92,23 +93,23 @@ CUDA_PARAMETERS = {
     "do_copy_in_default_stream": {"0": "0", "1": "1"},
     "gpu_mem_limit": None,
 }
-"""CUDA's settings that may also stand among the model's parameters, and what their numbers mean."""
+"""CUDA's settings that may also be model parameters, and the meanings of their numbers."""
 
 
 def _switch(name, value):
     if value not in BOOLEANS:
-        raise pb_utils.TritonModelException(f"parameter {name} is {value!r}: give 1 or 0")
+        raise pb_utils.TritonModelException(f"parameter {name} is {value!r}; use 1 or 0")
     return BOOLEANS[value]
 
 
 def _choice(name, value, choices):
     if value not in choices:
-        raise pb_utils.TritonModelException(f"parameter {name} is {value!r}: choose of {', '.join(choices)}")
+        raise pb_utils.TritonModelException(f"parameter {name} is {value!r}; use one of {', '.join(choices)}")
     return choices[value]
 
 
 def session_options(config, parameters):
-    """ONNX Runtime's session options from the model's parameters and `optimization.graph.level`."""
+    """Return ONNX Runtime's session options from the model's parameters and `optimization.graph.level`."""
     modes = {"0": onnxruntime.ExecutionMode.ORT_SEQUENTIAL, "1": onnxruntime.ExecutionMode.ORT_PARALLEL}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -126,13 +127,13 @@ def session_options(config, parameters):
 
 
 def run_config(parameters):
-    """The entries of ONNX Runtime's `RunOptions` that hold for every run."""
+    """Return the entries of ONNX Runtime's `RunOptions` for every run."""
     name = "memory.enable_memory_arena_shrinkage"
     return {name: parameters[name]} if name in parameters else {}
 
 
 def run_options(entries):
-    """`RunOptions` with these entries; None without any."""
+    """Return `RunOptions` with these entries; None without any."""
     if not entries:
         return None
     options = onnxruntime.RunOptions()
@@ -142,17 +143,17 @@ def run_options(entries):
 
 
 def providers(config, parameters, kind, device):
-    """ONNX Runtime's providers, with their options, for an instance of `kind` (`GPU`, else the CPU).
+    """Return ONNX Runtime's execution providers, with options, for an instance of `kind` (`GPU`, else the CPU).
 
     They are those of the config's accelerators, in its order, and CUDA for every GPU instance. Raises
-    `TritonModelException` for an unknown accelerator or parameter, and for what this ONNX Runtime lacks.
+    `TritonModelException` for an unknown accelerator or parameter, and for a provider that this ONNX Runtime lacks.
     """
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
     if kind == "GPU":
         known = {"tensorrt": _tensorrt, "cuda": _cuda}
         wanted = list(accelerators.get("gpu_execution_accelerator", []))
         if all(entry["name"] != "cuda" for entry in wanted):
-            wanted.append({"name": "cuda"})  # for what TensorRT does not take, or alone
+            wanted.append({"name": "cuda"})  # for what TensorRT does not support, or alone
     else:
         known = {"openvino": _openvino}
         wanted = accelerators.get("cpu_execution_accelerator", [])
@@ -170,8 +171,8 @@ def providers(config, parameters, kind, device):
     for provider, _ in chosen:
         if provider not in available:
             raise pb_utils.TritonModelException(
-                f"a {kind} instance of this config needs {provider}, and ONNX Runtime {onnxruntime.__version__} in "
-                f"Triton's environment has {', '.join(available)}: install the ONNX Runtime that has it, or change "
+                f"a {kind} instance of this config needs {provider}, but ONNX Runtime {onnxruntime.__version__} in "
+                f"Triton's environment has {', '.join(available)}; install an ONNX Runtime that has it, or change "
                 "instance_group and execution_accelerators"
             )
     return chosen or [("CPUExecutionProvider", {})]
@@ -203,13 +204,15 @@ def _tensorrt(given, parameters):
         elif name in TENSORRT:
             options[TENSORRT[name]] = value
     if options.get("trt_engine_cache_enable") == "True" and "trt_engine_cache_path" not in options:
-        from engines import plans  # its own default is the working directory
+        from engines import plans  # its default is the working directory
 
         try:
             folder = plans.cache_folder().with_name("onnxruntime")
             folder.mkdir(parents=True, exist_ok=True)
         except (plans.PlanError, OSError) as error:
-            raise pb_utils.TritonModelException(f"no folder for trt_engine_cache_enable: {error}") from error
+            raise pb_utils.TritonModelException(
+                f"cannot create a folder for trt_engine_cache_enable: {error}"
+            ) from error
         options["trt_engine_cache_path"] = str(folder)
     return "TensorrtExecutionProvider", options
 

@@ -1,25 +1,32 @@
 """Triton's TensorRT backend, Python-based, for a Triton that has only its Python backend.
 
-It follows the contract of the stock backend (triton-inference-server/tensorrt_backend) as far as a style model can use
-it, so that one repository gives the same answers on two servers:
+It follows NVIDIA's stock backend (triton-inference-server/tensorrt_backend) as far as a style model can use it, so that
+a model repository gives the same results on both:
 
 - the plan `model.plan` (or `default_model_filename`) in the version's folder;
-- a config without inputs and outputs is completed from the plan, with the profile's largest batch as `max_batch_size`
+- a config without inputs or outputs is completed from the plan, with the profile's maximum batch as `max_batch_size`
   and the dynamic batcher if that is more than one;
 - instance groups of `KIND_GPU` on the GPU that Triton gives them, or `KIND_MODEL` on the first;
 - `optimization.cuda.busy_wait_events`.
 
-Not supported: `--backend-config=tensorrt,...`, which Triton does not hand to Python-based backends. The first
-optimization profile is used, and CUDA graphs always are.
+Not supported: `--backend-config=tensorrt,...`, which Triton does not pass to Python-based backends. It uses the first
+optimization profile, and always CUDA graphs.
 
-Beyond the contract: where the version's folder has no `model.plan`, the plan for its `model.onnx` comes from the user's
-cache and is built if it is not there, from the parameters `profile` and `multiple`. A `model.plan` whose `plan.json`
-says that it is for another GPU or TensorRT is refused. The limits `min_side`, `max_side` and `max_pixels` that style
-models carry as parameters are checked before a request runs; requests of one shape run as one batch, others side by
-side; while one batch computes, the next is copied in and the last is answered; the shapes of `model_warmup` have their
-CUDA graphs when the model is ready; a request that fails does not fail the others; and every model has metrics of its
-own on Triton's metrics port (`nst_*`). It runs in Triton's stub process with `backend_common.py` and the
-package `engines` beside it, and imports nothing of nst.
+In addition:
+
+- If the version's folder has no `model.plan`, the plan for its `model.onnx` comes from the user's cache, where it is
+  built if necessary from the parameters `profile` and `multiple`. A `model.plan` whose `plan.json` names another GPU or
+  TensorRT is refused.
+- The limits `min_side`, `max_side` and `max_pixels`, which are parameters of style models, are checked before a request
+  runs.
+- Requests of equal shape run as one batch, others concurrently; while one batch computes, the next is copied in and the
+  last is answered.
+- The shapes of `model_warmup` have their CUDA graphs when the model is ready.
+- A request that fails does not fail the others.
+- Every model has its own metrics (`nst_*`) on Triton's metrics port.
+
+The file runs in Triton's stub process with `backend_common.py` and the package `engines` beside it, and imports nothing
+of nst.
 """
 
 import json
@@ -46,8 +53,8 @@ from engines import building, cuda, plans
 from engines.tensorrt import TensorRTEngine
 
 CONTEXTS = 3
-"""Maximum of batches under way: the first is answered, the second computes, the third is copied in. More wait in
-Triton's queue, where they become larger batches."""
+"""Maximum concurrent batches: the first is answered, the second computes, the third is copied in. More wait in Triton's
+queue, where they become larger batches."""
 
 TYPES = {
     "bool": "TYPE_BOOL",
@@ -64,7 +71,7 @@ RUN_SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 
 
 
 class TritonPythonModel:
-    """One instance of one model: an engine, and the batches that go through it."""
+    """One instance of one model: an engine and its batches."""
 
     @staticmethod
     def auto_complete_config(config):
@@ -88,7 +95,7 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args):
-        """Open the plan and record the CUDA graphs of the shapes that the config warms up."""
+        """Open the plan and record the CUDA graphs of the shapes in the config's warm-up."""
         config = json.loads(args["model_config"])
         parameters = parameters_of(config)
         kind = args["model_instance_kind"]
@@ -102,18 +109,18 @@ class TritonPythonModel:
         _check_names("output", (self.engine.output,), config)
         if config["max_batch_size"] > self.engine.maximum[0]:
             raise pb_utils.TritonModelException(
-                f"max_batch_size is {config['max_batch_size']}, and the plan takes batches of {self.engine.maximum[0]} "
-                "and less: set max_batch_size to that, or build the plan with a larger profile"
+                f"max_batch_size is {config['max_batch_size']}, but the plan accepts batches of at most "
+                f"{self.engine.maximum[0]}; lower max_batch_size, or build the plan with a larger profile"
             )
         self._warm(config)
-        self.workers = ThreadPoolExecutor(CONTEXTS)  # a thread for every batch that can be under way
+        self.workers = ThreadPoolExecutor(CONTEXTS)  # a thread for every concurrent batch
         self.metrics = Metrics(args["model_name"], args["model_version"], "TensorRT, copies included", RUN_SECONDS)
 
     def execute(self, requests):
-        """Start the requests of one execution, those of one shape as one batch; threads answer them as they end.
+        """Start the requests of one execution, those of equal shape as one batch; threads answer them.
 
-        Triton goes on with the next execution when this returns, so batches overlap. It waits here while as many as
-        there may be are under way.
+        Triton starts the next execution when this returns, so batches overlap. It blocks while the maximum number of
+        batches is in progress.
         """
         groups = {}
         for request in requests:
@@ -131,7 +138,7 @@ class TritonPythonModel:
                 self._start(batch)
 
     def finalize(self):
-        """Answer what is under way, and give up the engine and the metrics."""
+        """Answer what is in progress, and release the engine and the metrics."""
         self.workers.shutdown()
         self.engine.close()
         self.engine = self.metrics = None
@@ -149,10 +156,10 @@ class TritonPythonModel:
             except (ValueError, RuntimeError) as error:
                 raise pb_utils.TritonModelException(f"model_warmup {sample['name']!r}: {error}") from error
         if self.engine.graphs_fail:
-            pb_utils.Logger.log_warn(f"going on without CUDA graphs: {self.engine.graphs_fail}")
+            pb_utils.Logger.log_warn(f"continuing without CUDA graphs: {self.engine.graphs_fail}")
 
     def _feeds(self, request):
-        """The arrays of a request by their names; `Refused` for what must not reach the plan."""
+        """Return the arrays of a request by name; `Refused` for what must not reach the plan."""
         feeds = {name: received(request, name) for name in self.engine.inputs}
         first = feeds[self.engine.inputs[0]]
         if first.ndim == 4:
@@ -164,7 +171,7 @@ class TritonPythonModel:
         return feeds
 
     def _batches(self, group):
-        """The requests of one shape in batches that the plan takes, of no more pixels than an image may have."""
+        """Split requests of one shape into batches that the plan accepts, each within `max_pixels`."""
         first = group[0][1][self.engine.inputs[0]]
         maximum = self.engine.maximum[0]
         if first.ndim == 4:
@@ -194,7 +201,7 @@ class TritonPythonModel:
         self.workers.submit(self._finish, pending, counts, time.perf_counter())
 
     def _finish(self, pending, counts, started):
-        """Answer a batch when it is done, straight from the engine's memory; `counts` are senders and images."""
+        """Answer a batch when it is done, directly from the engine's memory; `counts` are senders and images."""
         with pending:
             try:
                 answer = pending.wait()
@@ -208,7 +215,7 @@ class TritonPythonModel:
         self.metrics.ran(sum(count for _, count in counts), seconds)
 
     def _finish_alone(self, pending, counts, error):
-        """Run the requests of a failed batch alone, since a request's fault is not the others'."""
+        """Run the requests of a failed batch one by one, so that one cannot fail the others."""
         feeds = {name: array.copy() for name, array in pending.feeds.items()}
         start = 0
         for sender, count in counts:
@@ -240,7 +247,7 @@ class TritonPythonModel:
 
 
 def _answer(sender, response):
-    """Send the only answer to a request; log a failure, such as of a caller that has gone."""
+    """Send the only response to a request; log a failure, such as a caller that has gone."""
     try:
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
     except Exception as error:
@@ -248,7 +255,7 @@ def _answer(sender, response):
 
 
 def _parts(answer, counts):
-    """Every sender with its images of a batch's answer."""
+    """Yield every sender with its images of a batch's output."""
     start = 0
     for sender, count in counts:
         yield sender, answer[start : start + count]
@@ -256,7 +263,7 @@ def _parts(answer, counts):
 
 
 def _engine(folder, config, *, device, contexts):
-    """The engine for a version's folder, its plan built if there is none; raises `TritonModelException`."""
+    """Open the engine for a version's folder, and build its plan if necessary; raises `TritonModelException`."""
     try:
         cuda.use(device)
         return TensorRTEngine(
@@ -270,7 +277,7 @@ def _engine(folder, config, *, device, contexts):
 
 
 def _plan(folder, config, device):
-    """The plan's file: what the config names, else the version's own, the cache's, or a new plan."""
+    """Return the plan's file: what the config names, else the version's own, the cache's, or a new plan."""
     name = config.get("default_model_filename") or plans.PLAN
     if name != plans.PLAN:
         if not (folder / name).is_file():
@@ -279,7 +286,9 @@ def _plan(folder, config, device):
     parameters = parameters_of(config)
     if PROFILE not in parameters:
         if not (folder / plans.PLAN).is_file():
-            raise plans.PlanError(f"{folder / plans.PLAN}: no such file, and no parameter profile to build it with")
+            raise plans.PlanError(
+                f"{folder / plans.PLAN}: no such file, and there is no parameter profile to build it from"
+            )
         return folder / plans.PLAN
     gpu, capability = cuda.card(device)
     return building.ensure(
@@ -294,7 +303,7 @@ def _plan(folder, config, device):
 
 
 class _LogProgress:
-    """Progress in Triton's log, a line every tenth of the way."""
+    """Write progress to Triton's log, a line for every tenth."""
 
     def __init__(self, what):
         self._what, self._tenth = what, -1
@@ -306,7 +315,7 @@ class _LogProgress:
 
 
 def _described(tensor, first):
-    """An entry of the config for a tensor of the plan, without its first axis if Triton batches."""
+    """Return the config's entry for a tensor of the plan, without its first axis if Triton batches."""
     return {"name": tensor.name, "data_type": TYPES[tensor.dtype.name], "dims": list(tensor.shape[first:]) or [1]}
 
 
@@ -314,6 +323,6 @@ def _check_names(kind, names, config):
     configured = [tensor["name"] for tensor in config[kind]]
     if wrong := set(configured) ^ set(names):
         raise pb_utils.TritonModelException(
-            f"{kind} {', '.join(sorted(wrong))} is not in both: the plan has {', '.join(names)}, and the config "
+            f"{kind} {', '.join(sorted(wrong))} does not match: the plan has {', '.join(names)}, but the config has "
             f"{', '.join(configured)}"
         )
