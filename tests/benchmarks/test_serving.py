@@ -252,7 +252,7 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_caller_that_fails_says_why_and_goes_on(server: ModelServer) -> None:
     with start_callers(2, server.endpoints.grpc, "tiny") as callers:
-        with pytest.raises(InputError, match="expected uint8"):
+        with pytest.raises(InputError, match="pass uint8"):
             callers.closed_loop(2, 4, np.zeros((8, 8), np.uint8))
         assert len(callers.closed_loop(2, 4, sample_photograph(32, 32))) == 4
         pids = callers.pids
