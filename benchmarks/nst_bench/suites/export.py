@@ -247,8 +247,8 @@ def tables(document: Document) -> list[str]:
         network = columns("network | width", "{network}, {precision} | {width:g}")
         largest = max(row["size"] for row in rows)
         lines += [
-            "Warm runs in milliseconds, median (95th percentile), and in bold relative to the first form; *plain* is the "
-            "graph without rewrites:",
+            "Warm runs in milliseconds, median (95th percentile), and in bold relative to the first form; *plain* is "
+            "the graph without rewrites:",
             "",
             *pivot(rows, {"engine": "{engine}", **network, "size": "{size}²"}, across="form", cell=with_ratio),
             "",
