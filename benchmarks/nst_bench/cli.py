@@ -15,6 +15,7 @@ from nst_bench.suite import Document
 from nst_core.console import duration, fail, one_line_errors, progress, say, show
 from nst_core.errors import InputError, NstError
 from nst_core.options import CommandLine
+from nst_core.shipped import checkpoint_path
 
 app = CommandLine(cls=Suites)
 
@@ -40,7 +41,7 @@ def bench(
     also: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Further checkpoint whose latency and serving are measured; repeat for more. "
+            help="Also measure latency and serving of this checkpoint or shipped style; repeatable. "
             "--full adds the gallery if it is exported.",
             rich_help_panel="Tuning",
         ),
@@ -74,7 +75,7 @@ def bench(
         if minutes is not None and not minutes > 0:
             raise InputError(f"--minutes {minutes:g} is not above 0; give a positive number of minutes")
         on = chosen_device(device)
-        further = also or (
+        further = list(map(checkpoint_path, also or ())) or (
             [options.GALLERY]
             if full and (repository / options.GALLERY.stem).is_dir() and options.GALLERY.is_file()
             else []

@@ -303,6 +303,13 @@ def test_a_step_that_is_late_is_stopped_and_keeps_its_part(subject: Subject, mon
     assert (subject.repository / "ended").is_file()
 
 
+def test_a_shipped_style_is_called_by_name(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--checkpoint", "starry-night-fast", "-r", str(tmp_path), "--device", "cpu"])
+    assert result.exit_code == 1
+    expected = "has no model 'starry-night-fast'; run nst export starry-night-fast -r"
+    assert expected in " ".join(result.stderr.split())
+
+
 def test_further_checkpoints_come_behind_the_first(subject: Subject, tmp_path: Path, cpu: Device) -> None:
     gallery = tmp_path / "gallery.pth"
     steps = run.plan("default", cpu, [gallery, tmp_path / "b.pth"])
@@ -322,7 +329,7 @@ def test_further_checkpoints_come_behind_the_first(subject: Subject, tmp_path: P
     with pytest.raises(InputError, match=r"gallery.pth: no such file; check --also"):
         replace(subject, also=(gallery,)).check()
     gallery.touch()
-    with pytest.raises(InputError, match=r"has no model 'gallery'; run nst export gallery.pth"):
+    with pytest.raises(InputError, match="has no model 'gallery'; run nst export gallery -r"):
         replace(subject, also=(gallery,)).check()
 
 
