@@ -7,15 +7,23 @@ from typing import Annotated
 
 import typer
 
-CHECKPOINT = Path("models/starry-night-fast.pth")
-"""The checkpoint that is measured by default."""
+from nst_core.shipped import checkpoint_path
 
-GALLERY = CHECKPOINT.with_name("gallery.pth")
+CHECKPOINT = Path("starry-night-fast")
+"""The shipped style that is measured by default."""
+
+GALLERY = checkpoint_path(Path("gallery"))
 """The shipped model of several styles."""
 
 MODEL, REPOSITORY, TRITON = CHECKPOINT.stem, Path("model_repository"), Path(".triton")
 
-Checkpoint = Annotated[Path, typer.Option(help="Checkpoint to measure (.pth); the served model has the file's name.")]
+Checkpoint = Annotated[
+    Path,
+    typer.Option(
+        help="Checkpoint to measure (.pth), or the name of a shipped style; the served model has the same name.",
+        callback=checkpoint_path,
+    ),
+]
 Repository = Annotated[Path, typer.Option("--repository", "-r", help="Model repository that holds the exported style.")]
 Model = Annotated[str, typer.Option(help="Name of the model to serve.")]
 Width = Annotated[

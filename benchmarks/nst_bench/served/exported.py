@@ -17,6 +17,7 @@ from nst_core.contract import Parameter
 from nst_core.devices import Device
 from nst_core.engines.plans import GRAPH
 from nst_core.errors import InputError
+from nst_core.shipped import shipped_styles
 from nst_export.export_plan import ExportPlan, runtime_for
 from nst_export.gpu_engine import REFERENCE
 from nst_export.pipeline import export_and_publish
@@ -58,7 +59,8 @@ class ExportedModel:
     def __post_init__(self) -> None:
         if not (self.folder / "config.pbtxt").is_file():
             name, repository = self.folder.name, self.folder.parent
-            raise InputError(f"{repository} has no model {name!r}; run nst export {name}.pth -r {repository} first")
+            checkpoint = name if name in shipped_styles() else f"{name}.pth"
+            raise InputError(f"{repository} has no model {name!r}; run nst export {checkpoint} -r {repository} first")
 
     @cached_property
     def config(self) -> model_config_pb2.ModelConfig:

@@ -81,7 +81,7 @@ def measure(
     context: Context[MethodsEffort],
     *,
     checkpoints: Annotated[
-        list[Path] | None, typer.Argument(help="Checkpoints (.pth); by default those in models/.")
+        list[Path] | None, typer.Argument(help="Checkpoints (.pth); by default those that ship.")
     ] = None,
     vgg: options.Vgg = None,
 ) -> Document:
@@ -91,7 +91,7 @@ def measure(
     minutes.
     """
     torch_device(context.device)
-    found = methods(checkpoints or sorted(options.CHECKPOINT.parent.glob("*.pth")))
+    found = methods(checkpoints or sorted(options.GALLERY.parent.glob("*.pth")))
     rows: list[Document] = []
     for size in context.effort.sizes:
         own = _at_size(found, size, vgg, context)
