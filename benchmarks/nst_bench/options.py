@@ -20,7 +20,8 @@ MODEL, REPOSITORY, TRITON = CHECKPOINT.stem, Path("model_repository"), Path(".tr
 Checkpoint = Annotated[
     Path,
     typer.Option(
-        help="Checkpoint to measure (.pth), or a shipped style; the model has its name.", callback=checkpoint_path
+        help="Checkpoint to measure (.pth), or the name of a shipped style; the served model has the same name.",
+        callback=checkpoint_path,
     ),
 ]
 Repository = Annotated[Path, typer.Option("--repository", "-r", help="Model repository that holds the exported style.")]

@@ -27,6 +27,7 @@ from nst_bench.suite import Context, Cost, Document, Length, Suite, now, schema
 from nst_core.devices import Device
 from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.images import find_images
+from nst_core.shipped import suggestion
 
 GRACE_AFTER_INTERRUPT_SECONDS = 60.0
 """Time for a suite to stop its server after Ctrl-C."""
@@ -80,7 +81,7 @@ class Subject:
         options = [(self.checkpoint, "--checkpoint"), (self.style, "--style")]
         for path, option in [*options, *((path, "--also") for path in self.also)]:
             if path and not path.is_file():
-                raise InputError(f"{path}: no such file; check {option}")
+                raise InputError(f"{path}: no such file; {suggestion(path) or f'check {option}'}")
         if self.photos:
             find_images(self.photos)
         for path in (self.checkpoint, *self.also):

@@ -326,7 +326,7 @@ def test_further_checkpoints_come_behind_the_first(subject: Subject, tmp_path: P
 
     Run(steps[2:4], subject, keep=lambda part: None, runner=runner).measure()
     assert given == [subject.checkpoint, gallery]
-    with pytest.raises(InputError, match=r"gallery.pth: no such file; check --also"):
+    with pytest.raises(InputError, match=r"gallery.pth: no such file"):
         replace(subject, also=(gallery,)).check()
     gallery.touch()
     with pytest.raises(InputError, match="has no model 'gallery'; run nst export gallery -r"):

@@ -59,8 +59,8 @@ class ExportedModel:
     def __post_init__(self) -> None:
         if not (self.folder / "config.pbtxt").is_file():
             name, repository = self.folder.name, self.folder.parent
-            given = name if name in shipped_styles() else f"{name}.pth"
-            raise InputError(f"{repository} has no model {name!r}; run nst export {given} -r {repository} first")
+            checkpoint = name if name in shipped_styles() else f"{name}.pth"
+            raise InputError(f"{repository} has no model {name!r}; run nst export {checkpoint} -r {repository} first")
 
     @cached_property
     def config(self) -> model_config_pb2.ModelConfig:

@@ -32,7 +32,6 @@ from nst_bench.workers import Worker
 from nst_core.devices import Device
 from nst_core.images import sample_photographs
 from nst_core.process import keep_freed_memory
-from nst_core.shipped import FOLDER
 from nst_trainer.checkpoint import Checkpoint, frozen, load, parameters
 from nst_trainer.networks import Fast, Johnson, StyledNetwork, Ulyanov
 from nst_trainer.optimization.gatys import ImageOptimization
@@ -82,7 +81,7 @@ def measure(
     context: Context[MethodsEffort],
     *,
     checkpoints: Annotated[
-        list[Path] | None, typer.Argument(help="Checkpoints (.pth); by default those that ship with nst.")
+        list[Path] | None, typer.Argument(help="Checkpoints (.pth); by default those that ship.")
     ] = None,
     vgg: options.Vgg = None,
 ) -> Document:
@@ -92,7 +91,7 @@ def measure(
     minutes.
     """
     torch_device(context.device)
-    found = methods(checkpoints or sorted(FOLDER.glob("*.pth")))
+    found = methods(checkpoints or sorted(options.GALLERY.parent.glob("*.pth")))
     rows: list[Document] = []
     for size in context.effort.sizes:
         own = _at_size(found, size, vgg, context)
