@@ -125,7 +125,9 @@ def test_an_interpolation_by_the_command(server: Server, photographs: dict[str, 
     command = ("nst", "stylize", photographs["coffee"], "--max-side", 96, "-u", server.endpoints.grpc)
     succeeded(run(*command, "-o", tmp_path / "a.png", "-s", "chelsea:0.5,rocket:0.5"))
     assert open_image(tmp_path / "a.png").width == 96
-    assert_one_line(run(*command, "-o", tmp_path / "b.png", "-s", "chelsea:1,tiny:1"), "only styles of one model")
+    assert_one_line(
+        run(*command, "-o", tmp_path / "b.png", "-s", "chelsea:1,tiny:1"), "interpolate styles of one model"
+    )
     assert not (tmp_path / "b.png").exists()
 
 
