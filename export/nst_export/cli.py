@@ -14,6 +14,7 @@ from nst_core.contract import Purpose
 from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
 from nst_core.options import CommandLine, Group, ProgressJson
+from nst_core.shipped import shipped_styles
 from nst_export.tensorrt import DEFAULT_SHAPES
 
 if TYPE_CHECKING:
@@ -40,13 +41,17 @@ app = CommandLine(cls=_CheckpointOrCommand)
 
 @app.callback()
 def export() -> None:
-    """Export checkpoints to ONNX or TensorRT, compare them with PyTorch, and publish them for Triton."""
+    """Export checkpoints, verify them and publish them for Triton."""
 
 
 @app.command()
 def publish(
     checkpoints: Annotated[
-        list[Path], typer.Argument(help="Checkpoints (.pth, .model), folders of them, or names of shipped styles.")
+        list[Path],
+        typer.Argument(
+            help="Checkpoints (.pth, .model), folders of them, or names of shipped styles.",
+            autocompletion=lambda incomplete: [name for name in shipped_styles() if name.startswith(incomplete)],
+        ),
     ],
     repository: Annotated[
         Path | None,
