@@ -1,7 +1,7 @@
 """Stylize an image over gRPC with NVIDIA's client: pip install tritonclient[grpc] pillow.
 
 python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 starry-night-fast
-python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 gallery 0.7 0.3     # weights of the model's two styles
+python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 gallery 0.7 0.3  # weights of the model's two styles
 """
 
 import os

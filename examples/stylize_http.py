@@ -1,7 +1,7 @@
 """Stylize an image over HTTP with Python's standard library; Pillow opens and saves it.
 
 python stylize_http.py photo.jpg stylized.png http://127.0.0.1:8000 starry-night-fast
-python stylize_http.py photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3     # weights of the model's two styles
+python stylize_http.py photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3  # weights of the model's two styles
 """
 
 import json
