@@ -82,12 +82,14 @@ OF_CPU := frontier gatys perf-analyzer results serving-wide styles video
 CARDS = $(filter-out $(OF_CPU:%=docs/benchmark/%.json),$(wildcard docs/benchmark/*.json))
 
 RESULTS := docs/benchmark
+RESULT_PAGES := $(patsubst %,benchmark/%.md,index speedup latency serving methods peers) \
+	explanation/equal-loss.md explanation/methods.md guides/export.md guides/train.md guides/video.md
 readme: $(VENV)
-	$(BIN)/nst-bench report $(RESULTS)/results.json -o $(RESULTS)
-	$(BIN)/nst-bench report $(foreach name,results serving-wide perf-analyzer frontier styles video,$(RESULTS)/$(name).json) $(CARDS) \
-		$(foreach page,README.md $(addprefix docs/,benchmark/index.md guides/export.md guides/train.md guides/video.md),--readme $(page))
-	$(BIN)/nst-bench report $(RESULTS)/gatys.json $(CARDS) --readme docs/guides/optimize.md
-	$(BIN)/nst-bench capacity $(RESULTS)/results.json $(RESULTS)/serving-wide.json $(CARDS) --readme docs/benchmark/capacity.md
+	$(BIN)/nst bench report $(RESULTS)/results.json -o $(RESULTS)
+	$(BIN)/nst bench report $(foreach name,results serving-wide perf-analyzer frontier styles video,$(RESULTS)/$(name).json) $(CARDS) \
+		$(foreach page,README.md $(addprefix docs/,$(RESULT_PAGES)),--readme $(page))
+	$(BIN)/nst bench report $(RESULTS)/gatys.json $(CARDS) --readme docs/guides/optimize.md
+	$(BIN)/nst bench capacity $(RESULTS)/results.json $(RESULTS)/serving-wide.json $(CARDS) --readme docs/benchmark/capacity.md
 
 venv: $(VENV)
 

@@ -1,8 +1,8 @@
-"""What `nst batch` costs besides stylizing, at a size that needs no files: image names that exist only in a listing.
+"""Measure the overhead of `nst batch` for many images, without files: the images exist only in a listing.
 
-Usage: python dev/batch_scale.py [IMAGES [WORKERS]]; 10 million and 2 by default. The listing, the blocks through Ray,
-the errors' manifest and the memory are those of a real job of this size; reading, stylizing and writing an image does
-nothing, but one in a hundred fails. The last line is one JSON document.
+Usage: python dev/batch_scale.py [IMAGES [WORKERS]]; by default 10 million images and 2 workers. The listing, the blocks
+through Ray, the manifest of errors and the memory are those of a real job; reading, stylizing and writing an image do
+nothing, and one image in a hundred fails. The last line is one JSON document.
 """
 
 import json
@@ -34,7 +34,7 @@ IN_A_FOLDER = 10_000
 
 
 class Listing(AbstractFileSystem):
-    """`count` images, `in_a_folder` in each folder."""
+    """A file system of `count` images, `in_a_folder` per folder."""
 
     protocol = "listing"
 
@@ -43,7 +43,7 @@ class Listing(AbstractFileSystem):
         self.count, self.in_a_folder = count, in_a_folder
 
     def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
-        """Names with what object storage says of them, as s3fs makes them: the folders, or a folder's images."""
+        """List the folders, or a folder's images, with the details that s3fs returns."""
         path = path.strip("/")
         if not path:
             first, last, kind, form = 0, math.ceil(self.count / self.in_a_folder), "directory", "{:06}"
@@ -55,21 +55,21 @@ class Listing(AbstractFileSystem):
 
 
 class Nothing(BatchJob):
-    """A batch whose images cost nothing, and of which every hundredth fails."""
+    """A batch that stylizes nothing and fails for every hundredth image."""
 
     def stylize(self, name: str, client: StyleClient) -> None:
-        """See `BatchJob`."""
+        """Do nothing, or fail; see `BatchJob`."""
         if name.endswith("00.jpg"):
             raise ImageError(f"{name}: damaged or unreadable (image file is truncated)")
 
 
 def no_client() -> Any:
-    """In the place of a client."""
+    """Return a placeholder for a client."""
     return object()
 
 
 def timed(figures: dict[str, Any], name: str, work: Callable[[], Any]) -> Any:
-    """The result of `work`; notes how long it took, and the peak memory of this process until now."""
+    """Return the result of `work`; record its duration and this process's peak memory so far."""
     started = time.perf_counter()
     result = work()
     figures[f"{name}_seconds"] = round(time.perf_counter() - started, 2)
@@ -79,7 +79,7 @@ def timed(figures: dict[str, Any], name: str, work: Callable[[], Any]) -> Any:
 
 
 def shared_memory() -> float:
-    """MiB of Ray's object store in use, over all of its server's processes on this machine."""
+    """Return the MiB of Ray's object store in use, summed over its processes on this machine."""
     found = 0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -92,7 +92,7 @@ def shared_memory() -> float:
 
 
 def main(count: int, workers: int) -> None:
-    """Measure each part by itself, then print the document."""
+    """Measure each part, and print the document."""
     figures: dict[str, Any] = {"schema": "nst-batch-scale/1", "pictures": count, "workers": workers}
     with TemporaryDirectory() as folder:
         target = Folder.at(folder)
@@ -107,7 +107,7 @@ def main(count: int, workers: int) -> None:
             figures, "listing", lambda: [pa.array(listing.missing, pa.string()) for listing in work.listings(True)]
         )
         figures["names_mib"] = round(sum(array.nbytes for array in todo) / 2**20, 1)
-        sent = replace(work, source=target)  # workers read nothing of the source
+        sent = replace(work, source=target)  # workers do not read the source
         work.claim()
         manifest, blocks = Manifest(target), []
         with cluster(None, workers):

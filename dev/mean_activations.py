@@ -1,6 +1,6 @@
-"""Write `nst_trainer/mean_activations.npz`: `python dev/mean_activations.py FOLDER` of photographs.
+"""Write `nst_trainer/mean_activations.npz`, the mean activation of each filter over photographs and positions.
 
-The mean of each filter over photographs and places, which Gatys et al. 2015 (section 2) scale to 1.
+Usage: python dev/mean_activations.py PHOTOS. Gatys et al. 2015 (section 2) scale the weights so that it is 1.
 """
 
 import sys
@@ -17,7 +17,7 @@ from nst_trainer.weights import MEAN_ACTIVATIONS, vgg16_weights
 
 
 def main(folder: Path) -> None:
-    """Each image has the same weight; average pooling, as in the paper."""
+    """Compute the means with equal weight per image and average pooling, as in the paper."""
     vgg = Vgg16(vgg16_weights(), pooling="average")
     rectified = [name.replace("conv", "relu") for name in CONVOLUTIONS]
     files = sorted(folder.glob("*.jpg"))
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
                 sums[name] = sums[name] + features[layer].double().mean(dim=(0, 2, 3))
     means = {name: (sums[name] / len(files)).float().numpy() for name in CONVOLUTIONS}
     for name, mean in means.items():
-        floor = 1e-3 * mean.mean()  # a filter that never fires stays what it is, nearly nothing
+        floor = 1e-3 * mean.mean()  # avoids huge weights for filters that are hardly ever active
         print(name, f"mean {mean.mean():.4g}, lowest {mean.min():.4g}, {(mean < floor).sum()} below {floor:.4g}")
         means[name] = np.maximum(mean, floor)
     with atomic_write(MEAN_ACTIVATIONS) as beside:

@@ -1,9 +1,9 @@
-"""`make pictures`: the images of the README, from the shipped models and the photographs that ship with nst.
+"""`make pictures`: make the images of the README and of docs/styles with the shipped models and photographs.
 
-The gallery's styles on two photographs, the styles that have a network of their own, an interpolation of two styles, a
-large image and a video; with photographs given also those above their stylized images in Starry Night. They are made
-as users make theirs: exported, and stylized by `StyleClient` or in the way of `nst video`. What is shown small is
-stylized at twice its sides.
+For the README: the gallery's styles on two photographs, the styles with their own network, an interpolation of two
+styles, a large image and a video; given photographs, also their stylized images in Starry Night. For docs/styles: an
+image and a thumbnail per checkpoint. The models are exported, and images are stylized by `StyleClient` or as by
+`nst video`. Small images are stylized at twice their size.
 
 Usage: python dev/pictures.py [PHOTO...]
 """
@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ from nst_core.images import (
 )
 from nst_export.export_plan import ExportPlan
 from nst_export.pipeline import export_and_publish
+from nst_trainer.sampling import sample_texture
 
 FOLDER = Path("docs/pictures")
 MODELS = Path("models")
@@ -58,18 +59,32 @@ OWN_NETWORKS = (
     "great-wave-fast",
     "water-lilies-fast",
 )
+CARDS = {
+    "starry-night-fast": "rocket",
+    "starry-night-steady": "rocket",
+    "starry-night": "rocket",
+    "udnie-johnson": "chelsea",
+    "composition-vii-fast": "coffee",
+    "contrast-of-forms-fast": "chelsea",
+    "great-wave-fast": "coffee",
+    "water-lilies-fast": "coffee",
+}
+"""The content image on the card of each checkpoint of one style."""
+FEW_STYLES = ("contrast-of-forms", "great-wave", "the-scream", "udnie")
+"""Styles on the gallery's thumbnail."""
+TEXTURES = ("strawberries", "gravel")
+CARD_SIDES, THUMBNAIL_SIDES, CARD_MAX_BYTES = (446, 298), (240, 160), 80_000
+"""Width and height in pixels of half a card's image and of a thumbnail; an image's largest file."""
 LARGE_WIDTH_PIXELS = 1800
 FRAME_RATE, VIDEO_SECONDS, VIDEO_SIDES, SHOWN_SIDES = 12, 6, (480, 320), (360, 240)
 
 
 def main() -> None:
-    """Export the models, and write each image."""
+    """Export the models, and write all images."""
     with one_line_errors("all"), tempfile.TemporaryDirectory() as scratch:
         repository = Path(scratch) / "model_repository"
         given = [Path(argument) for argument in sys.argv[1:]]
-        for name in (GALLERY, *OWN_NETWORKS, *([STARRY_NIGHT] if given else [])):
-            plan = ExportPlan(cores=os.cpu_count() or 1)
-            export_and_publish(MODELS / f"{name}.pth", name, repository, plan, on_progress=say)
+        export((GALLERY, *CARDS), repository)
         url = f"local:{repository}"
         with StyleClient(url) as client:
             if given:
@@ -78,11 +93,20 @@ def main() -> None:
             own_networks(client)
             interpolation(client)
             large(client)
+            cards(client)
+        textures(Path(scratch))
         video(url, Path(scratch))
 
 
+def export(names: Iterable[str], repository: Path) -> None:
+    """Publish shipped checkpoints by their names."""
+    for name in names:
+        plan = ExportPlan(cores=os.cpu_count() or 1)
+        export_and_publish(MODELS / f"{name}.pth", name, repository, plan, on_progress=say)
+
+
 def starry_night(client: StyleClient, photographs: list[Path], side: int = 300, columns: int = 4) -> None:
-    """Rows of photographs, each above its stylized images."""
+    """Write rows of photographs, each above its stylized image."""
     images = [open_image(path) for path in photographs]
     rows = []
     for first in range(0, len(images), columns):
@@ -94,7 +118,7 @@ def starry_night(client: StyleClient, photographs: list[Path], side: int = 300, 
 
 
 def gallery(client: StyleClient, side: int = 200, columns: int = 5) -> None:
-    """A photograph in every style of the gallery, then another."""
+    """Write two photographs in every style of the gallery."""
     styles = [style.name for style in client.styles() if style.model == GALLERY]
     sheets = []
     for photograph in (sample("chelsea"), sample("astronaut")):
@@ -104,7 +128,7 @@ def gallery(client: StyleClient, side: int = 200, columns: int = 5) -> None:
 
 
 def own_networks(client: StyleClient, width: int = 300, height: int = 225, columns: int = 3) -> None:
-    """The styles that have a network of their own, on a photograph, then on another."""
+    """Write two photographs in the styles with their own network."""
     photographs = sample("astronaut"), sample("rocket")
     named = [
         (style, pair(client, photograph, style, width, height)[1])
@@ -115,7 +139,7 @@ def own_networks(client: StyleClient, width: int = 300, height: int = 225, colum
 
 
 def interpolation(client: StyleClient, width: int = 300, height: int = 225, steps: int = 5) -> None:
-    """From one style to another, each step with its style weights."""
+    """Write an interpolation between two styles, each step labelled with its style weights."""
     photograph = sample("coffee")
     named = []
     for step in range(steps):
@@ -127,7 +151,7 @@ def interpolation(client: StyleClient, width: int = 300, height: int = 225, step
 
 
 def large(client: StyleClient) -> None:
-    """An image in one pass, as large as a screen."""
+    """Write a large image, stylized in one pass."""
     photograph = sample("rocket")
     height = round(photograph.height * LARGE_WIDTH_PIXELS / photograph.width)
     pixels = resize(photograph, LARGE_WIDTH_PIXELS, height).pixels
@@ -135,8 +159,46 @@ def large(client: StyleClient) -> None:
     write_below("large.jpg", 600_000, lambda quality: encode_image(stylized, "JPEG", quality=quality))
 
 
+def cards(client: StyleClient) -> None:
+    """Write each checkpoint's card: a content image beside its stylized image; for the gallery a sheet."""
+    for style, name in CARDS.items():
+        # At twice the sides the photographs, which are 450 to 640 pixels wide, would have to be enlarged.
+        card(style, side_by_side(pair(client, sample(name), style, *CARD_SIDES, scale=1.5), gap=8))
+        thumbnail(style, pair(client, sample("chelsea"), style, *THUMBNAIL_SIDES)[1])
+    styles = [style.name for style in client.styles() if style.model == GALLERY]
+    pairs = [pair(client, sample("chelsea"), style, 198, 132) for style in styles]
+    named = [("content image", pairs[0][0]), *zip(styles, [stylized for _, stylized in pairs], strict=True)]
+    card(GALLERY, contact_sheet(named, 4).pixels)
+    width, height = (side // 2 for side in THUMBNAIL_SIDES)
+    few = [resize(ImageData(image), width, height).pixels for name, image in named if name in FEW_STYLES]
+    rows = [side_by_side(few[:2], gap=0), side_by_side(few[2:], gap=0)]
+    thumbnail(GALLERY, np.concatenate(rows))
+
+
+def textures(scratch: Path) -> None:
+    """Write a sample of each texture network, and a part of it at full size."""
+    width, height = 2 * CARD_SIDES[0] + 8, CARD_SIDES[1]
+    for name in TEXTURES:
+        sample_texture(MODELS / f"{name}.pth", scratch / f"{name}.png", (height, width), seed=7)
+        pixels = open_image(scratch / f"{name}.png").pixels
+        card(name, pixels)
+        thumbnail(name, pixels[: THUMBNAIL_SIDES[1], : THUMBNAIL_SIDES[0]])
+
+
+def card(name: str, pixels: Pixels) -> None:
+    """Write the image of a page of docs/styles."""
+    write_below(
+        f"styles/{name}.jpg", CARD_MAX_BYTES, lambda quality: encode_image(ImageData(pixels), "JPEG", quality=quality)
+    )
+
+
+def thumbnail(name: str, pixels: Pixels) -> None:
+    """Write the image of a row of docs/styles/index.md."""
+    save_image(ImageData(pixels), FOLDER / "styles" / "thumbnails" / f"{name}.jpg", quality=80)
+
+
 def video(url: str, scratch: Path) -> None:
-    """A video of a moving camera, beside its stylized video."""
+    """Write a video of a moving camera, beside its stylized video."""
     source, target = scratch / "source.mp4", scratch / "stylized.mp4"
     form = VideoFormat(*VIDEO_SIDES, Fraction(1, FRAME_RATE), Fraction(FRAME_RATE))
     with Encoder(source, form, "h264", crf=10, container="mp4") as encoder:
@@ -158,7 +220,7 @@ def video(url: str, scratch: Path) -> None:
 
 
 def camera_movement(photograph: ImageData) -> Iterator[Pixels]:
-    """What a camera sees that comes nearer, goes aside, and returns: the last frame meets the first."""
+    """Yield frames of a camera that zooms, pans, and returns, so that the video loops."""
     image = Image.fromarray(photograph.pixels)
     width, height = VIDEO_SIDES
     largest = min(photograph.width / width, photograph.height / height)
@@ -174,7 +236,7 @@ def camera_movement(photograph: ImageData) -> Iterator[Pixels]:
 
 
 def endless_webp(frames: list[Image.Image], quality: int) -> bytes:
-    """An animation that repeats."""
+    """Encode an animation that repeats."""
     buffer = io.BytesIO()
     durations = [1000 // FRAME_RATE] * len(frames)
     options = {"duration": durations, "loop": 0, "quality": quality, "method": 4}
@@ -183,23 +245,29 @@ def endless_webp(frames: list[Image.Image], quality: int) -> bytes:
 
 
 def sample(name: str) -> ImageData:
-    """A photograph that ships with nst."""
+    """Return a photograph that ships with nst."""
     (path,) = [path for path in sample_photographs() if path.stem == name]
     return open_image(path)
 
 
 def pair(
-    client: StyleClient, photograph: ImageData, style: str | dict[str, float], width: int, height: int
+    client: StyleClient,
+    photograph: ImageData,
+    style: str | dict[str, float],
+    width: int,
+    height: int,
+    *,
+    scale: float = 2.0,
 ) -> tuple[Pixels, Pixels]:
-    """A photograph and its stylized image, both of these sides in pixels."""
-    content = fit(photograph, 2 * width, 2 * height)
+    """Return a photograph and its stylized image, both `width` x `height` pixels, stylized at `scale` times that."""
+    content = fit(photograph, round(scale * width), round(scale * height))
     stylized = ImageData(client.stylize(content.pixels, style))
     return resize(content, width, height).pixels, resize(stylized, width, height).pixels
 
 
 def write_below(name: str, max_bytes: int, encode: Callable[[int], bytes]) -> None:
-    """The file in the best quality that keeps it below `max_bytes`."""
-    for quality in range(90, 0, -10):
+    """Write the file in the highest quality that keeps it below `max_bytes`."""
+    for quality in range(90, 0, -5):
         if len(data := encode(quality)) <= max_bytes:
             break
     with atomic_write(FOLDER / name) as beside:
@@ -208,7 +276,7 @@ def write_below(name: str, max_bytes: int, encode: Callable[[int], bytes]) -> No
 
 
 def save(image: ImageData, name: str) -> None:
-    """As JPEG."""
+    """Write an image as JPEG."""
     save_image(image, FOLDER / f"{name}.jpg", quality=88)
     say(f"wrote {FOLDER / name}.jpg: {image.width}x{image.height}")
 

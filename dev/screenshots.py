@@ -1,6 +1,6 @@
-"""Take the docs' screenshots of the page, with models/gallery.pth behind a real server.
+"""Take the documentation's screenshots of the web page, with models/gallery.pth on a real server.
 
-Usage: python dev/screenshots.py; needs .triton (make demo) and chromium.
+Usage: python dev/screenshots.py; needs .triton (see make demo) and Chromium.
 """
 
 import os
@@ -26,12 +26,12 @@ GALLERY = Path("models/gallery.pth")
 PICTURES = Path("docs/pictures")
 PHOTOGRAPHS = {path.stem: path for path in sample_photographs()}
 TIMEOUT_MILLISECONDS = 120_000
-"""For what takes a second or two on an idle machine."""
+"""Generous: each step takes a second or two on an idle machine."""
 
 
 @contextmanager
 def site(folder: Path) -> Iterator[str]:
-    """The address of a page that can also make styles."""
+    """Serve the page with the gallery, and yield its address."""
     gallery, repository = folder / GALLERY.name, folder / "model_repository"
     shutil.copy(GALLERY, gallery)
     export_and_publish(gallery, gallery.stem, repository, ExportPlan(cores=os.cpu_count() or 1), on_progress=print)
@@ -48,7 +48,7 @@ def site(folder: Path) -> Iterator[str]:
 
 
 def opened(browser: Browser, url: str, photo: str, width: int, height: int) -> Page:
-    """The page with all its thumbnails, a photograph, and a style chosen."""
+    """Open the page, wait for its thumbnails, and choose a photograph and a style."""
     page = browser.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(TIMEOUT_MILLISECONDS)
     page.goto(url)
@@ -65,7 +65,7 @@ def opened(browser: Browser, url: str, photo: str, width: int, height: int) -> P
 
 
 def stylize(page: Page, count: int, divider: int) -> None:
-    """Stylize, and show `divider` percent of the content image beside the result; `count` results are then listed."""
+    """Stylize, wait for `count` results, and show `divider` percent of the content image beside the result."""
     page.click("#stylize")
     page.wait_for_function(
         """(count) => {
@@ -80,7 +80,7 @@ def stylize(page: Page, count: int, divider: int) -> None:
 
 
 def taken(page: Page, name: str, **options: bool) -> None:
-    """Write it as JPEG: the images on it are too large as PNG."""
+    """Write a screenshot as JPEG, since its images are too large as PNG."""
     with tempfile.TemporaryDirectory() as scratch:
         page.screenshot(path=f"{scratch}/page.png", **options)
         image = ImageData(open_image(Path(scratch) / "page.png").pixels)
@@ -89,7 +89,7 @@ def taken(page: Page, name: str, **options: bool) -> None:
 
 
 def desktop(browser: Browser, url: str) -> None:
-    """A cup of coffee in one style, then in an interpolation of two."""
+    """Take the desktop screenshot: one style, then an interpolation of two."""
     page = opened(browser, url, "coffee", 1180, 900)
     stylize(page, 1, 0)
     page.check("#interpolate")
@@ -101,7 +101,7 @@ def desktop(browser: Browser, url: str) -> None:
 
 
 def phone(browser: Browser, url: str) -> None:
-    """A face, and what a phone shows at once."""
+    """Take the phone screenshot: what a phone shows without scrolling."""
     page = opened(browser, url, "astronaut", 390, 844)
     stylize(page, 1, 42)
     page.evaluate("scrollTo(0, 0)")
@@ -109,7 +109,7 @@ def phone(browser: Browser, url: str) -> None:
 
 
 def main() -> None:
-    """Take both screenshots, each as a new visitor."""
+    """Take both screenshots, each in a new page."""
     with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as url, sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         with playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags) as browser:

@@ -1,1 +1,1 @@
-"""Every measurement, and its report: the served model against the optimisation that it replaces."""
+"""Measurements and their reports: the served model against the optimisation that it replaces."""

@@ -1,4 +1,4 @@
-"""`nst bench` and `nst-bench`."""
+"""The command `nst bench`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from nst_bench.suite import Document
 from nst_core.console import duration, fail, one_line_errors, progress, say, show
 from nst_core.errors import InputError, NstError
 from nst_core.options import CommandLine
+from nst_core.shipped import checkpoint_path
 
-app = CommandLine(rich_markup_mode="rich", cls=Suites)
+app = CommandLine(cls=Suites)
 
-Documents = Annotated[list[Path], typer.Argument(metavar="RESULTS.json...", help="Results of nst-bench.")]
+Documents = Annotated[list[Path], typer.Argument(metavar="RESULTS.json...", help="Results files of nst bench.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -26,36 +27,42 @@ def bench(
     context: typer.Context,
     checkpoint: options.Checkpoint = options.CHECKPOINT,
     repository: options.Repository = options.REPOSITORY,
+    style: options.StyleImage = None,
+    short: Annotated[bool, typer.Option("--short", help="Measure the speed-up only, in about a minute.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Measure every suite at full length, in about an hour.")] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Time limit in minutes: the least important suites are shortened or skipped."),
+    ] = None,
+    device: DeviceOption = "auto",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for <date>-<machine>.json, report.md and report.html.")
     ] = Path("results"),
-    short: Annotated[bool, typer.Option("--short", help="A minute: the speed-up alone, of few samples.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Every suite at its full length.")] = False,
-    style: options.StyleImage = None,
-    photos: Annotated[
-        Path | None,
-        typer.Option(help="Photographs that the style never saw, a folder for --full; if not given, the four of nst."),
-    ] = None,
-    triton: options.Triton = options.TRITON,
-    vgg: options.Vgg = None,
-    device: DeviceOption = "auto",
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="The time that there is: what matters most comes first, the rest is shortened or left out."),
-    ] = None,
     also: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A further exported style whose latency and serving are measured shortly; again for more. "
-            "--full takes the gallery if it is exported."
+            help="Also measure latency and serving of this checkpoint or shipped style; repeatable. "
+            "--full adds the gallery if it is exported.",
+            rich_help_panel="Tuning",
+        ),
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of photographs that the style was not trained on, for --full; by default the four of nst.",
+            rich_help_panel="Tuning",
         ),
     ] = None,
     samples: Samples = None,
+    triton: options.Triton = options.TRITON,
+    vgg: options.Vgg = None,
 ) -> None:
-    """Measure this machine in about ten minutes: a served style, and Gatys' optimisation on the same device.
+    """Measure this machine: serving against Gatys' optimisation.
 
-    A suite that fails is a missing cell with its reason. Each result is written at once, and Ctrl-C keeps what is
-    done. The last line on stdout is the results as one JSON document.
+    Without a command, the most important suites run, in about ten minutes.
+    A suite that fails leaves a cell with the reason. Results are written as
+    they are measured, and Ctrl-C keeps them. The last line on stdout is the
+    results as one JSON document.
     """
     if context.invoked_subcommand:
         return
@@ -64,11 +71,11 @@ def bench(
         from nst_bench.drawing import terminal
 
         if (short, full, minutes is not None).count(True) > 1:
-            raise InputError("--short, --full and --minutes exclude each other: give one of them")
+            raise InputError("--short, --full and --minutes exclude each other; give only one of them")
         if minutes is not None and not minutes > 0:
-            raise InputError(f"--minutes is {minutes:g}: it must be above 0")
+            raise InputError(f"--minutes {minutes:g} is not above 0; give a positive number of minutes")
         on = chosen_device(device)
-        further = also or (
+        further = list(map(checkpoint_path, also or ())) or (
             [options.GALLERY]
             if full and (repository / options.GALLERY.stem).is_dir() and options.GALLERY.is_file()
             else []
@@ -99,7 +106,7 @@ def bench(
                 document = results.summary(measuring.measure())
                 update(total, "")
         except KeyboardInterrupt:
-            say(f"what was measured until now: {report.write([results.read(kept[0])], output)}, {kept[0]}")
+            say(f"interrupted; results so far: {report.write([results.read(kept[0])], output)}, {kept[0]}")
             raise
         reasons = [f"{name}: {own['missing']}" for name, own in document["suites"].items() if "missing" in own]
         if len(reasons) == len(document["suites"]):
@@ -112,16 +119,19 @@ def bench(
         typer.echo(json.dumps(document))
 
 
-@app.command()
+@app.command(rich_help_panel="Results")
 def report(
     documents: Documents,
     readme: Annotated[
         list[Path] | None,
-        typer.Option(help="Put the tables between this page's markers instead; again for more pages."),
+        typer.Option(help="Insert the tables between the marks of this page instead; repeat for more pages."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md and report.html.")] = None,
 ) -> None:
-    """Draw the tables and plots of earlier results again; those of several machines side by side."""
+    """Draw tables and plots from existing results.
+
+    The results of several machines stand side by side.
+    """
     with one_line_errors("bench"):
         from nst_bench import report as drawing
         from nst_bench import results
@@ -134,20 +144,23 @@ def report(
             say(f"{written}, {written.with_suffix('.html')}")
 
 
-@app.command()
+@app.command(rich_help_panel="Results")
 def capacity(
     documents: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULTS.json...", help="Results of nst-bench serving, and training or a run."),
+        typer.Argument(metavar="RESULTS.json...", help="Results of nst bench, or of its suites serving and training."),
     ],
     core_hour: Annotated[
-        float | None, typer.Option(help="What a core costs an hour, in any currency: adds prices.", min=0.0)
+        float | None, typer.Option(help="Price of one core per hour, in any currency; adds prices.", min=0.0)
     ] = None,
     readme: Annotated[
-        Path | None, typer.Option(help="Put the tables between this page's markers instead of on stdout.")
+        Path | None, typer.Option(help="Insert the tables between the marks of this page instead of printing them.")
     ] = None,
 ) -> None:
-    """Say how many machines a load needs, and what a billion images cost, from earlier results."""
+    """Compute how many machines a load needs.
+
+    Uses measured results only, and says what a billion images cost.
+    """
     with one_line_errors("bench"):
         from nst_bench import capacity as planning
         from nst_bench import report, results
@@ -159,18 +172,18 @@ def capacity(
             typer.echo(text, nl=False)
 
 
-@app.command()
+@app.command(rich_help_panel="Results")
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A.json", help="The earlier results.")],
-    after: Annotated[Path, typer.Argument(metavar="B.json", help="The later ones, of the same machine.")],
-    tolerance: Annotated[
-        float, typer.Option(help="Share by which a row may be slower: machines have days, too.", min=0.0)
-    ] = 0.05,
+    before: Annotated[Path, typer.Argument(metavar="A.json", help="Earlier results.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="Later results of the same machine.")],
+    tolerance: Annotated[float, typer.Option(help="Slowdown to ignore, as a share, such as 0.05.", min=0.0)] = 0.05,
 ) -> None:
-    """Say what became slower from A to B, with confidence.
+    """Compare two results and report what became slower.
 
-    Exit status: 0 as fast or faster, 1 something became slower, 2 not comparable (another machine, too few samples, no
-    results). The last line on stdout is the comparison as one JSON document.
+    Exit status: 0 if nothing became slower, 1 if something did, 2 if the
+    results are not comparable (different machines, too few samples, not a
+    results file). The last line on stdout is the comparison as one JSON
+    document.
     """
     with one_line_errors("bench"):
         from nst_bench import compare as comparing

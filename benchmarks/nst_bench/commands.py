@@ -1,4 +1,4 @@
-"""The command of each suite, made of the suite: its options, what it writes, what it shows."""
+"""The command of each suite, built from the suite: its options, what it writes, and what it shows."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ from nst_core.options import HELP, Command, CommandLine, Group
 
 DeviceOption = Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)]
 Samples = Annotated[
-    Path | None, typer.Option("--samples", help="A file for the results with every single sample (.json).")
+    Path | None,
+    typer.Option(
+        "--samples", help="Also write the results with every sample to this file (.json).", rich_help_panel="Files"
+    ),
 ]
-Full = Annotated[bool, typer.Option("--full", help="Larger images and more of them.")]
+Full = Annotated[bool, typer.Option("--full", help="Measure larger images, and more of them.")]
 
 JSON = "The last line on stdout is the results as one JSON document."
 
+PANELS = (None, "Tuning", "Files")
+"""In the order of `--help`; None is the default panel."""
+
 
 class Suites(Group):
-    """A group with a command for each suite, beside those that it is given."""
+    """A group with a command for each suite, besides the commands that it is given."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -39,7 +45,7 @@ class Suites(Group):
 
 
 class SuiteCommand(Command):
-    """The command of a suite, whose file is imported when its options are asked for."""
+    """The command of a suite, whose module is imported only when its options are needed."""
 
     def __init__(self, name: str) -> None:
         self._suite_name = name
@@ -47,45 +53,46 @@ class SuiteCommand(Command):
         super().__init__(
             name,
             rich_markup_mode=HELP,
-            help=f"{text}\n\n{JSON}",
+            rich_help_panel="Suites",
+            help="\n\n".join(" ".join(part.split()) for part in (*text.split("\n\n"), JSON)),
             short_help=text.partition("\n\n")[0].replace("\n", " "),
         )
 
     @cached_property
     def made(self) -> Any:
-        """The command as Typer makes it of the suite."""
+        """The command that Typer builds from the suite."""
         app = CommandLine()
         app.command(self._suite_name)(_function(suites.load(self._suite_name)))
         return typer.main.get_command(app)
 
     @property
     def params(self) -> Any:
-        """Its options."""
+        """The options of the suite."""
         return self.made.params
 
     @params.setter
     def params(self, value: Any) -> None:
-        """Typer sets none; they are the suite's."""
+        """Ignore what Typer sets: the options are the suite's."""
 
     @property
     def callback(self) -> Any:
-        """What it runs."""
+        """The function that the command runs."""
         return self.made.callback
 
     @callback.setter
     def callback(self, value: Any) -> None:
-        """Typer sets none; it is the suite's."""
+        """Ignore what Typer sets: the function is the suite's."""
 
 
 def chosen_device(wanted: DeviceChoice) -> Device:
-    """The device for `--device`, said with its reason. Raises `InputError` where `gpu` has none."""
+    """Return the device for `--device` and print it with its reason. Raises `InputError` for `gpu` without a GPU."""
     device = devices.choose(wanted)
     say(f"device {device}")
     return device
 
 
 def _function(suite: Suite[Any]) -> Callable[..., None]:
-    """What the command of a suite runs; Typer makes its options of the signature."""
+    """Return what a suite's command runs; Typer builds its options from the signature."""
     changeable = [parameter.name for parameter in suite.effort_options]
 
     def command(output: Path, samples: Path | None, device: DeviceChoice, full: bool = False, **options: Any) -> None:
@@ -99,7 +106,7 @@ def _function(suite: Suite[Any]) -> Callable[..., None]:
             finish(suite, suite.run(Context(on, effort, say), **options), output, samples)
 
     help_of_output = (
-        "The results to write (.json), a plot beside it." if suite.plot_beside else "The results to write (.json)."
+        "Results file (.json); the plot is written beside it." if suite.plot_beside else "Results file (.json)."
     )
     output = Annotated[Path, typer.Option("--output", "-o", help=help_of_output)]
     parameters = [
@@ -110,6 +117,7 @@ def _function(suite: Suite[Any]) -> Callable[..., None]:
         _parameter("samples", Samples, None),
         _parameter("device", DeviceOption, "auto"),
     ]
+    parameters.sort(key=lambda parameter: PANELS.index(_panel(parameter)))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
@@ -119,8 +127,13 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
+def _panel(parameter: inspect.Parameter) -> str | None:
+    """The panel of `--help` in which an option stands."""
+    return next((given.rich_help_panel for given in getattr(parameter.annotation, "__metadata__", ())), None)
+
+
 def finish(suite: Suite[Any], document: dict[str, Any], output: Path, samples: Path | None) -> None:
-    """The tables on the screen, the document in its file and on stdout. Raises `NstError` for a failure."""
+    """Show the tables, and write the document to its file and to stdout. Raises `NstError` if the suite failed."""
     from nst_bench import report, results
     from nst_bench.drawing import terminal
 

@@ -1,4 +1,7 @@
-"""A trained network beside the optimisation that it replaces: the same photograph, style image, loss and weights."""
+"""A trained network against the optimisation that it replaces: same photograph, style image, loss and weights.
+
+The baseline is that of Johnson et al. 2016, section 4.1: L-BFGS from white noise.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.vgg import Weights
 
 Stylize = Callable[[Tensor], Tensor]
-"""Images `[N, 3, H, W]` in [0, 1] to stylized images."""
+"""Takes images `[N, 3, H, W]` in [0, 1] and returns the stylized images."""
 
 
 class Comparison:
-    """A network with the style called as the file `style`, or with its only style.
+    """A network in the style that is named like the file `style`, or in its only style.
 
-    `style_image` `[1, 3, H, W]` is as the network's training had it: made smaller if need be, never larger. Raises
-    `InputError` for a network without this style, and for a texture network.
+    `style_image` `[1, 3, H, W]` has the size that the network's training used: it is scaled down if necessary, never
+    up. Raises `InputError` for a network without this style, and for a texture network.
     """
 
     def __init__(self, checkpoint: Checkpoint, style: Path) -> None:
@@ -38,7 +41,7 @@ class Comparison:
     def optimization(
         self, photo: Path, size: int, iterations: int, weights: Weights, device: torch.device
     ) -> ImageOptimization:
-        """That of a photograph at `size`^2 pixels, with the loss that the network was trained with."""
+        """Return the optimisation of a photograph at `size`^2 pixels, with the loss of the network's training."""
         content = to_tensor(fit(open_image(photo), size, size))
         settings = replace(
             johnson_baseline(self.checkpoint, size, iterations), style_scale=max(self.style_image.shape[2:]) / size
@@ -47,7 +50,7 @@ class Comparison:
 
     @torch.no_grad()
     def losses(self, run: ImageOptimization) -> Document:
-        """The network's losses by the measure of an optimisation, weighted; style also by layer."""
+        """Return the weighted losses of the network's image in the terms of an optimisation; style also by layer."""
         assert run.content is not None
         losses = run.loss(self.stylize(run.content.cpu()).to(run.device), run.target)
         return {
@@ -60,7 +63,7 @@ class Comparison:
 
 
 def johnson_baseline(checkpoint: Checkpoint, size: int, iterations: int) -> OptimizationSettings:
-    """Johnson's baseline at `size`^2 pixels with the weights and the style's size of the network's own training."""
+    """Return Johnson's baseline at `size`^2 pixels, with the loss weights and style size of the network's training."""
     trained = checkpoint.training
     return replace(
         PRESETS["johnson2016-baseline"],
@@ -79,12 +82,12 @@ def _style_size(checkpoint: Checkpoint) -> int:
 
 
 def stylizer(checkpoint: Checkpoint, style: str) -> Stylize:
-    """The network with the style called `style`, or its only one; values in [0, 1]."""
+    """Return a function that stylizes in `style`, or in the network's only style; values in [0, 1]."""
     network = checkpoint.network
     if network.arguments.get("texture"):
-        raise InputError("a texture network stylizes no photographs: there is nothing to compare it with")
+        raise InputError("a texture network stylizes no photographs; give a checkpoint of a style")
     if network.styles > 1 and style not in checkpoint.styles:
-        raise InputError(f"no style {style!r}; the checkpoint has {', '.join(checkpoint.styles)}")
+        raise InputError(f"no style {style!r} in the checkpoint; it has {', '.join(checkpoint.styles)}")
 
     @torch.no_grad()
     def stylize(images: Tensor) -> Tensor:
@@ -101,9 +104,9 @@ def stylizer(checkpoint: Checkpoint, style: str) -> Stylize:
 
 
 def losses_until(run: ImageOptimization, goal: float, fewest: int = 1) -> Iterator[float]:
-    """The optimisation's loss by iteration, until it was at or below `goal`, and for `fewest` iterations or more.
+    """Yield the optimisation's loss by iteration until it is at or below `goal`, at least for `fewest` iterations.
 
-    It ends before where no iteration is left. The loss is that of the image as it is, not cut to [0, 1].
+    It ends early if no iteration is left. The loss is that of the image as it is, not clipped to [0, 1].
     """
     lowest, seen = float("inf"), list[Iteration]()
     while (lowest > goal or len(seen) < fewest) and run.step(seen.append):
@@ -112,5 +115,5 @@ def losses_until(run: ImageOptimization, goal: float, fewest: int = 1) -> Iterat
 
 
 def equivalent_iterations(curve: list[float], goal: float) -> int | None:
-    """The first iteration, counted from 1, whose loss is at or below `goal`; None without such an iteration."""
+    """Return the first iteration, counted from 1, whose loss is at or below `goal`, or None."""
     return next((number for number, loss in enumerate(curve, 1) if loss <= goal), None)

@@ -1,4 +1,4 @@
-"""Taking times, and saying how well they are known."""
+"""Timing, and the precision of what was timed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 
 REST_SECONDS = 0.01
-"""Before a single request: the threads of the engine before it no longer spin on the cores that all share."""
+"""Pause before a single request, so that threads of the previous engine no longer spin on the shared cores."""
 
 TIMEOUT_SECONDS = 300.0
-"""How long a request may take: a queue that grows is measured, not cut short."""
+"""Timeout of a request, long enough to measure a growing queue."""
 
 UNSTABLE = 0.10
-"""A figure is unstable when the medians of its first and last half differ by more than this share."""
+"""A figure is unstable if the medians of its first and last half differ by more than this share."""
 
 FEWEST = 5
-"""Samples below which nothing is said about how well their median is known."""
+"""Minimum number of samples for a standard error of their median."""
 
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How well the median of samples is known.
+    """Precision of the median of samples.
 
-    `error` is its standard error, as a share of the median. A sample is like the one before it, so that all count as
+    `error` is its standard error as a share of the median. Consecutive samples are correlated, so that they count as
     fewer `independent` ones.
     """
 
@@ -37,7 +37,7 @@ class Precision:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Precision | None:
-        """By a bootstrap with a fixed seed; None of fewer than `FEWEST`."""
+        """Compute it by a bootstrap with a fixed seed; None for fewer than `FEWEST` samples."""
         count = len(samples)
         if count < FEWEST:
             return None
@@ -49,11 +49,10 @@ class Precision:
 
 @dataclass(frozen=True)
 class Summary:
-    """Samples of one thing, in milliseconds.
+    """Summary of samples, in milliseconds.
 
-    `spread` is the middle half's width as a share of the median. `unstable`: it drifted while it was measured.
-    `median_precision` is what two documents are compared by. `samples` are all of them, in the order in which they were
-    taken.
+    `spread` is the interquartile range as a share of the median. `unstable` says that the samples drifted while they
+    were taken. `median_precision` is used to compare two documents. `samples` are in the order of their measurement.
     """
 
     n: int
@@ -69,7 +68,7 @@ class Summary:
 
 
 def summarize(seconds: Sequence[float]) -> Summary:
-    """The summary of samples in seconds, at least one; percentiles by linear interpolation."""
+    """Summarize one or more samples in seconds; percentiles by linear interpolation."""
     samples = 1000.0 * np.asarray(seconds, dtype=np.float64)
     median = float(np.median(samples))
     half = len(samples) // 2
@@ -90,9 +89,9 @@ def summarize(seconds: Sequence[float]) -> Summary:
 
 
 def independent_samples(samples: Sequence[float]) -> float:
-    """How many independent samples these count as, by the correlation of each one's rank with the next one's.
+    """Return how many independent samples these count as, by the lag-1 autocorrelation of their ranks.
 
-    A short series' own mean hides a part of the correlation, which Kendall's correction adds again.
+    Kendall's correction makes up for the bias of a short series.
     """
     count = len(samples)
     ranks = np.argsort(np.argsort(samples)) - (count - 1) / 2.0
@@ -102,17 +101,17 @@ def independent_samples(samples: Sequence[float]) -> float:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that one call takes."""
+    """Return the seconds that one call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def timed_on_gpu(work: Callable[[], object]) -> float:
-    """Seconds that the current CUDA device takes for what `work` gives it, by the device's own events.
+    """Return the seconds that the current CUDA device takes for `work`, measured with CUDA events.
 
-    A call returns before the device is done, so that a clock of the host would time the call. For work whose result
-    comes back into main memory `timed` is right: that copy waits.
+    A call returns before the device is done, so a clock of the host would time the call only. If the result is copied
+    to main memory, use `timed`: the copy waits.
     """
     import torch
 
@@ -132,10 +131,10 @@ def interleaved(
     rest: float = 0.0,
     clock: Callable[[Callable[[], Any]], float] = timed,
 ) -> dict[str, list[float]]:
-    """Seconds of each work in `rounds` rounds, taking turns, so that a drift of the machine hits all alike.
+    """Return the seconds of each work in `rounds` rounds, in turns so that a drift of the machine affects all alike.
 
-    The works must be warm. Each waits `rest` seconds, in which idle threads of the one before stop looking for
-    more to do. With `operator.call` for a clock each says itself how long it took.
+    The works must be warm. Each waits `rest` seconds, in which idle threads of the previous one stop spinning. With
+    `operator.call` as the clock, each work returns its own seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
@@ -148,10 +147,10 @@ def interleaved(
 def in_turns(
     works: Mapping[str, Callable[[], object]], seconds: float, fewest: int, most: int, *, warm_up: float = 0.0
 ) -> dict[str, Summary]:
-    """Summaries of works that take turns for about so many seconds, in `fewest` to `most` rounds.
+    """Return summaries of works that take turns for about `seconds` seconds, in `fewest` to `most` rounds.
 
-    Each is run three times before, and for `warm_up` seconds: the first image of a shape is another figure, the second
-    records a CUDA graph, and in its first seconds the second model of a server was seen to take a sixth longer.
+    Each runs at least three times and for `warm_up` seconds before: the first image of a shape is slower, the second
+    records a CUDA graph, and the second model of a server was a sixth slower in its first seconds.
     """
     for work in works.values():
         taken, runs = 0.0, 0
@@ -163,6 +162,6 @@ def in_turns(
 
 
 def against_first(summaries: Mapping[str, Summary]) -> dict[str, dict[str, Any]]:
-    """Each summary as a row has it, and its `ratio` to the first one's median."""
+    """Return each summary as a row, with its `ratio` to the first one's median."""
     first = next(iter(summaries.values())).median
     return {name: {**asdict(own), "ratio": own.median / first} for name, own in summaries.items()}

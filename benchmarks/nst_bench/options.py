@@ -1,4 +1,4 @@
-"""The options that several commands of `nst-bench` have, and what they are if they are not given."""
+"""Options that several commands of `nst bench` share, and their defaults."""
 
 from __future__ import annotations
 
@@ -7,29 +7,48 @@ from typing import Annotated
 
 import typer
 
-CHECKPOINT = Path("models/starry-night-fast.pth")
-"""The style that ships by default."""
+from nst_core.shipped import checkpoint_path
 
-GALLERY = CHECKPOINT.with_name("gallery.pth")
+CHECKPOINT = Path("starry-night-fast")
+"""The shipped style that is measured by default."""
+
+GALLERY = checkpoint_path(Path("gallery"))
 """The shipped model of several styles."""
 
 MODEL, REPOSITORY, TRITON = CHECKPOINT.stem, Path("model_repository"), Path(".triton")
 
-Checkpoint = Annotated[Path, typer.Option(help="The style that is measured; its model bears the file's name.")]
-Repository = Annotated[Path, typer.Option("--repository", "-r", help="Where nst-export put it.")]
-Model = Annotated[str, typer.Option(help="The model that is served.")]
+Checkpoint = Annotated[
+    Path,
+    typer.Option(
+        help="Checkpoint to measure (.pth), or the name of a shipped style; the served model has the same name.",
+        callback=checkpoint_path,
+    ),
+]
+Repository = Annotated[Path, typer.Option("--repository", "-r", help="Model repository that holds the exported style.")]
+Model = Annotated[str, typer.Option(help="Name of the model to serve.")]
 Width = Annotated[
     float | None,
     typer.Option(
-        help="Serve Johnson's network of this width instead, exported with random weights, which take as long.", min=0.1
+        help="Serve an untrained Johnson network of this width instead; the weights do not change the speed.",
+        min=0.1,
+        rich_help_panel="Tuning",
     ),
 ]
-Triton = Annotated[Path, typer.Option("--triton", help="Where Triton from PyPI is, or goes.")]
-Vgg = Annotated[Path | None, typer.Option(help="VGG-16's weights; fetched once if not given.")]
+Triton = Annotated[
+    Path,
+    typer.Option(
+        "--triton", help="Folder of the Triton installation; created if it is missing.", rich_help_panel="Files"
+    ),
+]
+Vgg = Annotated[
+    Path | None,
+    typer.Option(help="VGG-16 weights file; downloaded once if not given.", rich_help_panel="Files"),
+]
 Photos = Annotated[
     Path | None,
-    typer.Option(help="A folder of photographs that no style learned from; if not given, the four that ship."),
+    typer.Option(help="Folder of photographs that no style was trained on; by default the four that ship with nst."),
 ]
 StyleImage = Annotated[
-    Path | None, typer.Option(help="The style image that the network learned; without, losses are not compared.")
+    Path | None,
+    typer.Option(help="Style image of the checkpoint; without it, the speed-up at equal loss is not measured."),
 ]

@@ -1,4 +1,4 @@
-"""The images that every suite measures with: photographs that ship with nst, so that results can be repeated."""
+"""The images that all suites measure with: photographs that ship with nst, so that results are reproducible."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from nst_trainer.images import to_tensor
 
 
 def sample_photograph(height: int, width: int) -> Pixels:
-    """A content image of these sides in pixels, `uint8 [H, W, 3]`."""
+    """Return a content image of `height` x `width` pixels, `uint8 [H, W, 3]`."""
     return fit(open_image(sample_photographs()[-1]), width, height).pixels
 
 
 def content_tensor(side: int) -> Tensor:
-    """A square content image for PyTorch, `[1, 3, side, side]`."""
+    """Return a square content image for PyTorch, `[1, 3, side, side]` in [0, 1]."""
     return to_tensor(fit(open_image(sample_photographs()[-1]), side, side))
 
 
 def style_tensor() -> Tensor:
-    """A photograph in the place of a style image, `[1, 3, H, W]`: a style does not change how long anything takes."""
+    """Return a photograph in place of a style image, `[1, 3, H, W]` in [0, 1]; the style does not affect the speed."""
     return to_tensor(open_image(sample_photographs()[0]))

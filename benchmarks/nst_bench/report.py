@@ -1,6 +1,6 @@
-"""Reports drawn from results documents alone; any of them can be drawn again.
+"""Reports, drawn from results documents alone, so that any of them can be drawn again.
 
-`report.md` is the report; `report.html` is the same text as a page that needs nothing else, its plots inside.
+`report.md` is the report; `report.html` has the same text as one self-contained page with the plots inside.
 """
 
 from __future__ import annotations
@@ -14,49 +14,50 @@ from nst_bench import results
 from nst_bench.drawing import speedup
 from nst_bench.drawing.html import html
 from nst_bench.drawing.tables import NARROW, grid, machine_lines, text
+from nst_bench.drawing.words import shown
 from nst_bench.results import Row, machine_name, measured, suite_of, suites
 from nst_bench.suite import Document, Plot, load, names
 from nst_core.errors import InputError
 from nst_core.files import atomic_write
 
 DRAW_OTHERS = {"latency", "soak"}
-"""Suites whose plots also draw what other suites measured: `serving` and `gatys`."""
+"""Suites whose plots also draw the results of other suites: `serving` and `gatys`."""
 
 
 def title(suite: str) -> str:
-    """A suite's, such as `Serving`; of a further checkpoint, `Serving, gallery`."""
+    """Return the title of a suite, such as `Serving`, or `Serving, gallery` for a further checkpoint."""
     name, comma, model = suite.partition(", ")
     return f"{load(name).title if name in names() else name}{comma}{model}"
 
 
 def headline(document: Document) -> str:
-    """The speed-up of a run's or a speed-up's document in a sentence."""
+    """Return the speed-up in a run's or a speed-up's document as a sentence."""
     return speedup.headline(suites(document)["speedup"])
 
 
 def one_table(document: Document) -> str:
-    """The table that matters, of a run's or a speed-up's document: a served image, and what it replaces."""
+    """Return the main table of a run's or a speed-up's document: serving against the optimisation."""
     found = suites(document).get("speedup", {"missing": "not in this document"})
     if "missing" in found:
-        return f"The served network against the optimisation was not measured: {found['missing']}.\n"
+        return f"The speed-up over Gatys' optimisation was not measured: {found['missing']}.\n"
     return "\n".join([*speedup.summary_table(found), ""])
 
 
 def markdown(document: Document, *, machine: bool = True) -> str:
-    """The tables and the sentences that say what they mean, for a suite's document or a run's.
+    """Render a suite's or a run's document as Markdown, with or without its machine.
 
-    With the lines of the machine that it was measured on, or without; it ends with a new line.
+    The text ends with a newline.
     """
     lines = [*machine_lines(document), ""] if machine else []
     if suite_of(document) == "run":
         return "\n".join([*lines, one_table(document), _suites(document)])
     lines += load(suite_of(document)).tables(document)
-    lines += ["", f"It ended before it was done: {document['stopped']}."] if "stopped" in document else []
+    lines += ["", f"Incomplete: {document['stopped']}."] if "stopped" in document else []
     return "\n".join([*lines, ""])
 
 
 def _suites(document: Document) -> str:
-    """Every suite's tables under its title; the reason of a suite that failed."""
+    """Render every suite's tables under its title; for a suite that failed, the reason."""
     blocks = []
     for name, own in suites(document).items():
         shown = f"Not measured: {own['missing']}.\n" if "missing" in own else markdown(own, machine=False)
@@ -65,7 +66,7 @@ def _suites(document: Document) -> str:
 
 
 def side_by_side(documents: Sequence[Document]) -> str:
-    """Every row that one of the documents has, a column each: median (95th percentile), milliseconds or a second."""
+    """Render every row of the documents, with one column per document: median (95th percentile)."""
     columns = [results.rows(document) for document in documents]
     keys = list(dict.fromkeys(key for column in columns for key in column))
     about = [(machine_name(own), own.get("model", {}).get("name"), own["date"]) for own in documents]
@@ -73,7 +74,7 @@ def side_by_side(documents: Sequence[Document]) -> str:
     blocks = []
     for suite in dict.fromkeys(key[0] for key in keys):
         own = [key for key in keys if key[0] == suite and len(key) > 1]
-        body = [[" / ".join(key[1:]), *(_figure(column.get(key)) for column in columns)] for key in own]
+        body = [[" / ".join(map(shown, key[1:])), *(_figure(column.get(key)) for column in columns)] for key in own]
         if body:
             blocks += [f"## {title(suite)}", "\n".join(grid(head, body))]
     return "\n\n".join(blocks) + "\n"
@@ -86,7 +87,7 @@ def _figure(row: Row | None) -> str:
 
 
 def plots(document: Document) -> list[Plot]:
-    """Those that the document has figures for."""
+    """Draw the plots that the document has figures for."""
     own, machine = measured(document), machine_name(document)
     known = ({name.partition(", ")[0] for name in own} & set(names())) | DRAW_OTHERS
     drawn = (draw(own, machine) for name in sorted(known) for draw in load(name).plots)
@@ -94,20 +95,23 @@ def plots(document: Document) -> list[Plot]:
 
 
 def write(documents: Sequence[Document], folder: Path) -> Path:
-    """`report.md`, `report.html` and the plots in `folder`; returns the report's path. Several stand side by side."""
+    """Write `report.md`, `report.html` and the plots to `folder`, and return the path of `report.md`.
+
+    Several documents stand side by side.
+    """
     several = len(documents) > 1
     drawn = [(plot, number) for number, document in enumerate(documents, 1) for plot in plots(document)]
     drawn.sort(key=lambda pair: pair[0].name)  # the same plot of every machine, beside each other
     files = {f"{plot.name}-{number}.png" if several else f"{plot.name}.png": plot for plot, number in drawn}
     if several:
-        heading = f"nst-bench, {len(documents)} results side by side"
+        heading = f"nst bench, {len(documents)} results side by side"
         machines = "\n".join(f"- {' '.join(machine_lines(document))}" for document in documents)
-        what = "Median (95th percentile), milliseconds, where nothing else is said:"
+        what = "Median (95th percentile) in milliseconds, unless another unit is given:"
         first = [machines, what, side_by_side(documents)]
         details = [f"# {_name(document)}\n\n{_suites(document)}" for document in documents]
     else:
         (document,) = documents
-        heading = f"nst-bench, {_name(document)}"
+        heading = f"nst bench, {_name(document)}"
         first = ["\n".join(machine_lines(document))]
         first += [one_table(document)] if "speedup" in suites(document) else []
         details = [_suites(document)]
@@ -127,10 +131,11 @@ def _name(document: Document) -> str:
 
 
 def inject(documents: Sequence[Document], page: Path) -> None:
-    """Fill a page with the tables of each suite, those of several documents below each other.
+    """Fill a page's blocks with the tables of each suite; several documents stand below each other.
 
-    Their block is `nst-bench-<suite> <model>`, or `nst-bench-<suite>` if the page has none for the model. What a suite
-    says in words is in `nst-bench-<suite> in words`.
+    The block of a suite is `nst-bench-<suite> <model>`, or `nst-bench-<suite>` if the page has none for the model.
+    The block of its phrase is `nst-bench-<suite> in words`, and that of the speed-up of all devices in one small table
+    is `nst-bench-headline`.
     """
     before, blocks = page.read_text(), dict[str, Callable[[], str]]()
     tables: dict[str, list[Document]] = {}
@@ -140,7 +145,15 @@ def inject(documents: Sequence[Document], page: Path) -> None:
         tables.setdefault(of_model if _marks(of_model)[0] in before else block, []).append(own)
         if _marks(f"{block} in words")[0] in before and (in_words := load(suite_of(own)).in_words):
             blocks.setdefault(f"{block} in words", partial(in_words, own))
+    if _marks(speedup.HEADLINE)[0] in before:
+        blocks[speedup.HEADLINE] = partial(headline_table, documents)
     fill(page, blocks | {block: partial(_below_each_other, several) for block, several in tables.items()})
+
+
+def headline_table(documents: Sequence[Document]) -> str:
+    """Render the speed-up at equal loss in all documents that have it, as one small table."""
+    found = [own["speedup"] for own in map(measured, documents) if "speedup" in own]
+    return "\n".join([*speedup.headline_table(found), ""])
 
 
 def _below_each_other(documents: Sequence[Document]) -> str:
@@ -148,9 +161,9 @@ def _below_each_other(documents: Sequence[Document]) -> str:
 
 
 def fill(page: Path, blocks: Mapping[str, Callable[[], str]]) -> None:
-    """Replace what stands on a page between the marks of each block, such as `<!-- nst-bench-cold: begin -->`.
+    """Replace the text between the marks of each block on a page, such as `<!-- nst-bench-cold: begin -->`.
 
-    Blocks that the page has no marks for are not drawn; `InputError` if it has none at all.
+    Blocks without marks on the page are skipped. Raises `InputError` if it has none at all.
     """
     whole, filled = page.read_text(), False
     for name, block in blocks.items():
@@ -158,7 +171,7 @@ def fill(page: Path, blocks: Mapping[str, Callable[[], str]]) -> None:
             whole, filled = whole[: found.start(1)] + block() + whole[found.end(1) :], True
     if not filled:
         wanted = ", or ".join(" and ".join(_marks(name)) for name in blocks)
-        raise InputError(f"{page}: lacks the lines {wanted}")
+        raise InputError(f"{page}: no marks to insert tables between; add the lines {wanted}")
     with atomic_write(page) as temporary:
         temporary.write_text(whole)
 

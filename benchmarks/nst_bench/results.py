@@ -1,9 +1,8 @@
-"""Results documents: reading, writing, and the rows in them, whatever suite they are of.
+"""Results documents of any suite: reading, writing, and finding their rows.
 
-A suite's document names its schema, `nst-bench-<suite>/<version>`, and a run's (`nst-bench-run/<version>`) holds those
-of its suites under `suites`. A row says what it is of, and then has the fields of `nst_bench.measure.Summary`
-(milliseconds), or the reason under `missing` why there are none. A document that was cut short has the reason under
-`stopped`.
+A suite's document names its schema, `nst-bench-<suite>/<version>`; a run's (`nst-bench-run/<version>`) holds those of
+its suites under `suites`. A row has fields that identify it, and those of `nst_bench.measure.Summary` (milliseconds)
+or, under `missing`, the reason why there are none. A document that is incomplete has the reason under `stopped`.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from nst_core.errors import InputError
 from nst_core.files import atomic_write
 
 NUMBERS = {"size": "{}²", "crop": "{}²", "width": "width {:g}", "callers": "{} callers"}
-"""Numbers that say which row it is, not what was measured, and how they are written."""
+"""Numbers that identify a row rather than being measured, and their format."""
 
 NOTES = ("version", "served", "unit", "command", "missing", "stopped", "who")
-"""Texts that do not say which row it is."""
+"""Texts that do not identify a row."""
 
 _NUMBERS_ONLY = re.compile(r"\[\n\s*(-?[\d.][^\[\]{}\"]*?)\s+\]")
 
 Key = tuple[str, ...]
-"""Which row it is: the suite's name, and what the document says on the way to it."""
+"""Identifies a row: the suite's name, and the keys and texts on the path to it."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of a document: a duration in milliseconds, or a rate a second if `rate`.
+    """One figure of a document: a duration in milliseconds, or a rate per second if `rate`.
 
-    `n` are its samples, `precision` how well the median is known. `missing` is the reason why there is no figure.
+    `n` is the number of samples, `precision` that of the median. `missing` is the reason why there is no figure.
     """
 
     median: float | None
@@ -51,26 +50,26 @@ class Row:
 
 
 def suite_of(document: Document) -> str:
-    """The name of the suite that a document is of, or `run`."""
+    """Return the name of a document's suite, or `run`."""
     return str(document["schema"]).removeprefix("nst-bench-").partition("/")[0]
 
 
 def read(path: Path) -> Document:
-    """A results document, as this version writes it; `InputError` if the file is none of a known schema."""
+    """Read a results document as this version writes it. Raises `InputError` for any other file."""
     try:
         document = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no results of nst-bench ({error})") from error
+        raise InputError(f"{path}: not a results file of nst bench ({error})") from error
     known = [upgrades.OLDEST] + [
         f"nst-bench-{name}/{version}" for name in ("run", *names()) for version in range(1, VERSION + 1)
     ]
     if not isinstance(document, dict) or document.get("schema") not in known:
-        raise InputError(f"{path}: no results of nst-bench with a schema that this version knows")
+        raise InputError(f'{path}: not a results file of nst bench, or of a newer version; check its "schema"')
     return upgrades.upgraded(document)
 
 
 def write(document: Document, path: Path) -> None:
-    """The document as JSON, whole; a value a line, and a list of numbers, too."""
+    """Write a document atomically as JSON, one value or list of numbers per line."""
     text = json.dumps(document, indent=1, ensure_ascii=False)
     text = _NUMBERS_ONLY.sub(lambda found: "[" + " ".join(found.group(1).split()) + "]", text)
     with atomic_write(path) as temporary:
@@ -78,7 +77,7 @@ def write(document: Document, path: Path) -> None:
 
 
 def summary(document: Any) -> Any:
-    """A document without its samples, of eight digits a number, from which all tables and plots are drawn."""
+    """Return a document without its samples, with eight digits per number; tables and plots need no more."""
     if isinstance(document, dict):
         return {name: summary(value) for name, value in document.items() if name != "samples"}
     if isinstance(document, list | tuple):
@@ -87,21 +86,21 @@ def summary(document: Any) -> Any:
 
 
 def suites(document: Document) -> dict[str, Document]:
-    """The documents of suites in a document, by suite: a run's, or the document itself."""
+    """Return the suites' documents in a document, by suite: those of a run, or the document itself."""
     name = suite_of(document)
     found: dict[str, Document] = document["suites"] if name == "run" else {name: document}
     return found
 
 
 def measured(document: Document) -> dict[str, Document]:
-    """The suites of a document that were measured."""
+    """Return the documents of the suites that were measured."""
     return {name: own for name, own in suites(document).items() if "missing" not in own}
 
 
 def rows(document: Document) -> dict[Key, Row]:
-    """Every figure that has a summary (`measure.Summary`) or a rate, and every missing figure.
+    """Return every figure that has a summary (`measure.Summary`) or a rate, and every missing figure.
 
-    Rows that the document does not tell from each other, as the rates of arrival that a search tried, are left out.
+    Rows with the same key, such as the arrival rates that a search tried, are left out.
     """
     found = [pair for suite, own in suites(document).items() for pair in _rows(own, (suite,))]
     times = Counter(key for key, _ in found)
@@ -109,7 +108,7 @@ def rows(document: Document) -> dict[Key, Row]:
 
 
 def identity(row: Document) -> dict[str, str]:
-    """What says which row it is, in words, by the name of the field."""
+    """Return the texts that identify a row, by the name of the field."""
     words: dict[str, str] = {}
     for name, value in row.items():
         if isinstance(value, str) and name not in NOTES:
@@ -124,7 +123,7 @@ def identity(row: Document) -> dict[str, str]:
 
 
 def machine_name(document: Document) -> str:
-    """`Intel(R) Xeon(R) Processor, 2 cores`, and the GPU, if any."""
+    """Return the machine's name, such as `Intel(R) Xeon(R) Processor, 2 cores`, and its GPU, if any."""
     machine = document["machine"]
     name = f"{machine['processor']}, {machine['cores']} cores"
     return f"{name}, {machine['gpu']}" if machine["gpu"] else name
@@ -143,7 +142,7 @@ def _rows(value: Any, key: Key) -> Iterator[tuple[Key, Row]]:
 
 
 def _figures(row: Document, key: Key) -> Iterator[tuple[Key, Row]]:
-    """A row's own figures, not those of what it holds."""
+    """Yield a row's own figures, not those of rows within it."""
     if isinstance(row.get("missing"), str):
         yield key, Row(None, None, False, missing=row["missing"])
     if "median" in row and "n" in row:

@@ -1,8 +1,8 @@
-"""`nst-bench` without a suite: one suite after the other, what says most about this machine in the time that there is.
+"""`nst bench` without a suite: the suites one after the other, the most important first.
 
-Each suite runs in a process of its own: its peak of memory is its own, what it leaves behind ends with it, and when it
-dies it is a missing cell with the reason while the others go on. With a limit of time what matters most comes first,
-and what no longer fits is shortened, stopped with what it has, or left out.
+Each suite runs in its own process: its peak memory is its own, everything it started ends with it, and if it crashes,
+the reason takes the place of its figures and the other suites still run. With a time limit, a suite that does not fit
+is shortened, stopped with a partial result, or skipped.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ from nst_bench.suite import Context, Cost, Document, Length, Suite, now, schema
 from nst_core.devices import Device
 from nst_core.errors import InputError, MissingExtra, NstError
 from nst_core.images import find_images
+from nst_core.shipped import suggestion
 
 GRACE_AFTER_INTERRUPT_SECONDS = 60.0
-"""That a suite has to end its server after Ctrl-C."""
+"""Time for a suite to stop its server after Ctrl-C."""
 
 SMALLEST_SHARE = 0.4
-"""Of its estimate, below which a suite is left out: what it would measure then says little."""
+"""A suite is skipped if less than this share of its estimated time is left: it would have too few samples."""
 
 GRACE_SECONDS = 10.0
-"""By which a suite may be late before it is stopped, and that it has to end then."""
+"""How late a suite may be before it is stopped, and how long it may then take to end."""
 
 STOPPED = "stopped before it was done"
-"""Why a suite is missing, or has a part of its document, after Ctrl-C."""
+"""The reason of a missing or partial document after Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a trained style, the repository with its export, Triton's place, the device.
+    """What is measured: a checkpoint, the model repository with its export, Triton's folder, the device.
 
-    `style` is the style image that it learned, without which losses are not compared; `photos` a folder of photographs
-    that it never saw, None the few that ship; `vgg` VGG-16's weights; `also` further checkpoints. A suite gets what its
-    `measure` has a parameter for.
+    `style` is the style image that it was trained on; without it, losses are not compared. `photos` is a folder of
+    photographs that were not part of the training, None for those that ship; `vgg` the VGG-16 weights; `also` further
+    checkpoints. Each suite gets the fields that its `measure` has parameters for.
     """
 
     checkpoint: Path
@@ -61,18 +62,18 @@ class Subject:
 
     @property
     def model(self) -> str:
-        """The name that `nst-export` gave it."""
+        """The model's name, as `nst export` chose it."""
         return self.checkpoint.stem
 
     @property
     def checkpoints(self) -> list[Path]:
-        """It, and those beside it."""
+        """The checkpoint, and those in the same folder."""
         return [self.checkpoint, *sorted(self.checkpoint.parent.glob("*.pth"))]
 
     def check(self) -> None:
-        """Before minutes are spent: raises `InputError` if the style, its export or the photographs are not there.
+        """Raise `InputError` before anything is measured if a file or folder is missing.
 
-        The export must be of the checkpoint and for the device, and PyTorch able to use it.
+        The model must be exported from the checkpoint and for the device, and PyTorch must be able to use the device.
         """
         from nst_bench.machine.gpu import torch_device
         from nst_bench.served.exported import ExportedModel
@@ -80,7 +81,7 @@ class Subject:
         options = [(self.checkpoint, "--checkpoint"), (self.style, "--style")]
         for path, option in [*options, *((path, "--also") for path in self.also)]:
             if path and not path.is_file():
-                raise InputError(f"{path}: no such file ({option})")
+                raise InputError(f"{path}: no such file; {suggestion(path) or f'check {option}'}")
         if self.photos:
             find_images(self.photos)
         for path in (self.checkpoint, *self.also):
@@ -90,17 +91,17 @@ class Subject:
         torch_device(self.device)
 
     def options_of(self, suite: Suite[Any]) -> dict[str, Any]:
-        """Those that it knows. Raises `InputError` if the suite needs another."""
+        """Return the options of a suite that are known here. Raises `InputError` if a required one is not."""
         known = {option.name: getattr(self, option.name) for option in suite.options if hasattr(self, option.name)}
         for option in suite.options:
             if option.default is option.empty and known.get(option.name) is None:
-                raise InputError(f"it needs what is not given: --{option.name}")
+                raise InputError(f"needs --{option.name}")
         return known
 
 
 @dataclass(frozen=True)
 class Step:
-    """A suite of a run, under its name in the document; `checkpoint` is another than the subject's."""
+    """A suite of a run and its name in the document; `checkpoint` replaces the subject's."""
 
     name: str
     suite: Suite[Any]
@@ -109,7 +110,7 @@ class Step:
 
 
 def plan(length: Length, device: Device, also: Sequence[Path] = ()) -> tuple[Step, ...]:
-    """The steps of a run, what matters most first; `also` are further checkpoints, measured shortly."""
+    """Return the steps of a run, the most important first; `also` are further checkpoints, measured briefly."""
     steps: list[tuple[tuple[int, int], Step]] = []
     for suite in map(suites.load, suites.names()):
         if cost := suite.cost(length, device):
@@ -121,18 +122,18 @@ def plan(length: Length, device: Device, also: Sequence[Path] = ()) -> tuple[Ste
 
 
 FURTHER_RANK = 35
-"""Of what is measured of further checkpoints: behind what callers get of the first."""
+"""Rank of the further checkpoints: after the serving of the first."""
 
 
 Progress = Callable[[float, str], None]
-"""Takes seconds, and a note of what is done."""
+"""Takes the seconds that are done, and a message."""
 
 Runner = Callable[[Step, Subject, float, float, Progress, Callable[[Document], None]], Document]
-"""See `in_a_process`."""
+"""Runs a step, as `in_a_process` does."""
 
 
 class Run:
-    """The suites of a plan, measured one after the other; `done` has their documents."""
+    """Measures the suites of a plan one after the other; `done` holds their documents."""
 
     def __init__(
         self,
@@ -145,10 +146,11 @@ class Run:
         clock: Callable[[], float] = time.monotonic,
         runner: Runner | None = None,
     ) -> None:
-        """`keep` gets the document of the run after every suite and whenever a suite has a part of its own.
+        """Set up a run.
 
-        `on_progress` is called every second with the seconds of the plan that are behind. In `minutes` all ends but
-        for the grace period of one suite.
+        `keep` gets the run's document after every suite and whenever a suite has a partial document. `on_progress` is
+        called every second with the seconds of the plan that are done. The run ends within `minutes`, plus the grace
+        period of one suite.
         """
         self._steps, self._subject, self._minutes, self._clock = steps, subject, minutes, clock
         self._keep, self._on_progress, self._runner = keep, on_progress, runner or in_a_process
@@ -158,12 +160,12 @@ class Run:
 
     @property
     def document(self) -> Document:
-        """Of the whole run: each suite's own in it, or why it is missing."""
+        """The document of the whole run: each suite's own, or why it is missing."""
         about = {"date": self._started, "device": str(self._subject.device), "machine": _machine(self.done)}
         return {"schema": schema("run"), **about, "suites": self.done}
 
     def measure(self) -> Document:
-        """Run all suites; the document. What there is after Ctrl-C is kept, too."""
+        """Run all suites and return the document. On Ctrl-C, `keep` gets what there is."""
         behind = 0.0
         try:
             for step in self._steps:
@@ -178,7 +180,7 @@ class Run:
         return self.document
 
     def _measured(self, step: Step, behind: float) -> Document:
-        """The document of a step, shortened to the time that is left, or why it is missing."""
+        """Return the document of a step, shortened to the time that is left, or why it is missing."""
         estimate, left = step.cost.seconds, self._end - self._clock()
         if not estimate:
             return {"missing": self._subject.device.reason}
@@ -187,7 +189,7 @@ class Run:
         subject = replace(self._subject, checkpoint=step.checkpoint) if step.checkpoint else self._subject
 
         def on_progress(elapsed: float, note: str) -> None:
-            """A step that takes longer than its estimate stands just before its end."""
+            """Report progress; a step that exceeds its estimate stays just below its end."""
             shown = f"{step.name}: {note}" if note else step.name
             self._on_progress(behind + min(elapsed, 0.99 * estimate), shown)
 
@@ -199,14 +201,14 @@ class Run:
 
 
 def file_name(document: Document) -> str:
-    """`2026-11-24-1830-amd-epyc-2-cores.json`."""
+    """Return the file name of a run, such as `2026-11-24-1830-amd-epyc-2-cores.json`."""
     machine = document["machine"]
     words = f"{document['date'].removesuffix(' UTC').replace(':', '')} {machine['processor']} {machine['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", f"{words} {machine['gpu'] or ''}".lower().replace("(r)", "")).strip("-") + ".json"
 
 
 def _machine(done: dict[str, Document]) -> dict[str, Any]:
-    """As the first suite found it; asked here if none did."""
+    """Return the machine as the first suite described it; describe it now if none did."""
     for document in done.values():
         if "machine" in document:
             machine: dict[str, Any] = document["machine"]
@@ -224,9 +226,9 @@ def in_a_process(
     on_progress: Progress,
     keep: Callable[[Document], None],
 ) -> Document:
-    """The document of a step that runs in a process of its own, with a `share` of its effort, or `{"missing": reason}`.
+    """Run a step in its own process, with a `share` of its effort; return its document, or `{"missing": reason}`.
 
-    A step that is late is stopped as by Ctrl-C, and keeps the part that it has.
+    A step that is late is stopped as by Ctrl-C and keeps its partial document.
     """
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
@@ -258,9 +260,9 @@ def in_a_process(
                 return without(value) if kind == "missing" else dict(value)
     except EOFError:
         process.join()
-        return without(f"its process ended with status {process.exitcode}")
+        return without(f"its process exited with status {process.exitcode}")
     except KeyboardInterrupt:
-        os.kill(process.pid or 0, signal.SIGINT)  # it ends the server that it started
+        os.kill(process.pid or 0, signal.SIGINT)  # so that it stops its server
         raise
     finally:
         process.join(grace)
@@ -269,9 +271,9 @@ def in_a_process(
 
 
 def _child(step: Step, subject: Subject, share: float, parent: Connection) -> None:
-    """In the process of a suite. Ctrl-C reaches the parent alone, which passes it on once."""
+    """Run in the process of a suite. Ctrl-C reaches only the parent, which passes it on once."""
     os.setpgrp()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def send(kind: str, value: Any) -> None:
         parent.send((kind, value))
@@ -283,7 +285,7 @@ def _child(step: Step, subject: Subject, share: float, parent: Connection) -> No
         effort = step.cost.effort if share >= 1.0 else step.cost.effort.scaled(share)
         context = Context(subject.device, effort, partial(send, "note"), partial(send, "part"))
         send("done", step.suite.run(context, **subject.options_of(step.suite)))
-    except (KeyboardInterrupt, BrokenPipeError):  # stopped, or whoever asked is gone
+    except (KeyboardInterrupt, BrokenPipeError):  # stopped, or the parent is gone
         sys.exit(1)
     except NstError as error:
         send("missing", " ".join(str(error).split()))

@@ -1,7 +1,7 @@
-"""What a suite is: one question, with its command, its place in a run, its tables and its plot, in one object.
+"""Suites: each measures one thing, and brings its command, its place in a run, its tables and its plots.
 
-Every file of `nst_bench/suites` is a suite and ends with its `SUITE`; nothing else lists them. The keywords of its
-`measure` and `resources` are the options of its command; a run fills in those that it knows by their names.
+Every module of `nst_bench/suites` defines a `SUITE`; there is no other list. The keyword parameters of its `measure`
+and `resources` become the options of its command; a run fills in those whose names it knows.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from nst_core.devices import Device
 Document = dict[str, Any]
 
 VERSION = 2
-"""Of the documents' schemas; `upgrades` reads the earlier ones."""
+"""Version of the documents' schemas; `upgrades` reads the earlier ones."""
 
 Length = Literal["short", "default", "full", "further", "command"]
-"""How long a suite measures: in a run of this length, for a further checkpoint of a run, or by its own command."""
+"""How long a suite measures: in a run of this length, for a further checkpoint of a run, or in its own command."""
 
 FOLDER = Path(__file__).parent / "suites"
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much a suite measures; each suite has its own kind.
+    """How much a suite measures; each suite defines its own fields.
 
-    `takes_time` names the fields that its time grows with: seconds, or counts of two or more.
+    `takes_time` names the fields that the duration is proportional to: seconds, or counts of at least two.
     """
 
     takes_time: ClassVar[tuple[str, ...]] = ()
 
     def scaled(self, share: float) -> Self:
-        """The effort for a share (at most 1) of the time."""
+        """Return the effort for a share (at most 1) of the time."""
         own = {name: getattr(self, name) for name in self.takes_time}
         less = {
             name: share * value if isinstance(value, float) else min(value, max(2, round(share * value)))
@@ -53,7 +53,7 @@ E = TypeVar("E", bound=Effort)
 
 @dataclass(frozen=True)
 class Cost(Generic[E]):
-    """An effort, and about how many seconds it takes; 0 for what this device cannot measure."""
+    """An effort and its estimated duration in seconds; 0 if the device cannot measure it."""
 
     seconds: float
     effort: E
@@ -61,10 +61,10 @@ class Cost(Generic[E]):
 
 @dataclass(frozen=True)
 class Context(Generic[E]):
-    """How a suite measures: its device, its effort, and whom it tells.
+    """What a suite measures on and how much, and its callbacks.
 
-    `on_progress` takes notes of what is done, `keep` a document that is not complete yet. `machine` is the document's
-    own description of it, with the rates that bound all figures.
+    `on_progress` takes progress messages, `keep` takes a document that is not complete yet. `machine` is the
+    machine's description as in the document, with its peak rates.
     """
 
     device: Device
@@ -76,7 +76,7 @@ class Context(Generic[E]):
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot: its file's name without the ending, what it shows in words, and the PNG."""
+    """A plot: its file name without the suffix, its alternative text, and the PNG."""
 
     name: str
     alt: str
@@ -84,23 +84,24 @@ class Plot:
 
 
 Draw = Callable[[Mapping[str, Document], str], Plot | None]
-"""A plot of a run's documents, by suite, and the machine's name; None where nothing for it was measured."""
+"""Draws from a run's documents, by suite, and the machine's name; returns None if nothing to draw was measured."""
 
 
 @dataclass(frozen=True)
 class Suite(Generic[E]):
-    """A question to this machine.
+    """A measurement with its command, tables and plots.
 
-    `measure(context, **options)` returns what was measured, and `run` the document with it. `resources(context,
-    **options)`, if any, opens what `measure` gets behind its context, such as a running server. Their keywords are the
-    options of its command. `check(context, **options)` of `measure` raises `InputError` before anything is opened.
-    `tables(document)` is that document in Markdown, without its machine, and `in_words` is for a page's running text.
-    `plots` draw what they find in the documents of a run, by suite; `plot_beside`: the first of them also beside the
-    file of the suite's own command. `failure` says why that command ends with an error, although it has measured;
-    `extra` has the packages that it needs.
+    `measure(context, **options)` returns the figures, and `run` the complete document. `resources(context,
+    **options)`, if given, opens what `measure` takes after the context, such as a running server. The keywords of both
+    are the options of the suite's command. `check(context, **options)`, with options of `measure`, raises `InputError`
+    before anything is opened. `tables(document)` renders the document as Markdown without the machine; `in_words`
+    renders it as a phrase for a page's running text. `plots` draw from the documents of a run, by suite; with
+    `plot_beside`, the suite's own command also writes the first of them beside its results. `failure` returns why that
+    command exits with an error although it measured; `extra` is the extra of the package that the suite needs.
 
-    `effort` is that of the suite's own command; `on_cpu` and `on_gpu` say what each length of a run costs, and have
-    `command` where that is another than `effort`. A suite is in the runs that it has a cost for, which go by `rank`.
+    `effort` is the effort of the suite's own command; `on_cpu` and `on_gpu` hold the cost by length of a run, and
+    `command` where it differs from `effort`. A run consists of the suites that have a cost for its length, in the
+    order of `rank`.
     """
 
     name: str
@@ -120,27 +121,27 @@ class Suite(Generic[E]):
     extra: str = "bench"
 
     def cost(self, length: Length, device: Device) -> Cost[E] | None:
-        """Of a run of some length on a device; None if the suite is not in it."""
+        """Return the cost in a run of this length on a device, or None if the suite is not part of it."""
         return (self.on_gpu if device.gpu else self.on_cpu).get(length)
 
     def effort_of_command(self, full: bool, device: Device) -> E:
-        """What its own command measures on a device, with or without `--full`."""
+        """Return what its own command measures on a device, with or without `--full`."""
         cost = self.cost("full" if full else "command", device)
         return cost.effort if cost else self.effort
 
     @property
     def has_full(self) -> bool:
-        """Whether its command can measure longer, by `--full`."""
+        """Whether its command has `--full`."""
         return "full" in self.on_cpu and self.on_cpu["full"].effort != self.effort
 
     @property
     def options(self) -> list[inspect.Parameter]:
-        """What `run` can be given: the keywords of `resources` and of `measure`."""
+        """The options of `run`: the keywords of `resources` and of `measure`."""
         return [option for opener in (self.resources, self.measure) if opener for option in _keywords(opener)]
 
     @property
     def effort_options(self) -> list[inspect.Parameter]:
-        """The fields of its effort that a user can set."""
+        """The fields of its effort that are options of its command."""
         hints = get_type_hints(type(self.effort), include_extras=True)
         return [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=getattr(self.effort, name))
@@ -149,7 +150,7 @@ class Suite(Generic[E]):
         ]
 
     def run(self, context: Context[E], **options: Any) -> Document:
-        """Measure: `schema`, `date` and `machine`, and what `measure` returns. `options` go by their names."""
+        """Measure, and return the document: `schema`, `date`, `machine`, and what `measure` returns."""
         from nst_bench.machine.description import describe
 
         of_resources = [option.name for option in _keywords(self.resources)] if self.resources else []
@@ -169,28 +170,28 @@ def _keywords(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def schema(name: str) -> str:
-    """Of the documents of a suite, or of a `run`."""
+    """Return the schema name of the documents of a suite, or of a `run`."""
     return f"nst-bench-{name}/{VERSION}"
 
 
 def now() -> str:
-    """As documents have it, `2026-11-24 18:30 UTC`."""
+    """Return the time as documents have it, such as `2026-11-24 18:30 UTC`."""
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def names() -> list[str]:
-    """The suites that are here."""
+    """Return the names of all suites, sorted."""
     return sorted(path.stem.replace("_", "-") for path in FOLDER.glob("[!_]*.py"))
 
 
 def load(name: str) -> Suite[Any]:
-    """A suite by its name."""
+    """Import and return a suite by name."""
     suite: Suite[Any] = import_module(f"nst_bench.suites.{name.replace('-', '_')}").SUITE
     return suite
 
 
 def description(name: str) -> str:
-    """What a suite's command does: its `measure`'s docstring, read from the file, since an import takes seconds."""
+    """Return the help of a suite's command: the docstring of `measure`, read from the file since an import is slow."""
     tree = ast.parse((FOLDER / f"{name.replace('-', '_')}.py").read_text())
     measure = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "measure")
     return ast.get_docstring(measure) or ""

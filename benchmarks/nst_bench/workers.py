@@ -1,4 +1,4 @@
-"""Processes that work for this one: each holds what it has opened, and does one task after the other with it."""
+"""Worker processes: each opens something once and then runs tasks with it, one after the other."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any, Self
 from nst_core.errors import NstError
 
 Task = Callable[[Any], Any]
-"""Takes what its worker holds. It and its result are pickled: a function of a module, or its `partial`."""
+"""Takes what its worker opened. It and its result are pickled: use a function of a module, or its `partial`."""
 
 
 class WorkerError(NstError):
-    """A worker's process ended before its answer."""
+    """A worker process ended before it answered."""
 
 
 class Worker:
-    """A new process, in which `opened()` makes what tasks work with; it ends with the block.
+    """A new process that calls `opened()` and runs tasks with the result; it ends with the block.
 
-    Ctrl-C is for the command, which ends its workers. An error of `opened` is that of every task.
+    It ignores Ctrl-C, as the command ends its workers. An error of `opened` becomes the error of every task.
     """
 
     def __init__(self, opened: Callable[[], Any]) -> None:
@@ -31,7 +31,7 @@ class Worker:
         self._pipe, theirs = spawning.Pipe()
         self._process = spawning.Process(target=_work, args=(theirs, opened), daemon=True)
         self._process.start()
-        theirs.close()  # or the end of the process would not be seen here
+        theirs.close()  # or the end of the process would go unnoticed here
 
     def __enter__(self) -> Self:
         return self
@@ -43,29 +43,32 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process id."""
         return self._process.pid or 0
 
     def give(self, task: Task) -> None:
-        """Have it begin with `task`, whose answer is the next of `answers`."""
-        with suppress(BrokenPipeError):  # its answer says so
+        """Start `task`; its answer is the next of `answers`."""
+        with suppress(BrokenPipeError):  # the answer reports it
             self._pipe.send(task)
 
     def ask(self, task: Task) -> Any:
-        """Give it a task and wait for the answer; raises as `answers` does."""
+        """Run a task and return its answer. Raises as `answers` does."""
         self.give(task)
         return answers([self])[0]
 
     def outcome(self) -> Any:
-        """The answer, or the `NstError`, of its task."""
+        """Return the task's answer or its `NstError`."""
         try:
             return self._pipe.recv()
         except (EOFError, OSError):
-            return WorkerError("a process that was measured ended: is there enough memory?")
+            return WorkerError("a measured process was killed; check that there is enough memory")
 
 
 def answers(workers: Sequence[Worker]) -> list[Any]:
-    """Of workers that all have a task. Raises the first `NstError` of a task, or `WorkerError`, when all are done."""
+    """Wait for workers that all have a task and return their answers.
+
+    When all are done, raises the first `NstError` of a task, or `WorkerError`.
+    """
     outcomes = [worker.outcome() for worker in workers]
     for outcome in outcomes:
         if isinstance(outcome, NstError):
@@ -74,7 +77,7 @@ def answers(workers: Sequence[Worker]) -> list[Any]:
 
 
 def _work(tasks: Connection, opened: Callable[[], Any]) -> None:
-    """In the process of a worker, until nobody asks any more."""
+    """Run tasks in the process of a worker until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     held = _outcome(opened)
     with suppress(EOFError):

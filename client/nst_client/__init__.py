@@ -1,4 +1,4 @@
-"""Calling a served style: from Python with `StyleClient` or `AsyncStyleClient`, from the shell with `nst stylize`."""
+"""Call a served style: from Python with `StyleClient` or `AsyncStyleClient`, from the shell with `nst stylize`."""
 
 from nst_client.client import AsyncStyleClient, StyleClient
 from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, UnknownStyle, Unreachable, Untrusted

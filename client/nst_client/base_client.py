@@ -1,4 +1,4 @@
-"""What `StyleClient` and `AsyncStyleClient` share: everything but the waiting."""
+"""What `StyleClient` and `AsyncStyleClient` share: everything except blocking and awaiting."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, UnknownStyle, Unreachable
+from nst_client.errors import Rejected, ServiceError, TimedOut, Unavailable, Unreachable
 from nst_client.pixels import as_batch, like_content, pillow_image
 from nst_client.retries import RetryPolicy
-from nst_client.styles import Style, offered_styles, resolve_style_weights, statistics_model, tiled_model
+from nst_client.styles import (
+    Style,
+    offered_styles,
+    resolve_style_weights,
+    statistics_model,
+    tiled_model,
+    unknown_style,
+)
 from nst_client.tiles import thumbnail
 from nst_client.transports import buffers, cuda_pixels
 from nst_client.transports.base import Array, ModelConfig, Request, StyleWeights, Transport
@@ -31,19 +38,19 @@ from nst_core.images import Pixels
 log = logging.getLogger(__name__)
 
 ImageOrArray = TypeVar("ImageOrArray")
-"""`uint8 [H, W, 3]` or `[N, H, W, 3]`, an image of Pillow, or such an array on a GPU."""
+"""`uint8 [H, W, 3]` or `[N, H, W, 3]`, in main memory or on a GPU, or a Pillow image."""
 StyleChoice = str | Mapping[str, float]
-"""The name of a style, or the weights of several, by name."""
+"""A style's name, or a mapping of style names to weights."""
 OnTile = Callable[[int, int], None]
-"""Called with the number of tiles that are done, and of all tiles."""
+"""A callback `(done, total)` with the number of finished tiles and of all tiles."""
 
 
 class UnsupportedSize(InputError):
-    """The model does not take images of this size."""
+    """The image is smaller or larger than the model accepts."""
 
 
 class BaseClient:
-    """Finds the model of a style, and sends requests that the model takes."""
+    """Finds the model of a style, and splits images into requests that the model accepts."""
 
     _aio: ClassVar[bool]
 
@@ -58,22 +65,25 @@ class BaseClient:
         shared_memory: bool | None = None,
         transport: Transport | None = None,
     ) -> None:
-        """Nothing is sent yet.
+        """Create a client. It connects with the first call, not yet here.
 
-        `timeout` is for one request, in seconds, with all its retries; an image in tiles takes a request for each tile.
-        `retries` is how often a request is sent again after `Unreachable` or `Unavailable`, with growing pauses.
-        `token` is the server's token. `ca` is a PEM file of the certificates that grpcs:// and https:// trust; the
-        default is the system's. `transport` replaces the transport that a URL selects.
+        Args:
+            url: The server, or a sequence of gRPC URLs of servers with the same models; see `StyleClient`.
+            timeout: Seconds for one request and all its retries. An image in tiles takes one request per tile.
+            retries: How often a request is sent again after `Unreachable` or `Unavailable`, with growing pauses.
+            token: The server's token.
+            ca: A PEM file of the certificates that grpcs:// and https:// trust; by default the system's.
+            shared_memory: Whether pixels go to a server on this host through shared memory. None uses it from the
+                second request on where it pays off, and sends messages where it is not available. True uses it for
+                every request, or raises the reason why it cannot. False never uses it.
+            transport: Replaces the transport that a URL selects, for example with `MockTransport`.
 
-        `shared_memory` saves copying the pixels to one server on this host. None uses it from the second request on,
-        for as many concurrent requests as pays off, and falls back to messages where it is not available; True uses
-        it for every request, or raises the reason why it cannot; False never uses it.
-
-        Raises `InputError` for a URL of another kind or an invalid value.
+        Raises:
+            InputError: The URL or another value is invalid, or both or neither of `url` and `transport` are given.
         """
         self._retrying = RetryPolicy(timeout, retries, self._aio)
         if (url is None) == (transport is None):
-            raise InputError("a client needs either the URL of a server or a transport")
+            raise InputError("a client needs either url or transport; give one of them")
         if transport is None:
             transport = connect(
                 url if url is not None else "",
@@ -87,10 +97,10 @@ class BaseClient:
         self._transport = transport
         self._styles: dict[str, Style] = {}
         self._unusable: dict[str, NstError] = {}
-        """Why models of the server cannot be used, by model."""
+        """The reason for each model of the server that cannot be used."""
 
     async def _fetch_styles(self) -> dict[str, Style]:
-        """The styles that the server offers now, by name. A model that cannot be used does not hide the others."""
+        """Return the styles that the server offers now, by name. Skip models that cannot be used."""
         configs: dict[str, ModelConfig] = {}
         unusable: dict[str, NstError] = {}
         for model in await self._retrying.call(self._transport.models):
@@ -109,7 +119,7 @@ class BaseClient:
             raise next(iter(unusable.values()))
         for model, reason in unusable.items():
             if str(reason) != str(self._unusable.get(model, "")):
-                log.warning("%s: the model %s is left out: %s", self.url, model, reason)
+                log.warning("%s: skipping model %s: %s", self.url, model, reason)
         self._styles, self._unusable = styles, unusable
         return styles
 
@@ -117,7 +127,10 @@ class BaseClient:
         return sorted((await self._fetch_styles()).values(), key=lambda style: style.name)
 
     async def _config(self, model: str, seconds: float) -> ModelConfig | None:
-        """None if the model was unloaded since it was listed; `Unavailable` if another of several servers has it."""
+        """Return a model's config, or None if the model was unloaded after it was listed.
+
+        Raises `Unavailable` if the model is loaded on another of several servers.
+        """
         try:
             return await self._transport.config(model, seconds)
         except Unavailable:
@@ -129,7 +142,7 @@ class BaseClient:
         self, content: ImageOrArray, style_choice: StyleChoice, on_tile: OnTile | None, tiled: bool = False
     ) -> ImageOrArray:
         if isinstance(content, Image.Image):
-            # As the commands read a file: upright, in sRGB, 8 bits a channel.
+            # As the commands read a file: upright, in sRGB, 8 bits per channel.
             opened = await in_thread(images.from_pillow, content, aio=self._aio)
             pixels = await self._stylize(opened.pixels, style_choice, on_tile, tiled)
             image: Any = pillow_image(pixels, opened.alpha)
@@ -144,12 +157,12 @@ class BaseClient:
                 stylized = await self._stylize_batch(batch, style, weights, report, tiled)
                 break
             except (UnsupportedSize, Rejected):
-                # The model may be another one since it was listed.
+                # The model may have been replaced after it was listed.
                 asked, asked_weights = style, weights
                 style, weights = await self._resolve(style_choice, await self._fetch_styles())
                 if style == asked and _equal(weights, asked_weights):
                     raise
-                log.info("%s: the model %s is another one now: asked again", self.url, style.model)
+                log.info("%s: model %s has changed; sending the request again", self.url, style.model)
         result: ImageOrArray = like_content(content, stylized)
         return result
 
@@ -159,7 +172,8 @@ class BaseClient:
         _, height, width, _ = batch.shape
         if min(height, width) < style.min_side:
             raise UnsupportedSize(
-                f"{width}x{height} is too small for {style.name}: it takes {style.min_side} pixels and more a side"
+                f"{width}x{height} is too small for {style.name}, whose minimum side is {style.min_side} pixels; "
+                "enlarge the image"
             )
         if tiled or (not style.takes(height, width) and style.tiles is not None):
             return await self._stylize_by_tiles(batch, style, weights, on_tile)
@@ -170,13 +184,12 @@ class BaseClient:
         if not style.takes(height, width):
             limits = f"{style.max_pixels / 1e6:.1f} megapixels"
             if style.max_side is not None:
-                limits += f" and {style.max_side} pixels a side"
+                limits += f" and {style.max_side} pixels per side"
             raise UnsupportedSize(
-                f"{width}x{height} is too large for {style.name}: it takes {limits}; "
-                f"shrink it with --max-side {style.fitting_side(height, width)}, or give the server its tiles: "
-                "nst-export --tiled"
+                f"{width}x{height} is too large for {style.name}, whose maximum is {limits}; shrink the image with "
+                f"--max-side {style.fitting_side(height, width)}, or export the model with nst export --tiled"
             )
-        # As many images a request as the model takes, and no more pixels than its largest image has.
+        # As many images per request as the model accepts, and no more pixels than its largest image has.
         step = max(1, min(style.max_batch or n, style.max_pixels // (height * width)))
         whole: Any = None
         for start in range(0, n, step):
@@ -197,12 +210,12 @@ class BaseClient:
             raise self._unusable[tiled_model(style)]
         if style.tiles is None:
             raise ServiceError(
-                f"{self.url} cannot stylize in tiles with {style.name}: "
-                "give it the pair of models of nst-export --tiled"
+                f"{self.url} has no models to stylize in tiles with {style.name}; "
+                "export the style again with nst export --tiled"
             )
         if isinstance(batch, CudaPixels):
             raise InputError(
-                "pixels on a GPU are not stylized in tiles: give them in main memory, such as tensor.cpu().numpy()"
+                "pixels on a GPU cannot be stylized in tiles; pass them in main memory, such as tensor.cpu().numpy()"
             )
         n, height, width, _ = batch.shape
         weights_input, stylized = _weights_input(weights, 1), buffers.empty(batch.shape)
@@ -221,15 +234,15 @@ class BaseClient:
         return stylized
 
     async def _infer(self, request: Request, shape: tuple[int | None, ...], dtype: npt.DTypeLike) -> Array:
-        """The output, which must have this type and shape (None: any length)."""
+        """Return the output. Raises `Rejected` unless it has this type and shape (None: any length)."""
         output = await self._retrying.call(self._transport.infer, request)
         fits = len(shape) == output.ndim and all(
             expected in (None, length) for expected, length in zip(shape, output.shape, strict=True)
         )
         if output.dtype != dtype or not fits:
             raise Rejected(
-                f"the model {request.model} answered {output.dtype} {output.shape} to uint8 "
-                f"{request.inputs[IMAGE].shape}: not a style model of contract 1"
+                f"model {request.model} returned {output.dtype} {output.shape} for uint8 "
+                f"{request.inputs[IMAGE].shape}, so it is not a style model; export it again with nst export"
             )
         return output
 
@@ -238,7 +251,10 @@ class BaseClient:
         return await self._retrying.call(self._transport.statistics, style.model)
 
     async def _resolve(self, choice: StyleChoice, styles: Mapping[str, Style]) -> tuple[Style, StyleWeights | None]:
-        """A style and the weights for its model: of `styles` if they have all names, else of what is offered now."""
+        """Return the chosen style and the weights for its model.
+
+        Look in `styles` first; if a name is missing there, ask the server again. Raises `UnknownStyle`.
+        """
         weights = {choice: 1.0} if isinstance(choice, str) else dict(choice)
         if not weights.keys() <= styles.keys():
             styles = await self._fetch_styles()
@@ -246,8 +262,7 @@ class BaseClient:
             if name in self._unusable and name not in styles:
                 raise self._unusable[name]
             if name not in styles:
-                left_out = f"; left out: {', '.join(self._unusable)}" if self._unusable else ""
-                raise UnknownStyle(f"{self.url} has no style {name!r}; it has: {', '.join(styles) or 'none'}{left_out}")
+                raise unknown_style(self.url, name, styles, self._unusable)
         return resolve_style_weights([styles[name] for name in weights], list(weights.values()))
 
 
@@ -258,5 +273,5 @@ def _equal(weights: StyleWeights | None, others: StyleWeights | None) -> bool:
 
 
 def _weights_input(weights: StyleWeights | None, n: int) -> dict[str, StyleWeights]:
-    """The input of style weights for `n` images; none for a model of one style."""
+    """Return the input `style_weights` `[n, S]` for `n` images; empty for a model of one style."""
     return {} if weights is None else {STYLE_WEIGHTS: np.repeat(weights[None], n, axis=0)}

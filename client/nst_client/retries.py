@@ -1,4 +1,4 @@
-"""Requests that are sent again: after which errors, how often, and how long after."""
+"""Retries: after which errors, how often, and after which pauses a request is sent again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nst_client.transports.coroutines import sleep
 from nst_core.errors import InputError
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
-"""Before the first retry, and at most: each pause is twice the one before it, times a random factor of 0.5 to 1."""
+"""The first pause and the longest. Each is twice the previous one, times a random factor from 0.5 to 1."""
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Calls that are made again after `Unreachable` and `Unavailable`, which pass by themselves.
+    """Retries calls after `Unreachable` and `Unavailable`, which are temporary.
 
     A call and its `retries` together have `timeout` seconds. With `aio` the pauses do not block the event loop. Raises
-    `InputError` for a value that is none.
+    `InputError` for an invalid value.
     """
 
     timeout: float
@@ -36,13 +36,13 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if not self.timeout > 0 or self.retries < 0:
             raise InputError(
-                f"timeout is {self.timeout} and retries {self.retries}: they must be above 0 and not below 0"
+                f"timeout is {self.timeout} and retries {self.retries}; give a timeout above 0 and at least 0 retries"
             )
 
     async def call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """The result of `function(*arguments, seconds)`, which gets the seconds that are left; its last error else.
+        """Return the result of `function(*arguments, seconds)`, or raise its last error.
 
-        No request changes anything at the server, so sending it twice is safe.
+        `seconds` is the time left. No request changes anything on the server, so sending it twice is safe.
         """
         deadline = time.monotonic() + self.timeout
         attempt = 0
@@ -53,12 +53,12 @@ class RetryPolicy:
                 pause = pause_seconds(attempt)
                 if attempt >= self.retries or time.monotonic() + pause >= deadline:
                     raise
-                log.info("retry %d of %d in %.1f s: %s", attempt + 1, self.retries, pause, error)
+                log.info("retry %d of %d in %.1f s after: %s", attempt + 1, self.retries, pause, error)
             await sleep(pause, aio=self.aio)
             attempt += 1
 
 
 def pause_seconds(attempt: int) -> float:
-    """How long to wait after an attempt that failed; the first is number 0."""
+    """Return the pause after a failed attempt, in seconds; the first attempt is number 0."""
     longest: float = min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)
     return longest * random.uniform(0.5, 1.0)

@@ -1,4 +1,4 @@
-"""For tests of applications: a function in place of a server."""
+"""A transport for tests of applications, with a function in place of a server."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DEFAULT_MODELS: Mapping[str, Mapping[str, str]] = MappingProxyType({"style": {}}
 
 
 class MockTransport:
-    """`StyleClient(transport=MockTransport(handler))`, or `AsyncStyleClient`: no server, no network.
+    """Answers the requests of a `StyleClient` or `AsyncStyleClient` without a server or a network.
 
-    `handler` gets each `Request` and returns its output, or raises a `ServiceError`. `models` are the models of the
-    mocked server, by name, each with the `parameters` of its config: `styles` (by default the model's name),
-    `min_side`, `max_pixels` and so on. `requests` are all requests so far.
+        client = StyleClient(transport=MockTransport(lambda request: 255 - request.inputs["image"]))
+
+    `requests` holds all requests so far.
     """
 
     address = "mock:"
@@ -27,6 +27,13 @@ class MockTransport:
     def __init__(
         self, handler: Callable[[Request], Array], models: Mapping[str, Mapping[str, str]] = DEFAULT_MODELS
     ) -> None:
+        """Create a transport with one model, `style`, or with other `models`.
+
+        Args:
+            handler: Takes a `Request` and returns the output as an array, or raises a `ServiceError`.
+            models: The mocked server's models, by name, each with the `parameters` of its config: `styles` (by
+                default the model's name), `min_side`, `max_pixels` and so on, all as text.
+        """
         self.handler = handler
         self.configs = {
             name: ModelConfig({Parameter.STYLES: name, **parameters}) for name, parameters in models.items()

@@ -16,22 +16,22 @@ import numpy as np
 from nst_core.images import ImageData, Pixels, resize
 
 MAX_KEPT_SIDE_PIXELS = 640
-"""Maximum side of the part that is kept of a tile."""
+"""Maximum side, in pixels, of the part of a tile that is kept."""
 
 THUMBNAIL_PIXELS = 512
-"""Longer side of the small copy.
+"""Longer side of the small copy, in pixels.
 
 With both sizes a server of Johnson's network at width 1 stays below 1.5 GB on a CPU: its idle model takes 0.3 GB,
 a pass for the statistics of 512x512 0.6 GB, and a pass for a tile of 752x752 0.5 GB.
 """
 
 MIN_THUMBNAIL_PIXELS = 16
-"""Minimum side of the small copy, so that its variance has a meaning."""
+"""Minimum side of the small copy, in pixels, so that its variance has a meaning."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A tile along one axis, pixels: it covers [`start`, `stop`) of the image, of which [`first`, `last`) is kept."""
+    """A tile along one axis, in pixels: it covers [`start`, `stop`) of the image and keeps [`first`, `last`)."""
 
     start: int
     stop: int
@@ -41,7 +41,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile of `height` x `width` pixels for the network, reflected beyond the image's borders."""
+    """A tile of `height` x `width` pixels for the network, padded by reflection beyond the image's borders."""
 
     row: Span
     column: Span
@@ -49,14 +49,14 @@ class Tile:
     width: int
 
     def cut(self, pixels: Pixels) -> Pixels:
-        """The tile's pixels of `uint8 [H, W, 3]`, as `[1, height, width, 3]`."""
+        """Cut the tile out of an image `uint8 [H, W, 3]`; returns `[1, height, width, 3]`."""
         row, column = self.row, self.column
         covered = pixels[row.start : row.stop, column.start : column.stop]
         below, right = self.height - covered.shape[0], self.width - covered.shape[1]
         return np.ascontiguousarray(np.pad(covered, ((0, below), (0, right), (0, 0)), "reflect")[None])
 
     def place(self, stylized: Pixels, whole: Pixels) -> None:
-        """Copy the part to keep of the stylized tile `[1, height, width, 3]` into `whole` `[H, W, 3]`."""
+        """Copy the part to keep of a stylized tile `[1, height, width, 3]` into `whole` `[H, W, 3]`."""
         row, column = self.row, self.column
         whole[row.first : row.last, column.first : column.last] = stylized[
             0, row.first - row.start : row.last - row.start, column.first - column.start : column.last - column.start
@@ -65,10 +65,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles for a network. They begin at multiples of `multiple`, and include `overlap` pixels around the kept part.
+    """How an image is split: tiles begin at multiples of `multiple`, with `overlap` pixels around the kept part.
 
-    At most `side` pixels a side are kept. `overlap` and `side` are multiples of `multiple`. All tiles along an axis
-    have the same length, so that a server gets a single size for each image.
+    A tile keeps at most `side` pixels per side. `overlap` and `side` are multiples of `multiple`. All tiles along an
+    axis have the same length, so a server sees a single tile size per image.
     """
 
     multiple: int
@@ -77,9 +77,9 @@ class Grid:
 
     @classmethod
     def fitting(cls, multiple: int, overlap: int, max_pixels: int, max_side: int | None = None) -> Grid | None:
-        """The grid whose tiles have at most `max_pixels` pixels and `max_side` a side; None if no tile is that small.
+        """Return the grid whose tiles have at most `max_pixels` pixels and sides of at most `max_side` (None: any).
 
-        `max_side` None allows any side.
+        Returns None if no tile is that small.
         """
         overlap = ceil(overlap / multiple) * multiple
         largest = isqrt(max_pixels)
@@ -87,7 +87,7 @@ class Grid:
         return cls(multiple, overlap, side) if side > 0 else None
 
     def spans(self, length: int) -> list[Span]:
-        """Tiles along an axis of `length` pixels."""
+        """Return the tiles along an axis of `length` pixels."""
         covered = self.side + 2 * self.overlap
         if length <= covered:
             return [Span(0, length, 0, length)]
@@ -102,7 +102,7 @@ class Grid:
         return found
 
     def tiles(self, height: int, width: int) -> Iterator[Tile]:
-        """All tiles of an image, row by row."""
+        """Yield all tiles of an image, row by row."""
         rows, columns = self.spans(height), self.spans(width)
         tile_height, tile_width = self._longest(rows), self._longest(columns)
         for row in rows:
@@ -110,7 +110,7 @@ class Grid:
                 yield Tile(row, column, tile_height, tile_width)
 
     def count(self, height: int, width: int) -> int:
-        """How many tiles an image takes."""
+        """Return the number of tiles of an image."""
         return len(self.spans(height)) * len(self.spans(width))
 
     def _longest(self, spans: list[Span]) -> int:
@@ -121,7 +121,10 @@ class Grid:
 
 
 def thumbnail(pixels: Pixels, min_side: int) -> Pixels:
-    """The small copy of `uint8 [H, W, 3]` whose statistics the tiles share, at least `min_side` pixels a side."""
+    """Return the small copy of an image `uint8 [H, W, 3]` whose statistics the tiles share.
+
+    Its sides are at least `min_side` pixels.
+    """
     min_side = max(MIN_THUMBNAIL_PIXELS, min_side)
     height, width = pixels.shape[:2]
     scale = min(1.0, max(THUMBNAIL_PIXELS / max(height, width), min_side / min(height, width)))

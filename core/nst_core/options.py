@@ -30,7 +30,7 @@ HELP: Literal["rich"] | None = "rich" if shutil.get_terminal_size().columns >= 1
 
 ProgressJson = Annotated[
     Path | None,
-    typer.Option(help="Append what the command does to this file or pipe as lines of JSON, for other programs."),
+    typer.Option(help="File or pipe to append progress events to, as lines of JSON.", rich_help_panel="Progress"),
 ]
 """`--progress-json`; the command gives it to `one_line_errors`."""
 
@@ -169,7 +169,7 @@ def option(default: Any, help: str, panel: str | None = None) -> Any:
 
 
 def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a Typer command: its parameter `settings` becomes an option for each field.
+    """Decorate a Typer command: an option for each field takes the place of its parameter `settings`.
 
     The command gets an instance of `settings`, or with `unset` a dict of only those fields that
     were given (for commands whose defaults come from a preset). What the dataclass refuses with an
@@ -178,7 +178,8 @@ def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[...
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = inspect.signature(command, eval_str=True).parameters
-        own = [parameter for name, parameter in parameters.items() if name != "settings"]
+        own = list(parameters.values())
+        position = list(parameters).index("settings")
         hints = get_type_hints(settings)
         made = [_parameter(setting, hints[setting.name], unset) for setting in fields(settings)]
         names = [parameter.name for parameter in made]
@@ -193,7 +194,7 @@ def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[...
                     given["settings"] = settings(**chosen)
             command(**given)
 
-        _declare(run, [*own, *made])
+        _declare(run, [*own[:position], *made, *own[position + 1 :]])
         return run
 
     return decorate

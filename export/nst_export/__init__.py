@@ -1,1 +1,1 @@
-"""From a checkpoint to a verified model in Triton's repository."""
+"""Export checkpoints to verified models in Triton's model repository."""

@@ -1,4 +1,4 @@
-"""`python -m nst_export` is `nst-export`, wherever its script is."""
+"""Run `nst export` as `python -m nst_export`."""
 
 from nst_export.cli import app
 

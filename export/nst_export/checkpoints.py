@@ -1,4 +1,4 @@
-"""Finding checkpoints, and the modules that a checkpoint is served as."""
+"""Find checkpoints, and the modules that serve a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,37 +12,39 @@ from nst_export.modules import Exportable, ServedModel, StatisticsModel, Texture
 from nst_trainer.checkpoint import Checkpoint
 
 SUFFIXES = (".pth", ".pt", ".model")
-"""Of checkpoints in a folder. pytorch/examples' trainer writes `.model`."""
+"""Suffixes of checkpoints in a folder; pytorch/examples' trainer writes `.model`."""
 
 
 def find_checkpoints(paths: Sequence[Path]) -> list[Path]:
-    """Return the checkpoints among `paths`, which may be names of shipped styles, and in the folders among them.
+    """Return the checkpoints in `paths`: files, folders of them, and names of shipped styles.
 
-    Raises `InputError` for a folder without checkpoints, and for two that would be served by the same name.
+    Raises `InputError` for a folder without checkpoints, and for two that would be served under the same name.
     """
     found: list[Path] = []
     for path in map(checkpoint_path, paths):
         inside = _in_folder(path) if path.is_dir() else [path]
         if not inside:
-            raise InputError(f"{path}: no checkpoint ({', '.join(SUFFIXES)}) in this folder")
+            raise InputError(f"{path} has no checkpoint ({', '.join(SUFFIXES)}); train one with nst train")
         found += inside
     names = [path.stem for path in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two checkpoints would be served as {repeated[0]!a}: export one of them alone with --name")
+        raise InputError(
+            f"two checkpoints would be served as {repeated[0]!a}; export one of them separately with --name"
+        )
     return found
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Files with a checkpoint's suffix, without hidden files, which other systems leave beside those they copy."""
+    """Return the files with a checkpoint's suffix, without hidden files, which other systems add when copying."""
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
 
 
 def served_modules(checkpoint: Checkpoint, name: str, *, tiled: bool) -> dict[str, Exportable]:
-    """The modules that a checkpoint is served as, by the names of their models."""
+    """Return the modules that serve a checkpoint, by the names of their models."""
     network = checkpoint.network
     if network.arguments.get("texture"):
         if tiled:
-            raise ExportError(f"{name} makes textures, which tile as they are: leave --tiled out")
+            raise ExportError(f"{name} is a texture network, which makes any size without tiles; leave out --tiled")
         return {name: TextureModel(network)}
     modules: dict[str, Exportable] = {name: ServedModel(network)}
     if tiled:

@@ -1,4 +1,4 @@
-"""`nst export` and `nst-export`."""
+"""`nst export`: publish, inspect and verify models."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nst_core.contract import Purpose
 from nst_core.devices import DEVICE_HELP, DeviceChoice, choose
 from nst_core.errors import InputError, NstError
 from nst_core.options import CommandLine, Group, ProgressJson
+from nst_core.shipped import shipped_styles
 from nst_export.tensorrt import DEFAULT_SHAPES
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
 
 ONNX_RUNTIME_ERRORS = 3
-"""ONNX Runtime's severity of errors; warnings are 2."""
+"""ONNX Runtime's log severity for errors; warnings are 2."""
 
 
 class _CheckpointOrCommand(Group):
-    """`nst-export model.pth` is `nst-export publish model.pth`; `inspect` and `verify` are commands beside it."""
+    """Run `nst export model.pth` as `nst export publish model.pth`, besides the commands `inspect` and `verify`."""
 
     def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
         if not arguments or arguments[0] not in self.commands:
@@ -40,69 +41,99 @@ app = CommandLine(cls=_CheckpointOrCommand)
 
 @app.callback()
 def export() -> None:
-    """Export checkpoints to ONNX or TensorRT, compare them with PyTorch, and publish them for Triton."""
+    """Export checkpoints, verify them and publish them for Triton."""
 
 
 @app.command()
 def publish(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Trained styles (.pth, .model), or folders of them.")],
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Checkpoints (.pth, .model), folders of them, or names of shipped styles.",
+            autocompletion=lambda incomplete: [name for name in shipped_styles() if name.startswith(incomplete)],
+        ),
+    ],
     repository: Annotated[
         Path | None,
         typer.Option(
-            "--repository", "-r", help="Triton's model repository; if not given, model_repository (engines for RTX)."
+            "--repository",
+            "-r",
+            help="Model repository; if not given, model_repository (engines for tensorrt-rtx).",
         ),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", "-n", help="Name of the served model; if not given, the file's.")
     ] = None,
     device: Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)] = "auto",
+    tiled: Annotated[
+        bool,
+        typer.Option("--tiled", help="Also publish the two models that stylize images of any size in tiles."),
+    ] = False,
+    load: Annotated[
+        str | None,
+        typer.Option(help="Running server that loads the model, such as grpc://host:8001 or http://host:8000."),
+    ] = None,
+    keep: Annotated[int | None, typer.Option(help="Older versions to keep; if not given, all.", min=0)] = None,
     runtime: Annotated[
         Literal["cpu", "gpu", "tensorrt"] | None,
         typer.Option(
-            "--for", help="What will run it: cpu, gpu (ONNX Runtime CUDA) or tensorrt. If not given, --device says."
+            "--for",
+            help="Runtime: cpu, gpu (ONNX Runtime CUDA) or tensorrt; if not given, by --device.",
+            rich_help_panel="Engine",
+        ),
+    ] = None,
+    target: Annotated[
+        Literal["onnx", "tensorrt", "tensorrt-rtx"] | None,
+        typer.Option(
+            help="Output: an ONNX file, a plan for this machine's GPU, or engines for other GPUs.",
+            rich_help_panel="Engine",
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16"] | None,
+        typer.Option(
+            help="Precision of the convolutions; if not given, fp16 for TensorRT, else fp32.", rich_help_panel="Engine"
+        ),
+    ] = None,
+    shapes: Annotated[
+        str,
+        typer.Option(
+            help="TensorRT's minimum/optimum/maximum, each height x width or batch x height x width.",
+            rich_help_panel="Engine",
+        ),
+    ] = DEFAULT_SHAPES,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(
+            help="GPUs of tensorrt-rtx engines, such as 8.9,12.0; if not given, all that it supports.",
+            rich_help_panel="Engine",
         ),
     ] = None,
     execution_provider: Annotated[
         Literal["openvino", "cpu"] | None,
         typer.Option(
-            help="Of ONNX Runtime on a CPU: openvino, or cpu, its own, for servers without OpenVINO (Arm, RHEL). "
-            "If not given, openvino on x86-64."
+            help="ONNX Runtime's execution provider on a CPU; if not given, openvino on x86-64, else cpu.",
+            rich_help_panel="Engine",
         ),
-    ] = None,
-    target: Annotated[
-        Literal["onnx", "tensorrt", "tensorrt-rtx"] | None,
-        typer.Option(help="An ONNX file, a plan for this machine's GPU, or engines for named GPUs."),
-    ] = None,
-    precision: Annotated[
-        Literal["fp32", "fp16"] | None,
-        typer.Option(help="fp16: convolutions in half precision, normalizations not; default for TensorRT, else fp32."),
     ] = None,
     rewrites: Annotated[
         str | None,
-        typer.Option(help="Rewrites of the graph, with commas, or none; if not given, those that pay (--for)."),
+        typer.Option(
+            help="Graph rewrites, separated by commas, or none; if not given, the fastest for the runtime.",
+            rich_help_panel="Engine",
+        ),
     ] = None,
-    shapes: Annotated[
-        str, typer.Option(help="For TensorRT: min/opt/max, each height x width or batch x height x width.")
-    ] = DEFAULT_SHAPES,
-    compute_capability: Annotated[
-        str | None, typer.Option(help="For tensorrt-rtx: GPUs such as 8.9,12.0; if not given, all that it supports.")
-    ] = None,
-    tiled: Annotated[
-        bool,
-        typer.Option("--tiled", help="Also the two parts that stylize an image in tiles, for images of any size."),
-    ] = False,
-    cores: Annotated[int, typer.Option(help="Cores of the machine that will serve.", min=1)] = os.cpu_count() or 1,
-    instances: Annotated[int, typer.Option(help="Copies that share those cores or the GPU.", min=1)] = 1,
-    keep: Annotated[int | None, typer.Option(help="Older versions to keep; if not given, all.", min=0)] = None,
-    load: Annotated[
-        str | None, typer.Option(help="A running server to load it, grpc://host:8001 or http://host:8000.")
-    ] = None,
+    cores: Annotated[
+        int, typer.Option(help="CPU cores of the serving machine.", min=1, rich_help_panel="Server")
+    ] = os.cpu_count() or 1,
+    instances: Annotated[
+        int, typer.Option(help="Model instances that share the cores or the GPU.", min=1, rich_help_panel="Server")
+    ] = 1,
     progress_json: ProgressJson = None,
 ) -> None:
-    """Export checkpoints, compare each with PyTorch, and publish it for Triton.
+    """Export checkpoints, verify them and publish them for Triton.
 
-    `nst-export inspect FOLDER` shows what was published. `nst-export verify FOLDER` runs an engine that could not run
-    on the machine that exported it.
+    nst export inspect FOLDER describes a published model. nst export verify FOLDER verifies an engine on another GPU.
     """
     with one_line_errors("export", command="nst export", progress_json=progress_json) as events:
         from nst_export.checkpoints import find_checkpoints
@@ -111,11 +142,14 @@ def publish(
 
         found = find_checkpoints(checkpoints)
         if name and len(found) > 1:
-            raise InputError(f"--name is for one checkpoint, and these are {len(found)}")
+            raise InputError(f"--name is for a single checkpoint, but there are {len(found)}; export them separately")
         capabilities = _compute_capabilities(target, compute_capability)
         chosen = _runtime(device, runtime, target)
         if execution_provider and chosen != "cpu":
-            raise InputError(f"--execution-provider {execution_provider} is for a CPU, and this is for {chosen}")
+            raise InputError(
+                f"--execution-provider {execution_provider} is for a CPU, but the model is for {chosen}; leave it out, "
+                "or add --for cpu"
+            )
         plan = ExportPlan(
             target=target,
             precision=precision,
@@ -131,25 +165,25 @@ def publish(
         )
         folder = repository or Path("engines" if target == "tensorrt-rtx" else "model_repository")
         if load and target == "tensorrt-rtx":
-            raise InputError("--load is for what Triton serves, and it has no backend for tensorrt-rtx")
+            raise InputError("--load does not go with --target tensorrt-rtx, which Triton cannot serve; leave it out")
         failures = _export_all(found, name, folder, plan, load, events)
         if failures:
-            say(f"{failures} of {len(found)} failed")
-            events.end("failed", message=f"{failures} of {len(found)} failed")
+            say(f"{failures} of {len(found)} exports failed")
+            events.end("failed", message=f"{failures} of {len(found)} exports failed")
             raise typer.Exit(1)
         events.end("finished", output=folder)
         if target != "tensorrt-rtx" and not load:
-            say(f"serve it: nst-serve --repository {folder}")
+            say(f"serve it with: nst serve --repository {folder}")
 
 
 def _export_all(
     paths: list[Path], name: str | None, repository: Path, plan: ExportPlan, server: str | None, events: EventLog
 ) -> int:
-    """Export each checkpoint, and have `server` load it; return how many failed. A single failure is raised."""
+    """Export each checkpoint, and load it on `server`; return how many failed. The error of a sole one is raised."""
     from nst_core.packages.onnx_runtime import import_onnxruntime
     from nst_export.pipeline import export_and_publish
 
-    # OpenVINO's provider ignores the severity of a session, and warns of inputs that it has optimised away.
+    # OpenVINO's provider ignores a session's log severity, and warns of inputs that it optimises away.
     import_onnxruntime().set_default_logger_severity(ONNX_RUNTIME_ERRORS)
     failures = 0
     for position, path in enumerate(paths):
@@ -177,7 +211,7 @@ def _export_all(
 
 
 def _load(url: str, model: str, version: str) -> None:
-    """Have a running server load what was published; `ExportError` if it does not."""
+    """Load a published model on a running server; raises `ExportError` if the server does not."""
     from nst_export.errors import ExportError
     from nst_server.control import Control
     from nst_server.errors import ServerError
@@ -185,16 +219,19 @@ def _load(url: str, model: str, version: str) -> None:
     try:
         Control.at(url).load(model, version)
     except ServerError as error:
-        raise ExportError(f"published, but {url} did not load {model}: {error}") from error
-    say(f"{url} serves version {version} of {model}")
+        raise ExportError(f"published {model}, but {url} did not load it: {error}") from error
+    say(f"{url} serves {model} version {version}")
 
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A repository, a model in it, a version of a model, or an ONNX file.")],
-    size: Annotated[int, typer.Option(help="Side of the image whose arithmetic is counted, pixels.", min=64)] = 512,
+    path: Annotated[Path, typer.Argument(help="Model repository, model, version of a model, or ONNX file.")],
+    size: Annotated[int, typer.Option(help="Side in pixels of the image for which FLOP are counted.", min=64)] = 512,
 ) -> None:
-    """Print what was published: tensors, precision, operators, size, arithmetic, verification, how it was made."""
+    """Describe published models.
+
+    It prints files, tensors, operators, precision, arithmetic, origin and verification.
+    """
     with one_line_errors("export"):
         from nst_export.inspection import describe, find_versions
 
@@ -207,9 +244,12 @@ def inspect(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A version of a published model, such as engines/starry-night/1.")],
+    folder: Annotated[Path, typer.Argument(help="Version of a published model, such as engines/starry-night/1.")],
 ) -> None:
-    """Run an engine for GPUs on this machine's, compare it with its verified graph, and note the figures."""
+    """Verify a published engine on this machine's GPU.
+
+    It compares the engine with its verified FP32 graph, and adds the results to verification.json.
+    """
     with one_line_errors("export"):
         from nst_export.gpu_engine import verify_published
 
@@ -218,12 +258,12 @@ def verify(
 
 
 def _runtime(wanted: DeviceChoice, runtime: Runtime | None, target: Target | None) -> Runtime:
-    """What runs the model: `--for`, or what the target is for, or what suits the device, which the command shows."""
+    """Return the runtime: `--for`, or that of the target, or that of the device, which is then shown."""
     from nst_export.export_plan import runtime_for
 
     if target in ("tensorrt", "tensorrt-rtx"):
         if runtime not in (None, "tensorrt"):
-            raise InputError(f"--for {runtime} does not go with --target {target}: leave it out")
+            raise InputError(f"--for {runtime} does not go with --target {target}; leave it out")
         runtime = "tensorrt"
     if runtime is None:
         device = choose(wanted)
@@ -231,7 +271,7 @@ def _runtime(wanted: DeviceChoice, runtime: Runtime | None, target: Target | Non
         return runtime_for(device, target)
     if wanted != "auto" and (wanted == "cpu") != (runtime == "cpu"):
         given = f"--target {target}" if target in ("tensorrt", "tensorrt-rtx") else f"--for {runtime}"
-        raise InputError(f"--device {wanted} does not go with {given}: leave one of them out")
+        raise InputError(f"--device {wanted} does not go with {given}; leave one of them out")
     return runtime
 
 
@@ -241,7 +281,7 @@ def _compute_capabilities(target: Target | None, names: str | None) -> tuple[str
     if target == "tensorrt-rtx":
         return tuple(compute_capabilities(names))
     if names:
-        raise InputError("--compute-capability is for --target tensorrt-rtx")
+        raise InputError(f"--compute-capability {names} has no effect without --target tensorrt-rtx; add that")
     return ()
 
 
@@ -250,12 +290,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _show(document: dict[str, Any], *, figures: bool = True) -> None:
-    """Print the status of the engine for GPUs, if there is one, and a table of the worst figures of every engine."""
+    """Print the status of the engine for GPUs, if there is one, and a table of the worst results of every engine."""
     if engine := document["engine"]:
         say(f"{document['model']}: {engine['status']}" + (f" ({engine['library']})" if engine["library"] else ""))
     if not figures:
         return
-    table = Table("engine", "checks", "max", "99.9 %", "mean", "PSNR")
+    table = Table("engine", "checks", "max", "99.9 %", "mean", "PSNR", caption="absolute difference (of 255)")
     for name in dict.fromkeys(check["engine"] for check in document["checks"]):
         own = [check for check in document["checks"] if check["engine"] == name]
         judged = [check for check in own if check["judged"]]
@@ -263,6 +303,6 @@ def _show(document: dict[str, Any], *, figures: bool = True) -> None:
             max(check[f"{figure}_difference"] for check in judged) for figure in ("max", "quantile", "mean")
         )
         minimum = min((check["psnr"] for check in judged if check["psnr"] is not None), default=None)
-        psnr = "same" if minimum is None else f"{minimum:.1f} dB"
+        psnr = "identical" if minimum is None else f"{minimum:.1f} dB"
         table.add_row(name, str(len(own)), f"{maximum} of 255", f"{quantile:g}", f"{mean:.5f}", psnr)
     console.print(table)

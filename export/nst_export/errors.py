@@ -1,7 +1,7 @@
-"""What the exporter raises besides `InputError`."""
+"""The exporter's error, besides `InputError`."""
 
 from nst_core.errors import NstError
 
 
 class ExportError(NstError):
-    """A model that cannot be exported or published, or whose export does not agree with PyTorch."""
+    """A model cannot be exported or published, or its export differs from PyTorch."""

@@ -1,4 +1,4 @@
-"""What to make of a checkpoint: the target, the precision, what runs it, and how it is served."""
+"""Settings of an export: target, precision, runtime, and how the model is served."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Target = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16"]
 
 FILES: dict[Target, str] = {"onnx": plans.GRAPH, "tensorrt": plans.PLAN, "tensorrt-rtx": "model.engine"}
-"""The file of a version that is run, by target."""
+"""The served file of a version, by target."""
 
 
 def default_provider() -> Provider:
-    """The execution provider of this machine's CPU: OpenVINO where ONNX Runtime has packages with it."""
+    """Return the execution provider for this machine's CPU: OpenVINO where ONNX Runtime has packages with it."""
     return "openvino" if platform.machine() in ("x86_64", "AMD64") and sys.platform != "darwin" else "cpu"
 
 
 def runtime_for(device: Device, target: Target | None = None) -> Runtime:
-    """What runs a model on `device`: on a GPU TensorRT, or ONNX Runtime CUDA if the `target` is an ONNX file."""
+    """Return the runtime for `device`: on a GPU TensorRT, or ONNX Runtime CUDA if the `target` is an ONNX file."""
     if device.gpu is None:
         return "cpu"
     return "gpu" if target == "onnx" else "tensorrt"
@@ -39,12 +39,13 @@ def runtime_for(device: Device, target: Target | None = None) -> Runtime:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to make of a checkpoint, and for which machine.
+    """Settings of an export.
 
-    `target` None is what the runtime needs: a plan for TensorRT, which the server builds at its first start if that is
-    not possible here, otherwise an ONNX file. `precision` None is FP16 for TensorRT, otherwise FP32. `rewrites` None
-    are `DEFAULT_REWRITES`. `provider` runs ONNX files on a CPU. `profile` has the shapes that TensorRT takes,
-    `compute_capabilities` (`SM89`) the GPUs that engines of `tensorrt-rtx` are for.
+    `target` None means what the runtime needs: a plan for TensorRT, which the server builds at its first start if that
+    is not possible here, otherwise an ONNX file. `precision` None means FP16 for TensorRT, otherwise FP32. `rewrites`
+    None means `DEFAULT_REWRITES`. `provider` runs ONNX files on a CPU. `profile` has the shapes that TensorRT accepts,
+    `compute_capabilities` (`SM89`) the GPUs of `tensorrt-rtx` engines. Raises `InputError` for unknown or unsafe
+    rewrites.
     """
 
     target: Target | None = None
@@ -62,24 +63,24 @@ class ExportPlan:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.rewrites or () if name not in REWRITES]:
             known = ", ".join(REWRITES)
-            raise InputError(f"no rewrite is called {unknown[0]!r}; there are {known}, or none")
+            raise InputError(f"--rewrites has {unknown[0]!r}; choose from {known}, or give none")
         for name, others in UNSAFE_REWRITES.get(self.runtime, {}).items():
             if name in (self.rewrites or ()):
-                raise InputError(f"--rewrites {name}: {self.runtime} may shift the image with it; use {others}")
+                raise InputError(f"--rewrites {name} may shift images on {self.runtime}; use {others} instead")
 
     @property
     def resolved_target(self) -> Target:
-        """The target, also where none is given."""
+        """The target, or its default."""
         return self.target or ("tensorrt" if self.runtime == "tensorrt" else "onnx")
 
     @property
     def resolved_precision(self) -> Precision:
-        """The precision, also where none is given."""
+        """The precision, or its default."""
         return self.precision or ("fp16" if self.runtime == "tensorrt" else "fp32")
 
     @property
     def resolved_rewrites(self) -> tuple[str, ...]:
-        """The rewrites, in order; always with circular padding, which the operator set lacks."""
+        """The rewrites in order, or their default; always with `wrap`: the operator set has no circular padding."""
         names = DEFAULT_REWRITES[self.runtime] if self.rewrites is None else self.rewrites
         return tuple(name for name in REWRITES if name in names or name == "wrap")
 
@@ -90,16 +91,16 @@ class ExportPlan:
 
     @property
     def tolerance(self) -> Tolerance:
-        """What may differ on the CPU."""
+        """The allowed difference on the CPU."""
         return TOLERANCES[self.resolved_precision]
 
     @property
     def gpu_tolerance(self) -> Tolerance:
-        """What may differ on the GPU."""
+        """The allowed difference on the GPU."""
         return GPU_TOLERANCES[self.resolved_precision]
 
     def check_target(self) -> None:
-        """Raise `ExportError` if a target that was asked for by name cannot be built here, before minutes are spent."""
+        """Raise `ExportError` early if an explicitly given target cannot be built here."""
         if self.target not in ("tensorrt", "tensorrt-rtx"):
             return
         try:
@@ -107,5 +108,5 @@ class ExportPlan:
             if self.target == "tensorrt":
                 require_gpu()
         except ExportError as error:
-            advice = "; --for tensorrt leaves the plan to nst-serve's first start" if self.target == "tensorrt" else ""
+            advice = "; or use --for tensorrt: nst serve then builds the plan" if self.target == "tensorrt" else ""
             raise ExportError(f"--target {self.target}: {error}{advice}") from error

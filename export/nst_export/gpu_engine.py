@@ -1,4 +1,4 @@
-"""The engine of a model for GPUs: built here or not, run and compared here or not."""
+"""The engine of a model for GPUs, which may be built and verified on this machine or later."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from nst_export.verification.agreement import Agreement
 from nst_export.verification.gpu import cuda_engine, missing_packages, tensorrt_engine, verify_on_gpu
 
 REFERENCE = "reference.onnx"
-"""Beside an engine for GPUs: the verified FP32 graph, with which `verify_published` compares it."""
+"""The verified FP32 graph, with which `verify_published` compares an engine for GPUs."""
 
 
 class GpuEngine:
-    """The engine of `plan`: its file once it is built, and whether it was run and compared.
+    """The engine of `plan`: its file once it is built, and in `status` whether it was run and compared.
 
-    `status` says that in words. An ONNX file needs no building.
+    An ONNX file needs no building.
     """
 
     def __init__(self, plan: ExportPlan) -> None:
@@ -37,14 +37,14 @@ class GpuEngine:
         self.status = "not run on a GPU"
 
     def set_built(self, file: Path) -> None:
-        """Record the engine's file, and the library that built it."""
+        """Set the engine's file, and the library that built it."""
         target = self.plan.resolved_target
         assert target != "onnx"
         self.file, self.library = file, f"{target} {import_tensorrt(target).__version__}"
         self.status = "built, not run on a GPU"
 
     def why_not_run(self) -> str | None:
-        """Why it cannot run on this machine; None if it can."""
+        """Return why it cannot run on this machine; None if it can."""
         gpus, reason = devices.gpus()
         if not gpus:
             return reason
@@ -56,7 +56,7 @@ class GpuEngine:
         return missing_packages(self.plan.resolved_target)
 
     def verify(self, graph: Path, reference: Path, multiple: int, styles: int) -> list[Agreement]:
-        """Run it, or the ONNX file `graph`, on this machine's GPU, and compare it with `reference`.
+        """Run the engine, or the ONNX file `graph`, on this machine's GPU, and compare it with `reference`.
 
         Raises `ExportError`.
         """
@@ -72,7 +72,7 @@ class GpuEngine:
         return checks
 
     def summary(self) -> dict[str, Any]:
-        """Plain data for `verification.json`."""
+        """Return plain data for `verification.json`."""
         return {
             "library": self.library,
             "compute_capabilities": list(self.plan.compute_capabilities),
@@ -83,17 +83,17 @@ class GpuEngine:
 
 
 def verify_published(folder: Path, *, progress_of: ProgressOf = unwatched) -> dict[str, Any]:
-    """Run the engine in a version's `folder` on this machine's GPU, and add the figures to its `verification.json`.
+    """Run the engine in a version's `folder` on this machine's GPU, and add the results to its `verification.json`.
 
-    A plan that was left to the server is built, into the user's cache; `progress_of` shows that. Raises `ExportError`
-    if there is no engine for GPUs, it cannot run here, or it does not agree with its reference.
+    A plan that was left to the server is built into the user's cache; `progress_of` shows that. Raises `ExportError` if
+    the version has no engine for GPUs, it cannot run here, or it differs from its reference.
     """
     report = folder / REPORT_NAME
     document, engine = _read(report)
     if engine is None:
-        raise ExportError(f"{folder} is for a CPU and was verified when it was exported; nothing to run")
+        raise ExportError(f"{folder} is for a CPU and was verified at export; give a version for GPUs")
     if reason := engine.why_not_run():
-        raise ExportError(f"{folder} cannot be run here: {reason}")
+        raise ExportError(f"{folder} cannot run on this machine: {reason}")
     metadata = {entry.key: entry.value for entry in onnx.load(folder / REFERENCE).metadata_props}
     multiple, styles = int(metadata["multiple"]), len(document["styles"])
     if engine.plan.resolved_target == "tensorrt":
@@ -109,7 +109,7 @@ def verify_published(folder: Path, *, progress_of: ProgressOf = unwatched) -> di
 
 
 def _read(report: Path) -> tuple[dict[str, Any], GpuEngine | None]:
-    """The document, and the engine that it describes, if it is for GPUs."""
+    """Return the document, and the engine that it describes if it is for GPUs."""
     try:
         document = read_report(report)
         plan = ExportPlan(document["target"], document["precision"], document["for"])
@@ -121,5 +121,6 @@ def _read(report: Path) -> tuple[dict[str, Any], GpuEngine | None]:
         return document, GpuEngine(plan)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
-            f"{report.parent}: no verification.json of this nst-export: give the folder of a version"
+            f"{report.parent} has no verification.json of this version of nst; give a version's folder, such as "
+            "model_repository/starry-night/1"
         ) from error

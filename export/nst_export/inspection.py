@@ -1,4 +1,4 @@
-"""What is in a model repository, as lines of text."""
+"""Describe what is in a model repository, as lines of text."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from nst_export.verification.examples import example_feeds, round_up_to_grid
 
 
 def find_versions(path: Path) -> list[Path]:
-    """The newest version of every model at `path`, or `path` itself if it is a version or an ONNX file.
+    """Return the newest version of every model at `path`, or `path` itself if it is a version or an ONNX file.
 
     Raises `InputError` for anything else.
     """
     if path.suffix == ".onnx" and path.is_file():
         return [path]
     if not path.is_dir():
-        raise InputError(f"{path}: no such model repository, model or ONNX file")
+        raise InputError(f"{path}: no such model repository, model or ONNX file; create it with nst export style.pth")
     if path.name.isdigit() and any(path.iterdir()):
         return [path]
     models = [path] if versions(path) else [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
     newest = [model / str(versions(model)[-1]) for model in models if versions(model)]
     if not newest:
-        raise InputError(f"{path}: nothing published in it; nst-export style.pth -r {path} does that")
+        raise InputError(f"{path} has no published model; create one with nst export style.pth -r {path}")
     return newest
 
 
 def describe(path: Path, size: int) -> Iterator[str]:
-    """Lines about a version of a model, or an ONNX file; arithmetic is counted for images of `size` x `size` pixels."""
+    """Yield lines about a version of a model, or an ONNX file; FLOP are counted for `size` x `size` pixels."""
     folder = path if path.is_dir() else None
     graphs = [path] if folder is None else [folder / name for name in (plans.GRAPH, REFERENCE)]
     graph = next((file for file in graphs if file.is_file()), None)
@@ -54,12 +54,12 @@ def describe(path: Path, size: int) -> Iterator[str]:
         yield from _describe_graph(graph, size)
     report = (folder or path.parent) / REPORT_NAME
     if not report.is_file():
-        yield "  verification: none beside it"
+        yield f"  verification: no {REPORT_NAME} in the folder"
         return
     try:
         yield from _describe_report(read_report(report))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{report}: damaged, or not of this nst-export: export the model again") from error
+        raise InputError(f"{report} is damaged, or of another version of nst; export the model again") from error
 
 
 def _describe_graph(path: Path, size: int) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _describe_graph(path: Path, size: int) -> Iterator[str]:
     try:
         proto = onnx.load(path)
     except DecodeError as error:
-        raise InputError(f"{path}: no ONNX file, or a damaged one") from error
+        raise InputError(f"{path} is not an ONNX file, or damaged; export the model again") from error
     for direction, specs in (("in", input_specs(proto)), ("out", [output_spec(proto)])):
         yield from (f"  {direction}: {spec.shown()}" for spec in specs)
     constants = proto.graph.initializer
@@ -83,10 +83,10 @@ def _describe_graph(path: Path, size: int) -> Iterator[str]:
 
 
 def arithmetic(proto: ModelProto, size: int) -> int:
-    """Multiplications and additions of the convolutions for an image of `size` x `size` pixels.
+    """Count the multiplications and additions of the convolutions for an image of `size` x `size` pixels.
 
-    Found by running the graph with the shapes of its convolutions' results as outputs, so that it includes what a
-    rewrite adds or saves.
+    It runs the graph with the shapes of its convolutions' results as outputs, so it includes what a rewrite adds or
+    saves.
     """
     kernels = {constant.name: list(constant.dims) for constant in proto.graph.initializer}
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
@@ -107,9 +107,9 @@ def arithmetic(proto: ModelProto, size: int) -> int:
 
 
 def _describe_report(document: dict[str, Any]) -> Iterator[str]:
-    """How the version was made, and how it was verified."""
+    """Yield how the version was made and verified."""
     source, rewrites = document["checkpoint"], document["rewrites"]
-    yield f"  made {document['date']} of {source['file']} (SHA-256 {source['sha256'][:16]}…)"
+    yield f"  exported {document['date']} from {source['file']} (SHA-256 {source['sha256'][:16]}…)"
     changed = ", ".join(f"{name} {count}x" for name, count in rewrites.items() if count) or "none"
     yield f"  target {document['target']}, {document['precision']}, for {document['for']}; rewrites: {changed}"
     yield f"  with {', '.join(f'{name} {version}' for name, version in document['versions'].items())}"
@@ -127,5 +127,8 @@ def _describe_checks(checks: list[dict[str, Any]], tolerance: dict[str, Any]) ->
         judged = [check for check in own if check["judged"]]
         maximum = max(check["max_difference"] for check in judged)
         minimum = min((check["psnr"] for check in judged if check["psnr"] is not None), default=None)
-        psnr = "the same" if minimum is None else f"at least {minimum:.1f} dB"
-        yield f"  verified on {engine}: {len(own)} shapes, at most {maximum} of 255, {psnr} (allowed: {allowed})"
+        psnr = "identical" if minimum is None else f"PSNR at least {minimum:.1f} dB"
+        yield (
+            f"  verified on {engine}: {len(own)} shapes, maximum difference {maximum} of 255, {psnr} "
+            f"(allowed: {allowed})"
+        )

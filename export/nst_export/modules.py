@@ -1,4 +1,4 @@
-"""What is exported: networks with the arithmetic around them that spares a client any preprocessing.
+"""The exported modules: networks with the pre- and postprocessing, so that a client needs none.
 
 `ServedModel` takes raw pixels and returns raw pixels. `TextureModel` makes images from noise. `StatisticsModel` and
 `TiledModel` are a `ServedModel` in two parts, for images that are too large for a single pass.
@@ -27,7 +27,7 @@ class TensorSpec:
     axes: tuple[str | int, ...]
 
     def shown(self) -> str:
-        """As messages show it: `image uint8 [N,H,W,3]`."""
+        """Return it as text for messages: `image uint8 [N,H,W,3]`."""
         return f"{self.name} {str(self.dtype).removeprefix('torch.')} [{','.join(map(str, self.axes))}]"
 
 
@@ -46,13 +46,13 @@ class Exportable(nn.Module):
         return TensorSpec(IMAGE, torch.uint8, ("N", "H", "W", 3))
 
     def _style_weights(self) -> tuple[TensorSpec, ...]:
-        """The input that only networks of several styles have."""
+        """Return the additional input of networks with several styles."""
         styles = self.network.styles
         return (TensorSpec(STYLE_WEIGHTS, torch.float32, ("N", styles)),) if styles > 1 else ()
 
 
 class ServedModel(Exportable):
-    """A network with the image's arithmetic around it: /255, padding, cropping, clamp, rounding."""
+    """A network with pre- and postprocessing: division by 255, padding, cropping, clamping, rounding."""
 
     def __init__(self, network: StyledNetwork) -> None:
         super().__init__(network)
@@ -60,7 +60,7 @@ class ServedModel(Exportable):
         self.output = TensorSpec(STYLIZED, torch.uint8, ("N", "H", "W", 3))
 
     def forward(self, image: Tensor, style_weights: Tensor | None = None) -> Tensor:
-        """From sRGB images to stylized images, both `uint8 [N, H, W, 3]`, with any H and W from 1 up.
+        """Stylize sRGB images `uint8 [N, H, W, 3]` to the same shape, for any H and W from 1 up.
 
         `style_weights` `[N, S]` are for a network of several styles; they are clamped at 0 and normalized here.
         """
@@ -89,11 +89,11 @@ class TextureModel(Exportable):
         self.output = TensorSpec(TEXTURE, torch.uint8, ("N", *_scaled(factors[0]), 3))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """From noise `[N, H / k, W / k, 3]` in [-1/2, 1/2], called `noise_k`, fine to coarse, to `uint8 [N, H, W, 3]`.
+        """Map noise `[N, H / k, W / k, 3]` in [-1/2, 1/2], named `noise_k`, fine to coarse, to `uint8 [N, H, W, 3]`.
 
-        H and W are multiples of the network's `multiple`; after the noise come the `style_weights` `[N, S]` of a
-        network of several styles. The coarsest noise gives the size of the image: finer noise of another size is
-        cropped, or repeated at its edge.
+        H and W are multiples of the network's `multiple`; a network of several styles has `style_weights` `[N, S]`
+        after the noise. The coarsest noise determines the size of the image: finer noise of another size is cropped,
+        or repeated at its edge.
         """
         count = len(self.inputs) - len(self._style_weights())
         noise = [grid.permute(0, 3, 1, 2) for grid in inputs[count - 1 :: -1]]
@@ -123,14 +123,14 @@ class StatisticsModel(Exportable):
         self.output = TensorSpec(STATISTICS, torch.float32, ("N", sum(self.sizes)))
 
     def forward(self, image: Tensor, style_weights: Tensor | None = None) -> Tensor:
-        """From sRGB images `uint8 [N, H, W, 3]` to `[N, K]`: the means and variances of each normalization in turn."""
+        """Return the means and variances of each normalization in turn, `[N, K]`, for images `uint8 [N, H, W, 3]`."""
         self.recorded.clear()
         self.network(to_values(image, self.network), _normalized(style_weights))
         return torch.cat(self.recorded, dim=1)
 
     @torch.no_grad()
     def _sizes(self) -> list[int]:
-        """How many numbers each normalization has, in the order in which they run."""
+        """Return the number of statistics of each normalization, in the order in which they run."""
         side, styles = self.network.min_side, self.network.styles
         self(torch.zeros(1, side, side, 3, dtype=torch.uint8), torch.ones(1, styles) if styles > 1 else None)
         return [statistics.shape[1] for statistics in self.recorded]
@@ -155,7 +155,7 @@ class TiledModel(Exportable):
         self.output = TensorSpec(STYLIZED, torch.uint8, ("N", "H", "W", 3))
 
     def forward(self, image: Tensor, statistics: Tensor, style_weights: Tensor | None = None) -> Tensor:
-        """From a tile `uint8 [N, H, W, 3]` and the `[N, K]` of `StatisticsModel` to the stylized tile."""
+        """Stylize a tile `uint8 [N, H, W, 3]` with the statistics `[N, K]` of `StatisticsModel`."""
         height, width = image.shape[1], image.shape[2]
         y = self.stylize(to_values(image, self.network), statistics, _normalized(style_weights))
         return _to_pixels(y[:, :, :height, :width])
@@ -202,10 +202,10 @@ def _replace_norms(module: nn.Module, make: Callable[[ConditionalInstanceNorm], 
 
 
 def _receptive_reach(model: TiledModel) -> int:
-    """The distance from which an input pixel changes an output pixel, given the statistics; a multiple of `multiple`.
+    """Return the distance up to which an input pixel changes an output pixel, as a multiple of `multiple`.
 
-    Found by the gradient of a copy whose weights and values are all positive, so that nothing cancels out and every
-    ReLU is active, and small, so that the last layer is not saturated.
+    It is measured with the gradient of a copy whose weights and values are all positive, so that nothing cancels out
+    and every ReLU is active, and small, so that the last layer is not saturated.
     """
     network, multiple = copy.deepcopy(model), model.network.multiple
     network.double()
@@ -233,12 +233,12 @@ def _receptive_reach(model: TiledModel) -> int:
 
 
 def to_values(image: Tensor, network: StyledNetwork) -> Tensor:
-    """From pixels `uint8 [N, H, W, 3]` to values `[N, 3, H', W']` in [0, 1], as large as the network needs them.
+    """Convert pixels `uint8 [N, H, W, 3]` to values `[N, 3, H', W']` in [0, 1], padded to the size the network needs.
 
-    H' and W' are the next multiples of the network's `multiple`, and at least its `min_side`. An engine that fails
-    on a small image in the middle of the graph may fail on the next image as well, so no small image reaches it.
+    H' and W' are the next multiples of the network's `multiple`, and at least its `min_side`. An engine that fails on a
+    small image in the middle of the graph may also fail on the next image, so no small image reaches it.
     """
-    # TensorRT does not transpose UINT8: cast first and transpose after; at the end transpose first.
+    # TensorRT does not transpose UINT8: cast before the transposition here, and after it at the end.
     x = image.float().permute(0, 3, 1, 2) / 255.0
     sides, multiple = image.shape[1:3], network.multiple
     grid = [(side + multiple - 1) // multiple * multiple for side in sides]
@@ -249,9 +249,9 @@ def to_values(image: Tensor, network: StyledNetwork) -> Tensor:
 
 
 def _fitted(noise: Tensor, rows: int, columns: int) -> Tensor:
-    """`[N, C, h, w]` as `[N, C, rows, columns]`, cropped or with its last row and column repeated.
+    """Crop `[N, C, h, w]` to `[N, C, rows, columns]`, or repeat its last row and column.
 
-    As in `to_values`: grids of noise that do not fit together would fail in the middle of the graph.
+    Grids of noise that do not fit together would fail in the middle of the graph (see `to_values`).
     """
     height, width = noise.shape[2:]
     missing = (0, _missing(width, columns), 0, _missing(height, rows))
@@ -259,18 +259,18 @@ def _fitted(noise: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _missing(side: int, wanted: int) -> int:
-    """How much `side` is short of `wanted`, or 0. The built-in `max` would fix it to the size that is exported with."""
+    """Return how much `side` is short of `wanted`, or 0; the built-in `max` would make it a constant in the graph."""
     missing: int = torch.sym_max(0, wanted - side)  # type: ignore[no-untyped-call]
     return missing
 
 
 def _to_pixels(y: Tensor) -> Tensor:
-    """From values `[N, 3, H, W]` to pixels `uint8 [N, H, W, 3]`."""
+    """Convert values `[N, 3, H, W]` in [0, 1] to pixels `uint8 [N, H, W, 3]`."""
     return (y * 255.0).clamp(0.0, 255.0).round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
 def _normalized(weights: Tensor | None) -> Tensor | None:
-    """Style weights that are not negative and sum to 1 in each row."""
+    """Clamp style weights at 0, and normalize each row to a sum of 1."""
     if weights is None:
         return None
     weights = weights.clamp(min=0.0)
@@ -278,10 +278,10 @@ def _normalized(weights: Tensor | None) -> Tensor | None:
 
 
 def _scaled(factor: int) -> tuple[str, str]:
-    """Axes of a grid whose sides are `factor` times those of the coarsest grid."""
+    """Return the axes of a grid whose sides are `factor` times those of the coarsest grid."""
     return ("h", "w") if factor == 1 else (f"{factor}h", f"{factor}w")
 
 
 def round_up(number: int, multiple: int) -> int:
-    """`number` rounded up to a multiple of `multiple`."""
+    """Round `number` up to a multiple of `multiple`."""
     return (number + multiple - 1) // multiple * multiple

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Published:
-    """A model in the repository: the folder of its version, and the content of its `verification.json`."""
+    """A published model: the folder of its version, and the content of its `verification.json`."""
 
     folder: Path
     verification: dict[str, Any]
@@ -59,7 +59,7 @@ def export_and_publish(
     on_progress: Callable[[str], None] = lambda message: None,
     progress_of: ProgressOf = unwatched,
 ) -> list[Published]:
-    """Export the checkpoint at `path` as `name` into `repository`, and return every model that was published.
+    """Export the checkpoint at `path` as `name` into `repository`, and return every published model.
 
     Nothing is published unless all of them pass. `on_progress` gets a line for each step, and `progress_of` shows the
     building of TensorRT plans. Raises `CheckpointError` and `ExportError`.
@@ -75,9 +75,7 @@ def export_and_publish(
             on_progress(f"exporting {model} ({_description(checkpoint)})")
             exports.append(_ModelExport(model, module, checkpoint, path, plan, folder / model))
         if plan.on_openvino and OPENVINO not in installed_providers():
-            on_progress(
-                f"{name} is not run on OpenVINO, which will serve it: ONNX Runtime here has no such execution provider"
-            )
+            on_progress(f"{name} is verified without OpenVINO, which will serve it: this ONNX Runtime does not have it")
         _verify_on_cpu(exports, plan)
         for export in exports:
             export.build_engine(progress_of)
@@ -87,7 +85,7 @@ def export_and_publish(
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A folder for what is not published yet; a full disk is an `ExportError`."""
+    """Make a temporary folder for the files before they are published; a full disk raises `ExportError`."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             yield Path(folder)
@@ -100,7 +98,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 def _verify_on_cpu(exports: Sequence[_ModelExport], plan: ExportPlan) -> None:
-    """Verify the ONNX files; the two parts of a tiled model are judged by the image that they make together."""
+    """Verify the ONNX files; the two parts of a tiled model are judged by the image that they compute together."""
     by_purpose = {export.module.purpose: export for export in exports}
     for export in exports:
         if export.is_whole:
@@ -115,7 +113,7 @@ def _verify_on_cpu(exports: Sequence[_ModelExport], plan: ExportPlan) -> None:
 
 
 class _ModelExport:
-    """A model on its way into the repository: its files in `folder`, its checks, and its engine if a GPU runs it."""
+    """The export of one model: its files in `folder`, its checks, and its engine if a GPU runs it."""
 
     def __init__(
         self, name: str, module: Exportable, checkpoint: Checkpoint, source: Path, plan: ExportPlan, folder: Path
@@ -133,11 +131,11 @@ class _ModelExport:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is a model by itself, and not a part of a tiled model."""
+        """Whether it is a whole model, not a part of a tiled model."""
         return self.module.purpose in (Purpose.STYLE, Purpose.TEXTURE)
 
     def _write_graphs(self, source: Path) -> dict[str, int]:
-        """Write the plain graph and the graph that is served; return how many places each rewrite changed."""
+        """Write the plain graph and the served graph; return how many places each rewrite changed."""
         plan = self.plan
         export_onnx(self.module, self.reference, self._metadata(source))
         proto = onnx.load(self.reference)
@@ -165,23 +163,23 @@ class _ModelExport:
             except NstError as error:
                 if plan.target is not None:
                     raise
-                self.engine.status = f"not built here: {error}; nst-serve builds it at its first start"
+                self.engine.status = f"not built here: {error}; nst serve builds it at its first start"
             else:
                 self.files |= {plans.PLAN: built, plans.RECORD: built.with_suffix(".json")}
                 self.engine.set_built(built)
 
     def verify_engine(self) -> None:
-        """Run the engine on this machine's GPU and compare it, if it can run here."""
+        """Run the engine on this machine's GPU and compare it, if that is possible."""
         if self.plan.runtime == "cpu" or (self.plan.resolved_target != "onnx" and self.engine.file is None):
             return
-        if reason := self.engine.why_not_run() if self.is_whole else "it is one half of a model":
+        if reason := self.engine.why_not_run() if self.is_whole else "it is one part of a tiled model":
             self.engine.status += f": {reason}"
             return
         network = self.module.network
         self.checks += self.engine.verify(self.graph, self.reference, network.multiple, network.styles)
 
     def publish(self, repository: Path) -> Published:
-        """Put it into the repository, with its configuration and `verification.json`."""
+        """Publish it in the repository, with its configuration and `verification.json`."""
         document = self._report()
         report = self.folder / REPORT_NAME
         report.write_text(report_text(document))
@@ -244,7 +242,7 @@ class _ModelExport:
 
 
 def _text(name: str) -> str:
-    """A file's name as text that any file can hold: what is not UTF-8 in it becomes `?`."""
+    """Return a file's name as valid text: bytes that are not UTF-8 become `?`."""
     return name.encode(errors="replace").decode()
 
 
@@ -255,6 +253,6 @@ def _description(checkpoint: Checkpoint) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Of what made and checked the file. ONNX Runtime comes from one of several distributions."""
+    """Return the versions of the packages that made and checked the file. Several distributions have ONNX Runtime."""
     packages = {package: version(package) for package in ("nst", "torch", "onnx", "onnxscript")}
     return packages | {"onnxruntime": import_onnxruntime().__version__}

@@ -1,4 +1,4 @@
-"""`verification.json`, beside every published version: how it was made, and how it was verified."""
+"""`verification.json`, in the folder of every published version: how it was made and verified."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ REPORT_NAME = "verification.json"
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The document at `path`, also of earlier schemas, in the keys of `SCHEMA`.
+    """Read the document at `path`, also of earlier schemas, with the keys of `SCHEMA`.
 
-    Raises `OSError`, and `ValueError`, `KeyError`, `TypeError` or `AttributeError` for a file that is no such document.
+    Raises `OSError`, and `ValueError`, `KeyError`, `TypeError` or `AttributeError` for any other file.
     """
     document: dict[str, Any] = json.loads(path.read_text())
     if document["schema"] == "nst-verification/2":
@@ -23,12 +23,12 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def report_text(document: dict[str, Any]) -> str:
-    """The content of the file."""
+    """Return the document as the text of the file."""
     return json.dumps(document, indent=1) + "\n"
 
 
 def _from_schema_2(document: dict[str, Any]) -> None:
-    """Until schema 3 a tolerance was called `limits`, with `levels`, and the differences had other names."""
+    """Convert schema 2, in which tolerances and differences had other names (`limits`, `levels`)."""
     for part in (document, document["engine"]):
         if part is not None:
             limits = part.pop("limits")

@@ -1,6 +1,6 @@
-"""Building TensorRT plans for this machine's GPU (`tensorrt`), or engines ahead of time for others (`tensorrt_rtx`).
+"""Build TensorRT plans for this machine's GPU (`tensorrt`), or engines for other GPUs (`tensorrt_rtx`).
 
-`nst_core.engines.plans` does the building. This module finds what the two targets need, and says what is missing.
+`nst_core.engines.plans` builds them. This module finds what the two targets need, and reports what is missing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Library = Literal["tensorrt", "tensorrt-rtx"]
 log = logging.getLogger(__name__)
 
 DEFAULT_SHAPES = "16x16/512x512/4x1920x1920"
-"""Minimum, optimum and maximum of a plan if `--shapes` is not given."""
+"""Default of `--shapes`: a plan's minimum, optimum and maximum."""
 
 
 def parse_shapes(text: str) -> Profile:
-    """The profile that `--shapes` gives; raises `InputError`."""
+    """Parse `--shapes`; raises `InputError`."""
     try:
         return Profile.parse(text)
     except ValueError as error:
@@ -39,16 +39,16 @@ def parse_shapes(text: str) -> Profile:
 
 
 def import_tensorrt(library: Library) -> Any:
-    """The Python module; raises `ExportError` that says what is missing and how to install it."""
+    """Import the Python module; raises `ExportError` with how to install it."""
     try:
         return importlib.import_module(library.replace("-", "_"))
     except ImportError as error:
         how = install_command("tensorrt" if library == "tensorrt-rtx" else machine_extra("gpu"))
-        raise ExportError(f"the package {library} is not installed: {how}") from error
+        raise ExportError(f"the package {library} is not installed; run {how}") from error
 
 
 def require_gpu() -> Gpu:
-    """The GPU of this machine, for which plans are built; `ExportError` if there is none, or its driver is too old."""
+    """Return this machine's GPU, for which plans are built; raises `ExportError` without one or a recent driver."""
     found, missing = devices.gpus()
     if not found:
         raise ExportError(missing)
@@ -57,7 +57,7 @@ def require_gpu() -> Gpu:
 
 
 def compute_capabilities(names: str | None) -> list[str]:
-    """`8.9,12.0` as TensorRT's names SM89 and SM120; None means all that it knows. Raises `InputError`."""
+    """Return TensorRT's names (SM89, SM120) for `8.9,12.0`; None means all that it supports. Raises `InputError`."""
     trt = import_tensorrt("tensorrt-rtx")
     known = [name for name in dir(trt.ComputeCapability) if name.startswith("SM")]
     known.sort(key=lambda name: int(name[2:]))
@@ -66,17 +66,19 @@ def compute_capabilities(names: str | None) -> list[str]:
     asked = [f"SM{name.strip().replace('.', '')}" for name in names.split(",")]
     if unknown := [name for name in asked if name not in known]:
         numbers = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in known)
-        raise InputError(f"--compute-capability has {unknown[0][2:]!r}: TensorRT-RTX {trt.__version__} knows {numbers}")
+        raise InputError(
+            f"--compute-capability has {unknown[0][2:]!r}; TensorRT-RTX {trt.__version__} supports {numbers}"
+        )
     return asked
 
 
 def compute_capability_name(gpu: Gpu) -> str:
-    """TensorRT's name of a GPU's compute capability, such as SM89."""
+    """Return TensorRT's name for a GPU's compute capability, such as SM89."""
     return f"SM{gpu.compute_capability.replace('.', '')}"
 
 
 def build_rtx_engine(graph: Path, profile: Profile, multiple: int, capabilities: Sequence[str]) -> bytes:
-    """Build an engine of TensorRT for RTX for GPUs of these compute capabilities; this machine needs none.
+    """Build a TensorRT for RTX engine for GPUs of these compute capabilities; this machine needs no GPU.
 
     Raises `ExportError` with TensorRT's own message.
     """
@@ -90,10 +92,10 @@ def build_rtx_engine(graph: Path, profile: Profile, multiple: int, capabilities:
 def build_plan(
     version: Path, profile: Profile, multiple: int, name: str, progress_of: ProgressOf = building.unwatched
 ) -> Path:
-    """The plan of the graph `version`/model.onnx for this machine's GPU, with its record `.json` beside it.
+    """Return the plan of `version`/model.onnx for this machine's GPU, with its record `.json` beside it.
 
-    It is the plan of the version itself or of the user's cache, or is built there. Raises `ExportError`, which calls
-    the model `name`, as `progress_of` does.
+    It is found in the version's folder or the user's cache, or built into the cache. `name` is the model's name in
+    errors and in `progress_of`. Raises `ExportError`.
     """
     gpu, trt = require_gpu(), import_tensorrt("tensorrt")
     try:
@@ -108,6 +110,6 @@ def build_plan(
                 on_progress=on_progress,
             )
     except (plans.PlanError, OSError) as error:
-        raise ExportError(f"no TensorRT plan for {name}: {error}") from error
-    log.info("the TensorRT plan of %s for %s: %s", name, gpu.name, plan)
+        raise ExportError(f"could not build a TensorRT plan for {name}: {error}") from error
+    log.info("TensorRT plan of %s for %s: %s", name, gpu.name, plan)
     return plan

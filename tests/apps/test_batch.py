@@ -166,7 +166,7 @@ def test_what_is_no_video_is_one_error(contents: Path, tmp_path: Path, client: S
     batch = batch_of(contents, tmp_path / "out")
     assert "broken.mp4#0/1" in todo(batch)
     batch.claim()
-    with pytest.raises(ImageError, match=r"broken\.mp4: not a video"):
+    with pytest.raises(ImageError, match=r"broken\.mp4 as a video"):
         batch.stylize("broken.mp4#0/1", client)
 
 
@@ -215,7 +215,7 @@ def test_an_output_has_one_job(contents: Path, tmp_path: Path, client: StyleClie
     batch = batch_of(contents, tmp_path / "out")
     batch.claim()
     assert json.loads((tmp_path / "out" / JOB_FILE).read_text()) == batch.record
-    with pytest.raises(InputError, match=r"is of another job \(nst stylize --style style:1"):
+    with pytest.raises(InputError, match=r"belongs to another job \(nst stylize --style style:1"):
         batch_of(contents, tmp_path / "out", strength=0.5).begin()
     for damaged in ("{", "[]"):
         (tmp_path / "out" / JOB_FILE).write_text(damaged)
@@ -229,16 +229,16 @@ def test_a_job_of_an_earlier_version_continues(contents: Path, tmp_path: Path) -
     record = {"format": "nst-batch/1", "paint": "nst stylize --style style:1 --quality 92", "suffix": ""}
     (tmp_path / "out" / JOB_FILE).write_text(json.dumps(record))
     assert batch.begin()
-    with pytest.raises(InputError, match=r"is of another job \(nst stylize --style style:1"):
+    with pytest.raises(InputError, match=r"belongs to another job \(nst stylize --style style:1"):
         batch_of(contents, tmp_path / "out", strength=0.5).begin()
 
 
 def test_what_would_be_overwritten_or_become_one(contents: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has the content images in it"):
+    with pytest.raises(InputError, match="contains the content images"):
         batch_of(contents, contents).begin()
     (tmp_path / "out" / "deep").mkdir(parents=True)
     (tmp_path / "out" / "deep" / "three.png").write_bytes(b"somebody's")
-    with pytest.raises(InputError, match=r"has deep/three\.png already, and not from nst batch"):
+    with pytest.raises(InputError, match=r"has deep/three\.png, which is not from nst batch"):
         todo(batch_of(contents, tmp_path / "out"))
     (contents / "deep" / "three.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"deep/three\.bmp and deep/three\.png would both become deep/three\.png"):

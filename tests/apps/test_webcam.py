@@ -222,9 +222,10 @@ def test_nothing_is_recorded_of_nothing(tmp_path: Path, server: MockTransport) -
     ("options", "words"),
     [
         (["-s", "none"], "no style 'none'; it has: black, negative, same"),
+        (["-s", "negatif"], "no style 'negatif'; did you mean 'negative'?"),
         (["--input", "none.mp4"], "no such file"),
-        (["--input", "none.mp4", "--record", "o.avi"], "cannot write .avi"),
-        (["--camera", "99"], "no camera 99 that gives images"),
+        (["--input", "none.mp4", "--record", "o.avi"], "o.avi as a video"),
+        (["--camera", "99"], "camera 99 gives no images"),
     ],
 )
 def test_what_cannot_be(options: list[str], words: str, server: MockTransport) -> None:
@@ -316,7 +317,7 @@ def test_a_camera_that_is_not_there_is_one_line() -> None:
         "except Exception as error:\n    print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "no camera 99" in result.stdout and result.stderr == ""
+    assert "camera 99 gives no images" in result.stdout and result.stderr == ""
 
 
 def test_json_is_all_on_stdout_beside_a_window(tmp_path: Path) -> None:

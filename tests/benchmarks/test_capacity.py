@@ -73,18 +73,18 @@ def test_another_figure_gives_another_page(field: str) -> None:
 
 def test_the_arithmetic() -> None:
     text = capacity.text([_known()], core_hour=0.5)
-    rates = _table(text, "Images a second")
-    assert [row["images a second"] for row in rates] == ["20.00", "4.00", "4.00"]
-    assert [row["a core"] for row in rates] == ["10.00", "2.00", "2.00"]
-    assert rates[2]["called by"] == "4 callers at once", "the most that was stable"
-    limited, unlimited = _table(text, "Requests a second")
+    rates = _table(text, "Throughput")
+    assert [row["images/s"] for row in rates] == ["20.00", "4.00", "4.00"]
+    assert [row["per core"] for row in rates] == ["10.00", "2.00", "2.00"]
+    assert rates[2]["load"] == "4 concurrent clients", "the most that was stable"
+    limited, unlimited = _table(text, "Machines for a load")
     # 4 a second, of which 30 % stay free: 2.8; without a limit 4.
-    assert [limited[f"{load} a second"] for load in ("1", "10", "100", "1,000")] == [
+    assert [limited[f"{load}/s"] for load in ("1", "10", "100", "1,000")] == [
         *("1 (2)", "4 (8)", "36 (72)", "358 (716)")
     ]
-    assert unlimited["1,000 a second"] == "250 (500)"
-    assert "4.00 a second kept the limit" in text
-    assert "5.00 a second did not" in text
+    assert unlimited["1,000/s"] == "250 (500)"
+    assert "4.00/s kept the limit" in text
+    assert "5.00/s did not" in text
     billion = _table(text, "A billion images")
     assert billion[0]["core-hours"] == "27,778"  # 1e9 / 20 / 3600 * 2
     assert billion[0]["days on 100 machines"] == "5.8"
@@ -96,11 +96,11 @@ def test_what_was_not_measured_says_why() -> None:
     document["machine"]["gpu"], document["machine"]["cuda"] = None, {"missing": "the driver is asleep"}
     document["arrivals"]["rate"] = None
     text = capacity.text([document])
-    assert {row["a GPU"] for row in _table(text, "Images a second")} == {"*the driver is asleep*"}
-    assert "none of the rates that were tried" in _table(text, "Requests a second")[0]["answered"]
+    assert {row["per GPU"] for row in _table(text, "Throughput")} == {"*the driver is asleep*"}
+    assert "not kept at any measured rate" in _table(text, "Machines for a load")[0]["latency limit"]
     assert "price" not in _table(text, "A billion images")[0]
     document["machine"]["gpu"], document["model"]["provider"] = "A GPU", "CUDAExecutionProvider"
-    assert [row["a GPU"] for row in _table(capacity.text([document]), "Images a second")] == ["20.00", "4.00", "4.00"]
+    assert [row["per GPU"] for row in _table(capacity.text([document]), "Throughput")] == ["20.00", "4.00", "4.00"]
 
 
 def test_the_command_draws_the_page(tmp_path: Path) -> None:
@@ -115,11 +115,11 @@ def test_the_command_draws_the_page(tmp_path: Path) -> None:
 
 
 def test_unusable_input_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no results of nst-bench serving"):
+    with pytest.raises(InputError, match="no results of serving"):
         capacity.text([_documents()[2]])
     page = tmp_path / "page.md"
     page.write_text("no markers")
     result = CliRunner().invoke(app, ["capacity", str(FILES[0]), "--readme", str(page)])
     assert result.exit_code == 1
-    assert "lacks the lines" in result.stderr
+    assert "add the lines" in result.stderr
     assert page.read_text() == "no markers"

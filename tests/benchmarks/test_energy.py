@@ -79,7 +79,7 @@ def test_joules_an_image_of_the_network_and_of_the_optimisation(
     assert gatys["ratio"] == pytest.approx(1000 / 0.3)
     assert document["idle_watts"] == pytest.approx(IDLE) and document["idle_subtracted"] is False
     text = report.markdown(document)
-    assert "The 70 W that it draws while it does nothing are in it, not subtracted." in text
+    assert "The idle power of 70 W is included, not subtracted." in text
     assert "| 512² | Gatys, 500 iterations | 1,000 | **3,333** | 400 | 800 | 4.0 |" in text
 
 
@@ -96,7 +96,7 @@ def test_without_a_gpu_there_is_a_reason(cpu: Device, small_checkpoint: Checkpoi
         energy.SUITE.run(Context(cpu, energy.EnergyEffort()))
     result = CliRunner().invoke(app, ["energy", "--device", "cpu", "-r", str(tmp_path)])
     assert result.exit_code == 1
-    assert "energy is measured on a GPU alone: chosen with --device cpu" in result.stderr
+    assert "energy is only measured on a GPU (chosen with --device cpu)" in result.stderr
 
 
 def test_clocks_are_those_that_the_driver_gives(driver: Any, card: Device) -> None:

@@ -51,5 +51,5 @@ def test_two_files_of_one_name(tmp_path: Path, cpu: Device) -> None:
         (tmp_path / folder).mkdir()
         save(Checkpoint(frozen(Fast(width=0.125)), ("x",)), tmp_path / folder / "x.pth")
     files = [tmp_path / "a" / "x.pth", tmp_path / "b" / "x.pth"]
-    with pytest.raises(InputError, match="the same name"):
+    with pytest.raises(InputError, match="the same file name"):
         frontier.SUITE.run(Context(cpu, frontier.FrontierEffort()), checkpoints=files, style=tmp_path / "no.jpg")

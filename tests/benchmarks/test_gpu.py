@@ -87,7 +87,7 @@ def test_a_model_that_is_not_for_tensorrt_has_no_plan(
     (tmp_path / "two" / "1").mkdir(parents=True)
     (tmp_path / "two" / "1" / "model.onnx").write_bytes((exported.version / "model.onnx").read_bytes())
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace('backend: "tensorrt"', 'backend: "onnxruntime"'))
-    with pytest.raises(MissingEngine, match="two was not exported for TensorRT: nst-export --for tensorrt"):
+    with pytest.raises(MissingEngine, match="two is not exported for TensorRT; run nst export --for tensorrt"):
         tensorrt_plan(ExportedModel(tmp_path / "two"))
     with pytest.raises(MissingEngine, match="has no CUDAExecutionProvider"):
         Baseline(tmp_path / "two")
@@ -134,7 +134,7 @@ def test_a_run_on_a_gpu_has_its_rows_or_reasons(
     reasons = {engine: row["missing"] for (engine, kind), row in steady.items() if kind == "GPU" and "missing" in row}
     assert reasons["PyTorch eager"] == reasons["PyTorch, CUDA graph, FP16"] == why_no_cuda()
     assert "has no CUDAExecutionProvider" in reasons["ONNX Runtime, CUDA, FP32"]
-    assert "torch.compile takes half a minute" in reasons["PyTorch compiled"]
+    assert "torch.compile takes half a minute per shape" in reasons["PyTorch compiled"]
     assert "install PyTorch for CUDA" in reasons[latency.CUDA_SHARED_MEMORY]
     assert {row["missing"] for (_, kind), row in steady.items() if kind == "CPU"} == {OTHER_DEVICE}
 

@@ -107,7 +107,7 @@ def test_every_engine_has_rows_or_a_reason(
 
 def test_a_model_of_another_checkpoint_is_refused(tiny: Checkpoint, repository: Path, tmp_path: Path) -> None:
     save(untrained_checkpoint(0.25), tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"was not exported from .*other\.pth"):
+    with pytest.raises(InputError, match=r"is not exported from .*other\.pth"):
         ExportedModel(repository / "untrained-0.125").check_source(tmp_path / "other.pth")
 
 
@@ -161,7 +161,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, cpu: Device) -> N
     (tmp_path / "models" / "empty").mkdir(parents=True)
     (tmp_path / "models" / "empty" / "config.pbtxt").write_text('backend: "none"')
     context = Context(cpu, cold.ColdEffort(1, 1))
-    with pytest.raises(NotReadyError, match="ended without being ready"):
+    with pytest.raises(NotReadyError, match="ended before it was ready"):
         cold.measure(context, model="empty", repository=tmp_path / "models", triton=ROOT / ".triton")
 
 
@@ -212,7 +212,7 @@ def test_peers_take_turns_with_ours(
     document = measured(peers.SUITE, context, tiny, server, environment=Path(sys.prefix))
     assert json.loads(json.dumps(document)) == document | {"rows": json.loads(json.dumps(document["rows"]))}
     steady = {(row["peer"], row["way"]): row for row in document["rows"] if row["phase"] == "steady"}
-    assert steady["Broken", "HTTP"]["missing"].startswith("does not serve: it has no wings")
+    assert steady["Broken", "HTTP"]["missing"].startswith("does not answer: it has no wings")
     assert steady["Absent", "in a process"]["missing"].endswith("install no-such-package")
     for name in ("ONNX Runtime", "nst, the bare session"):
         assert steady[name, "in a process"]["max_difference"] <= 1 and steady[name, "in a process"]["n"] == 2
@@ -225,9 +225,11 @@ def test_peers_take_turns_with_ours(
 def test_peers_need_an_environment_and_a_processor(tmp_path: Path, cpu: Device, card: Device) -> None:
     """They say so before a server is started."""
     effort = peers.PeersEffort((96,), 2)
-    with pytest.raises(InputError, match=r"no virtual environment; python -m venv .*pip install openvino MNN"):
+    with pytest.raises(
+        InputError, match=r"not a virtual environment; create it with python -m venv .*pip install openvino MNN"
+    ):
         peers.SUITE.run(Context(cpu, effort), environment=tmp_path / "none")
-    with pytest.raises(InputError, match="the peers run on the CPU: give --device cpu"):
+    with pytest.raises(InputError, match="peers run on the CPU only; use --device cpu"):
         peers.SUITE.run(Context(card, effort), environment=tmp_path / "none")
 
 

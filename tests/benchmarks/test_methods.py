@@ -126,8 +126,8 @@ def test_a_style_that_was_added_is_a_method_of_its_own(tmp_path: Path) -> None:
     assert (shown[methods.MANY].source, shown[methods.ADDED].source) == ("many", "added")
     begun = Checkpoint(frozen(Johnson(width=0.125)), ("a",), {"seconds": 9.0, "from": "b.pth"})
     again = methods.new_style_of(methods.Method(methods.JOHNSON, begun.network, begun, "a"))
-    assert again["from"] == "a's last training of 1 style(s), CPU, which began with b.pth"
-    assert methods.new_style_of(shown[methods.ADDED]) == {"missing": "added does not say how long its training took"}
+    assert again["from"] == "a's last training of 1 style(s), CPU, starting from b.pth"
+    assert methods.new_style_of(shown[methods.ADDED]) == {"missing": "added has no record of its training time"}
 
 
 def test_the_optimisation_runs_where_the_model_is_served(
@@ -139,7 +139,7 @@ def test_the_optimisation_runs_where_the_model_is_served(
         ExportedModel(tmp_path / "a")
     config.write_text("instance_group { kind: KIND_CPU }")
     ExportedModel(tmp_path / "a").check_device(cpu)
-    with pytest.raises(InputError, match=r"exported for the CPU, .*nst-export --device gpu .* or .* --device cpu"):
+    with pytest.raises(InputError, match=r"exported for the CPU, .*nst export --device gpu, or .* --device cpu"):
         ExportedModel(tmp_path / "a").check_device(card)
     config.write_text("instance_group { kind: KIND_GPU }")
     ExportedModel(tmp_path / "a").check_device(card)
@@ -147,7 +147,7 @@ def test_the_optimisation_runs_where_the_model_is_served(
         ExportedModel(tmp_path / "a").check_device(cpu)
     assert torch_device(cpu) == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"torch .* cannot use a GPU, which the driver has \(NVIDIA H100.*: install"):
+    with pytest.raises(InputError, match=r"torch .* cannot use a GPU \(NVIDIA H100.*; install"):
         torch_device(card)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert torch_device(card) == torch.device("cuda")
@@ -178,8 +178,8 @@ def test_the_speed_up_at_equal_loss(photographs: dict[str, Path], monkeypatch: p
     monkeypatch.setattr(speedup, "LONGEST", 2)
     monkeypatch.setattr(Comparison, "losses", lambda self, run: {"loss": 0.0})
     (row,) = speedup.at_equal_loss(checkpoint, style, 64, effort, weights, figures, CPU)
-    assert row["missing"].startswith("after 2 iterations")
+    assert row["missing"].endswith("after 2 iterations")
     (row,) = speedup.at_equal_loss(checkpoint, style, 128, effort, weights, figures, CPU)
-    assert row == {"size": 128, "missing": "the optimisation was not run at this size"}
+    assert row == {"size": 128, "missing": "equal loss is not measured at this size"}
     (row,) = speedup.at_equal_loss(checkpoint, None, 64, effort, weights, figures, CPU)
-    assert row["missing"] == "the style image is not at hand to compare losses: --style"
+    assert row["missing"] == "needs the style image to compare losses; give the style image with --style"

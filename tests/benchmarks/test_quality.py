@@ -84,10 +84,10 @@ def test_the_command_measures_a_network(
         assert row["curve"][0] == pytest.approx(row["curve_in_range"][0])  # noise is within the range
     assert document["equivalent_iterations"]["median"] <= 4
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
-    assert "iterations** of the optimisation at 256²" in report.markdown(document)
+    assert "equivalent iterations** of the optimisation at 256²" in report.markdown(document)
     wrong = CliRunner().invoke(app, [*command, "--style", str(photographs["rocket"])])
     assert wrong.exit_code == 1
-    assert "no style 'rocket'; the checkpoint has chelsea, other" in wrong.stderr
+    assert "no style 'rocket' in the checkpoint; it has chelsea, other" in wrong.stderr
 
 
 @pytest.mark.parametrize("side", [48, 96])

@@ -12,6 +12,7 @@ from nst_bench import capacity, report, results, suite
 from nst_bench.cli import app
 from nst_bench.drawing import tables
 from nst_bench.drawing.speedup import GATYS
+from nst_bench.drawing.words import shown
 from nst_bench.measure import summarize
 from nst_bench.served import callers
 from nst_bench.served.callers import Call
@@ -28,7 +29,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 def _run_document() -> dict[str, Any]:
     """The committed run, as if one suite had failed."""
     document = results.read(FOLDER / "results.json")
-    document["suites"]["cold"] = {"missing": "its process ended with status -9"}
+    document["suites"]["cold"] = {"missing": "its process exited with status -9"}
     return document
 
 
@@ -64,15 +65,20 @@ def _blocks(page: Path) -> list[tuple[str, str]]:
 
 def _drawn(document: dict[str, Any]) -> set[str]:
     """The tables of a document's suites, as they are drawn now."""
-    return {report.markdown(own) for own in results.measured(document).values()}
+    own = list(results.measured(document).values())
+    phrases = [(suite.load(results.suite_of(part)).in_words, part) for part in own]
+    return {*map(report.markdown, own), *(in_words(part) for in_words, part in phrases if in_words)}
 
 
 def test_the_pages_tables_are_those_of_the_committed_results() -> None:
     """All that the pages show is of a committed document, and every document is shown, those of GPUs below others."""
     shown = {block: name for page in PAGES for name, block in _blocks(page) if block}  # a GPU's alone may be empty
-    drawn = {name: _drawn(results.read(FOLDER / name)) for name in NAMES}
+    documents = {name: results.read(FOLDER / name) for name in NAMES}
+    drawn = {name: _drawn(document) for name, document in documents.items()}
+    cards = [document for name, document in documents.items() if name != "results.json"]
+    headline = report.headline_table([documents["results.json"], *cards])
     for block, name in shown.items():
-        left = block
+        left = block.replace(headline, "")
         for table in (table for own in drawn.values() for table in own):
             left = left.replace(table, "")
         assert not left.strip(), f"{name}: make readme"
@@ -83,7 +89,7 @@ def test_the_pages_tables_are_those_of_the_committed_results() -> None:
 
 def test_another_figure_is_seen() -> None:
     document = results.read(FOLDER / "serving-wide.json")
-    shown = {block for _, block in _blocks(ROOT / "docs" / "benchmark" / "index.md")}
+    shown = {block for _, block in _blocks(ROOT / "docs" / "benchmark" / "serving.md")}
     assert _drawn(document) <= shown
     document["latency"][0]["p95"] += 0.1
     assert not _drawn(document) & shown
@@ -124,9 +130,9 @@ def test_a_run_is_one_page_that_needs_nothing_else(tmp_path: Path) -> None:
     for plot in plots:
         assert len(plot["alt"] or "") > 40
         assert (plot["src"] or "").startswith("data:image/png;base64,iVBORw0KGgo")
-    for title in ("Serving", "The optimisation", "Memory of serving", "Cold starts"):
+    for title in ("Serving", "Gatys' optimisation", "Memory under load", "Cold starts"):
         assert f"<h2>{title}</h2>" in text
-    assert "Not measured: its process ended with status -9." in text
+    assert "Not measured: its process exited with status -9." in text
     tags = [tag for tag, _ in page.tags]
     for number, tag in enumerate(tags):
         if tag == "table":
@@ -146,9 +152,9 @@ def test_the_table_that_matters_has_the_equal_loss_first() -> None:
     shown = {row["size"]: f"{row['served_ms']:.1f}" for row in document["speedup"]}
     hundred = next(row for row in document["speedup"] if (row["size"], row["iterations"]) == (512, 100))
     seconds, ratio = tables.short(hundred["gatys_seconds"]), hundred["ratio"]
-    assert lines[2].startswith(f"| 256² | same loss: 24 iterations | 8.4 s | {shown[256]} | **222** |")
+    assert lines[2].startswith(f"| 256² | equal loss: 24 iterations | 8.4 s | {shown[256]} | **222** |")
     assert lines[6].startswith(f"| 512² | 100 iterations | {seconds} s | {shown[512]} | **{ratio:,.0f}** |")
-    assert lines[9].startswith("| 512² | same loss | *no style image was given* |")
+    assert lines[9].startswith("| 512² | equal loss | *no style image was given* |")
     assert "| 256² | a.jpg | 2.500 | 24 | 8.4 s | 37.9 ms | **222** |" in report.markdown(document)
 
 
@@ -210,14 +216,14 @@ def test_a_run_on_a_gpu_is_drawn(tmp_path: Path) -> None:
     assert "| 512² | a.jpg | 2.500 | 31 | 0.25 s | 2.00 ms | **124** | 4.00 ms | **62** |" in text
     assert "| 512² | 500 iterations | 4.00 s |  | **2,000** | 4.00 ms | **1,000** |" in text, "the table that matters"
     assert "| TensorRT, FP16 | GPU | 512² | 0.50 |" in text and "| T | GPU | 512² | *not here* |" in text
-    assert "`s` (width 1, 2 at once, TensorRT, FP16)." in text
-    assert f"| {serving.CHANGING} | 32 |" in text
-    assert "A mixture of sizes and callers is slower than one caller: the slowest, 32 callers, " in text
-    assert "It ended before it was done: no time left." in text
-    assert "| 512² | the network, without a server | 0.3 | **1** | 300 | 1,000 | 1.0 |" in text
+    assert "`s` (width 1, 2 in parallel, TensorRT, FP16)." in text
+    assert f"| {shown(serving.CHANGING)} | 32 |" in text
+    assert "At least one mixture of sizes and clients is slower than one client; the slowest, 32 clients, " in text
+    assert "Incomplete: no time left." in text
+    assert "| 512² | in-process | 0.3 | **1** | 300 | 1,000 | 1.0 |" in text
     assert "## Serving, gallery" in text and "## Energy" in text
     assert {path.stem for path in tmp_path.glob("*.png")} >= {"latency", "latency-by-size", "throughput", "loss"}
-    assert "takes 2 ms; Gatys' 500 iterations take 4 s: 2,000 times" in report.headline(_card_run())
+    assert "takes 2 ms and 500 iterations of Gatys' optimisation take 4 s: 2,000 times" in report.headline(_card_run())
 
 
 def test_a_gpus_figures_stand_below_the_runs(tmp_path: Path) -> None:
@@ -238,7 +244,7 @@ def test_a_gpus_figures_stand_below_the_runs(tmp_path: Path) -> None:
     assert lines[theirs].startswith("| 512² | Gatys, one iteration | 8.0 |")
     assert "| 512² | Triton, shared memory | 4.00 |" in blocks[names[0]], "a row that only one has"
     assert "`starry-night-fast`" in blocks[names[1]] and "| TensorRT, FP16 | GPU | 512² |" in blocks[names[1]]
-    assert "| the network, without a server |" in blocks[names[2]], "a suite that only the GPU's run has"
+    assert "| in-process |" in blocks[names[2]], "a suite that only the GPU's run has"
     assert CARD not in blocks[names[3]], "a suite that only the whole run has"
 
 
@@ -246,7 +252,7 @@ def test_capacity_counts_a_gpus_machines(tmp_path: Path) -> None:
     document = _card_run()["suites"]["serving"]
     del document["stopped"]
     text = capacity.text([document])
-    assert "(2 at once, TensorRT, FP16)" in text and "| *served on the GPU* |" in text
+    assert "(2 in parallel, TensorRT, FP16)" in text and "| *served on the GPU* |" in text
 
 
 def test_machines_stand_side_by_side(tmp_path: Path) -> None:
@@ -278,7 +284,7 @@ def test_other_files_are_no_results(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"schema": "nst-bench/99"}')
     (tmp_path / "b.json").write_text("nothing")
     for name in ("a.json", "b.json", "none.json"):
-        with pytest.raises(InputError, match="no results of nst-bench"):
+        with pytest.raises(InputError, match="not a results file of nst bench"):
             results.read(tmp_path / name)
     result = CliRunner().invoke(app, ["report", str(tmp_path / "a.json"), "-o", str(tmp_path / "out")])
     assert result.exit_code == 1
@@ -289,7 +295,7 @@ def test_a_page_gets_the_tables_that_it_has_markers_for(tmp_path: Path) -> None:
     page, file = tmp_path / "README.md", tmp_path / "run.json"
     results.write(_run_document(), file)
     page.write_text("# nothing to fill in\n")
-    with pytest.raises(InputError, match="lacks the lines <!-- nst-bench-speedup: begin -->"):
+    with pytest.raises(InputError, match="add the lines <!-- nst-bench-speedup: begin -->"):
         report.inject([results.read(file)], page)
     assert page.read_text() == "# nothing to fill in\n"
     page.write_text("above\n<!-- nst-bench-gatys: begin -->\nold\n<!-- nst-bench-gatys: end -->\nbelow\n")
@@ -304,6 +310,28 @@ def test_a_page_gets_the_tables_that_it_has_markers_for(tmp_path: Path) -> None:
     assert twice.count("| 1024² |") == 2 * once.count("| 1024² |") > 0, "below each other"
 
 
+HEADLINE = "<!-- nst-bench-headline: begin -->\n<!-- nst-bench-headline: end -->\n"
+
+
+def test_the_headline_has_a_line_for_each_device_and_size(tmp_path: Path) -> None:
+    page, files = tmp_path / "page.md", [FOLDER / "results.json", tmp_path / "h100.json"]
+    results.write(_card_run(), files[1])
+    page.write_text(HEADLINE)
+    report.inject([results.read(file) for file in files], page)
+    text = page.read_text()
+    assert "| device | size | served (ms) | Gatys at equal loss (s) | speed-up |" in text
+    at_512 = [row for row in _suite("speedup")["equal_loss"] if row["size"] == 512]
+    middle = sorted(at_512, key=lambda row: float(row["ratio"]))[len(at_512) // 2]
+    seconds, ratio = tables.short(middle["gatys_seconds"]), f"{middle['ratio']:,.0f}"
+    assert f"| CPU: AMD EPYC, 2 cores | 512² | {tables.short(middle['served_ms'])} | {seconds} | **{ratio}** |" in text
+    assert re.search(r"\| CPU: AMD EPYC, 2 cores \| 1024² \| \d+ \|  \| \*not measured\* \|", text)
+    assert f"| GPU: {CARD} | 512² | 2.00 | 0.25 | **124** |" in text
+    assert "No GPU has been measured" not in text
+    page.write_text(HEADLINE)
+    report.inject([results.read(files[0])], page)
+    assert "GPU:" not in page.read_text() and "No GPU has been measured." in page.read_text()
+
+
 def test_the_loss_is_drawn_by_time() -> None:
     """The optimisation's curve ends where its time says, at the loss of the network's image."""
     document = _suite("speedup")
@@ -311,7 +339,7 @@ def test_the_loss_is_drawn_by_time() -> None:
     document["equal_loss"] = [{**row, "gatys_seconds": 1.2, "served_ms": 38.0, "ratio": 31.6}]
     (plot,) = (plot for plot in report.plots(document) if plot.name == "loss")
     assert plot.png.startswith(b"\x89PNG")
-    assert "at 256² the served image has a loss of 2.50 after 38 ms, the optimisation after 1 s (a.jpg)" in plot.alt
+    assert "at 256² the served network reaches a loss of 2.50 in 38 ms, the optimisation in 1 s (a.jpg)" in plot.alt
 
 
 BEFORE = {
@@ -359,8 +387,8 @@ def test_results_of_version_1_are_read(tmp_path: Path) -> None:
         **trend,
     }
     text = report.markdown(read)
-    assert "| Triton | 80 | 82 | 84 | +1.0 ± 1.0 | stopped |" in text
-    assert "two of ten styles, interpolated" in text
+    assert "| Triton | 80 | 82 | 84 | +1.0 ± 1.0 | stable |" in text
+    assert "ten-style model, two styles interpolated" in text
     assert "| **a** | fast, width 1 | 9 | 25.5 |" in text and "equivalent iterations" in text
 
 

@@ -113,13 +113,13 @@ def test_a_suite_that_fails_is_a_missing_cell_and_the_others_go_on(
         "refuses": "no style image: where is it?",
         "lacks": f"the package 'not_installed_anywhere' is not installed; run {install_command('bench')}",
         "breaks": "ValueError: seven",
-        "dies": "its process ended with status -9",
+        "dies": "its process exited with status -9",
         "dies_late": None,
-        "needs": "it needs what is not given: --style",
+        "needs": "needs --style",
         "good": None,
     }
     late = document["suites"]["dies_late"]
-    assert late["stopped"] == "its process ended with status -9" and late["rows"]
+    assert late["stopped"] == "its process exited with status -9" and late["rows"]
     assert "Traceback" in capfd.readouterr().err  # a defect of ours keeps it
     assert [len(names) for names in kept] == [1, 2, 3, 4, 5, 5, 6, 7]
     assert (document["schema"], document["machine"]["processor"]) == (suite.schema("run"), "A (R) Chip")
@@ -180,7 +180,7 @@ def test_a_stopped_run_keeps_what_is_done(subject: Subject, tmp_path: Path) -> N
     suites = results.read(file)["suites"]
     assert suites["good"]["rows"] and suites["later"] == {"missing": "stopped before it was done"}
     assert suites["waits"]["rows"] and suites["waits"]["stopped"] == "stopped before it was done"
-    assert "It ended before it was done: stopped" in (tmp_path / "out" / "report.md").read_text()
+    assert "Incomplete: stopped" in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "report.html").is_file()
     assert out == ""
 
@@ -204,7 +204,8 @@ def test_what_is_not_there_is_said_before_minutes_are_spent(subject: Subject, tm
         app, ["--checkpoint", str(subject.checkpoint), "-r", str(subject.repository), "-o", str(tmp_path / "out")]
     )
     assert result.exit_code == 1
-    assert ("no such file (--checkpoint)" if name == "s.pth" else "export it first: nst-export") in result.stderr
+    expected = "no such file; check --checkpoint" if name == "s.pth" else "has no model 's'; run nst export s.pth -r"
+    assert expected in " ".join(result.stderr.split())
     assert not (tmp_path / "out").exists()
 
 
@@ -220,9 +221,9 @@ def test_short_full_and_minutes_are_not_both() -> None:
     for options in (["--short", "--full"], ["--short", "--minutes", "3"], ["--full", "--minutes", "3"]):
         result = CliRunner().invoke(app, options)
         assert result.exit_code == 1
-        assert "--short, --full and --minutes exclude each other: give one of them" in result.stderr
+        assert "--short, --full and --minutes exclude each other; give only one of them" in result.stderr
     result = CliRunner().invoke(app, ["--minutes", "0"])
-    assert result.exit_code == 1 and "--minutes is 0: it must be above 0" in result.stderr
+    assert result.exit_code == 1 and "--minutes 0 is not above 0; give a positive number" in result.stderr
 
 
 class Clock:
@@ -302,6 +303,13 @@ def test_a_step_that_is_late_is_stopped_and_keeps_its_part(subject: Subject, mon
     assert (subject.repository / "ended").is_file()
 
 
+def test_a_shipped_style_is_called_by_name(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--checkpoint", "starry-night-fast", "-r", str(tmp_path), "--device", "cpu"])
+    assert result.exit_code == 1
+    expected = "has no model 'starry-night-fast'; run nst export starry-night-fast -r"
+    assert expected in " ".join(result.stderr.split())
+
+
 def test_further_checkpoints_come_behind_the_first(subject: Subject, tmp_path: Path, cpu: Device) -> None:
     gallery = tmp_path / "gallery.pth"
     steps = run.plan("default", cpu, [gallery, tmp_path / "b.pth"])
@@ -318,10 +326,10 @@ def test_further_checkpoints_come_behind_the_first(subject: Subject, tmp_path: P
 
     Run(steps[2:4], subject, keep=lambda part: None, runner=runner).measure()
     assert given == [subject.checkpoint, gallery]
-    with pytest.raises(InputError, match=r"gallery.pth: no such file \(--also\)"):
+    with pytest.raises(InputError, match=r"gallery.pth: no such file"):
         replace(subject, also=(gallery,)).check()
     gallery.touch()
-    with pytest.raises(InputError, match="has no model 'gallery'; export it first"):
+    with pytest.raises(InputError, match="has no model 'gallery'; run nst export gallery -r"):
         replace(subject, also=(gallery,)).check()
 
 
@@ -332,10 +340,10 @@ def test_another_device_than_the_models_is_refused_before_minutes_are_spent(subj
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
     message = " ".join(result.stderr.split())
-    assert "was exported for the GPU, and this run measures the CPU (chosen with --device cpu)" in message
-    assert "nst-export --device cpu exports it again, or measure with --device gpu" in message
+    assert "is exported for the GPU, but this run measures the CPU (chosen with --device cpu)" in message
+    assert "export it again with nst export --device cpu, or measure with --device gpu" in message
     config.write_text("")
-    with pytest.raises(InputError, match="exported for the CPU, and this run measures the GPU"):
+    with pytest.raises(InputError, match="exported for the CPU, but this run measures the GPU"):
         replace(subject, device=card).check()
 
 

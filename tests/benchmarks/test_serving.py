@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from nst_bench import report, results
 from nst_bench.cli import app
 from nst_bench.drawing.speedup import GATYS, ITERATIONS
+from nst_bench.drawing.words import shown
 from nst_bench.engines.baseline import Baseline
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.callers import Call, Turn, counted_between, send_in_turn, start_callers, summary
@@ -92,7 +93,7 @@ def test_the_whole_suite_with_a_real_triton(
     assert all(load["rows"][0]["against_one"] == 1.0 for load in loads)
     text = report.markdown(document)
     assert "| 64² | shared memory |" in text and "Poisson" in text
-    assert f"| {serving.CHANGING} | 3 |" in text and "times one caller" in text
+    assert f"| {shown(serving.CHANGING)} | 3 |" in text and "relative to one client" in text
 
 
 def test_mixtures_have_every_size_once_and_stay_the_same() -> None:
@@ -176,8 +177,8 @@ def test_the_speed_up_with_a_real_triton(
     assert [(row["served"], row["iterations"]) for row in document["speedup"]] == [
         (way, iterations) for way in speedup.COMPARED for iterations in ITERATIONS
     ]
-    assert "64²: times slower, shared memory" in report.markdown(document)
-    assert "| times by shared memory |" in report.one_table(document)
+    assert "64²: speed-up, shared memory" in report.markdown(document)
+    assert "| speed-up, shared memory |" in report.one_table(document)
     (equal,) = document["equal_loss"]
     assert equal["size"] == 64 and ("ratio" in equal or "after 3 iterations" in equal["missing"])
     assert "At equal loss" in report.markdown(document)
@@ -201,7 +202,7 @@ def test_as_many_bare_sessions_as_instances(repository: Path, tmp_path: Path) ->
     assert len(bare.sessions) == 2
     assert bare.seconds_for(sample_photograph(32, 32), 5) > 0
     (tmp_path / "two" / "config.pbtxt").write_text(config.replace('"onnxruntime"', '"python"'))
-    with pytest.raises(InputError, match="two is served by python: nothing here to compare it with"):
+    with pytest.raises(InputError, match="two uses the backend 'python', which has no in-process counterpart"):
         Baseline(tmp_path / "two")
 
 
@@ -251,7 +252,7 @@ def test_a_server_that_takes_a_known_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_caller_that_fails_says_why_and_goes_on(server: ModelServer) -> None:
     with start_callers(2, server.endpoints.grpc, "tiny") as callers:
-        with pytest.raises(InputError, match="expected uint8"):
+        with pytest.raises(InputError, match="pass uint8"):
             callers.closed_loop(2, 4, np.zeros((8, 8), np.uint8))
         assert len(callers.closed_loop(2, 4, sample_photograph(32, 32))) == 4
         pids = callers.pids
@@ -347,5 +348,5 @@ def test_commands_that_lack_the_model_say_so(tmp_path: Path) -> None:
     for command in ("serving", "soak"):
         result = CliRunner().invoke(app, [command, "--model", "none", "-r", str(tmp_path), "-o", str(tmp_path / "o")])
         assert result.exit_code == 1
-        assert "export it first" in result.stderr
+        assert "run nst export none.pth" in " ".join(result.stderr.split())
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""`nst-bench styles`: a network of ten styles beside the same network of one, with a real Triton."""
+"""`nst bench styles`: a network of ten styles beside the same network of one, with a real Triton."""
 
 import re
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nst_bench import report, results
+from nst_bench.drawing.words import shown
 from nst_bench.suite import Context, Document
 from nst_bench.suites import styles
 from nst_core.devices import Device
@@ -45,7 +46,7 @@ def test_every_form_is_measured_in_one_style_and_interpolated(
     text = report.markdown(document)
     assert (
         "| 96² | served, gRPC |" in text
-        and styles.INTERPOLATED in text
+        and shown(styles.INTERPOLATED) in text
         and re.search(r"\(\S+\)(?: \*unstable\*)?, \*\*\d\.\d\d\*\*", text)
     )
 

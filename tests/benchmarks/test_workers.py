@@ -52,5 +52,5 @@ def test_a_worker_that_dies_says_so_and_one_does_not_end_by_ctrl_c() -> None:
     with Worker(int) as worker:
         worker.ask(partial(_killed, signal.SIGINT))
         for _ in range(2):
-            with pytest.raises(WorkerError, match="a process that was measured ended: is there enough memory"):
+            with pytest.raises(WorkerError, match="a measured process was killed; check that there is enough memory"):
                 worker.ask(partial(_killed, signal.SIGKILL))

@@ -84,7 +84,7 @@ def test_json_of_another_shape(http_server: HttpServer, call: str, body: str, ai
     elif call == "regions" and (body == "[]" or body.startswith("{")):
         assert asked(url, call, aio) == []
     else:
-        assert "does not answer as Triton does" in refused(url, call, aio)
+        assert "is not Triton's" in refused(url, call, aio)
 
 
 @every_kind
@@ -92,7 +92,9 @@ def test_json_of_another_shape(http_server: HttpServer, call: str, body: str, ai
 @pytest.mark.parametrize("body", ["<!DOCTYPE html><title>Sign in</title>", "", '{"model_stats":[{"name', "\0\1\2"])
 def test_pages_with_a_good_status(http_server: HttpServer, call: str, body: str, aio: bool) -> None:
     http_server.answer = answer("200 OK", body)
-    assert "does not speak Triton's HTTP: is it the gRPC port?" in refused(f"http://{http_server.host}", call, aio)
+    assert "does not answer in Triton's HTTP protocol; give Triton's HTTP port" in refused(
+        f"http://{http_server.host}", call, aio
+    )
 
 
 @every_kind
@@ -113,7 +115,7 @@ def test_pages_with_a_good_status(http_server: HttpServer, call: str, body: str,
 )
 def test_fields_of_another_kind(http_server: HttpServer, body: str, call: str, aio: bool) -> None:
     http_server.answer = answer("200 OK", body)
-    assert "does not answer as Triton does" in refused(f"http://{http_server.host}", call, aio)
+    assert "is not Triton's" in refused(f"http://{http_server.host}", call, aio)
 
 
 @every_kind
@@ -142,9 +144,7 @@ def test_fields_of_another_kind(http_server: HttpServer, body: str, call: str, a
 )
 def test_inferences_over_http(http_server: HttpServer, answer: bytes, aio: bool) -> None:
     http_server.answer = answer
-    assert "does not answer as Triton does to the inference of wave: " in refused(
-        f"http://{http_server.host}", "infer", aio
-    )
+    assert "to the inference of wave is not Triton's (" in refused(f"http://{http_server.host}", "infer", aio)
 
 
 @every_kind
@@ -152,18 +152,20 @@ def test_an_inference_over_http_without_binary_data(http_server: HttpServer, aio
     http_server.answer = inferred({"outputs": [OUTPUT | {"parameters": {}, "data": list(range(60))}]})
     assert asked(f"http://{http_server.host}", "infer", aio).reshape(-1).tolist() == list(range(60))
     http_server.answer = inferred({"outputs": [OUTPUT | {"name": "other"}]}, bytes(60))
-    assert "answered without stylized: not a style model" in refused(f"http://{http_server.host}", "infer", aio)
+    assert "answered without the output stylized, so model wave is not a style model" in refused(
+        f"http://{http_server.host}", "infer", aio
+    )
 
 
 @every_kind
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        ("404 Not Found", "<html>" + "x" * 100_000, "HTTP's status 404 and no reason"),
-        ("500 Oh", '{"error":7}', "HTTP's status 500"),
+        ("404 Not Found", "<html>" + "x" * 100_000, "HTTP status 404 without a reason"),
+        ("500 Oh", '{"error":7}', "HTTP status 500"),
         ("400 Oh", '{"error":"a\\nb\\n\\nc"}', "answered: a b c"),
         ("400 Oh", json.dumps({"error": "x" * 5000}), "xxx..."),
-        ("301 Moved", "", "HTTP's status 301"),
+        ("301 Moved", "", "HTTP status 301"),
     ],
 )
 def test_refusals_that_are_not_triton_s(http_server: HttpServer, status: str, body: str, words: str, aio: bool) -> None:
@@ -205,7 +207,7 @@ def other() -> Iterator[tuple[Bytes, str]]:
 @pytest.mark.parametrize("answer", [b"\x0a\xff\xff", b"<html>", b"\x07", b"\x80"])
 def test_bytes_of_another_service(other: tuple[Bytes, str], call: str, answer: bytes, aio: bool) -> None:
     other[0].answer = answer
-    assert "does not answer as Triton does" in refused(other[1], call, aio)
+    assert "is not Triton's" in refused(other[1], call, aio)
 
 
 @every_kind
@@ -230,12 +232,12 @@ def test_inferences_over_grpc(
     answer = service_pb2.ModelInferResponse(model_name="wave", raw_output_contents=contents)
     answer.outputs.add(name="stylized", datatype=datatype, shape=shape)
     other[0].answer = answer.SerializeToString()
-    assert "does not answer as Triton does to the inference of wave: " in refused(other[1], "infer", aio)
+    assert "to the inference of wave is not Triton's (" in refused(other[1], "infer", aio)
 
 
 @every_kind
 def test_an_inference_over_grpc_without_outputs(other: tuple[Bytes, str], aio: bool) -> None:
-    assert "answered without stylized: not a style model" in refused(other[1], "infer", aio)
+    assert "answered without the output stylized, so model wave is not a style model" in refused(other[1], "infer", aio)
     assert asked(other[1], "models", aio) == []
     with pytest.raises(ServiceError, match="inference_stats"):
         other[0].answer = service_pb2.ModelStatisticsResponse(

@@ -342,12 +342,12 @@ def test_a_model_that_cannot_be_used_keeps_nobody_from_the_others(
             assert [style.name for style in client.styles()] == ["negative"]
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 2
-    assert "the model something-else is left out: something-else/config.pbtxt: no model's config" in warnings[0]
-    assert "the model gallery is left out: the config of the model gallery" in warnings[1]
+    assert "skipping model something-else: something-else/config.pbtxt: no model's config" in warnings[0]
+    assert "skipping model gallery: the config of model gallery" in warnings[1]
     assert (client.stylize(np.zeros((20, 20, 3), np.uint8), "negative") == 255).all()
     with pytest.raises(ServiceError, match="no model's config"):
         client.stylize(np.zeros((20, 20, 3), np.uint8), "something-else")
-    with pytest.raises(UnknownStyle, match="it has: negative; left out: something-else, gallery"):
+    with pytest.raises(UnknownStyle, match="it has: negative; skipped models: something-else, gallery"):
         client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
     del transport.configs["negative"]
     with pytest.raises(ServiceError, match="no model's config"):
@@ -357,7 +357,7 @@ def test_a_model_that_cannot_be_used_keeps_nobody_from_the_others(
 @pytest.mark.parametrize("limit", ["0", "-3", "many", "1.5"])
 def test_limits_that_cannot_be(server: MockTransport, limit: str) -> None:
     server.configs = {"wave": ModelConfig({"styles": "wave", "min_side": limit})}
-    with pytest.raises(ServiceError, match="the config of the model wave is wrong"):
+    with pytest.raises(ServiceError, match="the config of model wave is invalid"):
         StyleClient(transport=server).styles()
 
 
@@ -409,7 +409,7 @@ def test_every_attempt_has_the_time_that_is_left() -> None:
 
 @pytest.mark.parametrize("answer", [np.zeros((1, 20, 20, 3), np.float32), np.zeros((1, 20, 21, 3), np.uint8)])
 def test_an_answer_that_is_no_image_of_the_size(answer: np.ndarray) -> None:
-    with pytest.raises(Rejected, match="not a style model of contract 1"):
+    with pytest.raises(Rejected, match="is not a style model"):
         StyleClient(transport=MockTransport(lambda request: answer)).stylize(np.zeros((20, 20, 3), np.uint8), "style")
 
 
@@ -422,9 +422,9 @@ def test_an_answer_that_is_no_image_of_the_size(answer: np.ndarray) -> None:
         ({"token": "two\nlines"}, "printable ASCII"),
         ({"token": ""}, "printable ASCII"),
         ({"token": "sesam\N{LATIN SMALL LETTER U WITH DIAERESIS}"}, "printable ASCII"),
-        ({"ca": Path("none.pem")}, "none.pem: No such file"),
+        ({"ca": Path("none.pem")}, "cannot read none.pem"),
         ({"ca": Path(__file__)}, "no certificates in PEM form"),
-        ({"transport": MockTransport(Failing())}, "either the URL of a server or a transport"),
+        ({"transport": MockTransport(Failing())}, "either url or transport"),
     ],
 )
 @pytest.mark.parametrize("kind", [StyleClient, AsyncStyleClient])
@@ -434,15 +434,15 @@ def test_settings_that_cannot_be(kind: type[StyleClient], settings: dict[str, An
 
 
 def test_a_client_of_nothing() -> None:
-    with pytest.raises(InputError, match="either the URL of a server or a transport"):
+    with pytest.raises(InputError, match="either url or transport"):
         StyleClient()
 
 
 @pytest.mark.parametrize("url", ["grpc://192.0.2.1:8001", "https://192.0.2.1:8000"])
 def test_shared_memory_reaches_no_other_host(url: str) -> None:
-    with pytest.raises(InputError, match=r"192.0.2.1:\d+ is one: leave shared_memory out"):
+    with pytest.raises(InputError, match=r"192.0.2.1:\d+ is another; leave out shared_memory"):
         StyleClient(url, shared_memory=True)
-    with pytest.raises(InputError, match="shared memory is for one server"):
+    with pytest.raises(InputError, match="shared memory needs a single server"):
         StyleClient("grpc://127.0.0.1:8001,127.0.0.1:8011", shared_memory=True)
     StyleClient("http://localhost:8000", shared_memory=True).close()
 
@@ -466,7 +466,9 @@ def test_several_servers_are_a_list_or_a_sequence(kind: type[StyleClient] | type
     ],
 )
 def test_several_servers_are_for_grpc(urls: str | list[str]) -> None:
-    with pytest.raises(InputError, match=r"several servers are for gRPC"):
+    with pytest.raises(
+        InputError, match=r"lists several servers, which only gRPC supports|several servers are .*; give gRPC URLs"
+    ):
         StyleClient(urls)
 
 
@@ -493,6 +495,13 @@ def test_an_unknown_style_names_the_known(client: StyleClient) -> None:
         client.stylize(np.zeros((20, 20, 3), np.uint8), "positive")
 
 
+@pytest.mark.parametrize("name", ["stary-night", "starry_night", "STARRY-NIGHT", "starry-nightfast"])
+def test_a_misspelled_style_names_the_nearest(server: MockTransport, name: str) -> None:
+    server.configs["starry-night-fast"] = ModelConfig({"styles": "starry-night-fast"})
+    with pytest.raises(UnknownStyle, match=f"no style '{name}'; did you mean 'starry-night-fast'\\?$"):
+        StyleClient(transport=server).stylize(np.zeros((20, 20, 3), np.uint8), name)
+
+
 @pytest.mark.parametrize(
     ("pixels", "words"),
     [
@@ -501,9 +510,9 @@ def test_an_unknown_style_names_the_known(client: StyleClient) -> None:
         (np.zeros((20, 20, 4), np.uint8), r"\(20, 20, 4\)"),
         (np.zeros((0, 20, 20, 3), np.uint8), r"\(0, 20, 20, 3\)"),
         (np.zeros((20, 0, 3), np.uint8), r"\(20, 0, 3\)"),
-        (np.zeros((20, 20, 3), bool), r"bool \(20, 20, 3\), expected uint8"),
+        (np.zeros((20, 20, 3), bool), r"bool \(20, 20, 3\); pass uint8"),
         (np.array(None), r"object \(\)"),
-        ([[[0, 0, 0]]], "pixels are a list: give a NumPy array"),
+        ([[[0, 0, 0]]], "pixels are a list; pass a NumPy array"),
         ("sail.jpg", "pixels are a str"),
         (None, "pixels are a NoneType"),
         (np.zeros((15, 20, 3), np.uint8), "20x15 is too small"),
@@ -524,7 +533,8 @@ def test_a_longest_side(server: MockTransport) -> None:
     assert (style.fitting_side(20, 301), style.fitting_side(2000, 1000)) == (300, 300)
     client.stylize(np.zeros((20, 300, 3), np.uint8), "negative")
     words = (
-        "301x20 is too large for negative: it takes 1.0 megapixels and 300 pixels a side; shrink it with --max-side 300"
+        "301x20 is too large for negative, whose maximum is 1.0 megapixels and 300 pixels per side; "
+        "shrink the image with --max-side 300"
     )
     with pytest.raises(InputError, match=words):
         client.stylize(np.zeros((20, 301, 3), np.uint8), "negative")
@@ -556,8 +566,8 @@ def test_styles_of_one_model_are_interpolated(client: StyleClient, server: MockT
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ({"wave": 1.0, "negative": 1.0}, "only styles of one model can be interpolated"),
-        ({"wave": -1.0, "scream": 2.0}, "at least one above 0 and none below"),
+        ({"wave": 1.0, "negative": 1.0}, "interpolate styles of one model"),
+        ({"wave": -1.0, "scream": 2.0}, "at least one above 0, and none below 0"),
         ({"wave": 0.0}, "at least one above 0"),
         ({"wave": float("nan")}, "at least one above 0"),
         ({}, "at least one above 0"),
@@ -569,32 +579,32 @@ def test_interpolations_that_cannot_be(client: StyleClient, weights: dict[str, f
 
 
 ADDRESSES = [
-    ("127.0.0.1:8001", "is no address: use grpc://host:8001"),
-    ("ftp://host:21", "'ftp://host:21' is no address"),
-    ("unix:///run/triton.sock", "is no address"),
-    ("grpc://", "is no address"),
-    ("", "is no address"),
-    ("http//host", "is no address"),
-    ("http:///v2", "is no address"),
-    ("SCHEME://127.0.0.1:99999", "'99999' is no port: give a number from 1 to 65535"),
-    ("SCHEME://127.0.0.1:65536", "'65536' is no port"),
-    ("SCHEME://127.0.0.1:0", "'0' is no port"),
-    ("SCHEME://127.0.0.1:-1", "'-1' is no port"),
-    ("SCHEME://127.0.0.1:abc", "'abc' is no port"),
-    ("SCHEME://[::1]:99999", "'99999' is no port"),
-    ("SCHEME://::1:8001", r"write an IPv6 address in brackets, as \[::1\]:8001"),
-    ("SCHEME://[::1:8001", "is no host"),
-    ("SCHEME://:8001", "':8001' is no host"),
-    ("SCHEME://a b:8001", "is no host"),
-    ("SCHEME://a\nb:8001", "is no host"),
-    ("SCHEME://me:sesame@host:8001", "takes no user and password"),
-    ("grpc://host:8001/v2", "/v2 does not belong behind the port: use grpc://host:8001"),
-    ("http://host:8000?model=a", "is no port"),
-    ("http://host:8000/a?b", "does not belong behind the port"),
-    ("grpc://host", "has no port: use grpc://host:8001"),
+    ("127.0.0.1:8001", "is not a server's URL; use grpc://host:8001"),
+    ("ftp://host:21", "'ftp://host:21' is not a server's URL"),
+    ("unix:///run/triton.sock", "is not a server's URL"),
+    ("grpc://", "is not a server's URL"),
+    ("", "is not a server's URL"),
+    ("http//host", "is not a server's URL"),
+    ("http:///v2", "is not a server's URL"),
+    ("SCHEME://127.0.0.1:99999", "'99999' is not a port; give a number from 1 to 65535"),
+    ("SCHEME://127.0.0.1:65536", "'65536' is not a port"),
+    ("SCHEME://127.0.0.1:0", "'0' is not a port"),
+    ("SCHEME://127.0.0.1:-1", "'-1' is not a port"),
+    ("SCHEME://127.0.0.1:abc", "'abc' is not a port"),
+    ("SCHEME://[::1]:99999", "'99999' is not a port"),
+    ("SCHEME://::1:8001", r"an IPv6 address needs brackets; write it as \[::1\]:8001"),
+    ("SCHEME://[::1:8001", "is not a host name"),
+    ("SCHEME://:8001", "':8001' is not a host"),
+    ("SCHEME://a b:8001", "is not a host name"),
+    ("SCHEME://a\nb:8001", "is not a host name"),
+    ("SCHEME://me:sesame@host:8001", "cannot contain a user or a password"),
+    ("grpc://host:8001/v2", "has the invalid path /v2; use grpc://host:8001"),
+    ("http://host:8000?model=a", "is not a port"),
+    ("http://host:8000/a?b", "has the invalid path"),
+    ("grpc://host", "has no port; use grpc://host:8001"),
     ("grpc://one:8001,two", "has no port"),
-    ("grpc://one:8001,two:x", "'x' is no port"),
-    ("grpc://one:8001,", "several servers are for gRPC"),
+    ("grpc://one:8001,two:x", "'x' is not a port"),
+    ("grpc://one:8001,", "lists several servers, which only gRPC supports"),
 ]
 
 
@@ -671,7 +681,7 @@ def test_a_dead_server_is_one_line_and_a_status() -> None:
     assert result.exit_code == 1
     assert (
         result.stderr
-        == f"error: no server answers at {url}; start one with nst-serve, or give its address with --url\n"
+        == f"error: no server answers at {url}; start one with nst serve, or give its address with --url\n"
     )
 
 

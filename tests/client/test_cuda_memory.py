@@ -125,9 +125,9 @@ def test_the_stream_of_the_interface_is_waited_for(runtime: FakeRuntime, stream:
 @pytest.mark.parametrize(
     ("pixels", "words"),
     [
-        (GpuArray(np.zeros((4, 4, 3), np.float32)), r"<f4 \(4, 4, 3\), expected uint8"),
-        (GpuArray(np.zeros((4, 4), np.uint8)), r"uint8 \(4, 4\), expected"),
-        (GpuArray(np.zeros((4, 4, 4), np.uint8)), r"\(4, 4, 4\), expected"),
+        (GpuArray(np.zeros((4, 4, 3), np.float32)), r"<f4 \(4, 4, 3\); pass uint8"),
+        (GpuArray(np.zeros((4, 4), np.uint8)), r"uint8 \(4, 4\); pass"),
+        (GpuArray(np.zeros((4, 4, 4), np.uint8)), r"\(4, 4, 4\); pass"),
         (GpuArray(np.zeros((4, 8, 3), np.uint8)[:, ::2]), "not contiguous"),
         (DlpackArray(np.zeros((4, 4, 3), np.float32)), "32 bits"),
         (GpuArray(np.zeros((120, 120, 3), np.uint8)), "120x120 is too large for negative"),
@@ -160,7 +160,9 @@ class Unasked(GrpcTransport):
 def test_where_pixels_on_a_gpu_cannot_go(runtime: FakeRuntime, transport: Transport) -> None:
     with (
         StyleClient(transport=transport) as client,
-        pytest.raises(InputError, match=r"pixels on a GPU go to one Triton on this machine.*tensor.cpu\(\).numpy\(\)"),
+        pytest.raises(
+            InputError, match=r"pixels on a GPU need a single Triton on this machine.*tensor.cpu\(\).numpy\(\)"
+        ),
     ):
         client.stylize(GpuArray(content(60, 90)), "negative")
 
@@ -172,7 +174,7 @@ def test_a_server_without_the_gpu(runtime: FakeRuntime, triton: FakeTriton) -> N
     )
     with (
         StyleClient(triton.url) as client,
-        pytest.raises(Rejected, match="device context; the server must have this GPU"),
+        pytest.raises(Rejected, match="device context; the server must use this GPU"),
     ):
         client.stylize(GpuArray(content(60, 90)), "negative")
 
@@ -180,7 +182,7 @@ def test_a_server_without_the_gpu(runtime: FakeRuntime, triton: FakeTriton) -> N
 def test_a_gpu_that_shares_no_memory(runtime: FakeRuntime, triton: FakeTriton) -> None:
     """As in Windows' Linux."""
     runtime.shares = False
-    with StyleClient(triton.url) as client, pytest.raises(InputError, match="GPU 1 fails: cudaErrorNotSupported"):
+    with StyleClient(triton.url) as client, pytest.raises(InputError, match="GPU 1 failed: cudaErrorNotSupported"):
         client.stylize(GpuArray(content(60, 90)), "negative")
     assert runtime.device == 0
 

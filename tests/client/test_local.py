@@ -145,9 +145,7 @@ def test_a_plan_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(plans, "import_tensorrt", missing)
     local = LocalTransport(repository(tmp_path, TENSORRT, "KIND_GPU"))
-    with pytest.raises(
-        ServiceError, match=r"wave/1 cannot be opened: TensorRT cannot be used: pip install 'nst\[gpu\]'"
-    ):
+    with pytest.raises(ServiceError, match=r"cannot load .*/wave/1: TensorRT cannot be used: pip install 'nst\[gpu\]'"):
         run(local)
 
 
@@ -181,9 +179,9 @@ def test_a_config_that_cannot_be_read_keeps_nobody_from_the_others(
             assert not caplog.records
             return
         (record,) = caplog.records
-        assert f"the model torn is left out: {bad}: no model's config" in record.getMessage()
+        assert f"skipping model torn: cannot read the model config {bad}" in record.getMessage()
         assert len(record.getMessage().splitlines()) == 1
-        with pytest.raises(ServiceError, match=f"{bad}: no model's config .*; export the model again"):
+        with pytest.raises(ServiceError, match=f"cannot read the model config {bad} .*; export the model again"):
             client.stylize(np.zeros((20, 20, 3), np.uint8), "torn")
 
 
@@ -194,7 +192,7 @@ def test_a_model_for_a_gpu_keeps_nobody_from_the_others(tmp_path: Path, monkeypa
     local = LocalTransport(repository(folder, ONNX, "KIND_GPU"))
     with StyleClient(transport=local) as client:
         assert [style.name for style in client.styles()] == ["calm"]
-        with pytest.raises(InputError, match="wave is for an NVIDIA GPU and cannot run here"):
+        with pytest.raises(InputError, match="wave needs an NVIDIA GPU"):
             client.stylize(np.zeros((20, 20, 3), np.uint8), "wave")
 
 
@@ -204,7 +202,7 @@ def test_a_config_that_lacks_what_tensorrt_needs(
 ) -> None:
     monkeypatch.setattr(plans, "import_tensorrt", lambda: object())
     local = LocalTransport(repository(tmp_path, TENSORRT.replace(f'"{missing}"', '"other"'), "KIND_GPU"))
-    with pytest.raises(ServiceError, match=f"wave/1 cannot be opened: its config lacks '{missing}'"):
+    with pytest.raises(ServiceError, match=f"cannot load .*/wave/1: its config lacks '{missing}'"):
         run(local)
 
 
@@ -214,8 +212,8 @@ def test_a_model_for_a_gpu_where_there_is_none(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(nst_client.transports.local, "gpus", lambda: ([], "no NVIDIA GPU (NVML: none)"))
     local = LocalTransport(repository(tmp_path, config, "KIND_GPU"))
     words = (
-        r"wave is for an NVIDIA GPU and cannot run here: no NVIDIA GPU \(NVML: none\); "
-        r"export it for the CPU \(nst-export --device cpu\), or call a server that has a GPU"
+        r"wave needs an NVIDIA GPU, which is missing here \(no NVIDIA GPU \(NVML: none\)\); "
+        r"export it with nst export --device cpu, or call a server that has a GPU"
     )
     with StyleClient(transport=local) as client, pytest.raises(InputError, match=words):
         client.styles()

@@ -77,7 +77,7 @@ def tree(folder: Path) -> list[str]:
 def test_an_interpolation_on_the_command_line() -> None:
     assert parse_style_weights("wave") == {"wave": 1.0}
     assert parse_style_weights("wave:0.7, gallery/scream:0.3") == {"wave": 0.7, "gallery/scream": 0.3}
-    with pytest.raises(InputError, match="'wave:much' is no style with a weight"):
+    with pytest.raises(InputError, match="'much' in 'wave:much' is not a number"):
         parse_style_weights("wave:much")
 
 
@@ -95,18 +95,18 @@ def test_where_images_go(tmp_path: Path) -> None:
     assert targets("-", output=Path("out.png")) == [Path("out.png")]
     for contents, output, words in (
         ([a], tmp_path, "overwritten"),
-        ([a, tmp_path / "deep" / "a.jpg"], out, "give them different names"),
+        ([a, tmp_path / "deep" / "a.jpg"], out, "rename one"),
         ([a], Path("out.xyz"), r"cannot write \.xyz"),
         ([a, b], Path("out.png"), "out.png is a file"),
         ([tmp_path], out, "no images found"),
         ([tmp_path / "*.gif"], out, "no image matches"),
-        (["-", a], out, "give it alone"),
-        (["-"], out, "no name for the folder"),
-        ([a, b], STDIO, "give it alone"),
+        (["-", a], out, "give it without other images"),
+        (["-"], out, "has no name in the folder"),
+        ([a, b], STDIO, "give it without other images"),
     ):
         with pytest.raises(InputError, match=words):
             targets(*contents, output=output)
-    with pytest.raises(InputError, match="disagree"):
+    with pytest.raises(InputError, match="name different formats"):
         targets(a, output=Path("out.png"), suffix=".webp")
 
 
@@ -149,7 +149,7 @@ def test_finished_images_are_skipped(server: MockTransport, contents: Path, tmp_
     (out / "b.png").unlink()
     result = stylize(contents, "-o", out)
     assert result.exit_code == 0
-    assert "4 of 5 images exist already: skipped" in result.stderr
+    assert "skipped 4 of 5 images, which are stylized already" in result.stderr
     assert len(server.requests) == 6
     assert {name: (out / name).stat().st_mtime_ns for name in TREE if name != "b.png"} == {
         name: when for name, when in before.items() if name != "b.png"
@@ -179,7 +179,10 @@ def test_a_stylized_image_of_another_recipe_is_not_taken_for_done(
     (out / "b.png").unlink()
     result = CliRunner().invoke(stylize_app, [str(contents / "a.png"), str(contents / "b.png"), "-o", str(out), *other])
     assert result.exit_code == 1
-    assert f"{out / 'a.png'} exists, and was not stylized with these options; --overwrite replaces it" in result.stderr
+    assert (
+        f"{out / 'a.png'} exists and was not stylized with these options; give --overwrite to replace it"
+        in result.stderr
+    )
     assert "1 of 2 images failed" in result.stderr
     assert (out / "a.png").read_bytes() == before
     assert (out / "b.png").exists(), "the others are stylized"
@@ -236,7 +239,7 @@ def test_one_bad_image_does_not_stop_the_others(server: MockTransport, contents:
     *_, bad, small, count = result.stderr.splitlines()
     assert bad.startswith(f"error: {contents / 'b.png'}: not an image")
     assert small.startswith(f"error: {contents / 'deep' / 'a.png'}: 8x8 is too small for negative")
-    assert count == "error: 2 of 5 images failed; the same command tries them again"
+    assert count == "error: 2 of 5 images failed; run the same command to retry them"
     assert tree(tmp_path / "out") == ["a.png", "d.png", "deep/er/c.PNG"]
 
 
@@ -250,7 +253,7 @@ def test_an_image_that_its_format_cannot_hold_is_one_line(
     assert result.exit_code == 1 and result.exception.__class__ is SystemExit
     *_, wide, count = result.stderr.splitlines()
     assert wide.startswith(f"error: {contents / 'b.png'}: {side}x20 is more than")
-    assert count == "error: 1 of 5 images failed; the same command tries them again"
+    assert count == "error: 1 of 5 images failed; run the same command to retry them"
     assert len(tree(tmp_path / "out")) == 4
     assert all(request.inputs["image"].shape[2] < 100 for request in server.requests)  # it was not stylized for nothing
 
@@ -269,10 +272,8 @@ def test_an_image_that_the_memory_does_not_hold_is_one_line(
     result = stylize(contents, "-o", tmp_path / "out")
     assert result.exit_code == 1
     *_, large, count = result.stderr.splitlines()
-    assert (
-        large == f"error: {contents / 'b.png'}: there is not enough memory for it; --max-side stylizes a smaller copy"
-    )
-    assert count == "error: 1 of 5 images failed; the same command tries them again"
+    assert large == f"error: {contents / 'b.png'} does not fit into memory; shrink it with --max-side"
+    assert count == "error: 1 of 5 images failed; run the same command to retry them"
 
 
 def test_a_name_that_the_disk_does_not_take_is_one_line(server: MockTransport, contents: Path, tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_a_name_that_the_disk_does_not_take_is_one_line(server: MockTransport, c
     result = stylize(contents, "-o", tmp_path / "out", "--format", "webp")
     *_, long, count = result.stderr.splitlines()
     assert "File name too long" in long
-    assert count == "error: 1 of 5 images failed; the same command tries them again"
+    assert count == "error: 1 of 5 images failed; run the same command to retry them"
     assert len(tree(tmp_path / "out")) == 4
 
 
@@ -341,12 +342,12 @@ def test_a_link_in_the_output_folder_does_not_lead_to_a_content_image(
     assert result.exit_code == 1
     assert (
         result.stderr
-        == f"error: {contents / 'a.png'}, a content image, would be overwritten: choose another folder than its own\n"
+        == f"error: {contents / 'a.png'}, a content image, would be overwritten; choose another --output\n"
     )
     (out / "b.png").unlink()
     (out / "b.png").symlink_to(out / "a.png")
     result = stylize(contents, "-o", out, "--overwrite")
-    assert result.exit_code == 1 and "give them different names" in result.stderr
+    assert result.exit_code == 1 and "rename one" in result.stderr
     assert (contents / "a.png").read_bytes() == before and not server.requests
 
 
@@ -375,8 +376,8 @@ def test_names_that_no_file_can_have_are_one_line(server: MockTransport, content
 @pytest.mark.parametrize(
     ("closed", "message"),
     [
-        ("<&-", "the standard input, which is closed"),
-        ("</dev/null", "the standard input is empty: pass an image by < or |"),
+        ("<&-", "from stdin, which is closed"),
+        ("</dev/null", "stdin is empty; pass an image with < or |"),
         ("<&- 2>&-", ""),
     ],
 )
@@ -392,7 +393,7 @@ def test_a_standard_output_that_is_closed(
     server: MockTransport, contents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", None)
-    with pytest.raises(WriteError, match="standard output: it is closed"):
+    with pytest.raises(WriteError, match="stdout: it is closed"):
         StylizeOptions({"negative": 1.0}).stylize_file(Job(contents / "a.png", STDIO), StyleClient(transport=server))
 
 
@@ -440,7 +441,7 @@ def test_stdin_to_stdout(server: MockTransport, kind: str, written: str) -> None
 
 
 def test_stdin_that_is_no_image(server: MockTransport) -> None:
-    for stdin, words in ((b"", "is empty"), (b"text", "not an image"), (bytes(70_000_000), "longer than 67 MB")):
+    for stdin, words in ((b"", "is empty"), (b"text", "not an image"), (bytes(70_000_000), "over 67 MB")):
         result = stylize("-", "-o", "-", "--max-pixels", 100, stdin=stdin)
         assert result.exit_code == 1
         assert words in result.stderr
@@ -452,7 +453,8 @@ def test_stdin_that_is_no_image(server: MockTransport) -> None:
 def test_a_wrong_style_is_one_error(server: MockTransport, contents: Path, tmp_path: Path) -> None:
     for style, words in (
         ("mosaic", "no style 'mosaic'; it has: negative"),
-        ("wave:1,negative:1", "can be interpolated"),
+        ("negatif", "no style 'negatif'; did you mean 'negative'?"),
+        ("wave:1,negative:1", "interpolate styles of one model"),
     ):
         result = stylize(contents, "-o", tmp_path / "out", style=style)
         assert result.exit_code == 1

@@ -106,14 +106,14 @@ def test_the_token_is_a_header(http_server: HttpServer, token: str | None, aio: 
         (b"", Unreachable, "no server answers"),
         (b"HTTP/1.1 200 OK\r\nContent-Le", Unreachable, "no server answers"),
         (NO_MODELS[:-5], Unreachable, "no server answers"),
-        (b"PRI * HTTP/2.0\r\n\r\n", ServiceError, "is it the gRPC port"),
-        (answer("200 OK", "<html>"), ServiceError, "does not speak Triton's HTTP"),
+        (b"PRI * HTTP/2.0\r\n\r\n", ServiceError, "HTTP port"),
+        (answer("200 OK", "<html>"), ServiceError, "does not answer in Triton's HTTP protocol"),
         (answer("502 Bad Gateway", "<html>"), Unavailable, "status 502"),
         (answer("400 Bad Request", '{"error":"no reason"}'), Rejected, "answered: no reason"),
         (
             answer("403 Forbidden", '{"error":"This API is restricted, expecting header \'nst-token\'"}'),
             Rejected,
-            "asks for a token, and none was given: .*--token-file",
+            "needs a token; .*--token-file",
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_broken_answers_of_http(
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
 def test_a_server_without_tls(http_server: HttpServer, scheme: str, aio: bool) -> None:
     http_server.answer = b"HTTP/1.1 400 Bad Request\r\n\r\n"
-    with pytest.raises(ServiceError, match=f"does not speak TLS: is it {scheme[:-1]}://{http_server.host}"):
+    with pytest.raises(ServiceError, match=f"does not use TLS; try {scheme[:-1]}://{http_server.host}"):
         listed(f"{scheme}://{http_server.host}", aio, retries=0, timeout=10.0)
 
 
@@ -174,7 +174,7 @@ RESTRICTED = "This protocol is restricted, expecting header 'triton-grpc-protoco
 @pytest.mark.parametrize(
     ("status", "answer", "error", "words"),
     [
-        ("UNAVAILABLE", RESTRICTED, Rejected, "the one that was given is wrong: .*NST_TOKEN"),
+        ("UNAVAILABLE", RESTRICTED, Rejected, "does not accept this token; .*NST_TOKEN"),
         ("UNAVAILABLE", "Socket closed", Unreachable, "no server answers"),
         ("NOT_FOUND", "Request for unknown model: 'a' has no available versions", Unavailable, "no available versions"),
         ("UNAVAILABLE", "Exceeds maximum queue size", Unavailable, "maximum queue size"),

@@ -153,7 +153,7 @@ def test_it_asks_for_the_key_alone_without_a_token(tmp_path: Path) -> None:
 def test_it_stylizes_by_tls_with_the_token_only(container: Container) -> None:
     with container.client() as client:
         assert np.array_equal(client.stylize(CONTENT, "same"), CONTENT)
-    with container.client(token=None) as client, pytest.raises(Rejected, match="asks for a token"):
+    with container.client(token=None) as client, pytest.raises(Rejected, match="needs a token"):
         client.stylize(CONTENT, "same")
 
 

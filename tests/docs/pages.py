@@ -148,6 +148,12 @@ def shipped_styles() -> dict[str, tuple[str, ...]]:
     return {path.stem: tuple(read_plain_data(path)["styles"]) for path in sorted((ROOT / "models").glob("*.pth"))}
 
 
+def card(name: str) -> dict[str, str]:
+    """The table of a shipped checkpoint's page, by what its rows are called."""
+    page = (ROOT / "docs" / "styles" / f"{name}.md").read_text()
+    return dict(re.findall(r"^\| ([A-Z][\w ]+) \| (.+) \|$", page, re.MULTILINE))
+
+
 def simple_commands(line: str) -> list[list[str]]:
     """The words of each command of a line: parted at pipes and the like, without redirections.
 

@@ -59,6 +59,7 @@ NOT_HERE = {
     r"nst export .*--load": "takes its time once more: tests/end_to_end/test_publishing.py",
     r"nst export (?!(models/)?starry-night-fast|gallery\.pth|inspect |verify )": "takes its time, with another file",
     r"nst export starry-night-fast gallery": "takes its time, with another file",
+    r"nst stylize .*--style (starry-night|udnie-johnson|[a-z-]+(?<!night)-fast) ": "needs its export",
     r"nst train .* --learning-rate 6e-3": "made an image that ships; docs/guides/train.md has the same, shorter",
     r"nst --(install|show)-completion": "changes the reader's shell: tests/end_to_end/test_umbrella.py",
     r"python dev/": "simulates ten million images, or drives a browser",
@@ -77,8 +78,9 @@ SUBSTITUTIONS = (
 
 QUICKLY = {
     r"nst optimize ": "--size 32 --iterations 1",
-    r"nst texture (?!\S+\.pth)": "--shape 32x32 --iterations 1",
-    r"nst train (?!--add)": "--width 0.125 --iterations 2 --batch 1 --crop 128 --style-size 64",
+    r"nst texture (?!\S+\.pth|gravel|strawberries)": "--shape 32x32 --iterations 1",
+    r"nst train (?!--add)(?!.*--minutes)": "--width 0.125 --iterations 2 --batch 1 --crop 128 --style-size 64",
+    r"nst train (?!--add).*--minutes": "--width 0.125 --batch 1 --crop 128 --style-size 64",
     r"nst train --add": "--batch 1 --crop 64 --style-size 64",
 }
 """Options that come after those of a page, so that it takes a second."""

@@ -1,9 +1,13 @@
 """What the pages say, held against the commands, the checkpoints and the files that there are; nothing is run."""
 
+import json
 import re
 from itertools import pairwise
 
 import pytest
+
+from nst_core.shipped import shipped_styles as by_name
+from nst_trainer.checkpoint import load, read_plain_data
 
 from .pages import (
     ROOT,
@@ -11,6 +15,7 @@ from .pages import (
     Mention,
     Misread,
     anchors,
+    card,
     extras,
     lines_of,
     links,
@@ -168,11 +173,48 @@ def test_every_link_leads_somewhere() -> None:
 
 
 def test_the_page_of_models_lists_what_ships() -> None:
-    page = (ROOT / "models" / "README.md").read_text()
-    for name, styles in shipped_styles().items():
+    """And every checkpoint has a card with an image, and a row in the gallery of cards."""
+    page, gallery = ((ROOT / name).read_text() for name in ("models/README.md", "docs/styles/index.md"))
+    for name in shipped_styles():
         assert f"`{name}.pth`" in page
-        if len(styles) > 1:
-            assert all(f"| `{style}` |" in page for style in styles)
+        assert f"[{name}]({name}.md)" in gallery and f"(../pictures/styles/thumbnails/{name}.jpg)" in gallery
+        assert f"(../pictures/styles/{name}.jpg)" in (ROOT / "docs" / "styles" / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("name", shipped_styles())
+def test_a_card_says_what_the_checkpoint_holds(name: str) -> None:
+    rows, path, shipped = card(name), ROOT / "models" / f"{name}.pth", by_name()[name]
+    checkpoint, photographs = load(path), read_plain_data(path)["training"]["photos"]
+    parameters = sum(parameter.numel() for parameter in checkpoint.network.parameters())
+    assert rows["Network"].lower().startswith(checkpoint.network.name)
+    assert rows["Network"].endswith(f": {parameters:,} parameters")
+    assert f"width {checkpoint.network.arguments['width']:g}" in rows["Network"]
+    assert rows["File"] == f"{path.stat().st_size / 1000:,.0f} kB, FP16"
+    assert rows["Training photographs"].startswith(f"{photographs}, " if photographs else "none")
+    if shipped.artist:
+        title = shipped.title.removesuffix(" for video")
+        assert rows["Style image"] == f"{shipped.artist}, *{title}*, {shipped.year}"
+    if len(checkpoint.styles) > 1:
+        page = (ROOT / "docs" / "styles" / f"{name}.md").read_text()
+        assert tuple(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == checkpoint.styles
+    elif not photographs:
+        loss, style = (read_plain_data(path)["metrics"][f"held out {term}"] for term in ("total", "style"))
+        assert rows["Loss"] == f"{loss:.2f}, held out; of it style {style:.2f}"
+
+
+def test_a_card_says_what_was_measured() -> None:
+    """Where the results that are committed have it."""
+    results = json.loads((ROOT / "docs" / "benchmark" / "results.json").read_text())["suites"]["quality"]
+    found = results["equivalent_iterations"]
+    equivalent = f"{found['median']:g} ({found['minimum']}\N{EN DASH}{found['maximum']})"
+    assert card(results["model"]["name"])["Equivalent iterations"] == equivalent
+    rows = json.loads((ROOT / "docs" / "benchmark" / "frontier.json").read_text())["rows"]
+    measured = [row for row in rows if row["name"] in shipped_styles()]
+    assert measured
+    for row in measured:
+        on_card = card(row["name"])
+        assert on_card["Equivalent iterations"].startswith(f"{row['equivalent_iterations']:g} (")
+        assert on_card["Loss"] == f"{row['loss']:.2f}: content {row['content']:.2f}, style {row['style']:.2f}"
 
 
 def test_the_readme_is_short() -> None:

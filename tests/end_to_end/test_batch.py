@@ -234,7 +234,7 @@ def test_an_image_that_kills_its_worker_costs_no_other(ray: str, tmp_path: Path)
     done = list(stylize_all(batch, todo, Deadly(), 2))
     assert sum(block.stylized for block in done) == 7
     [(image, error)] = [line for block in done for line in block.failed]
-    assert image == "5.png" and "the worker was lost 2 times" in error
+    assert image == "5.png" and "its worker was lost 2 times" in error
     batch.target.sweep()
     assert files(tmp_path / "out").keys() == {f"{n}.png" for n in range(8) if n != 5} | {".nst-batch/job.json"}
     assert open_image(tmp_path / "out" / "7.png").pixels[0, 0].tolist() == [248, 255, 255]
@@ -282,7 +282,10 @@ def test_videos_in_sections_by_two_tritons(ray: str, tmp_path: Path, models: Mod
 
 def test_nobody_at_the_address_is_one_line(tmp_path: Path, contents: Path, models: Models) -> None:
     here = [str(contents / "7"), str(tmp_path), "--style", "starry", "-u", f"local:{models.repository}", "--address"]
-    for address, message in (("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1"), ("ray://there", "use host:6379")):
+    for address, message in (
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+        ("ray://there", "use host:6379"),
+    ):
         result = CliRunner().invoke(batch_app, [*here, address])
         assert result.exit_code == 1
         assert len(result.stderr.strip().splitlines()) == 2 and message in result.stderr.splitlines()[1]
@@ -292,7 +295,7 @@ def test_nobody_at_the_address_is_one_line(tmp_path: Path, contents: Path, model
     ("source", "style", "message"),
     [
         ("nowhere", "starry", "no such folder"),
-        ("empty", "starry", "no images or videos in it"),
+        ("empty", "starry", "no images or videos"),
         ("empty", "wave", "no style 'wave'"),
     ],
 )

@@ -34,7 +34,7 @@ def test_a_photograph_in_every_style(url: str, tmp_path: Path) -> None:
     result = styles("--url", url, "--sheet", target, "--content", content)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.split() == ["a", "b", "starry"]
-    assert result.stderr.endswith(f"{target}: an image in 3 styles\n")
+    assert result.stderr.endswith(f"{target}  3 styles\n")
     drawn = open_image(target).pixels
     large = fit(open_image(content), 2 * WIDTH, 2 * HEIGHT)
     assert np.array_equal(thumbnail(drawn, 0), resize(large, WIDTH, HEIGHT).pixels)
@@ -69,7 +69,7 @@ def test_names_stand_below_their_images_however_long() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--content", "cat.jpg"], "--content is for the sheet, and there is none: give --sheet styles.png"),
+        (["--content", "cat.jpg"], "--content cat.jpg is only for a contact sheet; add --sheet styles.png"),
         (["--sheet", "styles.bmp"], "styles.bmp: cannot write .bmp"),
         (["--sheet", "styles.png", "--content", "none.jpg"], "none.jpg: no such file"),
     ],

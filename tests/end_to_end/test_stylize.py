@@ -146,7 +146,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(server: Server, folder: P
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
     *_, count, stopped = stderr.splitlines()
-    assert "of 200 images are done; the same command continues from there" in count
+    assert "of 200 images are done; run the same command to continue" in count
     assert stopped == "stopped"
     there = [path for path in out.rglob("*") if path.is_file()]
     assert 10 <= len(there) < COUNT
@@ -157,7 +157,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(server: Server, folder: P
     assert (summary["skipped"], summary["stylized"]) == (len(there), COUNT - len(there))
     assert_complete(folder, out, server.endpoints.grpc)
     again = run("nst", "stylize", folder, "-s", "tiny", "-o", out, "-u", server.endpoints.grpc)
-    assert succeeded(again).splitlines() == ["200 of 200 images exist already: skipped"]
+    assert succeeded(again).splitlines() == ["skipped 200 of 200 images, which are stylized already"]
 
 
 def test_a_pipe(server: Server, tmp_path: Path, photographs: dict[str, Path]) -> None:
@@ -195,7 +195,7 @@ def test_a_full_disk_behind_stdout(
             timeout=60,
         )
     assert result.returncode == 1
-    assert result.stderr == "error: cannot write to the standard output: No space left on device\n"
+    assert result.stderr == "error: cannot write to stdout: No space left on device\n"
 
 
 def test_every_way_to_see_what_is_kept(server: Server, tmp_path: Path, photographs: dict[str, Path]) -> None:

@@ -34,6 +34,7 @@ def test_every_command_has_a_place() -> None:
         ("nst tr", 1, ["train"]),
         ("nst train --learn", 2, ["--learning-rate"]),
         ("nst export --for t", 3, ["tensorrt"]),
+        ("nst export great", 2, ["great-wave-fast"]),
         ("nst serve st", 2, ["stop", "status"]),
     ],
 )

@@ -84,11 +84,11 @@ def test_killed_and_started_again_no_frame_is_lost_or_doubled(
         _, messages = process.communicate(timeout=60)
         assert process.returncode == status
         assert not target.exists()
-    assert f"of {FRAMES} frames are finished; the same command goes on" in messages
+    assert f"of {FRAMES} frames are done; run the same command to continue" in messages
     assert not list(parts.glob("begun-*"))  # Ctrl-C leaves nothing that is half written
     kept = len(list(parts.glob("[0-9]*.nut")))
     result = run(*command)
-    assert f"goes on behind frame {kept * PART_FRAMES} of {FRAMES}" in succeeded(result)
+    assert f"resuming after frame {kept * PART_FRAMES} of {FRAMES}" in succeeded(result)
     figures = json.loads(result.stdout)
     assert figures["frames"] == FRAMES and figures["stylized"] == FRAMES - kept * PART_FRAMES
     whole, figures_of_whole = stylized

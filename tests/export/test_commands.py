@@ -81,21 +81,21 @@ def test_several_checkpoints_and_folders(tmp_path: Path, small_checkpoint: Check
     result = run(tmp_path / "folder", tmp_path / "c.pth", "-r", tmp_path / "repo", "--progress-json", tmp_path / "log")
     assert result.exit_code == 1
     assert "broken.pth: not a PyTorch checkpoint" in result.stderr.replace("\n", " ")
-    assert "1 of 4 failed" in result.stderr
+    assert "1 of 4 exports failed" in result.stderr
     assert sorted(path.name for path in (tmp_path / "repo").iterdir()) == ["a", "b", "c"]
     events = EventReader(tmp_path / "log").read()
-    assert events[0]["command"] == "nst export" and events[-1]["message"] == "1 of 4 failed"
+    assert events[0]["command"] == "nst export" and events[-1]["message"] == "1 of 4 exports failed"
     assert [event["folder"] for event in events if event["event"] == "published"] == [
         str(tmp_path / "repo" / name / "1") for name in "abc"
     ]
     (refused,) = [event for event in events if event["event"] == "refused"]
     assert refused["checkpoint"].endswith("broken.pth") and "not a PyTorch checkpoint" in refused["message"]
-    assert "--name is for one" in failed(tmp_path / "folder", "--name", "x")
+    assert "--name is for a single checkpoint" in failed(tmp_path / "folder", "--name", "x")
     save(small_checkpoint, tmp_path / "a.pth")
     assert "two checkpoints would be served as 'a'" in failed(tmp_path / "folder", tmp_path / "a.pth")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "._a.pth").write_text("left by another system")
-    assert "no checkpoint (.pth, .pt, .model) in this folder" in failed(tmp_path / "empty")
+    assert "empty has no checkpoint (.pth, .pt, .model)" in failed(tmp_path / "empty")
 
 
 def test_files_are_called_as_people_call_them(tmp_path: Path, small_checkpoint: Checkpoint) -> None:
@@ -105,7 +105,7 @@ def test_files_are_called_as_people_call_them(tmp_path: Path, small_checkpoint: 
         save(small_checkpoint, folder / called)
     assert [path.name for path in find_checkpoints([folder])] == ["b.pt", "epoch_2.model", "my copy.pth"]
     message = failed(folder / "my copy.pth", "-r", folder / "repo")
-    assert "'my copy' is no name for a served model: give another with --name" in message
+    assert "'my copy' is not a valid model name; give one with --name" in message
     assert not (folder / "repo").exists()
     result = run(folder / "my copy.pth", "-r", folder / "repo", "-n", "copy", "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -116,7 +116,7 @@ def test_a_path_that_is_not_utf8(tmp_path: Path, small_checkpoint: Checkpoint) -
     named = tmp_path / os.fsdecode(b"caf\xe9.pth")
     save(small_checkpoint, tmp_path / "seven.pth")
     (tmp_path / "seven.pth").rename(named)
-    assert r"'caf\udce9' is no name" in failed(named, "-r", tmp_path / "repo")
+    assert r"'caf\udce9' is not a valid model name" in failed(named, "-r", tmp_path / "repo")
     (published,) = export_and_publish(named, "cafe", tmp_path / "repo", ExportPlan())
     assert published.verification["checkpoint"]["file"] == "caf?.pth"
 
@@ -131,7 +131,7 @@ def test_a_model_for_servers_without_openvino(tmp_path: Path, seven: Path) -> No
         document = json.loads((tmp_path / "repo" / name / "1" / "verification.json").read_text())
         assert document["execution_provider"] == "cpu"
         assert {check["engine"].removesuffix(", in two parts") for check in document["checks"]} == {"ONNX Runtime"}
-    assert "is for a CPU, and this is for gpu" in failed(seven, "--for", "gpu", "--execution-provider", "openvino")
+    assert "is for a CPU, but the model is for gpu" in failed(seven, "--for", "gpu", "--execution-provider", "openvino")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_an_engine_that_is_not_here_is_named(tmp_path: Path, seven: Path, monkey
     monkeypatch.setattr(import_onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     messages: list[str] = []
     export_and_publish(seven, "seven", tmp_path / "repo", ExportPlan(provider="openvino"), on_progress=messages.append)
-    assert any("seven is not run on OpenVINO, which will serve it" in line for line in messages)
+    assert any("seven is verified without OpenVINO, which will serve it" in line for line in messages)
 
 
 def test_a_full_disk_for_what_is_not_published_yet(
@@ -176,7 +176,7 @@ def test_a_damaged_verification_is_one_line(tmp_path: Path) -> None:
     report = tmp_path / "repo" / "m" / "1" / "verification.json"
     for content in ("{", "[]", "{}"):
         report.write_text(content)
-        assert "damaged, or not of this nst-export" in failed("inspect", tmp_path / "repo")
+        assert "is damaged, or of another version of nst; export" in failed("inspect", tmp_path / "repo")
 
 
 OLD_REPORT: dict[str, Any] = {
@@ -215,7 +215,7 @@ OLD_REPORT: dict[str, Any] = {
     ],
     "passed": True,
 }
-"""As nst-export wrote it until schema 3; the earliest checks have no `judged`."""
+"""As nst export wrote it until schema 3; the earliest checks have no `judged`."""
 
 
 def test_a_verification_of_schema_2_is_read(tmp_path: Path) -> None:
@@ -223,13 +223,15 @@ def test_a_verification_of_schema_2_is_read(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "verification.json").write_text(json.dumps(OLD_REPORT))
     shown = run("inspect", folder).stderr
-    assert "verified on ONNX Runtime: 1 shapes, at most 3 of 255, at least 55.2 dB (allowed: 4 of 255, 45 dB)" in shown
+    assert (
+        "ONNX Runtime: 1 shapes, maximum difference 3 of 255, PSNR at least 55.2 dB (allowed: 4 of 255, 45 dB)" in shown
+    )
     document = read_report(folder / "verification.json")
     assert document["schema"] == "nst-verification/3"
     assert document["engine"]["tolerance"] == {"max_difference": 16, "psnr": 50.0}
     assert document["checks"][0]["mean_difference"] == 0.1 and document["checks"][0]["quantile_difference"] == 1.0
     if not devices.gpus()[0]:
-        assert "cannot be run here: no NVIDIA GPU" in failed("verify", folder)
+        assert "cannot run on this machine: no NVIDIA GPU" in failed("verify", folder)
 
 
 def test_half_precision_and_tiles(tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_a_texture_network_makes_images_from_noise(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     config = text_format.Parse((tmp_path / "repo" / "t" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     assert [tensor.name for tensor in config.input] == [f"noise_{2**k}" for k in range(5)]
-    assert "leave --tiled out" in failed(tmp_path / "t.pth", "--tiled")
+    assert "leave out --tiled" in failed(tmp_path / "t.pth", "--tiled")
 
 
 def test_engines_for_gpus_that_are_not_here(tmp_path: Path, seven: Path) -> None:
@@ -283,25 +285,25 @@ def test_engines_for_gpus_that_are_not_here(tmp_path: Path, seven: Path) -> None
     assert document["engine"]["library"].startswith("tensorrt-rtx ")
     if not devices.gpus()[0]:
         assert document["engine"]["status"].startswith("built, not run on a GPU: no NVIDIA GPU")
-        assert "cannot be run here: no NVIDIA GPU" in failed("verify", folder)
+        assert "cannot run on this machine: no NVIDIA GPU" in failed("verify", folder)
         assert "built, not run" in run("inspect", folder).stderr
 
 
 def test_what_does_not_go_together(tmp_path: Path, seven: Path) -> None:
     assert "--for gpu does not go" in failed(seven, "--target", "tensorrt-rtx", "--for", "gpu")
-    assert "is for --target tensorrt-rtx" in failed(seven, "--compute-capability", "8.9")
-    assert "no rewrite is called 'winograd'" in failed(seven, "--rewrites", "upsample,winograd")
+    assert "without --target tensorrt-rtx" in failed(seven, "--compute-capability", "8.9")
+    assert "--rewrites has 'winograd'" in failed(seven, "--rewrites", "upsample,winograd")
     assert "use upsample-3x3 or upsample-windows" in failed(seven, "--for", "tensorrt", "--rewrites", "wrap,upsample")
     assert "--shapes: 'big' is not a shape" in failed(seven, "--shapes", "big")
     assert "--device cpu does not go with --for gpu" in failed(seven, "--device", "cpu", "--for", "gpu")
     assert "--device cpu does not go with --target tensorrt" in failed(seven, "--device", "cpu", "--target", "tensorrt")
     assert "--device gpu does not go with --for cpu" in failed(seven, "--device", "gpu", "--for", "cpu")
     assert "no such model repository" in failed("inspect", tmp_path / "nowhere")
-    assert "give the folder of a version" in failed("verify", tmp_path)
+    assert "give a version's folder" in failed("verify", tmp_path)
     (tmp_path / "no.onnx").write_text("nothing")
-    assert "no ONNX file, or a damaged one" in failed("inspect", tmp_path / "no.onnx")
-    assert "nothing to run" in failed("verify", _published(tmp_path, seven))
-    assert "no verification.json of this nst-export" in failed("verify", tmp_path / "repo" / "seven")
+    assert "is not an ONNX file, or damaged" in failed("inspect", tmp_path / "no.onnx")
+    assert "give a version for GPUs" in failed("verify", _published(tmp_path, seven))
+    assert "no verification.json of this version of nst" in failed("verify", tmp_path / "repo" / "seven")
     assert not (tmp_path / "engines").exists()
 
 
@@ -316,8 +318,8 @@ def test_no_plan_where_there_is_no_tensorrt_or_no_gpu(
     monkeypatch.setattr(devices, "gpus", lambda: ([], "no NVIDIA GPU (NVML: not found)"))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     message = failed(seven, "-r", tmp_path / "repo", "--target", "tensorrt")
-    assert f"the package tensorrt is not installed: {install_command('gpu')}" in message
-    assert "--for tensorrt leaves the plan to nst-serve's first start" in message
+    assert f"the package tensorrt is not installed; run {install_command('gpu')}" in message
+    assert "--for tensorrt: nst serve then builds the plan" in message
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     assert "no NVIDIA GPU (NVML: not found)" in failed(seven, "-r", tmp_path / "repo", "--target", "tensorrt")
     assert "--device gpu: no NVIDIA GPU" in failed(seven, "-r", tmp_path / "repo", "--device", "gpu")
@@ -355,7 +357,7 @@ def test_two_packages_of_onnx_runtime_are_one_line(
 def test_a_model_that_fails_is_not_published(tmp_path: Path, seven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate allows nothing at all here, so that rounding is a failure."""
     monkeypatch.setitem(TOLERANCES, "fp32", Tolerance(-1))
-    assert "Not published" in failed(seven, "-r", tmp_path / "repo", "--tiled")
+    assert "not published" in failed(seven, "-r", tmp_path / "repo", "--tiled")
     assert not (tmp_path / "repo").exists()
 
 
@@ -374,19 +376,19 @@ def test_bad_checkpoints_give_one_line_and_publish_nothing(tmp_path: Path, seven
         "cut": "damaged or truncated",
         "later": "format 'nst-style/9'",
         "strange": "unknown architecture 'resnet'",
-        "shapes": "do not fit the architecture",
+        "shapes": "do not fit its architecture",
         "missing": "no such file",
     }
     for name, message in words.items():
         assert message in failed(tmp_path / f"{name}.pth", "-r", tmp_path / "repo")
-    assert "no name for a served model" in failed(seven, "-r", tmp_path / "repo", "--name", "a b")
+    assert "not a valid model name" in failed(seven, "-r", tmp_path / "repo", "--name", "a b")
     assert not (tmp_path / "repo").exists()
 
 
 def test_weights_that_are_not_numbers_are_not_published(tmp_path: Path, small_checkpoint: Checkpoint) -> None:
     small_checkpoint.network.last.bias.data[0] = float("nan")
     save(small_checkpoint, tmp_path / "nan.pth")
-    assert "not finite: train it again" in failed(tmp_path / "nan.pth", "-r", tmp_path / "repo")
+    assert "not finite; train it again" in failed(tmp_path / "nan.pth", "-r", tmp_path / "repo")
     assert not (tmp_path / "repo").exists()
 
 

@@ -37,7 +37,7 @@ def test_a_cpu_measures_its_engines_and_says_why_not_the_others(monkeypatch: pyt
     assert missing == dict.fromkeys(("TensorRT", "ONNX Runtime CUDA"), "no NVIDIA GPU (NVML: not found)")
     shown = markdown(document)
     assert "| engine | network | width | size | plain |" in shown
-    assert "Not measured: TensorRT, for TensorRT: no NVIDIA GPU" in shown
+    assert "Not measured: TensorRT, TensorRT rewrites: no NVIDIA GPU" in shown
 
 
 def test_a_card_measures_every_form_that_passes_its_gate(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_a_card_measures_every_form_that_passes_its_gate(gpu: Gpu, monkeypatch: 
     assert {row["ratio"] for row in rows if row["form"] == "for TensorRT"} == {1.0}
     (other,) = [row for row in document["rows"] if row["engine"] == "ONNX Runtime CUDA"]
     assert "has no CUDAExecutionProvider" in other["missing"]
-    assert "its shares are of the form *for TensorRT*" in markdown(document)
+    assert "its times are relative to *TensorRT rewrites*" in markdown(document)
 
 
 def test_a_form_that_fails_on_the_card_is_a_row_with_the_reason(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

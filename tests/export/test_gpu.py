@@ -101,7 +101,7 @@ def test_an_engine_that_shifts_the_image_is_refused(
     monkeypatch.setattr(TensorRTEngine, "run", lambda self, feeds: np.roll(right(self, feeds), 2, axis=2))
     message = failed(two, "-r", tmp_path / "repo", "--shapes", str(PROFILE))
     assert "differs from its FP32 graph" in message
-    assert "tensorrt on NVIDIA Fake GPU at (1, 128, 128)" in message
+    assert "tensorrt on NVIDIA Fake GPU at 1x128x128" in message
     assert not (tmp_path / "repo").exists()
 
 
@@ -112,8 +112,8 @@ def test_a_plan_that_is_left_to_the_server_can_be_verified_later(tmp_path: Path,
     if not devices.gpus()[0]:
         folder = tmp_path / "repo" / "two" / "1"
         assert {path.name for path in folder.iterdir()} == {"model.onnx", "reference.onnx", "verification.json"}
-        assert "nst-serve builds it at its first start" in result.stderr
-        assert "cannot be run here: no NVIDIA GPU" in failed("verify", folder)
+        assert "nst serve builds it at its first start" in result.stderr
+        assert "cannot run on this machine: no NVIDIA GPU" in failed("verify", folder)
 
 
 def test_verify_builds_the_plan_in_the_cache_and_not_in_the_repository(

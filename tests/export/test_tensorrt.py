@@ -109,7 +109,7 @@ def test_gpus_are_named_by_compute_capability() -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this platform")
     assert compute_capabilities("8.9,12.0") == ["SM89", "SM120"]
     assert {"SM75", "SM89", "SM120"} <= set(compute_capabilities(None))
-    with pytest.raises(InputError, match=r"'50'.*knows 7\.5"):
+    with pytest.raises(InputError, match=r"'50'.*supports 7\.5"):
         compute_capabilities("5.0")
 
 

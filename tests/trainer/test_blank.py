@@ -88,8 +88,8 @@ def test_one_blank_image_in_thirty(tmp_path: Path, vgg: Vgg16, photographs: dict
     assert result.exit_code == 0, result.output
     output = " ".join(result.stderr.split())
     assert output.count("1 file was not read: 1 .jxl") == 1
-    assert output.count("page.png: a crop of one colour; left out") == 1
-    assert "0 could not be read and 1 had crops of one colour" in output
+    assert output.count("page.png: has a crop of one colour") == 1
+    assert "skipped 0 unreadable files and 1 with a crop of one colour" in output
     assert load(tmp_path / "a.pth").training["blank"] == 1
 
 
@@ -97,7 +97,9 @@ def test_nothing_but_blank_images_is_one_error(tmp_path: Path) -> None:
     for name, color in BLANK.items():
         save(np.full((80, 80, 3), color), tmp_path / f"{name}.png")
     reader = Photos(sorted(tmp_path.glob("*.png")), batch=1, crop_of=lambda i: 64, seed=0)
-    with pytest.raises(InputError, match="from the 3 photographs: 0 cannot be read, 3 are one colour all over"):
+    with pytest.raises(
+        InputError, match="none of the 3 photographs is usable: 0 cannot be read, 3 are one colour all over"
+    ):
         next(reader.batches(range(1)))
 
 
@@ -113,7 +115,7 @@ def test_a_blank_style_is_refused(tmp_path: Path, photographs: dict[str, Path]) 
     ):
         result = CliRunner().invoke(command, words)
         assert result.exit_code == 1
-        assert "white.png: one colour all over, so it has no style" in " ".join(result.stderr.split())
+        assert "white.png is one colour all over and has no style" in " ".join(result.stderr.split())
 
 
 def test_a_blank_content_image_is_stylized(tmp_path: Path, photographs: dict[str, Path]) -> None:

@@ -23,8 +23,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("built_for", "reason"),
     [
-        (None, "is built without CUDA; pip install --force-reinstall torch"),
-        ("13.0", "is built for CUDA 13.0, and the driver 535.54.03 runs CUDA up to 12.2"),
+        (None, "is built without CUDA; run pip install --force-reinstall torch"),
+        ("13.0", "is built for CUDA 13.0, and the driver 535.54.03 supports CUDA up to 12.2"),
     ],
 )
 def test_a_gpu_that_pytorch_cannot_use_is_named(
@@ -33,8 +33,8 @@ def test_a_gpu_that_pytorch_cannot_use_is_named(
     monkeypatch.setattr(torch.version, "cuda", built_for)
     device, chosen = choose_device("auto")
     assert (device.type, chosen.kind) == ("cpu", "cpu")
-    assert f"NVIDIA H100 is there, but PyTorch {torch.__version__} {reason}" in chosen.reason
-    with pytest.raises(InputError, match="--device gpu: NVIDIA H100 is there") as error:
+    assert f"this machine has NVIDIA H100, but PyTorch {torch.__version__} {reason}" in chosen.reason
+    with pytest.raises(InputError, match="--device gpu: this machine has NVIDIA H100") as error:
         choose_device("gpu")
     assert reason in str(error.value)
 

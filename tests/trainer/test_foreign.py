@@ -95,7 +95,7 @@ def test_one_that_is_incomplete_or_changed(tmp_path: Path, theirs: TransformerNe
         else:
             state["extra"] = torch.zeros(1)
         torch.save(state, tmp_path / "a.pth")
-        with pytest.raises(CheckpointError, match=f"incomplete or changed: .*{words}"):
+        with pytest.raises(CheckpointError, match=f"incomplete or modified TransformerNet .*{words}"):
             load(tmp_path / "a.pth")
 
 

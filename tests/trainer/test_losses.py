@@ -67,7 +67,7 @@ def test_styles_are_interpolated_by_their_weights(vgg: Vgg16) -> None:
     alone = [PerceptualLoss(vgg, style, weights).style_targets["relu2_2"] for style in (first, second)]
     interpolated = PerceptualLoss(vgg, [first, second], weights, style_weights=[3.0, 1.0]).style_targets["relu2_2"]
     assert torch.allclose(interpolated, 0.75 * alone[0] + 0.25 * alone[1], rtol=1e-4)
-    with pytest.raises(InputError, match="one weight each"):
+    with pytest.raises(InputError, match="one weight per style"):
         PerceptualLoss(vgg, [first, second], weights, style_weights=[1.0])
 
 

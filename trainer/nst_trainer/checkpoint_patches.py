@@ -1,4 +1,4 @@
-"""Brings what older versions wrote up to date: one function for each change of the format."""
+"""Convert files of older versions: one function for each change of the format."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ RENAMED_LOSS_TERMS = {"lattice": "checkerboard", "frame": "border", "steady": "t
 
 
 def add_style_axis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of `nst-style/1`, which knew one style: its normalisations are `[C]` where these are `[S, C]`."""
+    """Convert the weights of `nst-style/1`, which has one style: normalisations `[C]` become `[S, C]`."""
     return {key: tensor[None] if ".norm." in key else tensor for key, tensor in state.items()}
 
 
 def rename_settings(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings and history of a training under their present names, those of earlier trainings inside too."""
+    """Rename the settings and history of a training to their present names, also in nested earlier trainings."""
     return {
         RENAMED_SETTINGS.get(name, name): rename_settings(value) if isinstance(value, Mapping) else value
         for name, value in training.items()
@@ -25,5 +25,5 @@ def rename_settings(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rename_loss_terms(losses: Mapping[str, float]) -> dict[str, float]:
-    """Mean losses by term, each term under its present name."""
+    """Rename the terms of mean losses to their present names."""
     return {RENAMED_LOSS_TERMS.get(name, name): value for name, value in losses.items()}

@@ -1,4 +1,4 @@
-"""The command lines of `nst train` (`nst-train`), `nst optimize` and `nst texture`."""
+"""Command lines of `nst train`, `nst optimize` and `nst texture`."""
 
 from nst_core.options import CommandLine
 from nst_trainer.commands.optimize import optimize

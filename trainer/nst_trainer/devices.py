@@ -1,4 +1,4 @@
-"""PyTorch's device for a `--device` option."""
+"""Choose PyTorch's device for a `--device` option."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from nst_core.errors import InputError
 
 
 def choose_device(wanted: DeviceChoice = "auto") -> tuple[torch.device, Device]:
-    """PyTorch's device for `wanted`, and the choice with its reason.
+    """Return PyTorch's device for `wanted`, and the choice with its reason.
 
-    A GPU must be one that this environment's PyTorch can use: else `auto` is the CPU, and `gpu` raises `InputError`.
+    If this environment's PyTorch cannot use the GPU, `auto` chooses the CPU and `gpu` raises `InputError`.
     """
     chosen = choose(wanted)
     if chosen.gpu is None:
@@ -19,14 +19,14 @@ def choose_device(wanted: DeviceChoice = "auto") -> tuple[torch.device, Device]:
     if torch.cuda.is_available():
         return torch.device("cuda"), chosen
     if torch.version.cuda is None:
-        missing = "is built without CUDA; pip install --force-reinstall torch takes PyPI's, which is built with it"
+        missing = "is built without CUDA; run pip install --force-reinstall torch for PyPI's build, which has it"
     else:
         newest = ".".join(map(str, chosen.gpu.cuda))
         missing = (
-            f"is built for CUDA {torch.version.cuda}, and the driver {chosen.gpu.driver} runs CUDA up to {newest}; "
-            "take a newer driver, or PyTorch for an older CUDA (https://pytorch.org/get-started)"
+            f"is built for CUDA {torch.version.cuda}, and the driver {chosen.gpu.driver} supports CUDA up to {newest}; "
+            "install a newer driver, or PyTorch for an older CUDA (https://pytorch.org/get-started)"
         )
-    reason = f"{chosen.gpu.name} is there, but PyTorch {torch.__version__} {missing}"
+    reason = f"this machine has {chosen.gpu.name}, but PyTorch {torch.__version__} {missing}"
     if wanted == "gpu":
         raise InputError(f"--device gpu: {reason}")
     return torch.device("cpu"), Device("cpu", reason)

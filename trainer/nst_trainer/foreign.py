@@ -1,10 +1,9 @@
-"""Reads checkpoints of another project: pytorch/examples' `TransformerNet` (mosaic.pth, candy.pth, ...).
+"""Read checkpoints of pytorch/examples' `TransformerNet` (mosaic.pth, candy.pth, ...).
 
-They come bare, or as a training loop saves them: inside `state_dict` or `model`, under the names that DataParallel,
-`torch.compile` or an outer module give the layers, as tensors or parameters.
-It is the same network as `Johnson` at width 1 with three differences, each taken into the weights exactly:
-its pixels are 0-255 and not centred, its convolutions have biases that the normalisation after
-them removes, and its last layer is linear.
+The file is the state dict itself or has it in `state_dict` or `model`, as training loops save it; the names may have
+the prefixes of DataParallel, `torch.compile` or an outer module. The network is `Johnson` at width 1 with three
+differences, each converted exactly: its pixels are 0-255 and not centred, its convolutions have biases that the
+normalisation after them removes, and its last layer is linear.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from nst_trainer.networks import Johnson
 
 RESIDUAL_BLOCKS = 5
 OLD_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Of files saved before PyTorch 0.4; instance normalisation never used them."""
+"""Entries of files saved before PyTorch 0.4; instance normalisation does not use them."""
 
 
 FIRST, LAST = "conv1.conv2d.weight", "deconv3.conv2d.bias"
 """Names that every state dict of `TransformerNet` has."""
 
 WRAPPERS = frozenset({"module", "_orig_mod"})
-"""What DataParallel and `torch.compile` put into the name of a layer."""
+"""Prefixes of DataParallel and `torch.compile` in the name of a layer."""
 
 
 def transformer_net(document: Any) -> dict[str, Tensor] | None:
-    """The state dict of a `TransformerNet` in a loaded file, under its own names; None if there is none."""
+    """Find the state dict of a `TransformerNet` in a loaded file; return it under its own names, or None."""
     if not isinstance(document, Mapping):
         return None
     tensors = {
@@ -46,17 +45,17 @@ def transformer_net(document: Any) -> dict[str, Tensor] | None:
 
 
 def from_transformer_net(document: Mapping[str, Tensor]) -> Johnson:
-    """The network of a `TransformerNet` state dict under its own names, with or without its old statistics.
+    """Convert a `TransformerNet` state dict under its own names, with or without its old statistics.
 
-    Its layers are conv1-conv3 with in1-in3, res1-res5 and deconv1-deconv3 with in4 and in5. Raises
-    `KeyError` for a layer that is missing and `RuntimeError` for one that does not fit.
+    Its layers are conv1-conv3 with in1-in3, res1-res5 and deconv1-deconv3 with in4 and in5. Raises `KeyError` for a
+    missing layer and `RuntimeError` for one that does not fit.
     """
     theirs = {key: value.float() for key, value in document.items() if not key.endswith(OLD_STATISTICS)}
     ours: dict[str, Tensor] = {}
 
     def take(convolution: str, norm: str, target: str) -> None:
         ours[f"{target}.convolution.weight"] = theirs.pop(f"{convolution}.conv2d.weight")
-        theirs.pop(f"{convolution}.conv2d.bias")  # a constant a channel: the normalisation removes it
+        theirs.pop(f"{convolution}.conv2d.bias")  # a constant per channel, which the normalisation removes
         for name in ("weight", "bias"):
             ours[f"{target}.norm.{name}"] = theirs.pop(f"{norm}.{name}")[None]
 
@@ -67,7 +66,7 @@ def from_transformer_net(document: Mapping[str, Tensor]) -> Johnson:
             take(f"res{number + 1}.conv{part}", f"res{number + 1}.in{part}", f"residual.{number}.{name}")
     for number in range(2):
         take(f"deconv{number + 1}", f"in{number + 4}", f"decoder.{number}")
-    # 0-255 is 127.5 (x + 1) of our centred x; the 1 is again a constant a channel.
+    # Pixels of 0-255 are 127.5 (x + 1) for our centred x; the 1 is again a constant per channel.
     ours["encoder.0.convolution.weight"] *= 127.5
     ours["last.weight"] = theirs.pop("deconv3.conv2d.weight") / 255.0
     ours["last.bias"] = theirs.pop("deconv3.conv2d.bias") / 255.0

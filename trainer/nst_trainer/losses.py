@@ -20,31 +20,29 @@ from nst_trainer.vgg import Vgg16
 
 CONTENT_LAYERS: Mapping[str, float] = {"relu3_3": 1.0}
 STYLE_LAYERS: Mapping[str, float] = {"relu1_2": 1.0, "relu2_2": 1.0, "relu3_3": 1.0, "relu4_3": 1.0}
-"""Johnson et al., section 3.2: what the feed-forward networks are trained with; equal weights."""
+"""Layers of the feed-forward networks' training, with equal weights (Johnson et al., section 3.2)."""
 
 
 def gram_matrix(features: Tensor, guide: Tensor | None = None) -> Tensor:
-    """Correlations of channels, `[N, C, H, W]` to `[N, C, C]`, divided by C*H*W (Johnson, equation 3).
+    """Return the Gram matrices `[N, C, C]` of features `[N, C, H, W]`, divided by C*H*W (Johnson, equation 3).
 
-    `guide` `[K, 1, H, W]`, not negative, weights the places (Gatys et al. 2017): the
-    features of an image then give `[K, C, C]`, a matrix for each region, as if the region were all
-    that there is. A guide of ones changes nothing.
+    A non-negative `guide` `[K, 1, H, W]` weights the positions (Gatys et al. 2017): the features of one image then give
+    `[K, C, C]`, a matrix for each region, as if the image had only that region. A guide of ones changes nothing.
     """
     n, c, h, w = features.shape
     if guide is not None:
         features = features * guide * (h * w / guide.square().sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)).sqrt()
         n = len(features)
     flat = features.permute(0, 2, 3, 1).reshape(n, h * w, c)  # a view for channels-last features
-    with torch.autocast(features.device.type, enabled=False):  # sums over all places need FP32
+    with torch.autocast(features.device.type, enabled=False):  # sums over all positions need FP32
         product: Tensor = _Squared.apply(flat.to(torch.promote_types(flat.dtype, torch.float32)))  # type: ignore[no-untyped-call]
     return product / (c * h * w)
 
 
 class _Squared(torch.autograd.Function):
-    """`[N, P, C]` to its own transpose times itself, `[N, C, C]`.
+    """Multiply the transpose of `[N, P, C]` by itself, to `[N, C, C]`.
 
-    Autograd sees two factors and multiplies twice on the way back; they are the same, and one
-    product with the sum does.
+    Autograd would multiply twice in the backward pass, once per factor; since both are equal, one product suffices.
     """
 
     @staticmethod
@@ -60,20 +58,20 @@ class _Squared(torch.autograd.Function):
 
 
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of features over C*H*W (Johnson, equation 2), the mean over the batch; a scalar."""
+    """Return the squared distance of features over C*H*W (Johnson, equation 2), the mean over the batch; a scalar."""
     return F.mse_loss(features, target)
 
 
 def style_loss(gram: Tensor, target: Tensor) -> Tensor:
-    """Squared Frobenius distance of Gram matrices `[N, C, C]` (Johnson, equation 4), `[N]`."""
+    """Return the squared Frobenius distances `[N]` of Gram matrices `[N, C, C]` (Johnson, equation 4)."""
     distances: Tensor = (gram - target).square().sum(dim=(1, 2))
     return distances
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Squared differences of neighbouring pixels, `[N, 3, H, W]` in [0, 1] to a scalar.
+    """Return the mean squared difference of neighbouring pixels of `[N, 3, H, W]` in [0, 1]; a scalar.
 
-    Johnson et al., section 3.2. A mean, not their sum, so that a weight means the same at every size.
+    Johnson et al., section 3.2. It is a mean instead of their sum, so that a weight means the same at every size.
     """
     down = images[:, :, 1:, :] - images[:, :, :-1, :]
     across = images[:, :, :, 1:] - images[:, :, :, :-1]
@@ -82,11 +80,11 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def checkerboard_loss(images: Tensor, period: int = 4) -> Tensor:
-    """How strongly `[N, 3, H, W]` in [0, 1] repeats with a grid of `period` pixels; a scalar, 0 for none.
+    """Return how strongly `[N, 3, H, W]` in [0, 1] repeats on a grid of `period` pixels; a scalar, 0 for none.
 
-    This is the variance of the means of the period^2 phases, for each image and channel. H and W are
-    multiples of the period. It is not in the papers: a network that doubles its grid twice can paint
-    every fourth pixel alike, and the Gram matrices do not see it.
+    It is the variance of the means of the period^2 phases, for each image and channel. H and W are multiples of the
+    period. It is not in the papers: a network that upsamples twice can make every fourth pixel alike, which Gram
+    matrices do not detect.
     """
     n, channels, _, _ = images.shape
     means = F.pixel_unshuffle(images, period).mean(dim=(2, 3)).view(n, channels, period * period)
@@ -95,11 +93,11 @@ def checkerboard_loss(images: Tensor, period: int = 4) -> Tensor:
 
 
 def border_loss(images: Tensor, width: int = 4) -> Tensor:
-    """How much the outermost `width` rows and columns of `[N, 3, H, W]` in [0, 1] differ from the next; a scalar.
+    """Return how much the outer `width` rows and columns of `[N, 3, H, W]` in [0, 1] differ from the next; a scalar.
 
-    This is the mean squared difference of a row's mean from the mean of the `width` rows further in, over the four
-    sides. It is not in the papers: a network learns the margin or frame of a style image as a line around every
-    image, and neither the Gram matrices nor total variation see a line.
+    It is the mean squared difference of a row's mean from the mean of the `width` rows further in, over the four sides.
+    It is not in the papers: a network learns the margin or frame of a style image as a line around every image, which
+    neither Gram matrices nor total variation detect.
     """
     transposed = images.transpose(2, 3)
     sides = [side.mean(dim=3) for side in (images, images.flip(2), transposed, transposed.flip(2))]
@@ -111,7 +109,7 @@ def border_loss(images: Tensor, width: int = 4) -> Tensor:
 
 @dataclass(frozen=True)
 class Losses:
-    """The terms of one loss, weighted; scalars. `total` is what is minimised."""
+    """The weighted terms of a loss, scalars; `total` is minimised."""
 
     content: Tensor
     style: Tensor
@@ -120,15 +118,14 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """The weighted sum."""
+        """The sum of the weighted terms."""
         return self.content + self.style + self.total_variation
 
 
 class PerceptualLoss:
-    """Content, style and total variation against style images, by one loss network.
+    """Content, style and total variation losses against style images.
 
-    The same object serves the feed-forward trainer, the optimisation and the benchmarks, so
-    their losses are comparable by construction.
+    Training, optimisation and the benchmarks use this class, so their losses are comparable.
     """
 
     def __init__(
@@ -144,20 +141,23 @@ class PerceptualLoss:
         guides: tuple[Tensor, Sequence[Tensor]] | None = None,
         apart: bool = False,
     ) -> None:
-        """`styles` are images `[1, 3, H, W]` in [0, 1] at the sizes whose strokes are wanted.
+        """`styles` are images `[1, 3, H, W]` in [0, 1]; their sizes determine the size of the strokes.
 
-        Layers come with their weights. Several styles are interpolated: the target is the mean of their
-        Gram matrices, weighted by `style_weights`; or with `apart` each is a target of its own.
-        With `relative` a layer's (and region's) style loss is divided by its target's squared norm,
-        so that 1 is the loss of a black image. This deviates from equation 4, whose bare sum hardly sees
-        relu4_3 (the layers' squared norms differ by four orders of magnitude) and weighs style images
-        differently (by up to 16 times, over ten of them). `guides` are regions: `[K, 1, h, w]` of the
-        content and of each style; a region takes the style of the same region.
+        The layers have weights. Several styles are interpolated: the target is the mean of their Gram matrices,
+        weighted by `style_weights`; with `apart` each is a target of its own. With `relative` a layer's (and region's)
+        style loss is divided by its target's squared norm, so that 1 is the loss of a black image. This deviates from
+        equation 4, whose plain sum nearly ignores relu4_3 (the layers' squared norms differ by four orders of
+        magnitude) and weights style images differently (by up to 16 times, over ten of them). `guides` are masks
+        `[K, 1, h, w]` of K regions, of the content and of each style; a region takes the style of the same region.
+
+        Raises `InputError` for unusable `style_weights`.
         """
         images = [styles] if isinstance(styles, Tensor) else list(styles)
         parts = list(style_weights) if style_weights is not None else [1.0] * len(images)
         if not images or len(parts) != len(images) or min(parts) < 0 or sum(parts) <= 0:
-            raise InputError(f"{len(images)} styles with the weights {parts}: one weight each, and not all 0")
+            raise InputError(
+                f"{len(images)} style images with the weights {parts}; give one weight per style, from 0 up, not all 0"
+            )
         self.vgg = vgg
         self.weights = weights
         self.content_layers = dict(content_layers)
@@ -190,14 +190,14 @@ class PerceptualLoss:
 
     @torch.no_grad()
     def content_target(self, images: Tensor) -> dict[str, Tensor]:
-        """The content layers' features of `[N, 3, H, W]`, computed no deeper than the deepest of them."""
+        """Return the content layers' features of `[N, 3, H, W]` in [0, 1]; deeper layers are not computed."""
         targets: dict[str, Tensor] = self.vgg(images, self.content_layers) if self.content_layers else {}
         return targets
 
     def __call__(self, images: Tensor, content_target: Mapping[str, Tensor], style: Tensor | None = None) -> Losses:
-        """The losses of `[N, 3, H, W]` in [0, 1] against the `content_target` of their content images.
+        """Return the losses of `[N, 3, H, W]` in [0, 1] against the `content_target` of their content images.
 
-        `style` `[N]` numbers the style of each image, if the styles are kept `apart`.
+        `style` `[N]` has the number of each image's style, if the styles are targets `apart`.
         """
         features = self.vgg(images, [*self.content_layers, *self.style_layers])
         none = images.new_zeros(())
@@ -224,5 +224,5 @@ class PerceptualLoss:
 
 
 def _at(guide: Tensor | None, features: Tensor) -> Tensor | None:
-    """A guide on the grid of a layer."""
+    """Resize a guide to the features of a layer."""
     return None if guide is None else F.interpolate(guide, features.shape[2:], mode="area")

@@ -1,4 +1,4 @@
-"""Samples of trained texture networks."""
+"""Sample trained texture networks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ CPU = torch.device("cpu")
 def sample_texture(
     checkpoint: Path, output: Path, shape: tuple[int, int], seed: int, device: torch.device = CPU
 ) -> None:
-    """Write a texture of `shape` (height, width) that a trained texture network makes of noise number `seed`.
+    """Write a texture of `shape` (height, width) from a trained texture network and the random `seed`.
 
-    Opposite edges are neighbours where height and width are multiples of 16. Raises `InputError` for
-    a checkpoint of another kind.
+    Opposite edges match if height and width are multiples of 16. Raises `InputError` for a checkpoint of another kind.
     """
     image_format(output)
     network = load(checkpoint).network.to(device)
     if not network.arguments.get("texture"):
-        raise InputError(f"{checkpoint} stylizes images; a texture network is trained with --arch ulyanov --texture")
+        raise InputError(
+            f"{checkpoint} stylizes images and makes no textures; train a texture network with "
+            "nst train --arch ulyanov --texture"
+        )
     multiple = network.multiple
     height, width = (max(network.min_side, math.ceil(side / multiple) * multiple) for side in shape)
     empty = torch.zeros(1, 3, height, width, device=device)

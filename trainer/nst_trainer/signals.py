@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps of a computation, never within a step."""
+"""Let Ctrl-C and SIGTERM take effect between the steps of a computation, never within a step."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from types import FrameType
 
 
 class SecondInterrupt(KeyboardInterrupt):
-    """The second signal while the first still waits: end now, save nothing."""
+    """A second signal while the first still waits: stop at once without saving."""
 
 
 def interrupt_on_signals() -> None:
-    """Make SIGTERM a Ctrl-C, as a supervisor sends it, and hear Ctrl-C also under nohup, which ignores it."""
+    """Treat SIGTERM as Ctrl-C, and accept Ctrl-C also under nohup, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM until the end of the block, where Python handles them (in the main thread only).
+    """Delay Ctrl-C and SIGTERM until the end of the block (in the main thread, where Python handles them).
 
-    A second signal inside the block does not wait: it raises `SecondInterrupt`, and what the block does is half done.
+    A second signal inside the block raises `SecondInterrupt` at once and leaves the block incomplete.
     """
     waiting: list[tuple[int, FrameType | None]] = []
     handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
@@ -45,6 +45,6 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if completed:  # an error in the block is the news, not the signal
+        if completed:  # an error in the block matters more than the signal
             for number, frame in waiting:
                 handlers[number](number, frame)

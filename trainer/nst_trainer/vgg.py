@@ -25,10 +25,10 @@ CONVOLUTIONS = tuple(
 )
 
 MINIMUM_SIDE_PIXELS = 16
-"""The side that reaches every layer but `pool5`."""
+"""Minimum side of an image for every layer but `pool5`."""
 
 MEAN = (123.68, 116.779, 103.939)
-"""ImageNet's mean pixel in red, green, blue, of 255, as the authors subtracted it."""
+"""ImageNet's mean pixel (red, green, blue, of 255), which the authors subtract."""
 
 
 def _layer_names() -> tuple[str, ...]:
@@ -44,21 +44,21 @@ def _layer_names() -> tuple[str, ...]:
 LAYERS = _layer_names()
 
 BLOCKS = tuple(tuple(name for name in LAYERS if name[4] == str(block)) for block in range(1, 6))
-"""The layers between two poolings, each block with the pooling at its end."""
+"""The layers of each block, with the pooling at its end."""
 
 
 class Vgg16(nn.Module):
-    """Frozen features of images; gradients flow to the image, never to the weights."""
+    """The features of images; the weights are frozen, and gradients flow to the image."""
 
     mean: Tensor
 
     def __init__(
         self, weights: Weights, *, pooling: Pooling = "max", tileable: bool = False, recompute: bool = False
     ) -> None:
-        """`pooling`: `max` is the network as trained; `average` gives slightly more appealing images
-        (Gatys et al. 2016, section 2). `tileable` makes the left edge the right edge's neighbour, and the
-        upper edge the lower's. `recompute` keeps only a block's input and computes the block again in the
-        backward pass: 0.7 of the memory at 768 pixels, and the same time within the spread of runs.
+        """`pooling` `max` is the network as trained; `average` gives slightly more appealing images (Gatys et al. 2016,
+        section 2). `tileable` pads circularly, so that opposite edges of an image are neighbours. `recompute` stores
+        only a block's input and computes the block again in the backward pass: 0.7 of the memory at 768 pixels, and the
+        same time within the spread of runs.
         """
         super().__init__()
         self.pooling = pooling
@@ -67,7 +67,7 @@ class Vgg16(nn.Module):
         edges: Literal["circular", "zeros"] = "circular" if tileable else "zeros"
         for name in CONVOLUTIONS:
             weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-            # The weights are given: initial ones would take time and numbers of the global generator.
+            # Skip the initial weights, which would take time and draw from the global random generator.
             convolution = nn.utils.skip_init(  # type: ignore[no-untyped-call]
                 nn.Conv2d, weight.shape[1], weight.shape[0], 3, padding=1, padding_mode=edges
             )
@@ -77,17 +77,20 @@ class Vgg16(nn.Module):
         self.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-        """Features of RGB images `[N, 3, H, W]` in [0, 1] at the named layers, `[N, C, H', W']` each.
+        """Return the features `[N, C, H', W']` of RGB images `[N, 3, H, W]` in [0, 1] at each of the named layers.
 
-        It computes nothing beyond the deepest of `layers`. Raises `InputError` for an unknown layer, or for images
-        that are too small to reach it.
+        It computes nothing beyond the deepest of `layers`. Raises `InputError` for an unknown layer, and for images
+        that are too small for it.
         """
         wanted = set(layers)
         if unknown := wanted - set(LAYERS):
-            raise InputError(f"no layer {', '.join(sorted(unknown))} in VGG-16; layers are {', '.join(LAYERS)}")
+            raise InputError(f"VGG-16 has no layer {', '.join(sorted(unknown))}; choose from {', '.join(LAYERS)}")
         last = max((LAYERS.index(name) for name in wanted), default=-1)
         if last > LAYERS.index("pool4") and min(images.shape[2:]) < MINIMUM_SIDE_PIXELS:
-            raise InputError(f"{images.shape[3]}x{images.shape[2]} is too small for {LAYERS[last]}")
+            raise InputError(
+                f"{images.shape[3]}x{images.shape[2]} pixels are too few for the layer {LAYERS[last]}; give an image "
+                f"of at least {MINIMUM_SIDE_PIXELS} pixels a side, or a layer up to pool4"
+            )
         x = (images * 255.0 - self.mean).contiguous(memory_format=torch.channels_last)
         features: dict[str, Tensor] = {}
         for block in BLOCKS:
@@ -108,7 +111,7 @@ class Vgg16(nn.Module):
             if name.startswith("conv"):
                 x = self.convolutions[name](x)
             elif name.startswith("relu"):
-                # In place, it saves a copy of each feature map; not where the map before it is wanted too.
+                # In place, to save a copy of each feature map, unless the map before it is wanted, too.
                 x = F.relu(x, inplace=name.replace("relu", "conv") not in wanted)
             else:
                 x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)

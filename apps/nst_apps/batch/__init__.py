@@ -1,1 +1,1 @@
-"""`nst batch`: millions of images and long videos on the workers of a Ray cluster."""
+"""`nst batch`: stylize millions of images and long videos on the workers of a Ray cluster."""

@@ -14,8 +14,8 @@ import typer
 
 from nst_client.errors import ServiceError
 from nst_client.options import (
+    PROGRESS_PANEL,
     RETRIES,
-    STYLE_PANEL,
     CaFile,
     FileFormat,
     MaxPixels,
@@ -42,70 +42,60 @@ if TYPE_CHECKING:
     from nst_apps.batch.workers import ConnectionSettings
 
 LISTING_REPORT_SECONDS = 30
-"""Between two lines of progress while folders are listed."""
-
-_WORKERS_PANEL = "Workers"
+"""Time between two lines of progress while folders are listed."""
 
 
 def batch(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder of images and videos, or its URL: s3://bucket/photos, file:///photos.", metavar="INPUT"
+            help="Folder of images and videos, or its URL: s3://bucket/photos, file:///photos.", metavar="INPUT"
         ),
     ],
-    target: Annotated[str, typer.Argument(help="A folder, or its URL.", metavar="OUTPUT")],
+    target: Annotated[str, typer.Argument(help="Output folder, or its URL.", metavar="OUTPUT")],
     style: Annotated[
         str,
         typer.Option(
             "--style",
             "-s",
-            help="A style, or weights of several: great-wave:0.7,the-scream:0.3.",
-            rich_help_panel=STYLE_PANEL,
+            help="Style, or several with weights: great-wave:0.7,the-scream:0.3.",
         ),
     ],
+    url: Annotated[
+        str,
+        typer.Option(
+            "--url",
+            "-u",
+            help="Model repository to run in the workers (local:FOLDER), or a server as for nst stylize.",
+            envvar="NST_URL",
+        ),
+    ] = "local:model_repository",
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-w", help="Number of workers; by default the number of CPUs.", min=1),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster, host:6379; by default Ray runs on this machine."),
+    ] = None,
     strength: Strength = 1.0,
     preserve_color: PreserveColor = False,
     max_side: MaxSide = None,
     file_format: FileFormat = None,
     quality: Quality = 92,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            "-w",
-            help="Number of workers; the default is the number of CPUs.",
-            min=1,
-            rich_help_panel=_WORKERS_PANEL,
-        ),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a Ray cluster, host:6379; by default Ray runs in this machine.",
-            rich_help_panel=_WORKERS_PANEL,
-        ),
-    ] = None,
-    url: Annotated[
-        str,
-        typer.Option(
-            "--url",
-            "-u",
-            help="Where the model is: local:model_repository in the workers, or a server as for nst stylize.",
-            envvar="NST_URL",
-            rich_help_panel=_WORKERS_PANEL,
-        ),
-    ] = "local:model_repository",
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary as a line of JSON on stdout.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the summary as a line of JSON on stdout.", rich_help_panel=PROGRESS_PANEL),
+    ] = False,
 ) -> None:
-    """Stylize a folder or bucket of images and videos on many cores or machines, with Ray.
+    """Stylize folders and buckets on many cores or machines.
 
-    Files that exist in the output are skipped, so the same command continues a run that was stopped. Errors are listed
-    in OUTPUT/nst-batch.jsonl.
+    Images and videos are distributed with Ray. Files that exist in OUTPUT are skipped, so the same command continues a
+    run that was stopped. OUTPUT/nst-batch.jsonl lists the errors.
     """
     with one_line_errors("batch"):
         from nst_apps.batch.job import BatchJob
@@ -120,14 +110,14 @@ def batch(
         connection = ConnectionSettings(url, {"timeout": timeout, "token": read_token(token_file), "ca": ca})
         begun = job.begin()
         with connection() as client:
-            options.check(client)  # reports once and early what would fail for all of them
+            options.check(client)  # reports once and early what would fail for every image
         missing, existing = _list_work(job, begun)
         job.claim()
         manifest = Manifest(job.target, skipped=existing)
         try:
             fatal = _stylize_with_progress(job, missing, connection, address, workers, manifest) if missing else ""
         except KeyboardInterrupt:
-            say(f"{manifest.stylized + existing} images are done; the same command continues from there")
+            say(f"{manifest.stylized + existing} images are done; run the same command to continue")
             raise
         finally:
             rest = sum(map(len, missing)) - manifest.stylized - manifest.failed
@@ -138,7 +128,7 @@ def batch(
 
 
 def _list_work(job: BatchJob, begun: bool) -> tuple[list[Any], int]:
-    """The names of what is missing, an Arrow array for each folder, and how many images exist already."""
+    """Return the names of the missing files, an Arrow array per folder, and how many exist already."""
     import pyarrow as pa
 
     from nst_apps.batch.sections import Section
@@ -153,7 +143,7 @@ def _list_work(job: BatchJob, begun: bool) -> tuple[list[Any], int]:
             reported = time.monotonic()
             say(f"listing: {count + existing} images so far")
     if not count and not existing:
-        raise InputError(f"{job.source.url}: no images or videos in it")
+        raise InputError(f"{job.source.url} has no images or videos; check INPUT")
     what = "images and sections of videos" if has_sections else "images"
     say(f"{count} {what} to stylize" + (f", {existing} exist already" if existing else ""))
     return names, existing
@@ -167,7 +157,7 @@ def _stylize_with_progress(
     workers: int | None,
     manifest: Manifest,
 ) -> str:
-    """Stylize with progress. Returns the error that ended the run early, or an empty text."""
+    """Stylize with progress; returns the error that ended the run early, or an empty text."""
     from nst_apps.batch.cluster import cluster, keyboard_interrupts
     from nst_apps.batch.workers import stylize_all
 
@@ -190,19 +180,19 @@ def _stylize_with_progress(
 
 
 def _report(manifest: Manifest, fatal: str, unreadable: Sequence[Path]) -> None:
-    """Print what was done; raise the number of failed images, or the error that ended the run."""
+    """Print a summary; raise the number of failed images, or the error that ended the run."""
     rate = f", {manifest.rate:.1f} images/s" if manifest.stylized else ""
     say(f"{manifest.stylized} stylized{rate}")
     if unreadable:
         say(unreadable_summary(unreadable))
     if fatal:
-        raise ServiceError(f"{fatal}; the same command continues from there")
+        raise ServiceError(f"{fatal}; then run the same command to continue")
     for error in manifest.first_errors:
         fail(InputError(error))
     if manifest.failed:
         total = manifest.stylized + manifest.skipped + manifest.failed
         raise InputError(
-            f"{manifest.failed} of {total} images failed: see {manifest.path}; the same command tries them again"
+            f"{manifest.failed} of {total} images failed (see {manifest.path}); run the same command to retry them"
         )
 
 

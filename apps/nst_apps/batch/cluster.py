@@ -1,4 +1,4 @@
-"""Ray: connecting to a cluster, or running one in this machine."""
+"""Connects to a Ray cluster, or runs one on this machine."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from nst_core.errors import InputError
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Shared memory for Ray's objects in this machine. Names and errors need little; more would go to the disk."""
+"""Shared memory for Ray's objects on this machine. Names and errors need little; more would go to disk."""
 
 QUIET_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_LOG_LEVEL": "CRITICAL"}
 LOCAL_ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray's environment, which it reads on import and passes to its processes. The last variable makes it bind 127.0.0.1 on
-every system, as where firewalls ask their users; without it Ray binds every interface."""
+"""Ray's environment, which it reads on import and passes to its processes. The last variable makes Ray bind 127.0.0.1,
+as on systems whose firewalls ask the user; without it Ray binds every interface."""
 
 START_TRIES = 3
-"""How often Ray is started in this machine."""
+"""How often to try to start Ray on this machine."""
 
 
 @contextmanager
 def cluster(address: str | None, workers: int | None = None) -> Iterator[int]:
-    """Connect to the Ray cluster at `host:port`, or run one in this machine for the block; yields its number of CPUs.
+    """Connect to the Ray cluster at `host:port`, or run one on this machine in the block; yields its number of CPUs.
 
-    The one in this machine listens on 127.0.0.1 only, asks for a token, sends no usage statistics, has no dashboard,
-    and leaves neither a process nor a file. Raises `ServiceError` if there is no cluster, `InputError` for another
+    The one on this machine listens on 127.0.0.1 only, requires a token, sends no usage statistics, has no dashboard,
+    and leaves neither processes nor files. Raises `ServiceError` if there is no cluster, `InputError` for an invalid
     address.
     """
     if address:
@@ -71,7 +71,7 @@ def cluster(address: str | None, workers: int | None = None) -> Iterator[int]:
 
 
 def _start(address: str | None, settings: dict[str, Any]) -> None:
-    """Connect to a cluster, or start one; Ray allows itself 30 seconds, which a busy machine may exceed."""
+    """Connect to a cluster, or start one; Ray allows 30 seconds, which a busy machine may exceed."""
     import ray
 
     for tries_left in reversed(range(1 if address else START_TRIES)):
@@ -79,20 +79,20 @@ def _start(address: str | None, settings: dict[str, Any]) -> None:
             with _silent_stderr():
                 ray.init(address=address or "local", **settings)
             return
-        except Exception as error:  # Ray has no special error for a start that took too long
+        except Exception as error:  # Ray has no special error for a start that takes too long
             ray.shutdown()
             if not tries_left:
-                where = f"at {address}" if address else "in this machine"
-                raise ServiceError(f"no Ray cluster {where}: {error}") from error
-            log.info("Ray did not start, and is started again: %s", error)
+                action = f"connect to the Ray cluster at {address}" if address else "start Ray on this machine"
+                raise ServiceError(f"could not {action}: {error}") from error
+            log.info("Ray did not start; trying again: %s", error)
 
 
 @contextmanager
 def keyboard_interrupts() -> Iterator[Callable[[], None]]:
-    """Makes Ctrl-C a `KeyboardInterrupt` in the block, whatever Ray does with it.
+    """Make Ctrl-C a `KeyboardInterrupt` in the block, whatever Ray does with it.
 
-    An error after it, as Ray is torn down, becomes the interrupt itself. Where the interrupt could not be caught, in a
-    destructor or a callback, the next call of the yielded function raises it again.
+    An error after Ctrl-C, while Ray is shut down, becomes the interrupt. If the interrupt is lost in a destructor or a
+    callback, the next call of the yielded function raises it again.
     """
     before = signal.getsignal(signal.SIGINT)
     interrupted = False
@@ -122,19 +122,21 @@ def keyboard_interrupts() -> Iterator[Callable[[], None]]:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises `ServiceError` if nothing listens at the address, for which Ray takes minutes."""
+    """Raise `ServiceError` if nothing listens at the address, which Ray notices only after minutes."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()) or "/" in host:
-        raise InputError(f"{address!r} is no address of a Ray cluster: use host:6379")
+        raise InputError(f"{address!r} is not the address of a Ray cluster; use host:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise ServiceError(f"no Ray cluster at {address}: {getattr(error, 'strerror', None) or error}") from error
+        raise ServiceError(
+            f"no Ray cluster answers at {address} ({getattr(error, 'strerror', None) or error}); check --address"
+        ) from error
 
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Keeps off the terminal what Ray's libraries write to stderr; its errors are exceptions."""
+    """Hide what Ray's libraries write to stderr; errors arrive as exceptions."""
     sys.stderr.flush()
     terminal = os.dup(2)
     nothing = os.open(os.devnull, os.O_WRONLY)
@@ -149,13 +151,13 @@ def _silent_stderr() -> Iterator[None]:
 
 @cache
 def _token() -> str:
-    """A token for the whole process, since Ray reads it once."""
+    """Return a token for the whole process, since Ray reads it only once."""
     return secrets.token_hex(32)
 
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables in the block."""
+    """Set environment variables in the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,7 +1,6 @@
-"""A batch job: which images and videos are to be stylized, and stylizing them.
+"""A batch job: finds the images and videos to stylize, and stylizes them.
 
-The job's work is what the input has and the output lacks, folder by folder, so a job that was stopped continues where
-it was.
+The work is what the input has and the output lacks, folder by folder, so a stopped job continues where it was.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from nst_core.errors import InputError
 from nst_core.images import READABLE_SUFFIXES, UNREADABLE_SUFFIXES, check_size, encode_image, image_format
 
 JOB_FILE = f"{OWN_FOLDER}/job.json"
-"""Where an output records its job: "nst-batch/2", before that "nst-batch/1"."""
+"""The record of an output's job: "nst-batch/2", earlier "nst-batch/1"."""
 
 
 @dataclass(frozen=True)
 class FolderListing:
-    """A folder's images and sections of videos that are missing in the output, and how many files exist there."""
+    """A folder's images and video sections that the output lacks, and how many files exist there."""
 
     missing: list[str]
     existing: int
@@ -39,8 +38,8 @@ class FolderListing:
 class BatchJob:
     """Images and videos below `source`, stylized into the same tree below `target`.
 
-    `suffix` is that of stylized images, with its dot; by default the content image's, PNG where that cannot be
-    written. A video keeps its own.
+    `suffix` is the suffix of stylized images, with its dot; by default the content image's, or PNG if nst does not
+    write that. A video keeps its own.
     """
 
     source: Folder
@@ -48,7 +47,7 @@ class BatchJob:
     options: StylizeOptions
     suffix: str | None = None
     unreadable: list[Path] = field(default_factory=list, compare=False)
-    """Images that `listings` found and that nst does not read."""
+    """Images found by `listings` that nst does not read."""
 
     @property
     def record(self) -> dict[str, str]:
@@ -56,36 +55,36 @@ class BatchJob:
         return {"format": "nst-batch/2", "command": self.options.command, "suffix": self.suffix or ""}
 
     def target_of(self, content: str) -> str:
-        """The stylized image of a content image, both below their folders."""
+        """Return the stylized image's path for a content image's, both relative to their folders."""
         stem, suffix = splitext(content)
         return stem + (self.suffix or output_suffix(suffix))
 
     def begin(self) -> bool:
-        """Whether the output belongs to this job already; nothing is written yet.
+        """Return whether the output belongs to this job already, without writing anything.
 
         Raises `InputError` if it belongs to another job, or if the job would overwrite the content images.
         """
         if self.target.contains(self.source):
-            raise InputError(f"{self.target.url} has the content images in it: choose another folder")
+            raise InputError(f"{self.target.url} contains the content images; choose another OUTPUT")
         begun = Path(JOB_FILE).name in self.target.names(OWN_FOLDER)
         if begun:
             try:
                 record = read_record(self.target.read(JOB_FILE))
             except ValueError as error:
                 raise InputError(
-                    f"{JOB_FILE} in {self.target.url} is damaged ({error}): choose another folder"
+                    f"{JOB_FILE} in {self.target.url} is damaged ({error}); choose another OUTPUT"
                 ) from error
             if record != self.record:
                 raise InputError(
-                    f"{self.target.url} is of another job ({record.get('command')} {record.get('suffix')}): "
-                    "choose another folder"
+                    f"{self.target.url} belongs to another job ({record.get('command')} {record.get('suffix')}); "
+                    "choose another OUTPUT"
                 )
         return begun
 
     def listings(self, begun: bool) -> Iterator[FolderListing]:
-        """The work in each folder. A video counts by its missing sections.
+        """Yield the work in each folder; a video counts by its missing sections.
 
-        Raises `InputError` if two content images would become one file, or a file exists and no job has begun.
+        Raises `InputError` if two content images have the same target, or a target exists and no job has begun.
         """
         inside = self.source.contains(self.target)
         for folder, names in self.source.folders():
@@ -96,8 +95,7 @@ class BatchJob:
             prefix = f"{folder}/" if folder else ""
             if existing and not begun:
                 raise InputError(
-                    f"{self.target.url} has {prefix}{min(existing)} already, and not from nst batch: "
-                    "choose another folder"
+                    f"{self.target.url} has {prefix}{min(existing)}, which is not from nst batch; choose another OUTPUT"
                 )
             missing: list[str] = []
             for target, content in contents.items():
@@ -107,7 +105,7 @@ class BatchJob:
             yield FolderListing(missing, len(existing))
 
     def _contents(self, folder: str, names: list[str]) -> dict[str, str]:
-        """The images and videos of a folder, by the names of their targets. Raises `InputError` for clashing names."""
+        """Return a folder's images and videos, by the names of their targets. Raises `InputError` for clashes."""
         prefix = f"{folder}/" if folder else ""
         contents: dict[str, str] = {}
         for name in names:
@@ -119,19 +117,18 @@ class BatchJob:
             target = name if _is_video(name) else self.target_of(name)
             if target in contents:
                 raise InputError(
-                    f"{prefix}{contents[target]} and {prefix}{name} would both become {prefix}{target}: "
-                    "give them different names"
+                    f"{prefix}{contents[target]} and {prefix}{name} would both become {prefix}{target}; rename one"
                 )
             contents[target] = name
         return contents
 
     def claim(self) -> None:
-        """Record the job in the output, and remove unfinished files of a killed run. Raises `WriteError`."""
+        """Record the job in the output, and remove a killed run's unfinished files. Raises `WriteError`."""
         self.target.prepare()
         self.target.write(JOB_FILE, json.dumps(self.record).encode())
 
     def stylize(self, name: str, client: StyleClient) -> None:
-        """Read, stylize and write an image or a section of a video.
+        """Read, stylize and write an image or a video section.
 
         Raises `ImageError`, `WriteError`, and what `StyleClient.stylize` raises.
         """
@@ -139,10 +136,10 @@ class BatchJob:
             self._video(section.video).stylize(section, self.options, client)
             return
         file = io.BytesIO(self.source.read(name))
-        file.name = name  # for messages of errors
+        file.name = name  # for error messages
         content, target = self.options.open(file), self.target_of(name)
         kind = image_format(Path(target))
-        check_size(content.width, content.height, kind)  # before the model works in vain
+        check_size(content.width, content.height, kind)  # before the model does the work in vain
         stylized, _ = self.options.stylize(content, client)
         self.target.write(target, encode_image(stylized, kind, quality=self.options.quality))
 
@@ -151,15 +148,15 @@ class BatchJob:
 
 
 def read_record(data: bytes) -> dict[str, Any]:
-    """The record of a job that an output holds. Raises `ValueError`."""
+    """Parse an output's record of its job. Raises `ValueError`."""
     record = json.loads(data)
     if not isinstance(record, dict):
-        raise ValueError("not an object")
+        raise ValueError("not a JSON object")
     return _from_version_1(record) if record.get("format") == "nst-batch/1" else record
 
 
 def _from_version_1(record: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 called the command `paint`."""
+    """Convert a record of version 1, which calls the command `paint`."""
     command = record.get("paint")
     return {"format": "nst-batch/2", "command": command, "suffix": record.get("suffix")}
 

@@ -1,4 +1,4 @@
-"""The record of a run in its output: every error, and a summary."""
+"""Writes a run's record into its output: every error, and a summary."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nst_apps.batch.storage import Folder
 from nst_apps.batch.workers import BlockResult
 
 MANIFEST_FILE = "nst-batch.jsonl"
-"""The errors of the last run, a line of JSON each, and its summary."""
+"""The last run's errors, a line of JSON each, and its summary."""
 
 MAX_FIRST_ERRORS = 10
-"""How many errors are printed as well."""
+"""How many errors to print as well."""
 
 
 class Manifest:
-    """Collects the errors and the summary, and writes them into the output when the run ends, however it does."""
+    """Collects errors and the summary, and writes them into the output when the run ends, however it ends."""
 
     def __init__(self, target: Folder, skipped: int = 0) -> None:
         self.target, self.started, self.skipped = target, time.monotonic(), skipped
@@ -30,19 +30,19 @@ class Manifest:
 
     @property
     def path(self) -> str:
-        """Its URL."""
+        """The manifest's URL."""
         return f"{self.target.url.rstrip('/')}/{MANIFEST_FILE}"
 
     @property
     def rate(self) -> float:
-        """Images per second, without the first block, during which the workers start, unless there is no other."""
+        """Images/s, without the first block, during which the workers start, unless it is the only one."""
         count, since = self.stylized + self.failed, self.started
         if count > self._done_in_first_block:
             count, since = count - self._done_in_first_block, self._first_block_done
         return count / max(time.monotonic() - since, 1e-3)
 
     def add(self, block: BlockResult) -> None:
-        """Count a block, and record its errors."""
+        """Count a block and record its errors."""
         self.stylized += block.stylized
         self.failed += len(block.failed)
         if not self._done_in_first_block:
@@ -52,7 +52,7 @@ class Manifest:
         self.first_errors += [error for _, error in block.failed][: MAX_FIRST_ERRORS - len(self.first_errors)]
 
     def end(self, **more: Any) -> dict[str, Any]:
-        """Write the summary, with `more` in it, and save the manifest in the output. Raises `WriteError`."""
+        """Add the summary, with `more` in it, and save the manifest in the output. Raises `WriteError`."""
         seconds = round(time.monotonic() - self.started, 3)
         counts = {"stylized": self.stylized, "skipped": self.skipped, "failed": self.failed}
         summary = {**counts, "seconds": seconds, **more, "images_per_second": round(self.rate, 2)}
@@ -60,7 +60,7 @@ class Manifest:
         self._lines.seek(0)
         with self._lines as lines:
             self.target.write(MANIFEST_FILE, lines.read())
-        with suppress(Exception):  # the next run removes what is left
+        with suppress(Exception):  # the next run removes what remains
             self.target.sweep()
         return summary
 

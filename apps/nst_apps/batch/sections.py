@@ -1,7 +1,7 @@
-"""Long videos on many workers: sections by time, which any worker stylizes and the last one joins.
+"""Splits long videos into sections by time, which any worker stylizes and the last one joins.
 
-A frame belongs to the section in which it is shown, so none is lost and none comes twice, in whatever order sections
-are stylized. Stylized sections lie in the output's own folder until the video is complete.
+A frame belongs to the section in which it is shown, so no frame is lost or repeated, in whatever order the sections
+are stylized. Stylized sections are in the output's hidden folder until the video is complete.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from nst_core.errors import ImageError, InputError, NstError
 from nst_core.images import ImageData
 
 SECTION_SECONDS = 20.0
-"""Length of a section: what a lost worker has to stylize again."""
+"""Duration of a section, which must be stylized again if its worker is lost."""
 
 SEPARATOR = "#"
 """Between the video's name and the section's number in the name of a section: `video.mp4#3/12`."""
 
 _VERSION_KEYS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "created")
-"""Keys by which fsspec's file systems tell versions of a file apart, the best first."""
+"""Keys with which fsspec's file systems identify a file's version, the best first."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Section `number`, from 0, of the `count` sections of a video; number `count` means to join them."""
+    """Section `number`, from 0, of a video's `count` sections; number `count` means joining them."""
 
     video: str
     number: int
@@ -47,7 +47,7 @@ class Section:
 
     @classmethod
     def parse(cls, name: str) -> Section | None:
-        """The section of this name; None for the name of an image."""
+        """Parse a section's name; returns None for the name of an image."""
         video, separator, position = name.rpartition(SEPARATOR)
         number, _, count = position.partition("/")
         return cls(video, int(number), int(count)) if separator and number.isdigit() and count.isdigit() else None
@@ -58,7 +58,7 @@ class Section:
 
 @dataclass(frozen=True)
 class SectionedVideo:
-    """A video of `source` and its stylized video in `target`, with the same name below their folders."""
+    """A video in `source` and its stylized video in `target`, with the same name."""
 
     source: Folder
     target: Folder
@@ -66,9 +66,9 @@ class SectionedVideo:
     max_side: int | None = None
 
     def missing(self) -> list[Section]:
-        """The sections that are not stylized.
+        """Return the sections that are not stylized yet.
 
-        For a video that cannot be stylized it is a single section, whose worker reports the error.
+        A video that cannot be read has a single section, whose worker reports the error.
         """
         try:
             given = self._source()
@@ -80,10 +80,10 @@ class SectionedVideo:
         return missing or [Section(self.video, count, count)]
 
     def stylize(self, section: Section, options: StylizeOptions, client: StyleClient) -> None:
-        """Stylize a section, unless a lost worker has done it, and join all if none is missing then.
+        """Stylize a section, unless a lost worker finished it, and join all if none is missing.
 
-        Raises `ImageError`, `WriteError`, `InputError` for sound that the file cannot hold, and what `stylize`
-        raises.
+        Raises `ImageError`, `WriteError`, `InputError` for sound that the file cannot hold, and what
+        `StyleClient.stylize` raises.
         """
         if self._is_complete():
             return
@@ -95,7 +95,7 @@ class SectionedVideo:
         try:
             self._join(existing)
         except NstError:
-            if not self._is_complete():  # else the worker of another last section was faster
+            if not self._is_complete():  # otherwise another worker has joined them meanwhile
                 raise
 
     def _stylize(self, section: Section, options: StylizeOptions, client: StyleClient) -> None:
@@ -111,7 +111,7 @@ class SectionedVideo:
                     stylized, _ = options.stylize(ImageData(frame.pixels), client)
                     encoder.add(Frame(stylized.pixels, frame.pts))
                     frames += 1
-            # A section without a frame, of a video with a long still, is an empty file.
+            # A section without a frame, in a video with a long still, is an empty file.
             name = f"{section.number}-{frames}-{given.end}.nut"
             self.target.write(f"{self._folder}/{name}", part.read_bytes() if frames else b"")
 
@@ -126,7 +126,7 @@ class SectionedVideo:
                     self.target.fetch(f"{self._folder}/{name}", parts[-1])
                     given.end = end
             if not parts:
-                raise ImageError(f"{self.video}: no frame of it can be decoded")
+                raise ImageError(f"{self.video} has no frame that can be decoded")
             whole = scratch / f"whole{splitext(self.video)[1].lower()}"
             join_parts(parts, given, whole)
             self.target.put(whole, self.video)
@@ -142,7 +142,7 @@ class SectionedVideo:
 
     @property
     def _folder(self) -> str:
-        # Sections of another encoder version, or of another file of this name, do not fit together.
+        # Sections from another encoder version, or from another file with this name, do not fit together.
         return f"{self._sections}/{av.__version__}-{self._version}"
 
     @property
@@ -155,13 +155,13 @@ class SectionedVideo:
         root, system = self.source.root, self.source.file_system
         try:
             info = system.info(f"{root}/{self.video}")
-        except Exception as error:  # each storage has errors of its own
-            raise InputError(f"{self.video}: cannot be read: {error}") from error
+        except Exception as error:  # each storage has its own errors
+            raise InputError(f"cannot read {self.video}: {error}") from error
         version = next((info[key] for key in _VERSION_KEYS if info.get(key)), None)
         return hashlib.sha256(f"{info.get('size')} {version}".encode()).hexdigest()[:16]
 
     def _stylized_sections(self) -> dict[int, str]:
-        """The files of the stylized sections, by number."""
+        """Return the files of the stylized sections, by number."""
         return {int(name.partition("-")[0]): name for name in self.target.names(self._folder)}
 
     def _source(self) -> VideoSource:

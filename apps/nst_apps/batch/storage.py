@@ -1,4 +1,4 @@
-"""A folder on a disk or in object storage, through fsspec: which files it has, and writing them whole."""
+"""Folders on disk or in object storage, through fsspec: lists files, and writes them atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from nst_core.errors import InputError, WriteError
 
 OWN_FOLDER = ".nst-batch"
-"""The folder of unfinished files, below the output so that a rename stays in one file system."""
+"""The hidden folder of unfinished files, inside the output so that renames stay in one file system."""
 
 _ATOMIC_PROTOCOLS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory"}
 """Protocols whose writes are atomic. They have no rename: fsspec would copy and delete."""
@@ -27,8 +27,8 @@ _ATOMIC_PROTOCOLS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "me
 class Folder:
     """A folder by its path or URL. All paths in its methods are relative to it, with `/`.
 
-    `file_system` is fsspec's, and is pickled with the folder. Third-party file systems raise any exception, so each
-    method turns all exceptions into ours.
+    `file_system` is fsspec's, and is pickled with the folder. Third-party file systems may raise any exception, so
+    each method turns all exceptions into ours.
     """
 
     url: str
@@ -37,9 +37,9 @@ class Folder:
 
     @classmethod
     def at(cls, url: str) -> Folder:
-        """Raises `InputError` for a URL of an unknown kind, or one whose package is not installed."""
+        """Open a path or URL. Raises `InputError` for an unknown scheme or a missing package."""
         try:
-            # A cached listing would hold every name a second time, and miss the files of other runs.
+            # A cached listing would store every name a second time, and miss the files of other runs.
             file_system, root = url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:  # fsspec says "Install s3fs to access S3"
             raise InputError(f"{url}: {error}") from error
@@ -47,18 +47,18 @@ class Folder:
 
     @property
     def local(self) -> bool:
-        """Whether it is on this machine's disks."""
+        """Whether the folder is on this machine's disks."""
         return isinstance(self.file_system, LocalFileSystem)
 
     def contains(self, other: Folder) -> bool:
-        """Whether the other folder is this folder or below it."""
+        """Return whether the other folder is this one or inside it."""
         same = self.file_system == other.file_system
         return same and (other.root == self.root or other.root.startswith(f"{self.root}/"))
 
     def folders(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield this folder as "" and every folder below it, each with the sorted names of its files.
+        """Yield this folder as "" and every folder inside it, each with the sorted names of its files.
 
-        Hidden files and folders are skipped. A link to a folder elsewhere is followed, once; a link to a folder below
+        Hidden files and folders are skipped. A link to a folder elsewhere is followed once; a link to a folder inside
         this one is not, since that is listed anyway. Raises `InputError` if a folder cannot be listed.
         """
         starts, followed = [self.root], {os.path.realpath(self.root)}
@@ -75,14 +75,14 @@ class Folder:
                     below = path.rstrip("/").removeprefix(self.root).strip("/")
                     yield below, sorted(filter(None, files))
         except FileNotFoundError as error:
-            raise InputError(f"{self.url}: no such folder") from error
+            raise InputError(f"{self.url}: no such folder; check INPUT") from error
         except NotADirectoryError as error:
-            raise InputError(f"{self.url} is no folder") from error
+            raise InputError(f"{self.url} is not a folder; check INPUT") from error
         except Exception as error:
             raise InputError(f"cannot list {self.url}: {_message(error)}") from error
 
     def names(self, below: str) -> set[str]:
-        """The names in a folder; none if it does not exist. Raises `InputError`."""
+        """Return the names in a folder, empty if it does not exist. Raises `InputError`."""
         try:
             return {path.rstrip("/").rpartition("/")[2] for path in self.file_system.ls(self._at(below), detail=False)}
         except FileNotFoundError:
@@ -91,24 +91,24 @@ class Folder:
             raise InputError(f"cannot list {self.url}: {_message(error)}") from error
 
     def read(self, below: str) -> bytes:
-        """A file's bytes. Raises `InputError`."""
+        """Read a file. Raises `InputError`."""
         try:
             data: bytes = self.file_system.cat_file(self._at(below))
             return data
         except Exception as error:
-            raise InputError(f"{below}: cannot be read: {_message(error)}") from error
+            raise InputError(f"cannot read {below}: {_message(error)}") from error
 
     def open(self, below: str) -> BinaryIO:
-        """A file opened for reading and seeking. Raises `OSError`, or what its file system raises."""
+        """Open a file for reading and seeking. Raises `OSError`, or what its file system raises."""
         file: BinaryIO = self.file_system.open(self._at(below), "rb")
         return file
 
     def on_disk(self, below: str) -> Path | None:
-        """The path of a file on this machine's disks; None if it is elsewhere."""
+        """Return a file's path on this machine's disks, or None if it is elsewhere."""
         return Path(self._at(below)) if self.local else None
 
     def write(self, below: str, data: bytes) -> None:
-        """Write a file atomically: under another name and renamed, or as a single object. Raises `WriteError`."""
+        """Write a file atomically: rename it when complete, or write a single object. Raises `WriteError`."""
         target = self._at(below)
         try:
             if self._is_atomic:
@@ -126,7 +126,7 @@ class Folder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A temporary folder of this machine for `put`; `sweep` removes what a killed run left of it."""
+        """Yield a temporary folder on this machine for `put`; `sweep` removes what a killed run left."""
         parent = self.on_disk(f"{OWN_FOLDER}/beside")
         with TemporaryDirectory(prefix="nst-", dir=parent, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
@@ -136,10 +136,10 @@ class Folder:
         try:
             self.file_system.get_file(self._at(below), str(file))
         except Exception as error:
-            raise InputError(f"{below}: cannot be read: {_message(error)}") from error
+            raise InputError(f"cannot read {below}: {_message(error)}") from error
 
     def put(self, file: Path, below: str) -> None:
-        """Move a file of this machine, from `scratch`, here atomically. Raises `WriteError`."""
+        """Move a file from `scratch` into this folder atomically. Raises `WriteError`."""
         target = self._at(below)
         try:
             if self._is_atomic:
@@ -165,14 +165,14 @@ class Folder:
             raise WriteError(f"cannot remove {below} in {self.url}: {_message(error)}") from error
 
     def prepare(self) -> None:
-        """Create the folder of unfinished files, and remove those of a killed run. Raises `WriteError`."""
+        """Create the folder of unfinished files and remove those of a killed run. Raises `WriteError`."""
         if self._is_atomic:
             return
         try:
             self.sweep()
             self.file_system.makedirs(self._at(f"{OWN_FOLDER}/beside"), exist_ok=True)
         except Exception as error:
-            raise WriteError(f"cannot write in {self.url}: {_message(error)}") from error
+            raise WriteError(f"cannot write to {self.url}: {_message(error)}") from error
 
     def sweep(self) -> None:
         """Remove unfinished files."""
@@ -180,7 +180,7 @@ class Folder:
             self.file_system.rm(self._at(f"{OWN_FOLDER}/beside"), recursive=True)
 
     def _leads_out(self, link: Path, followed: set[str]) -> bool:
-        """Whether a link leads to a folder of this machine that is not listed otherwise."""
+        """Return whether a link leads to a folder on this machine that is not listed otherwise."""
         target, root = os.path.realpath(link), os.path.realpath(self.root)
         if target in followed or target.startswith(f"{root}/"):
             return False
@@ -202,7 +202,7 @@ class Folder:
         with self.file_system.open(path, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.f.fileno())  # or a file that a power cut left empty would count as stylized
+            os.fsync(file.f.fileno())  # otherwise a file that a power cut left empty would count as stylized
 
 
 def _message(error: Exception) -> str:

@@ -1,1 +1,1 @@
-"""`nst video` and `nst webcam`: files frame by frame, and live cameras."""
+"""`nst video` and `nst webcam`: stylize video files and live cameras."""

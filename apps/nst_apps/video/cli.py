@@ -16,15 +16,16 @@ from nst_apps.video.schedule import Schedule
 from nst_client.client import AsyncStyleClient, StyleClient
 from nst_client.options import (
     DEFAULT_URL,
-    FILES_PANEL,
+    PROGRESS_PANEL,
     RETRIES,
-    STYLE_PANEL,
+    TUNING_PANEL,
     CaFile,
     Timeout,
     TokenFile,
     Url,
     read_token,
 )
+from nst_client.styles import unknown_style
 from nst_client.stylize.processing import postprocess
 from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError, NstError, WriteError
@@ -39,20 +40,19 @@ if TYPE_CHECKING:
 
 Strength = Annotated[
     float,
-    typer.Option(help="How much of the style; the rest is the video.", min=0.0, max=1.0, rich_help_panel=STYLE_PANEL),
+    typer.Option(help="Blend between the content video (0) and the stylized video (1).", min=0.0, max=1.0),
 ]
-PreserveColor = Annotated[
-    bool, typer.Option("--preserve-color", help="Keep the video's colours.", rich_help_panel=STYLE_PANEL)
+PreserveColor = Annotated[bool, typer.Option("--preserve-color", help="Keep the colours of the content video.")]
+MaxSide = Annotated[int | None, typer.Option(help="Shrink larger frames to this longer side in pixels.", min=16)]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print the summary as a line of JSON on stdout.", rich_help_panel=PROGRESS_PANEL),
 ]
-MaxSide = Annotated[
-    int | None,
-    typer.Option(help="Shrink larger frames to this longer side, pixels.", min=16, rich_help_panel=STYLE_PANEL),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="The figures as one line of JSON on stdout.")]
+VIDEO_PANEL = "Video"
 
 
 class CodecName(StrEnum):
-    """How frames are stored."""
+    """A video codec."""
 
     h264 = "h264"
     hevc = "hevc"
@@ -60,63 +60,55 @@ class CodecName(StrEnum):
 
 
 def video(
-    source: Annotated[Path, typer.Argument(help="A video in any format that FFmpeg reads.", metavar="VIDEO")],
+    source: Annotated[Path, typer.Argument(help="Video file in any format that FFmpeg reads.", metavar="VIDEO")],
     style: Annotated[
         str,
         typer.Option(
             "--style",
             "-s",
-            help="A style that the server has, weights of styles (great-wave:0.7,the-scream:0.3), or styles over time, "
-            "each fading in for a second: '0:starry-night, 5s:great-wave'.",
-            rich_help_panel=STYLE_PANEL,
+            help="Style, several with weights (great-wave:0.7,the-scream:0.3), or styles over time, each fading in "
+            "for a second ('0:starry-night, 5s:great-wave').",
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="A file: .mp4 .mov .mkv .webm.", rich_help_panel=FILES_PANEL)
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output file: .mp4 .mov .mkv .webm.")],
+    url: Url = DEFAULT_URL,
+    preview: Annotated[bool, typer.Option("--preview", help="Stylize the first five seconds only.")] = False,
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="Reduce flicker: blend each frame with the previous one along the motion.")
+    ] = False,
     strength: Strength = 1.0,
     preserve_color: PreserveColor = False,
     max_side: MaxSide = None,
-    smooth: Annotated[
-        bool,
-        typer.Option(
-            "--smooth",
-            help="Flicker less: each frame takes over what moved from the frame before.",
-            rich_help_panel=STYLE_PANEL,
-        ),
-    ] = False,
-    preview: Annotated[bool, typer.Option("--preview", help="Only the first five seconds.")] = False,
-    codec: Annotated[
-        CodecName, typer.Option(help="How frames are stored.", rich_help_panel=FILES_PANEL)
-    ] = CodecName.h264,
+    codec: Annotated[CodecName, typer.Option(help="Video codec.", rich_help_panel=VIDEO_PANEL)] = CodecName.h264,
     crf: Annotated[
         int | None,
         typer.Option(
-            help="Quality as the codec counts it, less is better; by default 18 of h264, 20 of hevc, 24 of vp9.",
+            help="Constant rate factor, lower is better; by default 18 for h264, 20 for hevc, 24 for vp9.",
             min=0,
-            rich_help_panel=FILES_PANEL,
+            rich_help_panel=VIDEO_PANEL,
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Frames at a time at the server.", min=1)] = 3,
     restart: Annotated[
         bool,
         typer.Option(
             "--restart",
-            help="Begin again: remove what a run with other options has finished.",
-            rich_help_panel=FILES_PANEL,
+            help="Discard the finished frames of an earlier run and start again.",
+            rich_help_panel=VIDEO_PANEL,
         ),
     ] = False,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", help="Number of requests in parallel.", min=1, rich_help_panel=TUNING_PANEL)
+    ] = 3,
+    as_json: AsJson = False,
     progress_json: ProgressJson = None,
 ) -> None:
-    """Stylize a video: its sound, time stamps and frame rate are kept.
+    """Stylize a video; keep its sound, time stamps and rate.
 
-    A run that was stopped, or crashed, goes on where it was: what is finished lies in a folder beside the output. If
-    the video, the style or an option is different, --restart begins again.
+    A run that was stopped or crashed continues with the same command: finished frames are in a folder beside the
+    output. If the video, the style or an option has changed, --restart starts again.
     """
     with one_line_errors("video", command="nst video", progress_json=progress_json) as events:
         from nst_apps.video.settings import VideoSettings
@@ -142,35 +134,33 @@ def video(
 def webcam(
     style: Annotated[
         str | None,
-        typer.Option("--style", "-s", help="The first; by default the server's first.", rich_help_panel=STYLE_PANEL),
+        typer.Option("--style", "-s", help="First style to show; by default the server's first."),
     ] = None,
-    strength: Strength = 1.0,
-    preserve_color: PreserveColor = False,
-    max_side: MaxSide = 512,
-    camera: Annotated[int, typer.Option(help="Its number.", min=0, rich_help_panel=FILES_PANEL)] = 0,
+    url: Url = DEFAULT_URL,
+    camera: Annotated[int, typer.Option(help="Number of the camera.", min=0)] = 0,
     source: Annotated[
         Path | None,
-        typer.Option(
-            "--input", "-i", help="A video, played in real time, in the camera's place.", rich_help_panel=FILES_PANEL
-        ),
+        typer.Option("--input", "-i", help="Video file to play in real time instead of the camera."),
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="Keep what is shown in this file (.mp4 .mov .mkv .webm).", rich_help_panel=FILES_PANEL),
+        typer.Option(help="File to record the stylized video in (.mp4 .mov .mkv .webm)."),
     ] = None,
     no_window: Annotated[
-        bool, typer.Option("--no-window", help="Show nothing; ends with the input, or by Ctrl-C.")
+        bool, typer.Option("--no-window", help="Run without a window, until the input ends or Ctrl-C.")
     ] = False,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    max_side: MaxSide = 512,
+    strength: Strength = 1.0,
+    preserve_color: PreserveColor = False,
     timeout: Timeout = 10.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Stylize what the camera sees, live.
+    """Stylize a camera live, in a window.
 
-    Keys: 1 to 9, or the arrows, for the style; q or Esc to end. Frames that the server is too slow for are dropped,
-    so that what is shown is never old.
+    Keys: 1 to 9 or the arrows change the style; q or Esc quits. Frames that arrive faster than the server stylizes
+    them are dropped, so the window never lags behind.
     """
     with one_line_errors("video"):
         from nst_apps.video import webcam as live_video
@@ -180,7 +170,11 @@ def webcam(
         with StyleClient(url, **access) as client:
             names = [offered.name for offered in client.styles()]
         if not names or (style is not None and style not in names):
-            raise InputError(f"{url} has no style {style or ''!r}; it has: {', '.join(names) or 'none'}")
+            raise (
+                unknown_style(url, style, names)
+                if style
+                else InputError(f"{url} offers no style; load a model from nst export on it")
+            )
         now = style or names[0]
         frames = live_video.file_frames(source, max_side) if source else live_video.camera_frames(camera, max_side)
 
@@ -213,7 +207,7 @@ def webcam(
 
 @contextmanager
 def _frames() -> Iterator[Callable[[int, int], None]]:
-    """Progress with frames a second, from the first call on; after a stop, a message with how far the run is."""
+    """Yield a callback that shows progress in frames/s; after a stop, say how far the run is."""
     update: Callable[[int, str], None] | None = None
     begun = at = whole = 0
     started = time.monotonic()
@@ -224,7 +218,7 @@ def _frames() -> Iterator[Callable[[int, int], None]]:
             at, whole = done, total
             if update is None:
                 if done:
-                    say(f"goes on behind frame {done} of {total}")
+                    say(f"resuming after frame {done} of {total}")
                 update = stack.enter_context(progress("frames", total))
                 begun, started = done, time.monotonic()
             update(done, f"{(done - begun) / max(time.monotonic() - started, 1e-3):.1f} frames/s")
@@ -234,7 +228,7 @@ def _frames() -> Iterator[Callable[[int, int], None]]:
         except (NstError, KeyboardInterrupt) as error:
             stack.close()
             if at and (isinstance(error, WriteError) or not isinstance(error, InputError)):
-                say(f"{at} of {whole} frames are finished; the same command goes on from the last part that is whole")
+                say(f"{at} of {whole} frames are done; run the same command to continue from the last whole part")
             raise
 
 
@@ -259,10 +253,10 @@ def _report(source: Path, output: Path, result: VideoResult, as_json: bool) -> N
         }
         print(json.dumps(figures), flush=True)
         return
-    padded = ", its last column or row repeated for even sides" if result.padded else ""
+    padded = " (padded to even sides)" if result.padded else ""
     say(f"{source} -> {output}  {width}x{height}{padded}  {result.frames} frames  {rate:.1f} frames/s")
     if result.repeated:
-        say(f"{result.repeated} frames are broken: each repeats the frame before it")
+        say(f"{result.repeated} frames could not be decoded; each repeats the previous frame")
     if result.warping_error:
         before, after = result.warping_error
         say(f"warping error {before:.1f} of 255 before smoothing, {after:.1f} after")
@@ -281,8 +275,8 @@ def _report_live(statistics: LiveStatistics, record: Path | None, as_json: bool)
         print(json.dumps(figures), flush=True)
         return
     say(
-        f"shown {statistics.shown} of {statistics.taken} frames  {statistics.mean_rate:.1f} frames/s  latency "
-        f"{figures['latency_ms']} ms, 95 % below {figures['latency_ms_p95']} ms" + (f"  -> {record}" if record else "")
+        f"shown {statistics.shown} of {statistics.taken} frames  {statistics.mean_rate:.1f} frames/s  latency p50 "
+        f"{figures['latency_ms']} ms, p95 {figures['latency_ms_p95']} ms" + (f"  -> {record}" if record else "")
     )
 
 

@@ -1,4 +1,4 @@
-"""Motion between frames, and a smoother that makes a stylized video flicker less."""
+"""Optical flow between frames, and temporal smoothing that reduces a stylized video's flicker."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from nst_core.images import Pixels
 Floats = NDArray[np.float32]
 
 KEPT_FRACTION = 0.7
-"""How much of a pixel comes from the frame before, where its motion is certain."""
+"""Weight of the previous frame in a pixel whose motion is certain."""
 
 SAME_GREY_DIFFERENCE = 25.0
-"""Absolute difference of 255 up to which a pixel that has moved counts as the same."""
+"""Maximum absolute difference (of 255) at which a moved pixel counts as the same."""
 
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """Where each pixel of a frame was in the frame before: `x`, `y` float32 `[H, W]`.
+    """Where each pixel of a frame was in the previous frame: `x`, `y` float32 `[H, W]`, in pixels.
 
-    `trust` float32 `[H, W]` is from 0, where it was hidden, outside or something else, to 1.
+    `trust` float32 `[H, W]` goes from 0, where the pixel was hidden, outside or different, to 1.
     """
 
     x: Floats
@@ -32,15 +32,15 @@ class Motion:
     trust: Floats
 
     def carried(self, before: Pixels) -> Pixels:
-        """The frame before `uint8 [H, W, 3]`, moved to where its things are now."""
+        """Warp the previous frame `uint8 [H, W, 3]` along the motion."""
         return cv2.remap(before, self.x, self.y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[return-value]
 
 
 def motion(before: Pixels, after: Pixels) -> Motion:
-    """By dense inverse search (Kroeger et al. 2016), there and back, of two content frames `uint8 [H, W, 3]`.
+    """Estimate the motion between two content frames `uint8 [H, W, 3]` with dense inverse search (Kroeger et al. 2016).
 
-    A pixel is trusted if the way back leads to where it came from, within the bound of Sundaram et al. 2010, and its
-    grey is the same there. May be called by several threads at once.
+    A pixel is trusted if forward and backward flow agree within the bound of Sundaram et al. (2010) and
+    its grey value is the same. Safe to call from several threads.
     """
     was, now = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after))
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
@@ -61,10 +61,10 @@ def motion(before: Pixels, after: Pixels) -> Motion:
 
 @dataclass
 class Smoother:
-    """Blends each stylized frame with the frame before it, carried along by the motion of the content.
+    """Blends each stylized frame with the previous one, warped along the motion of the content.
 
-    `stylized` and `smoothed` are the last frame before and after, None at the beginning. The squares are the sums of
-    the warping errors of Lai et al. 2018, over `pixels` values whose motion is trusted.
+    `stylized` and `smoothed` are the last frame before and after smoothing, None at the beginning. The squares are
+    sums of the squared warping errors (Lai et al. 2018) over `pixels` trusted values.
     """
 
     stylized: Pixels | None = None
@@ -74,7 +74,7 @@ class Smoother:
     pixels: float = 0.0
 
     def smooth(self, stylized: Pixels, moved: Motion | None) -> Pixels:
-        """The frame `uint8 [H, W, 3]` that is to be shown; `moved` is None for the first."""
+        """Smooth the next stylized frame `uint8 [H, W, 3]`; `moved` is None for the first."""
         result = stylized
         if moved is not None and self.stylized is not None and self.smoothed is not None:
             carried = moved.carried(self.smoothed).astype(np.float32)
@@ -89,7 +89,7 @@ class Smoother:
 
     @property
     def warping_error(self) -> tuple[float, float]:
-        """Before and after: the root of the mean square, of 255, by which things change as they move."""
+        """The warping error before and after smoothing: root mean square difference (of 255) along the motion."""
         n = max(self.pixels, 1.0)
         return sqrt(self.squares_before / n), sqrt(self.squares_after / n)
 

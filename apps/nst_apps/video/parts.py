@@ -1,4 +1,4 @@
-"""What is finished of a video, in a folder beside the result, so that a run that was stopped goes on with it."""
+"""The finished parts of a video, in a folder beside the output, from which a stopped run continues."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from nst_core.images import Pixels
 log = logging.getLogger(__name__)
 
 PART_FRAMES = 48
-"""Frames of a part: what a crash costs at most, and the distance of the frames to which a player can jump."""
+"""Frames per part: the most that a crash loses, and the distance between key frames."""
 
 FINGERPRINT_BYTES = 2**20
-"""Bytes at a video's beginning, and at its end, by which it is known again."""
+"""Bytes at a video's beginning and end that identify it."""
 
 SAME_STYLE_DIFFERENCE = 1.0
-"""Mean absolute difference of 255 up to which a frame counts as stylized by the same model, on other hardware too."""
+"""Maximum mean absolute difference (of 255) between two frames of the same model, also on other hardware."""
 
 PART_FILES, ABOUT, LOCK = "[0-9]*-*.nut", "about.json", "lock"
-"""The finished parts in their folder, what they have in common, and whose they are now."""
+"""Files in the folder: the finished parts, the settings they share, and the lock of the current run."""
 
 
 class Parts:
-    """The finished frames of a video, in a folder beside the target: parts, and the state that the next one needs.
+    """The finished frames of a video, in a folder beside the target: parts, and the state that the next part needs.
 
-    The state is the last frame as the model stylized it, and what smoothing keeps.
+    The state is the last frame before smoothing, and the state of the smoother.
     """
 
     def __init__(self, folder: Path, given: VideoSource, settings: VideoSettings, lock: ExitStack) -> None:
@@ -55,7 +55,7 @@ class Parts:
         self.smoother = Smoother()
         if self.files:
             if not self._state.is_file():
-                raise InputError(f"{folder} has lost {self._state.name}: give --restart to begin again")
+                raise InputError(f"{self._state} is missing; give --restart to start again")
             self._stylized, self.smoother = _restored(self._state)
         self._encoding = ExitStack()
         self._encoder: Encoder | None = None
@@ -63,10 +63,10 @@ class Parts:
 
     @classmethod
     def of(cls, given: VideoSource, target: Path, settings: VideoSettings, restart: bool = False) -> Self:
-        """Those that a run before left; none if there are none, or with `restart`.
+        """Open the parts that an earlier run left; with `restart`, discard them.
 
-        Raises `InputError` if finished parts are of another video, other settings or another encoder, if another run
-        is at work on them, or if the folder is there and not ours; `WriteError` if it cannot be made.
+        Raises `InputError` if finished parts belong to another video, other settings or another encoder, if another
+        run is using them, or if the folder exists and is not ours; `WriteError` if it cannot be created.
         """
         folder = target.with_name(f"{target.name}.parts")
         about = folder / ABOUT
@@ -74,14 +74,14 @@ class Parts:
         wanted |= {"PyAV": av.__version__, "frames of a part": PART_FRAMES} | settings.options
         try:
             if folder.exists() and not about.is_file() and {file.name for file in folder.iterdir()} - {LOCK}:
-                raise InputError(f"{folder} is there already, and not of a stylized video: move it away")
+                raise InputError(f"{folder} exists and is not from nst video; move it away")
             folder.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
                 _lock(stack, folder)
                 finished_frames = sum(_count(file) for file in folder.glob(PART_FILES))
                 if about.is_file() and finished_frames and not restart:
                     _compare(_read(about), wanted, f"{folder} has {finished_frames} frames")
-                    log.info("%s has %d frames, and goes on behind them", folder, finished_frames)
+                    log.info("%s has %d finished frames; resuming after them", folder, finished_frames)
                 else:
                     for file in folder.iterdir():
                         if file.name != LOCK:
@@ -93,7 +93,7 @@ class Parts:
             raise WriteError(f"cannot write {folder}: {error.strerror or error}") from error
 
     def compare(self, again: Frame) -> None:
-        """Raise `InputError` if the style gives another result for the last finished frame than it did."""
+        """Raise `InputError` if the style now gives another result for the last finished frame."""
         known = self._stylized
         if known is None:
             return
@@ -102,12 +102,12 @@ class Parts:
             if apart <= SAME_STYLE_DIFFERENCE:
                 return
         raise InputError(
-            f"{self.folder} has {self.frames} frames by another model: the style looks different now, after an "
-            "export for instance; serve the model of before, or give --restart to begin again"
+            f"{self.folder} has {self.frames} frames from another model: the style now gives a different result; "
+            "serve the earlier model again, or give --restart to start again"
         )
 
     def add(self, frame: Frame, moved: Motion | None) -> None:
-        """The next frame."""
+        """Add the next stylized frame, and its motion since the previous one."""
         if self._encoder is None:
             self._encoder = Encoder(self._begun, self._given.format, self._plan.codec, self._plan.crf)
             self._encoding.push(self._encoder)
@@ -120,7 +120,7 @@ class Parts:
             self.finish()
 
     def finish(self) -> None:
-        """End the part that is begun: from now on it is there after a crash."""
+        """Finish the current part, so that it survives a crash."""
         if self._encoder is None:
             return
         self._encoding.close()
@@ -138,21 +138,21 @@ class Parts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """What is begun and not finished goes; so does the folder if no part is finished."""
+        """Remove the unfinished part, and the folder if no part is finished."""
         with self._lock:
             if self._encoder is not None:
-                with suppress(WriteError):  # of a full disk for instance, which is what ends the block
+                with suppress(WriteError):  # for example a full disk, which already ends the block
                     self._encoding.close()
                 self._begun.unlink(missing_ok=True)
             if not self.files:
                 self.remove()
 
     def remove(self) -> None:
-        """All of it."""
+        """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _whole(self) -> list[Path]:
-        """The parts without a gap from the first frame on; what follows a gap, and what was not finished, goes."""
+        """Return the parts from the first frame up to the first gap; remove all others."""
         files: list[Path] = []
         frames = 0
         for file in sorted(self.folder.glob(PART_FILES)):
@@ -173,7 +173,7 @@ class Parts:
         return self.files[-1].with_suffix(".npz")
 
     def _save(self, part: Path) -> None:
-        """What the next part goes on from; that of the part before last is of no use any more."""
+        """Save the state for the next part, and remove older ones."""
         state = {name: value for name, value in vars(self.smoother).items() if value is not None}
         with atomic_write(part.with_suffix(".npz")) as beside, beside.open("wb") as file:
             np.savez(file, last=self._stylized, **state)  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def _count(part: Path) -> int:
 
 
 def _restored(state: Path) -> tuple[Pixels, Smoother]:
-    """The last frame as the model stylized it, and what smoothing keeps."""
+    """Load the last frame before smoothing, and the smoother."""
     with np.load(state) as saved:
         values: dict[str, Any] = {name: saved[name] if saved[name].ndim else float(saved[name]) for name in saved.files}
     _rename_painted(values)
@@ -200,7 +200,7 @@ def _rename_painted(values: dict[str, Any]) -> None:
 
 
 def _fingerprint(path: Path) -> str:
-    """By a file's size, beginning and end, so that it may be moved and copied."""
+    """Identify a file by its size, beginning and end, so that it may be moved and copied."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -216,7 +216,7 @@ def _lock(stack: ExitStack, folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"another nst video is writing into {folder}: wait for it, or choose another -o") from None
+        raise InputError(f"another nst video is writing to {folder}; wait for it, or choose another --output") from None
     except OSError:
         pass  # a file system without locks
 
@@ -230,13 +230,13 @@ def _read(about: Path) -> dict[str, Any]:
 
 
 def _compare(known: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
-    """Raise `InputError` for parts of another run, which names what differs first, and how."""
-    advice = "give --restart to begin again, or another -o"
+    """Raise `InputError` for parts of another run; it names the first difference."""
+    advice = "give --restart to start again, or another --output"
     if known.get("format") != wanted["format"]:
-        raise InputError(f"{what} of another version of nst video: {advice}")
+        raise InputError(f"{what} from another version of nst video; {advice}")
     for name, value in wanted.items():
         if name not in known or known[name] != value:
-            raise InputError(f"{what} with {name} {_shown(known.get(name))}, not {_shown(value)}: {advice}")
+            raise InputError(f"{what} with {name} {_shown(known.get(name))}, not {_shown(value)}; {advice}")
 
 
 def _shown(value: object) -> str:

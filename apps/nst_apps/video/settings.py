@@ -10,7 +10,7 @@ from nst_apps.video.schedule import Schedule
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How a video is stylized and stored: what `nst video` says of each option."""
+    """How a video is stylized and stored; the options of `nst video`."""
 
     schedule: Schedule
     strength: float = 1.0
@@ -23,7 +23,7 @@ class VideoSettings:
 
     @property
     def options(self) -> dict[str, object]:
-        """What finished parts must have in common with those to come, by the names of the command's options."""
+        """The settings that finished and new parts must share, by the names of the command's options."""
         return {
             "--style": str(self.schedule),
             "--strength": self.strength,

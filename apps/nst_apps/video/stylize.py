@@ -1,7 +1,7 @@
-"""A video stylized frame by frame: decoded ahead, several requests on their way, encoded in parts and joined.
+"""Stylizes a video frame by frame: decodes ahead, sends requests in parallel, encodes parts and joins them.
 
-The parts lie in a folder beside the result. Each holds `PART_FRAMES` frames and appears whole, so a run that was
-killed goes on behind the last of them: no frame is lost, none comes twice.
+The parts are in a folder beside the output. Each has `PART_FRAMES` frames and appears whole, so a run that was killed
+continues after the last of them: no frame is lost or repeated.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from nst_apps.video.parts import Parts
 from nst_apps.video.schedule import Moment
 from nst_apps.video.settings import VideoSettings
 from nst_client.client import AsyncStyleClient
-from nst_client.errors import UnknownStyle
-from nst_client.styles import resolve_style_weights
+from nst_client.styles import resolve_style_weights, unknown_style
 from nst_client.stylize.processing import postprocess
 from nst_core.errors import InputError
 from nst_core.images import Pixels, blend
 
 PREVIEW_SECONDS = 5.0
-"""Length of a preview."""
+"""Duration of a preview."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,19 +41,22 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What became of a video: `sides` of the file in pixels, `padded` if an odd side became even, and its frames.
-
-    `repeated` of them stand for broken frames; `stylized` were stylized by this run, in so many `seconds`.
-    `warping_error` is before and after smoothing, None without.
-    """
+    """The result of stylizing a video."""
 
     sides: tuple[int, int]
+    """Width and height of the output in pixels."""
     padded: bool
+    """Whether an odd side was padded to an even one."""
     frames: int
+    """Number of frames."""
     repeated: int
+    """Number of frames that could not be decoded and repeat the previous one."""
     stylized: int
+    """Number of frames that this run stylized."""
     seconds: float
+    """Time in which it stylized them."""
     warping_error: tuple[float, float] | None
+    """Warping error (of 255) before and after smoothing; None without smoothing."""
 
 
 def stylize_video(
@@ -67,25 +69,35 @@ def stylize_video(
     restart: bool = False,
     on_progress: OnProgress = lambda done, total: None,
 ) -> VideoResult:
-    """Stylize the video `source` into the file `target`, going on where a run before was stopped.
+    """Stylize a video file, continuing where an earlier run was stopped.
 
-    `concurrency` requests are on their way together. `restart` removes the parts that a run before has finished.
-    `on_progress` is called with the number of frames that are finished and of all, the first time before any. Frame
-    rate, time stamps, sound and the side that is up are kept. Where a loop of asyncio runs already, as in a notebook,
-    the work is done in a thread of its own, which calls `connect` and `on_progress` as well.
+    Frame rate, time stamps, sound and orientation are kept. If an asyncio loop is already running, as in a notebook,
+    the work runs in a separate thread, which also calls `connect` and `on_progress`.
 
-    Raises `ImageError` if `source` is no video, `InputError` for what cannot be and for finished parts of other
-    settings, another video or style, `WriteError`, and what `StyleClient.stylize` raises; all leave the finished parts.
+    Args:
+        source: The content video, in any format that FFmpeg reads.
+        target: The output file, .mp4, .mov, .mkv or .webm.
+        settings: How the video is stylized and stored.
+        connect: Creates the client.
+        concurrency: Number of requests in parallel.
+        restart: Whether to discard the finished parts of an earlier run.
+        on_progress: Called with the number of finished frames and of all frames, once before the first.
+
+    Raises:
+        ImageError: `source` is not a video.
+        InputError: A setting is invalid, or the finished parts belong to other settings, another video or style.
+        WriteError: The output cannot be written.
+        ServiceError: As in `StyleClient.stylize`. The finished parts are kept after every error.
     """
     if source.resolve() == target.resolve() or (target.exists() and source.exists() and target.samefile(source)):
-        raise InputError(f"{source} would be overwritten: choose another file than its own")
+        raise InputError(f"{source} would be overwritten; choose another --output")
     source_video = VideoSource(source, max_side=settings.max_side)
     check_target(target, settings.codec, settings.crf, source_video)
     return run_to_completion(_Run(source_video, target, settings, concurrency, on_progress).stylize(connect, restart))
 
 
 def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns: in a loop of its own, in a thread of its own where the caller's runs one already.
+    """Run `work` in a new event loop, in a new thread if the caller's has a running loop, and return its result.
 
     Ctrl-C in the caller's thread cancels the work.
     """
@@ -114,9 +126,9 @@ def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def to_the_end(work: Callable[..., T], *arguments: Any) -> T:
-    """`work` in a thread, and to its end also where that is cancelled.
+    """Run `work` in a thread, and wait for its end even when cancelled.
 
-    What it works on is closed next, and libav ends the process if a file is closed while another thread encodes to it.
+    Its file is closed next, and libav ends the process if a file is closed while another thread encodes to it.
     """
     running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:
@@ -156,14 +168,14 @@ class _Run:
     async def _stylize_parts(self, stylizer: FrameStylizer, parts: Parts) -> None:
         done = parts.frames
         self.on_progress(done, max(self.total, done))
-        # The frame before the first is wanted for its motion, and to see that the style is still the same.
+        # The last finished frame is needed for motion, and to check that the style is still the same.
         frames = self.source.frames(skip=max(0, done - 1), seconds=self.seconds)
         first: Frame | None = None
         if done:
             first = await asyncio.to_thread(next, frames, None)
             if first is None:
                 raise InputError(
-                    f"{self.source.path} has fewer frames than are finished: give --restart to begin again"
+                    f"{self.source.path} has fewer frames than are finished; give --restart to start again"
                 )
             again, _ = await stylizer.stylize(first, None, self._seconds_of(first))
             parts.compare(again)
@@ -186,23 +198,23 @@ class _Run:
 
 
 class FrameStylizer:
-    """Stylizes frames by a client, as the settings say."""
+    """Stylizes frames with a client, according to the settings."""
 
     def __init__(self, client: AsyncStyleClient, settings: VideoSettings, models: Mapping[str, str]) -> None:
         self.client, self.settings, self._models = client, settings, models
 
     @classmethod
     async def of(cls, client: AsyncStyleClient, settings: VideoSettings) -> Self:
-        """Raises `UnknownStyle` for a style that the server lacks, `InputError` for weights that cannot be."""
+        """Check the styles. Raises `UnknownStyle`, or `InputError` for invalid weights."""
         offered = {style.name: style for style in await client.styles()}
         for weights in settings.schedule.style_weights:
             if missing := [name for name in weights if name not in offered]:
-                raise UnknownStyle(f"{client.url} has no style {missing[0]!r}; it has: {', '.join(offered) or 'none'}")
+                raise unknown_style(client.url, missing[0], offered)
             resolve_style_weights([offered[name] for name in weights], list(weights.values()))
         return cls(client, settings, {name: style.model for name, style in offered.items()})
 
     async def stylize(self, frame: Frame, before: Frame | None, seconds: float) -> tuple[Frame, Motion | None]:
-        """The stylized frame, and its motion since the frame before if smoothing needs it."""
+        """Stylize a frame; also return its motion since the frame `before` if smoothing needs it."""
         settings, moving = self.settings, None
         if settings.smooth and before is not None:
             moving = asyncio.create_task(asyncio.to_thread(motion, before.pixels, frame.pixels))
@@ -215,10 +227,10 @@ class FrameStylizer:
             return replace(frame, pixels=pixels), await moving if moving else None
         finally:
             if moving:
-                moving.cancel()  # no more than done where all went well
+                moving.cancel()  # does nothing if it is done
 
     async def _styled(self, pixels: Pixels, moment: Moment) -> Pixels:
-        """By the weights of one model, or as a blend of the images of two."""
+        """Stylize with the weights of one model, or blend the images of two."""
         weights = moment.combined
         if moment.fraction in (0.0, 1.0) or len({self._models[name] for name in weights}) == 1:
             return await self.client.stylize(pixels, {name: weight for name, weight in weights.items() if weight})
@@ -231,9 +243,9 @@ class FrameStylizer:
 async def overlapped(
     items: Iterable[T], work: Callable[[T], Awaitable[R]], concurrency: int
 ) -> AsyncGenerator[R, None]:
-    """The results of `work` in the order of the items, `concurrency` of them at work while the caller uses another.
+    """Yield the results of `work` in the order of the items, with `concurrency` calls running ahead.
 
-    Items are fetched ahead in a thread, since that may take its time too.
+    Items are fetched ahead in a thread, since that may take time too.
     """
     iterator = iter(items)
     room = asyncio.Semaphore(concurrency)
@@ -273,7 +285,7 @@ async def overlapped(
 
 
 def _next(iterator: Iterator[T]) -> tuple[T] | None:
-    """The next item in a box, None at the end: a coroutine cannot raise StopIteration."""
+    """Return the next item in a tuple, or None at the end; a coroutine cannot raise StopIteration."""
     for item in iterator:
         return (item,)
     return None

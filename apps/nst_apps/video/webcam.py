@@ -1,8 +1,8 @@
-"""A camera's frames, stylized and shown while they are fresh.
+"""Stylizes a camera's frames and shows them live.
 
-Three threads: one takes frames, one has them stylized, the caller's shows them. Between them lies only the newest
-frame, so a slow server makes fewer frames, not later ones: a frame waits at most for the frame before it, and is shown
-before two more are stylized.
+Three threads: one takes frames, one stylizes them, and the caller's shows them. Each passes on only its newest frame,
+so a slow server reduces the frame rate and not the freshness: a frame waits at most for the one before it, and is
+shown before two more are stylized.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from nst_core.process import default_variable
 T = TypeVar("T")
 
 TICK_SECONDS = Fraction(1, 90_000)
-"""Times of a recording are whole numbers of this."""
+"""Unit of a recording's time stamps."""
 
 KEY_POLL_SECONDS = 0.02
-"""How often a window that waits for a frame looks for pressed keys."""
+"""How often the window checks for pressed keys while it waits for a frame."""
 
 
 @dataclass(frozen=True, eq=False)
 class LiveFrame:
-    """A frame `uint8 [H, W, 3]`, its number from 0 on, and the moment it was taken, in seconds of `time.monotonic`."""
+    """A frame `uint8 [H, W, 3]`, its number from 0, and when it was taken, in seconds of `time.monotonic`."""
 
     pixels: Pixels
     number: int
@@ -49,7 +49,7 @@ class LiveFrame:
 
 
 class Newest(Generic[T]):
-    """Room for one item, between a thread that puts and one that takes. What is not taken in time is replaced."""
+    """Passes the newest item from one thread to another; an item that is not taken in time is replaced."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -59,7 +59,7 @@ class Newest(Generic[T]):
         self.replaced = 0
 
     def put(self, item: T) -> bool:
-        """False once it is closed."""
+        """Put an item; returns False once it is closed."""
         with self._changed:
             if self._closed:
                 return False
@@ -69,7 +69,7 @@ class Newest(Generic[T]):
             return True
 
     def take(self, seconds: float | None = None) -> T | None:
-        """Wait for an item; None after so many seconds. Raises `EOFError` when closed and empty, or its error."""
+        """Wait for an item; returns None after `seconds`. Raises its error or `EOFError` when closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._item is not None or self._closed, seconds)
             item, self._item = self._item, None
@@ -78,7 +78,7 @@ class Newest(Generic[T]):
             return item
 
     def close(self, error: Exception | None = None) -> None:
-        """Nothing comes any more; the last item may still be taken."""
+        """End the items; the last one may still be taken."""
         with self._changed:
             self._error = self._error or error
             self._closed = True
@@ -87,7 +87,7 @@ class Newest(Generic[T]):
 
 @dataclass
 class LiveStatistics:
-    """What was shown and what not, and how long each took from its moment to the eye (seconds)."""
+    """Counts taken and shown frames, and measures latency in seconds, from taking to showing a frame."""
 
     taken: int = 0
     latencies: list[float] = field(default_factory=list)
@@ -106,22 +106,22 @@ class LiveStatistics:
 
     @property
     def shown(self) -> int:
-        """Frames."""
+        """Number of shown frames."""
         return len(self.latencies)
 
     @property
     def rate(self) -> float:
-        """Frames a second, of the last two seconds."""
+        """Frames/s over the last two seconds."""
         first, last = (self._moments[0], self._moments[-1]) if self._moments else (0.0, 0.0)
         return (len(self._moments) - 1) / (last - first) if last > first else 0.0
 
     @property
     def mean_rate(self) -> float:
-        """Frames a second, of all the time."""
+        """Frames/s over the whole run."""
         return (self.shown - 1) / (self._last - self._first) if self._last > self._first else 0.0
 
     def latency(self, percentile: float = 50.0) -> float:
-        """Seconds; 0 if nothing was shown."""
+        """Return a percentile of the latency in seconds; 0 if nothing was shown."""
         return float(np.percentile(self.latencies, percentile)) if self.latencies else 0.0
 
 
@@ -130,10 +130,10 @@ def show_live(
     stylize: Callable[[Pixels], Pixels],
     show: Callable[[LiveFrame | None, LiveStatistics], bool],
 ) -> LiveStatistics:
-    """Show each frame that can be stylized in time, until they end, `show` says False, or Ctrl-C.
+    """Stylize and show frames live, until they end, `show` returns False, or Ctrl-C.
 
-    `stylize` runs in a thread of its own, one frame at a time. `show` runs in the caller's, with a stylized
-    frame, or with None when none came for a moment. Raises what `frames` and `stylize` raise.
+    `stylize` runs in a thread, one frame at a time. `show` runs in the caller's thread, with a stylized frame, or
+    with None if none has arrived for a moment. Raises what `frames` and `stylize` raise.
     """
     statistics, fresh, stylized = LiveStatistics(), Newest[LiveFrame](), Newest[LiveFrame]()
 
@@ -165,14 +165,14 @@ def show_live(
 
 
 def camera_frames(number: int, max_side: int | None) -> Iterator[LiveFrame]:
-    """Frames of the computer's camera, until it ends. Raises `InputError` if there is none of this number."""
-    # The error below says in one line what OpenCV would print about a missing camera.
+    """Yield the frames of a camera until it ends. Raises `InputError` if there is none with this number."""
+    # The error below replaces what OpenCV would print about a missing camera.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     device = cv2.VideoCapture(number)
     try:
         good, image = device.read()
         if not good:
-            raise InputError(f"no camera {number} that gives images; choose another with --camera, or a file: --input")
+            raise InputError(f"camera {number} gives no images; choose another with --camera, or a video with --input")
         count = 0
         while good:
             taken = time.monotonic()
@@ -186,7 +186,7 @@ def camera_frames(number: int, max_side: int | None) -> Iterator[LiveFrame]:
 
 
 def file_frames(path: Path, max_side: int | None) -> Iterator[LiveFrame]:
-    """The frames of a file, each when its time has come; that moment is when it was taken."""
+    """Yield the frames of a file in real time; a frame counts as taken when it is due."""
     given = VideoSource(path, max_side=max_side)
     begun = time.monotonic()
     with closing(given.frames()) as frames:
@@ -197,7 +197,7 @@ def file_frames(path: Path, max_side: int | None) -> Iterator[LiveFrame]:
 
 
 class Recorder:
-    """Keeps frames in a video file, each at the time it was taken; the file is there, whole, at the block's end."""
+    """Records frames in a video file, each at the time it was taken; the file appears whole at the block's end."""
 
     def __init__(self, path: Path) -> None:
         check_target(path, "h264", None)
@@ -206,7 +206,7 @@ class Recorder:
         self._begun = 0.0
 
     def add(self, frame: LiveFrame) -> None:
-        """The next frame, of the same size as the others."""
+        """Add the next frame, of the same size as the others."""
         if self._encoder is None:
             height, width = frame.pixels.shape[:2]
             form = VideoFormat(width, height, TICK_SECONDS, Fraction(30))
@@ -226,7 +226,7 @@ class Recorder:
 
 
 def _thread(work: Callable[[], None], closes: Newest[LiveFrame]) -> threading.Thread:
-    """A daemon, so that a wait for a server keeps no process; its end or error goes to who takes from it."""
+    """Start a daemon thread, which does not keep the process alive, and close `closes` with its end or error."""
 
     def run() -> None:
         try:
@@ -252,10 +252,10 @@ def _shrunk(pixels: Pixels, max_side: int | None) -> Pixels:
 
 
 class Window:
-    """A window that shows images and hears keys. Raises `InputError` where there is no screen.
+    """A window that shows images and reads keys. Raises `InputError` without a screen.
 
-    SDL's through pygame-ce, not OpenCV's: that of opencv-python and PyAV each bring a copy of the same X libraries,
-    and OpenCV without windows runs on servers too.
+    It uses SDL through pygame-ce and not OpenCV's windows, since opencv-python and PyAV each bring a copy of the same
+    X libraries, and OpenCV without windows runs on servers too.
     """
 
     def __init__(self, title: str) -> None:
@@ -268,14 +268,14 @@ class Window:
             pygame.display.set_caption(title)
         except pygame.error as error:
             raise InputError(
-                f"no window can be opened here ({error}); --no-window --record video.mp4 goes without"
+                f"cannot open a window ({error}); run without one: --no-window --record video.mp4"
             ) from error
         pygame.font.init()
         self._font = pygame.font.Font(None, 24)
         self._screen: pygame.Surface | None = None
 
     def show(self, pixels: Pixels, text: str) -> None:
-        """An image `uint8 [H, W, 3]`, as large as the window lets it be, with a line of text."""
+        """Show an image `uint8 [H, W, 3]`, scaled to the window, with a line of text."""
         pygame = self._pygame
         height, width = pixels.shape[:2]
         if self._screen is None:
@@ -293,7 +293,7 @@ class Window:
         pygame.display.flip()
 
     def keys(self) -> list[str]:
-        """Names of the keys that were pressed since, such as `2`, `right`, `escape`; `escape` for a closed window."""
+        """Return the keys pressed since the last call, such as `2`, `right`, `escape`; a closed window is `escape`."""
         pygame = self._pygame
         names = []
         for event in pygame.event.get():
@@ -304,12 +304,12 @@ class Window:
         return names
 
     def close(self) -> None:
-        """It goes."""
+        """Close the window."""
         self._pygame.display.quit()
 
 
 def style_for_key(styles: list[str], now: str, key: str) -> str:
-    """The style after a key is pressed: its number, the right arrow or space for the next, the left one back."""
+    """Return the style that a key selects: a number, right arrow or space for the next, left arrow for the previous."""
     if key.isdigit() and 1 <= int(key) <= len(styles):
         return styles[int(key) - 1]
     step = {"right": 1, "space": 1, "left": -1}.get(key, 0)

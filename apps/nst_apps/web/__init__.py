@@ -1,5 +1,5 @@
-"""`nst web`: a page for everybody who has a browser.
+"""`nst web`: a web page that stylizes images and the camera.
 
-`server.py` knows what is served now, `studio.py` stylizes the visitors' images, `training.py` trains their own styles,
-`app.py` is what the browser talks to, and `page/` is what it shows.
+`server.py` tracks the served styles, `studio.py` stylizes the visitors' images, `training.py` trains their own styles,
+`app.py` answers the browser's requests, and `page/` is the page.
 """

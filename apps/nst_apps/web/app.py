@@ -1,4 +1,4 @@
-"""What the browser talks to: the page, JSON, images, and a WebSocket for the camera."""
+"""Answers the browser's requests: the page, JSON, images, and a WebSocket for the camera."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from nst_core.images import ImageData, encode_image, open_image
 PAGE = Path(__file__).parent / "page"
 
 FRAME_BYTES, FRAME_PIXELS = 2_000_000, 1_000_000
-"""The largest frame of the camera: a JPEG of so many bytes, an image of so many pixels."""
+"""The largest camera frame: bytes of the JPEG, and pixels of the image."""
 
 RESTART_SECONDS, FAULT_SHOWN_SECONDS = 10.0, 60.0
-"""Seconds after which background work that has failed begins again, and for which the page says that it failed."""
+"""Pause before failed background work restarts, and how long the page reports the failure, in seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +41,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
-    """The routes; each looks for an image in the visitor's own tables alone."""
+    """The routes; each finds images only in the visitor's own tables."""
 
     def __init__(self, studio: Studio, trainer: StyleTrainer | None) -> None:
         self.studio, self.server, self.trainer, self.limits = studio, studio.server, trainer, studio.limits
         self.sockets: set[web.WebSocketResponse] = set()
         self.faults: dict[str, float] = {}
-        """When background work has failed last, by its name."""
+        """When background work failed last, by its name."""
 
     def routes(self) -> list[web.RouteDef]:
-        """Every address that there is."""
+        """Return all routes."""
         return [
             web.get("/", self.page),
             web.get("/{file:[a-z]+\\.js|page\\.css|icon\\.svg}", self.page),
@@ -68,14 +68,14 @@ class Site:
         ]
 
     async def page(self, request: web.Request) -> web.StreamResponse:
-        """The page and its parts; it brings the visitor's secret."""
+        """Send the page or one of its files, and give the visitor a secret."""
         response = web.FileResponse(PAGE / request.match_info.get("file", "index.html"))
         response.headers["Cache-Control"] = "no-cache"
         set_secret(request, response)
         return response
 
     async def state(self, request: web.Request) -> web.Response:
-        """All that the page shows, so that it can be asked at any time and after any failure."""
+        """Return everything that the page shows, so that it can ask again after any failure."""
         visitor = self._visitor(request)
         styles = [
             {
@@ -102,49 +102,49 @@ class Site:
         )
 
     async def lasting(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Do background work that never ends. If it fails all the same, say so and begin again."""
+        """Run background work that never ends; if it fails, report that and restart it."""
         while True:
             try:
                 await work()
-                log.error("%s has ended, and begins again", what)
+                log.error("%s ended unexpectedly; restarting it", what)
             except Exception:
-                log.exception("%s has failed, and begins again", what)
+                log.exception("%s failed; restarting it", what)
             self.faults[what] = time.monotonic()
             await asyncio.sleep(RESTART_SECONDS)
 
     async def thumbnail(self, request: web.Request) -> web.Response:
-        """A style's, the same for everybody."""
+        """Send a style's thumbnail, the same for every visitor."""
         data = self.server.thumbnails.get(request.match_info["key"])
         if data is None:
             raise web.HTTPNotFound(text="no such thumbnail")
         return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "max-age=86400"})
 
     async def upload(self, request: web.Request) -> web.Response:
-        """The body is a content image's file."""
+        """Receive a content image; the body is its file."""
         content = await self.studio.add_content(self._visitor(request), await self._body(request))
         return web.json_response(_content_state(content))
 
     async def content(self, request: web.Request) -> web.Response:
-        """A content image as the page shows it: upright, small, JPEG."""
+        """Send a content image as the page shows it: upright, small, JPEG."""
         content = _of(self._visitor(request).contents, request.match_info["name"], "content image")
         shown = await self.studio.shown_before(content)
         return web.Response(body=shown, content_type="image/jpeg", headers=PRIVATE)
 
     async def submit(self, request: web.Request) -> web.Response:
-        """JSON: content, style {name: weight}, max_side or null."""
+        """Submit a job as JSON: content, style {name: weight}, max_side or null."""
         visitor, asked = self._visitor(request), await _json(request)
         content = _of(visitor.contents, asked.get("content"), "content image")
         max_side = asked.get("max_side")
         if max_side is not None and not (isinstance(max_side, int) and 16 <= max_side <= 65_536):
-            raise InputError("max_side is a number of pixels from 16 up")
+            raise InputError(f"max_side is {max_side!r}; give 16 to 65536 pixels")
         job = self.studio.submit(visitor, content, _style_weights(asked.get("style")), max_side)
         return web.json_response(self._job_state(job))
 
     async def job(self, request: web.Request) -> web.Response:
-        """A finished image, shown or whole, with the strength and the colours that the query says."""
+        """Send a finished image, shown or whole, with the strength and colours from the query."""
         job = self._own_job(request)
         if job.status != "done":
-            raise web.HTTPConflict(text="this image is not finished")
+            raise web.HTTPConflict(text="this image is not finished; wait for it")
         strength, preserve = _strength(request.query.get("strength", "1")), request.query.get("preserve") == "1"
         recipe = StylizeOptions(job.style, strength, preserve, job.max_side)
         if request.match_info["what"] == "shown":
@@ -157,37 +157,37 @@ class Site:
         return web.Response(body=data, content_type=f"image/{kind.lower()}", headers=headers)
 
     async def remove(self, request: web.Request) -> web.Response:
-        """Forget a job, wherever it is."""
+        """Remove a job, even while it runs."""
         self.studio.remove(self._visitor(request), self._own_job(request))
         return web.json_response({})
 
     async def train(self, request: web.Request) -> web.Response:
-        """The body is the file of a style image, the query the name of the style."""
+        """Submit a style to train: the body is the style image's file, the query has the name."""
         visitor, trainer = self._visitor(request), self._trainer()
         training = await trainer.submit(visitor.key, request.query.get("name", ""), await self._body(request))
         return web.json_response({"name": training.name})
 
     async def retry(self, request: web.Request) -> web.Response:
-        """Try a style again whose training failed."""
+        """Retry a style whose training failed."""
         training = self._own_training(request)
         if training.status != "failed":
-            raise web.HTTPConflict(text=f"{training.name} has not failed")
+            raise web.HTTPConflict(text=f"the training of {training.name} has not failed")
         self._trainer().retry(training)
         return web.json_response({})
 
     async def discard(self, request: web.Request) -> web.Response:
-        """Give up a style that waits or has failed, or take the notice away that it is done."""
+        """Cancel a waiting or failed style, or dismiss the notice of a finished one."""
         self._trainer().discard(self._own_training(request))
         return web.json_response({})
 
     async def live(self, request: web.Request) -> web.StreamResponse:
-        """Frames of a camera, JPEG, each answered by its stylized image; a text before them says how.
+        """Stylize a camera's JPEG frames, each answered by its stylized image; a text before them says how.
 
-        The browser sends a frame when the one before has come back: what the server has no time for is never sent.
+        The browser sends a frame when an earlier one has come back, so frames that are too many are never sent.
         """
         visitor = self._visitor(request)
         if visitor.live:
-            raise web.HTTPConflict(text="your camera runs in another window already: stop it there")
+            raise web.HTTPConflict(text="your camera is running in another window; stop it there")
         socket = web.WebSocketResponse(max_msg_size=FRAME_BYTES, heartbeat=20)
         visitor.live = True
         self.sockets.add(socket)
@@ -219,15 +219,15 @@ class Site:
 
     async def _frame(self, data: bytes, recipe: StylizeOptions) -> bytes:
         if not self.server.up.is_set():
-            raise InputError("the server does not answer: trying again")
+            raise InputError("the server does not answer; trying again")
         frame = (await asyncio.to_thread(open_image, io.BytesIO(data), max_pixels=FRAME_PIXELS)).pixels
         try:
             stylized = await self.server.client.stylize(frame, recipe.style_weights)
         except Unreachable as error:
             self.server.lost(error)
-            raise InputError("the server does not answer: trying again") from error
+            raise InputError("the server does not answer; trying again") from error
         except Unavailable as error:
-            raise InputError("the server cannot run this style just now: trying again") from error
+            raise InputError("the server cannot run this style right now; trying again") from error
 
         def encoded() -> bytes:
             result = postprocess(frame, stylized, recipe.strength, recipe.preserve_color)
@@ -236,8 +236,8 @@ class Site:
         return await asyncio.to_thread(encoded)
 
     async def _body(self, request: web.Request) -> bytes:
-        """The body, if it is not over the limit; what is over it is not read."""
-        too_large = InputError(f"the file is over the limit of {self.limits.upload / 1e6:g} MB")
+        """Read the body. Raises `InputError` if it is over the limit, without reading the rest."""
+        too_large = InputError(f"the file is over the limit of {self.limits.upload / 1e6:g} MB; choose a smaller one")
         if (request.content_length or 0) > self.limits.upload:
             raise too_large
         try:
@@ -247,7 +247,7 @@ class Site:
 
     def _visitor(self, request: web.Request) -> Visitor:
         if not (secret := visitor_secret(request)):
-            raise web.HTTPForbidden(text="the page has lost its cookie: load it again, with cookies allowed")
+            raise web.HTTPForbidden(text="the page has lost its cookie; allow cookies and reload the page")
         return self.studio.visitor(secret)
 
     def _own_job(self, request: web.Request) -> StylizeJob:
@@ -260,7 +260,7 @@ class Site:
 
     def _trainer(self) -> StyleTrainer:
         if self.trainer is None:
-            raise web.HTTPNotFound(text="no styles are trained here")
+            raise web.HTTPNotFound(text="training is off here; start nst web with --gallery")
         return self.trainer
 
     def _thumbnail(self, name: str) -> str | None:
@@ -280,7 +280,7 @@ class Site:
         }
 
     def _training(self, visitor: Visitor) -> dict[str, Any] | None:
-        """None where no styles are trained."""
+        """Return the visitor's trainings; None if training is off."""
         if self.trainer is None:
             return None
         trainings = self.trainer.trainings.values()
@@ -305,18 +305,18 @@ class Site:
 
 
 def application(site: Site, names: Iterable[str] = (), address: str = "localhost") -> web.Application:
-    """The site, with what goes on behind it while it runs.
+    """Return the application of a site, including its background work.
 
-    It answers to its public `names`, to the `address` at which it listens, to localhost and to IP addresses.
+    It answers requests for its public `names`, the `address` on which it listens, localhost and IP addresses.
     """
     app = web.Application(client_max_size=site.limits.upload, middlewares=[guard(names, address)])
     app.add_routes(site.routes())
 
     async def running(app: web.Application) -> AsyncIterator[None]:
         work = {
-            "looking at the server": site.server.watch,
+            "checking the server": site.server.watch,
             "stylizing thumbnails": site.server.illustrate,
-            "forgetting visitors": site.studio.sweep,
+            "removing old visitors": site.studio.sweep,
             **({"training styles": site.trainer.run} if site.trainer else {}),
         }
         tasks = [asyncio.create_task(site.lasting(what, endless)) for what, endless in work.items()]
@@ -342,7 +342,7 @@ def _content_state(content: ContentImage) -> dict[str, Any]:
 
 def _of(own: Mapping[str, T], name: object, what: str) -> T:
     if not isinstance(name, str) or name not in own:
-        raise web.HTTPNotFound(text=f"you have no such {what} here")
+        raise web.HTTPNotFound(text=f"you have no such {what} here; reload the page")
     return own[name]
 
 
@@ -353,10 +353,10 @@ async def _json(request: web.Request) -> dict[str, Any]:
 def _document(text: str | bytes) -> dict[str, Any]:
     try:
         document = json.loads(text)
-    except (ValueError, RecursionError):  # the latter for thousands of brackets
+    except (ValueError, RecursionError):  # RecursionError for thousands of brackets
         document = None
     if not isinstance(document, dict):
-        raise InputError("this is no JSON object")
+        raise InputError("the request is not a JSON object")
     return document
 
 
@@ -366,11 +366,11 @@ def _style_weights(style: object) -> dict[str, float]:
         or not style
         or not all(isinstance(weight, int | float) for weight in style.values())
     ):
-        raise InputError("style is an object of names and weights: choose one")
+        raise InputError("the request names no style; choose one")
     try:
         return {str(name): float(weight) for name, weight in style.items()}
     except OverflowError:
-        raise InputError("a weight of the style is too large: give numbers from 0 to 1") from None
+        raise InputError("a style weight is too large; give numbers from 0 to 1") from None
 
 
 def _strength(value: object) -> float:
@@ -379,5 +379,5 @@ def _strength(value: object) -> float:
     except ValueError:
         strength = -1.0
     if not 0 <= strength <= 1:
-        raise InputError(f"strength is {value}: it is from 0 to 1")
+        raise InputError(f"strength is {value}; give 0 to 1")
     return strength

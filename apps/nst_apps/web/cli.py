@@ -27,58 +27,55 @@ from nst_core.process import keep_freed_memory
 if TYPE_CHECKING:
     from aiohttp.web import Application
 
-_PAGE, _LIMITS, _TRAINING = "Page", "Limits of a visitor", "Training styles"
+_LIMITS, _SECURITY, _TRAINING = "Visitor limits", "Security", "Training"
 
 SHUTDOWN_GRACE_SECONDS = 2.0
-"""Seconds that requests have to end when the page is stopped."""
+"""Time for requests to finish when the page is stopped."""
 
 FOLDER, YOUNG_SECONDS = "nst-web-", 60.0
-"""How a folder of visitors' files begins, and seconds in which its page may not have locked it yet."""
+"""Prefix of a folder with visitors' files, and its age before which its page may not have locked it yet."""
 
 
 def web(
-    address: Annotated[
-        str, typer.Option(help="Where it listens; 0.0.0.0 for everybody who reaches it.", rich_help_panel=_PAGE)
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65_535, rich_help_panel=_PAGE)] = 8080,
+    url: Url = DEFAULT_URL,
+    address: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65_535)] = 8080,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint to which visitors may add styles of their own.", rich_help_panel=_TRAINING),
+    ] = None,
+    repository: Annotated[
+        Path, typer.Option(help="Model repository of the server, for trained styles.", rich_help_panel=_TRAINING)
+    ] = Path("model_repository"),
+    train: Annotated[
+        str, typer.Option(help="Options of nst train for visitors' styles.", rich_help_panel=_TRAINING)
+    ] = "--minutes 15",
+    max_upload: Annotated[
+        float, typer.Option(help="Maximum size of a file in MB.", min=0.01, rich_help_panel=_LIMITS)
+    ] = 32,
+    max_pixels: Annotated[
+        int, typer.Option(help="Maximum pixels of an image.", min=256, rich_help_panel=_LIMITS)
+    ] = 25_000_000,
+    max_jobs: Annotated[
+        int, typer.Option(help="Maximum images that wait or are stylized.", min=1, rich_help_panel=_LIMITS)
+    ] = 4,
     public_name: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name that browsers know it by, behind a proxy or in a network; localhost and addresses go without "
-            "saying. May be given more than once.",
+            help="Host name of the page behind a proxy or in a network; may be repeated.",
             envvar="NST_PUBLIC_NAME",
-            rich_help_panel=_PAGE,
+            rich_help_panel=_SECURITY,
         ),
     ] = None,
-    max_upload: Annotated[float, typer.Option(help="Largest file, megabytes.", min=0.01, rich_help_panel=_LIMITS)] = 32,
-    max_pixels: Annotated[
-        int, typer.Option(help="Largest image, pixels.", min=256, rich_help_panel=_LIMITS)
-    ] = 25_000_000,
-    max_jobs: Annotated[
-        int, typer.Option(help="Images that may wait or be stylized at a time.", min=1, rich_help_panel=_LIMITS)
-    ] = 4,
-    gallery: Annotated[
-        Path | None,
-        typer.Option(
-            help="A checkpoint that visitors may add styles of their own to; if not given, they cannot.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    repository: Annotated[
-        Path, typer.Option(help="The model repository that the server serves.", rich_help_panel=_TRAINING)
-    ] = Path("model_repository"),
-    train: Annotated[
-        str, typer.Option(help="How a style is trained: options of nst train.", rich_help_panel=_TRAINING)
-    ] = "--minutes 15",
-    url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
 ) -> None:
-    """Show a page that stylizes images and the camera in the styles of a server.
+    """Serve a web page that stylizes images and the camera.
 
-    With --gallery and --repository visitors train styles of their own: a style image is learned by nst train --add, and
-    published by nst export. This needs the extra "export" and a server on this machine, with this repository.
+    The page answers only to localhost, IP addresses and each --public-name. With --gallery, visitors can also train
+    styles of their own: nst train --add learns a style image, and nst export publishes the style. That needs the extra
+    "export", and a server on this machine that serves --repository.
     """
     with one_line_errors("web"):
         from nst_apps.web.app import Site, application
@@ -106,10 +103,10 @@ def web(
 
 @contextmanager
 def visitors_folder() -> Iterator[Path]:
-    """A folder for visitors' files that goes at the end. Those that killed pages have left go now.
+    """Create a folder for visitors' files, removed at the end; first remove those that killed pages left.
 
-    A page holds the lock of its own, which also keeps systemd from cleaning it up. Raises `InputError` where none can
-    be made.
+    A page locks its folder, which also keeps systemd from cleaning it up. Raises `InputError` if the folder cannot be
+    created.
     """
     try:
         for old in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
@@ -118,7 +115,7 @@ def visitors_folder() -> Iterator[Path]:
         temporary = tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True)
     except OSError as error:
         raise InputError(
-            f"no folder for the visitors' images ({error.strerror or error}): set TMPDIR to one with room"
+            f"cannot create a folder for the visitors' images ({error.strerror or error}); set TMPDIR to one with room"
         ) from error
     with temporary as name:
         lock = os.open(name, os.O_RDONLY)
@@ -131,7 +128,7 @@ def visitors_folder() -> Iterator[Path]:
 
 
 def _remove_left(folder: Path) -> None:
-    """Remove a folder of this user's that no page has locked. Raises `OSError` otherwise."""
+    """Remove a folder of this user that no page has locked. Raises `OSError` otherwise."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         found = os.fstat(lock)
@@ -143,7 +140,7 @@ def _remove_left(folder: Path) -> None:
 
 
 async def _serve(app: Application, address: str, port: int, stopped: asyncio.Event) -> None:
-    """Until the event. Raises `InputError` where nobody may listen."""
+    """Serve until the event is set. Raises `InputError` if the page cannot listen."""
     from aiohttp.web import AppRunner, TCPSite
 
     shown = f"[{address}]" if ":" in address else address
@@ -154,9 +151,11 @@ async def _serve(app: Application, address: str, port: int, stopped: asyncio.Eve
     try:
         try:
             await TCPSite(runner, address, port).start()
-        except (OSError, UnicodeError) as error:  # the latter for what cannot be a host's name
+        except (OSError, UnicodeError) as error:  # UnicodeError for invalid host names
             reason = getattr(error, "strerror", None) or error
-            raise InputError(f"cannot listen on {shown}:{port} ({reason}): choose --port or --address") from None
+            raise InputError(
+                f"cannot listen on {shown}:{port} ({reason}); choose another --port or --address"
+            ) from None
         say(f"ready: http://{shown}:{runner.addresses[0][1]}")
         await stopped.wait()
         say("stopped")
@@ -165,7 +164,7 @@ async def _serve(app: Application, address: str, port: int, stopped: asyncio.Eve
 
 
 def _no_misshapen_request(record: logging.LogRecord) -> bool:
-    """Whether to log: not that somebody sent what is no HTTP, which would fill the terminal with tracebacks."""
+    """Return whether to log a record; invalid HTTP requests would fill the terminal with tracebacks."""
     from aiohttp.http_exceptions import HttpProcessingError
 
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))

@@ -1,4 +1,4 @@
-"""Who may ask the page for anything: known names, the page's own requests, and the visitor's secret."""
+"""Restricts requests to known host names, the page itself, and visitors with a secret."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nst_core.errors import NstError
 
 COOKIE = "nst-visitor"
 COOKIE_SECONDS = 30 * 24 * 3600
-"""How long a visitor may come back to a style that is being trained."""
+"""How long a visitor can come back to a style in training."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
@@ -29,10 +29,10 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def guard(names: Iterable[str], address: str) -> Middleware:
-    """Every answer has its headers, every error is one line of JSON, and no other site's page may ask for anything.
+    """Create a middleware that adds headers, answers errors as one line of JSON, and refuses other sites' requests.
 
-    A page of another site whose name is made to lead here would be this one for the browser, cookies and all (DNS
-    rebinding); so only known names are answered to. An address cannot be made to lead elsewhere.
+    Another site could make its own name resolve to this machine, so that the browser takes its page for this one,
+    cookies included (DNS rebinding). So only known names are answered; IP addresses cannot be redirected.
     """
     public = {name for given in names if (name := _name(given.rpartition("://")[2]))}
     known = public | {"localhost", address.lower()}
@@ -40,12 +40,14 @@ def guard(names: Iterable[str], address: str) -> Middleware:
     def check(request: web.Request) -> None:
         name = _name(request.host)
         if name not in known and not _is_address(name):
-            raise web.HTTPForbidden(text=f"this page is not called {name!r}: nst web --public-name tells it its name")
+            raise web.HTTPForbidden(text=f"unknown host name {name!r}; give it to nst web with --public-name")
         origin = request.headers.get("Origin")
-        # A proxy may call us by another name than the browser calls it; another site's page cannot send this header.
+        # A proxy may use another name than the browser does; another site's page cannot send this header.
         hosts = request.host, request.headers.get("X-Forwarded-Host", request.host)
         if origin is not None and _host(origin) not in hosts and _name(_host(origin)) not in public:
-            raise web.HTTPForbidden(text="only this page's own requests are answered: nst web --public-name")
+            raise web.HTTPForbidden(
+                text="this request comes from another site; if it is the page's own, start nst web with --public-name"
+            )
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -57,9 +59,9 @@ def guard(names: Iterable[str], address: str) -> Middleware:
             response = web.json_response({"error": message}, status=error.status)
         except NstError as error:
             response = web.json_response({"error": " ".join(str(error).split())}, status=400)
-        except web.RequestPayloadError as error:  # cut off, or not encoded as its header says
+        except web.RequestPayloadError as error:  # truncated, or not encoded as its header says
             message = str(error.__cause__ or error).splitlines()[0]
-            response = web.json_response({"error": f"the request's body cannot be read: {message}"}, status=400)
+            response = web.json_response({"error": f"cannot read the request's body: {message}"}, status=400)
         if not response.prepared:
             response.headers.update(HEADERS)
         return response
@@ -68,7 +70,7 @@ def guard(names: Iterable[str], address: str) -> Middleware:
 
 
 def _host(origin: str) -> str:
-    """The host and the port of an `Origin`; empty if it is none."""
+    """Return host and port of an `Origin`, or an empty text if it is invalid."""
     try:
         return urlsplit(origin).netloc
     except ValueError:
@@ -76,7 +78,7 @@ def _host(origin: str) -> str:
 
 
 def _name(host: str) -> str:
-    """What a request's `Host` calls the server, without the port; empty if it is no host."""
+    """Return the host name in a `Host` header without the port, or an empty text if it is invalid."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -92,20 +94,20 @@ def _is_address(name: str) -> bool:
 
 
 def visitor_secret(request: web.Request) -> str | None:
-    """What the visitor's cookie says, if it is one of ours."""
+    """Return the secret in the visitor's cookie, or None if it has not the form of ours."""
     secret = request.cookies.get(COOKIE, "")
     return secret if re.fullmatch(r"[A-Za-z0-9_-]{43}", secret) else None
 
 
 def set_secret(request: web.Request, response: web.StreamResponse) -> None:
-    """Give a visitor who has no secret a new secret."""
+    """Give a visitor without a secret a new one."""
     if visitor_secret(request):
         return
     response.set_cookie(
         COOKIE,
         secrets.token_urlsafe(32),
         max_age=COOKIE_SECONDS,
-        path="",  # that is the folder of the page, as the browser sees it: below another's, not the whole host
+        path="",  # the page's folder as the browser sees it, not the whole host
         httponly=True,
         samesite="Strict",
         secure=request.secure,

@@ -1,4 +1,4 @@
-"""What the server offers now, whether it answers, and a stylized thumbnail of each style."""
+"""Tracks which styles the server offers and whether it answers, and stylizes a thumbnail per style."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from nst_core.errors import NstError
 from nst_core.images import ImageData, encode_image, fit
 
 POLL_SECONDS = 2.0
-"""Seconds between two looks at the server."""
+"""Time between two checks of the server."""
 
 THUMBNAIL = 288, 216
-"""Width and height of a thumbnail in pixels: sharp at half the size on a phone."""
+"""Width and height of a thumbnail in pixels, sharp at half the size on a phone."""
 
 
 @dataclass
 class Server:
-    """The served styles, looked at again and again by `watch`, so that a server may go, come back and learn.
+    """The served styles, which `watch` updates, so that the server may stop, restart and get new styles.
 
-    `on_message` gets a line when the server answers again, and the reason when it does not any more.
+    `on_message` gets a line when the server starts to answer, and the reason when it stops.
     """
 
     client: AsyncStyleClient
@@ -36,13 +36,13 @@ class Server:
     up: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def watch(self) -> None:
-        """Look for ever."""
+        """Check the server, forever."""
         while True:
             await self.look()
             await asyncio.sleep(POLL_SECONDS)
 
     async def illustrate(self) -> None:
-        """Stylize the thumbnails that are missing, for ever; beside `watch`, which a model that hangs must not stop."""
+        """Stylize missing thumbnails, forever; separate from `watch`, which a hanging model must not stop."""
         content = await asyncio.to_thread(lambda: fit(default_photograph(), *THUMBNAIL))
         while True:
             await self.up.wait()
@@ -56,19 +56,19 @@ class Server:
             await asyncio.sleep(POLL_SECONDS)
 
     async def look(self) -> None:
-        """Ask once what is served. Never raises `NstError`: it is kept in `trouble`, and reported."""
+        """Check the server once. Never raises `NstError`, which goes to `trouble` and is reported."""
         try:
             self.styles = await self.client.styles()
         except NstError as error:
             self.lost(error)
             return
         if not self.up.is_set():
-            self.on_message(f"{self.client.url} answers: {len(self.styles)} styles")
+            self.on_message(f"{self.client.url} answers with {len(self.styles)} styles")
         self.trouble = ""
         self.up.set()
 
     def lost(self, error: NstError) -> None:
-        """The server did not answer; until it does, nobody need ask."""
+        """Note that the server did not answer; until it does, requests wait."""
         if self.trouble != str(error):
             self.on_message(str(error))
         self.trouble = str(error)
@@ -76,5 +76,5 @@ class Server:
 
 
 def key(style: Style) -> str:
-    """The name of a style's thumbnail; a model that is replaced by one of other styles has others."""
+    """Return the key of a style's thumbnail, which changes when the model gets other styles."""
     return hashlib.sha256(repr(style).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""The visitors, their content images and their jobs; each sees their own alone.
+"""Visitors, their content images and their jobs; visitors see only their own.
 
-A visitor is whoever has the secret of a cookie. Its hash names a folder, in a temporary one that is gone when the
-program ends, and nothing is found but in the visitor's own tables: another's name leads nowhere.
+A cookie's secret identifies a visitor. Its hash names a folder inside a temporary one, which is removed when the
+program ends. Images are looked up only in the visitor's own tables, so another visitor's names lead nowhere.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nst_apps.web.server import Server
-from nst_client.errors import Unavailable, UnknownStyle, Unreachable
-from nst_client.styles import resolve_style_weights
+from nst_client.errors import Unavailable, Unreachable
+from nst_client.styles import resolve_style_weights, unknown_style
 from nst_client.stylize.processing import StylizeOptions, postprocess
 from nst_core.errors import InputError, NstError
 from nst_core.images import WRITABLE_FORMATS, ImageData, encode_image, open_image, resize
 
 SHOWN_SIDE_PIXELS = 1600
-"""Longer side of what the page shows, pixels; a download has the size of the content image."""
+"""Longer side of images on the page, in pixels; a download has the content image's size."""
 
 CONCURRENCY = 2
-"""Images that are read, stylized and written at a time: while one waits for the server, another is read."""
+"""Images in parallel: while one waits for the server, another is read or written."""
 
 FORGET_AFTER_SECONDS = 3600.0
-"""Seconds after which a visitor who has not been seen is forgotten, with all files."""
+"""Time after which an absent visitor and all files are removed."""
 
 MAX_VISITORS, MAX_CONTENTS, MAX_JOBS = 200, 8, 24
-"""The most that is kept: of visitors, and of a visitor; the oldest go first."""
+"""Maximum visitors, and maximum content images and jobs per visitor; the oldest are removed first."""
 
 MAX_DISK_BYTES, MIN_FREE_BYTES = 8_000_000_000, 500_000_000
-"""Bytes that all visitors' files take together at most, and those that are left free on the disk for others."""
+"""Maximum bytes of all visitors' files, and bytes that stay free on the disk."""
 
 AWAY_SECONDS = 300.0
-"""Seconds after which a visitor who has not been seen makes room for others: an open page asks far more often."""
+"""Time after which an absent visitor may be removed to make room; an open page asks far more often."""
 
 UNAVAILABLE_TIMEOUT_SECONDS, RETRY_PAUSE_SECONDS, MAX_DISCONNECTS = 120.0, 2.0, 5
-"""A job is given up when its model has been unavailable for so many seconds, asked again after each pause, or when
-the server went away so many times meanwhile: then the image may be what ends the server."""
+"""A job fails when its model has been unavailable for this long, with a pause between tries, or when the server has
+disconnected this often, since the image may be the cause."""
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a visitor may ask for: the bytes of a file, the pixels of an image, and the jobs that wait.
+    """A visitor's limits: bytes of a file, pixels of an image, and unfinished jobs.
 
     `disk` and `free` are bytes, see `MAX_DISK_BYTES`.
     """
@@ -73,7 +73,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ContentImage:
-    """An image that a visitor gave: the file as it came, its name and its size in pixels, upright."""
+    """A visitor's content image: the file as uploaded, its name, and its upright size in pixels."""
 
     name: str
     file: Path
@@ -83,7 +83,7 @@ class ContentImage:
 
 @dataclass
 class StylizeJob:
-    """An image to stylize, and what has become of it so far; `tiles` are those done and all."""
+    """An image to stylize and its status; `tiles` are the finished tiles and all tiles."""
 
     name: str
     content: ContentImage
@@ -94,18 +94,18 @@ class StylizeJob:
     status: str = "waiting"
     tiles: tuple[int, int] = (0, 0)
     error: str = ""
-    """Why it failed, or why it still waits."""
+    """Why the job failed, or why it still waits."""
     task: asyncio.Task[None] | None = None
 
     @property
     def pending(self) -> bool:
-        """Whether it still has to be done."""
+        """Whether the job is unfinished."""
         return self.status in ("waiting", "stylizing")
 
 
 @dataclass
 class Visitor:
-    """Whoever has the secret: `key` is its hash, `kept` are the bytes of the content and stylized images' files."""
+    """A visitor: `key` is the hash of the secret, `kept` the bytes of each content and stylized image."""
 
     key: str
     folder: Path
@@ -117,7 +117,7 @@ class Visitor:
 
     @property
     def idle(self) -> float:
-        """Seconds for which the visitor has not been seen; 0 while the camera is live."""
+        """Seconds since the visitor's last request; 0 while the camera is live."""
         return 0.0 if self.live else time.monotonic() - self.seen
 
 
@@ -132,13 +132,13 @@ class Studio:
         self._hands = asyncio.Semaphore(CONCURRENCY)
 
     def visitor(self, secret: str) -> Visitor:
-        """Whose secret it is, from now on if not before. Raises `InputError` when too many cameras are live."""
+        """Return the visitor with this secret, new or known. Raises `InputError` if too many cameras are live."""
         key = hashlib.sha256(secret.encode()).hexdigest()
         if key not in self.visitors:
             self._make_room()
             visitor = Visitor(key, self.folder / key)
             with _kept_on_disk():
-                self.folder.mkdir(mode=0o700, exist_ok=True)  # whoever cleans up /tmp may have taken it
+                self.folder.mkdir(mode=0o700, exist_ok=True)  # it may have been cleaned up from /tmp
                 visitor.folder.mkdir(mode=0o700)
             self.visitors[key] = visitor
         visitor = self.visitors[key]
@@ -146,7 +146,7 @@ class Studio:
         return visitor
 
     async def add_content(self, visitor: Visitor, data: bytes) -> ContentImage:
-        """A content image from the bytes of its file. Raises `ImageError`, and `InputError` for a full disk."""
+        """Add a content image from its file's bytes. Raises `ImageError`, and `InputError` for a full disk."""
         image = await self.worked(open_image, io.BytesIO(data), max_pixels=self.limits.pixels)
         name = secrets.token_hex(8)
         content = ContentImage(name, visitor.folder / name, image.width, image.height)
@@ -161,10 +161,10 @@ class Studio:
     def submit(
         self, visitor: Visitor, content: ContentImage, style: Mapping[str, float], max_side: int | None
     ) -> StylizeJob:
-        """Put a job into the queue. Raises `InputError` for style weights that cannot be, or a job too many."""
+        """Queue a job. Raises `UnknownStyle`, or `InputError` for invalid style weights or too many jobs."""
         if sum(job.pending for job in visitor.jobs.values()) >= self.limits.jobs:
             raise InputError(
-                f"{self.limits.jobs} of your images are waiting, the maximum: wait for the first, or remove it"
+                f"{self.limits.jobs} of your images are waiting, which is the maximum; wait for one, or remove one"
             )
         self.check(style, content, max_side)
         name = secrets.token_hex(8)
@@ -179,10 +179,10 @@ class Studio:
     def check(
         self, style: Mapping[str, float], content: ContentImage | None = None, max_side: int | None = None
     ) -> None:
-        """Raise `UnknownStyle` or `InputError` for what the server, when it was last looked at, cannot stylize."""
+        """Raise `UnknownStyle` or `InputError` for what the server could not stylize at the last check."""
         offered = {known.name: known for known in self.server.styles}
         if missing := [name for name in style if name not in offered]:
-            raise UnknownStyle(f"there is no style {missing[0]!r} here now")
+            raise unknown_style("the server", missing[0], offered)
         first, _ = resolve_style_weights([offered[name] for name in style], list(style.values()))
         if content and first.tiles is None:
             longer = max(content.width, content.height)
@@ -190,39 +190,41 @@ class Studio:
             height, width = round(content.height * scale), round(content.width * scale)
             if not first.takes(height, width):
                 fitting = first.fitting_side(height, width)
-                raise InputError(f"{first.name} takes this image up to {fitting} pixels here: choose a smaller size")
+                raise InputError(
+                    f"{first.name} accepts this image up to {fitting} pixels a side; choose a smaller size"
+                )
 
     def remove(self, visitor: Visitor, job: StylizeJob) -> None:
-        """Forget a job, also while it waits or runs."""
+        """Remove a job, even while it waits or runs."""
         if job.task:
             job.task.cancel()
         visitor.jobs.pop(job.name, None)
         self._remove(visitor, job.file)
 
     def before(self, job: StylizeJob) -> int:
-        """How many jobs, whosever, come first."""
+        """Return how many jobs of all visitors come before this one."""
         everybody = (known for visitor in self.visitors.values() for known in visitor.jobs.values())
         return sum(known.pending and known.number < job.number for known in everybody)
 
     async def shown_before(self, content: ContentImage) -> bytes:
-        """JPEG of a content image, at most `SHOWN_SIDE_PIXELS` pixels a side."""
+        """Return a content image as JPEG, at most `SHOWN_SIDE_PIXELS` pixels a side."""
         return await self.worked(lambda: encode_image(ImageData(np.load(_small(content.file))), "JPEG", quality=88))
 
     async def shown(self, job: StylizeJob, recipe: StylizeOptions) -> bytes:
-        """JPEG of a finished job, at most `SHOWN_SIDE_PIXELS` pixels a side, with the recipe's strength and colours."""
+        """Return a finished job as JPEG, at most `SHOWN_SIDE_PIXELS` pixels a side, according to the recipe."""
         return await self.worked(_shown, job, recipe)
 
     async def whole(self, job: StylizeJob, recipe: StylizeOptions) -> tuple[bytes, str]:
-        """The file of a finished job at its own size, and Pillow's name of its format: the content image's own."""
+        """Return a finished job's file at full size, and Pillow's name of its format, the content image's."""
         return await self.worked(_whole, job, recipe, self.limits.pixels)
 
     async def worked(self, work: Callable[..., T], *arguments: Any, **more: Any) -> T:
-        """What `work` returns, by a thread; few at a time, since an image takes memory."""
+        """Run `work` in a thread and return its result; few run in parallel, since images take memory."""
         async with self._hands:
             return await asyncio.to_thread(work, *arguments, **more)
 
     async def sweep(self) -> None:
-        """Forget those who have gone, for ever and ever."""
+        """Remove absent visitors, forever."""
         while True:
             await asyncio.sleep(60)
             for visitor in list(self.visitors.values()):
@@ -230,7 +232,7 @@ class Studio:
                     self._forget(visitor)
 
     async def close(self) -> None:
-        """End all that is being stylized."""
+        """Cancel all jobs."""
         tasks = [job.task for visitor in self.visitors.values() for job in visitor.jobs.values() if job.task]
         for task in tasks:
             task.cancel()
@@ -240,14 +242,16 @@ class Studio:
         while len(self.visitors) >= MAX_VISITORS:
             leaving = [visitor for visitor in self.visitors.values() if not visitor.live]
             if not leaving:
-                raise InputError(f"{MAX_VISITORS} visitors have their cameras on, and no more fit: try again later")
+                raise InputError(
+                    f"{MAX_VISITORS} visitors are using their cameras, which is the maximum; try again later"
+                )
             self._forget(max(leaving, key=lambda visitor: visitor.idle))
 
     @contextmanager
     def _room(self, visitor: Visitor, file: Path, size: int) -> Iterator[None]:
-        """Make room for a file of a visitor's that is written in the block; an error leaves nothing of it.
+        """Make room for a visitor's file that is written in the block, and remove it after an error.
 
-        Those who have gone are forgotten first, who was seen last at last. Raises `InputError` if that is not enough.
+        Absent visitors are removed, the longest absent first. Raises `InputError` if that is not enough.
         """
 
         def lacks() -> bool:
@@ -260,7 +264,7 @@ class Studio:
                     known for known in self.visitors.values() if known is not visitor and known.idle > AWAY_SECONDS
                 ]
                 if not leaving:
-                    raise InputError("the page has no room for it: remove images of yours, or try again later")
+                    raise InputError("the page has no room for this image; remove some of yours, or try again later")
                 self._forget(max(leaving, key=lambda known: known.idle))
         visitor.kept[file.name] = size
         try:
@@ -287,16 +291,16 @@ class Studio:
             job.status, job.error = "done", ""
         except NstError as error:
             job.status, job.error = "failed", str(error)
-        except Exception as error:  # nobody awaits this task: what is not reported here is lost
-            log.exception("a job in %s", ", ".join(job.style))
+        except Exception as error:  # nobody awaits this task, so an error that is not reported here is lost
+            log.exception("a job in the style %s failed", ", ".join(job.style))
             job.status = "failed"
-            job.error = f"a fault of nst web ({type(error).__name__}): its terminal says more"
+            job.error = f"nst web has a defect ({type(error).__name__}); see its terminal"
 
     async def _tried(self, visitor: Visitor, job: StylizeJob) -> None:
-        """By the server, when it is there: a server that goes away and comes back costs time and no job.
+        """Stylize when the server answers, so that a restart of the server costs time and no job.
 
-        Who waits for a server or a model has no turn meanwhile. Raises `Unavailable` and `Unreachable` when it was
-        long enough.
+        A job that waits for the server or a model gives up its turn. Raises `Unavailable` or `Unreachable` after
+        the maximum wait.
         """
         waited, cuts = 0.0, 0
         while True:
@@ -310,17 +314,17 @@ class Studio:
                 cuts += 1
                 if cuts == MAX_DISCONNECTS:
                     raise Unreachable(
-                        f"the server went away {MAX_DISCONNECTS} times during this image: {error}"
+                        f"the server disconnected {MAX_DISCONNECTS} times during this image: {error}"
                     ) from error
             except Unavailable as error:
                 if waited >= UNAVAILABLE_TIMEOUT_SECONDS:
-                    raise Unavailable(f"the server cannot run this style now, try again later: {error}") from error
-                job.error = "the server cannot run this style just now: trying again"
+                    raise Unavailable(f"the server cannot run this style now; try again later ({error})") from error
+                job.error = "the server cannot run this style right now; trying again"
                 waited += RETRY_PAUSE_SECONDS
                 await asyncio.sleep(RETRY_PAUSE_SECONDS)
 
     async def _stylize(self, visitor: Visitor, job: StylizeJob) -> None:
-        """In a turn: read, stylize and keep the image."""
+        """Read, stylize and store the image, while the job has a turn."""
 
         def on_tile(done: int, total: int) -> None:
             job.tiles = done, total
@@ -344,7 +348,7 @@ def _keep_content(content: ContentImage, image: ImageData, data: bytes) -> None:
 
 
 def _keep_stylized(job: StylizeJob, pixels: Any) -> None:
-    """Without compression: it is read for every download and gone with the visitor."""
+    """Store the pixels without compression: they are read for every download and removed with the visitor."""
     with job.file.open("wb") as file:
         np.save(file, pixels)
     np.save(_small(job.file), _fit(ImageData(pixels)).pixels)
@@ -375,17 +379,17 @@ def _small(file: Path) -> Path:
 
 
 def _shown_bytes(width: int, height: int) -> int:
-    """Of what is kept to be shown of an image, about."""
+    """Estimate the bytes of an image's small copy."""
     scale = min(1.0, SHOWN_SIDE_PIXELS / max(width, height))
     return round(3 * width * scale * height * scale) + 1000
 
 
 @contextmanager
 def _kept_on_disk() -> Iterator[None]:
-    """Turn what a disk says into a line for a visitor."""
+    """Turn a disk's errors into a line for the visitor."""
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError("the page has forgotten your images meanwhile: give the image again") from error
+        raise InputError("the page has removed your images; add the image again") from error
     except OSError as error:
-        raise InputError(f"the page cannot keep your image: {error.strerror or error}") from error
+        raise InputError(f"the page cannot store your image ({error.strerror or error}); try again later") from error

@@ -1,8 +1,8 @@
-"""Styles of visitors: a style image is trained as one more style of a gallery, and published.
+"""Trains visitors' styles: adds each style image to a gallery as one more style, and publishes it.
 
-The work is done by the commands `nst train --add` and `nst export`, each in a process of its own. What is to be done
-stands on disk, a folder each beside the gallery, so that a program that is started again goes on with it: the trainer
-where it stopped (`--resume`). A trainer whose program was killed is told to stop, and holds a lock until it has ended.
+The commands `nst train --add` and `nst export` do the work, each in its own process. Every training has a folder beside
+the gallery, so that a restarted page continues: the trainer resumes where it stopped (`--resume`). A trainer whose
+page was killed is told to stop, and holds a lock until it has ended.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ from nst_core.files import atomic_write
 from nst_core.images import ImageData, open_image, save_image
 
 MAX_STYLE_SIDE_PIXELS = 2048
-"""Longer side of a style image that is kept, pixels; the trainer shrinks it further."""
+"""Longer side of a stored style image, in pixels; the trainer shrinks it further."""
 
 MAX_WAITING, MAX_KEPT = 20, 60
-"""Styles that may wait for their training, of all visitors, and those that are kept with what failed: the oldest go."""
+"""Maximum waiting styles of all visitors, and maximum stored ones, failures included; the oldest are removed."""
 
 SERVER_TIMEOUT_SECONDS = 600.0
-"""How long a trained style waits for a server that does not answer, and keeps the others waiting."""
+"""How long a trained style waits for the server to answer, while other styles wait."""
 
 STOP_GRACE_SECONDS = 60.0
-"""Time for a command to end after SIGTERM; the trainer writes how far it is."""
+"""Time for a command to end after SIGTERM; the trainer saves its state."""
 
 POLL_SECONDS = 0.2
-"""Between two looks at a command's progress."""
+"""Time between two checks of a command's progress."""
 
 RECORD, EVENTS = "training.json", "events.jsonl"
-"""Files in a style's folder: how far it is, and the progress of the command that runs for it."""
+"""Files in a style's folder: its record, and the progress events of its command."""
 
 log = logging.getLogger(__name__)
 
 
 class CommandFailed(NstError):
-    """A command did not do what it should; the message is its own last line."""
+    """A command failed; the message is the command's own."""
 
 
 @dataclass
 class StyleTraining:
-    """A style to train: the visitor's key, its name, and how far it is. `trained` are steps, those done and all.
+    """A style to train: its name, its visitor's key (`owner`), and its progress.
 
-    With `--minutes` their `unit` is "seconds". `time_left` is the trainer's estimate of the time that is left, "1:20".
-    `base` is the gallery that the style is added to, and `in_gallery` that the gallery has it now, so that what is
-    left is to publish it.
+    `trained` are the finished and all steps, or with `--minutes` seconds (`unit`). `time_left` is the trainer's
+    estimate, such as "1:20". `base` is the version of the gallery to which the style is added. If the gallery has the
+    style already (`in_gallery`), only publishing is left.
     """
 
     name: str
@@ -80,12 +80,12 @@ class StyleTraining:
 
     @property
     def pending(self) -> bool:
-        """Whether it still has to be done."""
+        """Whether the style is unfinished."""
         return self.status not in ("done", "failed")
 
 
 class StyleTrainer:
-    """Trains the styles in their order, in a gallery that is a checkpoint of many styles."""
+    """Trains styles in the order of submission, into a gallery: a checkpoint of many styles."""
 
     def __init__(
         self,
@@ -97,14 +97,14 @@ class StyleTrainer:
         max_pixels: int,
         on_message: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Find what an earlier run has left. `on_message` gets the reason why a style is not trained.
+        """Load the trainings of an earlier run. `on_message` gets the reason when a training fails.
 
-        Raises `InputError` for files that are not there, `MissingExtra`.
+        Raises `InputError` for missing files, and `MissingExtra`.
         """
         if not gallery.is_file():
-            raise InputError(f"--gallery {gallery}: no such checkpoint; train one with nst-train --style IMAGE")
+            raise InputError(f"--gallery {gallery}: no such checkpoint; train one with nst train --style IMAGE")
         if not repository.is_dir():
-            raise InputError(f"--repository {repository}: no such folder; it is what nst-serve serves")
+            raise InputError(f"--repository {repository}: no such folder; give the one that nst serve serves")
         for module in ("torch", "onnxscript"):
             if not find_spec(module):
                 raise MissingExtra("export", module)
@@ -116,26 +116,26 @@ class StyleTrainer:
         self._changed = asyncio.Event()
 
     async def submit(self, owner: str, name: str, data: bytes) -> StyleTraining:
-        """Keep a style image, the bytes of its file, to train it. Raises `InputError`, `ImageError`, `WriteError`."""
+        """Submit a style image, given as its file's bytes. Raises `InputError`, `ImageError`, `WriteError`."""
         name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
         if not name:
-            raise InputError("give the style a name of letters or digits")
+            raise InputError("the style has no name; give it letters or digits")
         if not self.server.up.is_set():
-            raise InputError("the server, which knows the names that are taken, does not answer: try again later")
+            raise InputError("the server does not answer; try again later")
         taken = {style.name for style in self.server.styles} | self.trainings.keys()
         if name in taken:
-            raise InputError(f"there is a style {name} already: choose another name")
+            raise InputError(f"a style {name} exists already; choose another name")
         pending = [training for training in self.trainings.values() if training.pending]
         if any(training.owner == owner for training in pending):
-            raise InputError("a style of yours is being trained: wait until it is done")
+            raise InputError("one of your styles is in training; wait until it is done")
         if len(pending) >= MAX_WAITING:
-            raise InputError(f"{MAX_WAITING} styles are waiting to be trained: try again later")
+            raise InputError(f"{MAX_WAITING} styles are waiting, which is the maximum; try again later")
         settled = [training for training in self.trainings.values() if not training.pending]
         too_many = max(0, len(self.trainings) + 1 - MAX_KEPT)
         for old in sorted(settled, key=lambda training: training.submitted)[:too_many]:
             self.discard(old)
         training = StyleTraining(name, owner)
-        self.trainings[name] = training  # now, since an image takes a while to be read and written
+        self.trainings[name] = training  # before reading and writing the image, which takes a while
         try:
             await asyncio.to_thread(self._keep_style_image, training, data)
             self._keep(training)
@@ -146,7 +146,7 @@ class StyleTrainer:
         return training
 
     def retry(self, training: StyleTraining) -> None:
-        """Try again what failed, from where it got to. Raises `WriteError`."""
+        """Retry a failed training from where it stopped. Raises `WriteError`."""
         before = training.status, training.error
         training.status, training.error = "waiting", ""
         try:
@@ -157,14 +157,14 @@ class StyleTrainer:
         self._changed.set()
 
     def discard(self, training: StyleTraining) -> None:
-        """Give up a style that is not being trained now, or is done."""
+        """Remove a training. Raises `InputError` while it runs."""
         if training.status in ("training", "publishing"):
-            raise InputError(f"{training.name} is being trained now: it cannot be taken back")
+            raise InputError(f"{training.name} is in training and cannot be cancelled; wait until it is done")
         del self.trainings[training.name]
         shutil.rmtree(self.folder / training.name, ignore_errors=True)
 
     async def run(self) -> None:
-        """Train and publish what waits, for ever; when cancelled, the trainer writes how far it is, and ends."""
+        """Train and publish waiting styles, forever; when cancelled, the trainer saves its state and ends."""
         while True:
             self._changed.clear()
             pending = [
@@ -180,13 +180,13 @@ class StyleTrainer:
                 await self._followed(training, self._train_and_publish(training))
             except (NstError, OSError) as error:
                 training.error = " ".join(str(error).split())
-            except Exception as error:  # one style must not keep the others from being trained
-                log.exception("the style %s", training.name)
-                training.error = f"a fault of nst web ({type(error).__name__}): its terminal says more"
+            except Exception as error:  # one style must not stop the others
+                log.exception("training the style %s failed", training.name)
+                training.error = f"nst web has a defect ({type(error).__name__}); see its terminal"
             if training.status != "done":
                 training.status = "failed"
-                self.on_message(f"the style {training.name} is not trained: {training.error}")
-            with suppress(NstError):  # a full disk: with what stands there the next start tries again
+                self.on_message(f"training the style {training.name} failed: {training.error}")
+            with suppress(NstError):  # for example a full disk; the next start tries again from the last record
                 self._keep(training)
 
     async def _train_and_publish(self, training: StyleTraining) -> None:
@@ -201,7 +201,9 @@ class StyleTrainer:
                 async with asyncio.timeout(SERVER_TIMEOUT_SECONDS):
                     await self.server.up.wait()
             except TimeoutError:
-                raise CommandFailed("it is trained, but the server has not answered: try again to publish it") from None
+                raise CommandFailed(
+                    "the style is trained, but the server does not answer; try again to publish it"
+                ) from None
             tiled = any(style.model == self.gallery.stem and style.tiles for style in self.server.styles)
             more = ["--tiled"] if tiled else []
             more += [] if self.url.startswith("local:") else ["--load", self.url]
@@ -210,12 +212,12 @@ class StyleTrainer:
         training.status = "done"
 
     async def _train(self, training: StyleTraining, lock: BinaryIO) -> None:
-        """Train a gallery with one style more, and put it in the place of the gallery."""
+        """Train the gallery with one more style, and replace the gallery."""
         own = self._own(training)
         new, begun = own / "gallery.pth", own / "gallery.pth.resume"
         if not (new.exists() and filecmp.cmp(new, self.gallery, shallow=False)):
             base = _version(self.gallery)
-            if training.base not in ("", base):  # another style was added meanwhile, which what was begun does not have
+            if training.base not in ("", base):  # another style was added meanwhile, which the unfinished one lacks
                 for old in (new, begun):
                     old.unlink(missing_ok=True)
             training.status, training.base = "training", base
@@ -225,7 +227,7 @@ class StyleTrainer:
                 command = ["--add", own / f"{training.name}.png", "--to", self.gallery, "--output", new, *more]
                 await run_command(own, lock, "nst_trainer", *command)
             if _version(self.gallery) != base:
-                raise CommandFailed(f"{self.gallery.name} was changed while this was trained: try again")
+                raise CommandFailed(f"{self.gallery.name} changed during the training; try again")
             with atomic_write(self.gallery) as beside:
                 shutil.copyfile(new, beside)
         training.in_gallery = True
@@ -233,7 +235,7 @@ class StyleTrainer:
         new.unlink()
 
     async def _followed(self, training: StyleTraining, work: Awaitable[None]) -> None:
-        """Do the work, and read the trainer's progress meanwhile, also of one that another program has started."""
+        """Await the work while reading the trainer's progress, even of a trainer that an earlier page started."""
         following = asyncio.create_task(self._follow(training))
         try:
             await work
@@ -262,7 +264,7 @@ class StyleTrainer:
         return self.folder / training.name
 
     def _found(self) -> dict[str, StyleTraining]:
-        """What stands on disk; what is done, or was never submitted whole, is removed."""
+        """Load the trainings on disk; remove finished ones and those that were never completely submitted."""
         found = {}
         for folder in sorted(self.folder.glob("*/")):
             try:
@@ -280,7 +282,7 @@ class StyleTrainer:
 
 
 def _convert_making(folder: Path) -> None:
-    """Earlier versions wrote `making.json`, with other names. Raises `OSError`, `ValueError`."""
+    """Convert `making.json` of earlier versions, with other names. Raises `OSError`, `ValueError`."""
     file = folder / "making.json"
     if not file.exists():
         return
@@ -292,7 +294,7 @@ def _convert_making(folder: Path) -> None:
 
 
 def _rename_making(gallery: Path, folder: Path) -> None:
-    """Earlier versions kept what is being trained in `<gallery>.making`."""
+    """Rename the folder of earlier versions, `<gallery>.making`."""
     earlier = gallery.with_suffix(".making")
     if earlier.is_dir() and not folder.exists():
         earlier.rename(folder)
@@ -302,11 +304,11 @@ def _options(train: str) -> list[str]:
     try:
         return shlex.split(train)
     except ValueError as error:
-        raise InputError(f"--train {train!r} are no options of nst train: {error}") from None
+        raise InputError(f"--train {train!r} cannot be split into options ({error}); check its quotes") from None
 
 
 async def _locked(lock: BinaryIO) -> None:
-    """Hold the lock, which whoever was started with it holds until it ends."""
+    """Wait for the lock, which a command that was started with it holds until it ends."""
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -316,7 +318,7 @@ async def _locked(lock: BinaryIO) -> None:
 
 
 async def run_command(folder: Path, lock: BinaryIO, module: str, *arguments: object) -> None:
-    """Run a command for the style of a folder to its end. Raises `CommandFailed` with its own message."""
+    """Run a command for the style in a folder. Raises `CommandFailed` with the command's message."""
     output, events = folder / "log", folder / EVENTS
     events.unlink(missing_ok=True)
     child = (sys.executable, "-m", "nst_apps.web.child", str(os.getpid()))
@@ -340,7 +342,7 @@ async def run_command(folder: Path, lock: BinaryIO, module: str, *arguments: obj
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
-    """Tell a command to stop, and see that it does."""
+    """Stop a command, and wait until it has ended."""
     with suppress(ProcessLookupError):
         process.terminate()
         try:
@@ -352,15 +354,15 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
 
 
 def _version(file: Path) -> str:
-    """What differs when a file is replaced or written."""
+    """Return a text that changes when a file is replaced or written."""
     found = file.stat()
     return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
 
 
 def _why_it_failed(events: Path, output: Path) -> str:
-    """The message of the `failed` event; without one, of a command that was killed for instance, its last line."""
+    """Return the message of the `failed` event; without one, as after a kill, the last line of output."""
     messages = [event.get("message") for event in EventReader(events).read() if event["event"] == "failed"]
     if messages and messages[-1]:
         return str(messages[-1])
     lines = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else "it ended without a message"
+    return lines[-1].removeprefix("error: ") if lines else "the command ended without a message"

@@ -1,1 +1,1 @@
-"""How documents are drawn: tables and plots of any suite and of the larger ones, in Markdown, HTML and a terminal."""
+"""Drawing of documents: tables and plots, in Markdown, in HTML and on a terminal."""

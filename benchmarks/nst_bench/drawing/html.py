@@ -1,4 +1,4 @@
-"""A report in Markdown as one HTML page that needs nothing else: no script, no font, no file beside it."""
+"""Conversion of a Markdown report to one self-contained HTML page: no script, no font, no other file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TABLE = '<div class="table" role="region" aria-label="table" tabindex="0"><table
 
 
 def html(title: str, markdown: str, images: Mapping[str, bytes]) -> str:
-    """The page of `markdown`, in which `images` (PNG, by the name that the text has) stand inside."""
+    """Return `markdown` as a page with the `images` (PNG, by their names in the text) inside."""
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def image(_self: Any, tokens: Sequence[Token], index: int, *_: Any) -> str:

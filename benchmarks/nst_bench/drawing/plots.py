@@ -1,4 +1,4 @@
-"""What plots of all suites have in common: a PNG, and a text that says the same to those who cannot see it."""
+"""What all plots have in common: a PNG, and an alternative text that says the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 SIZE_INCHES, DOTS_PER_INCH = (4.8, 3.4), 170
-"""Letters can be read on a telephone, where a plot is as wide as the screen."""
+"""Legible on a phone, where a plot is as wide as the screen."""
 
 STYLE = {
     "axes.titlesize": 9,
@@ -29,7 +29,7 @@ STYLE = {
 
 @contextmanager
 def figure(name: str, title: str, *, height: float = SIZE_INCHES[1]) -> Iterator[tuple[Axes, Callable[[str], Plot]]]:
-    """Axes to draw on, and what makes a `Plot` of them, given its words."""
+    """Yield axes to draw on, and a function that makes a `Plot` of them, given the alternative text."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -46,7 +46,7 @@ def figure(name: str, title: str, *, height: float = SIZE_INCHES[1]) -> Iterator
 
 
 def decades(axis: Axis, written: Callable[[float], str]) -> None:
-    """Marks at 1, 2 and 5 of a logarithmic axis."""
+    """Put ticks at 1, 2 and 5 of each decade of a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -55,7 +55,7 @@ def decades(axis: Axis, written: Callable[[float], str]) -> None:
 
 
 def seconds(value: float) -> str:
-    """As an axis has it: `38 ms`, `1.2 s`, `1,234 s`."""
+    """Format a duration for an axis: `38 ms`, `1.2 s`, `1,234 s`."""
     if value < 1:
         return f"{value * 1000:.3g} ms"
     return f"{value:,.0f} s" if value >= 10 else f"{value:.2g} s"

@@ -1,4 +1,4 @@
-"""What the tables of all suites have in common: columns of rows, summaries, the lines of a machine."""
+"""What the tables of all suites have in common: columns, summaries, and the machine's description."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from itertools import compress
 from operator import itemgetter
 from typing import Any
 
+from nst_bench.drawing.words import shown
 from nst_bench.results import identity
 from nst_bench.suite import Document
 
 Cell = str | Callable[[Any], str]
-"""What stands in a column: a format of a row's fields (`text`), or a function of the row."""
+"""A column's cells: a format string of a row's fields (see `text`), or a function of the row."""
 
 
 def columns(titles: str, cells: str) -> dict[str, Cell]:
-    """Columns as two lines of a table: their titles, and below them the formats of their cells."""
+    """Define columns as two lines of a table: their titles, and the formats of their cells."""
     return dict(zip(*([part.strip() for part in line.split("|")] for line in (titles, cells)), strict=True))
 
 
@@ -24,32 +25,34 @@ SUMMARY = columns(
     "p50                           | p95         | p99         | spread       | n  ",
     "{median:short}{unstable:mark} | {p95:short} | {p99:short} | {spread:.0%} | {n}",
 )
-"""Of a summary (`measure.Summary`), milliseconds; documents of version 1 may lack the p99 and the spread."""
+"""Columns of a summary (`measure.Summary`), milliseconds; documents of version 1 may lack p99 and spread."""
 
 NARROW = "{median:short} ({p95:short}){unstable:mark}"
-"""A summary for tables without room for more."""
+"""A summary for narrow tables."""
 
 
-PHASES = {"steady": "Warm runs", "first of a shape": "First images of new shapes", "cold": "Cold starts"}
+PHASES = {"steady": "Warm runs", "first of a shape": "First requests of new shapes", "cold": "Cold starts"}
 
 TITLES = {
     "gflop": "GFLOP",
-    "share_of_matrix_rate": "of the matrix rate",
-    "share_of_bandwidth": "of the bandwidth",
-    "peak_mib": "peak MiB",
-    "image_seconds": "an image, s",
-    "ratio": "times",
+    "share_of_matrix_rate": "share of matmul rate",
+    "share_of_bandwidth": "share of memory bandwidth",
+    "peak_mib": "peak memory, MiB",
+    "image_seconds": "s per image",
+    "ratio": "relative time",
+    "frames_per_second": "frames/s",
+    "share_of_bare": "share of in-process rate",
 }
 
 NO_COLUMNS = ("n", "median", "p95", "p99", "minimum", "maximum", "spread", "unstable", "height", "width")
-"""Numbers of a row that have no column of their own name."""
+"""Numbers of a row without a column of that name."""
 
 
 def table(rows: Iterable[Document], by_title: Mapping[str, Cell], *, left: int = 1) -> list[str]:
-    """A line for each row; a column by its title, of which the first `left` are words and the others numbers.
+    """Return the lines of a table with one line per row; the first `left` columns are text, the others numbers.
 
-    A cell is empty where the row lacks what the cell is of, and a column without a cell is left out. What is `missing`
-    has its reason in place of numbers.
+    A cell is empty if the row lacks its field, and a column of empty cells is left out. A row with `missing` has the
+    reason in place of numbers.
     """
     body = []
     for row in rows:
@@ -63,12 +66,13 @@ def table(rows: Iterable[Document], by_title: Mapping[str, Cell], *, left: int =
 
 
 def pivot(rows: Iterable[Document], about: Mapping[str, Cell], *, across: str, cell: Cell) -> list[str]:
-    """A line for all rows that the columns `about` do not tell apart, with a column for each of their `across`."""
+    """Return a table with one line per combination of the columns `about`, and one column per value of `across`."""
     titles, lines = dict.fromkeys(about), dict[tuple[str, ...], Document]()
     for row in rows:
         words = {title: _cell(own, row) for title, own in about.items()}
-        titles[row[across]] = None
-        lines.setdefault(tuple(words.values()), words)[row[across]] = _cell(cell, row)
+        title = shown(row[across])
+        titles[title] = None
+        lines.setdefault(tuple(words.values()), words)[title] = _cell(cell, row)
     return table(lines.values(), {title: itemgetter(title) for title in titles}, left=len(about))
 
 
@@ -80,7 +84,10 @@ def _cell(cell: Cell, row: Document) -> str:
 
 
 def text(form: str, row: Mapping[str, Any]) -> str:
-    """`str.format` of a row's fields, which also knows the `FORMATS` of this package; a field that is null is empty."""
+    """Format a row's fields as `str.format` does, with the `FORMATS` of this module; null is empty.
+
+    Texts of the document are replaced by what is shown for them (`words.shown`).
+    """
     return _Formatter().vformat(form, (), row)
 
 
@@ -88,11 +95,13 @@ class _Formatter(string.Formatter):
     def format_field(self, value: Any, spec: str) -> str:
         if value is None:
             return ""
+        if isinstance(value, str):
+            value = shown(value)
         return FORMATS[spec](value) if spec in FORMATS else str(super().format_field(value, spec))
 
 
 def grid(head: Sequence[str], body: Iterable[Sequence[str]], *, left: int = 1) -> list[str]:
-    """The lines of a table in Markdown, of texts; what is in a cell cannot end it."""
+    """Return the lines of a Markdown table; `|` in a cell becomes `/`."""
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     texts = ([" ".join(cell.split()).replace("|", "/") for cell in cells] for cells in (head, *body))
     lines = [f"| {' | '.join(cells)} |" for cells in texts]
@@ -100,10 +109,10 @@ def grid(head: Sequence[str], body: Iterable[Sequence[str]], *, left: int = 1) -
 
 
 def machine_lines(document: Document) -> list[str]:
-    """Processor, memory, GPU, system, versions, and the rates that bound all figures."""
+    """Return two lines: processor, memory and GPU; system, versions and the machine's peak rates."""
     machine = document["machine"]
-    rates = [f"2048x2048 matrix product at {machine['matrix_product_gflops']:g} GFLOP/s"]
-    rates += [f"memory copied at {machine['memory_gbs']:g} GB/s"] if "memory_gbs" in machine else []
+    rates = [f"2048x2048 matrix product {machine['matrix_product_gflops']:g} GFLOP/s"]
+    rates += [f"memory copy {machine['memory_gbs']:g} GB/s"] if "memory_gbs" in machine else []
     versions = ", ".join(f"{name} {value}" for name, value in machine["versions"].items())
     return [
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB; GPU: {_gpu(machine)}.",
@@ -112,9 +121,9 @@ def machine_lines(document: Document) -> list[str]:
 
 
 def _gpu(machine: Document) -> str:
-    """Its name and what its figures depend on: driver, clocks, precision, rates."""
+    """Return the GPU's name and what its figures depend on: driver, clocks, precision, rates."""
     if not machine["gpu"]:
-        return "none at hand, so nothing was measured on one"
+        return "none"
     words = [machine["gpu"]]
     for name, value in machine.get("cuda", {}).items():
         inner = ", ".join(f"{part} {what}" for part, what in value.items()) if isinstance(value, dict) else value
@@ -123,7 +132,7 @@ def _gpu(machine: Document) -> str:
 
 
 def model_name(model: Document) -> str:
-    """A model, and what is known of its network."""
+    """Return a model's name and what is known of its network."""
     known = [str(model["network"])] if model.get("network") else []
     known += [f"width {model['width']:g}"] if model.get("width") else []
     known += [f"{model['parameters']:,} parameters"] if "parameters" in model else []
@@ -131,13 +140,13 @@ def model_name(model: Document) -> str:
 
 
 def short(value: float) -> str:
-    """A time with three digits or so."""
+    """Format a time with about three digits."""
     digits = 0 if value >= 200 else 1 if value >= 5 else 2
     return f"{value:,.{digits}f}"
 
 
 def digits(value: float) -> str:
-    """Three of them, and all of a whole number."""
+    """Format a number with three digits, an integer with all."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
@@ -150,19 +159,19 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
 
 
 def with_ratio(row: Document) -> str:
-    """A narrow summary and, in bold, its ratio to the first of its kind, which has none itself."""
+    """Return a narrow summary and, in bold, its ratio to the first of its kind, which has none itself."""
     return text(NARROW if row["ratio"] == 1 else NARROW + ", **{ratio:.2f}**", row)
 
 
 def list_of_rows(document: Document) -> list[str]:
-    """The tables of a document that is a list of rows, and its model."""
+    """Render a document that is a list of rows, with its model."""
     model = [f"{model_name(document['model'])}.", ""] if "model" in document else []
-    command = [f"Again: `{document['command']}`.", ""] if "command" in document else []
+    command = [f"Repeat it with `{shown(document['command'])}`.", ""] if "command" in document else []
     return [*model, *command, *by_phase(document["rows"])]
 
 
 def by_phase(rows: Sequence[Document]) -> list[str]:
-    """A table for each phase that the rows have, milliseconds: warm runs, first images of a shape, cold starts."""
+    """Render a table per phase of the rows, milliseconds: warm runs, first requests of a shape, cold starts."""
     lines = []
     for phase in dict.fromkeys((*PHASES, *(row.get("phase") for row in rows))):
         own = [{**row, "phase": None} for row in rows if row.get("phase") == phase]
@@ -173,7 +182,7 @@ def by_phase(rows: Sequence[Document]) -> list[str]:
 
 
 def _of_any_kind(rows: list[Document]) -> list[str]:
-    """What says which row it is, its summary, and its other figures; at the end what is missing, sizes together."""
+    """Render identifying texts, summary and other figures; missing rows come last, with their sizes joined."""
     words = dict.fromkeys(name for row in rows for name in identity(row))
     words |= {"version": None} if any("version" in row for row in rows) else {}
     numbers: dict[str, Cell] = {}

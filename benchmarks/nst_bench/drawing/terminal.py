@@ -1,4 +1,4 @@
-"""Tables for a terminal of any width: what does not fit is left out and named, not cut in the middle of a word."""
+"""Tables for terminals of any width: columns that do not fit are left out and named, never cut off."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from rich.text import Text
 from nst_core.console import console
 
 FIRST_TO_GO = ("p99", "spread", "n", "p95")
-"""Columns of a summary, the least needed first; after them the rightmost of the columns that weigh least."""
+"""Columns of a summary in the order in which they are left out; other columns follow by weight, rightmost first."""
 
 GAP = 2
-"""Columns of the terminal between two of a table."""
+"""Characters between two columns."""
 
 WORDS, LONG = 16, 24
-"""Columns of the terminal that words get if they need them. A word that is longer than `LONG`, such as a path, may be
-broken; a reason that is longer stands below the table."""
+"""Characters that a text column gets if it needs them. A longer word than `LONG`, such as a path, may be broken; a
+longer reason stands below the table."""
 
 
 @dataclass
 class _Column:
-    """Of a table: its title and cells, the width that it needs at least, and the one without a line break."""
+    """A column: its title and cells, its minimum width, and its width without line breaks."""
 
     title: Text
     cells: list[Text]
@@ -39,7 +39,7 @@ class _Column:
 
     @property
     def weight(self) -> int:
-        """How late it is left out: after numbers words, and last the figures in bold that a reader looks for."""
+        """How late it is left out: numbers first, then texts, and figures in bold last."""
         if self.title.plain in FIRST_TO_GO:
             return FIRST_TO_GO.index(self.title.plain)
         bold = any(cell.style for cell in self.cells)
@@ -47,7 +47,7 @@ class _Column:
 
 
 def show(markdown: str, *, on: Console = console) -> None:
-    """Print Markdown of this package: its tables as wide as the terminal, the rest as `rich` shows it."""
+    """Print Markdown: tables as wide as the terminal, the rest as `rich` shows it."""
     for is_table, lines in groupby(markdown.splitlines(), key=lambda line: line.startswith("|")):
         text = "\n".join(lines)
         for part in _table(text, on) if is_table else [Markdown(text)] if text.strip() else []:
@@ -55,7 +55,7 @@ def show(markdown: str, *, on: Console = console) -> None:
 
 
 def _table(text: str, on: Console) -> Iterator[RenderableType]:
-    """What fits of a table in Markdown, and below it what does not."""
+    """Yield what fits of a Markdown table, then what does not."""
     head, rule, *body = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines())
     numbers = [mark.endswith(":") for mark in rule]
     reasons = []
@@ -69,12 +69,12 @@ def _table(text: str, on: Console) -> Iterator[RenderableType]:
     kept = _kept(used, on.width)
     yield _drawn(kept, on.width)
     if left_out := [column.title.plain for column in used if column not in kept]:
-        yield Text(f"No room for: {', '.join(left_out)}.", style="dim")
+        yield Text(f"Not shown: {', '.join(left_out)}.", style="dim")
     yield from (Text(reason, style="dim") for reason in reasons)
 
 
 def _column(markdown: Sequence[str], number: bool, on: Console) -> _Column:
-    """Of its title and cells, without the marks of emphasis and code; a number and its unit stay together."""
+    """Make a column of its title and cells without Markdown's marks; a number and its unit stay on one line."""
     texts = [Text(re.sub(r"\*+|`", "", cell), "bold" if "**" in cell else "") for cell in markdown]
     longest, natural = measure_renderables(on, on.options, texts)
     with_units = [text.cell_len for text in texts if re.fullmatch(r"[\d.,]+ (ms|s|MiB)", text.plain)]
@@ -84,26 +84,26 @@ def _column(markdown: Sequence[str], number: bool, on: Console) -> _Column:
 
 
 def _kept(columns: Sequence[_Column], width: int) -> list[_Column]:
-    """Those that have a place in `width`: at least one of numbers, and the words that tell the rows apart."""
+    """Return the columns that fit into `width`: at least one of numbers, and the texts that identify the rows."""
     kept = list(columns)
     while sum(column.least + GAP for column in kept) - GAP > width:
         words, numbers = ([column for column in kept if column.number is number] for number in (False, True))
         spare = [column for column in words if _tell_apart([other for other in words if other is not column])]
         spare += numbers if len(numbers) > 1 else []
-        if not numbers or not spare:  # what is of words alone says nothing else
+        if not numbers or not spare:  # a table of texts alone keeps them all
             break
         kept.remove(min(reversed(spare), key=lambda column: column.weight))
     return kept
 
 
 def _tell_apart(words: Sequence[_Column]) -> bool:
-    """Whether no two rows have the same."""
+    """Return whether no two rows have the same texts."""
     rows = list(zip(*([cell.plain for cell in column.cells] for column in words), strict=True))
     return 0 < len(rows) == len(set(rows))
 
 
 def _drawn(columns: Sequence[_Column], width: int) -> Table:
-    """Each column as wide as it must be, and from left to right wider as long as there is room."""
+    """Draw columns at their minimum width, widened from left to right while there is room."""
     left = width - sum(column.least + GAP for column in columns) + GAP
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0), show_edge=False)
     for column in columns:

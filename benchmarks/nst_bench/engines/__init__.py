@@ -1,1 +1,1 @@
-"""What stylizes images in this process: PyTorch, ONNX Runtime, TensorRT, and a served model without its server."""
+"""In-process engines: PyTorch, ONNX Runtime, TensorRT, and a served model without its server."""

@@ -1,4 +1,4 @@
-"""A served model without its server: the baseline that every figure of serving is compared with."""
+"""A served model without its server, the baseline of all serving figures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from nst_core.images import Pixels
 
 
 class Baseline:
-    """The engine of a model's config in this process, with as many sessions as the server has instances.
+    """The engine of a model's config in this process, with one session per instance of the server.
 
-    On a CPU that is ONNX Runtime with the config's provider and threads; on a GPU TensorRT or ONNX Runtime CUDA as the
-    server's backends run them, images in main memory. `threads` are a session's, None on a GPU. Raises `InputError` for
-    a config of another kind, `MissingEngine` for an engine that is not here.
+    On a CPU this is ONNX Runtime with the config's execution provider and threads; on a GPU it is TensorRT or ONNX
+    Runtime CUDA as the server's backends run them, with images in main memory. `threads` is the number per session,
+    None on a GPU. Raises `InputError` for other configs, `MissingEngine` for an engine that is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +27,10 @@ class Baseline:
         on_gpu = exported.device == "GPU"
         comparable = ("onnxruntime", "tensorrt") if on_gpu else ("onnxruntime",)
         if config.backend not in comparable or not config.instance_group:
-            raise InputError(f"{folder.name} is served by {config.backend}: nothing here to compare it with")
+            raise InputError(
+                f"{folder.name} uses the backend {config.backend!r}, which has no in-process counterpart; "
+                "export it for another runtime"
+            )
         accelerators = config.optimization.execution_accelerators
         self.threads: int | None = None
         if not on_gpu:
@@ -51,11 +54,11 @@ class Baseline:
             self.sessions = [runtimes.onnx_runtime_cuda(exported.model_file, styles)]
 
     def stylize(self, pixels: Pixels) -> Pixels:
-        """`uint8 [H, W, 3]` through the first session."""
+        """Stylize `uint8 [H, W, 3]` in the first session."""
         return self.sessions[0](pixels)
 
     def seconds_for(self, pixels: Pixels, requests: int) -> float:
-        """Seconds that all sessions at once take for `requests` images, which they share."""
+        """Return the seconds that all sessions take together for `requests` images."""
 
         def work_through(position: int) -> None:
             for _ in range(position, requests, len(self.sessions)):

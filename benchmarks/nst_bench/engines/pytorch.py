@@ -19,39 +19,39 @@ from nst_export.modules import ServedModel
 from nst_trainer.networks import StyledNetwork
 
 CUDA_GRAPHS = 8
-"""How many shapes keep their CUDA graph; the least recently used one goes first."""
+"""How many shapes keep their CUDA graph; the least recently used is dropped."""
 
 
 def pytorch_eager(network: StyledNetwork, device: str) -> Stylize:
-    """The network as it is trained, channels last, in the served module; `device` is `CPU` or `GPU`."""
+    """Return the network in the served module, channels last; `device` is `CPU` or `GPU`."""
     return _stylizing(_served_module(network, device), network, device)
 
 
 def pytorch_compiled(network: StyledNetwork, device: str) -> Stylize:
-    """The same through `torch.compile`, each shape by itself: its symbolic shapes do not take this padding."""
+    """Return the network through `torch.compile`, once per shape: its symbolic shapes do not support the padding."""
     module = _served_module(network, device)
     if device == "CPU" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise MissingEngine("torch.compile needs a C++ compiler (g++, or what CXX names), and none is here")
+        raise MissingEngine("torch.compile needs a C++ compiler; install g++, or set CXX")
     compiled = _stylizing(torch.compile(module, dynamic=False), network, device)
 
     def stylize(pixels: Pixels) -> Pixels:
         try:
             return compiled(pixels)
-        except Exception as error:  # its parts, and the compilers behind them, have no exception in common
+        except Exception as error:  # its backends have no common exception
             raise MissingEngine(f"torch.compile failed: {str(error).splitlines()[0]}") from error
 
     return stylize
 
 
 def pytorch_cuda_graph(network: StyledNetwork) -> Stylize:
-    """The same in FP16 by autocast, a CUDA graph a shape: the fastest that PyTorch offers without another engine."""
+    """Return the network in FP16 by autocast with one CUDA graph per shape, PyTorch's fastest way without an engine."""
     module, style_weights = _served_module(network, "GPU"), _first_style(network, "GPU")
 
     @lru_cache(CUDA_GRAPHS)
     def recorded(*shape: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         image = torch.zeros(1, *shape, dtype=torch.uint8, device="cuda")
         graph, side_stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        # The cache of cast weights is of one block: a graph must cast them itself, or it would read freed memory.
+        # Without the cache, the graph casts the weights itself; the cache is freed after the block.
         with torch.inference_mode(), torch.autocast("cuda", torch.float16, cache_enabled=False):
             side_stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side_stream):
@@ -73,19 +73,19 @@ def pytorch_cuda_graph(network: StyledNetwork) -> Stylize:
 
 
 class CudaTensorStylizer:
-    """Stylizes for callers whose pixels are on the GPU: by CUDA shared memory nothing goes through main memory."""
+    """Stylizes images on the GPU over CUDA shared memory, without copies through main memory."""
 
     def __init__(self, stylize: Callable[[Any], Any]) -> None:
-        """`stylize` takes and returns a CUDA tensor `uint8 [H, W, 3]`."""
+        """Wrap `stylize`, which takes and returns a CUDA tensor `uint8 [H, W, 3]`."""
         self._stylize = stylize
 
     def __call__(self, pixels: Pixels) -> Pixels:
-        """See `Stylize`."""
+        """Stylize one image, as `Stylize` does."""
         result: Pixels = self._stylize(torch.from_numpy(pixels).cuda()).cpu().numpy()
         return result
 
     def work(self, pixels: Pixels) -> Callable[[], object]:
-        """A function that stylizes one image from the GPU to the GPU, and returns when it is done."""
+        """Return a function that stylizes an image from GPU memory to GPU memory and waits for the result."""
         image = torch.from_numpy(pixels).cuda()
 
         def stylize() -> None:
@@ -114,7 +114,7 @@ def _stylizing(module: Callable[..., Tensor], network: StyledNetwork, device: st
 
 
 def _first_style(network: StyledNetwork, device: str) -> Tensor | None:
-    """`style_weights` `[1, S]` of a network of several styles."""
+    """Return `style_weights` `[1, S]` of the first style, or None for a network of one style."""
     return None if network.styles == 1 else torch.eye(network.styles, device=_torch_name(device))[:1]
 
 

@@ -1,4 +1,4 @@
-"""The engines of this process that are compared with each other and with the server."""
+"""The in-process engines that are compared with each other and with the server."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from nst_bench.served.exported import ExportedModel
 from nst_core.devices import Device
 from nst_trainer.networks import StyledNetwork
 
-OTHER_DEVICE = "this run measures the GPU: --device cpu measures the processor's engines"
-"""Why an engine of the processor is missing on a GPU."""
+OTHER_DEVICE = "this run measures the GPU; use --device cpu for the CPU's engines"
+"""Why an engine for the CPU is missing in a run on a GPU."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine that `load` loads, or that raises `MissingEngine`; `device` is `CPU` or `GPU`.
+    """An engine; `load` returns it or raises `MissingEngine`, and `device` is `CPU` or `GPU`.
 
-    `compiles`: it takes seconds for every new shape, so it is measured with as few shapes as possible.
+    `compiles` says that every new shape takes seconds, so that it is measured with as few shapes as possible.
     """
 
     name: str
@@ -39,9 +39,9 @@ def every_engine(
     *,
     on_progress: Callable[[str], None] = lambda note: None,
 ) -> list[Engine]:
-    """Every engine that could run in this process: PyTorch with `network`, the others with its export.
+    """Return all in-process engines: PyTorch with `network`, the others with its export.
 
-    The engines of the other device refuse to load, and say why.
+    Engines of the other device raise `MissingEngine` when they are loaded.
     """
     styles, tensorrt = len(exported.styles), f"TensorRT, {exported.precision.upper()}"
 
@@ -65,7 +65,7 @@ def every_engine(
 
 def _fp32_graph(exported: ExportedModel) -> Path:
     if exported.fp32_graph is None:
-        raise MissingEngine(f"{exported.version} keeps no FP32 graph")
+        raise MissingEngine(f"{exported.version} has no FP32 graph")
     return exported.fp32_graph
 
 

@@ -1,6 +1,6 @@
-"""ONNX Runtime and TensorRT in this process.
+"""ONNX Runtime and TensorRT in-process.
 
-The two for a GPU are the engines that the server's backends run (`nst_core.engines`).
+Those for a GPU are the engines that the server's backends run (`nst_core.engines`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ CPU_PROVIDER, OPENVINO_PROVIDER = "CPUExecutionProvider", "OpenVINOExecutionProv
 TENSORRT_PROVIDER, CUDA_PROVIDER = "TensorrtExecutionProvider", "CUDAExecutionProvider"
 
 TENSORRT_CONTEXTS = 2
-"""Images that TensorRT stylizes at the same time."""
+"""Images that TensorRT stylizes concurrently."""
 
 
 def onnx_runtime(
     file: Path, provider: str, styles: int, threads: int, settings: dict[str, str] | None = None
 ) -> Stylize:
-    """A session of `file` on the execution provider alone. Raises `MissingEngine`."""
+    """Return a session of `file` on one execution provider. Raises `MissingEngine`."""
     onnxruntime = _onnxruntime_with(provider)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -39,12 +39,12 @@ def onnx_runtime(
         settings = {"device_type": "CPU", "num_of_threads": str(threads)}
     session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings or {})])
     if session.get_providers()[0] != provider:
-        raise MissingEngine(f"ONNX Runtime could not start {provider}: is its device here?")
+        raise MissingEngine(f"ONNX Runtime could not start {provider}; check its device and driver")
     return _stylizing(lambda feeds: session.run([STYLIZED], feeds)[0], styles)
 
 
 def onnx_runtime_cuda(file: Path, styles: int) -> Stylize:
-    """`file` on ONNX Runtime's CUDA provider, a session a shape, as the server's backend runs it."""
+    """Return `file` on ONNX Runtime's CUDA provider with one session per shape, as the server's backend runs it."""
     _first_gpu()
     from nst_core.engines.onnx_cuda import CudaSessions
 
@@ -54,10 +54,10 @@ def onnx_runtime_cuda(file: Path, styles: int) -> Stylize:
 
 
 def tensorrt_plan(exported: ExportedModel, *, on_progress: Callable[[str], None] = lambda note: None) -> Stylize:
-    """The plan of a model that was exported for TensorRT, found or built as `nst-serve` does it."""
+    """Return the plan of a model exported for TensorRT, cached or built as by `nst serve`. Raises `MissingEngine`."""
     gpu = _first_gpu()
     if exported.config.backend != "tensorrt":
-        raise MissingEngine(f"{exported.folder.name} was not exported for TensorRT: nst-export --for tensorrt")
+        raise MissingEngine(f"{exported.folder.name} is not exported for TensorRT; run nst export --for tensorrt")
     from nst_core.engines import building, plans
     from nst_core.engines.tensorrt import TensorRTEngine
 
@@ -78,7 +78,7 @@ def tensorrt_plan(exported: ExportedModel, *, on_progress: Callable[[str], None]
 
 
 def _stylizing(run: Callable[[dict[str, Any]], Any], styles: int) -> Stylize:
-    """One image through `run`, which takes the model's inputs; of several styles the first."""
+    """Return a function that stylizes one image with `run`, in the first of several styles."""
     style_weights = {STYLE_WEIGHTS: np.eye(1, styles, dtype=np.float32)} if styles > 1 else {}
 
     def stylize(pixels: Pixels) -> Pixels:
@@ -89,7 +89,7 @@ def _stylizing(run: Callable[[dict[str, Any]], Any], styles: int) -> Stylize:
 
 
 def _first_gpu() -> Gpu:
-    """The GPU that engines run on, the first that this process may use. Raises `MissingEngine`."""
+    """Return the first GPU that this process may use. Raises `MissingEngine`."""
     found, reason = devices.gpus()
     if not found:
         raise MissingEngine(reason)
@@ -97,12 +97,12 @@ def _first_gpu() -> Gpu:
 
 
 def _onnxruntime_with(provider: str) -> Any:
-    """The module `onnxruntime`, which must have this execution provider. Raises `MissingEngine`."""
+    """Return the module `onnxruntime` if it has this execution provider. Raises `MissingEngine`."""
     onnxruntime = import_onnxruntime("bench")
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise MissingEngine(
-            f"ONNX Runtime {onnxruntime.__version__} here has no {provider} (it has {', '.join(available)}): "
-            f"{install_command(machine_extra('bench'))}"
+            f"ONNX Runtime {onnxruntime.__version__} has no {provider} (it has {', '.join(available)}); "
+            f"run {install_command(machine_extra('bench'))}"
         )
     return onnxruntime

@@ -1,1 +1,1 @@
-"""The machine that figures were taken on: what it is, how fast it could be, and what its GPU uses."""
+"""The measured machine: its description, its peak rates, and its GPU's clocks and energy."""

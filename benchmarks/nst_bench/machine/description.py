@@ -1,4 +1,4 @@
-"""The machine that figures were taken on, and how fast its arithmetic and its memory are."""
+"""Description of the measured machine, with the rates of its arithmetic and memory."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ PACKAGES = (
     "tritonclient",
     "numpy",
 )
-"""Packages whose versions a result depends on."""
+"""Packages whose versions results depend on."""
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory (GiB), GPU, system, versions, and the rates that bound all figures.
+    """Describe processor, cores, memory (GiB), GPU, system, versions, and peak rates.
 
-    `matrix_product_gflops` and `memory_gbs` (GB/s) are the processor's; `cuda` has those of the GPU, its driver,
+    `matrix_product_gflops` and `memory_gbs` (GB/s) are the processor's; `cuda` has those of the GPU, and its driver,
     clocks and precision, or the reason under `missing`.
     """
     found, reason = gpus()
@@ -58,7 +58,7 @@ def describe() -> dict[str, Any]:
 def matrix_product_rate(
     size: int = 2048, device: str = "cpu", precision: Literal["highest", "high"] = "highest"
 ) -> float:
-    """The best of some products of `size`^2 matrices, in GFLOP/s: in FP32, on a GPU with `high` in TF32."""
+    """Return the best rate of five products of `size`^2 matrices in GFLOP/s: FP32, or TF32 on a GPU with `high`."""
     a, b = torch.rand(size, size, device=device), torch.rand(size, size, device=device)
     kept = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -69,23 +69,23 @@ def matrix_product_rate(
 
 
 def memory_rate(mib: int = 256, device: str = "cpu") -> float:
-    """The best of some copies of `mib` MiB, more than any cache holds, in GB/s; reading and writing both count."""
+    """Return the best rate of five copies of `mib` MiB, larger than the caches, in GB/s read and written."""
     a = torch.ones(mib << 18, device=device)
     b = torch.empty_like(a)
     return 2.0 * a.nbytes / _best(lambda: b.copy_(a), device) / 1e9
 
 
 def _best(work: Callable[[], object], device: str) -> float:
-    """Seconds of the fastest of five runs, after a warm-up."""
+    """Return the seconds of the fastest of five runs, after a warm-up."""
     work()
     return min((timed if device == "cpu" else timed_on_gpu)(work) for _ in range(5))
 
 
 def _cuda(gpu: Gpu) -> dict[str, Any]:
-    """What figures of a GPU depend on: driver, CUDA, clocks while it works, precision of FP32 arithmetic, its rates.
+    """Describe what a GPU's figures depend on: driver, CUDA, clocks under load, FP32 precision, peak rates.
 
-    By default PyTorch rounds the FP32 inputs of convolutions to TF32, but not those of matrix products; the document
-    states it. `matrix_product_gflops` is the rate in FP32, `tf32_gflops` in TF32; where PyTorch cannot use the GPU,
+    By default PyTorch rounds the FP32 inputs of convolutions to TF32, but not those of matrix products; `precision`
+    says so. `matrix_product_gflops` is the rate in FP32, `tf32_gflops` in TF32; if PyTorch cannot use the GPU,
     `unmeasured` has the reason.
     """
     known = {
@@ -100,7 +100,7 @@ def _cuda(gpu: Gpu) -> dict[str, Any]:
         "matrix_product_gflops": round(matrix_product_rate(8192, device="cuda"), 1),
         "tf32_gflops": round(matrix_product_rate(8192, device="cuda", precision="high"), 1),
     }
-    working_clocks = clocks(gpu)  # right after the work, before they fall again
+    working_clocks = clocks(gpu)  # right after the work, before they drop again
     return {
         **known,
         "cuda": torch.version.cuda,

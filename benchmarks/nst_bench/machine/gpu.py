@@ -1,4 +1,4 @@
-"""The GPU: whether PyTorch can use it, and what the driver says while it works, such as clocks and energy."""
+"""The GPU: whether PyTorch can use it, and its clocks and energy as the driver reports them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from nst_core.errors import InputError, NstError
 
 
 def torch_device(device: Device) -> torch.device:
-    """The chosen device for PyTorch. Raises `InputError` if PyTorch cannot use the GPU that the driver has."""
+    """Return the chosen device for PyTorch. Raises `InputError` if PyTorch cannot use the GPU."""
     if device.gpu is None:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError(f"{why_no_cuda()}, which the driver has ({device.gpu.name}): install PyTorch for CUDA")
+        raise InputError(f"{why_no_cuda()} ({device.gpu.name}); install PyTorch for CUDA")
     return torch.device("cuda")
 
 
 def why_no_cuda() -> str:
-    """Why PyTorch uses no GPU."""
+    """Return why PyTorch cannot use a GPU."""
     build = "is built without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda} finds none"
     return f"torch {torch.__version__} {build} and cannot use a GPU"
 
 
 class EnergyError(NstError):
-    """The driver does not count this GPU's energy; the message is its reason."""
+    """The driver does not count this GPU's energy."""
 
 
 def clocks(gpu: Gpu) -> dict[str, int]:
-    """Current and highest clocks (MHz), power limit (W) and temperature (degrees Celsius), as far as it tells them."""
+    """Return current and maximum clocks (MHz), power limit (W) and temperature (°C), if the driver reports them."""
     with _opened(gpu) as (nvml, handle):
         queries: dict[str, Callable[[], Any]] = {
             "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
@@ -45,15 +45,15 @@ def clocks(gpu: Gpu) -> dict[str, int]:
         for name, query in queries.items():
             try:
                 found[name] = int(query())
-            except nvml.NVMLError:  # a virtual GPU hides some
+            except nvml.NVMLError:  # a virtual GPU hides some values
                 continue
         return found
 
 
 def joules(gpu: Gpu) -> float:
-    """Energy of the whole card since its driver was loaded. Raises `EnergyError` where the driver does not count it.
+    """Return the energy of the whole GPU since its driver was loaded. Raises `EnergyError` if it is not counted.
 
-    The counter moves some ten times a second, so a measured block must take seconds.
+    The counter is updated about ten times per second, so a measured block must take seconds.
     """
     with _opened(gpu) as (nvml, handle):
         try:
@@ -64,7 +64,7 @@ def joules(gpu: Gpu) -> float:
 
 @contextmanager
 def _opened(gpu: Gpu) -> Iterator[tuple[Any, Any]]:
-    """NVML and its handle of the GPU."""
+    """Yield NVML and its handle of the GPU."""
     import pynvml
 
     nvml: Any = pynvml

@@ -1,9 +1,9 @@
-"""What a device could do at best, and what share of it an engine reaches: the roofline model.
+"""The roofline model: which share of a device's peak rates an engine reaches.
 
-Two bounds: the device's measured rate of matrix products, and its measured rate of copying memory
-(`machine.description`). No engine can pass them that does the arithmetic that is counted and whose feature maps lie in
-memory. A share above 1 means that one of these does not hold: Winograd's convolutions multiply less often than is
-counted, and small feature maps stay in a cache.
+The peak rates are the measured rates of a matrix product and of a memory copy (`machine.description`). An engine cannot
+exceed them if it does the counted arithmetic and keeps its feature maps in memory. A share above 1 means that one of
+these assumptions does not hold: Winograd convolutions need fewer multiplications, and small feature maps fit into a
+cache.
 """
 
 from __future__ import annotations
@@ -25,18 +25,15 @@ from nst_trainer.networks import StyledNetwork
 
 @dataclass(frozen=True)
 class Workload:
-    """What an image costs: arithmetic (GFLOP, a multiplication and an addition are two), memory traffic (GB).
-
-    The traffic is None where it is not counted.
-    """
+    """Arithmetic per image (GFLOP; a multiply-add counts as two) and memory traffic (GB), None if not counted."""
 
     gflop: float
     gigabytes: float | None
 
     def shares(self, machine: dict[str, Any], device: str, milliseconds: float) -> dict[str, float]:
-        """The columns of a row for an image that took so long on `device` (`CPU` or `GPU`).
+        """Return a row's shares of the peak rates for an image that took `milliseconds` on `device` (`CPU`, `GPU`).
 
-        The rates are those of `machine.description.describe`; shares of those that could not be measured are left out.
+        The rates are those of `machine.description.describe`; unmeasured ones are left out.
         """
         rates = machine if device == "CPU" else machine["cuda"]
         shares = {"gflop": self.gflop}
@@ -48,11 +45,11 @@ class Workload:
 
 
 def network_workload(network: StyledNetwork, size: int) -> Workload:
-    """The convolutions for an image of `size`^2 pixels, and a lower bound of their memory traffic.
+    """Count the convolutions for an image of `size`^2 pixels, and a lower bound of their memory traffic.
 
-    The bound: the image as it comes and goes (3 bytes a pixel each way), every weight once, and every convolution's
-    FP32 result written once and read once. Less is impossible for maps in memory: a normalisation needs the
-    statistics of the whole map before its first value can go on. PyTorch counts, on tensors without values.
+    The bound is the image in and out (3 bytes per pixel each), every weight once, and every convolution's FP32 result
+    written once and read once: a normalisation needs the statistics of the whole feature map before its first value.
+    PyTorch counts on meta tensors.
     """
     side = math.ceil(size / network.multiple) * network.multiple
     counted = copy.deepcopy(network).to("meta")
@@ -74,5 +71,5 @@ def network_workload(network: StyledNetwork, size: int) -> Workload:
 
 
 def graph_workload(file: Path, network: StyledNetwork, size: int) -> Workload:
-    """The same of an exported file, whose rewrites save arithmetic; its feature maps are those of the network."""
+    """Count the workload of an exported file, whose rewrites save arithmetic, with the network's memory traffic."""
     return Workload(arithmetic(onnx.load(file), size) / 1e9, network_workload(network, size).gigabytes)

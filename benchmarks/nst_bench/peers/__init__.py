@@ -1,1 +1,1 @@
-"""Other software that stylizes or serves: its processes, and `worker/`, which runs in an environment of its own."""
+"""Other runtimes and servers: their processes, and `worker/`, which runs in their own environment."""

@@ -1,4 +1,4 @@
-"""The processes of peers: started in their environment, given images, and ended with all that they have started."""
+"""Processes of peers: starting them in their environment, sending images, and ending them with their children."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from nst_server.endpoints import Endpoints
 WORKER = Path(__file__).parent / "worker" / "main.py"
 
 START_SECONDS = 120.0
-"""How long a peer may take to answer for the first time."""
+"""How long a peer may take to its first answer."""
 
 IDLE_SECONDS = 2.0
-"""Servers close idle connections: after this time a new one is opened, outside of what is timed."""
+"""Idle time after which a new connection is opened, outside the timing, as servers close idle ones."""
 
 END_SECONDS = 20.0
 """How long a peer may take to end before it is killed."""
 
 
 def installed_packages(python: Path, names: Sequence[str]) -> dict[str, str]:
-    """Versions of those of the packages `names` that are in the peers' environment."""
+    """Return the versions of those packages `names` that are installed in the peers' environment."""
     found: dict[str, str] = json.loads(subprocess.check_output([python, WORKER, "versions", *names]))
     return found
 
 
 class PeerProcess:
-    """A peer at work, and the connection to it. Both methods raise `MissingEngine` with its last words."""
+    """A running peer. Both methods raise `MissingEngine` with the last line of its log."""
 
     def __init__(self, connection: http.client.HTTPConnection, log: Path) -> None:
         self._connection, self._log, self._used = connection, log, -math.inf
 
     def seconds(self, pixels: Pixels) -> float:
-        """How long the peer takes for an image: a library by its process's clock, without what goes to and fro.
+        """Return the seconds for an image: of a library within its process, without the transfer.
 
-        A server by ours, from the request to the last byte of the answer, over an open connection.
+        Of a server, from the request to the last byte of the answer over an open connection.
         """
         return self._answer(pixels)[0]
 
     def stylize(self, pixels: Pixels) -> Pixels:
-        """The stylized image, `uint8 [H, W, 3]`."""
+        """Return the stylized image, `uint8 [H, W, 3]`."""
         return self._answer(pixels)[1]
 
     def _answer(self, pixels: Pixels) -> tuple[float, Pixels]:
@@ -62,7 +62,7 @@ class PeerProcess:
             if time.monotonic() - self._used > IDLE_SECONDS:
                 self._connection.close()
                 self._connection.connect()
-            self._used = -math.inf  # unless it goes well
+            self._used = -math.inf  # reset below on success
             started = time.perf_counter()
             body = io.BytesIO()
             np.save(body, pixels)
@@ -70,19 +70,19 @@ class PeerProcess:
             answer = self._connection.getresponse()
             content = answer.read()
             if answer.status != 200:
-                raise MissingEngine(f"answers {answer.status} {content[:200].decode(errors='replace')}")
+                raise MissingEngine(f"answered {answer.status}: {content[:200].decode(errors='replace')}")
             stylized = np.asarray(np.load(io.BytesIO(content)), dtype=np.uint8)
             seconds = time.perf_counter() - started
         except (OSError, http.client.HTTPException) as error:
             lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
-            raise MissingEngine(f"{lines[-1] if lines else 'it says nothing'} ({error})") from error
+            raise MissingEngine(f"{lines[-1] if lines else 'no output'} ({error})") from error
         self._used = time.monotonic()
         return float(answer.headers.get("Seconds", seconds)), stylized
 
 
 @contextmanager
 def start_peer(python: Path, peer: str, model: Path) -> Iterator[PeerProcess]:
-    """The peer with an ONNX file and all cores, warm, in a process that ends with the block. Raises `MissingEngine`."""
+    """Start a peer with an ONNX file and all cores, and warm it up; it ends with the block. Raises `MissingEngine`."""
     port = Endpoints.free().http_port
     command = [str(python), str(WORKER), peer, str(model.resolve()), str(os.cpu_count() or 1), str(port)]
     with tempfile.TemporaryDirectory() as scratch:
@@ -98,14 +98,14 @@ def start_peer(python: Path, peer: str, model: Path) -> Iterator[PeerProcess]:
                     break
                 except MissingEngine as error:
                     if ended:
-                        raise MissingEngine(f"does not serve: {error}") from error
+                        raise MissingEngine(f"does not answer: {error}") from error
                 time.sleep(0.2)
             yield running
 
 
 @contextmanager
 def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and all that it starts, ended with the block; what it says goes to `log`."""
+    """Run a process, whose output goes to `log`; it ends with the block, together with its children."""
     path = f"{Path(command[0]).parent}:{os.environ.get('PATH', '')}"
     environment = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("VIRTUAL_ENV", None)
@@ -116,7 +116,7 @@ def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
     try:
         yield process
     finally:
-        for sign in (signal.SIGTERM, signal.SIGKILL):  # the second for what a server's master has left
+        for sign in (signal.SIGTERM, signal.SIGKILL):  # SIGKILL for children that are left
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, sign)
             with suppress(subprocess.TimeoutExpired):

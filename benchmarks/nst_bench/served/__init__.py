@@ -1,1 +1,1 @@
-"""A served model: its files in a repository, a Triton that serves it, and processes that call it."""
+"""A served model: its files in a model repository, a Triton that serves it, and client processes."""

@@ -1,8 +1,8 @@
-"""Callers of a served style, each a process of its own: what they wait, and what the server counts meanwhile.
+"""Concurrent clients of a served style, one process each: their latencies, and the server's counters meanwhile.
 
-Processes and not threads: whoever calls a server is another program, and threads of one process would wait for each
-other at Python's lock while they pack and unpack pixels. Nothing of torch is imported here, so a caller starts fast
-and is small. Times are those of `time.monotonic`, which all processes of a machine share.
+They are processes since real clients are other programs, and threads would wait for each other at Python's global
+interpreter lock while they pack and unpack pixels. Nothing here imports torch, so that a client starts fast and stays
+small. Times are those of `time.monotonic`, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -29,22 +29,19 @@ if TYPE_CHECKING:
     from nst_bench.served.server import ModelServer
 
 HEAD_START_SECONDS = 0.2
-"""From giving the tasks to the moment at which all callers begin; meanwhile images reach their processes."""
+"""Time between assigning tasks and the common start, in which images reach the processes."""
 
 COUNTERS_TIMEOUT_SECONDS = 5.0
-"""In which the server must have counted what it answered."""
+"""How long the server may take to count what it answered."""
 
 Document = dict[str, Any]
 
 Stylize = Callable[[Pixels], object]
-"""What a caller's tasks get: a request for one image."""
+"""Requests one image; passed to a client's tasks."""
 
 
 class Call(NamedTuple):
-    """A request: when it was due, and when its answer was there; its size (height, width) and error where they matter.
-
-    The moments are in seconds.
-    """
+    """A request: when it was due and answered, in seconds; optionally its size (height, width) and error."""
 
     due: float
     done: float
@@ -53,13 +50,13 @@ class Call(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The latency that its caller sees."""
+        """The latency that the client sees."""
         return self.done - self.due
 
 
 @dataclass(frozen=True)
 class Callers:
-    """Processes with a client each, for a style at `url`."""
+    """Client processes for a style at `url`."""
 
     workers: Sequence[Worker]
     url: str
@@ -67,13 +64,13 @@ class Callers:
 
     @property
     def pids(self) -> list[int]:
-        """The callers' process ids."""
+        """The process ids."""
         return [worker.pid for worker in self.workers]
 
     def assign(self, tasks: Sequence[Task]) -> Callable[[], list[Any]]:
-        """Give the first callers a task each, which gets a `Stylize`; what is returned waits for their answers.
+        """Give each of the first clients a task, which takes a `Stylize`; return a function that waits for the answers.
 
-        It raises the first `NstError` that a caller met, after all have answered.
+        That function raises the first `NstError` of a client after all have answered.
         """
         busy = self.workers[: len(tasks)]
         for worker, task in zip(busy, tasks, strict=True):
@@ -81,19 +78,19 @@ class Callers:
         return partial(answers, busy)
 
     def closed_loop(self, count: int, requests: int, pixels: Pixels) -> list[Call]:
-        """`requests` images from `count` callers at once, each of which sends again after each answer."""
+        """Send `requests` images from `count` concurrent clients, each of which sends again after each answer."""
         size = pixels.shape[:2]
         return self.mixed_sizes(pixels, [len(range(position, requests, count)) * [size] for position in range(count)])
 
     def mixed_sizes(self, photograph: Pixels, parts: Sequence[Sequence[tuple[int, int]]]) -> list[Call]:
-        """A closed loop of a caller for each of `parts`: crops of the photograph of these sizes (height, width)."""
+        """Run a closed loop with one client per part: crops of the photograph of these sizes (height, width)."""
         begin = time.monotonic() + HEAD_START_SECONDS
         return self._calls([partial(send_in_turn, photograph, sizes, begin) for sizes in parts])
 
     def open_loop(self, offsets: Sequence[float], pixels: Pixels) -> list[Call]:
-        """An image at each of `offsets` (seconds), whether or not those before are answered; from one process.
+        """Send an image at each of `offsets` (seconds) from one process, without waiting for earlier answers.
 
-        Latency counts from there, also if a request could not be sent then.
+        Latency counts from the due time, even if the request was sent later.
         """
         return self._calls([partial(_send_at, self.url, self.style, pixels, offsets)])
 
@@ -103,9 +100,9 @@ class Callers:
 
 @contextmanager
 def start_callers(count: int, url: str, style: str, *, shared_memory: bool = False) -> Iterator[Callers]:
-    """`count` callers of a style at `url`, warm; their processes end with the block.
+    """Start `count` warm clients of a style at `url`; their processes end with the block.
 
-    Images go over the network's protocol, or by shared memory: unlike a plain client, a caller never chooses by itself.
+    Images go over the network, or by shared memory if asked for; unlike `StyleClient`, there is no automatic choice.
     """
     with ExitStack() as stack:
         client = partial(_client, url, style, shared_memory)
@@ -115,7 +112,7 @@ def start_callers(count: int, url: str, style: str, *, shared_memory: bool = Fal
 
 
 def _client(url: str, style: str, shared_memory: bool) -> Stylize:
-    """In a caller's process, with the allocator that nst's commands use."""
+    """Make the client in its process, with the allocator settings of nst's commands."""
     keep_freed_memory()
     client = StyleClient(url, timeout=TIMEOUT_SECONDS, retries=0, shared_memory=shared_memory)
     client.styles()
@@ -123,11 +120,11 @@ def _client(url: str, style: str, shared_memory: bool) -> Stylize:
 
 
 def _ready(stylize: Stylize) -> None:
-    """Nothing to do but to answer."""
+    """Do nothing but answer."""
 
 
 def send_in_turn(photograph: Pixels, sizes: Sequence[tuple[int, int]], begin: float, stylize: Stylize) -> list[Call]:
-    """A task: from `begin` on, crops of these sizes (height, width), each after the answer to the last."""
+    """Task: from `begin` on, send crops of these sizes (height, width), each after the previous answer."""
     crops = {(height, width): np.ascontiguousarray(photograph[:height, :width]) for height, width in sizes}
     time.sleep(max(0.0, begin - time.monotonic()))
     calls = []
@@ -162,7 +159,7 @@ def send_changing_sizes(
     seed: int,
     stylize: Stylize,
 ) -> list[Call]:
-    """A task: crops of the photograph, by turns of the next of `sizes` and of random sides from `min_side` up."""
+    """Task: send crops of the photograph, alternating `sizes` and random sides of at least `min_side`."""
     generator = random.Random(seed)
     end = time.monotonic() + seconds
     calls: list[Call] = []
@@ -182,19 +179,19 @@ def send_changing_sizes(
 
 @dataclass(frozen=True)
 class Turn:
-    """Calls, and what the server counted while they ran."""
+    """Calls, and the server's counts while they ran."""
 
     calls: list[Call]
     counted: Statistics
 
     @property
     def rate(self) -> float:
-        """Images a second, from the first call to the last answer."""
+        """Images/s from the first call to the last answer."""
         return len(self.calls) / (max(call.done for call in self.calls) - self.calls[0].due)
 
 
 def take_turn(server: ModelServer, run: Callable[[], list[Call]]) -> Turn:
-    """Run what calls the server, and read its counters before and after."""
+    """Run calls, and read the server's counters before and after."""
     with StyleClient(server.endpoints.grpc, shared_memory=False) as client:
         before = client.statistics(server.style)
         calls = run()
@@ -205,12 +202,15 @@ def take_turn(server: ModelServer, run: Callable[[], list[Call]]) -> Turn:
             if min(counted.requests, images) >= len(calls):
                 return Turn(calls, counted)
             if time.monotonic() > deadline:
-                raise ServiceError(f"{len(calls)} requests were answered, and the server counted {counted}")
+                raise ServiceError(
+                    f"{len(calls)} requests were answered, but the server counted {counted}; "
+                    "check that nothing else uses it"
+                )
             time.sleep(0.01)
 
 
 def counted_between(before: Statistics, after: Statistics) -> Statistics:
-    """What the server counted between two moments."""
+    """Return what the server counted between two readings."""
     requests = after.requests - before.requests
     batches = Counter(after.batches)
     batches.subtract(before.batches)
@@ -231,17 +231,17 @@ def counted_between(before: Statistics, after: Statistics) -> Statistics:
 
 
 def rate_of(rates: Sequence[float]) -> Document:
-    """The median of the turns' rates; `spread` is their range as a share of it."""
+    """Return the median of the turns' rates; `rate_spread` is their range as a share of it."""
     median = float(np.median(rates))
     spread = (max(rates) - min(rates)) / median
     return {"rate": median, "rates": list(rates), "rate_spread": spread, "rate_unstable": spread > UNSTABLE}
 
 
 def summary(turns: Sequence[Turn]) -> Document:
-    """Latency in milliseconds, where it was spent, and the real batches, of turns together.
+    """Summarize the latency of turns in milliseconds, where it was spent, and the batches.
 
-    `batch` is the mean number of images in a run of the model; a request's compute time is that of its whole
-    run. What is left of its latency is the network and the client.
+    `batch` is the mean number of images per execution of the model; a request's compute time is that of its whole
+    execution. `rest` is the network and the client.
     """
     calls = [call for turn in turns for call in turn.calls]
     counted = [turn.counted for turn in turns]

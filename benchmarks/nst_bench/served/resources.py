@@ -1,4 +1,4 @@
-"""What several suites measure: a model that a Triton of their own serves, alone or with its checkpoint.
+"""Resources of several suites: a model that their own Triton serves, alone or with its checkpoint.
 
 The keywords are options of the suites' commands.
 """
@@ -29,7 +29,7 @@ def served_model(
     width: options.Width = None,
     triton: options.Triton = options.TRITON,
 ) -> Iterator[tuple[ModelServer]]:
-    """A Triton with the model of the repository, or with an untrained network of `width`."""
+    """Start Triton with a model of the repository, or with an untrained network of `width`."""
     with tempfile.TemporaryDirectory() as scratch:
         if width is not None:
             repository = Path(scratch) / "model_repository"
@@ -50,7 +50,7 @@ def served_checkpoint(
     width: options.Width = None,
     triton: options.Triton = options.TRITON,
 ) -> Iterator[tuple[Checkpoint, ModelServer]]:
-    """A checkpoint, and a Triton with what the repository has of it; or both of an untrained network of `width`."""
+    """Load a checkpoint and start Triton with its exported model, or use an untrained network of `width` for both."""
     if width is None:
         ExportedModel(repository / checkpoint.stem).check_source(checkpoint)
     trained = checkpoints.load(checkpoint) if width is None else untrained_checkpoint(width)
@@ -59,6 +59,6 @@ def served_checkpoint(
 
 
 def describe_network(checkpoint: Checkpoint, name: str) -> Document:
-    """What a document says of a model: its name, network, the network's arguments and how many parameters."""
+    """Describe a model for a document: its name, network, the network's arguments, and number of parameters."""
     network = checkpoint.network
     return {"name": name, "network": network.name, **network.arguments, "parameters": parameters(network)}

@@ -1,4 +1,4 @@
-"""Servers of the benchmarks' own: Triton with one model, and commands of nst that serve."""
+"""Servers of the benchmarks: Triton with one model, and nst commands that serve."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from nst_server.process.supervisor import run_triton
 
 
 class NotReadyError(NstError):
-    """A command ended without being ready."""
+    """A command ended before it was ready."""
 
 
 @dataclass(frozen=True)
 class ModelServer:
-    """A running Triton with one model, and how many seconds it took to be ready."""
+    """A running Triton with one model, and the seconds from its start to ready."""
 
     model: str
     repository: Path
@@ -50,7 +50,7 @@ class ModelServer:
         return styles[0] if len(styles) > 1 else self.model
 
     def ways(self, stack: ExitStack) -> dict[str, Callable[[Pixels], Pixels]]:
-        """The first style by every protocol, and by `local` without the server; the stack closes what is opened."""
+        """Return functions that stylize over every protocol, and by `local` without the server; `stack` closes them."""
         ends = self.endpoints
         clients = {
             "local": StyleClient(f"local:{self.repository}", timeout=TIMEOUT_SECONDS),
@@ -63,9 +63,9 @@ class ModelServer:
 
 @contextmanager
 def serve_model(installation: Installation, repository: Path, model: str) -> Iterator[ModelServer]:
-    """Serve a copy of `model` alone on free ports of this machine; the server ends with the block.
+    """Serve a copy of `model` on free ports of this machine; the server ends with the block.
 
-    Raises `InputError` when the repository lacks the model.
+    Raises `InputError` if the repository has no such model.
     """
     exported = ExportedModel(repository / model)
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,9 +79,9 @@ def serve_model(installation: Installation, repository: Path, model: str) -> Ite
 
 @contextmanager
 def ready_command(name: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A command of nst in a process of its own that ends with the block, and what it says behind `ready:`.
+    """Run a command of nst until the block ends; yield its process and what it prints after `ready:`.
 
-    Raises `NotReadyError` with its last line if it ends before.
+    Raises `NotReadyError` with its last line if it ends earlier.
     """
     command = [str(Path(sys.executable).with_name(name)), *options]
     environment = {**os.environ, "COLUMNS": "500"}
@@ -90,13 +90,13 @@ def ready_command(name: str, *options: str) -> Iterator[tuple[subprocess.Popen[s
     ) as process:
         assert process.stderr is not None
         try:
-            message = "nothing"
+            message = "no output"
             for line in process.stderr:
                 if line.startswith("ready:"):
                     yield process, line.removeprefix("ready:").strip()
                     return
                 message = line.strip() or message
-            raise NotReadyError(f"{name} ended without being ready: {message}")
+            raise NotReadyError(f"{name} ended before it was ready: {message}")
         finally:
-            process.terminate()  # not Ctrl-C, to which what a shell started in the background is deaf
+            process.terminate()  # a shell's background jobs ignore Ctrl-C
             process.communicate(timeout=60.0)

@@ -1,4 +1,4 @@
-"""The ways of a video through a served model: to a file, to a window, to the page of `nst web`."""
+"""Ways of a video through a served model: to a file, to a window, and to the page of `nst web`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from nst_core.images import Pixels, fit, open_image, sample_photographs
 
 WIDTH, HEIGHT = 512, 384
 RATE = 30
-"""Frames a second of the video."""
+"""Frames per second of the video."""
 
 CAMERA = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--use-file-for-fake-video-capture=")
-"""How Chromium takes a file for its camera, without asking."""
+"""Options that make Chromium use a file as its camera, without asking."""
 
 PAGE_TIMEOUT_MILLISECONDS = 120_000
-"""That the page may take to begin."""
+"""How long the page may take to start."""
 
 COUNTED = """
   const drawn = CanvasRenderingContext2D.prototype.drawImage;
@@ -46,17 +46,17 @@ COUNTED = """
     if (this.canvas.id === "canvas") moments.push(performance.now());
   };
 """
-"""The moments at which the page shows a stylized frame."""
+"""Script that records when the page shows a stylized frame."""
 
 THUMBNAILED = """() => {
   const styles = [...document.querySelectorAll("#styles button")];
   return styles.length && styles.every((style) => style.querySelector("img"));
 }"""
-"""Whether the server is done with the page's thumbnails."""
+"""Script that checks whether the page has all its thumbnails."""
 
 
 def write_video(path: Path, frames: int) -> Path:
-    """A video of the photographs that ship, each passing by as far as its share of the frames."""
+    """Write a video that pans over the photographs that ship with nst, with equal shares of the frames."""
     form = VideoFormat(WIDTH, HEIGHT, Fraction(1, 15_360), Fraction(RATE))
     photographs = sample_photographs()
     share = math.ceil(frames / len(photographs))
@@ -71,12 +71,12 @@ def write_video(path: Path, frames: int) -> Path:
 
 
 def frames_of(video: Path) -> list[Pixels]:
-    """Every frame in memory, `uint8 [H, W, 3]`."""
+    """Return all frames, `uint8 [H, W, 3]`."""
     return [frame.pixels for frame in VideoSource(video).frames()]
 
 
 def warm_up(server: ModelServer, bare: Callable[[Pixels], object], style: str, video: Path) -> None:
-    """The first images of a shape are another figure."""
+    """Stylize some frames: the first requests of a shape are slower."""
     first = next(VideoSource(video).frames()).pixels
     with StyleClient(server.endpoints.grpc) as client:
         for _ in range(3):
@@ -85,7 +85,7 @@ def warm_up(server: ModelServer, bare: Callable[[Pixels], object], style: str, v
 
 
 def to_file(server: ModelServer, style: str, video: Path) -> tuple[list[float], float]:
-    """Seconds from each frame to the next, and frames a second from the start to the file that is whole."""
+    """Return the seconds between frames, and frames/s from the start to the finished file."""
     moments: list[float] = []
     target = video.with_name("stylized.mp4")
     started = time.perf_counter()
@@ -102,10 +102,10 @@ def to_file(server: ModelServer, style: str, video: Path) -> tuple[list[float], 
 
 
 def to_window(server: ModelServer, style: str, video: Path) -> tuple[LiveStatistics, list[float]]:
-    """The video in its own time in a window, and the seconds from each frame that is shown to the next."""
+    """Play the video in real time in a window; return statistics and the seconds between shown frames."""
     moments: list[float] = []
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    with StyleClient(server.endpoints.grpc, shared_memory=None) as client, closing(Window("nst-bench video")) as window:
+    with StyleClient(server.endpoints.grpc, shared_memory=None) as client, closing(Window("nst bench video")) as window:
 
         def show(frame: LiveFrame | None, statistics: LiveStatistics) -> bool:
             window.keys()
@@ -119,14 +119,14 @@ def to_window(server: ModelServer, style: str, video: Path) -> tuple[LiveStatist
 
 
 def missing_browser() -> str | None:
-    """Why there is no page here."""
+    """Return why the page cannot be measured, or None."""
     if not find_spec("playwright"):
-        return f"no playwright here: {install_command('dev')}"
-    return None if shutil.which("chromium") else "no chromium here: apt-get install chromium"
+        return f"playwright is not installed; run {install_command('dev')}"
+    return None if shutil.which("chromium") else "chromium is not installed; run apt-get install chromium"
 
 
 def to_page(server: ModelServer, style: str, video: Path, duration: float) -> list[float]:
-    """The video as the camera of the page, and the seconds from each stylized frame that it shows to the next."""
+    """Use the video as the page's camera; return the seconds between shown stylized frames."""
     from playwright.sync_api import sync_playwright
 
     camera = _raw(video)
@@ -141,7 +141,7 @@ def to_page(server: ModelServer, style: str, video: Path, duration: float) -> li
         page.wait_for_function(THUMBNAILED)
         page.click(f"[data-style='{style}']")
         page.click("#camera")
-        page.wait_for_function("() => moments.length > 4")  # the first are another figure
+        page.wait_for_function("() => moments.length > 4")  # the first frames are slower
         page.evaluate("moments.length = 0")
         page.wait_for_timeout(1000 * duration)
         page.wait_for_function("() => moments.length > 2")
@@ -152,13 +152,13 @@ def to_page(server: ModelServer, style: str, video: Path, duration: float) -> li
         }""")
         browser.close()
     if sides != [WIDTH, HEIGHT]:
-        raise NstError(f"the page stylized frames of {sides}, not of {WIDTH} x {HEIGHT}")
+        raise NstError(f"the page stylized frames of {sides[0]} x {sides[1]}, expected {WIDTH} x {HEIGHT}")
     seconds: list[float] = (np.diff(moments) / 1000).tolist()
     return seconds
 
 
 def _raw(video: Path) -> Path:
-    """The video as Chromium's camera plays it: YUV4MPEG2, nothing to decode."""
+    """Convert the video to YUV4MPEG2, which Chromium's camera plays without decoding."""
     target = video.with_suffix(".y4m")
     if not target.exists():
         with target.open("wb") as file:

@@ -1,1 +1,1 @@
-"""What is measured, one file a suite; `nst_bench.suite` says what a suite is."""
+"""One module per suite; see `nst_bench.suite`."""

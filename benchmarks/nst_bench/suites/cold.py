@@ -1,7 +1,7 @@
-"""What is slow once: from the start of the server's process to its first images, each by itself.
+"""Cold starts: from the start of the server's process to the first request of each shape.
 
-The real `nst-serve` is started and ended again and again. Files are in the system's cache after the first time, as
-they are on a machine that serves; the first start after a boot takes longer by what its disk takes.
+The real `nst serve` is started and stopped repeatedly. Files are in the system's cache after the first time, as on a
+machine that serves; the first start after a boot takes longer because of the disk.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WHAT = (START, LOAD, SESSION, FIRST, SHAPE, STEADY)
 
 @dataclass(frozen=True)
 class ColdEffort(Effort):
-    """Starts, images of a shape in the steady state after each, and the shapes, (height, width) in pixels."""
+    """Starts, warm images per shape after each, and the shapes, (height, width) in pixels."""
 
     starts: int
     again: int
@@ -51,7 +51,7 @@ class ColdEffort(Effort):
 
 
 Seconds = dict[tuple[str, int | None, int | None], list[float]]
-"""By what is timed, and the height and width of the image, or None."""
+"""Seconds by what is timed, and the image's height and width, or None."""
 
 
 def measure(
@@ -61,9 +61,10 @@ def measure(
     repository: options.Repository = options.REPOSITORY,
     triton: options.Triton = options.TRITON,
 ) -> Document:
-    """Measure what is slow once: nst-serve from its start to ready, loading, first request, first of each shape.
+    """Measure cold starts: server, model, client, new shapes.
 
-    Takes half a minute, --full two.
+    Measures nst serve from its start to ready, the loading of the model, a client's first request, and the first
+    request of each shape. Takes about half a minute, with --full two minutes.
     """
     ExportedModel(repository / model).check_device(context.device)
     effort = context.effort
@@ -72,7 +73,7 @@ def measure(
         copy = Path(scratch) / "models"
         shutil.copytree(repository / model, copy / model)
         if context.device.gpu:
-            Baseline(copy / model)  # from now on the plan is in the cache
+            Baseline(copy / model)  # puts the TensorRT plan into the cache
         for number in range(effort.starts):
             with _nst_serve(triton, copy, model, context.device) as (server, control):
                 seconds[START, None, None].append(server.seconds)
@@ -94,7 +95,7 @@ def measure(
 
 
 def _stylize(server: ModelServer, effort: ColdEffort, seconds: Seconds) -> None:
-    """A new client's first request, then each shape for the first time and again."""
+    """Measure a new client's first request, then the first and later requests of each shape."""
     with StyleClient(server.endpoints.grpc, timeout=300.0, shared_memory=False) as client:
 
         def first() -> None:
@@ -110,7 +111,7 @@ def _stylize(server: ModelServer, effort: ColdEffort, seconds: Seconds) -> None:
 
 
 def _warmed_up(server: ModelServer) -> set[tuple[int, int]]:
-    """Shapes that the model's config has the server run before it is ready."""
+    """Return the shapes of the model's warm-up."""
     warmups = server.exported.config.model_warmup
     shapes = [tuple(content.dims) for warmup in warmups for content in warmup.inputs.values()]
     return {(shape[0], shape[1]) for shape in shapes if len(shape) == 3}
@@ -120,7 +121,7 @@ def _warmed_up(server: ModelServer) -> set[tuple[int, int]]:
 def _nst_serve(
     environment: Path, repository: Path, model: str, device: Device
 ) -> Iterator[tuple[ModelServer, Control]]:
-    """The command in a process of its own, ready, and how to steer it; ended with the block."""
+    """Yield a ready `nst serve` in its own process, and its control; it ends with the block."""
     endpoints = Endpoints.free()
     with tempfile.TemporaryDirectory() as scratch:
         given = {

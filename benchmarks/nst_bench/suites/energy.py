@@ -1,8 +1,7 @@
-"""Energy an image on a GPU: the network in this process, served, and the optimisation that it replaces.
+"""Energy per image on a GPU: the network in-process, served, and the optimisation that it replaces.
 
-The card counts its own energy, all of the card's and nothing of the processor's, and the count moves some ten times a
-second: a block takes seconds. What the card draws while it does nothing is *not* subtracted, since it is paid for
-too; it stands beside.
+The GPU's own counter covers the whole card and not the processor. It is updated about ten times per second, so a block
+takes seconds. The idle power is *not* subtracted, since it is paid for as well; it is reported separately.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 
 from nst_bench import options
 from nst_bench.drawing.tables import columns, table
+from nst_bench.drawing.words import shown
 from nst_bench.engines.baseline import Baseline
 from nst_bench.equal_loss import johnson_baseline
 from nst_bench.machine.gpu import joules, torch_device
@@ -34,15 +34,15 @@ from nst_trainer.weights import vgg16_weights
 
 NETWORK, ALONE, MANY, GATYS = "the network, without a server", "served, 1 caller", "served, {} callers", "Gatys"
 FEWEST_PIECES = 8
-"""Of a block; as many as there are callers, or more."""
+"""Minimum pieces of work per block; at least as many as clients."""
 
 ITERATIONS = 500
-"""Of the optimisation, for an image; they are scaled from those of a block."""
+"""Iterations of the optimisation per image; the energy is extrapolated from those of a block."""
 
 
 @dataclass(frozen=True)
 class EnergyEffort(Effort):
-    """Seconds of a block, sides of the images in pixels, callers at once."""
+    """Seconds per block, sides of the images in pixels, concurrent clients."""
 
     seconds: float = 4.0
     sizes: tuple[int, ...] = (512,)
@@ -52,18 +52,18 @@ class EnergyEffort(Effort):
 
 
 class Meter:
-    """The energy counter of a GPU, with the power (W) that it draws while it does nothing."""
+    """The energy counter of a GPU, and its idle power (W)."""
 
     def __init__(self, gpu: Gpu, seconds: float) -> None:
-        """Look for some seconds at an idle card. Raises `EnergyError` where nobody counts its energy."""
+        """Measure the idle power for some seconds. Raises `EnergyError` if the GPU does not count its energy."""
         self._gpu = gpu
         used, begun = joules(gpu), time.monotonic()
         time.sleep(seconds)
         self.idle_watts = (joules(gpu) - used) / (time.monotonic() - begun)
 
     def block(self, work: Callable[[int], object], seconds: float) -> dict[str, float]:
-        """About `seconds` of `work`, which does so many `pieces`: these, the seconds and the mean power (W)."""
-        work(FEWEST_PIECES)  # the first ones of a shape are other figures
+        """Run `work(pieces)` for about `seconds`; return the pieces, the seconds and the mean power (W)."""
+        work(FEWEST_PIECES)  # warm-up
         taken = timed(partial(work, FEWEST_PIECES))
         pieces = max(FEWEST_PIECES, round(FEWEST_PIECES * seconds / taken))
         used, begun = joules(self._gpu), time.monotonic()
@@ -73,22 +73,22 @@ class Meter:
 
 
 def check(context: Context[EnergyEffort], *, vgg: Path | None = None) -> None:
-    """Raises `InputError` without a GPU."""
+    """Raise `InputError` without a GPU."""
     _gpu(context)
 
 
 def _gpu(context: Context[EnergyEffort]) -> Gpu:
     if context.device.gpu is None:
-        raise InputError(f"energy is measured on a GPU alone: {context.device.reason}")
+        raise InputError(f"energy is only measured on a GPU ({context.device.reason}); use --device gpu")
     return context.device.gpu
 
 
 def measure(
     context: Context[EnergyEffort], checkpoint: Checkpoint, server: ModelServer, *, vgg: options.Vgg = None
 ) -> Document:
-    """Measure a GPU's energy an image: the network, served, and 500 iterations of the optimisation.
+    """Measure a GPU's energy per image.
 
-    Takes a minute.
+    Compares the network in-process, served, and 500 iterations of Gatys' optimisation. Takes about a minute.
     """
     effort = context.effort
     meter = Meter(_gpu(context), effort.seconds / 2)
@@ -97,8 +97,8 @@ def measure(
         for what, images, work in _works(checkpoint, server, context, size, vgg):
             row = row_of(what, size, images, meter.block(work, effort.seconds))
             rows.append(row)
-            used = f"{row['joules']:.3g} J an image, {row['watts']:.0f} W"
-            context.on_progress(f"{size} x {size}, {what}: {used}")
+            used = f"{row['joules']:.3g} J per image, {row['watts']:.0f} W"
+            context.on_progress(f"{size} x {size}, {shown(what)}: {used}")
     for row in rows:
         network = next(other for other in rows if (other["what"], other["size"]) == (NETWORK, row["size"]))
         row["ratio"] = row["joules"] / network["joules"]
@@ -114,9 +114,9 @@ def measure(
 def _works(
     checkpoint: Checkpoint, server: ModelServer, context: Context[EnergyEffort], size: int, vgg: Path | None
 ) -> Iterator[tuple[str, float, Callable[[int], object]]]:
-    """What is measured at a size: its name, the images that a piece of it makes, and what does so many pieces.
+    """Yield what is measured at a size: its name, the images per piece, and a function that does some pieces.
 
-    The callers use shared memory, as they are on one host; they begin a fifth of a second after they are asked to.
+    Clients use shared memory, as they run on the same host; they start a fifth of a second after they are asked to.
     """
     pixels, callers = sample_photograph(size, size), context.effort.callers
     yield NETWORK, 1.0, partial(Baseline(server.exported.folder).seconds_for, pixels)
@@ -124,7 +124,7 @@ def _works(
         with start_callers(count, server.endpoints.grpc, server.style, shared_memory=True) as running:
             yield what, 1.0, partial(running.closed_loop, count, pixels=pixels)
     device, weights = torch_device(context.device), vgg16_weights(vgg)
-    # A run that never ends; a photograph stands in for the style image, as it costs the same.
+    # An endless run; a photograph stands in for the style image, as it does not affect the speed.
     settings = johnson_baseline(checkpoint, size, 10**9)
     run = ImageOptimization(content_tensor(size), [style_tensor()], settings, weights, device=device)
 
@@ -138,25 +138,24 @@ def _works(
 
 
 def row_of(what: str, size: int, images: float, block: dict[str, float]) -> Document:
-    """Joules an image, of a block in which a piece makes so many of them."""
+    """Return the row of a block, with joules per image; a piece makes `images` images."""
     made = images * block["pieces"]
     return {"what": what, "size": size, **block, "joules": block["watts"] * block["seconds"] / made}
 
 
 def tables(document: Document) -> list[str]:
-    """Joules an image."""
+    """Render the energy per image."""
     an_image = columns(
-        "size    | what   | joules an image | times the network's",
-        "{size}² | {what} | {joules:digits} | **{ratio:digits}**",
+        "size    | what   | joules per image | relative to in-process",
+        "{size}² | {what} | {joules:digits}  | **{ratio:digits}**",
     )
-    counted = columns("mean power, W | counted over | seconds", "{watts:.0f} | {pieces:,} | {seconds:.1f}")
+    counted = columns("mean power, W | images or iterations | seconds", "{watts:.0f} | {pieces:,} | {seconds:.1f}")
     return [
         f"`{document['model']['name']}`.",
         "",
-        "Energy of the whole card by its own counter (NVML), without the processor's. The "
-        f"{document['idle_watts']:.0f} W that it draws while it does nothing are in it, not subtracted. Served images "
-        f"go by shared memory; the optimisation's {document['iterations']} iterations are scaled from those that were "
-        "counted.",
+        "Energy of the whole GPU by its own counter (NVML), without the processor. The idle power of "
+        f"{document['idle_watts']:.0f} W is included, not subtracted. Served images use shared memory; the "
+        f"optimisation's {document['iterations']} iterations are extrapolated from those that were counted.",
         "",
         *table(document["rows"], an_image | counted, left=2),
     ]

@@ -1,8 +1,8 @@
-"""What each rewrite of the exported graph saves, on each engine that is installed here.
+"""The effect of each graph rewrite of the export, on each installed engine.
 
-The same network (random weights: no engine looks at them) exported plainly, with each rewrite alone and with all that
-an engine gets; every form first passes the exporter's gate against PyTorch. On a machine with a GPU its engines are
-measured: ONNX Runtime CUDA in FP32 and TensorRT in FP16, with the copies from and to main memory.
+The same network with random weights (they do not affect the speed) is exported without rewrites, with each rewrite
+alone, and with all rewrites for an engine; every form first passes the exporter's check against PyTorch. On a GPU,
+ONNX Runtime CUDA in FP32 and TensorRT in FP16 are measured, including the copies from and to main memory.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import onnx
 import torch
 
 from nst_bench.drawing.tables import columns, pivot, with_ratio
+from nst_bench.drawing.words import shown
 from nst_bench.measure import against_first, in_turns
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_core import devices
@@ -45,7 +46,7 @@ PLAIN, ALL = "plain", "all for the CPU"
 FOR_TENSORRT = "for TensorRT"
 
 NORMS = ("group-norm", "decomposed-norm")
-"""Other forms of the normalisation than the graph's own."""
+"""Alternative forms of the normalisation."""
 
 CPU_FORMS: dict[str, tuple[str, ...]] = {
     PLAIN: (),
@@ -53,7 +54,7 @@ CPU_FORMS: dict[str, tuple[str, ...]] = {
     ALL: DEFAULT_REWRITES["cpu"],
     **{name: (name,) for name in NORMS},
 }
-"""The rewrites of each form, the first of which the others are compared with."""
+"""The rewrites of each form; the others are compared with the first."""
 
 CUDA_FORMS = {PLAIN: (), "upsample": ("upsample",), **{name: (name,) for name in NORMS}}
 
@@ -67,14 +68,14 @@ TENSORRT_FORMS: dict[str, tuple[str, ...]] = {
 }
 
 ODD = (1, 333, 501)
-"""Batch, height, width of an image that an engine on the GPU is checked with besides those that are timed."""
+"""Batch, height, width of an additional image that an engine on the GPU is checked with."""
 
 Run = Callable[[Pixels], object]
 
 
 @dataclass(frozen=True)
 class _Engine:
-    """An engine for GPUs: its name, its forms and their precision, and what runs a graph."""
+    """An engine for GPUs: its name, its forms, and their precision."""
 
     name: str
     target: Literal["onnx", "tensorrt"]
@@ -82,7 +83,7 @@ class _Engine:
     precision: Literal["fp32", "fp16"]
 
     def missing(self) -> str | None:
-        """Why it does not run here."""
+        """Return why it does not run here, or None."""
         found, reason = devices.gpus()
         if not found:
             return reason
@@ -96,7 +97,7 @@ class _Engine:
 
     @contextmanager
     def running(self, graph: Path, largest: int, gpu: Gpu) -> Iterator[Engine]:
-        """The engine with a graph, for images of up to `largest` pixels a side; raises `ExportError`, `PlanError`."""
+        """Yield the engine with a graph, for sides of up to `largest` pixels. Raises `ExportError`, `PlanError`."""
         if self.target == "onnx":
             with cuda_engine(graph, gpu) as engine:
                 yield engine
@@ -115,7 +116,7 @@ GPU_ENGINES = (
 
 @dataclass(frozen=True)
 class ExportEffort(Effort):
-    """`rounds` of warm runs, on images of `sizes`^2 pixels; `widths` of Johnson's network, on a CPU."""
+    """`rounds` of warm runs on images of `sizes`^2 pixels; `widths` of Johnson's network on a CPU."""
 
     rounds: int = 9
     widths: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -123,9 +124,12 @@ class ExportEffort(Effort):
 
 
 def measure(context: Context[ExportEffort]) -> Document:
-    """Measure what each rewrite of an exported graph saves, on each engine that is here."""
-    # On a CPU Johnson's network on the engines for it; on a GPU the fast network at width 1 on those for the GPU. What
-    # cannot run has a row with the reason.
+    """Measure the effect of each graph rewrite of the export.
+
+    Runs every form of the graph on each installed engine.
+    """
+    # Johnson's network on the engines for CPUs, the fast network at width 1 on those for GPUs. An engine that cannot
+    # run has a row with the reason.
     if context.device.gpu is None:
         rows = [row for width in context.effort.widths for row in _on_cpu(width, context)]
         rows += [_missing(engine, context, engine.missing() or context.device.reason) for engine in GPU_ENGINES]
@@ -149,12 +153,12 @@ def _on_cpu(width: float, context: Context[ExportEffort]) -> Iterator[Document]:
                 figures = _race(works, size, effort.rounds)
                 about = {"engine": engine, "network": Johnson.name, "precision": "fp32", "width": width, "size": size}
                 yield from _rows(about, figures, flop)
-                share = f"{figures[ALL]['ratio']:.2f} of the plain export's time"
+                share = f"all rewrites take {figures[ALL]['ratio']:.2f} of the time without rewrites"
                 context.on_progress(f"width {width:g}, {size} x {size}, {engine}: {share}")
 
 
 def _run_session(session: Any, image: Pixels) -> object:
-    """ONNX Runtime's answer."""
+    """Run the session."""
     return session.run(None, {IMAGE: image})
 
 
@@ -181,7 +185,7 @@ def _on_gpu(engine: _Engine, gpu: Gpu, context: Context[ExportEffort]) -> Iterat
 
 @contextmanager
 def _checked(engine: _Engine, model: ServedModel, file: Path, sizes: Sequence[int], gpu: Gpu) -> Iterator[Run]:
-    """What runs a form of the graph, once it has passed the gate on the GPU; raises as `_Engine.running`."""
+    """Yield what runs a form of the graph, checked on the GPU. Raises as `_Engine.running`."""
     graph = file.with_suffix(f".{engine.precision}.onnx")
     proto = onnx.load(file)
     if engine.precision == "fp16":
@@ -200,7 +204,7 @@ def _served(network: Johnson | Fast) -> ServedModel:
 
 
 def _files(model: ServedModel, forms: dict[str, tuple[str, ...]], folder: Path) -> dict[str, Path]:
-    """The graph of every form, FP32."""
+    """Export the graph of every form in FP32."""
     plain = folder / "plain.onnx"
     export_onnx(model, plain, {"multiple": str(model.network.multiple)})
     files = {form: folder / f"{number}.onnx" for number, form in enumerate(forms)}
@@ -212,13 +216,13 @@ def _files(model: ServedModel, forms: dict[str, tuple[str, ...]], folder: Path) 
 
 
 def _arithmetic(files: dict[str, Path], sizes: Sequence[int]) -> dict[str, dict[int, int]]:
-    """FLOP of the convolutions, by form and size."""
+    """Return the FLOP of the convolutions by form and size."""
     protos = {form: onnx.load(file) for form, file in files.items()}
     return {form: {size: arithmetic(proto, size) for size in sizes} for form, proto in protos.items()}
 
 
 def _race(works: dict[str, Run], size: int, rounds: int) -> dict[str, Document]:
-    """Warm runs of every form in turn, on one photograph: a summary and the share of the first form's time."""
+    """Measure warm runs of every form in turn; the ratio is to the first form."""
     image = photograph_batches([(1, size, size)])[0]
     turns: dict[str, Callable[[], object]] = {form: partial(work, image) for form, work in works.items()}
     return against_first(in_turns(turns, 0.0, rounds, rounds))
@@ -230,38 +234,39 @@ def _rows(about: Document, figures: dict[str, Document], flop: dict[str, dict[in
 
 
 def _missing(engine: _Engine, context: Context[ExportEffort], reason: str, form: str | None = None) -> Document:
-    """The row of what was not measured."""
+    """Return the row of a form that was not measured."""
     about = {"engine": engine.name, "network": Fast.name, "precision": engine.precision, "width": 1.0}
     return about | {"size": max(context.effort.sizes), "form": form or next(iter(engine.forms)), "missing": reason}
 
 
 def tables(document: Document) -> list[str]:
-    """What the rewrites of an exported graph save; older documents are of one network alone."""
+    """Render the effect of the rewrites; older documents have only one network."""
     rows = [row for row in document["rows"] if "missing" not in row]
     lines = []
     if rows:
         network = columns("network | width", "{network}, {precision} | {width:g}")
         largest = max(row["size"] for row in rows)
         lines += [
-            "Milliseconds, median (95th percentile) of warm runs, and, in bold, the share of the plain export's time:",
+            "Warm runs in milliseconds, median (95th percentile), and in bold relative to the first form; *plain* is "
+            "the graph without rewrites:",
             "",
             *pivot(rows, {"engine": "{engine}", **network, "size": "{size}²"}, across="form", cell=with_ratio),
             "",
-            f"Arithmetic of the convolutions at {largest}², GFLOP, on any engine:",
+            f"GFLOP of the convolutions at {largest}², on any engine:",
             "",
             *pivot([row for row in rows if row["size"] == largest], network, across="form", cell="{gflop:.1f}"),
         ]
         if any(row["form"] == FOR_TENSORRT for row in rows):
-            share = f"its shares are of the form *{FOR_TENSORRT}*"
-            lines += ["", f"TensorRT builds no plain export of dynamic sides: {share}."]
+            first = f"its times are relative to *{shown(FOR_TENSORRT)}*"
+            lines += ["", f"TensorRT cannot build the plain graph for dynamic sides; {first}."]
     missing = [row for row in document["rows"] if "missing" in row]
-    reasons = dict.fromkeys(f"{row['engine']}, {row['form']}: {row['missing']}" for row in missing)
+    reasons = dict.fromkeys(f"{row['engine']}, {shown(row['form'])}: {row['missing']}" for row in missing)
     return [*lines, *(["", f"Not measured: {'; '.join(reasons)}."] if reasons else [])]
 
 
 SUITE = Suite(
     name="export",
-    title="Export",
+    title="Graph rewrites",
     measure=measure,
     tables=tables,
     effort=ExportEffort(),

@@ -1,7 +1,7 @@
-"""Quality over time: which of several networks for one style image gives the most for its latency.
+"""Quality against latency: which of several networks of one style image is the best choice for a latency.
 
-The equivalent iterations of each (see `quality`), and how long an image takes in the form in which it is served:
-exported for this device, in the engine that serves it, the networks taking turns.
+The suite measures the equivalent iterations of each network (see `quality`), and its latency exported for this device
+and in the engine that serves it; the networks take turns.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from nst_trainer.vgg import Weights
 from nst_trainer.weights import vgg16_weights
 
 LONGEST = 200
-"""Iterations of the optimisation where the search for the best network's equivalent ends."""
+"""Maximum iterations of the search for the best network's loss."""
 
 ROUNDS = 21
-"""Images of each network that are timed."""
+"""Timed images per network."""
 
 LOSSES = ("loss", "content", "style")
 
 
 @dataclass(frozen=True)
 class FrontierEffort(Effort):
-    """Sides of the images whose losses are compared, and of those that are timed, pixels."""
+    """Sides in pixels of the images for the losses, and of the images that are timed."""
 
     quality_size: int = 256
     size: int = 512
@@ -53,16 +53,19 @@ class FrontierEffort(Effort):
 def measure(
     context: Context[FrontierEffort],
     *,
-    checkpoints: Annotated[list[Path], typer.Argument(help="Trained styles (.pth), all of one style image.")],
-    style: Annotated[Path, typer.Option(help="The style image that they learned.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints (.pth) of one style image.")],
+    style: Annotated[Path, typer.Option(help="Style image of the checkpoints.")],
     photos: options.Photos = None,
     vgg: options.Vgg = None,
 ) -> Document:
-    """Measure which network gives the most for its time: losses at 256 x 256, milliseconds at 512 x 512."""
+    """Compare networks of one style by quality and latency.
+
+    Measures losses and equivalent iterations at 256 x 256 pixels, and latency at 512 x 512 pixels.
+    """
     contents = find_images(photos) if photos else sample_photographs()
     networks = {path.stem: load(path) for path in checkpoints}
     if len(networks) < len(checkpoints):
-        raise InputError("two checkpoints have the same name: rename one of them")
+        raise InputError("two checkpoints have the same file name; rename one of them")
     figures = _quality(networks, style, contents, vgg16_weights(vgg), context)
     taken = _latencies(checkpoints, context)
     rows: list[Document] = [
@@ -92,7 +95,7 @@ def _quality(
     weights: Weights,
     context: Context[FrontierEffort],
 ) -> dict[str, dict[str, float]]:
-    """Of each network the mean losses, weighted as in the first's training, and the median equivalent iterations."""
+    """Return each network's mean losses, weighted as in the first's training, and median equivalent iterations."""
     size, device = context.effort.quality_size, torch_device(context.device)
     comparisons = {name: Comparison(checkpoint, style) for name, checkpoint in networks.items()}
     first = next(iter(comparisons.values()))
@@ -116,7 +119,7 @@ def _quality(
 
 
 def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[str, Summary]:
-    """Of an image through each, as `nst-export` leaves it for the device."""
+    """Measure the latency of each network, exported for the device."""
     plan, side = default_export_plan(context.device), context.effort.size
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -128,7 +131,7 @@ def _latencies(files: Sequence[Path], context: Context[FrontierEffort]) -> dict[
 
 
 def tables(document: Document) -> list[str]:
-    """Networks of one style image by their time; bold: no faster network has a lower loss."""
+    """Render the networks by latency; bold if no faster network has a lower loss."""
     shown = [{**row, "bold": "**" if row["best_for_its_time"] else ""} for row in document["rows"]]
     about = columns(
         "checkpoint         | network                             | parameters     | equivalent iterations",
@@ -136,40 +139,40 @@ def tables(document: Document) -> list[str]:
     )
     losses = columns("loss | content | style", "{loss:.3f} | {content:.3f} | {style:.3f}")
     return [
-        f"{document['style']}, {len(document['photos'])} photographs at {document['quality_size']}² (equivalent "
-        f"iterations: median; losses: means), milliseconds at {document['rows'][0]['size']}²; bold: nothing faster has "
-        "a lower loss.",
+        f"{document['style']}: {len(document['photos'])} photographs at {document['quality_size']}² (median equivalent "
+        f"iterations, mean losses), milliseconds at {document['rows'][0]['size']}². In bold: networks such that no "
+        "faster one has a lower loss.",
         "",
         *table(shown, about | losses | SUMMARY, left=2),
     ]
 
 
 def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
-    """Each network's equivalent iterations over its time; in colour those that nothing faster beats."""
+    """Draw equivalent iterations over latency; in colour the networks that no faster one beats."""
     if "frontier" not in own:
         return None
     document = own["frontier"]
     rows, side = document["rows"], document["rows"][0]["size"]
-    with figure("frontier", f"Quality over time, {document['style']}\n{machine}") as (axes, finish):
+    with figure("frontier", f"Quality against latency, {document['style']}\n{machine}") as (axes, finish):
         below = False
         for before, row in zip([None, *rows], rows, strict=False):
             place = row["median"], row["equivalent_iterations"]
             axes.plot(*place, "o", color="C0" if row["best_for_its_time"] else "0.6", markersize=4)
-            # Names of neighbours go above and below in turn, or they would lie on each other.
+            # The names of neighbours alternate above and below, so that they do not overlap.
             near = before and place[0] < 1.4 * before["median"] and abs(place[1] - before["equivalent_iterations"]) < 2
             below = bool(near) and not below
             axes.annotate(row["name"], place, (4, -9 if below else 4), textcoords="offset points", fontsize=7)
-        equivalent = f"equivalent iterations of L-BFGS at {document['quality_size']}²"
-        axes.set(xscale="log", xlabel=f"milliseconds an image at {side}², logarithmic", ylabel=equivalent)
+        equivalent = f"equivalent iterations at {document['quality_size']}²"
+        axes.set(xscale="log", xlabel=f"ms per image at {side}² (log scale)", ylabel=equivalent)
         decades(axes.xaxis, "{:g}".format)
         axes.margins(x=0.15, y=0.1)
         points = (f"{row['name']} {row['equivalent_iterations']:g} in {short(row['median'])} ms" for row in rows)
-        return finish(f"Equivalent iterations over time on {machine}: {', '.join(points)}.")
+        return finish(f"Equivalent iterations over latency on {machine}: {', '.join(points)}.")
 
 
 SUITE = Suite(
     name="frontier",
-    title="Quality over time",
+    title="Quality against latency",
     measure=measure,
     tables=tables,
     plots=(plot,),

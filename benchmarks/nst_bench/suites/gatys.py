@@ -1,8 +1,7 @@
-"""What the optimisation costs: an iteration by size against the machine's arithmetic, and a result.
+"""The cost of Gatys' optimisation: an iteration by size against the machine's peak rate, and a result.
 
-An artist waits for the result, not for the iteration: how long does the preset `best` take to the
-loss that Johnson's baseline has after some hundred iterations, both measured by the baseline's loss of the image
-that is written?
+A user waits for the result, not for an iteration: the suite measures how long the preset `best` takes to the loss of
+Johnson's baseline after some hundred iterations, both judged by the baseline's loss of the written image.
 """
 
 from __future__ import annotations
@@ -33,24 +32,26 @@ from nst_trainer.weights import vgg16_weights
 
 SIZES = (128, 256, 512, 1024)
 EFFICIENCY = 0.75
-"""Share of the matrix product's rate that convolutions are expected to reach."""
+"""Share of the matrix product's rate that convolutions are assumed to reach."""
 WHOLE_ITERATIONS = 500
-"""Of a whole run, as Johnson et al. count them."""
+"""Iterations of a whole run, as in Johnson et al. 2016."""
 
 
 @dataclass(frozen=True)
 class GatysEffort(Effort):
-    """The result that is waited for; the `SIZES` from `smallest` to `largest`, each for so many `timed` iterations."""
+    """The result to reach; the `SIZES` from `smallest` to `largest`, with `timed` iterations each."""
 
-    size: Annotated[int, typer.Option(help="Side of the result that is waited for, pixels.", min=64)] = 256
-    iterations: Annotated[int, typer.Option(help="Of the baseline, whose loss is the goal.", min=1)] = 300
-    largest: Annotated[int, typer.Option(help="Largest side of which iterations are timed, pixels.", min=128)] = 1024
+    size: Annotated[int, typer.Option(help="Side of the result's image, in pixels.", min=64)] = 256
+    iterations: Annotated[
+        int, typer.Option(help="Iterations of the baseline, whose loss is the goal of the result.", min=1)
+    ] = 300
+    largest: Annotated[int, typer.Option(help="Largest side whose iterations are timed, in pixels.", min=128)] = 1024
     smallest: int = 128
     timed: int = 6
 
 
 def gflop(settings: OptimizationSettings, weights: Weights, size: int) -> float:
-    """Arithmetic of one iteration at `size`^2: the convolutions forward, and backward to the image."""
+    """Return the GFLOP of one iteration at `size`^2: the convolutions forward, and backward to the image."""
     deepest = max(LAYERS.index(name) for kind in ("content", "style") for name in settings.layers(kind))
     total = 0.0
     for block, names in enumerate(BLOCKS):
@@ -64,14 +65,17 @@ def measure(
     context: Context[GatysEffort],
     *,
     style: Annotated[
-        Path | None, typer.Option(help="A style image; if not given, a photograph stands in for it.")
+        Path | None, typer.Option(help="Style image; by default a photograph that ships with nst.")
     ] = None,
     vgg: options.Vgg = None,
 ) -> Document:
-    """Measure the optimisation: an iteration by size, its memory, and the time to a result."""
-    # On a GPU the iterations are those of its CUDA graph, ten times as many, and each size also has the whole run of
-    # `WHOLE_ITERATIONS` as a person waits for it: loss network, targets and capture included. Each iteration ends with
-    # its losses on the CPU, so that its time is the device's.
+    """Measure Gatys' optimisation: time, memory, result.
+
+    Times an iteration by image size, and the preset best to the loss of Johnson's baseline.
+    """
+    # On a GPU the iterations run as a CUDA graph, ten times as many, and each size also has a whole run of
+    # `WHOLE_ITERATIONS`, including the loss network, the targets and the graph's capture. Each iteration ends with its
+    # losses on the CPU, so that the time is the device's.
     weights, device, effort = vgg16_weights(vgg), torch_device(context.device), context.effort
     on_gpu = device.type == "cuda"
     rows, whole = [], []
@@ -90,9 +94,9 @@ def measure(
 
 
 def _iterations(weights: Weights, size: int, iterations: int, device: torch.device) -> Document:
-    """The time of an iteration at `size`^2, against what its arithmetic takes."""
+    """Measure an iteration at `size`^2, against the time that its arithmetic takes at the peak rate."""
     on_gpu = device.type == "cuda"
-    skipped = WARM_UP_ITERATIONS + 1 if on_gpu else 1  # those before the graph and the one that captures it
+    skipped = WARM_UP_ITERATIONS + 1 if on_gpu else 1  # those before the graph, and the one that captures it
     settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=iterations + skipped)
     # On a GPU the optimisation's convolutions compute in TF32.
     rate = matrix_product_rate(8192, device=str(device), precision="high") if on_gpu else matrix_product_rate()
@@ -118,7 +122,7 @@ def _iterations(weights: Weights, size: int, iterations: int, device: torch.devi
 
 
 def _whole(weights: Weights, size: int, device: torch.device) -> Document:
-    """Seconds by the clock from images on the CPU to the result on the CPU, in a process that is warm."""
+    """Measure a whole run in a warm process, from the images on the CPU to the result on the CPU."""
     settings = replace(PRESETS["johnson2016-baseline"], size=size, iterations=WHOLE_ITERATIONS)
     content, style = _images(size, None)
     torch.cuda.synchronize(device)
@@ -145,9 +149,9 @@ def _images(size: int, style: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _result(weights: Weights, style: Path | None, device: torch.device, context: Context[GatysEffort]) -> Document:
-    """Seconds of the baseline for its loss after some iterations, and of `best` to the same loss.
+    """Measure the seconds of the baseline for some iterations, and of `best` to the same loss.
 
-    Both are judged by the baseline's loss of the image as it would be written, its values cut to [0, 1].
+    Both are judged by the baseline's loss of the image as it would be written, clipped to [0, 1].
     """
     size, iterations = context.effort.size, context.effort.iterations
     content, style_image = _images(size, style)
@@ -183,18 +187,18 @@ def _result(weights: Weights, style: Path | None, device: torch.device, context:
 
 
 def tables(document: Document) -> list[str]:
-    """An iteration by size, and the time to a result."""
+    """Render an iteration by size, and the time to a result."""
     shown = [{**row, "a_megapixel": row["median"] * 1000 / row["size"] ** 2} for row in document["iterations"]]
     bound = columns(
-        "over the bound          | a megapixel         | peak memory",
+        "relative to bound       | per megapixel       | peak memory",
         "{ratio_to_bound:.2f}    | {a_megapixel:.2f} s | {peak_mib:.0f} MiB",
     )
     whole = document.get("whole") or []
     precisions = sorted({row["precision"].upper() for row in document["iterations"]}) if whole else []
     return [
-        "Milliseconds of an iteration. The bound is the arithmetic of the convolutions, forward and backward, at three "
-        "quarters of the matrix product's rate measured just before."
-        + "".join(f" On the GPU both are in {name}." for name in precisions),
+        "Milliseconds per iteration. The bound is the time of the convolutions, forward and backward, at three "
+        "quarters of the rate of a matrix product that is measured just before."
+        + "".join(f" Both use {name} on the GPU." for name in precisions),
         "",
         *table(shown, {"size": "{size}²"} | SUMMARY | bound),
         *(["", *map(_whole_line, whole)] if whole else []),
@@ -204,25 +208,27 @@ def tables(document: Document) -> list[str]:
 
 def _whole_line(run: Document) -> str:
     return (
-        f"- {run['iterations']} iterations at {run['size']}², from the two images to the result: "
-        f"**{run['seconds']:.2f} s**, to the loss {run['lowest_loss']:.3f}."
+        f"- {run['iterations']} iterations at {run['size']}², from the images to the result: "
+        f"**{run['seconds']:.2f} s**; lowest loss {run['lowest_loss']:.3f}."
     )
 
 
 def _result_line(result: Document) -> str:
-    goal = f"the loss {result['loss']:.3f} of `johnson2016-baseline` after {result['iterations']} iterations"
-    goal += f" ({short(result['baseline_seconds'])} s)"
+    baseline = (
+        f"At {result['size']}², {result['iterations']} iterations of `johnson2016-baseline` take "
+        f"{short(result['baseline_seconds'])} s to a loss of {result['loss']:.3f}."
+    )
     if result["ratio"] is None:
-        return f"At {result['size']}² `best` does not reach {goal}; its lowest is {result['best_lowest_loss']:.3f}."
-    took = f"{short(result['best_seconds'])} s: **{result['ratio']:.2f}** of its time."
-    return f"At {result['size']}² `best` reaches {goal} in {took}"
+        return f"{baseline} `best` does not reach this loss; its lowest is {result['best_lowest_loss']:.3f}."
+    took = f"{short(result['best_seconds'])} s, **{result['ratio']:.2f}** of the time"
+    return f"{baseline} `best` reaches this loss in {took}."
 
 
 GPU = GatysEffort(smallest=256, timed=50)
 
 SUITE = Suite(
     name="gatys",
-    title="The optimisation",
+    title="Gatys' optimisation",
     measure=measure,
     tables=tables,
     effort=GatysEffort(),

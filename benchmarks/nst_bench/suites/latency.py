@@ -1,9 +1,9 @@
-"""How long one image takes, by size and engine: in PyTorch, in ONNX Runtime, in TensorRT, and served.
+"""Latency of one image, by size and engine: PyTorch, ONNX Runtime, TensorRT, and served.
 
-Every time begins and ends with the image in main memory, so that a GPU's copies count and its work is done; by CUDA
-shared memory alone it begins and ends on the card. Engines take turns, so that a drift of the machine hits all alike.
-Three figures are never mixed: `cold` (loading and a first image of 64 x 64), `first of a shape`, and `steady`. A
-document measures one device; an engine that is not here is a row with the reason.
+Every time starts and ends with the image in main memory, so that copies to and from a GPU count and its work is done;
+with CUDA shared memory it starts and ends on the GPU. Engines take turns, so that a drift of the machine affects all
+alike. Three figures are kept apart: `cold` (loading, and a first image of 64 x 64), `first of a shape`, and `steady`.
+A document measures one device; an engine that is not available has a row with the reason.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from nst_bench.drawing.plots import decades, figure, seconds
 from nst_bench.drawing.tables import list_of_rows, short
+from nst_bench.drawing.words import shown
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.pytorch import CudaTensorStylizer, pytorch_eager
 from nst_bench.engines.registry import every_engine
@@ -36,23 +37,23 @@ from nst_core.images import Pixels
 from nst_trainer.checkpoint import Checkpoint
 
 SMALL_PIXELS = 64
-"""Side of the image with which an engine is loaded."""
+"""Side of an engine's first image."""
 
 NARROWER = (12, 28, 44)
-"""Pixels that new shapes are narrower by; for every further engine one more, since a server is several of them."""
+"""How many pixels narrower new shapes are; one more per engine, since several engines share a server."""
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
-"""Of a size."""
+"""Rounds per size."""
 
 CUDA_SHARED_MEMORY = "served, CUDA shared memory"
 
 
 @dataclass(frozen=True)
 class LatencyEffort(Effort):
-    """Sizes (sides in pixels), and the seconds in which all engines take turns at each of them.
+    """Sizes (sides in pixels), and the seconds in which all engines take turns at each size.
 
-    `compiled` are the sizes for engines that compile each shape for seconds, all of `sizes` if None; with a choice of
-    sizes there is no cold start of these engines, which is for one more shape.
+    `compiled` are the sizes of the engines that compile for seconds per shape, None for all of `sizes`. If given,
+    their cold start is not measured, as it would take one more shape.
     """
 
     sizes: tuple[int, ...]
@@ -62,15 +63,16 @@ class LatencyEffort(Effort):
     takes_time = ("seconds",)
 
     def scaled(self, share: float) -> LatencyEffort:
-        """What compiles is left out first, then the largest size."""
+        """Return the effort for a share of the time: without compiling engines, then without the largest size."""
         sizes = self.sizes[:-1] if share < 0.6 and len(self.sizes) > 2 else self.sizes
         return replace(super().scaled(share), sizes=sizes, compiled=())
 
 
 def measure(context: Context[LatencyEffort], checkpoint: Checkpoint, server: ModelServer) -> Document:
-    """Measure one image by size and engine: PyTorch, ONNX Runtime, and served by every protocol.
+    """Measure latency by image size and engine.
 
-    Takes two minutes, --full ten.
+    Compares PyTorch, ONNX Runtime, TensorRT and the server over every protocol. Takes about two minutes, with --full
+    ten.
     """
     document: Document = {"model": describe_network(checkpoint, server.model), "rows": []}
     rows: list[Document] = document["rows"]
@@ -86,7 +88,7 @@ def measure(context: Context[LatencyEffort], checkpoint: Checkpoint, server: Mod
 
 @dataclass(frozen=True)
 class _Engine:
-    """An engine at work: what stylizes, and what its arithmetic at a size is counted from."""
+    """A loaded engine, and the workload of a size."""
 
     name: str
     device: str
@@ -95,20 +97,20 @@ class _Engine:
     compiles: bool = False
 
     def work(self, pixels: Pixels) -> Callable[[], object]:
-        """What is timed: an image from where its caller has it."""
+        """Return what is timed: stylizing an image from where the client has it."""
         if isinstance(self.stylize, CudaTensorStylizer):
             return self.stylize.work(pixels)
         return partial(self.stylize, pixels)
 
     def about(self, size: int, phase: str) -> Document:
-        """What says which row it is."""
+        """Return the fields that identify a row."""
         return {"engine": self.name, "device": self.device, "size": size, "phase": phase}
 
 
 def _load(
     stack: ExitStack, checkpoint: Checkpoint, server: ModelServer, context: Context[LatencyEffort], rows: list[Document]
 ) -> list[_Engine]:
-    """The engines that run here; rows of the cold start, and of those that do not."""
+    """Load the engines that run here; adds rows of cold starts, and of engines that do not run."""
     network, exported, effort = checkpoint.network, server.exported, context.effort
     small, file = sample_photograph(SMALL_PIXELS, SMALL_PIXELS), exported.graph
     of_module = partial(network_workload, network)
@@ -125,14 +127,14 @@ def _load(
         sparing = engine.compiles and effort.compiled is not None  # the small image would be compiled for, too
         try:
             if engine.compiles and effort.compiled == () and engine.device == exported.device:
-                raise MissingEngine("no time left: torch.compile takes half a minute for each shape")
+                raise MissingEngine("skipped for lack of time; torch.compile takes half a minute per shape")
             begun = time.perf_counter()
             stylize = engine.load()
             if not sparing:
                 stylize(small)
                 summary = summarize([time.perf_counter() - begun])
                 rows.append({**about, "size": None, "phase": "cold", **asdict(summary)})
-                loading = f"loaded, with a first image, in {summary.median / 1000:.1f} s"
+                loading = f"loaded and ran a first image in {summary.median / 1000:.1f} s"
                 context.on_progress(f"{engine.name} ({engine.device}): {loading}")
         except Exception as error:
             missing(engine.name, engine.device, error)
@@ -150,7 +152,7 @@ def _load(
 
 
 def _reason(error: Exception) -> str:
-    """Why an engine does not run, in one line; what it did not say itself is a defect that keeps its traceback."""
+    """Return in one line why an engine does not run; unexpected errors also print their traceback."""
     if isinstance(error, NstError):
         return str(error)
     traceback.print_exception(error)
@@ -158,7 +160,7 @@ def _reason(error: Exception) -> str:
 
 
 def _on_card(stack: ExitStack, server: ModelServer, device: Device, small: Pixels) -> CudaTensorStylizer:
-    """The served model by CUDA shared memory, which has stylized once. Raises `MissingEngine`."""
+    """Return the served model over CUDA shared memory, after a first image. Raises `MissingEngine`."""
     if device.gpu is None:
         raise MissingEngine(device.reason)
     torch_device(device)
@@ -171,7 +173,7 @@ def _on_card(stack: ExitStack, server: ModelServer, device: Device, small: Pixel
 def _at_size(
     loaded: list[_Engine], reference: Stylize, size: int, effort: LatencyEffort, machine: Document
 ) -> list[Document]:
-    """Rows of every engine: the first images of new shapes, and warm runs in turns."""
+    """Return the rows of all engines: first requests of new shapes, and warm runs in turns."""
     image = sample_photograph(size, size)
     wanted = reference(image).astype(int)
     rows: list[Document] = []
@@ -180,7 +182,7 @@ def _at_size(
     for position, own in enumerate(loaded):
         try:
             if own.compiles and effort.compiled is not None and size not in effort.compiled:
-                raise MissingEngine("not compiled for this size, which takes half a minute")
+                raise MissingEngine("skipped at this size; torch.compile takes half a minute per shape")
             shapes = [sample_photograph(size, size - narrower - position) for narrower in NARROWER]
             firsts = [timed(own.work(pixels)) for pixels in ([image] if own.compiles else shapes)]
             differences.append(int(np.abs(own.stylize(image).astype(int) - wanted).max()))
@@ -201,13 +203,13 @@ def _at_size(
 def _note(rows: list[Document], size: int) -> str:
     steady = [row for row in rows if row["size"] == size and row["phase"] == "steady" and "median" in row]
     steady.sort(key=lambda row: float(row["median"]))
-    return f"{size} x {size}: " + ", ".join(f"{row['engine']} {row['median']:.1f} ms" for row in steady)
+    return f"{size} x {size}: " + ", ".join(f"{shown(row['engine'])} {row['median']:.1f} ms" for row in steady)
 
 
 def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
-    """Latency by size, a line an engine; the bar above a point ends at the 95th percentile.
+    """Draw latency by size, one line per engine; the bar above a point ends at the 95th percentile.
 
-    Without this suite that of single requests, from `serving`.
+    If this suite was not measured, draws the single requests of `serving`.
     """
     rows: list[tuple[str, int, Document]] = []
     if "latency" in own:
@@ -222,7 +224,7 @@ def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
 def _drawn(rows: Sequence[tuple[str, int, Document]], machine: str) -> Plot:
     lines: dict[str, list[tuple[int, float, float]]] = {}
     for engine, size, row in rows:
-        lines.setdefault(engine, []).append((size, row["median"], row["p95"]))
+        lines.setdefault(shown(engine), []).append((size, row["median"], row["p95"]))
     with figure("latency-by-size", f"Latency by size\n{machine}") as (axes, finish):
         for position, (engine, points) in enumerate(lines.items()):
             sizes, medians, p95 = (np.array(values) for values in zip(*sorted(points), strict=True))
@@ -232,20 +234,20 @@ def _drawn(rows: Sequence[tuple[str, int, Document]], machine: str) -> Plot:
         axes.set_xscale("log", base=2)
         ticks = sorted({size for _, size, _ in rows})
         axes.set_xticks(ticks, [f"{size}²" for size in ticks])
-        axes.set(yscale="log", ylabel="median, and up to the 95th percentile")
+        axes.set(yscale="log", xlabel="image size", ylabel="median; bar up to p95 (log scale)")
         decades(axes.yaxis, lambda value: seconds(value / 1000))
         if len(lines) > 6:
             axes.figure.legend(loc="outside lower center", ncols=3)
         else:
             axes.legend()
-        largest = [f"{engine} {short(row['median'])}" for engine, size, row in rows if size == ticks[-1]]
+        largest = [f"{shown(engine)} {short(row['median'])}" for engine, size, row in rows if size == ticks[-1]]
         return finish(f"Latency by size on {machine}. Medians at {ticks[-1]}², milliseconds: {', '.join(largest)}.")
 
 
 SHORT = LatencyEffort((256, 512), 12.0)
 FULL = LatencyEffort((256, 512, 1024), 90.0)
 GPU = LatencyEffort((256, 512, 1024), 10.0, compiled=(512,))
-"""On a GPU an image takes milliseconds, and torch.compile half a minute a shape."""
+"""On a GPU, an image takes milliseconds, and torch.compile half a minute per shape."""
 
 SUITE = Suite(
     name="latency",

@@ -1,9 +1,9 @@
-"""The methods that are here, as in the table of Jing et al. 2019, *Neural Style Transfer: A Review*.
+"""The methods that nst implements, compared as in Jing et al. 2019, *Neural Style Transfer: A Review*.
 
-Seconds and memory by size, styles of one network, the loss, and the time to a new style. All run in PyTorch, each in
-a process of its own, and the processes take turns. Speed and memory do not depend on what was learned: a method
-without a trained checkpoint is measured with an untrained network of the paper's width, and says so. Losses are those
-of trained checkpoints alone, as their training measured them on photographs that it held out.
+Seconds and memory by size, styles per network, loss, and the time to a new style. All methods run in PyTorch, each in
+its own process, and the processes take turns. Speed and memory do not depend on the weights: a method without a
+trained checkpoint is measured with an untrained network of the paper's width, and marked. Losses are those of trained
+checkpoints, as their training measured them on held-out photographs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.weights import vgg16_weights
 
 ITERATIONS = 300
-"""Of the optimisation, for an image; they are scaled from the seconds of some."""
+"""Iterations of the optimisation per image; the time is extrapolated from a few."""
 
 GATYS, JOHNSON, ULYANOV = "Gatys et al. 2016", "Johnson et al. 2016", "Ulyanov et al. 2016"
 FAST = "Johnson et al. 2016, rearranged for CPUs"
@@ -52,16 +52,16 @@ UNTRAINED: dict[str, Callable[[], StyledNetwork]] = {
     MANY: partial(Johnson, styles=16),
     ADDED: partial(Johnson, styles=17),
 }
-"""What stands in for a method of which there is no checkpoint; the number of styles is free."""
+"""Networks of methods without a checkpoint; the number of styles is arbitrary."""
 
 
-UNKNOWN = "no trained checkpoint of this kind was given"
-"""Why there is no figure of a training."""
+UNKNOWN = "no trained checkpoint of this method"
+"""Why a figure of the training is missing."""
 
 
 @dataclass(frozen=True)
 class MethodsEffort(Effort):
-    """Sides of the images in pixels, ascending, and the images or iterations of each method at each."""
+    """Sides of the images in pixels, ascending, and the images or iterations per method and size."""
 
     sizes: tuple[int, ...]
     rounds: int
@@ -69,7 +69,7 @@ class MethodsEffort(Effort):
 
 @dataclass(frozen=True)
 class Method:
-    """A method: its network, or None for the optimisation, and what it was trained to, with that file's name."""
+    """A method: its network (None for the optimisation), its trained checkpoint, and that file's name."""
 
     name: str
     network: StyledNetwork | None = None
@@ -81,16 +81,17 @@ def measure(
     context: Context[MethodsEffort],
     *,
     checkpoints: Annotated[
-        list[Path] | None, typer.Argument(help="Trained styles (.pth); if not given, those of models/.")
+        list[Path] | None, typer.Argument(help="Checkpoints (.pth); by default those that ship.")
     ] = None,
     vgg: options.Vgg = None,
 ) -> Document:
-    """Measure the methods side by side: seconds and memory by size, loss, styles, time to a new style.
+    """Compare style-transfer methods by speed, memory and loss.
 
-    Takes half a minute, --full four.
+    Also says how many styles a network has, and the time to a new style. Takes about half a minute, with --full four
+    minutes.
     """
     torch_device(context.device)
-    found = methods(checkpoints or sorted(options.CHECKPOINT.parent.glob("*.pth")))
+    found = methods(checkpoints or sorted(options.GALLERY.parent.glob("*.pth")))
     rows: list[Document] = []
     for size in context.effort.sizes:
         own = _at_size(found, size, vgg, context)
@@ -101,7 +102,7 @@ def measure(
 
 
 def methods(checkpoints: Sequence[Path]) -> list[Method]:
-    """The optimisation and every kind of network, each with the first checkpoint of its kind, if any."""
+    """Return the optimisation and every kind of network, each with the first checkpoint of its kind, if any."""
     found: dict[str, Method] = {}
     for path in checkpoints:
         trained = load(path)
@@ -116,7 +117,7 @@ def methods(checkpoints: Sequence[Path]) -> list[Method]:
 
 
 def _described(method: Method) -> Document:
-    """What does not depend on the size."""
+    """Return what does not depend on the image size."""
     network = method.network
     return {
         "method": method.name,
@@ -129,9 +130,9 @@ def _described(method: Method) -> Document:
 
 
 def loss_of(method: Method) -> Document:
-    """The weighted loss on held-out photographs, as the training measured it; it depends on the style image."""
+    """Return the weighted loss on held-out photographs, as the training measured it; it depends on the style image."""
     if method.network is None:
-        return {"missing": "it falls with every iteration; the speed-up at equal loss compares it"}
+        return {"missing": "falls with every iteration; see the speed-up at equal loss"}
     if method.trained is None or (value := method.trained.metrics.get("held out total")) is None:
         return {"missing": UNKNOWN}
     size = method.trained.training.get("crop")
@@ -139,35 +140,35 @@ def loss_of(method: Method) -> Document:
 
 
 def new_style_of(method: Method) -> Document:
-    """Seconds until a new style image can be used, from the training's own record."""
+    """Return the seconds until a new style image can be used, as recorded by the training."""
     if method.network is None:
         return {"seconds": 0.0, "from": "nothing is trained"}
     if method.trained is None:
         return {"missing": UNKNOWN}
     known = method.trained.training
     if "seconds" not in known:
-        return {"missing": f"{method.source} does not say how long its training took"}
+        return {"missing": f"{method.source} has no record of its training time"}
     learned = len(known.get("style_images", ())) or 1
-    device = known.get("device", "CPU")  # a checkpoint of before this was noted is of a CPU
-    begun = f", which began with {start}" if (start := known.get("from")) else ""
+    device = known.get("device", "CPU")  # older checkpoints were trained on a CPU
+    begun = f", starting from {start}" if (start := known.get("from")) else ""
     source = f"{method.source}'s {'last ' if begun else ''}training of {learned} style(s), {device}{begun}"
     return {"seconds": known["seconds"] / learned, "from": source}
 
 
 def _at_size(found: Sequence[Method], size: int, vgg: Path | None, context: Context[MethodsEffort]) -> list[Document]:
-    """Each method in a process of its own, in turns."""
+    """Measure each method in its own process, in turns."""
     with ExitStack() as stack:
         workers = {
             method.name: stack.enter_context(Worker(partial(_work, method.network, size, vgg, context.device)))
             for method in found
         }
-        works = {name: partial(worker.ask, timed) for name, worker in workers.items()}  # by the process's own clock
+        works = {name: partial(worker.ask, timed) for name, worker in workers.items()}  # timed in the worker process
         taken = interleaved(works, 1 + context.effort.rounds, clock=operator.call)
         peak = partial(_peak_mib, torch_device(context.device))
         peaks = {name: worker.ask(peak) for name, worker in workers.items()}
     rows = []
     for method in found:
-        summary = summarize(taken[method.name][1:])  # the first image of a process is another figure
+        summary = summarize(taken[method.name][1:])  # without the first image of the process
         iterations = 1 if method.network else ITERATIONS
         about = {"method": method.name, "size": size, "trained": method.trained is not None, "iterations": iterations}
         costs = {"image_seconds": iterations * summary.median / 1000.0, "peak_mib": peaks[method.name]}
@@ -177,7 +178,7 @@ def _at_size(found: Sequence[Method], size: int, vgg: Path | None, context: Cont
 
 
 def _workload(method: Method, size: int, vgg: Path | None) -> Workload:
-    """Of the optimisation only the arithmetic is counted."""
+    """Return the workload of a method; of the optimisation only the arithmetic."""
     if method.network:
         return network_workload(method.network, size)
     return Workload(gatys.gflop(_settings(size), vgg16_weights(vgg), size), None)
@@ -188,11 +189,11 @@ def _settings(size: int) -> OptimizationSettings:
 
 
 def _work(network: StyledNetwork | None, size: int, vgg: Path | None, device: Device) -> Callable[[], object]:
-    """A pass of a network, or an iteration of the optimisation with a photograph in place of the style image."""
+    """Return a pass of a network, or an iteration of the optimisation with a photograph as the style image."""
     where = torch_device(device)
     if network:
         return partial(pytorch_eager(network, device.kind.upper()), sample_photograph(size, size))
-    keep_freed_memory()  # as the commands have it
+    keep_freed_memory()  # as nst's commands do
     run = ImageOptimization(content_tensor(size), [style_tensor()], _settings(size), vgg16_weights(vgg), device=where)
 
     def iterate() -> None:
@@ -204,7 +205,7 @@ def _work(network: StyledNetwork | None, size: int, vgg: Path | None, device: De
 
 
 def _peak_mib(where: torch.device, work: Callable[[], object]) -> float:
-    """Of this process alone, on a GPU of what it had there: what `getrusage` tells goes back to who started it."""
+    """Return the peak memory of this process, or of its GPU memory; `getrusage` would include the parent's."""
     if where.type == "cuda":
         return torch.cuda.max_memory_reserved(where) / 2**20
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -214,7 +215,7 @@ def _peak_mib(where: torch.device, work: Callable[[], object]) -> float:
 
 
 def tables(document: Document) -> list[str]:
-    """Methods against each other, as in the review of Jing et al."""
+    """Render the comparison of methods, as in Jing et al. 2019."""
     about: dict[str, Cell] = {
         **columns("method | network | parameters", "{method} | {network} | {parameters:,}"),
         "styles": lambda row: "any" if row["styles"] is None else str(row["styles"]),
@@ -224,9 +225,28 @@ def tables(document: Document) -> list[str]:
     return [*table(document["methods"], about, left=6), "", *by_phase(document["rows"])]
 
 
+def in_words(document: Document) -> str:
+    """Render the speed, memory, styles and time to a new style of each method at one size, as a small table."""
+    sizes = [row["size"] for row in document["rows"]]
+    size = SHOWN_SIZE if SHOWN_SIZE in sizes else max(sizes)
+    described = {row["method"]: row for row in document["methods"]}
+    rows = [row | {"about": described[row["method"]]} for row in document["rows"] if row["size"] == size]
+    about: dict[str, Cell] = {
+        "method": "{method}",
+        "styles": lambda row: "any" if row["about"]["styles"] is None else str(row["about"]["styles"]),
+        "time to a new style": lambda row: text("{seconds:,.0f} s", row["about"]["new_style"]),
+        f"s per image at {size}²": "{image_seconds:digits}",
+        "peak memory, MiB": "{peak_mib:digits}",
+    }
+    return "\n".join([*table(rows, about, left=1), ""])
+
+
 def _or_why_not(form: str, found: Document) -> str:
     return text("*{missing}*" if "missing" in found else form, found)
 
+
+SHOWN_SIZE = 512
+"""Side of the images in the small table, in pixels."""
 
 SHORT, FULL = MethodsEffort((256,), 5), MethodsEffort((256, 512, 1024), 7)
 
@@ -235,6 +255,7 @@ SUITE = Suite(
     title="Methods",
     measure=measure,
     tables=tables,
+    in_words=in_words,
     effort=SHORT,
     on_cpu={"full": Cost(240, FULL)},
     on_gpu={"full": Cost(240, FULL)},

@@ -1,10 +1,10 @@
-"""What else could stylize or serve here, in one run and in turns with nst, so that a drift of the machine hits all.
+"""Other runtimes and model servers, in turns with nst in one run, so that a drift of the machine affects all alike.
 
-Peers are installed in an environment of their own, since two packages that both contain the module `onnxruntime` must
-not share one; there they run as processes (`nst_bench/peers/worker`). Those in a process are timed by that
-process's own clock, from an image in memory to an image in memory; those behind HTTP by ours, from the request to
-the last byte of the answer, one request at a time over a connection that is open. Behind HTTP each runs OpenVINO in
-FP32 on the very file that Triton serves: what differs is the server. A peer that is not there is a row with the reason.
+Peers need their own environment, since two packages that both contain the module `onnxruntime` cannot share one; they
+run there as processes (`nst_bench/peers/worker`). Runtimes are timed within their process, from an image in memory to
+an image in memory. Servers are timed from the request to the last byte of the answer, one request at a time over an
+open HTTP connection; each runs OpenVINO in FP32 on the file that Triton serves, so only the server differs. A peer
+that is not installed has a row with the reason.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import typer
 
 from nst_bench.drawing.tables import list_of_rows
+from nst_bench.drawing.words import shown
 from nst_bench.engines.base import MissingEngine, Stylize
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import REST_SECONDS, interleaved, summarize, timed
@@ -44,7 +45,7 @@ SAME = "the same file"
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer: the name of its package, what it runs and on what engine; `key` is the worker's name for it."""
+    """A peer: its package, how it is called, its engine and what it runs; `key` is the worker's name for it."""
 
     name: str
     package: str
@@ -65,14 +66,14 @@ PEERS = (
     Peer("BentoML", "bentoml", HTTP, "OpenVINO"),
 )
 BENEATH = ("uvicorn", "onnxruntime-openvino", "numpy")
-"""Packages that peers run on, or that stand in their place."""
+"""Packages that peers depend on, or that replace theirs."""
 
 OURS = {PROCESS: "nst, the bare session", HTTP: "nst, Triton"}
 
 
 @dataclass(frozen=True)
 class PeersEffort(Effort):
-    """Sides of the images in pixels, and how many of each each peer stylizes."""
+    """Sides of the images in pixels, and images per size and peer."""
 
     sizes: tuple[int, ...]
     rounds: int
@@ -80,7 +81,7 @@ class PeersEffort(Effort):
 
 @dataclass(frozen=True)
 class _Running:
-    """A peer at work: `seconds` says how long it takes for an image, `stylize` returns the result."""
+    """A running peer: `seconds` returns the time for an image, `stylize` the result."""
 
     peer: Peer
     version: str
@@ -94,12 +95,13 @@ def measure(
     server: ModelServer,
     *,
     environment: Annotated[
-        Path, typer.Option(help="The peers' own virtual environment; the extra bench-peers says what goes in.")
+        Path, typer.Option(help="Virtual environment with the peers, the packages of the extra bench-peers.")
     ] = ENVIRONMENT,
 ) -> Document:
-    """Measure what else could stylize or serve the same file, in turns with nst; in an environment of their own.
+    """Compare nst with other runtimes and model servers.
 
-    Takes a minute, --full six.
+    Runs the same model file in turns with OpenVINO, MNN, ONNX Runtime, FastAPI, LitServe and BentoML, which need their
+    own virtual environment. Takes about a minute, with --full six.
     """
     python, sizes = _python(environment), context.effort.sizes
     versions = installed_packages(python, [*(peer.package for peer in PEERS), *BENEATH])
@@ -109,17 +111,17 @@ def measure(
         for peer in PEERS:
             try:
                 running.append(stack.enter_context(_started(peer, python, server, versions)))
-                context.on_progress(f"{peer.name} {running[-1].version}: started")
+                context.on_progress(f"{shown(peer.name)} {running[-1].version}: started")
             except MissingEngine as error:
                 known = _about(peer, versions.get(peer.package))
                 rows += [{**known, "size": size, "phase": "steady", "missing": str(error)} for size in sizes]
-                context.on_progress(f"{peer.name}: {error}")
+                context.on_progress(f"{shown(peer.name)}: {error}")
         for size in sizes:
             rows += _at_size(running, size, context.effort.rounds)
             steady = [row for row in rows if row["size"] == size and "ratio" in row]
-            medians = (f"{row['peer']} {row['median']:.1f} ms" for row in steady)
+            medians = (f"{shown(row['peer'])} {row['median']:.1f} ms" for row in steady)
             context.on_progress(f"{size} x {size}: {', '.join(medians)}")
-    command = f"{_installation(environment)} && nst-bench peers --environment {shlex.quote(str(environment))}"
+    command = f"{_installation(environment)} && nst bench peers --environment {shlex.quote(str(environment))}"
     return {
         "model": describe_network(checkpoint, server.model),
         "environment": {"python": str(python), "packages": versions},
@@ -129,11 +131,11 @@ def measure(
 
 
 def check(context: Context[PeersEffort], *, environment: Path = ENVIRONMENT) -> None:
-    """Raises `InputError` for a GPU, since the peers run on the CPU, and if there is no Python in `environment`."""
+    """Raise `InputError` for a GPU, since the peers run on the CPU, and if `environment` has no Python."""
     if context.device.gpu:
-        raise InputError("the peers run on the CPU: give --device cpu, with a model that was exported for it")
+        raise InputError("peers run on the CPU only; use --device cpu with a model that is exported for the CPU")
     if not _python(environment).is_file():
-        raise InputError(f"{environment}: no virtual environment; {_installation(environment)} makes one")
+        raise InputError(f"{environment}: not a virtual environment; create it with {_installation(environment)}")
 
 
 def _python(environment: Path) -> Path:
@@ -158,7 +160,7 @@ def _about(peer: Peer, version: str | None) -> Document:
 
 
 def _ours(stack: ExitStack, server: ModelServer) -> list[_Running]:
-    """The bare session, and the served model over HTTP and gRPC."""
+    """Return the in-process session, and the served model over HTTP and gRPC."""
     bare = Baseline(server.exported.folder)
     engine = "OpenVINO" if bare.provider == "OpenVINOExecutionProvider" else "ONNX Runtime"
     protocols = server.ways(stack)
@@ -170,12 +172,12 @@ def _ours(stack: ExitStack, server: ModelServer) -> list[_Running]:
 
 
 def _timed(stylize: Stylize, pixels: Pixels) -> float:
-    """Seconds of an image, by our clock."""
+    """Return the seconds of an image."""
     return timed(partial(stylize, pixels))
 
 
 def _at_size(running: list[_Running], size: int, rounds: int) -> list[Document]:
-    """First images of new shapes, then `rounds` warm images of each in turn."""
+    """Measure first requests of new shapes, then `rounds` warm images of each in turn."""
     image = sample_photograph(size, size)
     ours = running[0].stylize(image).astype(int)
     rows: list[Document] = []
@@ -201,13 +203,13 @@ def _at_size(running: list[_Running], size: int, rounds: int) -> list[Document]:
 
 @contextmanager
 def _started(peer: Peer, python: Path, server: ModelServer, versions: dict[str, str]) -> Iterator[_Running]:
-    """A peer at work on the served model's file; ended with the block. Raises `MissingEngine`."""
+    """Yield a peer that runs the served model's file; it ends with the block. Raises `MissingEngine`."""
     installed = versions.get(peer.package)
     if installed is None:
-        raise MissingEngine(f"not installed: {python.with_name('pip')} install {peer.package}")
+        raise MissingEngine(f"not installed; run {python.with_name('pip')} install {peer.package}")
     file = server.exported.model_file
     if not file.is_file():
-        raise MissingEngine(f"{server.model} is served as an engine: there is no ONNX file to give it")
+        raise MissingEngine(f"{server.model} has no ONNX file; export it for the CPU")
     with start_peer(python, peer.key or peer.package, file) as process:
         yield _Running(peer, installed, process.seconds, process.stylize)
 
@@ -216,7 +218,7 @@ SHORT, FULL = PeersEffort((256, 512), 12), PeersEffort((256, 512, 1024), 40)
 
 SUITE = Suite(
     name="peers",
-    title="Peers",
+    title="Other runtimes and servers",
     resources=served_checkpoint,
     check=check,
     measure=measure,

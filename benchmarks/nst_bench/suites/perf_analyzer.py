@@ -1,7 +1,7 @@
-"""Our figures of serving against those of NVIDIA's own `perf_analyzer`, taken in turns on one server.
+"""nst's serving figures against those of NVIDIA's `perf_analyzer`, measured in turns on one server.
 
-The tool is fetched, not installed: it lies in the Linux wheel of one version of `tritonclient` (the package
-`perf-analyzer` needs glibc 2.38), and needs CUDA's runtime library, which PyPI has, and libb64, which Debian has.
+The tool is downloaded, not installed: it is part of the Linux wheel of one version of `tritonclient` (the package
+`perf-analyzer` needs glibc 2.38), and needs CUDA's runtime library from PyPI and libb64 from Debian.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ PACKAGES = ("tritonclient==2.51.0", "nvidia-cuda-runtime-cu12==12.9.79")
 LIBRARY, PACKAGE = "libb64.so.0d", "libb64-0d"
 
 LIBRARIES = ("nvidia/cuda_runtime/lib", "usr/lib/x86_64-linux-gnu")
-"""Where they lie in the folder of the tool."""
+"""Folders of the libraries within the tool's folder."""
 
 WINDOWS = 3
-"""That perf_analyzer takes its figures from."""
+"""Windows that perf_analyzer averages over."""
 
 ANY_PER_CENT = 1000
-"""By which its windows may differ; beyond, it would give no figures. Turns that differ are marked here instead."""
+"""How much its windows may differ before it refuses to report; this suite marks unstable turns itself."""
 
 
 class PerfAnalyzerError(NstError):
-    """NVIDIA's perf_analyzer cannot be fetched, or failed."""
+    """NVIDIA's perf_analyzer could not be downloaded, or failed."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Images a second, and the median latency in milliseconds."""
+    """Images/s, and the median latency in milliseconds."""
 
     rate: float
     median: float
@@ -58,12 +58,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Tool:
-    """A fetched perf_analyzer: a folder with its binary and the libraries that it needs."""
+    """A downloaded perf_analyzer: a folder with its binary and libraries."""
 
     folder: Path
 
     def run(self, model: str, url: str, size: int, callers: int, requests: int) -> Figures:
-        """Its figures of `callers` at once, from windows of so many requests each; random pixels of `size`^2."""
+        """Measure `callers` concurrent clients over windows of `requests` requests each; random pixels of `size`^2."""
         protocol, _, host = url.partition("://")
         with tempfile.TemporaryDirectory() as scratch:
             table = Path(scratch) / "figures.csv"
@@ -91,19 +91,19 @@ class Tool:
 
 
 def read(table: Path) -> Figures:
-    """The only row of the table that perf_analyzer writes; its latencies are microseconds."""
+    """Read the only row of perf_analyzer's table, whose latencies are microseconds."""
     with table.open() as file:
         (row,) = csv.DictReader(file)
     return Figures(float(row["Inferences/Second"]), float(row["p50 latency"]) / 1000.0)
 
 
 def fetch(folder: Path, on_progress: Callable[[str], None]) -> Tool:
-    """The tool in `folder`, fetched there first if need be; raises `PerfAnalyzerError` with what is missing."""
+    """Return the tool in `folder`, downloaded first if necessary. Raises `PerfAnalyzerError`."""
     complete, wanted = folder / "fetched.txt", " ".join((*PACKAGES, LIBRARY))
     if not complete.is_file() or complete.read_text() != wanted:
-        on_progress(f"fetching perf_analyzer into {folder} ({', '.join(PACKAGES)})")
+        on_progress(f"downloading perf_analyzer to {folder} ({', '.join(PACKAGES)})")
         complete.unlink(missing_ok=True)
-        # Its wheel is tagged for an older Linux than pip would take here.
+        # The wheel is tagged for an older Linux than pip accepts by default.
         platforms = ("--platform", "manylinux1_x86_64", "--platform", "manylinux2014_x86_64")
         options = ("--upgrade", "--no-deps", "--only-binary=:all:", *platforms)
         _run(sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), *options, *PACKAGES)
@@ -114,13 +114,13 @@ def fetch(folder: Path, on_progress: Callable[[str], None]) -> Tool:
 
 
 def _fetch_from_debian(folder: Path) -> None:
-    """Unpack Debian's package of the library there, without installing it, which only root may."""
+    """Unpack Debian's package of the library there; installing it would need root."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             _run("apt-get", "download", "-q", PACKAGE, cwd=Path(scratch))
             _run("dpkg", "-x", *map(str, Path(scratch).glob("*.deb")), str(folder))
         except PerfAnalyzerError as error:
-            raise PerfAnalyzerError(f"perf_analyzer needs {LIBRARY}: apt-get install {PACKAGE}") from error
+            raise PerfAnalyzerError(f"perf_analyzer needs {LIBRARY}; run apt-get install {PACKAGE}") from error
 
 
 def _run(*command: str, cwd: Path | None = None) -> None:
@@ -135,7 +135,7 @@ def _run(*command: str, cwd: Path | None = None) -> None:
 
 @dataclass(frozen=True)
 class PerfAnalyzerEffort(Effort):
-    """The side of the images in pixels, callers at once, and turns of some seconds."""
+    """The side of the images in pixels, concurrent clients, and the turns and their seconds."""
 
     size: int = 512
     callers: tuple[int, ...] = (1, 4)
@@ -147,9 +147,14 @@ def measure(
     context: Context[PerfAnalyzerEffort],
     server: ModelServer,
     *,
-    tool: Annotated[Path, typer.Option(help="Where perf_analyzer is, or goes.")] = Path(".perf_analyzer"),
+    tool: Annotated[
+        Path, typer.Option(help="Folder of perf_analyzer; downloaded if it is missing.", rich_help_panel="Files")
+    ] = Path(".perf_analyzer"),
 ) -> Document:
-    """Measure serving with NVIDIA's own perf_analyzer too, and say how far the figures are apart."""
+    """Check the serving figures against NVIDIA's perf_analyzer.
+
+    Measures in turns with both tools, and reports the largest difference. Takes about five minutes.
+    """
     fetched, effort = fetch(tool, context.on_progress), context.effort
     size, pixels = effort.size, sample_photograph(effort.size, effort.size)
     rows: list[Document] = []
@@ -158,7 +163,7 @@ def measure(
             alone = callers.closed_loop(1, 5, pixels)
             window = max(5, round(effort.seconds / WINDOWS * 5 / (alone[-1].done - alone[0].due)))
             for count in effort.callers:
-                callers.closed_loop(count, 2 * count, pixels)  # the first run of a size of batch is slower
+                callers.closed_loop(count, 2 * count, pixels)  # the first run of a batch size is slower
                 turns = [
                     (
                         _ours(callers, count, WINDOWS * window, pixels),
@@ -168,7 +173,7 @@ def measure(
                 ]
                 row = {"protocol": protocol, "callers": count, **_compared(turns)}
                 rows.append(row)
-                context.on_progress(f"{protocol}, {count} callers: {row['rate_ratio']:.3f} of their rate")
+                context.on_progress(f"{protocol}, {count} clients: {row['rate_ratio']:.3f} of perf_analyzer's rate")
     apart = max(abs(1.0 - row[name]) for row in rows for name in ("rate_ratio", "median_ratio"))
     return {"model": {"name": server.model}, "size": size, "rows": rows, "largest_difference": apart}
 
@@ -180,7 +185,7 @@ def _ours(callers: Callers, count: int, requests: int, pixels: Pixels) -> Figure
 
 
 def _compared(turns: Sequence[tuple[Figures, Figures]]) -> Document:
-    """Medians of our turns and theirs, the ratios of these, and whether the rates of either drifted."""
+    """Return the medians of both tools' turns, their ratios, and whether either tool's rates drifted."""
     row: Document = {"unstable": False}
     for who, figures in zip(("ours", "theirs"), zip(*turns, strict=True), strict=True):
         rates = [turn.rate for turn in figures]
@@ -192,24 +197,24 @@ def _compared(turns: Sequence[tuple[Figures, Figures]]) -> Document:
 
 
 def tables(document: Document) -> list[str]:
-    """Our figures against NVIDIA's."""
+    """Render nst's figures against perf_analyzer's."""
     return [
-        f"`{document['model']['name']}` at {document['size']}², in turns: nst-bench (ours) and perf_analyzer (theirs).",
+        f"`{document['model']['name']}` at {document['size']}², measured in turns by nst bench and by perf_analyzer.",
         "",
         *table(
             document["rows"],
-            columns("  | callers", "{protocol}{unstable:mark} | {callers}")
+            columns("  | clients", "{protocol}{unstable:mark} | {callers}")
             | columns(
-                "images/s: ours   | images/s: theirs   | images/s: ratio",
-                "{ours[rate]:.2f} | {theirs[rate]:.2f} | **{rate_ratio:.3f}**",
+                "images/s: nst    | images/s: perf_analyzer | images/s: ratio",
+                "{ours[rate]:.2f} | {theirs[rate]:.2f}      | **{rate_ratio:.3f}**",
             )
             | columns(
-                "p50, ms: ours      | p50, ms: theirs      | p50, ms: ratio",
-                "{ours[median]:.1f} | {theirs[median]:.1f} | **{median_ratio:.3f}**",
+                "p50, ms: nst       | p50, ms: perf_analyzer | p50, ms: ratio",
+                "{ours[median]:.1f} | {theirs[median]:.1f}   | **{median_ratio:.3f}**",
             ),
         ),
         "",
-        f"The two are {document['largest_difference']:.1%} apart at most.",
+        f"The largest difference is {document['largest_difference']:.1%}.",
     ]
 
 

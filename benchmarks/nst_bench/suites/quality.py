@@ -1,7 +1,7 @@
-"""How many iterations of the optimisation a trained network is equivalent to: those that reach its loss.
+"""Equivalent iterations: how many iterations of the optimisation reach a trained network's loss.
 
-As in figure 5 of Johnson et al. 2016. And what the loss does not see: whether a moving image flickers, whether the
-network's grid shows (the checkerboard artifact), and whether its border is brighter or darker.
+This is figure 5 of Johnson et al. 2016. The suite also measures what the loss does not: temporal consistency, the
+checkerboard artifact, and the border artifact.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from nst_trainer.optimization.gatys import ImageOptimization
 from nst_trainer.weights import vgg16_weights
 
 CURVE = 120
-"""Iterations of the optimisation that are drawn for every photograph."""
+"""Iterations of the optimisation that are plotted for every photograph."""
 
 LONGEST = 500
-"""Iterations after which the search for those that are equivalent ends."""
+"""Maximum iterations of the search for the network's loss."""
 
 
 @dataclass(frozen=True)
 class QualityEffort(Effort):
-    """The side of the images, pixels."""
+    """The side of the images in pixels."""
 
     size: int = 256
 
@@ -48,13 +48,17 @@ class QualityEffort(Effort):
 def measure(
     context: Context[QualityEffort],
     *,
-    checkpoint: Annotated[Path, typer.Argument(help="A trained style (.pth).")],
-    style: Annotated[Path, typer.Option(help="The style image that it learned.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pth).")],
+    style: Annotated[Path, typer.Option(help="Style image of the checkpoint.")],
     photos: options.Photos = None,
-    full: Annotated[bool, typer.Option("--full", help="At 512 x 512 instead of 256 x 256.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Measure at 512 x 512 instead of 256 x 256 pixels.")] = False,
     vgg: options.Vgg = None,
 ) -> Document:
-    """Measure how many iterations of the optimisation a network is equivalent to: those that reach its loss."""
+    """Measure a network's equivalent iterations.
+
+    These are the iterations of Gatys' optimisation that reach the network's loss on held-out photographs. Temporal
+    consistency, checkerboard artifact and border artifact are measured as well.
+    """
     trained, weights, device = load(checkpoint), vgg16_weights(vgg), torch_device(context.device)
     comparison, size = Comparison(trained, style), 512 if full else context.effort.size
     rows = []
@@ -69,7 +73,7 @@ def measure(
         }
         rows.append(row | {"curve": curve[:CURVE], "curve_in_range": in_range[:CURVE], "iterations": len(curve)})
         found = row["equivalent_iterations"] or f"more than {LONGEST}"
-        context.on_progress(f"{photo.name}: loss {row['loss']:.3f}, equivalent to {found} iterations")
+        context.on_progress(f"{photo.name}: loss {row['loss']:.3f}, {found} equivalent iterations")
     in_range_found = [row["equivalent_iterations_in_range"] or row["iterations"] for row in rows]
     return {
         "model": {"style": style.name, **describe_network(trained, checkpoint.stem)},
@@ -81,10 +85,10 @@ def measure(
 
 
 def _curves(run: ImageOptimization, goal: float) -> tuple[list[float], list[float]]:
-    """The optimisation's loss by iteration, until it is at `goal` and long enough to be drawn.
+    """Return the optimisation's loss by iteration until it is at `goal`, and at least for `CURVE` iterations.
 
-    First of the image as it is, second of the image with its values cut to [0, 1], as a file would hold it
-    and as Johnson et al. have it after every iteration (section 4.1); a network's result is within the range.
+    The first curve is of the image as it is, the second of the image clipped to [0, 1], as a file would contain it and
+    as Johnson et al. have it after every iteration (section 4.1); a network's result is within the range.
     """
 
     @torch.no_grad()
@@ -109,7 +113,7 @@ def _spread(counts: Sequence[int]) -> Document:
 
 
 def appearance(stylize: Stylize, photo: ImageData) -> dict[str, float]:
-    """What the loss does not see, of 255."""
+    """Measure artifacts that the loss does not, of 255."""
     images = to_tensor(photo)
     stylized = stylize(images)
     return {
@@ -120,10 +124,10 @@ def appearance(stylize: Stylize, photo: ImageData) -> dict[str, float]:
 
 
 def warping_error(stylize: Stylize, image: Tensor, frames: int = 4) -> float:
-    """Root mean square between frames of a pan after the motion is undone, of 255.
+    """Return the root mean square difference of motion-compensated frames of a pan, of 255.
 
-    The camera moves by (1, 3) pixels a frame over `image` `[1, 3, H, W]` and sees noise of 2 of 255, so
-    the true motion is known and nothing is hidden but at the border, which does not count.
+    The camera moves by (1, 3) pixels per frame over `image` `[1, 3, H, W]`, with noise of 2 of 255, so the true motion
+    is known and nothing is occluded but at the border, which is left out.
     """
     generator = torch.Generator().manual_seed(0)
     down, right = 1, 3
@@ -142,13 +146,13 @@ def warping_error(stylize: Stylize, image: Tensor, frames: int = 4) -> float:
 
 
 def checkerboard_artifact(images: Tensor) -> float:
-    """How much the network's grid of 4 pixels shows, root mean square of 255 (the root of `checkerboard_loss`)."""
+    """Return the checkerboard artifact: the square root of `checkerboard_loss`, of 255."""
     height, width = (side // 4 * 4 for side in images.shape[2:])
     return 255.0 * float(checkerboard_loss(images[:, :, :height, :width]).sqrt())
 
 
 def border_artifact(images: Tensor) -> float:
-    """The mean of the outermost pixels less that of the ring 16 pixels further in, of 255."""
+    """Return the border artifact: the mean of the outermost pixels minus that of the ring 16 pixels inside, of 255."""
     outer, inner = _ring(images, 0), _ring(images, 16)
     return 255.0 * float(outer.mean() - inner.mean())
 
@@ -160,14 +164,14 @@ def _ring(images: Tensor, distance: int) -> Tensor:
 
 
 def tables(document: Document) -> list[str]:
-    """The equivalent iterations, the losses and what the loss does not see, by photograph."""
+    """Render equivalent iterations, losses and artifacts by photograph."""
     model, found, size = document["model"], document["equivalent_iterations"], document["size"]
     photos, in_range = document["photos"], document["equivalent_iterations_in_range"]
     low, high = found["quartiles"]
     about: dict[str, Cell] = {
         "photograph": "{photo}",
         "equivalent iterations": lambda row: str(row["equivalent_iterations"] or f"> {row['iterations']}"),
-        "in range": lambda row: str(row["equivalent_iterations_in_range"] or f"> {row['iterations']}"),
+        "clipped": lambda row: str(row["equivalent_iterations_in_range"] or f"> {row['iterations']}"),
         **columns("loss | content | style", "{loss:.3f} | {content:.3f} | {style:.3f}"),
         **{layer: f"{{style_by_layer[{layer}]:.3f}}" for layer in photos[0]["style_by_layer"]},
     }
@@ -177,20 +181,19 @@ def tables(document: Document) -> list[str]:
     )
     return [
         f"{model_name(model)} in the "
-        f"style of {model['style']} is equivalent to **{found['median']:g} iterations** of the optimisation at {size}² "
-        f"(median of {len(photos)} photographs; half of them {low:.0f}-{high:.0f}, "
-        f"all {found['minimum']}-{found['maximum']}), or to {in_range['median']:g} "
-        f"({in_range['minimum']}-{in_range['maximum']}) if the optimisation's images, too, are cut to the range of "
-        "colours that a file can hold.",
+        f"style of {model['style']}: **{found['median']:g} equivalent iterations** of the optimisation at {size}² "
+        f"(median of {len(photos)} photographs; interquartile range {low:.0f}-{high:.0f}, "
+        f"range {found['minimum']}-{found['maximum']}), or {in_range['median']:g} "
+        f"({in_range['minimum']}-{in_range['maximum']}) if the optimisation's images are clipped to [0, 1], too.",
         "",
         *table(photos, about),
         "",
-        "Losses are weighted as in training; the last three are of 255.",
+        "Losses are weighted as in training; warping error and artifacts are of 255.",
     ]
 
 
 def plot(own: Mapping[str, Document], _machine: str) -> Plot | None:
-    """Johnson et al.'s figure 5: the optimisation's loss by iteration, and the network's as a line."""
+    """Draw figure 5 of Johnson et al. 2016: the optimisation's loss by iteration, and the network's as a line."""
     if "quality" not in own:
         return None
     document = own["quality"]
@@ -198,25 +201,25 @@ def plot(own: Mapping[str, Document], _machine: str) -> Plot | None:
     shortest = min(len(row["curve"]) for row in rows)
     curves, in_range = (np.array([row[kind][:shortest] for row in rows]) for kind in ("curve", "curve_in_range"))
     numbers, losses = np.arange(1, shortest + 1), [row["loss"] for row in rows]
-    title = f"{len(rows)} photographs at {document['size']}²; shades: all of them"
+    title = f"Equivalent iterations, {len(rows)} photographs at {document['size']}² (shaded: range)"
     with figure("quality", title) as (axes, finish):
-        axes.plot(numbers, np.median(curves, axis=0), color="C0", label="optimisation from noise (median)")
+        axes.plot(numbers, np.median(curves, axis=0), color="C0", label="Gatys' optimisation (median)")
         axes.fill_between(numbers, curves.min(axis=0), curves.max(axis=0), color="C0", alpha=0.2, linewidth=0)
-        label = "the same, cut to the range (median)"
+        label = "Gatys' optimisation, clipped to [0, 1] (median)"
         axes.plot(numbers, np.median(in_range, axis=0), color="C0", linestyle="--", label=label)
-        axes.axhline(float(np.median(losses)), color="C1", label=f"{name}, one pass (median)")
+        axes.axhline(float(np.median(losses)), color="C1", label=f"{name} (median)")
         axes.axhspan(min(losses), max(losses), color="C1", alpha=0.2, linewidth=0)
-        axes.axvline(found, color="0.6", linestyle=":", label=f"equivalent to {found:g} iterations (median)")
-        axes.set(yscale="log", xlabel="iterations of L-BFGS", ylabel="loss, weighted as in training")
+        axes.axvline(found, color="0.6", linestyle=":", label=f"{found:g} equivalent iterations (median)")
+        axes.set(yscale="log", xlabel="iterations of L-BFGS", ylabel="loss, weighted as in training (log scale)")
         decades(axes.yaxis, "{:g}".format)
         axes.legend()
-        of_network = f"of {name}, which is equivalent to {found:g} iterations"
-        return finish(f"Loss of the optimisation by iteration at {document['size']}², and {of_network}.")
+        of_network = f"the loss of {name}: {found:g} equivalent iterations"
+        return finish(f"Loss of Gatys' optimisation by iteration at {document['size']}², and {of_network}.")
 
 
 SUITE = Suite(
     name="quality",
-    title="What the network is equivalent to",
+    title="Equivalent iterations",
     measure=measure,
     tables=tables,
     plots=(plot,),

@@ -1,9 +1,9 @@
-"""What serving costs: a request against the bare session, many callers, mixed sizes, and arrivals at their own times.
+"""Serving: latency against an in-process session, concurrent clients, mixed sizes, and Poisson arrivals.
 
-The bare session is the served model in this process with the engine, threads and instances of its config, and images in
-memory. It and Triton share the machine, so they never run at the same moment: both stay loaded and take turns, in one
-run, so that a drift of the machine hits both alike. Callers at once must not be slower than a single caller: each of
-their rates stands against that of one caller who asks for the same images, of one size and of mixed sizes.
+The in-process session ("bare session" in documents) is the served model in this process, with the engine, threads and
+instances of its config and images in memory. It shares the machine with Triton, so both stay loaded and take turns in
+one run; a drift of the machine affects both alike. Concurrent clients must not be slower than one client: each of
+their rates is compared with that of one client that sends the same images.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import typer
 
 from nst_bench.drawing.serving import plot, tables
+from nst_bench.drawing.words import shown
 from nst_bench.engines.base import Stylize
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import against_first, in_turns, timed
@@ -34,22 +35,23 @@ BARE = "bare session"
 WAYS = ("gRPC", "HTTP", "shared memory")
 
 APART, CHANGING = "each caller another size", "each caller changes sizes"
-"""The mixtures of sizes."""
+"""How mixed sizes are spread over clients."""
 
 PERCENTILE = 95
-"""Of the latency that the limit is for."""
+"""Percentile of the latency that must be within the limit."""
 
 FEWEST_REQUESTS, MOST_REQUESTS = 20, 200
-"""Of one way and size, and the fewest of a rate of arrivals."""
+"""Requests per way and size; the minimum applies to a rate of arrivals, too."""
 
 
 @dataclass(frozen=True)
 class ServingEffort(Effort):
-    """How long to measure, in seconds: a size's latency, a turn of `blocks` of the throughput, a rate of arrivals.
+    """Seconds for the latency of a size, for one of `blocks` turns of throughput, and for a rate of arrivals.
 
-    `sizes` are the sides of the images of single requests, `loaded` of those that `callers` ask for at once, and
-    arrivals come at the last of `loaded`. `mixed` are the callers of mixed sizes, of sides within `sides`, whose turns
-    take `mixed_turn`. `limit` is for the arrivals: the rate is searched at which the 95th percentile stays below.
+    `sizes` are the image sides of single requests, `loaded` those of concurrent clients, of which `callers` gives the
+    numbers; arrivals use the last of `loaded`. `mixed` gives the numbers of clients with mixed sizes of sides within
+    `sides`, whose turns take `mixed_turn` seconds. `limit` is the latency limit of the arrivals in milliseconds: the
+    highest rate whose 95th percentile stays within it is searched.
     """
 
     latency: float = 30.0
@@ -66,7 +68,9 @@ class ServingEffort(Effort):
     limit: Annotated[
         float | None,
         typer.Option(
-            help="Milliseconds that 95 % of the arrivals may take; if not given, twice a single request's.", min=1.0
+            help="Latency limit for 95 % of the requests, in ms; by default twice the latency of a single request.",
+            min=1.0,
+            rich_help_panel="Tuning",
         ),
     ] = None
 
@@ -75,7 +79,7 @@ class ServingEffort(Effort):
 
 @dataclass(frozen=True)
 class _Setup:
-    """What is measured, and with what; `ways` are the server's, by protocol."""
+    """What is measured, and with what; `ways` call the server, by protocol."""
 
     server: ModelServer
     bare: Baseline
@@ -85,14 +89,15 @@ class _Setup:
     on_progress: Callable[[str], None]
 
     def seconds_alone(self, pixels: Pixels) -> float:
-        """Of a single warm request over gRPC."""
+        """Return the seconds of a single warm request over gRPC."""
         return min(timed(partial(self.ways["gRPC"], pixels)) for _ in range(4))
 
 
 def measure(context: Context[ServingEffort], server: ModelServer) -> Document:
-    """Measure serving: a request against the bare session, callers at once, mixed sizes, latency by rate of arrival.
+    """Measure serving: latency, throughput and arrival rates.
 
-    Takes five minutes, on a GPU two.
+    Measures single requests against an in-process session, concurrent clients, mixed sizes, and the highest rate of
+    Poisson arrivals within a latency limit. Takes about five minutes, on a GPU two.
     """
     bare, effort = Baseline(server.exported.folder), context.effort
     document: Document = {"model": _model(server, bare)}
@@ -107,7 +112,7 @@ def measure(context: Context[ServingEffort], server: ModelServer) -> Document:
 
 
 def _parts(setup: _Setup) -> Iterator[tuple[str, Any]]:
-    """What a document holds, in the order of importance."""
+    """Yield the parts of the document, the most important first."""
     effort = setup.effort
     latency = [row for size in effort.sizes for row in _latency(setup, size)]
     yield "latency", latency
@@ -132,7 +137,7 @@ def _parts(setup: _Setup) -> Iterator[tuple[str, Any]]:
 
 
 def _model(server: ModelServer, bare: Baseline) -> Document:
-    """What is served and how, as its own folder says."""
+    """Describe the served model and its settings."""
     exported = server.exported
     verification = exported.version / "verification.json"
     network = json.loads(verification.read_text())["network"] if verification.is_file() else {}
@@ -150,18 +155,18 @@ def _model(server: ModelServer, bare: Baseline) -> Document:
 
 
 def _latency(setup: _Setup, size: int) -> list[Document]:
-    """Single requests, every way in turn; each with its ratio to the bare session's median."""
+    """Measure single requests, each way in turn, with the ratio to the in-process session's median."""
     pixels = sample_photograph(size, size)
     works = {BARE: partial(setup.bare.stylize, pixels), **{way: partial(setup.ways[way], pixels) for way in WAYS}}
     summaries = in_turns(works, setup.effort.latency, FEWEST_REQUESTS, MOST_REQUESTS)
     rows = [{"size": size, "way": way, **row} for way, row in against_first(summaries).items()]
     ratios = ", ".join(f"{row['way']} {row['ratio']:.3f}" for row in rows[1:])
-    setup.on_progress(f"{size} x {size}: {rows[0]['median']:.1f} ms bare; times as long: {ratios}")
+    setup.on_progress(f"{size} x {size}: {rows[0]['median']:.1f} ms in-process; relative to it: {ratios}")
     return rows
 
 
 def _warm_batches(setup: _Setup, pixels: Pixels, largest: int) -> None:
-    """Every size of batch that callers at once can make is a shape of its own, and its first run is slower."""
+    """Run every batch size that concurrent clients can cause: each is a shape whose first run is slower."""
     config = setup.server.exported.config
     if config.HasField("dynamic_batching"):
         for size in range(1, min(largest, config.max_batch_size) + 1):
@@ -169,10 +174,10 @@ def _warm_batches(setup: _Setup, pixels: Pixels, largest: int) -> None:
 
 
 def _throughput(setup: _Setup, pixels: Pixels, alone: float) -> Document:
-    """Images a second by callers, and of the bare sessions together, in `blocks` of a turn each.
+    """Measure images/s by number of clients, and of the in-process sessions together, in `blocks` turns each.
 
-    A turn is a fixed number of images, two a caller or more, of `alone` seconds each, and its time ends with the last:
-    with more than one instance some are idle then, which is held against either side alike.
+    A turn is a fixed number of images, at least two per client, of about `alone` seconds each, and ends with the last
+    answer. With several instances some are idle at the end, which affects both sides alike.
     """
     counts = setup.effort.callers
     most = max(counts)
@@ -191,16 +196,16 @@ def _throughput(setup: _Setup, pixels: Pixels, alone: float) -> Document:
         row = {"callers": count, **rate_of([turn.rate for turn in own]), "ratio": _over(own, bare_rates)}
         against = {"against_one": _over(own, single)} if single else {}
         rows.append(row | against | summary(own))
-        rate = f"{row['rate']:.2f} images a second, {row['ratio']:.3f} of the bare sessions'"
-        setup.on_progress(f"{count} callers: {rate}")
+        rate = f"{row['rate']:.2f} images/s, {row['ratio']:.3f} of the in-process sessions"
+        setup.on_progress(f"{count} clients: {rate}")
     return {"size": len(pixels), "requests": requests, "bare": rate_of(bare_rates), "rows": rows}
 
 
 def _mixed(setup: _Setup, count: int) -> list[Document]:
-    """Images a second of `count` callers and as many sizes, against one caller with the same images.
+    """Measure images/s of `count` clients with as many sizes, against one client with the same images.
 
-    Every size comes equally often, in a turn of all: one caller takes them in turn; callers at once have a size of
-    their own each, or take all in turn, each beginning with another.
+    Every size occurs equally often. One client sends them in turn; concurrent clients have one size each, or send all
+    sizes in turn, each starting with another.
     """
     sizes, callers = mixture(count, *setup.effort.sides), setup.callers
     photo = sample_photograph(*(max(side) for side in zip(*sizes, strict=True)))
@@ -213,7 +218,7 @@ def _mixed(setup: _Setup, count: int) -> list[Document]:
         CHANGING: [[sizes[(caller + turn) % count] for turn in range(each)] for caller in range(count)],
     }
     for order in orders.values():
-        callers.mixed_sizes(photo, order)  # batches of sizes that have not met are first ones
+        callers.mixed_sizes(photo, order)  # warm up the batches that these sizes cause
     turns: dict[str | None, list[Turn]] = {name: [] for name in orders}
     for _ in range(setup.effort.blocks):
         for name, order in orders.items():
@@ -224,13 +229,13 @@ def _mixed(setup: _Setup, count: int) -> list[Document]:
     for name, own in turns.items():
         row = {"mixture": name, "callers": count, **rate_of([turn.rate for turn in own])}
         rows.append(row | {"one_caller": rate, "against_one": _over(own, single)} | summary(own))
-        note = f"{count} callers, {name}: {row['rate']:.2f} images a second; one caller: {rate:.2f}"
+        note = f"{count} clients, {shown(name or '')}: {row['rate']:.2f} images/s; one client: {rate:.2f} images/s"
         setup.on_progress(note)
     return rows
 
 
 def mixture(count: int, smallest: int, largest: int) -> list[tuple[int, int]]:
-    """`count` sizes (height, width), no two the same, of sides from `smallest` to `largest`; always the same ones."""
+    """Return `count` different sizes (height, width) with sides from `smallest` to `largest`, always the same ones."""
     drawn = np.random.default_rng(0)
     found: dict[tuple[int, int], None] = {}
     while len(found) < count:
@@ -240,7 +245,7 @@ def mixture(count: int, smallest: int, largest: int) -> list[tuple[int, int]]:
 
 
 def slowest(loads: Sequence[Document], mixed: Sequence[Document]) -> Document | None:
-    """The lowest rate of callers at once against one caller's, of one size and of mixed sizes, and whose it is."""
+    """Return the lowest rate of concurrent clients relative to one client, and which clients it is of."""
     found = [
         (row["against_one"], f"{row['callers']} callers at {load['size']}²")
         for load in loads
@@ -255,15 +260,15 @@ def slowest(loads: Sequence[Document], mixed: Sequence[Document]) -> Document | 
 
 
 def _over(own: Sequence[Turn], rates: Sequence[float]) -> float:
-    """The median of the turns' rates over those of the same blocks."""
+    """Return the median ratio of the turns' rates to those of the same blocks."""
     return float(np.median([turn.rate / rate for turn, rate in zip(own, rates, strict=True)]))
 
 
 def _arrivals(setup: _Setup, pixels: Pixels, capacity: float, limit: float) -> Document:
-    """Latency at rates of arrival, and by bisection the highest rate at which its percentile is within `limit` (ms).
+    """Measure latency by arrival rate, and bisect for the highest rate whose percentile is within `limit` (ms).
 
-    Requests come as a Poisson process, whatever became of those before. The rates lie below `capacity`, images a
-    second, which the bare sessions reach, or callers at once where the transport is slower than they are.
+    Requests arrive as a Poisson process, independent of earlier answers. The rates lie below `capacity` (images/s),
+    the rate of the in-process sessions, or of concurrent clients if the transport is the bottleneck.
     """
     low, high, rows = 0.0, capacity, []
     for number in range(setup.effort.probes):
@@ -275,7 +280,7 @@ def _arrivals(setup: _Setup, pixels: Pixels, capacity: float, limit: float) -> D
         low, high = (rate, high) if row["within"] else (low, rate)
         rows.append(row)
         within = f"{PERCENTILE} % within {row[f'p{PERCENTILE}']:.0f} ms"
-        setup.on_progress(f"{rate:.2f} arrivals a second: {within}")
+        setup.on_progress(f"{rate:.2f} arrivals/s: {within}")
     rows.sort(key=lambda row: row["rate"])
     return {"size": len(pixels), "limit": limit, "percentile": PERCENTILE, "rate": low or None, "rows": rows}
 
@@ -294,7 +299,7 @@ GPU = ServingEffort(
     mixed=(8, 32),
     mixed_turn=1.0,
 )
-"""On a GPU an image takes milliseconds."""
+"""On a GPU, an image takes milliseconds."""
 
 GPU_FURTHER = ServingEffort(
     latency=2.0, blocks=2, turn=0.7, arrivals=1.0, probes=0, callers=(1, 8, 32), mixed=(8,), mixed_turn=0.7

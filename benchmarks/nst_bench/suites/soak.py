@@ -1,7 +1,7 @@
-"""Whether a server's memory stops growing: images of changing sizes from several callers, for minutes.
+"""Soak test: whether a server's memory stops growing under images of changing sizes from several clients.
 
-Half of the sizes are a few odd ones that come again and again, half are drawn anew, so that what an engine keeps
-by shape shows. Memory is the resident set of Triton, of its stubs (where the models run) and of the callers.
+Half of the sizes repeat, half are random, so that memory which an engine keeps per shape becomes visible. Memory is
+the resident set of Triton, of its stubs (the processes that run the models) and of the clients.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import typer
 
 from nst_bench.drawing.plots import figure
 from nst_bench.drawing.tables import columns, table
+from nst_bench.drawing.words import shown
 from nst_bench.measure import UNSTABLE
 from nst_bench.photographs import sample_photograph
 from nst_bench.served.callers import Call, send_changing_sizes, start_callers
@@ -31,26 +32,25 @@ from nst_bench.upgrades import memory_shown
 from nst_server.process.model_processes import model_processes
 
 SIZES = ((97, 131), (181, 255), (256, 256), (333, 501), (480, 271), (512, 512))
-"""(height, width) that come again and again; none that is drawn is larger than the last."""
+"""(height, width) of the repeated sizes; random sizes are at most as large as the last."""
 SMALLEST_PIXELS = 64
-"""Side of those that are drawn."""
+"""Minimum side of random sizes."""
 
 TOLERANCE = 0.01
-"""Memory that grows by no more than this share of itself in the second half has stopped growing."""
+"""Memory that grows by at most this share in the second half has stopped growing."""
 
 SHORTEST_MINUTES = 5.0
-"""Below which memory still fills up, so that its growth says nothing."""
+"""In shorter runs, memory still fills up, so that its growth means nothing."""
 
 STUBS, TRITON, CALLERS = "stubs", "Triton", "callers"
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Memory over the second half of a soak, MiB.
+    """Memory over the second half of a soak test, MiB.
 
-    `growth` is that of a straight line fitted to it, from its beginning to its end; `error` the standard error of
-    that, for samples that depend on those before them. It `grew` if the growth is above `TOLERANCE` of the
-    `level`, the median, by more than twice its error.
+    `growth` is the rise of a fitted line from start to end, `error` its standard error, corrected for autocorrelation.
+    `grew` is true if the growth exceeds `TOLERANCE` of `level`, the median, by more than twice its error.
     """
 
     level: float
@@ -61,17 +61,20 @@ class Trend:
 
 @dataclass(frozen=True)
 class SoakEffort(Effort):
-    """How long, and how often the memory is looked at."""
+    """Duration, clients, and the interval of memory samples in seconds."""
 
-    minutes: Annotated[float, typer.Option(help="How long.", min=0.5)] = 10.0
-    callers: Annotated[int, typer.Option(help="At once, each a process.", min=1)] = 4
+    minutes: Annotated[float, typer.Option(help="Duration in minutes.", min=0.5)] = 10.0
+    callers: Annotated[int, typer.Option(help="Number of concurrent clients, one process each.", min=1)] = 4
     every_seconds: float = 2.0
 
     takes_time = ("minutes",)
 
 
 def measure(context: Context[SoakEffort], server: ModelServer) -> Document:
-    """Stylize images of changing sizes for minutes, and exit with 1 if memory grows on or a request fails."""
+    """Check that a server's memory stops growing.
+
+    Stylizes images of changing sizes, and exits with 1 if memory keeps growing or a request fails.
+    """
     effort = context.effort
     seconds = 60.0 * effort.minutes
     with start_callers(effort.callers, server.endpoints.grpc, server.style) as callers:
@@ -100,7 +103,7 @@ def measure(context: Context[SoakEffort], server: ModelServer) -> Document:
 def _watch(
     server: int, callers: Sequence[int], seconds: float, context: Context[SoakEffort]
 ) -> tuple[list[float], dict[str, list[float]]]:
-    """Seconds since the beginning, and samples of the memory in MiB by processes."""
+    """Return the times of the samples in seconds, and the memory in MiB by processes."""
     begin = time.monotonic()
     times: list[float] = []
     memory: dict[str, list[float]] = {TRITON: [], STUBS: [], CALLERS: []}
@@ -112,20 +115,20 @@ def _watch(
         if now - noted >= 30.0:
             noted = now
             context.on_progress(
-                f"{now:.0f} s: " + ", ".join(f"{name} {mib[-1]:.0f} MiB" for name, mib in memory.items())
+                f"{now:.0f} s: " + ", ".join(f"{shown(name)} {mib[-1]:.0f} MiB" for name, mib in memory.items())
             )
         time.sleep(context.effort.every_seconds)
     return times, memory
 
 
 def trend(seconds: Sequence[float], mib: Sequence[float]) -> Trend:
-    """Of samples of memory at `seconds`; their second half must hold five or more."""
+    """Fit samples of memory at `seconds`; the second half must have at least five."""
     times, values = np.asarray(seconds), np.asarray(mib)
     late = times >= times[0] + (times[-1] - times[0]) / 2.0
     times, values = times[late] - times[late].mean(), values[late]
     slope = float(times @ values / (times @ times))
     residuals = values - values.mean() - slope * times
-    # Memory that is up stays up: n samples, each correlated with the one before, count as fewer independent ones.
+    # Consecutive samples are correlated, so that they count as fewer independent ones.
     power = float(residuals @ residuals)
     correlation = float(residuals[1:] @ residuals[:-1]) / power if power > 0 else 0.0
     independent = len(times) * (1.0 - max(0.0, correlation)) / (1.0 + max(0.0, correlation))
@@ -136,10 +139,10 @@ def trend(seconds: Sequence[float], mib: Sequence[float]) -> Trend:
 
 
 def latency_drift(requests: Sequence[Call]) -> float | None:
-    """How long an image takes in the last third against the middle one, for the sizes that come again.
+    """Return the latency in the last third relative to the middle third, for the repeated sizes.
 
-    The median over the sizes of the ratio of medians; None if no size was asked for in both. The first third is
-    not looked at: first images of a shape are slower.
+    It is the median over sizes of the ratio of medians, or None if no size occurs in both. The first third is left out,
+    as first requests of a shape are slower.
     """
     if not requests:
         return None
@@ -155,7 +158,7 @@ def latency_drift(requests: Sequence[Call]) -> float | None:
 
 
 def resident_mib(pid: int) -> float:
-    """A process's resident set in MiB; 0 for one that has ended."""
+    """Return a process's resident set in MiB, 0 if it has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError:
@@ -164,27 +167,27 @@ def resident_mib(pid: int) -> float:
 
 
 def tables(document: Document) -> list[str]:
-    """Whether memory stopped growing."""
+    """Render the memory's trend."""
     errors, drift = document["errors"], document["latency_drift"]
     too_short = document["minutes"] < SHORTEST_MINUTES
     trends = columns(
-        "processes   | at the start | at half time    | at the end",
+        "processes   | start        | half time       | end",
         "{processes} | {start:.0f}  | {half_time:.0f} | {end:.0f}",
     )
-    trends["rise in the second half"] = lambda row: f"{row['growth']:+.1f} ± {2 * row['error']:.1f}"
-    trends["verdict"] = lambda row: "too short to say" if too_short else "grew" if row["grew"] else "stopped"
+    trends["growth in the second half"] = lambda row: f"{row['growth']:+.1f} ± {2 * row['error']:.1f}"
+    trends["verdict"] = lambda row: "test too short" if too_short else "grew" if row["grew"] else "stable"
     latency = "Latency was not compared."
     if drift is not None:
-        latency = f"The last third took {drift:.3f} of the middle's time"
+        latency = f"Latency in the last third is {drift:.3f} times that in the middle third"
         latency += " (*unstable*)." if document["latency_unstable"] else "."
     return [
         f"`{document['model']['name']}`.",
         "",
-        f"For {document['minutes']:g} minutes, {document['callers']} callers: {document['requests']:,} images of "
-        f"{document['shapes']:,} sizes, {sum(errors.values())} errors. {latency}",
+        f"{document['minutes']:g} minutes, {document['callers']} concurrent clients: {document['requests']:,} images "
+        f"of {document['shapes']:,} sizes, {sum(errors.values())} errors. {latency}",
         "",
-        "Resident memory, MiB. A line is fitted to the second half; memory grew if the line rises by more than "
-        "1 % of the median, by more than twice the error of that rise:",
+        "Resident memory, MiB. A line is fitted to the second half; memory grew if the line's rise, less twice its "
+        "standard error, is more than 1 % of the median:",
         "",
         *table([{"processes": name, **trend} for name, trend in document["trends"].items()], trends),
         *(["", *(f"- {count} x {error}" for error, count in errors.items())] if errors else []),
@@ -192,33 +195,33 @@ def tables(document: Document) -> list[str]:
 
 
 def plot(own: Mapping[str, Document], machine: str) -> Plot | None:
-    """The optimisation's peak by size (from `gatys`), and what the processes of serving hold."""
+    """Draw the optimisation's peak memory by size (from `gatys`) and that of the serving processes."""
     peaks = {f"optimisation, {row['size']}²": row["peak_mib"] for row in own.get("gatys", {}).get("iterations", ())}
     trends = own.get("soak", {}).get("trends", {})
-    bars = peaks | {f"serving: {name}, peak": processes["peak"] for name, processes in trends.items()}
+    bars = peaks | {f"serving: {shown(name)}": processes["peak"] for name, processes in trends.items()}
     if not bars:
         return None
-    with figure("memory", f"Resident memory\n{machine}") as (axes, finish):
+    with figure("memory", f"Peak resident memory\n{machine}") as (axes, finish):
         drawn = axes.barh(list(bars), list(bars.values()), color=["C0"] * len(peaks) + ["C1"] * len(trends))
         axes.bar_label(drawn, [f"{value:,.0f} MiB" for value in bars.values()], padding=3, fontsize=8)
         axes.invert_yaxis()
         axes.set(xlim=(0, 1.25 * max(bars.values())), xlabel="MiB")
         by_name = ", ".join(f"{name} {value:,.0f}" for name, value in bars.items())
-        return finish(f"Resident memory on {machine}, MiB: {by_name}.")
+        return finish(f"Peak resident memory on {machine}, MiB: {by_name}.")
 
 
 def failure(document: Document) -> str | None:
-    """What grew, and what failed."""
+    """Return what grew and what failed, or None."""
     if document["passed"]:
         return None
-    grown = [name for name, own in document["trends"].items() if own["grew"]]
+    grown = [shown(name) for name, own in document["trends"].items() if own["grew"]]
     failed = sum(document["errors"].values())
-    return f"memory that grew: {', '.join(grown) or 'none'}; requests that failed: {failed}"
+    return f"soak test failed: memory grew in {', '.join(grown) or 'no process'}; {failed} failed requests"
 
 
 SUITE = Suite(
     name="soak",
-    title="Memory of serving",
+    title="Memory under load",
     resources=served_model,
     measure=measure,
     tables=tables,

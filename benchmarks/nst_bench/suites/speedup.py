@@ -1,12 +1,11 @@
-"""How much faster the served network is than the optimisation that it replaces, on one device.
+"""The speed-up of the served network over the optimisation that it replaces, on the same device.
 
-Table 1 of Johnson, Alahi and Fei-Fei 2016 with a server in the way: a request over gRPC, HTTP and shared memory,
-the same model in this process, the same network in PyTorch, and an iteration of the optimisation with the loss network,
-layers and weights of the network's own training. Cold start, the first image of a new shape and the steady state are
-three figures.
+This is table 1 of Johnson, Alahi and Fei-Fei 2016 with a server: a request over gRPC, HTTP and shared memory, the same
+model in-process, the same network in PyTorch, and an iteration of the optimisation with the loss network, layers and
+weights of the network's own training. Cold start, first request of a shape and steady state are three figures.
 
-A fixed number of iterations flatters the network if its image is equivalent to fewer. The figure beside it is the
-speed-up at equal loss: the iterations after which the optimisation's loss is the network's, found on real photographs.
+A fixed number of iterations favours the network if its image is equivalent to fewer. Therefore the speed-up at equal
+loss is measured as well: the iterations after which the optimisation's loss is the network's, on real photographs.
 """
 
 from __future__ import annotations
@@ -40,19 +39,19 @@ from nst_trainer.weights import vgg16_weights
 
 SERVED = ("Triton, gRPC", "Triton, HTTP", "Triton, shared memory")
 COMPARED = (SERVED[0], SERVED[2])
-"""What the optimisation is divided by: an image by the network's protocol, and as a client on the same host has it."""
+"""What the optimisation is compared with: a request over the network, and one by shared memory on the same host."""
 
 STEADY, FIRST = "steady", "first of a shape"
 
 LONGEST = 100
-"""Iterations after which the search for a network's loss is given up."""
+"""Maximum iterations of the search for the network's loss."""
 
 
 @dataclass(frozen=True)
 class SpeedupEffort(Effort):
-    """At each of `sizes`, `blocks` times `rounds` requests of each engine and `iterations` of Gatys.
+    """At each of `sizes`, `blocks` times: `rounds` requests per engine and `iterations` of the optimisation.
 
-    At each of the sizes of `equal_loss` the optimisation runs down to the network's loss, on so many `photos`.
+    At each size in `equal_loss`, the optimisation runs down to the network's loss on `photos` photographs.
     """
 
     blocks: int
@@ -65,7 +64,7 @@ class SpeedupEffort(Effort):
     takes_time = ("rounds", "iterations")
 
     def scaled(self, share: float) -> SpeedupEffort:
-        """One photograph at equal loss, and less of everything else."""
+        """Return the effort for a share of the time, with one photograph at equal loss."""
         return replace(super().scaled(share), photos=1)
 
 
@@ -77,9 +76,10 @@ def measure(
     style: options.StyleImage = None,
     vgg: options.Vgg = None,
 ) -> Document:
-    """Measure Johnson et al.'s table 1 on this machine, up to 1024 x 1024, and the speed-up at equal loss.
+    """Measure the speed-up over Gatys' optimisation.
 
-    Takes four minutes, --full fifteen.
+    Repeats table 1 of Johnson et al. 2016 on this machine: 100, 300 and 500 iterations, and, with --style, the
+    iterations to the network's loss. Takes about four minutes, with --full fifteen.
     """
     device, effort = torch_device(context.device), context.effort
     model, kind = describe_network(checkpoint, server.model), context.device.kind.upper()
@@ -115,7 +115,7 @@ Engine = Callable[[Pixels], object]
 def _engines(
     stack: ExitStack, checkpoint: Checkpoint, server: ModelServer, figures: list[Document]
 ) -> dict[str, Engine]:
-    """What stylizes `uint8 [H, W, 3]`, by name; the cold start of the engine in this process is measured."""
+    """Return functions that stylize `uint8 [H, W, 3]`, by name; measures the in-process cold start."""
     ways = server.ways(stack)
     seconds = timed(partial(ways["local"], sample_photograph(256, 256)))
     figures.append(row_of("in the process, load and first image", None, "cold", [seconds]))
@@ -132,11 +132,11 @@ def _at_size(
     iterations: Callable[[torch.Tensor], tuple[float, list[float]]],
     context: Context[SpeedupEffort],
 ) -> dict[tuple[str, str], list[float]]:
-    """Seconds by engine and phase at `size`^2: blocks of requests and of iterations in turn, first images of shapes."""
+    """Return seconds by engine and phase at `size`^2: first requests of shapes, then all in turns."""
     samples = {(engine, phase): list[float]() for engine in (*engines, GATYS) for phase in (STEADY, FIRST)}
     image = sample_photograph(size, size)
     for position, (engine, stylize) in enumerate(engines.items()):
-        for narrower in (12, 20, 28):  # one more for each engine, since one server is two of them
+        for narrower in (12, 20, 28):  # other shapes for each engine, since several share one server
             shape = sample_photograph(size, size - narrower - position)
             samples[engine, FIRST].append(timed(partial(stylize, shape)))
         stylize(image)
@@ -155,10 +155,10 @@ def _at_size(
 def _iterations(
     settings: OptimizationSettings, weights: Weights, device: torch.device, content: torch.Tensor
 ) -> tuple[float, list[float]]:
-    """Seconds of the first iteration, and of each later iteration.
+    """Return the seconds of the first iteration, and of each later one.
 
-    A photograph stands in for the style image, which a checkpoint does not hold: an iteration costs the same whatever
-    the image is, and losses are not compared here.
+    A photograph stands in for the style image, which a checkpoint does not contain: the time of an iteration does not
+    depend on the image, and losses are not compared here.
     """
     seen: list[Iteration] = []
     optimize(content, [style_tensor()], settings, weights=weights, on_iteration=seen.append, device=device)
@@ -166,12 +166,12 @@ def _iterations(
 
 
 def row_of(engine: str, size: int | None, phase: str, seconds: list[float]) -> Document:
-    """Of what an engine took."""
+    """Return the row of an engine's times."""
     return {"engine": engine, "size": size, "phase": phase, "unit": "ms", **asdict(summarize(seconds))}
 
 
 def speedups(figures: list[Document], sizes: tuple[int, ...]) -> list[Document]:
-    """Median iteration x number of iterations over the median request, for each size and each way of `COMPARED`."""
+    """Return median iteration x iterations / median request, for each size and each way of `COMPARED`."""
     steady = _steady(figures)
     return [
         {
@@ -189,7 +189,7 @@ def speedups(figures: list[Document], sizes: tuple[int, ...]) -> list[Document]:
 
 
 def _steady(figures: list[Document]) -> dict[tuple[str, int], float]:
-    """Medians in the steady state, by engine and size."""
+    """Return the medians in the steady state, by engine and size."""
     return {(row["engine"], row["size"]): row["median"] for row in figures if row["phase"] == "steady"}
 
 
@@ -202,12 +202,12 @@ def at_equal_loss(
     figures: list[Document],
     device: torch.device,
 ) -> list[Document]:
-    """On each photograph the first iteration whose loss is the network's or lower, times the median iteration."""
+    """Return rows of the speed-up at equal loss: the first iteration at the network's loss or below, per photograph."""
     if style is None:
         learned = ", ".join(map(str, checkpoint.training.get("style_images", ()))) or "the style image"
-        return [{"size": size, "missing": f"{learned} is not at hand to compare losses: --style"}]
+        return [{"size": size, "missing": f"needs the style image to compare losses; give {learned} with --style"}]
     if size not in effort.equal_loss:
-        return [{"size": size, "missing": "the optimisation was not run at this size"}]
+        return [{"size": size, "missing": "equal loss is not measured at this size"}]
     steady, comparison = _steady(figures), Comparison(checkpoint, style)
     rows: list[Document] = []
     for photo in sample_photographs()[: effort.photos]:
@@ -216,7 +216,9 @@ def at_equal_loss(
         curve = list(losses_until(run, loss))
         row: Document = {"size": size, "photo": photo.name}
         if curve[-1] > loss:
-            rows.append({**row, "missing": f"after {LONGEST} iterations the optimisation's loss is above {loss:.3g}"})
+            rows.append(
+                {**row, "missing": f"the optimisation's loss is still above {loss:.3g} after {LONGEST} iterations"}
+            )
             continue
         needed = steady[GATYS, size] * len(curve)
         row |= {"loss": loss, "iteration": len(curve), "curve": curve, "gatys_seconds": needed / 1000.0}
@@ -230,11 +232,11 @@ SHORT = SpeedupEffort(blocks=2, rounds=6, iterations=4, equal_loss=(256,))
 DEFAULT = SpeedupEffort(blocks=3, rounds=8, iterations=5, equal_loss=(256, 512), sizes=(256, 512))
 FULL = SpeedupEffort(blocks=4, rounds=12, iterations=6, equal_loss=(256, 512), photos=4)
 GPU = SpeedupEffort(blocks=3, rounds=60, iterations=50, equal_loss=(256, 512), photos=4)
-"""On a GPU both take milliseconds."""
+"""On a GPU, a request and an iteration take milliseconds."""
 
 SUITE = Suite(
     name="speedup",
-    title="The served network against the optimisation",
+    title="Speed-up over Gatys' optimisation",
     resources=served_checkpoint,
     measure=measure,
     tables=tables,

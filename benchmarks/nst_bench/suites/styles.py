@@ -1,8 +1,8 @@
-"""What several styles in one model cost: a network of ten styles against the same network of one, in turns.
+"""The cost of several styles in one model: a network of ten styles against the same network of one, in turns.
 
-Alone: the graphs as `nst-export` writes them for this device, on the engine that serves them, in FP32 and in half
-precision, and the two halves of the tiled form. Served: both models in one Triton. A model of ten styles stylizes in
-one of them, and in two interpolated. The weights are random, which no engine looks at.
+In-process: the exported graphs on the engine that serves them, in FP32 and in half precision, and both graphs of the
+tiled form. Served: both models in one Triton. The model of ten styles stylizes in one of them, and in an interpolation
+of two. The weights are random, which does not affect the speed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 
 from nst_bench import options
 from nst_bench.drawing.tables import columns, pivot, with_ratio
+from nst_bench.drawing.words import shown
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import against_first, in_turns
 from nst_bench.photographs import sample_photograph
@@ -41,7 +42,7 @@ from nst_trainer.networks import ARCHITECTURES, StyledNetwork
 
 STYLES = 10
 ONE, OF_TEN, INTERPOLATED = "a model of one style", "one of ten styles", "two of ten styles, interpolated"
-"""What takes turns; the first is what the others are compared with."""
+"""What takes turns; the others are compared with the first."""
 
 FORMS: dict[str, tuple[type[Exportable], bool]] = {
     "alone, FP32": (ServedModel, False),
@@ -49,15 +50,15 @@ FORMS: dict[str, tuple[type[Exportable], bool]] = {
     "alone, a tile": (TiledModel, False),
     "alone, statistics for the tiles": (StatisticsModel, False),
 }
-"""By name: what is exported, and whether in half precision."""
+"""What is exported, and whether in half precision, by name."""
 
 FEWEST_ROUNDS, MOST_ROUNDS = 10, 200
-"""Of a form and size."""
+"""Rounds per form and size."""
 
 
 @dataclass(frozen=True)
 class StylesEffort(Effort):
-    """Sides of the images in pixels, the seconds for one form at one of them, and those that warm up each model."""
+    """Sides of the images in pixels, seconds per form and size, and seconds of warm-up per model."""
 
     sizes: tuple[int, ...]
     seconds: float
@@ -72,9 +73,10 @@ def measure(
     checkpoint: options.Checkpoint = options.CHECKPOINT,
     triton: options.Triton = options.TRITON,
 ) -> Document:
-    """Measure what several styles in one model cost: a network of ten styles against one of one style.
+    """Measure the cost of several styles in one model.
 
-    Takes a minute, --full seven.
+    Compares a network of ten styles with the same network of one style, in-process and served. Takes about a minute,
+    with --full seven.
     """
     installation = find_triton(triton, context.on_progress, device=context.device)
     network = load(checkpoint).network
@@ -84,8 +86,8 @@ def measure(
     for rows in _rows(networks, installation, context):
         document["rows"] += rows
         slowest = max(rows, key=lambda row: float(row["ratio"]))
-        at = f"{slowest['form']}, {slowest['size']} x {slowest['size']}"
-        context.on_progress(f"{at}: {slowest['ratio']:.2f} times as long")
+        at = f"{shown(slowest['form'])}, {slowest['size']} x {slowest['size']}"
+        context.on_progress(f"{at}: {slowest['ratio']:.2f} times as long as one style")
         context.keep(document)
     return document
 
@@ -118,12 +120,12 @@ def _rows(
 
 
 def _style_names(count: int) -> tuple[str, ...]:
-    """Of a model's styles: no two models have one name."""
+    """Return the names of a model's styles; no two models share one."""
     return tuple(f"style-{number}" for number in (range(1) if count == 1 else range(1, count + 1)))
 
 
 def _alone(form: str, networks: Mapping[int, StyledNetwork], effort: StylesEffort) -> Iterator[list[Document]]:
-    """A form of the graph on the engine that serves it."""
+    """Measure a form of the graph on the engine that serves it."""
     made, half = FORMS[form]
     *_, provider = installed_providers().values()
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +141,7 @@ def _alone(form: str, networks: Mapping[int, StyledNetwork], effort: StylesEffor
 
 
 def _turns() -> dict[str, tuple[int, Mapping[int, float]]]:
-    """What takes turns: how many styles its model has, and the style weights that it is asked for."""
+    """Return what takes turns: the number of styles of its model, and its style weights."""
     return {ONE: (1, {}), OF_TEN: (STYLES, {3: 1.0}), INTERPOLATED: (STYLES, {3: 0.6, 5: 0.4})}
 
 
@@ -154,7 +156,7 @@ def _exported(model: Exportable, file: Path, half: bool) -> Path:
 
 
 def _feeds(model: Exportable, size: int, weights: Mapping[int, float]) -> dict[str, Any]:
-    """Its inputs for one image; the statistics are those of a normalisation that changes nothing."""
+    """Return the inputs for one image; the statistics are those of an identity normalisation."""
     feeds: dict[str, Any] = {}
     for spec in model.inputs:
         if spec.name == IMAGE:
@@ -168,7 +170,7 @@ def _feeds(model: Exportable, size: int, weights: Mapping[int, float]) -> dict[s
 
 
 def _served(endpoints: Endpoints, effort: StylesEffort) -> Iterator[list[Document]]:
-    """Both models in one Triton, over gRPC and by shared memory."""
+    """Measure both models in one Triton, over gRPC and by shared memory."""
     asked: dict[str, str | dict[str, float]] = {
         ONE: "style-0",
         OF_TEN: "style-4",
@@ -184,24 +186,24 @@ def _served(endpoints: Endpoints, effort: StylesEffort) -> Iterator[list[Documen
 
 
 def _race(form: str, size: int, works: Mapping[str, Callable[[], object]], effort: StylesEffort) -> list[Document]:
-    """Warm runs in turns; each row with its ratio to the first's median."""
+    """Measure warm runs in turns, with the ratio to the first's median."""
     summaries = in_turns(works, effort.seconds, FEWEST_ROUNDS, MOST_ROUNDS, warm_up=effort.warm_up)
     rows = against_first(summaries).items()
     return [{"form": form, "styles": what, "size": size, **row} for what, row in rows]
 
 
 def tables(document: Document) -> list[str]:
-    """A model of ten styles against a model of one style."""
+    """Render a model of ten styles against a model of one style."""
     return [
-        f"`{document['network']}`, milliseconds, median (95th percentile), in turns, and, in bold, times the first:",
+        f"`{document['network']}`: milliseconds, median (95th percentile), and in bold relative to the first column:",
         "",
         *pivot(document["rows"], columns("size | form", "{size}² | {form}"), across="styles", cell=with_ratio),
     ]
 
 
 def in_words(document: Document) -> str:
-    """What a model of several styles takes at 512 x 512, for a page's running text."""
-    alone = document["rows"][0]["styles"]  # what the others are compared with
+    """Render the time of a model of several styles at 512 x 512, for a page's running text."""
+    alone = document["rows"][0]["styles"]
     ratios = [row["ratio"] for row in document["rows"] if row["size"] == 512 and row["styles"] != alone]
     return f"{min(ratios):.2f} to {max(ratios):.2f} times as long as a network of one style"
 
@@ -209,7 +211,7 @@ def in_words(document: Document) -> str:
 SHORT = StylesEffort((512,), 3.0, 4.0)
 FULL = StylesEffort((256, 512, 1024), 12.0, 8.0)
 GPU = StylesEffort((256, 512, 1024), 2.0, 1.0)
-"""On a GPU an image takes milliseconds."""
+"""On a GPU, an image takes milliseconds."""
 
 SUITE = Suite(
     name="styles",

@@ -1,7 +1,7 @@
-"""Images a second in training: ours against a plain loop, written as most tutorials write it.
+"""Training throughput: nst against a plain PyTorch loop, as most tutorials write it.
 
-The plain loop reads its photographs between the steps, keeps PyTorch's contiguous layout, and sends the stylized
-*and* the content images through the loss network to relu4_3. Network, loss, size and batch are the same.
+The plain loop reads photographs between steps, keeps PyTorch's contiguous layout, and runs the loss network to relu4_3
+for the stylized *and* the content images. Network, loss, size and batch are the same.
 """
 
 from __future__ import annotations
@@ -38,22 +38,25 @@ from nst_trainer.vgg import CONVOLUTIONS, MEAN, Vgg16, Weights
 from nst_trainer.weights import vgg16_weights
 
 WARM_STEPS = 2
-"""Of each loop, that are not counted."""
+"""Steps of each loop that are not counted."""
 
 
 @dataclass(frozen=True)
 class TrainingEffort(Effort):
-    """The network and its steps, at each of `crops` (pixels)."""
+    """The network, and the steps at each of `crops` (side in pixels)."""
 
-    width: Annotated[float, typer.Option(help="Of Johnson's network.", min=0.1)] = 1.0
-    batch: Annotated[int, typer.Option(help="Photographs in a step.", min=1)] = 4
+    width: Annotated[float, typer.Option(help="Width of Johnson's network.", min=0.1)] = 1.0
+    batch: Annotated[int, typer.Option(help="Photographs per step.", min=1)] = 4
     steps: int = 8
     crops: tuple[int, ...] = (128, 256)
 
 
 def measure(context: Context[TrainingEffort], *, vgg: options.Vgg = None) -> Document:
-    """Measure a training's images a second against a plain loop, as most tutorials write it."""
-    # Each loop runs in a process of its own, as a user has it: ours with the memory settings of `nst-train`.
+    """Compare training speed with a plain PyTorch loop.
+
+    Both train the same network with the same loss, crops and batches, in turns.
+    """
+    # Each loop runs in its own process, as it does for a user: ours with the memory settings of `nst train`.
     device, effort = torch_device(context.device), context.effort
     rows = []
     for crop in effort.crops:
@@ -69,7 +72,7 @@ def measure(context: Context[TrainingEffort], *, vgg: options.Vgg = None) -> Doc
         rate = {name: 1000.0 * effort.batch / summary.median for name, summary in figures.items()}
         own = {name: asdict(summary) | {"images_per_second": rate[name]} for name, summary in figures.items()}
         rows.append({"crop": crop, **own, "ratio": rate["nst"] / rate["plain"]})
-        rates = f"{rate['nst']:.2f} against {rate['plain']:.2f} images a second"
+        rates = f"nst {rate['nst']:.2f} images/s, plain loop {rate['plain']:.2f} images/s"
         context.on_progress(f"{crop} x {crop}: {rates}")
     precision, why = Team(device=device).precision()
     return {
@@ -81,16 +84,16 @@ def measure(context: Context[TrainingEffort], *, vgg: options.Vgg = None) -> Doc
 
 
 def _steps_of_plain(settings: TrainingSettings, vgg: Path | None, where: torch.device) -> Callable[[], object]:
-    """A step of the plain loop."""
+    """Return a step of the plain loop."""
     return partial(next, plain_loop(settings, vgg16_weights(vgg), where))
 
 
 def _steps_of_ours(
     folder: Path, settings: TrainingSettings, vgg: Path | None, where: torch.device
 ) -> Callable[[], object]:
-    """A step of a real training, in a folder of its own, at its full crops, which are the last part of its plan."""
+    """Return a step of a real training in `folder`, at full crops, which are the last part of its schedule."""
     keep_freed_memory()
-    if where.type == "cuda":  # as nst-train has it
+    if where.type == "cuda":  # as nst train does
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     style, team = [sample_photographs()[0]], Team(device=where)
@@ -100,7 +103,7 @@ def _steps_of_ours(
 
 
 def plain_loop(settings: TrainingSettings, weights: Weights, where: torch.device) -> Iterator[float]:
-    """Endless steps; the loss of each."""
+    """Run endless steps and yield the loss of each."""
     torch.manual_seed(settings.seed)
     network = Johnson(width=settings.width).to(where)
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
@@ -157,20 +160,19 @@ def _gram(features: Tensor) -> Tensor:
 
 
 def tables(document: Document) -> list[str]:
-    """Images a second against a plain loop."""
+    """Render the training throughput."""
     precision = document["precision"]
     rows = []
     for row in document["crops"]:
-        rows.append({**row["plain"], "crop": row["crop"], "loop": "a plain loop"})
+        rows.append({**row["plain"], "crop": row["crop"], "loop": "plain PyTorch"})
         rows.append({**row["nst"], "crop": row["crop"], "loop": "nst", "ratio": row["ratio"]})
     about = columns(
-        "crops   | loop   | images/s                | times the plain loop",
+        "crops   | loop   | images/s                | relative to plain",
         "{crop}² | {loop} | {images_per_second:.2f} | **{ratio:.2f}**",
     )
     return [
-        f"Johnson's network at width {document['width']:g}, batches of {document['batch']}; "
-        f"the plain loop in {precision['plain']}, nst's convolutions in {precision['nst']}: {precision['why']}. "
-        "Milliseconds are a step's.",
+        f"Johnson's network, width {document['width']:g}, batches of {document['batch']}. The plain loop uses "
+        f"{precision['plain']}, nst's convolutions {precision['nst']}: {precision['why']}. Milliseconds per step.",
         "",
         *table(rows, about | SUMMARY, left=2),
     ]

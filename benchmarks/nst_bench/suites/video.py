@@ -1,9 +1,9 @@
-"""What a video costs over the bare model: from a file to a file, to a window and to a page, all included.
+"""Video against the in-process model: from a file to a file, to a window and to a web page, end to end.
 
-A video of photographs that pass by is decoded, stylized by Triton over gRPC and encoded as `nst video` does it, played
-in its own time into a window as `nst webcam` does it, and played in the camera's place to the page of `nst web` in
-Chromium, which draws without a GPU. The bare session stylizes its frames from memory, with the config's threads.
-They share the cores, so they take turns.
+A video that pans over photographs is decoded, stylized by Triton over gRPC and encoded as by `nst video`, played in
+real time into a window as by `nst webcam`, and played as the camera of the page of `nst web` in Chromium, which draws
+without a GPU. The in-process session stylizes the frames from memory, with the config's threads. They share the cores,
+so they take turns.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import typer
 
 from nst_bench.drawing.tables import list_of_rows
+from nst_bench.drawing.words import shown
 from nst_bench.engines.baseline import Baseline
 from nst_bench.measure import summarize, timed
 from nst_bench.served.resources import served_model
@@ -29,21 +30,21 @@ BARE, FILE, WINDOW, PAGE = "bare session", "file to file", "file to window", "fi
 
 @dataclass(frozen=True)
 class VideoEffort(Effort):
-    """The video, and in how many rounds it goes every way."""
+    """The video's length, and the rounds of every way."""
 
-    frames: Annotated[int, typer.Option(help="Of the video, 30 a second.", min=16)] = 240
+    frames: Annotated[int, typer.Option(help="Length of the video in frames, at 30 frames/s.", min=16)] = 240
     rounds: int = 5
 
 
 def measure(context: Context[VideoEffort], server: ModelServer) -> Document:
-    """Measure video: 512 x 384 from a file to a file, to a window and to the page, against the bare model.
+    """Measure video: to a file, to a window and to a web page.
 
-    Takes some minutes.
+    Stylizes 512 x 384 pixels end to end, and compares with the in-process model. Takes several minutes.
     """
-    # Every way in turn, in rounds; the window is a window without a screen. The page has as many seconds a round as the
-    # frames last. The share of the bare rate is the median of the rounds' own shares: a machine may change its speed
-    # from one round to the next.
-    from nst_bench.served import video as ways  # it needs the packages of videos
+    # All ways take turns in rounds; the window has no screen. The page gets as many seconds per round as the video
+    # lasts. The share of the in-process rate is the median of the rounds' shares, as a machine's speed may change from
+    # round to round.
+    from nst_bench.served import video as ways  # needs the packages for video
 
     effort = context.effort
     bare, style, missing = Baseline(server.exported.folder), server.style, ways.missing_browser()
@@ -69,8 +70,8 @@ def measure(context: Context[VideoEffort], server: ModelServer) -> Document:
             taken += statistics.taken
             if not missing:
                 add(PAGE, ways.to_page(server, style, video, effort.frames / ways.RATE))
-            now = ", ".join(f"{way} {by_round[-1]:.1f}" for way, by_round in rates.items())
-            context.on_progress(f"round {number} of {effort.rounds}, frames a second: {now}")
+            now = ", ".join(f"{shown(way)} {by_round[-1]:.1f}" for way, by_round in rates.items())
+            context.on_progress(f"round {number} of {effort.rounds}, frames/s: {now}")
     rows = [
         {
             "way": way,

@@ -1,1 +1,1 @@
-"""`nst stylize` and `nst styles`: many images in a run, and contact sheets of styles."""
+"""`nst stylize` and `nst styles`: stylize many images in a run, list styles and draw contact sheets."""

@@ -14,9 +14,9 @@ from nst_client.base_client import OnTile
 from nst_client.client import StyleClient
 from nst_client.options import (
     DEFAULT_URL,
-    FILES_PANEL,
+    PROGRESS_PANEL,
     RETRIES,
-    STYLE_PANEL,
+    TUNING_PANEL,
     CaFile,
     FileFormat,
     MaxPixels,
@@ -54,15 +54,14 @@ from nst_core.shipped import shipped_styles
 def stylize(
     contents: Annotated[
         list[str],
-        typer.Argument(help="Images, folders of them, patterns, or - for one from stdin.", metavar="CONTENT..."),
+        typer.Argument(help="Images, folders, patterns such as '*.jpg', or - for stdin.", metavar="CONTENT..."),
     ],
     style: Annotated[
         str,
         typer.Option(
             "--style",
             "-s",
-            help="A style of the server (nst styles), or weights of several: great-wave:0.7,the-scream:0.3.",
-            rich_help_panel=STYLE_PANEL,
+            help="Style (nst styles lists them), or several with weights: great-wave:0.7,the-scream:0.3.",
         ),
     ],
     output: Annotated[
@@ -70,44 +69,46 @@ def stylize(
         typer.Option(
             "--output",
             "-o",
-            help="A file (.jpg .png .webp), a folder for several images, or - for stdout.",
-            rich_help_panel=FILES_PANEL,
+            help="File (.jpg .png .webp), folder for several images, or - for stdout.",
         ),
     ],
+    url: Url = DEFAULT_URL,
     strength: Strength = 1.0,
     preserve_color: PreserveColor = False,
     max_side: MaxSide = None,
-    file_format: FileFormat = None,
-    quality: Quality = 92,
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace images that exist in the output folder.",
-            rich_help_panel=FILES_PANEL,
-        ),
+        typer.Option("--overwrite", help="Replace files in the output folder."),
     ] = False,
+    file_format: FileFormat = None,
+    quality: Quality = 92,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Images at a time.", min=1)] = 2,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="A line of JSON on stdout for each image, and a summary.")
-    ] = False,
-    url: Url = DEFAULT_URL,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", help="Number of images in parallel.", min=1, rich_help_panel=TUNING_PANEL)
+    ] = 2,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print a line of JSON per image and a summary on stdout.",
+            rich_help_panel=PROGRESS_PANEL,
+        ),
+    ] = False,
 ) -> None:
     """Stylize images, with a server or in this process.
 
-    A folder's tree is kept in the output folder. Images that were
-    stylized there with the same options are skipped, so the same command
-    continues a run that was stopped. Metadata and colour profiles are
+    The output folder gets the same tree as a content folder. Images that are
+    already stylized there with the same options are skipped, so the same
+    command continues a run that was stopped. Metadata and colour profiles are
     kept.
     """
     with one_line_errors("local"):
         keep_freed_memory()
         if as_json and output == STDIO:
-            raise InputError("--json and -o - both write to stdout: choose one")
+            raise InputError("--json and --output - both write to stdout; give one of them")
         suffix = f".{file_format.value}" if file_format else None
         options = StylizeOptions(parse_style_weights(style), strength, preserve_color, max_side, quality, max_pixels)
         found = find_jobs(contents, output, suffix)
@@ -125,26 +126,22 @@ def stylize(
 
 
 def styles(
+    url: Url = DEFAULT_URL,
     shipped: Annotated[
-        bool, typer.Option("--shipped", help="List the styles that ship with nst, for nst export; asks no server.")
+        bool, typer.Option("--shipped", help="List the styles that ship with nst, for nst export, without a server.")
     ] = False,
     sheet: Annotated[
         Path | None,
         typer.Option(
-            help="Also stylize an image in each style, and save them with their names in this file (.jpg .png .webp).",
-            rich_help_panel=STYLE_PANEL,
+            help="File for a contact sheet: an image in each style, above its name (.jpg .png .webp).",
         ),
     ] = None,
-    content: Annotated[
-        Path | None,
-        typer.Option(help="The content image of the sheet; by default a cat.", rich_help_panel=STYLE_PANEL),
-    ] = None,
-    url: Url = DEFAULT_URL,
+    content: Annotated[Path | None, typer.Option(help="Content image of the sheet; by default a cat.")] = None,
     timeout: Timeout = 60.0,
     token_file: TokenFile = None,
     ca: CaFile = None,
 ) -> None:
-    """List the styles that a server offers, or those that ship."""
+    """List the styles of a server, or those that ship with nst."""
     if shipped:
         for ship in shipped_styles().values():
             write_to_stdout(f"{ship.name:<24}{ship}\n".encode())
@@ -154,14 +151,14 @@ def styles(
         StyleClient(url, timeout=timeout, retries=0, token=read_token(token_file), ca=ca) as client,
     ):
         if content and not sheet:
-            raise InputError("--content is for the sheet, and there is none: give --sheet styles.png")
+            raise InputError(f"--content {content} is only for a contact sheet; add --sheet styles.png")
         if sheet:
             image_format(sheet)
         offered = client.styles()
         for style in offered:
             write_to_stdout(f"{style.name}\n".encode())
         if not offered:
-            raise InputError(f"{url} offers no style")
+            raise InputError(f"{url} offers no style; load a model from nst export on it")
         if sheet:
             _save_sheet(sheet, client, offered, open_image(content) if content else default_photograph())
 
@@ -173,13 +170,13 @@ def _save_sheet(target: Path, client: StyleClient, offered: list[Style], content
             named.append(thumbnail)
             update(done, "")
     save_image(contact_sheet(named), target)
-    say(f"{target}: an image in {len(offered)} style{'s' if len(offered) > 1 else ''}")
+    say(f"{target}  {len(offered)} style{'s' if len(offered) > 1 else ''}")
 
 
 def _run_with_progress(
     jobs: list[Job], options: StylizeOptions, kind: str | None, url: str, connection: dict[str, Any], workers: int
 ) -> Generator[Outcome, None, None]:
-    """Run the jobs, with the progress of the tiles of a single image, or of the images."""
+    """Run the jobs and show progress: the tiles of a single image, or the images of several."""
     if len(jobs) == 1:
         with _tile_progress() as on_tile:
             yield from run_jobs(
@@ -189,7 +186,7 @@ def _run_with_progress(
             )
     elif jobs:
         with StyleClient(url, **connection) as client:
-            options.check(client)  # reports once and early what would fail for all of them
+            options.check(client)  # reports once and early what would fail for every image
         running = run_jobs(jobs, options.stylize_file, lambda: StyleClient(url, **connection, retries=RETRIES), workers)
         with progress("images", len(jobs)) as update, closing(running) as outcomes:
             for done, outcome in enumerate(outcomes, 1):
@@ -199,7 +196,7 @@ def _run_with_progress(
 
 @contextmanager
 def _tile_progress() -> Iterator[OnTile]:
-    """Progress that appears with the first tile, since most images have none."""
+    """Yield a callback that shows progress from the first tile on; most images have no tiles."""
     with ExitStack() as stack:
         update: Callable[[int, str], None] | None = None
 

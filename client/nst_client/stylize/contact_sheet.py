@@ -1,4 +1,4 @@
-"""A sheet of thumbnails: an image in every style that a server offers, each above its name."""
+"""Contact sheets: an image in every style that a server offers, each above its name."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from nst_client.styles import Style
 from nst_core.images import ImageData, Pixels, fit, open_image, resize, sample_photographs
 
 WIDTH, HEIGHT = 320, 240
-"""Of a thumbnail, pixels. It is stylized at twice that, since strokes have the same size in pixels in every image."""
+"""Size of a thumbnail in pixels. It is stylized at twice that, since strokes have the same size in every image."""
 
 COLUMNS = 4
-"""Thumbnails in a row."""
+"""Thumbnails per row."""
 
 GAP, CAPTION_HEIGHT, FONT_SIZE = 12, 26, 18
-"""Pixels between thumbnails, of the line of a name, and of its letters."""
+"""Pixels between thumbnails, height of a caption, and size of its font."""
 
 
 def default_photograph() -> ImageData:
-    """The default content image: a cat, whose fur and eyes show what a style does."""
+    """Return the default content image: a cat, whose fur and eyes show a style well."""
     (cat,) = [path for path in sample_photographs() if path.stem == "chelsea"]
     return open_image(cat)
 
 
 def thumbnails(client: StyleClient, styles: Iterable[Style], content: ImageData) -> Iterable[tuple[str, Pixels]]:
-    """The content image and the stylized ones, named, `uint8 [HEIGHT, WIDTH, 3]`. Raises what `stylize` raises."""
+    """Yield the content image and its stylized images, each as a name and `uint8 [HEIGHT, WIDTH, 3]`.
+
+    Raises what `StyleClient.stylize` raises.
+    """
     large = fit(content, 2 * WIDTH, 2 * HEIGHT)
     yield "content", resize(large, WIDTH, HEIGHT).pixels
     for style in styles:
-        # A model may take less than that in one pass.
+        # A model may accept less than that in one pass.
         scale = style.fitting_scale(large.height, large.width)
         scaled = resize(large, int(large.width * scale), int(large.height * scale))
         stylized = client.stylize(scaled.pixels, style.name)
@@ -41,7 +44,7 @@ def thumbnails(client: StyleClient, styles: Iterable[Style], content: ImageData)
 
 
 def contact_sheet(named: Sequence[tuple[str, Pixels]], columns: int = COLUMNS) -> ImageData:
-    """Images of the same size `uint8 [H, W, 3]` in rows, each with its name below, on white."""
+    """Arrange images of one size `uint8 [H, W, 3]` in rows on white, each above its name."""
     height, width = named[0][1].shape[:2]
     across, down = width + GAP, height + CAPTION_HEIGHT + GAP
     columns = min(columns, len(named))
@@ -57,7 +60,7 @@ def contact_sheet(named: Sequence[tuple[str, Pixels]], columns: int = COLUMNS) -
 
 
 def _font(name: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, smaller for a name that is longer than its image is wide."""
+    """Return Pillow's default font, smaller for a name that is wider than its image."""
     font = ImageFont.load_default(FONT_SIZE)
     length = font.getlength(name)
     return font if length <= width else ImageFont.load_default(FONT_SIZE * width / length)

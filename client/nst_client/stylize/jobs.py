@@ -1,4 +1,4 @@
-"""Which images are to be stylized, and which file each becomes."""
+"""Which images to stylize, and where to write each."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from nst_core.images import (
 )
 
 JPEG_SUFFIXES = frozenset({".jfif", ".jpe", ".mpo", ".heic", ".heif", ".hif", ".avif"})
-"""Formats that are not written, and become JPEG: they are small, and lossy themselves."""
+"""Lossy formats that nst reads but does not write; their stylized images become JPEG."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The file of a content image and the file of the stylized one; `named` if the user gave the target by its name."""
+    """A content image's file and the target file; `named` if the user named the target itself, not its folder."""
 
     source: Path
     target: Path
@@ -34,9 +34,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a job: the size of the stylized image (pixels) and the time in the server, or the error.
+    """The result of a job: the stylized image's size in pixels and the server's latency, or the error.
 
-    `skipped`: it was there already. `tried` is False after an error that all jobs would meet.
+    `skipped` if the target existed already. `tried` is False after an error that every job would meet.
     """
 
     job: Job
@@ -49,27 +49,28 @@ class Outcome:
 
 
 def find_jobs(contents: Sequence[str], output: Path, suffix: str | None = None) -> list[Job]:
-    """The jobs of the command's arguments.
+    """Return the jobs for the command's arguments.
 
-    A content image is a file, a folder (its tree is kept below `output`), a pattern of files with `*`, `?`, `[...]` or
-    `**` (all come into one folder), or `-`. `output` is a file for one image, else a folder, or `-`. A stylized image
-    in a folder has the format of `suffix`, or the content image's; where that cannot be written, JPEG for HEIC, AVIF
-    and other suffixes of JPEG, else PNG.
-    Raises `InputError` if nothing is found, two images would become one file, or a content image would be overwritten.
+    Each of `contents` is a file, a folder (`output` gets the same tree), a pattern with `*`, `?`, `[...]` or `**`
+    (all its files go into one folder), or `-`. `output` is a file for a single image, a folder, or `-`. A stylized
+    image in a folder has the format of `suffix`, or the content image's; if that cannot be written, JPEG for HEIC,
+    AVIF and other suffixes of JPEG, else PNG.
+
+    Raises `InputError` if nothing is found, two images have the same target, or a content image would be overwritten.
     """
     found = list(dict.fromkeys(pair for argument in contents for pair in _find(argument, output)))
     if not found:
-        raise InputError(f"no images but those in {output}")
+        raise InputError(f"found only images in the output folder {output}; choose another output folder")
     single = len(contents) == 1 and len(found) == 1 and not _is_folder(contents[0])
     if output == STDIO or STDIO in (source for source, _ in found):
         if not single:
-            raise InputError("- is one image: give it alone")
+            raise InputError("- is a single image; give it without other images")
         if _is_folder(output) or (output != STDIO and not output.suffix):
-            raise InputError(f"an image from the standard input has no name for the folder {output}: name a file, or -")
+            raise InputError(f"an image from stdin has no name in the folder {output}; give --output a file, or -")
     if single and (output == STDIO or (output.suffix and not _is_folder(output))):
         jobs = [_named_job(found[0][0], output, suffix)]
     elif not _is_folder(output) and (file_exists(output) or output.suffix.lower() in WRITABLE_FORMATS):
-        raise InputError(f"{output} is a file; several images need a folder")
+        raise InputError(f"{output} is a file, but there are several images; give --output a folder")
     else:
         jobs = [
             Job(source, output / below.with_suffix(suffix or output_suffix(below.suffix))) for source, below in found
@@ -79,7 +80,7 @@ def find_jobs(contents: Sequence[str], output: Path, suffix: str | None = None) 
 
 
 def find_unreadable(contents: Sequence[str], output: Path) -> list[Path]:
-    """Images in the folders and patterns of `find_jobs` that nst does not read, such as a camera's raw files."""
+    """Return the images of folders and patterns that nst does not read, such as a camera's raw files."""
     found: dict[Path, None] = {}
     for argument in contents:
         path = Path(argument)
@@ -91,27 +92,27 @@ def find_unreadable(contents: Sequence[str], output: Path) -> list[Path]:
 
 
 def output_suffix(suffix: str) -> str:
-    """The suffix of a stylized image for a content image's: the same, or JPEG's or PNG's if that cannot be written."""
+    """Return a stylized image's suffix: the content image's, or JPEG's or PNG's if nst does not write that."""
     if suffix.lower() in WRITABLE_FORMATS:
         return suffix
     return ".jpg" if suffix.lower() in JPEG_SUFFIXES else ".png"
 
 
 def _find(argument: str, output: Path) -> list[tuple[Path, Path]]:
-    """The images of an argument, each with its path below the output folder."""
+    """Return the images of an argument, each with its path below the output folder."""
     path = Path(argument)
     if _is_folder(path):
         return [(image, image.relative_to(path)) for image in _outside(output, path, find_images(path))]
     if _is_pattern(argument):
         matches = _matches(argument, READABLE_SUFFIXES)
         if not matches:
-            raise InputError(f"no image matches {argument}")
+            raise InputError(f"no image matches {argument}; check the pattern")
         return [(image, Path(image.name)) for image in matches]
     return [(path, Path(path.name))]
 
 
 def _outside(output: Path, folder: Path, images: list[Path]) -> list[Path]:
-    """The images of a folder without those in the output folder, if that is inside it: they are stylized."""
+    """Return the images of a folder except those in an output folder inside it, which are stylized already."""
     if output == STDIO or os.path.realpath(output) == os.path.realpath(folder):
         return images
     prefix = f"{os.path.realpath(output)}/"
@@ -123,30 +124,30 @@ def _is_pattern(argument: str) -> bool:
 
 
 def _matches(pattern: str, suffixes: Collection[str]) -> list[Path]:
-    """The files that match a pattern and have one of the suffixes, sorted."""
+    """Return the files that match a pattern and have one of the suffixes, sorted."""
     names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path's takes no absolute patterns
     return [path for path in map(Path, names) if path.suffix.lower() in suffixes and path.is_file()]
 
 
 def _is_folder(path: Path | str) -> bool:
-    """As `Path.is_dir`, which raises for a name that is too long."""
+    """Return what `Path.is_dir` returns, but False for a name that is too long."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def file_exists(path: Path | str) -> bool:
-    """As `Path.exists`, which raises for a name that is too long."""
+    """Return what `Path.exists` returns, but False for a name that is too long."""
     return os.path.exists(path)  # noqa: PTH110
 
 
 def _named_job(source: Path, output: Path, suffix: str | None) -> Job:
     kind = None if output == STDIO else image_format(output)
     if kind and suffix and kind != WRITABLE_FORMATS[suffix]:
-        raise InputError(f"{output} and --format {suffix[1:]} disagree: give one of them")
+        raise InputError(f"{output} and --format {suffix[1:]} name different formats; leave out --format")
     return Job(source, output, named=True)
 
 
 def _check_targets(jobs: Sequence[Job]) -> None:
-    """Raises `InputError` for clashing targets. Links are followed: the file that a link names would be replaced."""
+    """Raise `InputError` for clashing targets. Links are followed, since the file behind a link would be replaced."""
     seen: dict[str, Job] = {}
     sources = {os.path.realpath(job.source) for job in jobs if job.source != STDIO}
     for job in jobs:
@@ -155,9 +156,9 @@ def _check_targets(jobs: Sequence[Job]) -> None:
         target = os.path.realpath(job.target)
         if (other := seen.setdefault(target, job)) is not job:
             raise InputError(
-                f"{other.source} and {job.source} would both become {job.target}: "
-                "give them different names, or stylize them into different folders"
+                f"{other.source} and {job.source} would both become {job.target}; "
+                "rename one, or give them different output folders"
             )
         if target in sources:
             overwritten = job.source if target == os.path.realpath(job.source) else f"{target}, a content image,"
-            raise InputError(f"{overwritten} would be overwritten: choose another folder than its own")
+            raise InputError(f"{overwritten} would be overwritten; choose another --output")

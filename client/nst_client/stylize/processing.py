@@ -1,7 +1,7 @@
-"""How an image is stylized: by which styles, and what is done before and after the model.
+"""How an image is stylized: in which styles, and what happens before and after the model.
 
-A stylized image records in its EXIF data the command that made it (`StylizeOptions.command`). So a run that is started
-again knows what is finished, and does not take an image in another style for it.
+A stylized image's EXIF data records the command that made it (`StylizeOptions.command`). A run that starts again
+therefore recognises finished images, and does not mistake an image in another style for one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import BinaryIO
 
 from nst_client.base_client import OnTile
 from nst_client.client import StyleClient
-from nst_client.errors import UnknownStyle
-from nst_client.styles import resolve_style_weights
+from nst_client.styles import resolve_style_weights, unknown_style
 from nst_client.stylize.jobs import Job, Outcome
 from nst_client.stylize.stdio import STDIO, read_stdin, write_image_to_stdout
 from nst_core.images import (
@@ -36,7 +35,7 @@ from nst_core.images import (
 
 @dataclass(frozen=True)
 class StylizeOptions:
-    """How all images of a run are stylized: the weights of styles, by name, and the options of `nst stylize`."""
+    """How all images of a run are stylized: the style weights, by name, and the options of `nst stylize`."""
 
     style_weights: Mapping[str, float]
     strength: float = 1.0
@@ -47,7 +46,7 @@ class StylizeOptions:
 
     @property
     def command(self) -> str:
-        """The command that gives the same result, in ASCII, without options that do not affect it."""
+        """The command that gives the same result, in ASCII, without options that do not affect the result."""
         weights = ",".join(f"{name}:{weight:g}" for name, weight in self.style_weights.items())
         words = ["nst", "stylize", "--style", weights, "--quality", str(self.quality)]
         words += ["--strength", f"{self.strength:g}"] if self.strength < 1 else []
@@ -56,20 +55,20 @@ class StylizeOptions:
         return shlex.join(words).encode("ascii", "backslashreplace").decode()
 
     def check(self, client: StyleClient) -> None:
-        """Raise what would fail for every image: `UnknownStyle`, or `InputError` for the weights."""
+        """Raise what would fail for every image: `UnknownStyle`, or `InputError` for invalid weights."""
         offered = {style.name: style for style in client.styles()}
         if missing := [name for name in self.style_weights if name not in offered]:
-            raise UnknownStyle(f"{client.url} has no style {missing[0]!r}; it has: {', '.join(offered) or 'none'}")
+            raise unknown_style(client.url, missing[0], offered)
         resolve_style_weights([offered[name] for name in self.style_weights], list(self.style_weights.values()))
 
     def open(self, source: Path | BinaryIO) -> ImageData:
-        """The content image as the model gets it. Raises `ImageError`."""
+        """Open a content image as the model gets it. Raises `ImageError`."""
         return open_image(source, max_pixels=self.max_pixels, max_side=self.max_side)
 
     def stylize(
         self, content: ImageData, client: StyleClient, on_tile: OnTile | None = None
     ) -> tuple[ImageData, float]:
-        """The stylized image of an opened one, and the milliseconds in the server.
+        """Stylize an opened image; returns the stylized image and the server's latency in milliseconds.
 
         Raises what `StyleClient.stylize` raises.
         """
@@ -82,7 +81,7 @@ class StylizeOptions:
     def stylize_file(
         self, job: Job, client: StyleClient, kind: str | None = None, on_tile: OnTile | None = None
     ) -> Outcome:
-        """Read, stylize and write an image; `kind` is Pillow's name of the format on the standard output.
+        """Read, stylize and write an image; `kind` is Pillow's name of the format for stdout.
 
         Raises `ImageError`, `InputError` for an image that its format cannot hold, `WriteError`, and what
         `StyleClient.stylize` raises.
@@ -93,7 +92,7 @@ class StylizeOptions:
             kind = kind or (own_kind if own_kind in WRITABLE_FORMATS.values() else "PNG")
         else:
             kind = image_format(job.target)
-        check_size(content.width, content.height, kind)  # before the server works in vain
+        check_size(content.width, content.height, kind)  # before the server does the work in vain
         result, milliseconds = self.stylize(content, client, on_tile)
         if job.target == STDIO:
             write_image_to_stdout(encode_image(result, kind, quality=self.quality))
@@ -103,7 +102,7 @@ class StylizeOptions:
 
 
 def postprocess(content: Pixels, stylized: Pixels, strength: float, preserve_color: bool) -> Pixels:
-    """A stylized image, with the content image's colours if wanted, blended into it by `strength`."""
+    """Blend a stylized image `uint8 [H, W, 3]` with its content image by `strength`; optionally keep the colours."""
     if preserve_color:
         stylized = keep_colors(content, stylized)
     return blend(content, stylized, strength) if strength < 1 else stylized

@@ -1,4 +1,4 @@
-"""What `nst stylize` says of each image, and of all at the end."""
+"""What `nst stylize` reports: a line per image, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nst_core.images import unreadable_summary
 
 
 class Report:
-    """Reports outcomes as they come, and as a context what failed and why."""
+    """Reports outcomes as they arrive and, as a context manager, what failed and why."""
 
     def __init__(self, options: StylizeOptions, total: int, unreadable: list[Path], as_json: bool) -> None:
         self._options, self._total, self._unreadable, self._as_json = options, total, unreadable, as_json
@@ -47,7 +47,7 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raise the error of a single image, or list those of many and raise their number."""
+        """Raise the error of a single image, or list the errors of several and raise their number."""
         failed = [outcome for outcome in self._outcomes if outcome.error]
         skipped = sum(outcome.skipped for outcome in self._outcomes)
         stylized = len(self._outcomes) - len(failed) - skipped
@@ -60,11 +60,11 @@ class Report:
                 seconds=round(time.perf_counter() - self._started, 3),
             )
         if skipped:
-            say(f"{skipped} of {self._total} images exist already: skipped")
+            say(f"skipped {skipped} of {self._total} images, which are stylized already")
         if self._unreadable:
             say(unreadable_summary(self._unreadable))
         if isinstance(error, KeyboardInterrupt) and self._total > 1:
-            say(f"{stylized + skipped} of {self._total} images are done; the same command continues from there")
+            say(f"{stylized + skipped} of {self._total} images are done; run the same command to continue")
         if not error and failed:
             self._raise(failed)
 
@@ -76,11 +76,11 @@ class Report:
                 fail(InputError(_message(outcome)))
         untried = sum(not outcome.tried for outcome in failed)
         rest = f", {untried} of them not tried" if untried else ""
-        raise InputError(f"{len(failed)} of {self._total} images failed{rest}; the same command tries them again")
+        raise InputError(f"{len(failed)} of {self._total} images failed{rest}; run the same command to retry them")
 
 
 def _message(outcome: Outcome) -> str | None:
-    """The error, with the image's name if its message lacks it."""
+    """Return the error's message, with the image's name in it."""
     if outcome.error is None:
         return None
     message = str(outcome.error)

@@ -18,37 +18,37 @@ from nst_core.errors import InputError, NstError, WriteError
 from nst_core.images import process_of_file
 
 GRACE_SECONDS = 5.0
-"""How long running jobs may go on when the run is stopped: enough to finish writing a file."""
+"""How long running jobs may continue when the run is stopped: enough to finish writing a file."""
 
 FATAL_ERRORS = (Unreachable, Unavailable, Untrusted, UnknownStyle, WriteError)
-"""Errors that every image would meet, except for a file that cannot be written because of its own name."""
+"""Errors that every image would meet, except a file that cannot be written because of its own name."""
 
 ERRNOS_OF_NAMES = frozenset({errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EILSEQ, errno.EINVAL})
-"""What is wrong with the name of a file, and not with the disk or the folder."""
+"""Errors of a file's name, and not of the disk or the folder."""
 
 Stylize = Callable[[Job, StyleClient], Outcome]
 
 
 def existing_outcome(job: Job, options: StylizeOptions) -> Outcome | None:
-    """The outcome of a job whose target exists; None if the job is to be run.
+    """Return the outcome of a job whose target exists; None if the job has to run.
 
-    A file that was made with the same options is finished. Any other file is left alone, unless the user named it.
+    A target that was stylized with the same options is finished. Any other is left alone, unless the user named it.
     """
     if job.named or not file_exists(job.target):
         return None
     if process_of_file(job.target) == options.command:
         return Outcome(job, skipped=True)
-    error = InputError(f"{job.target} exists, and was not stylized with these options; --overwrite replaces it")
+    error = InputError(f"{job.target} exists and was not stylized with these options; give --overwrite to replace it")
     return Outcome(job, error=error)
 
 
 def run_jobs(
     jobs: Sequence[Job], stylize: Stylize, connect: Callable[[], StyleClient], workers: int = 1
 ) -> Generator[Outcome, None, None]:
-    """Run the jobs in `workers` threads with a client each; outcomes come in the order of the jobs.
+    """Run the jobs in `workers` threads with a client each; yields outcomes in the order of the jobs.
 
     While one thread waits for the server, the others read and write images. After an error that every image would
-    meet, the remaining jobs are not tried. A caller that stops early leaves no thread that begins a job.
+    meet, the remaining jobs are not tried. If the caller stops early, no thread begins another job.
     """
     run = _Run(stylize)
     with ExitStack() as clients:
@@ -110,11 +110,11 @@ class _Run:
                 self._fatal = self._fatal or error
             return Outcome(job, error=error)
         except MemoryError:
-            message = f"{job.source}: there is not enough memory for it; --max-side stylizes a smaller copy"
+            message = f"{job.source} does not fit into memory; shrink it with --max-side"
             return Outcome(job, error=InputError(message))
 
     def stop(self, threads: Sequence[threading.Thread]) -> bool:
-        """Stop the threads. Returns whether all have ended within the grace period."""
+        """Stop the threads; returns whether all ended within the grace period."""
         self._stopped.set()
         deadline = time.monotonic() + GRACE_SECONDS
         for thread in threads:
@@ -123,7 +123,7 @@ class _Run:
 
 
 def is_fatal(error: NstError) -> bool:
-    """Whether every image would meet the error."""
+    """Return whether every image would meet the error."""
     cause = error.__cause__
     of_name = isinstance(error, WriteError) and isinstance(cause, OSError) and cause.errno in ERRNOS_OF_NAMES
     return isinstance(error, FATAL_ERRORS) and not of_name

@@ -1,1 +1,1 @@
-"""Ways to a model: Triton over gRPC or HTTP, ONNX Runtime or TensorRT in this process, and shared memory."""
+"""Transports to a model: Triton over gRPC or HTTP, or ONNX Runtime or TensorRT in this process."""

@@ -1,4 +1,4 @@
-"""What a client needs of a server, however it is reached: Triton, ONNX Runtime in this process, a function in a test.
+"""The interface between a client and a server: Triton, ONNX Runtime in this process, or a function in a test.
 
 A transport lists models, reads a model's config, and runs a model. It turns its library's errors into ours. The
 methods are coroutines, so that the client's code is written once; those of a blocking transport never suspend.
@@ -21,7 +21,7 @@ StyleWeights = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model's config: its `parameters`, and the maximum of images in a request (0: any number)."""
+    """A model's config: its `parameters`, and the maximum number of images per request (0: any number)."""
 
     parameters: Mapping[str, str] = field(default_factory=dict)
     max_batch: int = 0
@@ -29,7 +29,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """An inference: the inputs of a model, by name, and the name of the output that is wanted."""
+    """An inference request: the model, its inputs by name, and the name of the wanted output.
+
+    The input `image` is `uint8 [N, H, W, 3]`; models of several styles also take `style_weights` float32 `[N, S]`.
+    """
 
     model: str
     inputs: Mapping[str, Array]
@@ -39,22 +42,23 @@ class Request:
 class Transport(Protocol):
     """The connection to a server. Each call ends within `seconds`.
 
-    Raises children of `ServiceError`: `Unreachable` and `Unavailable` for what may be retried.
+    Methods raise subclasses of `ServiceError`; the client retries after `Unreachable` and `Unavailable`.
     """
 
     address: str
+    """The server's name in messages."""
 
     async def models(self, seconds: float) -> list[str]:
-        """Names of the models that are ready."""
+        """Return the names of the models that are ready."""
 
     async def config(self, model: str, seconds: float) -> ModelConfig:
-        """A model's config."""
+        """Return a model's config."""
 
     async def infer(self, request: Request, seconds: float) -> Array:
-        """The output that the request wants."""
+        """Run a model and return the wanted output."""
 
     async def statistics(self, model: str, seconds: float) -> Statistics:
-        """The server's counters of a model."""
+        """Return the server's counters for a model."""
 
     async def close(self) -> None:
-        """Close the connection and free what it holds."""
+        """Close the connection and free its resources."""

@@ -1,8 +1,8 @@
-"""Arrays for results, in the memory of earlier results.
+"""Arrays for results that reuse the memory of earlier results.
 
-A fresh megabyte costs more than the copy into it: the system clears each page on first touch. A library must leave the
-process's allocator alone, so results have a pool of their own: a block returns to it when the array, and every view of
-it, is gone.
+Allocating a megabyte takes longer than copying into it, since the system clears each page on first touch. A library
+must leave the process's allocator alone, so results have a pool of their own: a block returns to it when the array
+and all its views are gone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_IDLE_BYTES = 128 * 2**20
-"""Maximum of blocks that wait for the next result; arrays that the caller still holds do not count."""
+"""Maximum bytes of idle blocks; arrays that the caller still holds do not count."""
 
 MIN_BYTES = 128 * 2**10
-"""Smaller arrays come from the allocator, which reuses their memory by itself."""
+"""Minimum size of a pooled array; the allocator itself reuses the memory of smaller ones."""
 
 
 class Block:
@@ -33,19 +33,19 @@ class Block:
 class BufferPool:
     """Blocks of memory for any number of threads, of which at most `limit` bytes are idle.
 
-    The garbage collector may return a block at any time, also during a call of this pool, and a fork may happen while
-    another thread is here. So nothing ever waits for the pool's lock: while it is taken, a block that returns is
-    freed, and a caller gets a new block.
+    The garbage collector may return a block at any time, even during a call of this pool, and the process may fork
+    while another thread is here. So nothing waits for the pool's lock: while it is held, returned blocks are freed
+    and callers get new blocks.
     """
 
     def __init__(self, limit: int = MAX_IDLE_BYTES) -> None:
         self._limit = limit
         self._free: list[Block] = []
-        """The longest idle first."""
+        """Idle blocks, the longest idle first."""
         self.lock = threading.Lock()
 
     def take(self, size: int) -> Block:
-        """A block of `size` bytes, rounded up to a size class, with arbitrary content."""
+        """Take a block of `size` bytes, rounded up to a size class, with arbitrary content."""
         size = size_class(size)
         if self.lock.acquire(blocking=False):
             try:
@@ -57,7 +57,7 @@ class BufferPool:
         return Block(size)
 
     def give(self, block: Block) -> None:
-        """Return a block. Beyond the limit, the longest idle blocks are freed."""
+        """Give a block back. Beyond the limit, the longest idle blocks are freed."""
         dropped = []  # freed after the lock is released
         if self.lock.acquire(blocking=False):
             try:
@@ -74,7 +74,7 @@ class BufferPool:
 
 
 class _Owner:
-    """The `base` of an array. NumPy keeps it as long as the array or any view of it exists."""
+    """The `base` of an array, which NumPy keeps as long as the array or any view of it exists."""
 
     def __init__(self, pool: BufferPool, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
         self._pool, self._block = pool, pool.take(prod(shape) * kind.itemsize)
@@ -90,7 +90,7 @@ _pool = BufferPool()
 
 
 def empty(shape: Sequence[int], kind: npt.DTypeLike = np.uint8, pool: BufferPool = _pool) -> npt.NDArray[Any]:
-    """As `numpy.empty`: a writable array of this shape and type with arbitrary content."""
+    """Return a writable array with arbitrary content, as `numpy.empty` does."""
     dtype, shape = np.dtype(kind), tuple(shape)
     if prod(shape) * dtype.itemsize < MIN_BYTES:
         return np.empty(shape, dtype)
@@ -98,13 +98,13 @@ def empty(shape: Sequence[int], kind: npt.DTypeLike = np.uint8, pool: BufferPool
 
 
 def copied(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy that the caller owns."""
+    """Return a copy that the caller owns."""
     copy = empty(values.shape, values.dtype)
     np.copyto(copy, values)
     return copy
 
 
 def size_class(size: int) -> int:
-    """`size` bytes rounded up by at most an eighth, to whole pages, so that there are few classes."""
+    """Round `size` (bytes) up to whole pages, by at most an eighth, so that there are few size classes."""
     step = max(4096, 1 << max(0, size.bit_length() - 4))
     return ceil(size / step) * step

@@ -1,6 +1,6 @@
-"""Coroutines that run with or without an event loop: a client's code is written once, for asyncio and without it.
+"""Runs coroutines with or without an event loop, so that a client's code is written once for both.
 
-A blocking transport's coroutines never suspend, so such a coroutine is finished after its first step.
+A blocking transport's coroutines never suspend, so they are finished after their first step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that never suspends."""
+    """Return the result of a coroutine that never suspends."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
@@ -26,12 +26,12 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def maybe_await(value: Any) -> Any:
-    """A value, or the result of an awaitable."""
+    """Return the result of an awaitable, or any other value as it is."""
     return await value if inspect.isawaitable(value) else value
 
 
 async def sleep(seconds: float, *, aio: bool) -> None:
-    """As `asyncio.sleep`, or as `time.sleep` without `aio`."""
+    """Sleep as `asyncio.sleep` does, or without `aio` as `time.sleep` does."""
     if aio:
         await asyncio.sleep(seconds)
     else:
@@ -39,5 +39,5 @@ async def sleep(seconds: float, *, aio: bool) -> None:
 
 
 async def in_thread(work: Callable[..., T], *arguments: Any, aio: bool) -> T:
-    """What `work` returns. It takes long, so with `aio` it runs in a thread and does not block the loop."""
+    """Return the result of `work(*arguments)`; with `aio` run it in a thread, so that it does not block the loop."""
     return await asyncio.to_thread(work, *arguments) if aio else work(*arguments)

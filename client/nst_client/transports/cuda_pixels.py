@@ -1,4 +1,4 @@
-"""Pixels in a GPU's memory, of any library that has `__cuda_array_interface__` or DLPack's methods."""
+"""Pixels in a GPU's memory, of any library with `__cuda_array_interface__` or DLPack's methods."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from nst_core.engines.dlpack import DLTensor
 from nst_core.errors import InputError, MissingExtra
 
 DLPACK_CUDA_DEVICE = 2
-"""DLPack's number for memory of a GPU."""
+"""DLPack's number for CUDA memory."""
 
 _LEGACY_STREAM = 1
 
 
 @dataclass(frozen=True)
 class CudaPixels:
-    """`uint8 [N, H, W, 3]`, contiguous, at `pointer` on a GPU. `source` owns the memory: a tensor or an array.
+    """Contiguous pixels `uint8 [N, H, W, 3]` at `pointer` on GPU number `device`; `source` owns the memory.
 
-    It has the parts of an array that the client uses, and `__cuda_array_interface__` for an application.
+    They have the attributes of an array that the client uses, and `__cuda_array_interface__` for applications.
     """
 
     source: Any
@@ -62,7 +62,7 @@ class CudaPixels:
         return self.shape[0]
 
     def __getitem__(self, part: slice) -> CudaPixels:
-        """Images of the batch, in the same memory."""
+        """Return images of the batch as a view of the same memory."""
         start, stop, _ = part.indices(len(self))
         image_bytes = prod(self.shape[1:])
         return CudaPixels(self.source, self.pointer + start * image_bytes, (stop - start, *self.shape[1:]), self.device)
@@ -72,7 +72,7 @@ class CudaPixels:
         copy(target.pointer, values.pointer, target.nbytes, self.device)
 
     def empty(self) -> CudaPixels:
-        """Memory for a result of this shape, allocated by the library of these pixels, ready to be written."""
+        """Allocate memory for a result of this shape with the library of these pixels, ready to be written."""
         with current_device(self.device):
             library = _library(self.source)
             if library == "torch":
@@ -89,10 +89,10 @@ class CudaPixels:
 
 
 def pixels_on_gpu(value: Any) -> CudaPixels | None:
-    """The pixels of an object with `__cuda_array_interface__` or DLPack's methods; None if they are on no GPU.
+    """Return the pixels on a GPU of an object with `__cuda_array_interface__` or DLPack's methods; else None.
 
-    It waits for the work of the object's library on them. Raises `InputError` for another type or shape
-    than `uint8 [H, W, 3]` or `[N, H, W, 3]`, or if it is not contiguous; `MissingExtra` without `cuda-bindings`.
+    Waits for the library's pending work on them. Raises `InputError` unless they are contiguous `uint8 [H, W, 3]` or
+    `[N, H, W, 3]`, and `MissingExtra` without `cuda-bindings`.
     """
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is None and not _is_dlpack_of_gpu(value):
@@ -108,7 +108,7 @@ def pixels_on_gpu(value: Any) -> CudaPixels | None:
 
 
 def like(content: Any, stylized: CudaPixels) -> Any:
-    """A stylized batch as the kind of object that the content was: PyTorch's tensor, CuPy's array, or `CudaPixels`."""
+    """Return a stylized batch as the content's kind of object: a PyTorch tensor, a CuPy array, or `CudaPixels`."""
     single = len(content.shape) == 3
     if _library(content) in ("torch", "cupy"):
         return stylized.source[0] if single else stylized.source
@@ -117,15 +117,15 @@ def like(content: Any, stylized: CudaPixels) -> Any:
 
 
 def not_shared(address: str) -> InputError:
-    """The error for pixels on a GPU and a server that cannot share its memory."""
+    """Return the error for pixels on a GPU and a server that cannot share its memory."""
     return InputError(
-        f"pixels on a GPU go to one Triton on this machine that may share memory, and {address} is none: give them in "
-        "main memory, such as tensor.cpu().numpy()"
+        f"pixels on a GPU need a single Triton on this machine that shares memory, and {address} is not one; "
+        "pass them in main memory, such as tensor.cpu().numpy()"
     )
 
 
 def copy(target: int, source: int, size: int, device: int) -> None:
-    """Copy `size` bytes within a GPU, and wait for the copy. Raises `InputError` with CUDA's message."""
+    """Copy `size` bytes within a GPU and wait for the copy. Raises `InputError` with CUDA's message."""
     with current_device(device):
         stream, runtime = stream_of(device), cuda.runtime()
         kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
@@ -135,13 +135,13 @@ def copy(target: int, source: int, size: int, device: int) -> None:
 
 @cache
 def stream_of(device: int) -> cuda.Stream:
-    """The stream of all copies on a GPU, which must be the current device."""
+    """Return the stream of all copies on a GPU, which must be the current device."""
     return cuda.Stream()
 
 
 @contextmanager
 def current_device(device: int) -> Iterator[None]:
-    """Makes a GPU this thread's current device in the block. Raises `InputError` with CUDA's message."""
+    """Make a GPU this thread's current device in the block. Raises `InputError` with CUDA's message."""
     try:
         before = cuda.check(cuda.runtime().cudaGetDevice())
         cuda.use(device)
@@ -150,11 +150,11 @@ def current_device(device: int) -> Iterator[None]:
         finally:
             cuda.use(before)
     except cuda.CudaError as error:
-        raise InputError(f"GPU {device} fails: {error}") from error
+        raise InputError(f"GPU {device} failed: {error}") from error
 
 
 def _library(value: Any) -> str:
-    """The package of an object's class."""
+    """Return the name of the package that defines an object's class."""
     return type(value).__module__.partition(".")[0]
 
 
@@ -170,7 +170,7 @@ def _by_interface(value: Any, interface: dict[str, Any]) -> CudaPixels:
 
 
 def _wait(value: Any, interface: dict[str, Any]) -> None:
-    """Wait for the work of the object's library on its own stream."""
+    """Wait for the pending work of the object's library on its own stream."""
     runtime = cuda.runtime()
     if _library(value) == "torch":  # its version of the interface does not name the stream
         stream = sys.modules["torch"].cuda.current_stream(value.device).cuda_stream or _LEGACY_STREAM
@@ -202,12 +202,12 @@ def _by_dlpack(value: Any) -> CudaPixels:
 
 
 def _check(shape: tuple[int, ...], is_uint8: bool, kind: str, strides: Sequence[int] | None) -> None:
-    """Raises `InputError` for other pixels than contiguous ones. `strides` are in bytes, which are elements here."""
+    """Raise `InputError` unless the pixels are contiguous. `strides` are in bytes, which are elements here."""
     if not is_uint8 or len(shape) not in (3, 4) or shape[-1] != 3 or not shape[0]:
         kind = "uint8" if is_uint8 else kind
-        raise InputError(f"pixels on the GPU are {kind} {shape}, expected uint8 [H, W, 3] or [N, H, W, 3]")
+        raise InputError(f"pixels on the GPU are {kind} {shape}; pass uint8 [H, W, 3] or [N, H, W, 3]")
     dense = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
     if strides is not None and any(
         length > 1 and stride != expected for length, stride, expected in zip(shape, strides, dense, strict=True)
     ):
-        raise InputError("pixels on the GPU are not contiguous: give tensor.contiguous()")
+        raise InputError("pixels on the GPU are not contiguous; pass tensor.contiguous()")

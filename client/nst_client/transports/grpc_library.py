@@ -1,4 +1,4 @@
-"""gRPC and NVIDIA's messages, imported so that gRPC's core writes no log of its own to stderr.
+"""Imports gRPC and NVIDIA's messages so that gRPC's core does not log to stderr.
 
 gRPC reads `GRPC_VERBOSITY` as it is imported. Errors reach the caller as exceptions, so its log would repeat them.
 """

@@ -1,4 +1,4 @@
-"""ONNX Runtime or TensorRT in this process, for the models of a repository, without a server."""
+"""Runs the models of a repository in this process with ONNX Runtime or TensorRT, without a server."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ CPU_PROVIDER, OPENVINO_PROVIDER, CUDA_PROVIDER = (
 )
 
 OPENVINO_CONFIG = '{"CPU": {"CPU_RUNTIME_CACHE_CAPACITY": "500"}}'
-"""As in the server's backend: OpenVINO's default, 5000 cached shapes of each layer, takes too much memory."""
+"""Limits OpenVINO's cache as the server's backend does: the default, 5000 shapes per layer, takes too much memory."""
 
 log = logging.getLogger(__name__)
 
 kept_after_fork: list[Any] = []
-"""The parent's models in a forked process, which must not close them."""
+"""The parent's models, in a forked process, which must not close them."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory. `fragile`: after a failed run it must be loaded again."""
+    """A model in memory. If it is `fragile`, it must be loaded again after a failed run."""
 
     run: Callable[[Request], Array]
     close: Callable[[], None]
@@ -50,20 +50,21 @@ class LoadedModel:
 
 
 class LocalTransport:
-    """A `Transport` without a server; with `aio` the models run in threads, and do not block the loop.
+    """A `Transport` without a server. With `aio` the models run in threads and do not block the event loop.
 
     A run cannot be stopped, so the timeout has no effect.
     """
 
     def __init__(self, repository: Path, *, aio: bool = False, threads: int | None = None) -> None:
-        """`threads` is the number of threads of each model; the default is its config's.
+        """Open a model repository; models are loaded with their first request.
 
-        Raises `MissingExtra`, or `InputError` if the folder is missing or two packages contain ONNX Runtime.
+        `threads` is the number of threads per model; by default each model's config decides. Raises `MissingExtra`,
+        or `InputError` if the folder is missing or two packages contain ONNX Runtime.
         """
         onnxruntime = import_onnxruntime("local")
         if not repository.is_dir():
             raise InputError(
-                f"{repository}: no such model repository; make one with nst-export style.pth -r {repository}"
+                f"{repository}: no such model repository; create it with nst export style.pth -r {repository}"
             )
         self.address = f"local:{repository}"
         self.repository, self.onnxruntime, self.aio, self.threads = repository, onnxruntime, aio, threads
@@ -75,13 +76,13 @@ class LocalTransport:
         self._process = os.getpid()
 
     def _reset_after_fork(self) -> None:
-        """In a forked process, load models anew: their threads are the parent's."""
+        """Forget the models in a forked process, which lacks their threads; they are loaded again."""
         if self._process != os.getpid():
             kept_after_fork.append(self.loaded)  # closing them might wait for those threads
             self._reset()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, in another process too, loads the models itself."""
+        """Pickle the settings alone: a copy loads the models itself."""
         return partial(LocalTransport, self.repository, aio=self.aio, threads=self.threads), ()
 
     async def models(self, seconds: float) -> list[str]:
@@ -100,14 +101,15 @@ class LocalTransport:
     async def infer(self, request: Request, seconds: float) -> Array:
         """See `Transport`.
 
-        A model for GPUs runs there, by TensorRT, whose plan is built once, or ONNX Runtime's CUDA provider. A model
-        for the CPU runs by OpenVINO if the config asks for it and it is installed, else by ONNX Runtime's CPU provider.
+        A model for GPUs runs there with TensorRT, whose plan is built once, or with ONNX Runtime's CUDA provider. A
+        model for the CPU runs with OpenVINO if the config asks for it and it is installed, else with ONNX Runtime's
+        CPU provider.
         """
         return await in_thread(self._run, request, aio=self.aio)
 
     async def statistics(self, model: str, seconds: float) -> Statistics:
-        """Raises `ServiceError`: only servers count."""
-        raise ServiceError(f"{self.address} is no server, and keeps no statistics: ask one at grpc:// or http://")
+        """Raise `ServiceError`: only servers count requests."""
+        raise ServiceError(f"{self.address} has no statistics; ask a server at grpc:// or http://")
 
     async def close(self) -> None:
         """See `Transport`."""
@@ -117,7 +119,7 @@ class LocalTransport:
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether a model of the repository was exported for GPUs (`nst-export --for gpu`)."""
+        """Whether a model of the repository was exported for GPUs."""
         return any(_for_gpu(config) for config in self._readable_configs())
 
     def _readable_configs(self) -> Iterator[model_config_pb2.ModelConfig]:
@@ -144,22 +146,24 @@ class LocalTransport:
             return text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
         except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ServiceError(f"{file}: no model's config ({_one_line(reason)}); export the model again") from error
+            raise ServiceError(
+                f"cannot read the model config {file} ({_one_line(reason)}); export the model again"
+            ) from error
 
     def _gpu(self, model: str) -> Gpu:
-        """The GPU to run a model on. Raises `InputError` without a GPU."""
+        """Return the GPU for a model. Raises `InputError` on a machine without one."""
         found, missing = gpus()
         if not found:
             raise InputError(
-                f"{self.address}: the model {model} is for an NVIDIA GPU and cannot run here: {missing}; export it for "
-                "the CPU (nst-export --device cpu), or call a server that has a GPU (grpc://host:8001)"
+                f"{self.address}: model {model} needs an NVIDIA GPU, which is missing here ({missing}); "
+                "export it with nst export --device cpu, or call a server that has a GPU (grpc://host:8001)"
             )
         return found[0]
 
     def _load(self, model: str) -> LoadedModel:
         versions = [path for path in (self.repository / model).glob("*") if path.name.isdigit()]
         if not versions:
-            raise ServiceError(f"{self.repository / model} holds no version of the model")
+            raise ServiceError(f"{self.repository / model} has no version of the model; export it again")
         version = max(versions, key=lambda path: int(path.name))
         config = self._config(model)
         gpu = self._gpu(model) if _for_gpu(config) else None
@@ -171,9 +175,9 @@ class LocalTransport:
             return self._by_cuda(version, config)
         except NstError:
             raise
-        except Exception as error:  # the libraries' have no common root
+        except Exception as error:  # the libraries' errors have no common root
             reason = f"its config lacks {str(error.args[0])!r}" if isinstance(error, KeyError) else _one_line(error)
-            raise ServiceError(f"{version} cannot be opened: {reason}") from error
+            raise ServiceError(f"cannot load {version}: {reason}") from error
 
     def _on_cpu(self, version: Path, config: model_config_pb2.ModelConfig) -> LoadedModel:
         threads = self._threads(config)
@@ -193,8 +197,8 @@ class LocalTransport:
             output: Array = session.run([request.output], dict(request.inputs))[0]
             return output
 
-        log.info("%s: version %s by %s, %d threads", config.name, version.name, provider[0], threads)
-        # OpenVINO fails the next request of a shape as well, once it has failed with it.
+        log.info("%s: version %s with %s, %d threads", config.name, version.name, provider[0], threads)
+        # After a failure, OpenVINO also fails the next request of the same shape.
         return LoadedModel(run, lambda: None, fragile=True)
 
     def _by_cuda(self, version: Path, config: model_config_pb2.ModelConfig) -> LoadedModel:
@@ -203,7 +207,7 @@ class LocalTransport:
         if CUDA_PROVIDER not in self.onnxruntime.get_available_providers():
             raise MissingExtra("gpu", "onnxruntime-gpu")
         sessions = CudaSessions(version / "model.onnx", session_options=self._options(self._threads(config)))
-        log.info("%s: version %s by %s", config.name, version.name, CUDA_PROVIDER)
+        log.info("%s: version %s with %s", config.name, version.name, CUDA_PROVIDER)
         return LoadedModel(lambda request: sessions.run(request.inputs, [request.output])[0], sessions.close)
 
     def _options(self, threads: int) -> Any:
@@ -217,7 +221,7 @@ class LocalTransport:
 
 
 def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) -> LoadedModel:
-    """Loads the plan in the cache, or builds it, which takes seconds to minutes, and keeps it there."""
+    """Load the plan from the cache, or build it, which takes seconds to minutes, and cache it."""
     from nst_core.engines import building, plans
     from nst_core.engines.tensorrt import TensorRTEngine
 
@@ -226,7 +230,12 @@ def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) 
     def on_progress(done: float, note: str) -> None:
         nonlocal announced
         if not announced:
-            log.warning("%s: building the TensorRT plan for %s, once (%s)", config.name, gpu.name, plans.cache_folder())
+            log.warning(
+                "%s: building the TensorRT plan for %s, once; it is cached in %s",
+                config.name,
+                gpu.name,
+                plans.cache_folder(),
+            )
         announced = True
 
     parameters = {name: entry.string_value for name, entry in config.parameters.items()}
@@ -240,7 +249,7 @@ def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) 
         on_progress=on_progress,
     )
     engine = TensorRTEngine(plan)
-    log.info("%s: version %s by TensorRT on %s (%s)", config.name, version.name, gpu.name, plan)
+    log.info("%s: version %s with TensorRT on %s (%s)", config.name, version.name, gpu.name, plan)
 
     def run(request: Request) -> Array:
         out = buffers.empty(request.inputs[IMAGE].shape) if request.output == STYLIZED else None
@@ -250,7 +259,7 @@ def _by_tensorrt(version: Path, config: model_config_pb2.ModelConfig, gpu: Gpu) 
 
 
 def _one_line(error: object) -> str:
-    """A library's message in a single line."""
+    """Return a library's message as a single line."""
     return " ".join(str(error).split())
 
 

@@ -1,4 +1,4 @@
-"""A server's counters of a model."""
+"""A server's counters for a model."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counters of a style's model, all its versions together, since the server loaded them.
+    """Counters for a style's model, summed over its versions, since the server loaded them.
 
-    Times are means of the answered requests, in seconds.
+    Times are means per answered request, in seconds.
     """
 
     requests: int = 0
     """Answered requests."""
     failures: int = 0
-    """Requests that ended with an error."""
+    """Failed requests."""
     images: int = 0
-    """Stylized images; a request may hold several."""
+    """Stylized images; a request may contain several."""
     executions: int = 0
-    """Runs of the model; a run may take the images of several requests."""
+    """Executions of the model; dynamic batching may join several requests in one."""
     batches: Mapping[int, int] = field(default_factory=dict)
-    """How many runs had this number of images."""
+    """The number of executions by batch size (images)."""
     queue_seconds: float = 0.0
-    """From a request's arrival to its run."""
+    """Mean time from a request's arrival to its execution."""
     compute_seconds: float = 0.0
-    """Of the run, including the copying of pixels in and out."""
+    """Mean time of the execution, including copying pixels in and out."""
 
 
 def from_triton(models: Iterable[Mapping[str, Any]]) -> Statistics:
-    """The entries of Triton's statistics extension (`model_stats`), one for each version of a model.
+    """Sum the entries of Triton's statistics extension (`model_stats`), one per version of a model.
 
     Raises `LookupError`, `TypeError`, `ValueError` or `AttributeError` for entries of another shape.
     """
@@ -61,5 +61,5 @@ def from_triton(models: Iterable[Mapping[str, Any]]) -> Statistics:
 
 
 def _number(entry: Mapping[str, Any], name: str) -> int:
-    """A counter; protobuf's JSON writes it as text, and leaves it out where it is 0."""
+    """Return a counter. Protobuf's JSON writes it as text, and leaves it out if it is 0."""
     return int(entry.get(name, 0))

@@ -1,1 +1,1 @@
-"""The ONNX graph: made from PyTorch, rewritten for the engine that runs it, halved for FP16."""
+"""The ONNX graph: exported from PyTorch, rewritten for the engine that runs it, converted to FP16."""

@@ -1,4 +1,4 @@
-"""From PyTorch to an ONNX file that Triton's containers of the last two years load."""
+"""Export PyTorch modules to ONNX files that Triton's containers of the last two years load."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from nst_export.modules import Exportable, TensorSpec
 
 OPSET = 18
 IR_VERSION = 9
-"""ONNX Runtime 1.17.3 (early 2024) and 1.20.1 were tried and read it, as newer versions do."""
+"""Read by ONNX Runtime 1.17.3 (early 2024), 1.20.1 (both tested) and newer versions."""
 
 
 def export_onnx(model: Exportable, path: Path, metadata: dict[str, str]) -> None:
-    """Write `model` to `path` as one ONNX file, its axes dynamic where the tensors' specs have symbols.
+    """Write `model` to `path` as one ONNX file, with dynamic axes where the tensors' specs have symbols.
 
-    `metadata` goes into the file's own properties. The file is checked against the ONNX specification.
+    `metadata` is written to the file's properties. The file is checked against the ONNX specification.
     """
     with warnings.catch_warnings(), without_warnings("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.onnx's advice to its own developers
@@ -57,7 +57,7 @@ def write_onnx(proto: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> 
 
 
 def example_arguments(model: Exportable) -> tuple[Tensor, ...]:
-    """Arguments of `forward` for a batch of two, in which no two symbols have the same size."""
+    """Return arguments of `forward` for a batch of two, in which all symbols have different sizes."""
     side = max(64, model.network.min_side)
     sizes = {"N": 2, "H": side, "W": side + 4 * model.network.multiple, "h": 4, "w": 6}
     shapes = [(spec, [_size(axis, sizes) for axis in spec.axes]) for spec in model.inputs]
@@ -69,9 +69,9 @@ def _size(axis: str | int, sizes: dict[str, int]) -> int:
 
 
 def _dynamic_shapes(model: Exportable) -> tuple[Any, ...]:
-    """The symbolic axes of each argument of `forward`; `*inputs` count as a single argument.
+    """Return the symbolic axes of each argument of `forward`; `*inputs` count as a single argument.
 
-    All symbols are independent, also `2h` and `h`: the graph must expect other sizes than these from a client.
+    All symbols are independent, also `2h` and `h`, since a client may send other sizes.
     """
     dims = {axis: Dim(f"size_{axis}", min=1) for spec in model.inputs for axis in spec.axes if isinstance(axis, str)}
     shapes = [
@@ -84,12 +84,12 @@ def _dynamic_shapes(model: Exportable) -> tuple[Any, ...]:
 
 
 def input_specs(proto: onnx.ModelProto) -> list[TensorSpec]:
-    """The inputs of a file that `export_onnx` made."""
+    """Return the inputs of a file that `export_onnx` wrote."""
     return [_spec(value) for value in proto.graph.input]
 
 
 def output_spec(proto: onnx.ModelProto) -> TensorSpec:
-    """The output of a file that `export_onnx` made."""
+    """Return the output of a file that `export_onnx` wrote."""
     return _spec(proto.graph.output[0])
 
 
@@ -101,7 +101,7 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def _name_axes(proto: onnx.ModelProto, model: Exportable) -> None:
-    """Give the axes of inputs and outputs the names of the specs, so that a reader sees which agree."""
+    """Name the axes of inputs and outputs as in the specs, so that equal axes have equal names."""
     for value, spec in zip((*proto.graph.input, *proto.graph.output), (*model.inputs, model.output), strict=True):
         for axis, name in enumerate(spec.axes):
             if isinstance(name, str):
@@ -109,7 +109,7 @@ def _name_axes(proto: onnx.ModelProto, model: Exportable) -> None:
 
 
 def _strip_debugging(proto: onnx.ModelProto) -> None:
-    """Remove torch.onnx's notes on nodes and values: they contain source paths of this machine."""
+    """Remove torch.onnx's annotations of nodes and values, which contain source paths of this machine."""
     graph = proto.graph
     for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del item.metadata_props[:]

@@ -9,15 +9,15 @@ from onnx import ModelProto, NodeProto, helper
 from nst_export.graph.editing import Graph, attribute
 
 BLOCK_PIXELS = 4
-"""Side of the block of pixels that `last_convolution` makes at once; every network's grid is a multiple of it."""
+"""Side of the block of pixels that `last_convolution` computes at once; every network's grid is a multiple of it."""
 
 
 def last_convolution(proto: ModelProto) -> int:
     """Replace a large convolution to three channels with a strided convolution to 48, and a pixel shuffle.
 
-    Three outputs fill three of the eight or sixteen lanes of a vector register. Here one kernel makes a block of 4x4
-    pixels: the same weights sixteen times, each shifted to its pixel in a larger kernel of zeros. That is more
-    multiplications (1.8 times for 9x9), all of them in full registers.
+    Three output channels fill three of the eight or sixteen lanes of a vector register. Here one kernel computes a
+    block of 4x4 pixels: the same weights sixteen times, each shifted to its pixel in a larger kernel of zeros. That
+    takes more multiplications (1.8 times for 9x9), but in full registers.
     """
     graph = Graph(proto)
     count = 0
@@ -49,12 +49,12 @@ def last_convolution(proto: ModelProto) -> int:
 
 
 def channel_factors(proto: ModelProto) -> int:
-    """Compute the scales and shifts that the graph itself computes, a number a channel, by 1x1 convolutions.
+    """Compute the scales and shifts per channel that depend on the style weights by 1x1 convolutions.
 
-    OpenVINO keeps a convolution's result with channels last, and everything else with channels first. Where an image is
-    multiplied by numbers of the other layout, it reorders the image, twice, which takes longer than all convolutions of
-    the network. So the scales of interpolated styles become a convolution of the style weights, whose kernel is the
-    matrix of scales; other numbers pass through a convolution that multiplies each by 1.
+    OpenVINO keeps a convolution's result with channels last, and everything else with channels first. To multiply an
+    image by factors of the other layout, it reorders the image twice, which takes longer than all convolutions of the
+    network. So the scales of interpolated styles become a convolution of the style weights, whose kernel is the matrix
+    of scales; other factors pass through a convolution that multiplies each by 1.
     """
     graph = Graph(proto)
     inferred = onnx.shape_inference.infer_shapes(proto).graph
@@ -82,7 +82,7 @@ def channel_factors(proto: ModelProto) -> int:
 
 
 def _is_computed_factor(graph: Graph, unsqueeze: NodeProto) -> bool:
-    """Whether `unsqueeze` turns computed numbers, one for each channel, into something that only arithmetic reads."""
+    """Return whether `unsqueeze` shapes computed factors, one per channel, that only elementwise operators read."""
     computed = unsqueeze.input[0] in graph.makers and graph.constant(unsqueeze.input[1]).tolist() == [2, 3]
     readers = graph.readers.get(unsqueeze.output[0], [])
     return computed and all(node.op_type in ("Add", "Div", "Mul", "Sub") for node in readers)

@@ -1,4 +1,4 @@
-"""Editing an ONNX graph in place."""
+"""Edit an ONNX graph in place."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 AXIS_END = 2**31 - 1
-"""The end of a `Slice` that goes to the end of its axis."""
+"""The end of a `Slice` to the end of its axis."""
 
 
 class Graph:
-    """The graph of `proto`, to be edited: which node makes a value, which nodes read it, and constants as arrays."""
+    """The graph of `proto` for editing: the node that makes each value, the nodes that read it, the constants."""
 
     def __init__(self, proto: ModelProto) -> None:
         self.graph = proto.graph
@@ -29,32 +29,32 @@ class Graph:
                 self.readers.setdefault(value, []).append(node)
 
     def nodes(self, operator: str) -> list[NodeProto]:
-        """All nodes of an operator, in the graph's order."""
+        """Return all nodes of an operator, in the graph's order."""
         return [node for node in self.graph.node if node.op_type == operator]
 
     def private_source(self, node: NodeProto, operator: str) -> NodeProto | None:
-        """The node that makes the first input of `node`, if it is an `operator` and no other node reads it."""
+        """Return the node that makes the first input of `node`, if it is an `operator` that no other node reads."""
         maker = self.makers.get(node.input[0])
         return maker if maker and maker.op_type == operator and len(self.readers[node.input[0]]) == 1 else None
 
     def only_reader(self, node: NodeProto) -> NodeProto | None:
-        """The node that reads the result of `node`, if there is only one node that does."""
+        """Return the node that reads the result of `node`, if only one does."""
         readers = self.readers.get(node.output[0], [])
         return readers[0] if len(readers) == 1 else None
 
     def constant(self, name: str) -> NDArray[Any]:
-        """The constant `name`; an empty array for a value that is no constant."""
+        """Return the constant `name`; an empty array if the value is not a constant."""
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else np.empty(0)
 
     def add(self, name: str, values: NDArray[Any]) -> str:
-        """Add a constant unless there is one of this name; return the name."""
+        """Add a constant unless the name exists; return the name."""
         if name not in self.constants:
             self.graph.initializer.append(numpy_helper.from_array(values, name))
             self.constants[name] = self.graph.initializer[-1]
         return name
 
     def integers(self, *values: int) -> str:
-        """The name of a constant of these values, shared by all nodes that need it."""
+        """Return the name of a constant with these values, shared by all nodes that need it."""
         return self.add(f"integers_{'_'.join(map(str, values))}", np.array(values, np.int64))
 
     def add_weights(self, name: str, kernel: NDArray[Any], convolution: NodeProto, *, times: int) -> list[str]:
@@ -65,7 +65,7 @@ class Graph:
         return weights
 
     def replace(self, old: Sequence[NodeProto], new: Sequence[NodeProto]) -> None:
-        """Put `new` in the place of the last node of `old`, and remove `old` and constants that no node reads."""
+        """Replace the nodes `old` with `new`, at the place of the last, and remove constants that no node reads."""
         outputs = {value for node in old for value in node.output}
         last = old[-1].output[0]
         nodes = list(self._replaced(outputs, last, new))
@@ -79,7 +79,7 @@ class Graph:
             self.forget_type(name)
 
     def forget_type(self, name: str) -> None:
-        """Drop the graph's note of a value's type and shape, when the value is gone or has another shape."""
+        """Drop the recorded type and shape of a value that is removed or has another shape."""
         for value in [value for value in self.graph.value_info if value.name == name]:
             self.graph.value_info.remove(value)
 
@@ -92,6 +92,6 @@ class Graph:
 
 
 def attribute(node: NodeProto, name: str) -> Any:
-    """The value of an attribute, None if the node has no attribute of this name; strings are bytes."""
+    """Return the value of an attribute, None if the node does not have it; strings are bytes."""
     found = [entry for entry in node.attribute if entry.name == name]
     return helper.get_attribute_value(found[0]) if found else None

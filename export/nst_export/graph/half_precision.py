@@ -1,7 +1,7 @@
-"""FP16: half the file and half the memory traffic on a GPU, for the convolutions and what lies between them.
+"""Convert a graph to FP16: the convolutions and the operators between them, for half the file and memory traffic.
 
-The arithmetic of the image and everything about the normalizations stays in FP32: sums over a megapixel do not fit
-into eleven bits. TensorRT's networks are strongly typed, so the graph itself has the types.
+Pre- and postprocessing and the normalizations stay in FP32: sums over a megapixel need more than FP16's eleven bits.
+TensorRT's networks are strongly typed, so the graph itself has the types.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ FOLLOWING = {"Relu", "LeakyRelu", "Pad", "Resize", "DepthToSpace", "Slice", "Con
 """Operators without a precision of their own, which take that of their neighbours."""
 
 ALL_INPUTS_ARE_VALUES = {"Conv", "Add", "Concat"}
-"""Operators all of whose inputs are values; the other operators have one value, their first input."""
+"""Operators whose inputs are all values; for other operators only the first input is a value."""
 
 
 def to_half(proto: ModelProto) -> None:
-    """Convert `proto` in place: convolutions and what connects them to FP16, with casts at the borders."""
+    """Convert convolutions and the operators between them to FP16, in place, with casts at the transitions."""
     nodes = _Casts(proto).nodes()
     del proto.graph.node[:], proto.graph.value_info[:]
     proto.graph.node.extend(nodes)
@@ -40,7 +40,7 @@ class _Casts:
         self.converted: list[NodeProto] = []
 
     def nodes(self) -> list[NodeProto]:
-        """All nodes, in order; constants in FP16 are added to the graph."""
+        """Return all nodes in order; constants in FP16 are added to the graph."""
         for node in self.graph.node:
             in_half = node.output[0] in self.halves
             for position, value in enumerate(node.input):
@@ -77,10 +77,10 @@ def _element_types(proto: ModelProto) -> dict[str, int]:
 
 
 def _half_outputs(nodes: list[NodeProto]) -> set[str]:
-    """Outputs of the nodes that run in FP16: convolutions, and followers before, between and after them.
+    """Return the outputs of the nodes that run in FP16: convolutions, and `FOLLOWING` operators next to them.
 
-    An addition runs in FP16 only if one of its sides already does, as in the trunk of a residual block: an addition of
-    two FP32 values is part of a normalization.
+    An addition runs in FP16 only if one of its inputs does, as in a residual block: an addition of two FP32 values is
+    part of a normalization.
     """
     readers: dict[str, list[NodeProto]] = {}
     for node in nodes:

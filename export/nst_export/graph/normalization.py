@@ -1,4 +1,4 @@
-"""Rewrites of instance normalization into other operators, which an engine may run faster."""
+"""Rewrites of instance normalization to other operators, which an engine may run faster."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from onnx import ModelProto, NodeProto, helper
 from nst_export.graph.editing import Graph, attribute
 
 GROUP_OPSET, GROUP_IR_VERSION = 21, 10
-"""The first in which `GroupNormalization` is not deprecated; the other operators here do the same in both."""
+"""The first versions in which `GroupNormalization` is not deprecated; the other operators are the same in both."""
 
 
 def group_norm(proto: ModelProto) -> int:
-    """Replace it with `GroupNormalization` with a group for each channel; the file then has a later operator set."""
+    """Replace it with `GroupNormalization`, a group per channel; the file then has a later operator set."""
     graph = Graph(proto)
     found = graph.nodes("InstanceNormalization")
     if found:
@@ -38,7 +38,7 @@ def decomposed_norm(proto: ModelProto) -> int:
     """Replace it with means, differences and products.
 
     A network of several styles normalizes without scale and shift, then multiplies by the interpolated scales and adds
-    the interpolated shifts. Here the scales are divided by the standard deviation first, a number a channel.
+    the interpolated shifts. Here the scales are first divided by the standard deviation, one number per channel.
     """
     graph = Graph(proto)
     found = graph.nodes("InstanceNormalization")
@@ -64,7 +64,7 @@ def decomposed_norm(proto: ModelProto) -> int:
 
 
 def _scale_and_shift(graph: Graph, norm: NodeProto) -> tuple[list[NodeProto], str, str]:
-    """The nodes that `norm` is part of, and its scale and shift, both of a shape that multiplies `[N, C, H, W]`."""
+    """Return the nodes of the normalization, and its scale and shift in a shape that multiplies `[N, C, H, W]`."""
     scale, shift = graph.constant(norm.input[1]), graph.constant(norm.input[2])
     multiply = graph.only_reader(norm)
     add = graph.only_reader(multiply) if multiply else None
@@ -77,11 +77,11 @@ def _scale_and_shift(graph: Graph, norm: NodeProto) -> tuple[list[NodeProto], st
 
 
 def _is_identity(scale: NDArray[Any], shift: NDArray[Any]) -> bool:
-    """Whether a scale and a shift change nothing."""
+    """Return whether a scale and a shift change nothing."""
     return bool((scale == 1).all() and not shift.any())
 
 
 def _other(node: NodeProto, value: str) -> str:
-    """The input of a node of two inputs that is not `value`."""
+    """Return the input, of a node with two, that is not `value`."""
     first, second = node.input
     return str(second if first == value else first)

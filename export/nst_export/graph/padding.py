@@ -8,7 +8,7 @@ from nst_export.graph.editing import AXIS_END, Graph, attribute
 
 
 def wrap(proto: ModelProto) -> int:
-    """Replace circular padding with slices and joins: neither operator set 18 nor OpenVINO has this mode."""
+    """Replace circular padding with slices and concatenations: neither operator set 18 nor OpenVINO supports it."""
     graph = Graph(proto)
     count = 0
     for pad in graph.nodes("Pad"):
@@ -32,11 +32,11 @@ def wrap(proto: ModelProto) -> int:
 
 
 def adjacent_pads(proto: ModelProto) -> int:
-    """Move the padding to the network's grid behind the image's arithmetic, next to the first convolution's padding.
+    """Move the padding to the network's grid after the preprocessing, next to the first convolution's padding.
 
-    An operator that computes each value alone may change places with a copy of values. An engine that fuses copies
-    makes two adjacent pads as one copy, and in half precision both copy half as much. They do not become one pad: the
-    second reflects what the first appended, so one reflection of both widths gives other pixels beyond the grid.
+    Elementwise operators commute with padding. An engine that fuses copies runs two adjacent pads as one copy, and in
+    half precision both copy half as much. They cannot become a single pad: the second reflects what the first appended,
+    so a single reflection of both widths would give other pixels beyond the grid.
     """
     graph = Graph(proto)
     count = 0
@@ -63,6 +63,6 @@ def adjacent_pads(proto: ModelProto) -> int:
 
 
 def _is_elementwise(graph: Graph, node: NodeProto) -> bool:
-    """Whether each value of the result depends only on the input value at the same place."""
+    """Return whether each value of the result depends only on the input value at the same position."""
     single = all(graph.constant(name).size == 1 and name in graph.constants for name in node.input[1:])
     return single and node.op_type in ("Add", "Cast", "Div", "Mul", "Sub")

@@ -1,7 +1,7 @@
-"""Rewrites of an exported graph that change its time and not its result.
+"""Rewrites of an exported graph that change its speed, not its result.
 
-Each looks for a pattern, replaces every occurrence, and returns how many it replaced. `nst-bench export` measures which
-of them pay on each engine (docs/guides/export.md); all pass the same verification.
+Each finds a pattern, replaces every occurrence, and returns how many it replaced. `nst bench export` measures which of
+them pay on each engine; all are verified.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nst_export.graph.padding import adjacent_pads, wrap
 from nst_export.graph.upsampling import doubling, upsample, upsample_3x3, upsample_windows
 
 Runtime = Literal["cpu", "gpu", "tensorrt"]
-"""What runs an exported model: ONNX Runtime on a CPU, ONNX Runtime CUDA, or TensorRT."""
+"""The runtime of an exported model: ONNX Runtime on a CPU, ONNX Runtime CUDA, or TensorRT."""
 
 REWRITES: dict[str, Callable[[ModelProto], int]] = {
     "upsample": upsample,
@@ -31,19 +31,19 @@ REWRITES: dict[str, Callable[[ModelProto], int]] = {
     "group-norm": group_norm,
     "decomposed-norm": decomposed_norm,
 }
-"""By name, in the order in which they run; a later rewrite no longer finds what an earlier one has replaced."""
+"""Rewrites by name, in their order; a later rewrite does not find what an earlier one replaced."""
 
 DEFAULT_REWRITES: dict[Runtime, tuple[str, ...]] = {
     "cpu": ("upsample", "last-convolution", "wrap", "channel-factors"),
     "gpu": ("wrap",),
     "tensorrt": ("upsample-3x3", "doubling", "wrap", "adjacent-pads"),
 }
-"""What each runtime gets. CPU: measured. GPU: no other was measured to pay. TensorRT: without these it builds nothing
-for dynamic sides; `last-convolution`, which costs multiplications, and the other forms of the normalization were not
-measured there."""
+"""Default rewrites by runtime. CPU: as measured. GPU: no other was measured to pay. TensorRT: without these it cannot
+build for dynamic sides; `last-convolution`, which costs multiplications, and the other forms of the normalization were
+not measured there."""
 
 UNSAFE_REWRITES: dict[Runtime, dict[str, str]] = {"tensorrt": {"upsample": "upsample-3x3 or upsample-windows"}}
-"""By runtime: rewrites that it may run wrongly, and what to use in their place."""
+"""Rewrites that a runtime may execute wrongly, with their replacements."""
 
 
 def apply_rewrites(proto: ModelProto, names: Sequence[str]) -> dict[str, int]:

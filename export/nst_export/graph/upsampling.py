@@ -14,13 +14,13 @@ from nst_export.graph.editing import AXIS_END, Graph, attribute
 def upsample(proto: ModelProto) -> int:
     """Replace upsampling, reflection by one and a 3x3 convolution with one 2x2 convolution on the small image.
 
-    For an output row 2i the rows of the kernel lie on the small rows i-1, i and i, for a row 2i+1 on i, i and i+1. So
-    each of the four phases has a kernel of 2x2, and to reflect the upsampled image is to repeat the edge of the small
-    image. A single convolution computes all phases, as channels, from windows that begin at row i-1. Their pixel
-    shuffle lies a pixel off, and a slice removes that pixel. It takes 4/9 of the multiplications.
+    For an output row 2i the kernel's rows cover the small rows i-1, i and i, for a row 2i+1 the rows i, i and i+1. So
+    each of the four phases has a 2x2 kernel, and reflecting the upsampled image is repeating the edge of the small
+    image. A single convolution computes all phases as channels, from windows that start at row i-1. Their pixel shuffle
+    is shifted by a pixel, which a slice removes. It takes 4/9 of the multiplications.
 
-    Not for TensorRT: 10.15 fuses the shuffle and the slice into one kernel, which forgets where the slice begins if
-    all sides are fixed. The two variants below have no slice there; on a CPU they take a few per cent longer.
+    It is not for TensorRT: 10.15 fuses the shuffle and the slice into one kernel, which ignores the start of the slice
+    if all sides are fixed. The two variants below have no such slice; on a CPU they take a few percent longer.
     """
     # The first output of a window belongs to the odd row before it, whose taps are w0 + w1 and w2.
     taps = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
@@ -71,9 +71,9 @@ def upsample_windows(proto: ModelProto) -> int:
 
 
 def upsample_3x3(proto: ModelProto) -> int:
-    """Do as `upsample`, with the 2x2 taps of each phase placed in a 3x3 kernel, so that no slice is needed.
+    """Do as `upsample`, with the 2x2 taps of each phase in a 3x3 kernel, so that no slice is needed.
 
-    It takes as many multiplications as no rewrite, five of nine with zero, and copies nothing: for engines whose
+    It takes as many multiplications as without a rewrite (five of nine by zero) and copies nothing, for engines whose
     convolutions cost less than a pass over memory.
     """
     taps = np.array([[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]], np.float32)
@@ -94,7 +94,7 @@ def upsample_3x3(proto: ModelProto) -> int:
 
 
 def doubling(proto: ModelProto) -> int:
-    """Replace upsampling with a shuffle of four copies: TensorRT infers no shape for a Resize of dynamic sides."""
+    """Replace upsampling with a pixel shuffle of four copies: TensorRT infers no shape for a dynamic Resize."""
     graph = Graph(proto)
     count = 0
     for resize in graph.nodes("Resize"):
@@ -113,7 +113,7 @@ def doubling(proto: ModelProto) -> int:
 
 
 def _upsampled_convolutions(graph: Graph) -> Iterator[tuple[NodeProto, NodeProto, NodeProto]]:
-    """Every 3x3 convolution whose input is upsampled and then reflected by one, for this convolution alone."""
+    """Yield every 3x3 convolution with the Resize and the reflecting Pad before it, which no other node reads."""
     for convolution in graph.nodes("Conv"):
         pad = graph.private_source(convolution, "Pad")
         resize = graph.private_source(pad, "Resize") if pad else None
@@ -125,9 +125,9 @@ def _upsampled_convolutions(graph: Graph) -> Iterator[tuple[NodeProto, NodeProto
 
 
 def _phase_weights(graph: Graph, convolution: NodeProto, taps: NDArray[np.float32]) -> list[str]:
-    """The kernels of the four phases as one, channels `(2 row + column) C + c`, and their bias.
+    """Return the kernels of the four phases as one, with channels `(2 row + column) C + c`, and their bias.
 
-    `taps` say, for an even and an odd row, how much of each kernel row lies on each small row; the same for columns.
+    `taps` are, for an even and an odd row, the parts of each kernel row on each small row; the same for columns.
     """
     kernel = graph.constant(convolution.input[1])
     phases = np.einsum("pik,ockl,qjl->pqocij", taps, kernel, taps)
@@ -136,19 +136,19 @@ def _phase_weights(graph: Graph, convolution: NodeProto, taps: NDArray[np.float3
 
 
 def _edge_pad(graph: Graph, resize: NodeProto, name: str) -> NodeProto:
-    """The small image with its edge repeated once on every side."""
+    """Return a pad that repeats the edge of the small image once on every side."""
     widths = graph.integers(0, 0, 1, 1, 0, 0, 1, 1)
     return helper.make_node("Pad", [resize.input[0], widths], [f"{name}_edge"], mode="edge")
 
 
 def _doubles(graph: Graph, resize: NodeProto) -> bool:
-    """Whether `resize` upsamples both sides by two, by nearest neighbours."""
+    """Return whether `resize` upsamples both sides by two, with nearest neighbours."""
     scales = graph.constant(resize.input[2]) if len(resize.input) > 2 else np.empty(0)
     return attribute(resize, "mode") == b"nearest" and scales.tolist() == [1, 1, 2, 2]
 
 
 def _reflection(graph: Graph, pad: NodeProto) -> int | None:
-    """By how many pixels `pad` reflects all four sides; None if it does anything else."""
+    """Return by how many pixels `pad` reflects all four sides; None if it does anything else."""
     widths = graph.constant(pad.input[1]).tolist()
     if attribute(pad, "mode") != b"reflect" or len(widths) != 8:
         return None

@@ -1,1 +1,1 @@
-"""Triton's model repository: the configuration of a model, and publishing its versions."""
+"""Triton's model repository: configure a model, and publish its versions."""

@@ -1,7 +1,4 @@
-"""The configuration of a served model, `config.pbtxt`.
-
-It is made from the exported graph, as Triton's own `ModelConfig` message and never as a string.
-"""
+"""The configuration of a served model, `config.pbtxt`, as Triton's own `ModelConfig` message."""
 
 from __future__ import annotations
 
@@ -19,20 +16,20 @@ from nst_export.modules import TensorSpec
 
 MAXIMUM_BATCH = 8
 MAXIMUM_PIXELS = 4096 * 2160
-"""Of the largest image that a served model takes: a 4K frame, which needs 4.8 GiB through OpenVINO at width 1 and
-8.5 GiB through ONNX Runtime's own provider."""
+"""Maximum pixels of a served model: a 4K frame, which needs 4.8 GiB with OpenVINO at width 1, and 8.5 GiB with ONNX
+Runtime's own provider."""
 
 WARM_SIZES = ((256, 256), (512, 512))
-"""(height, width) that are warm before the model counts as ready, if the model takes them."""
+"""(height, width) of the warm-up requests before the model is ready, if the model accepts them."""
 
 TYPES = {torch.uint8: model_config_pb2.TYPE_UINT8, torch.float32: model_config_pb2.TYPE_FP32}
 
 HEURISTIC_SEARCH = "1"
-"""Of `cudnn_conv_algo_search`: by default NVIDIA's backend tries every algorithm for every new shape, which takes ten
-times as long."""
+"""Value of `cudnn_conv_algo_search`; by default NVIDIA's backend tries every algorithm for every new shape, which takes
+ten times as long."""
 
 Provider = Literal["openvino", "cpu"]
-"""ONNX Runtime's execution provider on a CPU: OpenVINO's, or its own."""
+"""ONNX Runtime's execution provider on a CPU: OpenVINO, or its own."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,8 @@ class ServingOptions:
     """How a model is served. instances x threads = cores, so that the instances do not compete for cores.
 
     `runtime` runs it, on a CPU with ONNX Runtime's execution `provider`. `file` is `model.onnx`, or `model.plan` for
-    the backend `tensorrt`, NVIDIA's or ours. `profile` has the shapes that TensorRT takes, which bound the limits.
-    `parameters` are for clients, besides the styles and the limits.
+    the backend `tensorrt`, NVIDIA's or nst's. `profile` has the shapes that TensorRT accepts, which determine the
+    limits. `parameters` are for clients, besides the styles and the limits.
     """
 
     styles: tuple[str, ...]
@@ -59,17 +56,17 @@ class ServingOptions:
 
     @property
     def threads(self) -> int:
-        """Threads of one instance."""
+        """Threads per instance."""
         return max(1, self.cores // self.instances)
 
     @property
     def batch(self) -> int:
-        """The largest batch."""
+        """Maximum batch size."""
         return self.profile.maximum[0] if self.profile else self.maximum_batch
 
     @property
     def limits(self) -> dict[str, str]:
-        """The sizes that the model takes, as parameters of its configuration."""
+        """The accepted sizes, as parameters of the configuration."""
         if self.profile is None:
             return {Parameter.MIN_SIDE: "1", Parameter.MAX_PIXELS: str(self.maximum_pixels)}
         _, height, width = self.profile.maximum
@@ -80,7 +77,7 @@ class ServingOptions:
         }
 
     def takes(self, height: int, width: int) -> bool:
-        """Whether the model takes an image of this size."""
+        """Return whether the model accepts an image of this size."""
         if self.profile and self.profile.holds((self.profile.minimum[0], height, width))[1:] != (height, width):
             return False
         return height * width <= self.maximum_pixels
@@ -89,17 +86,17 @@ class ServingOptions:
 def model_config(
     name: str, inputs: Sequence[TensorSpec], output: TensorSpec, serving: ServingOptions
 ) -> model_config_pb2.ModelConfig:
-    """The configuration of a model: its tensors, batching, instances, accelerators, limits and warm-up."""
+    """Create a model's configuration: its tensors, batching, instances, accelerators, limits and warm-up."""
     backend = "onnxruntime" if serving.file.endswith(".onnx") else "tensorrt"
     message = model_config_pb2.ModelConfig(name=name, backend=backend, max_batch_size=serving.batch)
     for spec in inputs:
         message.input.add(name=spec.name, data_type=TYPES[spec.dtype], dims=_dims(spec))
     message.output.add(name=output.name, data_type=TYPES[output.dtype], dims=_dims(output))
-    # Only TensorRT gains from joined requests. A CPU stylizes a batch no faster than its images one after the other, in
-    # several times the memory and with the first answer as late as the last; ONNX Runtime CUDA plans its convolutions
-    # again for every size of a batch.
+    # Only TensorRT gains from dynamic batching. A CPU stylizes a batch no faster than its images one after the other,
+    # with several times the memory, and the first answer is as late as the last; ONNX Runtime CUDA plans its
+    # convolutions again for every batch size.
     if serving.runtime == "tensorrt":
-        message.dynamic_batching.SetInParent()  # batches the requests that wait, and does not wait for more
+        message.dynamic_batching.SetInParent()  # batches waiting requests, without waiting for more
     _add_instances(message, inputs, serving)
     parameters: dict[str, str] = {
         Parameter.STYLES: ",".join(serving.styles),
@@ -119,7 +116,7 @@ def model_config(
 def _add_instances(
     message: model_config_pb2.ModelConfig, inputs: Sequence[TensorSpec], serving: ServingOptions
 ) -> None:
-    """Add instances on the CPU's cores or on the GPU, and the accelerator that runs the graph there."""
+    """Add the instance group on the CPU or the GPU, and the execution accelerator."""
     if serving.runtime == "cpu":
         message.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=serving.instances)
         message.parameters["intra_op_thread_count"].string_value = str(serving.threads)
@@ -140,9 +137,9 @@ def _add_instances(
 
 
 def _tensorrt_provider_parameters(inputs: Sequence[TensorSpec], serving: ServingOptions) -> dict[str, str]:
-    """For ONNX Runtime's TensorRT provider, which builds an engine for each new shape without them.
+    """Return parameters of ONNX Runtime's TensorRT provider; without them it builds an engine for each new shape.
 
-    It keeps the engine in the server's working directory, or where `trt_engine_cache_path` in the config says.
+    It caches the engine in the server's working directory, or in the config's `trt_engine_cache_path`.
     """
     parameters = {"precision_mode": serving.precision.upper(), "trt_engine_cache_enable": "true"}
     if serving.profile is None:
@@ -155,7 +152,7 @@ def _tensorrt_provider_parameters(inputs: Sequence[TensorSpec], serving: Serving
 
 
 def _dims(spec: TensorSpec) -> list[int]:
-    """The sizes without the batch, as Triton has them; -1 is any."""
+    """Return the dimensions without the batch, as Triton has them; -1 is any."""
     return [axis if isinstance(axis, int) else -1 for axis in spec.axes[1:]]
 
 

@@ -1,4 +1,4 @@
-"""Publishing: versions of a model are written beside the repository and renamed into it."""
+"""Publish versions of a model: write them beside the repository, and rename them into it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from nst_export.errors import ExportError
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-"""A model's name, which stands in file names, URLs and command lines."""
+"""A valid model name, which is used in file names, URLs and command lines."""
 
 
 def check_names(name: str, styles: Sequence[str]) -> None:
-    """Raise `ExportError` for a model's name that Triton does not take, or a style's name that clients cannot write."""
+    """Raise `ExportError` for a model name that Triton does not accept, or a style name that clients cannot write."""
     if not NAME.fullmatch(name):
         raise ExportError(
-            f"{name!a} is no name for a served model: give another with --name, of ASCII letters, digits, '_', '-' "
-            "and '.', not '-' or '.' first"
+            f"{name!a} is not a valid model name; give one with --name, of ASCII letters, digits, '_', '-' and '.', "
+            "not starting with '-' or '.'"
         )
     if bad := [style for style in styles if re.search(r"[,:]", style) or not style.isprintable() or not style.strip()]:
         raise ExportError(
-            f"{bad[0]!a} is no name for a style: ',' and ':' separate styles and weights, and it must be printable"
+            f"{bad[0]!a} is not a valid style name: it must be printable, without ',' and ':'; rename the style image "
+            "and train again"
         )
 
 
@@ -45,10 +46,10 @@ def publish_version(
     *,
     keep: int | None = None,
 ) -> Path:
-    """Put `files`, by the names they get, into the repository as the next version of a model; return its folder.
+    """Publish `files` (by their names in the folder) as the next version of a model; return the version's folder.
 
-    `config` is None where no Triton reads the folder. With `keep`, only so many older versions stay. Raises
-    `ExportError` for a repository that cannot be written; then nothing is published.
+    `config` is None where Triton does not read the folder. With `keep`, only that many older versions are kept. Raises
+    `ExportError` if the repository cannot be written; then nothing is published.
     """
     model = repository / name
     text = None if config is None else text_format.MessageToString(config)
@@ -60,8 +61,8 @@ def publish_version(
             if text is not None:
                 _write_config(staging / name, text)
             if model.exists():
-                # The version first: a Triton that polls in between serves it with the old config, which a new
-                # export seldom changes; the other way round it would open the old version with the new config.
+                # The version first: a Triton that polls in between serves it with the old config, which rarely
+                # changes; in the other order it would open the old version with the new config.
                 (staging / name / version).rename(model / version)
                 if text is not None and _read(model / "config.pbtxt") != text:
                     _write_config(model, text)
@@ -87,23 +88,23 @@ def _write_config(model: Path, text: str) -> None:
 
 
 def _reason(error: Exception) -> object:
-    """The operating system's message about `error` or its cause, or `error` itself."""
+    """Return the operating system's message of `error` or its cause, or `error` itself."""
     messages = (getattr(raised, "strerror", None) for raised in (error, error.__cause__))
     return next((message for message in messages if message), error)
 
 
 def versions(folder: Path) -> list[int]:
-    """The versions of a model, oldest first; empty for a folder that does not exist."""
+    """Return the versions of a model, oldest first; empty for a folder that does not exist."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.exists() else []
 
 
 def next_version(folder: Path) -> int:
-    """The number after the highest version; 1 for a new model."""
+    """Return the next version number; 1 for a new model."""
     return max(versions(folder), default=0) + 1
 
 
 def _remove_older(model: Path, version: int, keep: int, staging: Path) -> None:
-    """Keep `keep` versions before `version`; a rename removes an older version as a whole."""
+    """Keep `keep` versions before `version`; a rename removes an older version atomically."""
     older = [number for number in versions(model) if number < version]
     for number in older[: max(0, len(older) - keep)]:
         (model / str(number)).rename(staging / f"old-{number}")
@@ -116,10 +117,10 @@ def _read(file: Path) -> str | None:
 
 @contextmanager
 def _staging_folder(repository: Path) -> Iterator[Path]:
-    """A folder from which whole models are renamed into the repository; it is removed afterwards.
+    """Make a folder from which models are renamed into the repository; it is removed afterwards.
 
-    It is beside the repository, since Triton takes every folder in the repository for a model. Where the repository is
-    a file system of its own, such as a container's volume, it is inside, hidden.
+    It is beside the repository, since Triton treats every folder in the repository as a model. If the repository is a
+    file system of its own, such as a container's volume, it is inside, hidden.
     """
     parent = repository.resolve().parent
     beside = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)

@@ -1,4 +1,4 @@
-"""Comparing what engines answer with what a reference answers, within a tolerance."""
+"""Compare the output of engines with that of a reference, within a tolerance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nst_export.errors import ExportError
 log = logging.getLogger(__name__)
 
 MINIMUM_JUDGED_PIXELS = 96 * 96
-"""In half precision smaller images are not judged, if there are larger ones: statistics of few values amplify
+"""Smaller images are not judged in half precision, if there are larger ones: statistics of few values amplify
 rounding."""
 
 Feeds = dict[str, Any]
@@ -27,25 +27,25 @@ Feeds = dict[str, Any]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What may differ: any value by `max_difference` of 255, and the whole image by `psnr` dB where that is given."""
+    """The allowed difference: at most `max_difference` of 255 per value, and at least `psnr` dB per image if given."""
 
     max_difference: int
     psnr: float | None = None
 
 
 UNLIMITED = Tolerance(255)
-"""For images that are run and not judged."""
+"""Tolerance of images that are run but not judged."""
 
 TOLERANCES = {"fp32": Tolerance(1), "fp16": Tolerance(4, 45.0)}
-"""On the CPU, by precision; a difference of 1 is rounding."""
+"""Tolerances on the CPU by precision; a difference of 1 is rounding."""
 
 
 @dataclass(frozen=True)
 class Engine:
     """Something that runs an exported model.
 
-    `run` returns the stylized images, and whether all values were finite before they became integers, or None where
-    the engine cannot see that.
+    `run` returns the stylized images, and whether all values were finite before they became integers (None if the
+    engine cannot tell).
     """
 
     name: str
@@ -54,10 +54,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an engine agrees with the reference at one shape.
+    """The agreement of an engine with the reference at one shape.
 
-    Differences are absolute, of 255: the maximum, the mean, and the 99.9 % quantile. `psnr` is in dB, None where
-    nothing differs; `finite` is as in `Engine.run`; `judged` is False where any difference is allowed.
+    Differences are absolute, of 255: the maximum, the mean, and the 99.9 % quantile. `psnr` is in dB, None for
+    identical images; `finite` is as in `Engine.run`; `judged` is False where any difference is allowed.
     """
 
     engine: str
@@ -71,7 +71,7 @@ class Agreement:
     judged: bool = True
 
     def summary(self) -> dict[str, Any]:
-        """Plain data for `verification.json`."""
+        """Return plain data for `verification.json`."""
         return asdict(self) | {"shape": list(self.shape)}
 
 
@@ -83,10 +83,10 @@ def require_agreement(
     *,
     against: str = "PyTorch",
 ) -> list[Agreement]:
-    """Compare each engine with `reference`, called `against` in messages, on all `feeds`.
+    """Compare each engine with `reference`, named `against` in messages, on all `feeds`.
 
-    All comparisons run; then an `ExportError` names every failure with its figures. Images whose normalization
-    amplifies rounding (`_tolerance_for`) are run, and any difference is allowed.
+    All comparisons run; then an `ExportError` names every failure with its differences. Images whose normalization
+    amplifies rounding (`_tolerance_for`) are run, but any difference is allowed.
     """
     answers = [(feed, reference(feed)) for feed in feeds]
     few = min(MINIMUM_JUDGED_PIXELS, max(wanted[0, :, :, 0].size for _, wanted in answers))
@@ -103,20 +103,20 @@ def require_agreement(
 
 
 def _run(engine: Engine, feed: Feeds, shape: tuple[int, ...]) -> tuple[Pixels, bool | None]:
-    """What the engine answers; `ExportError` if it fails."""
+    """Run the engine; raises `ExportError` if it fails."""
     try:
         return engine.run(feed)
     except NstError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions have no common root
         reason = " ".join(str(error).split())
-        raise ExportError(f"{engine.name} fails at {shape[:3]}: {reason[:200]}. Not published") from error
+        raise ExportError(f"not published: {engine.name} fails at {_shown(shape)}: {reason[:200]}") from error
 
 
 def _tolerance_for(tolerance: Tolerance, feed: Feeds, wanted: Pixels, few: int) -> Tolerance:
-    """`tolerance`, or any difference for images whose normalization amplifies rounding a hundredfold.
+    """Return `tolerance`, or `UNLIMITED` for images whose normalization amplifies rounding a hundredfold.
 
-    Those are images of one color, which have no variance, and in half precision those of less than `few` pixels.
+    Those are images of one color, which have no variance, and in half precision images of fewer than `few` pixels.
     """
     flat = IMAGE in feed and bool((feed[IMAGE] == feed[IMAGE][:, :1, :1]).all())
     small = tolerance.psnr is not None and wanted[0, :, :, 0].size < few
@@ -124,11 +124,11 @@ def _tolerance_for(tolerance: Tolerance, feed: Feeds, wanted: Pixels, few: int) 
 
 
 def compare(engine: str, answer: Pixels, finite: bool | None, wanted: Pixels, tolerance: Tolerance) -> Agreement:
-    """How `answer` agrees with `wanted`, both `uint8 [N, H, W, 3]`; `ExportError` for another shape or type."""
+    """Compare `answer` with `wanted`, both `uint8 [N, H, W, 3]`; raises `ExportError` for another shape or type."""
     n, height, width, _ = wanted.shape
     if answer.shape != wanted.shape or answer.dtype != np.uint8:
         raise ExportError(
-            f"{engine} answers {answer.dtype} {answer.shape} where PyTorch has uint8 {wanted.shape}. Not published"
+            f"not published: {engine} returns {answer.dtype} {answer.shape}, PyTorch uint8 {wanted.shape}"
         )
     difference = np.abs(answer.astype(np.int16) - wanted.astype(np.int16))
     mean_square = float(np.mean(np.square(difference, dtype=np.float64)))
@@ -154,13 +154,20 @@ def refuse_failures(agreements: Sequence[Agreement], tolerance: Tolerance, again
     failed = [agreement for agreement in agreements if not agreement.passed]
     if not failed:
         return
-    allowed = f"{tolerance.max_difference} of 255"
-    allowed += f" or has less than {tolerance.psnr:g} dB" if tolerance.psnr else ""
-    figures = "; ".join(f"{agreement.engine} at {agreement.shape}: {_figures(agreement)}" for agreement in failed)
-    raise ExportError(f"the exported model differs from {against} by more than {allowed}: {figures}. Not published")
+    allowed = f"at most {tolerance.max_difference} of 255"
+    allowed += f" and a PSNR of at least {tolerance.psnr:g} dB" if tolerance.psnr else ""
+    figures = "; ".join(
+        f"{agreement.engine} at {_shown(agreement.shape)}: {_figures(agreement)}" for agreement in failed
+    )
+    raise ExportError(f"not published: the exported model differs from {against}: {figures} (allowed: {allowed})")
 
 
 def _figures(agreement: Agreement) -> str:
     if agreement.finite is False:
         return "values that are not finite"
     return f"{agreement.max_difference} of 255" + (f", {agreement.psnr:.1f} dB" if agreement.psnr is not None else "")
+
+
+def _shown(shape: Sequence[int]) -> str:
+    """Return batch, height and width as text, such as `1x333x501`."""
+    return "x".join(map(str, shape[:3]))

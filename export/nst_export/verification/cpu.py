@@ -1,4 +1,4 @@
-"""Engines on the CPU: ONNX Runtime's own execution provider, and OpenVINO where it is installed."""
+"""Engines on the CPU: ONNX Runtime's own execution provider, and OpenVINO if it is installed."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from nst_export.verification.agreement import Engine, Feeds
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
 
 PROVIDERS = {ONNX_RUNTIME: "CPUExecutionProvider", OPENVINO: "OpenVINOExecutionProvider"}
-"""Execution providers that may serve an ONNX file on a CPU, by the names of their engines."""
+"""Execution providers for ONNX files on a CPU, by the names of their engines."""
 
 
 def installed_providers() -> Mapping[str, str]:
-    """Those of `PROVIDERS` that this machine's ONNX Runtime has."""
+    """Return those of `PROVIDERS` that this machine's ONNX Runtime has."""
     available = import_onnxruntime().get_available_providers()
     return {name: provider for name, provider in PROVIDERS.items() if provider in available}
 
 
 def onnx_engines(path: Path, *, openvino: bool = True) -> list[Engine]:
-    """The file on every execution provider that is installed; without `openvino` only on ONNX Runtime's own.
+    """Open the file on every installed execution provider; without `openvino` only on ONNX Runtime's own.
 
-    The latter also sees whether all values are finite.
+    ONNX Runtime's own also reports whether all values are finite.
     """
     others = {name: provider for name, provider in _providers(openvino).items() if name != ONNX_RUNTIME}
     return [_watching_engine(path), *(_plain_engine(path, name, provider) for name, provider in others.items())]
 
 
 def _watching_engine(path: Path) -> Engine:
-    """The file on ONNX Runtime's own provider, with the values before the clip as a second output."""
+    """Open the file on ONNX Runtime's own provider, with the values before the clip as a second output."""
     proto = onnx.load(path)
     clipped = [node.input[0] for node in proto.graph.node if node.op_type == "Clip"]
     unclipped = clipped[-1] if clipped else proto.graph.output[0].name
@@ -58,7 +58,7 @@ def _plain_engine(path: Path, name: str, provider: str) -> Engine:
 
 
 def tiled_engines(statistics: Path, tiled: Path, *, openvino: bool = True) -> list[Engine]:
-    """Both parts of a tiled model, run after each other as an engine; its answer is that of the whole model.
+    """Open both parts of a tiled model as one engine with the output of the whole model.
 
     `openvino` is as in `onnx_engines`.
     """
@@ -80,10 +80,10 @@ def _providers(openvino: bool) -> Mapping[str, str]:
 
 
 def open_session(model: Path | bytes, provider: str) -> Any:
-    """An ONNX Runtime session on `provider`, without log messages, but for what OpenVINO's provider warns of itself."""
+    """Open an ONNX Runtime session on `provider`, without log messages (except OpenVINO's own warnings)."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # hides that shape arithmetic stays on the CPU provider, which is as it should be
+    options.log_severity_level = 3  # hides that shape arithmetic stays on the CPU provider, as intended
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model), options, providers=[provider]
     )

@@ -1,4 +1,4 @@
-"""What engines are compared on: shapes, and inputs of these shapes."""
+"""The shapes and inputs on which engines are compared."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ SHAPES = ((1, 256, 256), (1, 333, 501), (1, 480, 270), (3, 128, 100), (2, 181, 2
 """(batch, height, width): square, odd, portrait, batches of three and two."""
 
 SMALL_SHAPES = ((1, 1, 1), (1, 3, 3), (1, 1, 7), (1, 4, 4), (1, 3, 64), (1, 15, 15), (1, 16, 16))
-"""Thumbnails, icons and tracking pixels, which are smaller than the network takes: the graph enlarges them."""
+"""Thumbnails, icons and tracking pixels, smaller than the network accepts: the graph pads them."""
 
 SHAPE_AFTER_SMALL = (1, 64, 80)
-"""After each small image: an engine that a small image has harmed fails at the next image."""
+"""Follows each small image: an engine that a small image breaks may fail at the next image."""
 
 MANY_STYLES_SIZE = (128, 96)
-"""(height, width) of batches that are added until there is an image for every style."""
+"""(height, width) of additional batches, so that there is an image for every style."""
 
 
 def shapes_for(model: Exportable) -> list[Shape]:
-    """The shapes at which engines are compared with `model`: `SHAPES`, then small images with larger ones in between.
+    """Return the shapes at which engines are compared with `model`: `SHAPES`, then small images with larger in between.
 
-    The small images are `SMALL_SHAPES`, and those about the smallest size that the network takes. A batch is added if
-    not every style and an interpolation would have an image otherwise. Sides of textures are multiples of the grid,
-    except for a single place on the coarsest grid, which PyTorch does not normalize.
+    The small images are `SMALL_SHAPES`, and those around the network's minimum side. A batch is added if some style or
+    an interpolation would have no image otherwise. Sides of textures are multiples of the grid, without the size that
+    is a single position on the coarsest grid, which PyTorch does not normalize.
     """
     side, multiple = model.network.min_side, model.network.multiple
     shapes = [*SHAPES]
@@ -47,13 +47,13 @@ def shapes_for(model: Exportable) -> list[Shape]:
 
 
 def round_up_to_grid(shape: Shape, multiple: int) -> Shape:
-    """`shape` with its sides rounded up to multiples of `multiple`."""
+    """Round the sides of `shape` up to multiples of `multiple`."""
     n, height, width = shape
     return n, round_up(height, multiple), round_up(width, multiple)
 
 
 def example_feeds(inputs: Sequence[TensorSpec], shapes: Sequence[Shape]) -> list[Feeds]:
-    """Inputs for every shape: photographs or noise; of several styles first each style alone, then interpolations."""
+    """Return inputs for every shape: photographs or noise; with several styles each alone, then interpolations."""
     random = np.random.default_rng(0)
     photographs = photograph_batches(shapes)
     styles = next((int(spec.axes[1]) for spec in inputs if spec.name == STYLE_WEIGHTS), 1)
@@ -77,7 +77,7 @@ def example_feeds(inputs: Sequence[TensorSpec], shapes: Sequence[Shape]) -> list
 
 
 def photograph_batches(shapes: Iterable[Shape]) -> list[Pixels]:
-    """Photographs cropped to each shape, `uint8 [N, H, W, 3]`; the images of a batch differ."""
+    """Return photographs cropped to each shape, `uint8 [N, H, W, 3]`; the images of a batch differ."""
     photographs = [open_image(path) for path in sample_photographs()]
     batches = []
     for position, (n, height, width) in enumerate(shapes):

@@ -1,6 +1,6 @@
-"""Engines on the GPU, compared with the model's FP32 graph on the CPU.
+"""Compare engines on the GPU with the model's FP32 graph on the CPU.
 
-That an engine was built is not enough: TensorRT has built engines that shifted the image by two pixels.
+A successful build is not enough: TensorRT has built engines that shifted the image by two pixels.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from nst_export.verification.cpu import open_session
 from nst_export.verification.examples import MANY_STYLES_SIZE, SMALL_SHAPES, example_feeds, round_up_to_grid
 
 GPU_TOLERANCES = {"fp32": Tolerance(2, 60.0), "fp16": Tolerance(16, 50.0)}
-"""By the precision of the convolutions. Values may differ by more than on the CPU, since far more are compared."""
+"""Tolerances by the precision of the convolutions, larger than on the CPU, since far more values are compared."""
 
 MAXIMUM_COMPARED_PIXELS = 4 << 20
-"""Pixels of the largest batch that is compared. The reference runs on the CPU, where the paper's network takes a GiB of
-memory and seconds for a megapixel. Of a larger profile fewer images are compared, then smaller ones."""
+"""Maximum pixels of a compared batch. The reference runs on the CPU, where the paper's network takes a GiB of memory
+and seconds per megapixel. A larger profile is compared with fewer, then with smaller images."""
 
 ODD_SHAPES = ((1, 333, 501), (1, 481, 271))
 """Odd sizes, landscape and portrait."""
 
 
 def missing_packages(target: Library | Literal["onnx"]) -> str | None:
-    """What is not installed that running on a GPU needs, with the `pip install`; None if all is installed."""
+    """Return which package is missing to run on a GPU, with the `pip install`; None if all are installed."""
     try:
         bindings = importlib.util.find_spec("cuda.bindings")
     except ModuleNotFoundError:
         bindings = None
     if bindings is None:
-        return f"the package cuda-bindings is not installed: {install_command(machine_extra('gpu'))}"
+        return f"the package cuda-bindings is not installed; run {install_command(machine_extra('gpu'))}"
     if target != "onnx":
         return None
     runtime = import_onnxruntime()
@@ -52,8 +52,8 @@ def missing_packages(target: Library | Literal["onnx"]) -> str | None:
     if "CUDAExecutionProvider" in available:
         return None
     return (
-        f"ONNX Runtime {runtime.__version__} here has no CUDAExecutionProvider (it has {', '.join(available)}): "
-        f"{install_command(machine_extra('gpu'))} in an environment of its own"
+        f"ONNX Runtime {runtime.__version__} has no CUDAExecutionProvider here (only {', '.join(available)}); "
+        f"run {install_command(machine_extra('gpu'))} in a separate environment"
     )
 
 
@@ -74,7 +74,7 @@ def verify_on_gpu(
 
 
 def gpu_shapes(profile: Profile, inputs: Sequence[TensorSpec], multiple: int, styles: int) -> list[Shape]:
-    """The profile's minimum, optimum and maximum, odd and small sizes and a full batch, within what is compared.
+    """Return the profile's minimum, optimum and maximum, odd and small sizes and a full batch, within the limits.
 
     Batches are added until there is an image for each of `styles` and for an interpolation. Sides of textures, whose
     inputs are noise, are multiples of `multiple`.
@@ -91,7 +91,7 @@ def gpu_shapes(profile: Profile, inputs: Sequence[TensorSpec], multiple: int, st
 
 
 def _within_compared_pixels(shape: Shape) -> Shape:
-    """The shape with fewer images, and then smaller ones, so that it has at most `MAXIMUM_COMPARED_PIXELS`."""
+    """Reduce the batch, and then the sides, to at most `MAXIMUM_COMPARED_PIXELS`."""
     batch, height, width = shape
     batch = max(1, min(batch, MAXIMUM_COMPARED_PIXELS // (height * width)))
     factor = min(1.0, (MAXIMUM_COMPARED_PIXELS / (height * width)) ** 0.5)
@@ -100,7 +100,7 @@ def _within_compared_pixels(shape: Shape) -> Shape:
 
 @contextmanager
 def tensorrt_engine(plan: bytes | Path, library: Library, gpu: Gpu) -> Iterator[Engine]:
-    """A plan on this machine's GPU, within the block; `ExportError` if TensorRT does not load or run it."""
+    """Load a plan on this machine's GPU, within the block; raises `ExportError` if TensorRT cannot load or run it."""
     from nst_core.engines.cuda import CudaError
     from nst_core.engines.deserialized import EngineError
     from nst_core.engines.tensorrt import TensorRTEngine
@@ -117,9 +117,9 @@ def tensorrt_engine(plan: bytes | Path, library: Library, gpu: Gpu) -> Iterator[
 
 @contextmanager
 def cuda_engine(graph: Path, gpu: Gpu) -> Iterator[Engine]:
-    """An ONNX file on ONNX Runtime's CUDA provider, as the server runs it, within the block.
+    """Load an ONNX file with ONNX Runtime's CUDA provider, as the server does, within the block.
 
-    Raises `ExportError` if ONNX Runtime does not load or run it.
+    Raises `ExportError` if ONNX Runtime cannot load or run it.
     """
     from nst_core.engines.onnx_cuda import CudaSessions
 

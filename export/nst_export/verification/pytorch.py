@@ -1,4 +1,4 @@
-"""The model in PyTorch as the reference for ONNX files."""
+"""Compare ONNX files with the model in PyTorch."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from nst_export.verification.examples import example_feeds, shapes_for
 def verify(model: Exportable, engines: Iterable[Engine], tolerance: Tolerance) -> list[Agreement]:
     """Compare engines with `model` in PyTorch, at all shapes of `shapes_for`; raises as `require_agreement` does.
 
-    For a checkpoint whose own values are not finite the `ExportError` comes before any comparison.
+    It also raises `ExportError`, before any comparison, if the checkpoint's own values are not finite.
     """
     feeds = example_feeds(model.inputs, shapes_for(model))
     return require_agreement(feeds, lambda feed: run_pytorch(model, feed), engines, tolerance)
 
 
 def run_pytorch(model: Exportable, feeds: Feeds) -> Pixels:
-    """The answer of the module itself; `ExportError` if its values are not finite."""
+    """Run the module itself; raises `ExportError` if its values are not finite."""
 
     def check_finite(module: nn.Module, inputs: Any, values: torch.Tensor) -> None:
         if not values.isfinite().all():
-            raise ExportError("the checkpoint's own output has values that are not finite: train it again")
+            raise ExportError("not published: the checkpoint's own output is not finite; train it again")
 
     with torch.no_grad():
         hook = model.network.register_forward_hook(check_finite)
@@ -43,7 +43,7 @@ def run_pytorch(model: Exportable, feeds: Feeds) -> Pixels:
 
 
 def check_contract(proto: onnx.ModelProto, model: Exportable) -> None:
-    """Raise `ExportError` if names, types or axes of the file's tensors are not those of the contract."""
+    """Raise `ExportError` if names, types or axes of the file's tensors differ from the contract."""
     pairs = zip((*input_specs(proto), output_spec(proto)), (*model.inputs, model.output), strict=True)
-    if wrong := [f"{found.shown()} where the contract has {want.shown()}" for found, want in pairs if found != want]:
-        raise ExportError(f"the exported file has {'; '.join(wrong)}. Not published")
+    if wrong := [f"{found.shown()} instead of {want.shown()}" for found, want in pairs if found != want]:
+        raise ExportError(f"not published: the exported file has {'; '.join(wrong)}")

@@ -1,4 +1,4 @@
-"""`nst optimize`: a content image stylized by optimisation."""
+"""`nst optimize`: stylize a content image by optimisation."""
 
 from __future__ import annotations
 
@@ -33,30 +33,44 @@ if TYPE_CHECKING:
 @options_of(OptimizationSettings, unset=True)
 def optimize(
     context: typer.Context,
-    settings: dict[str, Any],
-    content: Annotated[Path, typer.Argument(help="The content image.")],
+    content: Annotated[Path, typer.Argument(help="Content image.")],
     styles: Annotated[list[Path], typer.Argument(help="Style images; several are interpolated.", metavar="STYLE...")],
     output: Output,
+    settings: dict[str, Any],
     preset_name: PresetName = "best",
+    resume: Resume = False,
+    device: DeviceName = "auto",
     style_blend_weights: Annotated[
-        str, typer.Option(help="Weights of the styles, such as 2,1; equal if not given.")
+        str,
+        typer.Option(
+            help="Interpolation weights of the style images, such as 2,1; equal if not given.", rich_help_panel="Style"
+        ),
     ] = "",
     content_mask: Annotated[
         Path | None,
-        typer.Option(help="Flat colours: a region takes the style of the region of its colour."),
+        typer.Option(
+            help="Mask of flat colours: a region takes the style of the region of its colour.", rich_help_panel="Style"
+        ),
     ] = None,
-    style_mask: Annotated[list[Path] | None, typer.Option(help="The same for each style.")] = None,
+    style_mask: Annotated[
+        list[Path] | None,
+        typer.Option(help="Mask of a style image; give it once per style image.", rich_help_panel="Style"),
+    ] = None,
     save_every: SaveEvery = 0,
     trace: Trace = None,
-    resume: Resume = False,
-    device: DeviceName = "auto",
-    vgg: VggPath = None,
     progress_json: ProgressJson = None,
+    vgg: VggPath = None,
 ) -> None:
-    """Stylize an image by optimisation (Gatys et al.): minutes, and no training."""
+    """Stylize one image by optimisation, without training.
+
+    It takes minutes per image (Gatys et al. 2016); a trained network takes milliseconds (nst train).
+    """
     with one_line_errors("train", command="nst optimize", progress_json=progress_json) as events:
         if bool(content_mask) != bool(style_mask) or (style_mask and len(style_mask) != len(styles)):
-            raise InputError("masks: give --content-mask and a --style-mask for each style")
+            raise InputError(
+                f"{int(bool(content_mask))} --content-mask and {len(style_mask or [])} --style-mask for "
+                f"{len(styles)} style images; give --content-mask, and --style-mask once per style image"
+            )
         masks = (content_mask, style_mask) if content_mask and style_mask else None
         chosen = preset(preset_name, settings)
         refuse_without_effect(context, chosen)
@@ -84,7 +98,7 @@ def optimize(
 def optimize_with_progress(
     work: Callable[..., None], settings: OptimizationSettings, output: Path, vgg: Path | None, wanted: DeviceChoice
 ) -> None:
-    """Run `work`, which is `optimize_files` with its files, with progress; after Ctrl-C say how to continue."""
+    """Run `work` (`optimize_files` with its files) with a progress bar; after Ctrl-C say how to continue."""
     from nst_core.process import keep_freed_memory
     from nst_trainer.devices import choose_device
     from nst_trainer.signals import interrupt_on_signals
@@ -105,7 +119,7 @@ def optimize_with_progress(
         try:
             work(weights=vgg16_weights(vgg, on_source=say), device=device, on_iteration=show)
         except KeyboardInterrupt:
-            say(f"{output} is the best so far; the same command with --resume goes on")
+            say(f"wrote the image so far to {output}; repeat the command with --resume to continue")
             raise
     say(f"wrote {output}")
 
@@ -114,4 +128,4 @@ def _numbers(text: str) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")] if text else None
     except ValueError:
-        raise InputError(f"{text!r} are no weights: numbers with commas between them, such as 2,1") from None
+        raise InputError(f"--style-blend-weights is {text!r}; give numbers separated by commas, such as 2,1") from None

@@ -1,4 +1,4 @@
-"""Options that the commands share, and refusals of options that have no effect."""
+"""Options that the commands share, and errors for options that have no effect."""
 
 from __future__ import annotations
 
@@ -12,19 +12,27 @@ from nst_core.errors import InputError
 from nst_trainer.optimization.settings import NOISE_INITS, PRESETS, OptimizationSettings
 
 DeviceName = Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)]
-VggPath = Annotated[Path | None, typer.Option(help="VGG-16's weights; downloaded once if not given.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue where the same command stopped.")]
-
-PresetName = Annotated[str, typer.Option("--preset", help=f"Where the other options start: {', '.join(PRESETS)}.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The image to write (.jpg, .png, .webp).")]
-SaveEvery = Annotated[
-    int, typer.Option(help="Write the image so far every this many iterations; 0: only at the end.", min=0)
+VggPath = Annotated[
+    Path | None, typer.Option(help="VGG-16 weights; if not given, downloaded once.", rich_help_panel="Files")
 ]
-Trace = Annotated[Path | None, typer.Option(help="Write losses over iterations and seconds (.json), and a plot.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the same command after an interruption.")]
+
+PresetName = Annotated[str, typer.Option("--preset", help=f"Defaults of the other options: {', '.join(PRESETS)}.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Image to write (.jpg, .png or .webp).")]
+SaveEvery = Annotated[
+    int,
+    typer.Option(
+        help="Iterations between intermediate images; 0 writes the final one only.", min=0, rich_help_panel="Progress"
+    ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(help="Write the losses to this .json file, and a plot beside it.", rich_help_panel="Progress"),
+]
 
 
 def refuse(context: typer.Context, where: str, *names: str) -> None:
-    """`InputError` if the command line has an option of the parameters `names`, which would have no effect there."""
+    """Raise `InputError` if an option of the parameters `names` is given; `where` says why it has no effect."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
@@ -33,7 +41,7 @@ def refuse(context: typer.Context, where: str, *names: str) -> None:
 
 
 def refuse_without_effect(context: typer.Context, settings: OptimizationSettings) -> None:
-    """`InputError` for an option that another option, or the preset, leaves without effect."""
+    """Raise `InputError` for an option that has no effect with the chosen preset and settings."""
     if settings.optimizer == "adam":
         refuse(context, "with --optimizer adam", "step", "history", "frequency_decay")
     else:
@@ -41,4 +49,4 @@ def refuse_without_effect(context: typer.Context, settings: OptimizationSettings
     if settings.scales == 1:
         refuse(context, "with --scales 1", "coarse_iterations")
     if settings.init not in NOISE_INITS:
-        refuse(context, f"with --init {settings.init}, which draws no noise", "seed")
+        refuse(context, f"with --init {settings.init}, which uses no noise", "seed")

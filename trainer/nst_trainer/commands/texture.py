@@ -1,4 +1,4 @@
-"""`nst texture`: more of a texture, by optimisation or by a trained network."""
+"""`nst texture`: make a texture by optimisation or with a trained network."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nst_core.console import one_line_errors, say
 from nst_core.devices import DeviceChoice
 from nst_core.errors import InputError
 from nst_core.options import ProgressJson, options_of
+from nst_core.shipped import checkpoint_path
 from nst_trainer.commands.optimize import optimize_with_progress
 from nst_trainer.commands.options import (
     DeviceName,
@@ -27,28 +28,35 @@ from nst_trainer.commands.options import (
 from nst_trainer.optimization.settings import MINIMUM_SIDE_PIXELS, OptimizationSettings, preset
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".model")
-"""The last is the suffix of pytorch/examples' own trainer."""
+"""pytorch/examples' trainer writes `.model`."""
 
 
 @options_of(OptimizationSettings, unset=True)
 def texture(
     context: typer.Context,
-    settings: dict[str, Any],
-    exemplar: Annotated[Path, typer.Argument(help="An image of the texture, or a trained texture network (.pth).")],
+    exemplar: Annotated[Path, typer.Argument(help="Image of the texture, or a trained texture network (.pth).")],
     output: Output,
+    *,
     shape: Annotated[str, typer.Option(help="Width x height of the result in pixels, such as 512x384.")] = "256x256",
-    tileable: Annotated[bool, typer.Option("--tileable", help="Join left to right and top to bottom.")] = False,
+    tileable: Annotated[
+        bool, typer.Option("--tileable", help="Make opposite edges match, so that copies tile without seams.")
+    ] = False,
+    settings: dict[str, Any],
     preset_name: PresetName = "gatys2015-texture",
-    save_every: SaveEvery = 0,
-    trace: Trace = None,
     resume: Resume = False,
     device: DeviceName = "auto",
-    vgg: VggPath = None,
+    save_every: SaveEvery = 0,
+    trace: Trace = None,
     progress_json: ProgressJson = None,
+    vgg: VggPath = None,
 ) -> None:
-    """Make more of a texture by optimisation (Gatys et al. 2015) or by a trained network, of any size."""
+    """Make a texture of any size from an example.
+
+    From an image it takes minutes (Gatys et al. 2015), from a trained texture network milliseconds.
+    """
     with one_line_errors("train", command="nst texture", progress_json=progress_json) as events:
         width, height = _shape(shape)
+        exemplar = checkpoint_path(exemplar)
         if exemplar.suffix.lower() in CHECKPOINT_SUFFIXES:
             others = (
                 "tileable",
@@ -59,12 +67,12 @@ def texture(
                 "vgg",
                 *sorted({*settings} - {"seed"}),
             )
-            refuse(context, f"for a trained network such as {exemplar.name}: --shape and --seed apply", *others)
+            refuse(context, f"for a trained network ({exemplar.name}), which takes --shape and --seed", *others)
             _sample(exemplar, output, (height, width), settings.get("seed", 0), device)
             events.end("finished", output=output)
             return
-        refuse(context, "on a texture: --shape gives its width and height", "size")
-        refuse(context, "on a texture, which has no content", "content_layers", "content_weight", "colors")
+        refuse(context, "for a texture, whose width and height are --shape", "size")
+        refuse(context, "for a texture, which has no content image", "content_layers", "content_weight", "colors")
         settings = {"init": "faint-noise", **settings, "size": max(width, height)}
         settings.setdefault("style_scale", _own_scale(exemplar, max(width, height)))
         chosen = preset(preset_name, settings)
@@ -101,12 +109,14 @@ def _shape(text: str) -> tuple[int, int]:
     width, separator, height = text.lower().partition("x")
     numbers = separator and width.isdigit() and height.isdigit()
     if not numbers or min(int(width), int(height)) < MINIMUM_SIDE_PIXELS:
-        raise InputError(f"{text!r} is no shape: width x height from {MINIMUM_SIDE_PIXELS} pixels up, such as 512x384")
+        raise InputError(
+            f"--shape is {text!r}; give width x height, each at least {MINIMUM_SIDE_PIXELS} pixels, such as 512x384"
+        )
     return int(width), int(height)
 
 
 def _own_scale(exemplar: Path, longer: int) -> float:
-    """The scale that leaves an exemplar as large as it is, so that its grains keep their size."""
+    """Return the style scale at which the exemplar keeps its own size, and so the size of its features."""
     from nst_core.images import open_image
 
     image = open_image(exemplar)

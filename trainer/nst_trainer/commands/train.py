@@ -1,4 +1,4 @@
-"""`nst train`: a feed-forward network from style images and photographs."""
+"""`nst train`: train a feed-forward network from style images and photographs."""
 
 from __future__ import annotations
 
@@ -20,61 +20,86 @@ if TYPE_CHECKING:
     from nst_trainer.training.loop import Progress, Training
 
 MAXIMUM_NAMED_FILES = 5
-"""So many photographs that are left out are named; the rest is counted at the end."""
+"""How many skipped photographs are named; the rest are only counted at the end."""
 
 
 @options_of(TrainingSettings)
 def train(
     context: typer.Context,
-    settings: TrainingSettings,
+    *,
     style: Annotated[
-        Path | None, typer.Option(help="The style image, or a folder of them: one network learns them all.")
+        Path | None, typer.Option(help="Style image, or a folder of them for one network with all the styles.")
     ] = None,
     photos: Annotated[
         Path | None,
-        typer.Option(help="A folder of photographs to train on, subfolders too; if not given, the four that ship."),
+        typer.Option(help="Folder of training photographs, with its subfolders; if not given, 4 that ship with nst."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The checkpoint to write; if not given, the style's name.pth.")
+        Path | None, typer.Option("--output", "-o", help="Checkpoint to write; if not given, the style's name.pth.")
     ] = None,
+    settings: TrainingSettings,
     minutes: Annotated[
-        float | None,
-        typer.Option(help="Train for this time instead of --iterations; schedule and crops follow the clock.", min=0.1),
+        float | None, typer.Option(help="Training time in minutes; it replaces --iterations.", min=0.1)
     ] = None,
     resume: Resume = False,
-    start: Annotated[
-        Path | None, typer.Option("--from", help="A checkpoint to begin with; of johnson, it may be narrower.")
-    ] = None,
+    device: DeviceName = "auto",
     add: Annotated[
-        Path | None, typer.Option(help="A style image to add to the styles of --to; the others stay as they are.")
+        Path | None,
+        typer.Option(
+            help="Style image (or a folder of them) to add to --to, whose styles stay unchanged.",
+            rich_help_panel="Style",
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Checkpoint or shipped style that --add extends.", rich_help_panel="Style")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Checkpoint to start from; a johnson checkpoint may be narrower.", rich_help_panel="Model"
+        ),
     ] = None,
     teacher: Annotated[
         Path | None,
-        typer.Option(help="A checkpoint of the same styles to distil: first its images are learned, much faster."),
+        typer.Option(
+            help="Checkpoint of the same styles to distil from, which shortens training.", rich_help_panel="Model"
+        ),
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="The checkpoint that --add adds to.")] = None,
+    every: Annotated[
+        int,
+        typer.Option(
+            help="Iterations between checkpoints, validations and previews.", min=1, rich_help_panel="Progress"
+        ),
+    ] = 100,
     preview: Annotated[
-        Path | None, typer.Option(help="Photograph for the preview; if not given, the first of the folder.")
+        Path | None,
+        typer.Option(
+            help="Photograph for the preview; if not given, the first of --photos.", rich_help_panel="Progress"
+        ),
     ] = None,
-    every: Annotated[int, typer.Option(help="Iterations between checkpoints, checks and previews.", min=1)] = 100,
-    log: Annotated[Path | None, typer.Option(help="A folder for TensorBoard: losses and stylized photographs.")] = None,
-    workers: Annotated[int, typer.Option(help="Threads that read photographs.", min=1)] = 2,
-    device: DeviceName = "auto",
-    vgg: VggPath = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Folder for TensorBoard logs: losses and stylized photographs.", rich_help_panel="Progress"),
+    ] = None,
     progress_json: ProgressJson = None,
+    workers: Annotated[int, typer.Option(help="Threads that read photographs.", min=1, rich_help_panel="Files")] = 2,
+    vgg: VggPath = None,
 ) -> None:
-    """Train a network that stylizes photographs in the style of an image, or of many."""
+    """Train a network for the style of one image, or of many.
+
+    With --add, a trained network learns one more style in minutes.
+    """
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     with one_line_errors("train", command="nst train", progress_json=progress_json if leads else None) as events:
         if (add is None) == (style is None) or (add is None) != (to is None):
-            raise InputError("give --style IMAGE (or a folder of them), or --add IMAGE --to CHECKPOINT")
+            raise InputError("give either --style IMAGE (or a folder of images), or --add IMAGE with --to CHECKPOINT")
         if minutes is not None:
-            refuse(context, "beside --minutes, which decides how many", "iterations")
+            refuse(context, "with --minutes, which sets their number", "iterations")
         if add is not None:
-            refuse(context, "beside --add: the network of --to is what it is", "arch", "width", "texture", "start")
+            refuse(context, "with --add, which keeps the network of --to", "arch", "width", "texture", "start")
         if settings.texture:
             without = ("photos", "preview", "workers", "content_weight")
-            refuse(context, "beside --texture, which learns without photographs", *without)
+            refuse(context, "with --texture, which uses no photographs", *without)
         from nst_core.process import keep_freed_memory
         from nst_trainer.signals import interrupt_on_signals
         from nst_trainer.training.distributed.team import join_team
@@ -128,27 +153,30 @@ def _report_plan(training: Training, *, few: bool) -> None:
     settings = training.settings
     steps = ", ".join(f"{count} at {side}" for side, count in settings.crops().items())
     budget = training.budget
-    time = f"{budget.seconds / 60:g} minutes, {budget.used() / 60:.1f} of them used: about " if budget else ""
+    time = f"{budget.seconds / 60:g} minutes ({budget.used() / 60:.1f} used), about " if budget else ""
     say(
-        f"{time}{settings.iterations} iterations of {settings.batch} crops: {steps} pixels; "
-        f"learning rate {settings.learning_rate:g} falling to 0; {str(training.precision).removeprefix('torch.')}: "
-        f"{training.why_precision}"
+        f"training: {time}{settings.iterations} iterations of {settings.batch} crops ({steps} pixels), "
+        f"learning rate {settings.learning_rate:g} falling to 0, {str(training.precision).removeprefix('torch.')} "
+        f"({training.why_precision})"
     )
     if few:
-        say("no --photos: training on the 4 photographs that ship, enough to try, few for a style that is to last")
+        say(
+            "no --photos: training on the 4 photographs that ship with nst, enough for a trial; "
+            "give a folder of photographs for a style to keep"
+        )
 
 
 def _report_result(result: Checkpoint, output: Path, *, texture: bool) -> None:
     names, history = ", ".join(result.styles), result.training
-    learned = (
-        f", learned from {history['photos']} files, of which {history['skipped']} could not be read and "
-        f"{history['blank']} had crops of one colour"
+    photographs = (
+        f" (trained on {history['photos']} photographs; skipped {history['skipped']} unreadable files and "
+        f"{history['blank']} with a crop of one colour)"
     )
-    say(f"wrote {output}: {names}{'' if texture else learned}")
+    say(f"wrote {output}: {names}{'' if texture else photographs}")
 
 
 def _train_with_progress(training: Training) -> Checkpoint:
-    """Train with a progress bar, name the files that are left out, and say after Ctrl-C how to continue."""
+    """Train with a progress bar, name the skipped photographs, and say after Ctrl-C how to continue."""
     settings, budget = training.settings, training.budget
     share = None if budget else settings.work_shares().__getitem__
     unit, total = ("seconds", round(budget.seconds)) if budget else ("", settings.iterations)
@@ -165,21 +193,21 @@ def _train_with_progress(training: Training) -> Checkpoint:
             return training.run(show)
         except KeyboardInterrupt:
             if training.state_file.exists():
-                say(f"{training.state_file} keeps the training; the same command with --resume goes on")
+                say(f"saved the training in {training.state_file}; repeat the command with --resume to continue")
             raise
 
 
 def _name_left_out(training: Training, named: set[Path]) -> None:
-    """Name the first files that are left out; those in `named` already are, and new ones are added to it."""
+    """Name the first skipped photographs that are not in `named` yet, and add them to it."""
     reader = training.reader
     for path in sorted((reader.blank | reader.broken) - named)[: MAXIMUM_NAMED_FILES - len(named)]:
-        reason = "cannot be read" if path in reader.broken else "a crop of one colour"
-        say(f"{path}: {reason}; left out")
+        reason = "cannot be read" if path in reader.broken else "has a crop of one colour"
+        say(f"skipped {path}: {reason}")
         named.add(path)
 
 
 def _losses(now: Progress) -> dict[str, float]:
-    """The losses that this part of the training has, by their names in `--progress-json`."""
+    """Return the losses of this part of the training, by their names in `--progress-json`."""
     if now.distillation:
         return {"distillation_loss": now.distillation}
     losses = {
@@ -192,11 +220,11 @@ def _losses(now: Progress) -> dict[str, float]:
 
 
 def _note(training: Training, now: Progress) -> str:
-    """Speed and losses, as the progress bar shows them."""
+    """Return throughput and losses, as the progress bar shows them."""
     parts = [f"iteration {now.iteration}"] if training.budget else []
     parts.append(f"{now.images_per_second:.1f} images/s")
     if now.distillation:
-        parts.append(f"difference {now.distillation:.2f}")
+        parts.append(f"distillation {now.distillation:.2f}")
     else:
         parts.append(f"style {now.style:.2f}")
         if not training.settings.texture:

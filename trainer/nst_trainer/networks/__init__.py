@@ -1,4 +1,4 @@
-"""Feed-forward networks: a content image in, the stylized image out, in one pass."""
+"""Feed-forward networks, which stylize a content image in one pass."""
 
 from nst_trainer.networks.fast import Fast
 from nst_trainer.networks.johnson import Johnson

@@ -1,8 +1,8 @@
-"""A network for CPUs: Johnson's, with its arithmetic and its memory traffic where a CPU does them well.
+"""A network for CPUs: Johnson's, with less arithmetic and memory traffic at full resolution.
 
-Not of a paper; what was tried is in dev/LOG.md. Johnson et al.'s network spends most of its time at width 0.5 and
-below on the image's own grid, where few channels fill few lanes of a vector register and every
-normalisation reads and writes the whole image. Here nothing but pixels is on that grid.
+It is not from a paper; dev/LOG.md lists what was tried. At width 0.5 and below, Johnson et al.'s network spends most
+of its time at full resolution, where few channels leave vector registers partly empty and every normalisation reads
+and writes the whole image. Here only the input and the output have full resolution.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from nst_trainer.networks.johnson import ConvNorm, ResidualBlock
 from nst_trainer.networks.styled import StyledNetwork
 
 ENDS = 5
-"""Kernel of the first and the last convolution; on half of the grid it sees as much as Johnson's 9."""
+"""Kernel of the first and last convolution; at half resolution it covers as much as Johnson's 9."""
 
 
 class Fast(StyledNetwork):
-    """Two strided convolutions, residual blocks on a quarter of the grid, one doubling, a pixel shuffle.
+    """Two strided convolutions, residual blocks at quarter resolution, one upsampling, a pixel shuffle.
 
-    `width` scales 32 channels on half of the grid and 48 on a quarter; `blocks` residual blocks.
-    The last convolution makes the 2x2 pixels of a place at once (Shi et al. 2016, *Real-Time Single Image and Video
+    `width` scales 32 channels at half resolution and 48 at a quarter; `blocks` is the number of residual blocks.
+    The last convolution computes 2x2 pixels at once (Shi et al. 2016, *Real-Time Single Image and Video
     Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural Network*, section 3.2). Its four kernels
-    begin alike, so that no checkerboard is there to be unlearned (Aitken et al. 2017, *Checkerboard
+    are initialised equal, so that training starts without checkerboard artifacts (Aitken et al. 2017, *Checkerboard
     artifact free sub-pixel convolution*, section 3.1).
     """
 
@@ -48,7 +48,7 @@ class Fast(StyledNetwork):
                 values.copy_(values[::4].repeat_interleave(4, dim=0))
 
     def forward(self, content: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
-        """See `StyledNetwork`; values in (0, 1). It takes no noise."""
+        """See `StyledNetwork`; values are in (0, 1). It takes no noise."""
         x = content * 2.0 - 1.0
         for layer in self.encoder:
             x = F.relu(layer(x, style_weights))

@@ -1,6 +1,6 @@
 """The image transformation network of Johnson, Alahi and Fei-Fei 2016 (supplementary material, table 1).
 
-It has the improvements that are generally accepted since; comments name each of them.
+It has the improvements that are standard today; docstrings name each of them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from nst_trainer.networks.styled import ConditionalInstanceNorm, StyledNetwork
 
 NET2NET_NOISE = 0.05
-"""Of the weights' standard deviation: without it the copies of a channel would stay alike."""
+"""Noise relative to the weights' standard deviation; without it the copies of a channel would stay equal."""
 
 
 class ConvNorm(nn.Module):
-    """Reflection padding, convolution, instance normalisation; on a doubled grid if `upsample`.
+    """Reflection padding, convolution, instance normalisation; after upsampling by 2 if `upsample`.
 
-    Deviations from Johnson et al.'s table 1: reflection instead of zero padding, everywhere
-    instead of 40 pixels once (no frame at the border); instance instead of batch normalisation
-    (Ulyanov et al. 2016, "Instance Normalization", section 2); nearest-neighbour doubling and a
-    convolution instead of a stride of 1/2 (Odena et al. 2016: no checkerboard).
-    The convolution has no bias where the normalisation would remove it again.
+    Deviations from Johnson et al.'s table 1: reflection padding in every layer instead of 40 pixels once (fewer border
+    artifacts); instance instead of batch normalisation (Ulyanov et al. 2016, *Instance Normalization*, section 2);
+    nearest-neighbour upsampling and a convolution instead of a stride of 1/2 (Odena et al. 2016: fewer checkerboard
+    artifacts). The convolution has no bias, since the normalisation would remove it.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class ConvNorm(nn.Module):
         self.norm = ConditionalInstanceNorm(channels_out, styles)
 
     def forward(self, x: Tensor, style_weights: Tensor | None) -> Tensor:
-        """`[N, C, H, W]` to `[N, C', H', W']`."""
+        """Map `[N, C, H, W]` to `[N, C', H', W']`."""
         if self.upsample:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         y: Tensor = self.norm(self.convolution(x), style_weights)
@@ -46,7 +45,7 @@ class ConvNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, no ReLU after the sum (Gross and Wilber, as in Johnson et al.)."""
+    """Two 3x3 convolutions and a shortcut, without a ReLU after the sum (Gross and Wilber, as in Johnson et al.)."""
 
     def __init__(self, channels: int, styles: int) -> None:
         super().__init__()
@@ -54,13 +53,13 @@ class ResidualBlock(nn.Module):
         self.second = ConvNorm(channels, channels, 3, styles)
 
     def forward(self, x: Tensor, style_weights: Tensor | None) -> Tensor:
-        """`[N, C, H, W]` to the same shape."""
+        """Map `[N, C, H, W]` to the same shape."""
         y: Tensor = x + self.second(F.relu(self.first(x, style_weights)), style_weights)
         return y
 
 
 class Johnson(StyledNetwork):
-    """Image transformation network: two strided convolutions, residual blocks, two doublings.
+    """Image transformation network: two strided convolutions, residual blocks, two upsamplings.
 
     `width` scales the paper's 32, 64 and 128 channels; `blocks` residual blocks (paper: 5);
     `ends` is the kernel of the first and last convolution (paper: 9). 1.68 million parameters at
@@ -90,11 +89,11 @@ class Johnson(StyledNetwork):
         self.last = nn.Conv2d(fine, 3, ends, padding=ends // 2, padding_mode="reflect")
 
     def forward(self, content: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
-        """See `StyledNetwork`; values in (0, 1) if `bounded`. It takes no noise.
+        """See `StyledNetwork`; values are in (0, 1) if `bounded`. It takes no noise.
 
-        The scaled tanh of the paper's table 1 gives 0-255; here it gives 0-1.
+        The scaled tanh of the paper's table 1 gives 0-255, here 0-1.
         """
-        x = content * 2.0 - 1.0  # centred, which the paper gets from subtracting the mean pixel
+        x = content * 2.0 - 1.0  # centred; the paper subtracts the mean pixel
         for layer in self.encoder:
             x = F.relu(layer(x, style_weights))
         for block in self.residual:
@@ -105,12 +104,11 @@ class Johnson(StyledNetwork):
         return 0.5 + 0.5 * torch.tanh(y) if self.arguments["bounded"] else y
 
     def widened(self, width: float, generator: torch.Generator) -> Johnson:
-        """A wider network that computes nearly the same, to continue training from (Net2WiderNet).
+        """Return a wider network that computes nearly the same, to continue training from.
 
-        Chen, Goodfellow and Shlens 2016, section 2.2.
-
-        Channels are copied in turn, and what reads them shares its weights among the copies. `NET2NET_NOISE` lets
-        the copies part. Raises `ValueError` for a `width` below this network's.
+        Net2WiderNet (Chen, Goodfellow and Shlens 2016, section 2.2): channels are copied in turn, and the weights of
+        the next layer are divided among the copies. `NET2NET_NOISE` makes the copies differ. Raises `ValueError` for a
+        `width` below this network's.
         """
         if width < self.arguments["width"]:
             raise ValueError(f"{width} is narrower than {self.arguments['width']}")

@@ -1,7 +1,7 @@
-"""What every network shares: one set of convolutions, a normalisation for each style.
+"""Base of every network: shared convolutions, and a normalisation for each style.
 
-Dumoulin, Shlens and Kudlur 2017, *A Learned Representation for Artistic Style*, section 2.2: all
-that a style needs of its own are the scales and shifts after the normalisations.
+Dumoulin, Shlens and Kudlur 2017, *A Learned Representation for Artistic Style*, section 2.2: a style needs only its
+own scales and shifts after the normalisations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-5
-"""Added to a variance; PyTorch's own in its normalisations."""
+"""Added to a variance; the default of PyTorch's normalisations."""
 
 
 class ConditionalInstanceNorm(nn.Module):
@@ -29,13 +29,13 @@ class ConditionalInstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(styles, channels))
 
     def forward(self, x: Tensor, style_weights: Tensor | None) -> Tensor:
-        """`[N, C, H, W]` to the same; `style_weights` `[N, S]` weights the styles; None takes the only style.
+        """Normalize `[N, C, H, W]`; `style_weights` `[N, S]` interpolates the styles, None selects the only style.
 
         It interpolates scales and shifts, not images (section 3.3).
         """
-        # A group of one channel is an instance. In training this kernel saves the copies of the other, which
-        # leaves channels-last; the exporter knows instance_norm.
-        # Its backward is slow in bfloat16, and statistics want FP32.
+        # Groups of one channel are instances. In training this kernel avoids the copies of instance_norm, which leaves
+        # channels-last; the exporter needs instance_norm. Its backward pass is slow in bfloat16, and the statistics
+        # need FP32.
         if style_weights is None:
             weight, bias = self.weight[0], self.bias[0]
             if self.training:
@@ -46,7 +46,7 @@ class ConditionalInstanceNorm(nn.Module):
         return normal * scale[:, :, None, None] + shift[:, :, None, None]
 
     def with_statistics(self, x: Tensor, mean: Tensor, variance: Tensor, style_weights: Tensor | None) -> Tensor:
-        """`forward` with a mean and a variance `[N, C]` that need not be those of `x`."""
+        """Do as `forward`, with a given mean and variance `[N, C]` instead of those of `x`."""
         scale, shift = (
             (self.weight, self.bias)
             if style_weights is None
@@ -57,9 +57,9 @@ class ConditionalInstanceNorm(nn.Module):
 
 
 class StyledNetwork(nn.Module):
-    """A network for S styles, S >= 1. Its constructor takes `styles` and gives `arguments` that make it again.
+    """A network for S styles, S >= 1; its constructor takes `styles`, and `arguments` has all that it was given.
 
-    H and W of its images are multiples of `multiple`, from `min_side` up (pixels).
+    H and W of its images are multiples of `multiple`, at least `min_side` (pixels).
     """
 
     name: ClassVar[str]
@@ -72,28 +72,28 @@ class StyledNetwork(nn.Module):
 
     @property
     def styles(self) -> int:
-        """How many styles it knows."""
+        """The number of styles."""
         count: int = self.arguments["styles"]
         return count
 
     def forward(self, content: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
-        """RGB `[N, 3, H, W]` in [0, 1] to the stylized images of the same shape.
+        """Stylize RGB images `[N, 3, H, W]` in [0, 1]; the result has the same shape.
 
-        `style_weights` `[N, S]`, rows that sum to 1, may be left out for one style; `noise` is what `draw_noise` gives,
-        or nothing.
+        `style_weights` `[N, S]`, whose rows sum to 1, may be omitted for a single style; `noise` is a result of
+        `draw_noise`, or empty.
         """
         raise NotImplementedError
 
     def draw_noise(self, content: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """Noise for `content` `[N, 3, H, W]`, if the network takes any; one generator state, one noise."""
+        """Draw noise for `content` `[N, 3, H, W]`; empty if the network takes none."""
         return []
 
     def norms(self) -> list[ConditionalInstanceNorm]:
-        """The layers that hold what a style has of its own."""
+        """Return the layers with the parameters of each style."""
         return [module for module in self.modules() if isinstance(module, ConditionalInstanceNorm)]
 
     def with_styles(self, more: int) -> Self:
-        """A copy that knows `more` styles besides; each begins as the mean of those that are there."""
+        """Return a copy with `more` additional styles, each initialised as the mean of the present ones."""
         grown = type(self)(**(self.arguments | {"styles": self.styles + more}))
         state = self.state_dict()
         own = {id(values) for norm in self.norms() for values in (norm.weight, norm.bias)}

@@ -1,7 +1,7 @@
 """The texture network of Ulyanov, Lebedev, Vedaldi and Lempitsky 2016 (*Texture Networks*, section 4, figure 2).
 
-A pyramid: noise (and for stylization the content image) at several sizes, each through a block of
-convolutions, joined from coarse to fine.
+It is a pyramid: noise (and for stylization the content image) at several sizes, each with a block of convolutions,
+joined from coarse to fine.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from nst_trainer.networks.styled import ConditionalInstanceNorm, StyledNetwork
 Padding = Literal["reflect", "circular"]
 
 NOISE_CHANNELS = 3
-"""At every size; as many as the content image has."""
+"""Channels of noise at every size; as many as the content image has."""
 
 
 class ConvolutionBlock(nn.Module):
-    """3x3, 3x3 and 1x1 convolutions, each normalised and with a leaky ReLU (section 4.1).
+    """3x3, 3x3 and 1x1 convolutions, each with a normalisation and a leaky ReLU (section 4.1).
 
-    Deviation: instance instead of batch normalisation, the same authors' later finding ("Instance
-    Normalization", 2016).
+    Deviation: instance instead of batch normalisation (the same authors' *Instance Normalization*, 2016).
     """
 
     def __init__(self, channels_in: int, channels: int, styles: int, padding: Padding) -> None:
@@ -40,14 +39,14 @@ class ConvolutionBlock(nn.Module):
         self.normalisations = nn.ModuleList([ConditionalInstanceNorm(channels, styles) for _ in self.convolutions])
 
     def forward(self, x: Tensor, style_weights: Tensor | None) -> Tensor:
-        """`[N, C, H, W]` to `[N, C', H, W]`."""
+        """Map `[N, C, H, W]` to `[N, C', H, W]`."""
         for convolution, norm in zip(self.convolutions, self.normalisations, strict=True):
             x = F.leaky_relu(norm(convolution(x), style_weights), 0.01)
         return x
 
 
 class Join(nn.Module):
-    """The coarse features on a doubled grid beside the fine ones, each normalised first (section 4.1)."""
+    """Concatenate the upsampled coarse features and the fine features, each normalised (section 4.1)."""
 
     def __init__(self, coarse: int, fine: int, styles: int) -> None:
         super().__init__()
@@ -55,19 +54,18 @@ class Join(nn.Module):
         self.fine = ConditionalInstanceNorm(fine, styles)
 
     def forward(self, coarse: Tensor, fine: Tensor, style_weights: Tensor | None) -> Tensor:
-        """`[N, C, H/2, W/2]` and `[N, C', H, W]` to `[N, C + C', H, W]`."""
+        """Join `[N, C, H/2, W/2]` and `[N, C', H, W]` to `[N, C + C', H, W]`."""
         doubled = F.interpolate(coarse, scale_factor=2.0, mode="nearest")
         return torch.cat([self.coarse(doubled, style_weights), self.fine(fine, style_weights)], dim=1)
 
 
 class Ulyanov(StyledNetwork):
-    """A texture from noise, or with `texture` False a stylized image.
+    """Texture network: makes a texture from noise, or with `texture` False stylizes an image.
 
-    Five sizes for a texture and six for stylization, eight channels more at each, as in the paper;
-    `width` scales the eight. A texture wraps around (circular convolutions, as in the paper), so it
-    tiles; a content image is reflected at its border. 71 thousand parameters for a texture.
-    Noise is uniform in [-1/2, 1/2], the paper's [0, 1] centred, so that none, which is what is
-    served, is its mean.
+    It has five sizes for a texture and six for stylization, with eight more channels at each, as in the paper; `width`
+    scales the eight. A texture wraps around (circular convolutions, as in the paper), so it tiles; a content image is
+    reflected at its border. A texture's network has 71 thousand parameters. Noise is uniform in [-1/2, 1/2], the
+    paper's [0, 1] centred, so that zeros, with which a stylizing network is served, are its mean.
     """
 
     name = "ulyanov"
@@ -92,9 +90,9 @@ class Ulyanov(StyledNetwork):
         self.last = nn.Conv2d(channels * scales, 3, 1)
 
     def forward(self, content: Tensor, style_weights: Tensor | None = None, noise: Sequence[Tensor] = ()) -> Tensor:
-        """See `StyledNetwork`; values in (0, 1). Of a texture's `content` only the shape counts.
+        """See `StyledNetwork`; values are in (0, 1). A texture uses only the shape of `content`.
 
-        Deviation: the paper clips to the range of colours, a sigmoid does not lose the gradient.
+        Deviation: the paper clips to the range of colours; a sigmoid keeps the gradient.
         """
         inputs = self._inputs(content, noise)
         x = self.first[0](inputs[0], style_weights)
@@ -104,7 +102,7 @@ class Ulyanov(StyledNetwork):
         return torch.sigmoid(y)
 
     def draw_noise(self, content: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """See `StyledNetwork`: `[N, 3, H / 2^k, W / 2^k]` in [-1/2, 1/2], coarse to fine."""
+        """Draw noise `[N, 3, H / 2^k, W / 2^k]` in [-1/2, 1/2], coarse to fine; see `StyledNetwork`."""
         n, _, height, width = content.shape
         sides = [2**halvings for halvings in reversed(range(len(self.first)))]
         return [
@@ -113,7 +111,7 @@ class Ulyanov(StyledNetwork):
         ]
 
     def _inputs(self, content: Tensor, noise: Sequence[Tensor]) -> list[Tensor]:
-        """Noise, and the content image, `[N, 3 or 6, H / 2^k, W / 2^k]`, coarse to fine."""
+        """Return the inputs `[N, 3 or 6, H / 2^k, W / 2^k]` (content image and noise), coarse to fine."""
         if self.texture and noise:
             return list(noise)
         small = [F.avg_pool2d(content, 2**k) if k else content for k in reversed(range(len(self.first)))]

@@ -1,7 +1,7 @@
-"""The content's colours kept: the two ways of Gatys et al. 2016, *Preserving Color in Neural
+"""Keep the content image's colours: the two methods of Gatys et al. 2016, *Preserving Color in Neural
 Artistic Style Transfer*.
 
-Images are `[1, 3, H, W]` in [0, 1], sRGB as it is, as in the papers.
+Images are `[1, 3, H, W]` in [0, 1], in sRGB without linearisation, as in the papers.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from nst_core.images import LUMA_WEIGHTS
 
 
 def luminance(images: Tensor) -> Tensor:
-    """The grey image of the same shape."""
+    """Return the grey image, of the same shape."""
     weights = images.new_tensor(LUMA_WEIGHTS).view(1, 3, 1, 1)
     grey: Tensor = (images * weights).sum(dim=1, keepdim=True)
     return grey.expand_as(images).contiguous()
 
 
 def match_luminance(style: Tensor, content: Tensor) -> Tensor:
-    """The style's grey image with the mean and deviation of the content's."""
+    """Return the style's grey image with the mean and standard deviation of the content's."""
     grey, target = luminance(style), luminance(content)
     matched: Tensor = (grey - grey.mean()) * (target.std() / grey.std().clamp(min=1e-6)) + target.mean()
     return matched
 
 
 def with_colors_of(content: Tensor, stylized: Tensor) -> Tensor:
-    """The luminance of `stylized` under the chrominance of `content`, in [0, 1]."""
+    """Combine the luminance of `stylized` with the chrominance of `content`, in [0, 1]."""
     return (content + luminance(stylized) - luminance(content)).clamp(0.0, 1.0)
 
 
 def match_colors(style: Tensor, content: Tensor) -> Tensor:
-    """The style with the mean and covariance of the content's colours, in [0, 1].
+    """Return the style image with the mean and covariance of the content's colours, in [0, 1].
 
-    Of the linear maps that do so, the symmetric one of Image Analogies (Hertzmann et al. 2001).
+    The linear map is the symmetric one of Image Analogies (Hertzmann et al. 2001).
     """
     mean, root = _statistics(content)
     own_mean, own_root = _statistics(style)
@@ -45,7 +45,7 @@ def match_colors(style: Tensor, content: Tensor) -> Tensor:
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean colour `[3, 1]` and the square root of the colours' covariance `[3, 3]`."""
+    """Return the mean colour `[3, 1]` and the square root of the colours' covariance `[3, 3]`."""
     flat = images[0].flatten(1)
     mean = flat.mean(dim=1, keepdim=True)
     covariance = torch.cov(flat) + 1e-5 * torch.eye(3, device=flat.device)

@@ -1,4 +1,4 @@
-"""The same work again and again on a GPU, as a CUDA graph."""
+"""Repeated work on a GPU as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from functools import cached_property
 import torch
 
 WARM_UP_ITERATIONS = 3
-"""Calls that run operation by operation before the work is captured."""
+"""Calls that run operation by operation before the capture."""
 
 
 class CudaGraphReplay:
     """Work on a GPU that is captured as a CUDA graph after `WARM_UP_ITERATIONS` calls.
 
-    The first calls are real work, too. They let PyTorch and its libraries set up what a capture cannot: plans,
-    workspaces, an optimiser's state. A graph's launch then takes a single call in place of some hundred.
+    The first calls do real work, too. They let PyTorch and its libraries set up what a capture cannot: plans,
+    workspaces, an optimiser's state. Launching a graph then takes one call instead of hundreds.
     """
 
     def __init__(self, work: Callable[[], None], device: torch.device) -> None:
-        """`work` reads and writes tensors that stay where they are, and asks the device for nothing."""
+        """`work` reads and writes tensors at fixed addresses, and does not synchronize with the device."""
         self.work, self.device = work, device
         self.calls = 0
         self.replay: Callable[[], None] | None = None
@@ -35,7 +35,7 @@ class CudaGraphReplay:
         self.calls += 1
 
     def warm_up(self) -> None:
-        """Do the work on the stream that captures, as PyTorch requires, in order with what is before and after."""
+        """Do the work on the capturing stream, as PyTorch requires, in order with the current stream."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -43,7 +43,7 @@ class CudaGraphReplay:
         current.wait_stream(self.stream)
 
     def capture(self) -> Callable[[], None]:
-        """Return what launches all kernels of the work as one graph."""
+        """Capture the work; return the function that launches all its kernels as one graph."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device), torch.cuda.graph(graph, stream=self.stream):
             self.work()
@@ -51,5 +51,5 @@ class CudaGraphReplay:
 
     @cached_property
     def stream(self) -> torch.cuda.Stream:
-        """Where it warms up and captures."""
+        """The stream for warm-up and capture."""
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]

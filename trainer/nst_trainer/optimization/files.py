@@ -1,4 +1,4 @@
-"""Optimisations from files to a file, which can be stopped and continued."""
+"""Optimisations that read and write files, and can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 
 STATE_SCHEMA = "nst-optimization/2"
-"""Of `<output>.resume`: version 1 had no name, and the state of PyTorch's L-BFGS."""
+"""Schema of `<output>.resume`; version 1 had no name, and the state of PyTorch's L-BFGS."""
 
 
 def optimize_files(
@@ -49,12 +49,11 @@ def optimize_files(
 ) -> None:
     """Optimise an image on `device` and write it to `output`; see `nst_trainer.optimization.gatys.optimize`.
 
-    `masks` are images of flat colours, for the content and for each style: a region of the
-    content takes the style of the region of the same colour. Every `save_every` iterations (0:
-    never) the image so far is written. On Ctrl-C it is written too, and beside it
-    `<output>.resume`, from which `resume` continues exactly; a second Ctrl-C writes nothing. `trace` gets losses over
-    iterations and seconds as JSON, and a plot beside it. Raises `InputError` for unusable files, and
-    `OptimizationError` after it wrote the last good image.
+    `masks` are images of flat colours, for the content and for each style: a region of the content takes the style of
+    the region of the same colour. `save_every` writes the image every so many iterations (0: never). Ctrl-C writes it
+    as well, and `<output>.resume` beside it, from which `resume` continues exactly; a second Ctrl-C writes nothing.
+    `trace` gets the losses over iterations and seconds as JSON, and a plot beside it. Raises `InputError` for unusable
+    files, and `OptimizationError` after writing the last good image.
     """
     image_format(output)
     state_file = output.with_name(output.name + ".resume")
@@ -80,7 +79,7 @@ def optimize_files(
     if resume:
         points = _continue(optimization, state_file, settings)
     elif state_file.exists():
-        raise InputError(f"{state_file} is an unfinished image: go on with --resume, or remove it")
+        raise InputError(f"{state_file} is an unfinished image; continue it with --resume, or remove it")
 
     def watch(iteration: Iteration) -> None:
         points.append(trace_point(iteration))
@@ -110,15 +109,17 @@ def optimize_files(
 
 def _continue(optimization: ImageOptimization, file: Path, settings: OptimizationSettings) -> list[dict[str, Any]]:
     if not file.is_file():
-        raise InputError(f"{file}: nothing to resume")
+        raise InputError(f"{file}: no such file, so there is nothing to resume; start without --resume")
     document = read_plain_data(file)
     if document.get("schema") != STATE_SCHEMA:
-        raise InputError(f"{file} was written by another version of nst, which alone can go on with it; remove it")
+        raise InputError(f"{file} was written by another version of nst; resume it with that version, or remove it")
     now, before = asdict(settings), document["settings"]
     if changed := [name for name in now if now[name] != before.get(name)]:
         differences = ", ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
-        raise InputError(f"{file} was begun with other settings: {differences}")
+        raise InputError(
+            f"{file} was started with other settings ({differences}); repeat its command with --resume, or remove it"
+        )
     optimization.restore(document["run"])
     points: list[dict[str, Any]] = document["points"]
-    log.info("%s goes on after iteration %d", file, len(points))
+    log.info("resuming %s after iteration %d", file, len(points))
     return points

@@ -1,7 +1,7 @@
 """Style transfer by optimising the image itself (Gatys, Ecker and Bethge 2015 and 2016).
 
-It needs no training, and a forward and backward pass of the loss network an iteration; feed-forward
-networks are measured against it (Johnson et al. 2016, section 4.1).
+It needs no training; an iteration is a forward and backward pass of the loss network. Feed-forward networks are
+measured against it (Johnson et al. 2016, section 4.1).
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class OptimizationError(NstError):
 
 @dataclass(frozen=True)
 class Iteration:
-    """One forward and backward pass of the loss network, whatever the optimiser did with it.
+    """A forward and backward pass of the loss network and the step after it.
 
-    Losses are weighted, of the image before the pass's step; `seconds` are since the start.
+    Losses are weighted, and those of the image before the step. `size` is (height, width); `seconds` count from the
+    start.
     """
 
     number: int
@@ -56,27 +57,27 @@ class Iteration:
 
     @property
     def total(self) -> float:
-        """What is minimised."""
+        """The weighted sum of the losses, which is minimised."""
         return self.content + self.style + self.total_variation
 
 
 class OptimizationOptions(TypedDict, total=False):
-    """What an optimisation may have besides its images and settings."""
+    """Options of an optimisation besides its images and settings."""
 
     style_weights: Sequence[float] | None
     """Weights of the styles; equal if not given."""
     guides: tuple[Tensor, Sequence[Tensor]] | None
-    """Regions `[K, 1, h, w]` of the content and of each style."""
+    """Masks `[K, 1, h, w]` of K regions, of the content and of each style."""
     start: Tensor | None
-    """The image `[1, 3, h, w]` that it starts from, if `init` names a file."""
+    """Initial image `[1, 3, h, w]` in [0, 1], if `init` names a file."""
     shape: tuple[int, int] | None
-    """Height and width of a texture, for the proportions; a content image has its own."""
+    """Proportions (height, width) of a texture; a content image has its own."""
     tileable: bool
-    """Opposite edges are joined."""
+    """Make opposite edges match."""
     device: torch.device
-    """Where to compute, and where the result is; the CPU if not given."""
+    """Device of the computation and the result; the CPU if not given."""
     precision: Precision
-    """TF32 on a GPU and FP32 on a CPU if not given. Losses, gradients and the optimiser are FP32 anyway."""
+    """TF32 on a GPU and FP32 on a CPU if not given. Losses, gradients and the optimiser are always FP32."""
 
 
 def optimize(
@@ -89,12 +90,12 @@ def optimize(
     on_iteration: Callable[[Iteration], None] = lambda iteration: None,
     **options: Unpack[OptimizationOptions],
 ) -> Tensor:
-    """Stylize `content` in the `styles`, or make a texture where there is no content; `[1, 3, H, W]` in [0, 1].
+    """Stylize `content`, or make a texture if it is None; return `[1, 3, H, W]` in [0, 1].
 
-    `content` and `styles` are `[1, 3, H, W]` in [0, 1] of any size; the result has the content's
-    proportions and `settings.size` pixels on the longer side. `weights` are the loss network's.
-    `resume` is what `ImageOptimization.state` gave. Raises `OptimizationError` when the loss is not finite,
-    `InputError` for settings that do not go together.
+    `content` and `styles` are `[1, 3, H, W]` in [0, 1] of any size; the result has the content's proportions and
+    `settings.size` pixels on the longer side. `weights` are the loss network's. `resume` is a former
+    `ImageOptimization.state`. Raises `OptimizationError` if the loss is not finite, and `InputError` for settings that
+    contradict each other.
     """
     optimization = ImageOptimization(content, styles, settings, weights, **options)
     if resume:
@@ -105,7 +106,7 @@ def optimize(
 
 
 class ImageOptimization:
-    """An optimisation that can be looked at, stopped and continued."""
+    """An optimisation that can be inspected, stopped and resumed."""
 
     def __init__(
         self,
@@ -121,12 +122,14 @@ class ImageOptimization:
         self.device = options.get("device", torch.device("cpu"))
         self.precision: Precision = options.get("precision", "tf32" if self.device.type == "cuda" else "fp32")
         if self.precision not in get_args(Precision) or (self.precision == "tf32" and self.device.type != "cuda"):
-            raise InputError(f"precision is {self.precision!r}: fp32 or bf16, or on a GPU tf32")
+            raise InputError(f"precision is {self.precision!r}; choose fp32 or bf16, or tf32 on a GPU")
         content = None if content is None else content.to(self.device)
         proportions = shape if content is None else (content.shape[2], content.shape[3])
         of_content = settings.init in ("content", "recolored") or settings.colors != "style"
         if proportions is None or (content is None and of_content):
-            raise InputError("without a content image there must be a shape, the style's colours, and noise or grey")
+            raise InputError(
+                "without a content image, give a shape, --colors style, and --init noise, faint-noise or grey"
+            )
         self.content, self.settings = content, settings
         self.styles = [_colored(style.to(self.device), content, settings) for style in styles]
         self.guides = guides and (guides[0].to(self.device), [guide.to(self.device) for guide in guides[1]])
@@ -141,10 +144,10 @@ class ImageOptimization:
         self._begin(self._initial().to(self.device))
 
     def step(self, on_iteration: Callable[[Iteration], None]) -> bool:
-        """One iteration; False, and nothing done, when there is none left.
+        """Run an iteration and return True; return False if none is left.
 
-        It waits for the device, for the losses. Ctrl-C comes before the image moves or after `on_iteration`, so that
-        `state` is always of whole iterations; after a `SecondInterrupt` it may not be.
+        It waits for the losses from the device. Ctrl-C takes effect before the image changes or after `on_iteration`,
+        so that `state` always has whole iterations, except after a `SecondInterrupt`.
         """
         settings = self.settings
         while self.done >= settings.iterations_at(self.scale):
@@ -160,8 +163,8 @@ class ImageOptimization:
             content, style, variation = self.current.losses.tolist()
             if not math.isfinite(total := content + style + variation):
                 message = (
-                    f"iteration {self.number + 1}: the loss is {total}; the last good image is kept. "
-                    "Try a smaller --step, or --optimizer adam"
+                    f"iteration {self.number + 1}: the loss is {total}; the image before it is kept. "
+                    "Repeat with a smaller --step, or with --optimizer adam"
                 )
                 raise OptimizationError(message, self.image())
             self.done += 1
@@ -171,26 +174,26 @@ class ImageOptimization:
         return True
 
     def image(self) -> Tensor:
-        """The result so far: the image of the lowest loss at this scale, or the average."""
+        """Return the result so far: the moving average, or the image of the lowest loss at this scale."""
         result = self.current.result().clamp(0.0, 1.0)
         if self.settings.colors == "luminance" and self.content is not None:
             return color.with_colors_of(_scaled(self.content, *self._size()), result)
         return result
 
     def state(self) -> dict[str, Any]:
-        """Plain data from which `restore` continues exactly."""
+        """Return plain data from which `restore` continues exactly."""
         counts = {"scale": self.scale, "done": self.done, "number": self.number, "seconds": self.seconds}
         return counts | self.current.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state` of an optimisation of the same images and settings, on this or on another device."""
+        """Continue from the `state` of an optimisation of the same images and settings, on any device."""
         self.scale, self.done, self.number = state["scale"], state["done"], state["number"]
         self.seconds = state["seconds"]
         self._begin(state["best"].to(self.device))
         self.current.restore(state)
 
     def _size(self) -> tuple[int, int]:
-        """(height, width) at this scale."""
+        """Return (height, width) at this scale."""
         longer = self.settings.sizes()[self.scale]
         height, width = self.shape
         factor = longer / max(height, width)
@@ -210,11 +213,11 @@ class ImageOptimization:
         if self.settings.init == "grey":
             return torch.full((1, 3, height, width), 0.5)
         if self.start is None:
-            raise InputError(f"init is {self.settings.init!r}: {', '.join(INITS)}, or an image's path")
+            raise InputError(f"--init is {self.settings.init!r}; choose from {', '.join(INITS)}, or give an image file")
         return _scaled(self.start, height, width)
 
     def _begin(self, pixels: Tensor) -> None:
-        """The loss, targets and optimiser of this scale, starting from `pixels`."""
+        """Set up the loss, targets and optimiser of this scale, starting from `pixels`."""
         height, width = self._size()
         settings = self.settings
         styles = [_to_longer(style, settings.style_scale * max(height, width)) for style in self.styles]
@@ -238,18 +241,18 @@ class ImageOptimization:
             pixels = color.luminance(pixels)
         iterations = settings.iterations_at(self.scale)
         self.current = ScaleOptimization(self.loss, self.target, pixels.detach(), settings, iterations, self.precision)
-        # Where blocks are computed again, memory is short, and a graph would need memory of its own.
+        # A CUDA graph needs memory of its own, which --low-memory saves.
         captured = self.device.type == "cuda" and not settings.low_memory
         self.graph = CudaGraphReplay(self.current.iterate, self.device) if captured else None
 
     def _enlarge(self) -> None:
-        """Go to the next scale: enlarge the image, and with it the moments of Adam."""
+        """Go to the next scale: enlarge the image and Adam's moments."""
         before, pixels = self.current, self.current.result()
         self.scale, self.done = self.scale + 1, 0
         height, width = self._size()
         self._begin(_scaled(pixels, height, width))
         if self.settings.optimizer == "adam" and (moments := before.optimizer_state()):
-            # As in Crowson's style-transfer-pytorch; otherwise Adam would begin every scale anew.
+            # As in Crowson's style-transfer-pytorch; otherwise Adam would start anew at every scale.
             self.current.restore_optimizer(
                 {
                     "step": moments["step"],
@@ -260,7 +263,7 @@ class ImageOptimization:
 
 
 def _colored(style: Tensor, content: Tensor | None, settings: OptimizationSettings) -> Tensor:
-    """The style as the colour setting wants it."""
+    """Return the style image with the colours of `settings.colors`."""
     if content is None or settings.colors == "style":
         return style
     matched = color.match_colors if settings.colors == "histogram" else color.match_luminance
@@ -268,7 +271,7 @@ def _colored(style: Tensor, content: Tensor | None, settings: OptimizationSettin
 
 
 def _scaled(images: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic with antialiasing, in [0, 1]."""
+    """Resize with antialiased bicubic interpolation; values stay in [0, 1]."""
     if images.shape[2:] == (height, width):
         return images.contiguous()
     return F.interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0.0, 1.0)
@@ -279,7 +282,7 @@ def _bilinear(values: Tensor, height: int, width: int) -> Tensor:
 
 
 def _to_longer(image: Tensor, longer: float) -> Tensor:
-    """A style image at `longer` pixels on its longer side, at least `MINIMUM_SIDE_PIXELS` on the shorter."""
+    """Resize a style image to `longer` pixels on its longer side, at least `MINIMUM_SIDE_PIXELS` on the shorter."""
     height, width = image.shape[2:]
     factor = max(longer / max(height, width), MINIMUM_SIDE_PIXELS / min(height, width))
     return _scaled(image, round(height * factor), round(width * factor))

@@ -1,4 +1,4 @@
-"""L-BFGS that never waits for its device: a step is a fixed list of operations on tensors that stay where they are."""
+"""L-BFGS that never synchronizes with its device: a step is a fixed list of operations on fixed tensors."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from torch import Tensor
 
 
 class Lbfgs:
-    """L-BFGS with a fixed step length (Nocedal and Wright 2006, algorithm 7.4), one evaluation a step.
+    """L-BFGS with a fixed step length (Nocedal and Wright 2006, algorithm 7.4), one evaluation per step.
 
-    The steps are those of `torch.optim.LBFGS` with `max_iter=1` and tolerances of 0. That one asks its device for
-    several numbers a step and reads the history pair by pair. This one asks for nothing, so that a CUDA graph can hold
-    a step, and reads the history as whole matrices.
+    The steps are those of `torch.optim.LBFGS` with `max_iter=1` and tolerances of 0. PyTorch's reads several numbers
+    from its device per step and the history pair by pair. This class reads none, so that a CUDA graph can hold a step,
+    and uses the history as whole matrices.
 
     The two-loop recursion solves two triangular systems. The rows of S and Y are the moves and the changes of the
     gradient, D has their products, and R holds `s_i . y_j` for i not younger than j. The first loop is `a = R^-1 S g`
     and `q = g - Y^T a`, the second `b = R^-T (D a - gamma Y q)`, and the direction is `-(gamma q + S^T b)` (Byrd,
-    Nocedal and Schnabel 1994, theorem 2.2). R^-1 is kept instead of R: a new pair adds a column, and the oldest pair
-    goes with its row and column. The order of the pairs then does not matter. They lie in a ring of one row more than
-    the history; the free row takes the next candidate and counts for nothing until it is accepted.
+    Nocedal and Schnabel 1994, theorem 2.2). R^-1 is stored instead of R: a new pair adds a column, and the oldest pair
+    is removed with its row and column. The order of the pairs then does not matter. They are in a ring buffer of one
+    row more than the history; the free row takes the next candidate and has no effect until it is accepted.
 
     The first system is solved from the last step's `a`, with 1 for the new pair: `g - Y^T a` is then the last step's
     `q`, often much shorter than `g`, and `R^-1 (S q + L a)` corrects `a`, where L holds the other products, `s_i . y_j`
-    for i younger than j. From `S g` itself FP32 would lose the digits that matter.
+    for i younger than j. From `S g` itself FP32 would lose the significant digits.
 
-    Deviations from PyTorch: a move is at most `longest`; and where rounding makes the direction point uphill, PyTorch
-    stays where it is for ever, while here the history is forgotten and the next step follows the gradient.
+    Deviations from PyTorch: a move is at most `longest`; and if rounding makes the direction point uphill, PyTorch
+    stops moving for good, while here the history is cleared and the next step follows the gradient.
     """
 
     KEPT = ("s", "y", "inverse", "below", "diagonal", "a", "gamma", "row", "taken", "gradient", "moved")
-    """The tensors that are the optimiser's state."""
+    """Names of the tensors of the optimiser's state."""
 
     def __init__(self, values: Tensor, step: float, history: int, longest: float = math.inf) -> None:
-        """Moves `values` in place by `step` times the direction, remembering `history` pairs.
+        """Optimise `values` in place by `step` times the direction, with a history of `history` pairs.
 
-        `longest` is the root mean square of a move.
+        `longest` is the maximum root mean square of a move.
         """
         n, rows, device, exact = values.numel(), history + 1, values.device, torch.float64
         self.values, self.length, self.longest = values, step, longest * n**0.5
@@ -60,7 +60,7 @@ class Lbfgs:
         self._remember(gradient - self.gradient, used)
         direction = self._direction(gradient, used)
         norm = direction.norm()
-        lost = (gradient.dot(direction) > 0) | norm.isinf()  # what is not a number goes on, to be seen in the next loss
+        lost = (gradient.dot(direction) > 0) | norm.isinf()  # NaN passes, and shows in the next loss
         for history in (self.inverse, self.below, self.a):
             history.mul_(~lost)
         first = (1.0 / gradient.abs().sum()).clamp(max=1.0)
@@ -72,12 +72,12 @@ class Lbfgs:
         self.taken.add_(1)
 
     def _used(self) -> int:
-        """Rows that may hold something. All on a GPU, which would have to be asked; zeros do no harm there."""
+        """Return the number of rows in use; on a GPU all, since reading the number would synchronize."""
         rows = len(self.numbers)
         return rows if self.values.is_cuda else min(int(self.taken) + 1, rows)
 
     def _remember(self, change: Tensor, used: int) -> None:
-        """Take the last move and the gradient's `change` `[n]` as a pair, if the curvature along it is positive."""
+        """Store the last move and the gradient's `change` `[n]` as a pair, if the curvature along it is positive."""
         s, y, numbers = self.s[:used], self.y[:used], self.numbers[:used]
         inverse, below, diagonal = self.inverse[:used, :used], self.below[:used, :used], self.diagonal[:used]
         s.index_copy_(0, self.row, self.moved[None])
@@ -100,7 +100,7 @@ class Lbfgs:
         self.a[:used].mul_(others)
 
     def _direction(self, gradient: Tensor, used: int) -> Tensor:
-        """Minus the approximate inverse Hessian times `gradient` `[n]`; the class says how."""
+        """Return minus the approximate inverse Hessian times `gradient` `[n]`, as the class describes."""
         s, y = self.s[:used], self.y[:used]
         inverse, below, diagonal = self.inverse[:used, :used], self.below[:used, :used], self.diagonal[:used]
         a = self.a[:used]
@@ -112,12 +112,12 @@ class Lbfgs:
         return torch.addmv(q * -self.gamma.to(q.dtype), s.t(), b.to(s.dtype), alpha=-1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What `load_state_dict` continues from exactly; of the history the rows that hold something."""
+        """Return the state from which `load_state_dict` continues exactly; of the history, the rows in use."""
         used = min(int(self.taken) + 1, len(self.numbers))
         state = {name: getattr(self, name) for name in self.KEPT}
         return {name: (value[:used] if name in ("s", "y") else value).clone() for name, value in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from `state_dict` of an optimiser of values and a history of the same size, on any device."""
+        """Continue from the `state_dict` of an optimiser with values and a history of the same size, on any device."""
         for name in self.KEPT:
-            getattr(self, name)[: len(state[name])] = state[name]  # rows that are not given hold nothing yet
+            getattr(self, name)[: len(state[name])] = state[name]  # missing rows are empty

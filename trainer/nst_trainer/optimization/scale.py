@@ -1,4 +1,4 @@
-"""An optimisation at one size: its pixels, their losses, and the steps of its optimiser."""
+"""An optimisation at one size: its pixels, their losses and its optimiser."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from nst_trainer.optimization.lbfgs import Lbfgs
 from nst_trainer.optimization.settings import OptimizationSettings
 
 Precision = Literal["fp32", "tf32", "bf16"]
-"""What the loss network's convolutions, and with TF32 its matrix products, round their inputs to."""
+"""Precision of the inputs of the loss network's convolutions, and with TF32 of its matrix products."""
 
 MAXIMUM_MOVE = 0.25
-"""Root mean square of the longest move of L-BFGS. Useful moves are below 0.13; without a line search the loss of
-`gatys2016` now and then asks for hundreds, from where there is hardly a way back (dev/LOG.md)."""
+"""Maximum root mean square of an L-BFGS move. Useful moves are below 0.13; without a line search the preset
+`gatys2016` now and then asks for hundreds, from which it does not recover (dev/LOG.md)."""
 
 
 @contextmanager
 def tf32(device: torch.device, precision: Precision) -> Iterator[None]:
-    """On a GPU, have convolutions and matrix products round their inputs to TF32, or not; then restore it."""
+    """On a GPU, turn TF32 for convolutions and matrix products on or off within the block."""
     if device.type != "cuda":
         yield
         return
@@ -39,15 +39,15 @@ def tf32(device: torch.device, precision: Precision) -> Iterator[None]:
 
 
 def bf16(device: torch.device, precision: Precision) -> torch.autocast:
-    """Convolutions in bfloat16 if that is the precision. Nothing is cached, since a graph could not hold it."""
+    """Run convolutions in bfloat16 if that is the precision; without a cache, which a CUDA graph cannot hold."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 class Parameters:
-    """What the optimiser moves: the pixels, or their spectrum, where it sees a frequency f as f^decay larger.
+    """The optimised values: the pixels, or their spectrum, scaled by f^decay at frequency f.
 
-    This is a decorrelated parameterisation (Olah, Mordvintsev and Schubert 2017, *Feature Visualization*): it finds
-    large forms, which many pixels share, sooner. dev/LOG.md has what it brings.
+    This is a decorrelated parameterisation (Olah, Mordvintsev and Schubert 2017, *Feature Visualization*), which finds
+    large forms sooner; dev/LOG.md has the measurements.
     """
 
     def __init__(self, pixels: Tensor, decay: float) -> None:
@@ -64,7 +64,7 @@ class Parameters:
         self.values = values.requires_grad_(True)
 
     def pixels(self) -> Tensor:
-        """The image `[1, 3, H, W]`; its gradient reaches `values`."""
+        """Return the image `[1, 3, H, W]`; gradients flow to `values`."""
         if self.frequency_scales is None:
             return self.values
         spectrum = torch.view_as_complex(self.values) * self.frequency_scales
@@ -73,10 +73,10 @@ class Parameters:
 
 
 class ScaleOptimization:
-    """The optimisation at one size: all that an iteration changes are tensors that stay where they are.
+    """The optimisation at one size; an iteration only changes tensors at fixed addresses.
 
-    `evaluate` and then `advance` are an iteration. Neither asks its device for anything, so that a CUDA graph can hold
-    both. `evaluate` alone changes nothing that `state` has except the best image, and can be done again.
+    An iteration is `evaluate`, then `advance`. Neither synchronizes with the device, so that a CUDA graph can hold
+    both. `evaluate` changes only the best image of `state`, and can be repeated.
     """
 
     TENSORS = ("lowest", "best", "mean", "weight")
@@ -90,7 +90,7 @@ class ScaleOptimization:
         iterations: int,
         precision: Precision,
     ) -> None:
-        """Starts from `pixels` `[1, 3, H, W]` and is to take `iterations`."""
+        """Start from `pixels` `[1, 3, H, W]`, for `iterations` in all."""
         decay = settings.frequency_decay if settings.optimizer == "lbfgs" else 0.0
         self.loss, self.content_target = loss, content_target
         self.parameters = Parameters(pixels, decay)
@@ -102,7 +102,7 @@ class ScaleOptimization:
         self.mean, self.weight = torch.zeros_like(self.best), self.best.new_zeros(())
 
     def iterate(self) -> None:
-        """Do an iteration."""
+        """Run an iteration."""
         self.evaluate()
         self.advance()
 
@@ -122,7 +122,7 @@ class ScaleOptimization:
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Step along the gradient, and take the pixels into the average, whose weights sum to `weight` (1 at last)."""
+        """Take a step, and add the pixels to the moving average, whose weights sum to `weight` (1 in the limit)."""
         self.optimizer.step()
         if self.average:
             pixels = self.parameters.pixels()
@@ -131,23 +131,23 @@ class ScaleOptimization:
             self.weight.copy_(torch.where(good, self.weight * self.average + (1.0 - self.average), self.weight))
 
     def result(self) -> Tensor:
-        """The average, or the pixels of the lowest loss, `[1, 3, H, W]`; not clamped to [0, 1]."""
+        """Return the moving average, or the pixels of the lowest loss, `[1, 3, H, W]`, not clamped to [0, 1]."""
         return self.mean / self.weight if self.average and self.weight > 0 else self.best
 
     def state(self) -> dict[str, Any]:
-        """Copies, as plain data."""
+        """Return copies of the state as plain data."""
         own = {name: getattr(self, name).clone() for name in self.TENSORS}
         return own | {"values": self.parameters.values.detach().clone(), "optimizer": self.optimizer_state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
+        """Continue from a `state`."""
         for name in self.TENSORS:
             getattr(self, name).copy_(state[name])
         self.parameters.values.data.copy_(state["values"])
         self.restore_optimizer(state["optimizer"])
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Copies of the optimiser's own tensors; Adam has none before its first step."""
+        """Return copies of the optimiser's tensors; Adam has none before its first step."""
         if isinstance(self.optimizer, Lbfgs):
             return self.optimizer.state_dict()
         return {name: value.clone() for name, value in self.optimizer.state[self.parameters.values].items()}
@@ -163,7 +163,7 @@ class ScaleOptimization:
 
 def _optimizer(values: Tensor, settings: OptimizationSettings, iterations: int) -> Lbfgs | torch.optim.Adam:
     if settings.optimizer == "adam":
-        # Capturable: the count of its steps is on the device, too.
+        # Capturable keeps the step count on the device.
         return torch.optim.Adam([values], settings.learning_rate, betas=(0.9, 0.99), capturable=values.is_cuda)
     # Deviation: the papers clip to 0-255 at every iteration, which breaks the model of the curvature; the result is
     # clamped once, at the end.

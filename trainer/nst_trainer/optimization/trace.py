@@ -15,7 +15,7 @@ SCHEMA = "nst-trace/1"
 
 
 def trace_point(iteration: Iteration) -> dict[str, Any]:
-    """What a trace keeps of an iteration."""
+    """Return an iteration's entry in a trace."""
     return {
         "iteration": iteration.number,
         "seconds": round(iteration.seconds, 4),
@@ -29,8 +29,8 @@ def trace_point(iteration: Iteration) -> dict[str, Any]:
 
 
 def write_trace(points: list[dict[str, Any]], path: Path) -> None:
-    """Write the JSON, and a PNG of the same name with the losses over seconds."""
-    with without_warnings("matplotlib"):  # without a folder for its caches it warns, at length
+    """Write the JSON file, and a PNG of the same name with the losses over seconds."""
+    with without_warnings("matplotlib"):  # it warns at length if it has no cache folder
         from matplotlib.figure import Figure
 
     with atomic_write(path) as beside:
@@ -45,8 +45,8 @@ def write_trace(points: list[dict[str, Any]], path: Path) -> None:
         if before["width"] != after["width"]:
             axes.axvline(after["seconds"], color="0.85", zorder=0)
     axes.set_yscale("log")
-    axes.set_xlabel("seconds (grey lines: the next larger size)")
-    axes.set_ylabel("loss, weighted")
+    axes.set_xlabel("seconds (grey line: next larger size)")
+    axes.set_ylabel("weighted loss")
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     with atomic_write(path.with_suffix(".png")) as beside:

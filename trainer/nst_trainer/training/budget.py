@@ -1,4 +1,4 @@
-"""The time that a training may take. Its schedule follows the clock, so that both end together on a busy machine."""
+"""Training for a given time: the schedule follows the clock, so that both end together on a busy machine, too."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from nst_trainer.training.state import TrainingState
 from nst_trainer.training.step import take_step
 
 MINIMUM_ITERATIONS = 600
-"""A budget buys at least so many iterations, on smaller crops if necessary."""
+"""A budget plans at least this many iterations, with smaller crops if necessary."""
 
 SMALLER_CROPS_PIXELS = (192, 128)
 
 
 @dataclass
 class Budget:
-    """So many seconds for a training, also for a training that is interrupted and resumed.
+    """The time of a training, in one run or several (after an interruption).
 
-    Each of the settings' phases takes its part of the work, measured beforehand, as its part of the time. Where other
-    programs slow the machine down, all phases have fewer iterations.
+    Each phase of the settings gets the share of the time that its share of the work needs, as measured beforehand.
+    When other programs slow the machine down, all phases have fewer iterations.
     """
 
     seconds: float
-    """In all, checks and files included."""
+    """Total, with validations and files."""
     costs: Sequence[float]
-    """Seconds of an iteration in each phase, when it was planned; only their proportions count."""
+    """Measured seconds per iteration in each phase; only their proportions count."""
     before: float = 0.0
-    """Seconds that earlier runs used."""
+    """Seconds used by earlier runs."""
     ending: float = 0.0
-    """Seconds that the last check and its files will take: what the newest took."""
+    """Expected seconds of the last validation and its files: those of the latest."""
     started: float = field(default_factory=lambda: monotonic())
 
     def used(self) -> float:
-        """Seconds so far."""
+        """Return the seconds used so far."""
         return self.before + monotonic() - self.started
 
     def done(self, settings: TrainingSettings) -> float:
-        """Where in the schedule the clock is, as a share of the iterations from 0 to 1; at 1 the time is over."""
+        """Return the elapsed share of the schedule, in iterations, from 0 to 1; at 1 the time is over."""
         available = self.seconds - self.ending
         if self.used() >= available:
             return 1.0
@@ -58,11 +58,11 @@ class Budget:
         return 1.0
 
     def iterations(self, settings: TrainingSettings) -> int:
-        """How many fit into the time at the planned cost, at least 1."""
+        """Return how many iterations fit into the time at the measured cost, at least 1."""
         return max(1, int(self.seconds / self._mean_cost(settings)))
 
     def _mean_cost(self, settings: TrainingSettings) -> float:
-        """Seconds of an iteration, over the schedule."""
+        """Return the mean seconds per iteration over the schedule."""
         ends = [end for end, _ in settings.phases()]
         parts = [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
         return sum(part * cost for part, cost in zip(parts, self.costs, strict=True))
@@ -71,9 +71,9 @@ class Budget:
 def plan_budget(
     seconds: float, settings: TrainingSettings, state: TrainingState, objective: Objective, team: Team
 ) -> tuple[TrainingSettings, Budget]:
-    """A budget of `seconds`, and the settings with the number of iterations and the crops that fit into it.
+    """Plan a budget of `seconds`; return it after the settings with the iterations and crops that fit into it.
 
-    Crops are as large as `settings` has them, or smaller where that leaves less than `MINIMUM_ITERATIONS`.
+    Crops are as large as in `settings`, or smaller where that leaves fewer than `MINIMUM_ITERATIONS`.
     """
     budget = Budget(seconds, [])
     for side in [settings.crop, *(side for side in SMALLER_CROPS_PIXELS if side < settings.crop)]:
@@ -89,7 +89,7 @@ def plan_budget(
 
 
 def measure_iteration(side: int, state: TrainingState, objective: Objective, team: Team, *, distilled: bool) -> float:
-    """Seconds of an iteration on crops of `side` pixels, of the slowest process. What is learned stays as it is."""
+    """Measure the seconds of an iteration on crops of `side` pixels, of the slowest process; `state` is unchanged."""
     settings = objective.settings
     generator = torch.Generator().manual_seed(settings.seed)
     content = torch.rand(len(team.part(settings.batch)), 3, side, side, generator=generator)

@@ -1,7 +1,7 @@
-"""The training photographs: a folder as an endless, repeatable row of crops.
+"""The training photographs: a folder as an endless, repeatable sequence of crops.
 
-Crop number `i` depends on the seed and `i` alone, not on how many threads read or where the run
-was interrupted, so a resumed training sees just what an uninterrupted one would have seen.
+Crop number `i` depends on the seed and `i` alone, not on the number of threads or on interruptions, so a resumed
+training sees the same crops as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from nst_core.images import ImageData, Pixels, fit, open_image
 from nst_trainer.images import is_blank, to_tensor
 
 BATCHES_AHEAD = 4
-"""Batches that are read while the network works on another."""
+"""Batches that are read ahead of the network."""
 
 
 class Photos:
-    """Random crops of photographs, mirrored half of the time; every photograph once an epoch.
+    """Random crops of photographs, mirrored half of the time; every photograph once per epoch.
 
-    Files are read ahead by threads: Pillow decodes and scales outside Python's lock. A file that
-    cannot be read is passed over and remembered in `broken`; one with a crop of a single colour, from which nothing
-    can be learned, in `blank`.
+    Threads read files ahead: Pillow decodes and scales without holding Python's lock. Files that cannot be read are
+    skipped and added to `broken`; those with a crop of a single colour, which teaches nothing, to `blank`.
     """
 
     def __init__(
@@ -44,9 +43,9 @@ class Photos:
         workers: int = 2,
         part: range | None = None,
     ) -> None:
-        """`crop_of(iteration)` is the side of that iteration's crops in pixels, asked for when they are to be read.
+        """`crop_of(iteration)` returns the side of that iteration's crops in pixels; it is called when they are read.
 
-        `part` is which photographs of each batch to read, if not all: a process's of several.
+        `part` are the positions in each batch that this process reads; None means all.
         """
         self.photos = photos
         self.batch = batch
@@ -60,9 +59,9 @@ class Photos:
         self._ordering = threading.Lock()
 
     def batches(self, iterations: Iterable[int]) -> Iterator[Tensor]:
-        """The batches (or parts of them) `[B, 3, S, S]` of the `iterations`, in [0, 1].
+        """Yield the batches `[B, 3, S, S]` of the `iterations`, in [0, 1], or this process's part of them.
 
-        Raises `InputError` when no file at all can be learned from.
+        Raises `InputError` if no photograph is usable.
         """
         pool = ThreadPoolExecutor(self.workers, "photos")
         try:
@@ -77,16 +76,16 @@ class Photos:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _wanted(self, iterations: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """The number and the side of each crop. A batch has one side, whatever `crop_of` says a moment later."""
+        """Yield the number and the side of each crop. All crops of a batch have the side of its first."""
         for iteration in iterations:
             side = self.crop_of(iteration)
             for position in self.part:
                 yield iteration * self.batch + position, side
 
     def crop(self, number: int, side: int | None = None) -> Tensor:
-        """Crop `number`, `[3, side, side]`; `side` is what `crop_of` says if not given.
+        """Return crop `number`, `[3, side, side]`; the default of `side` is that of `crop_of`.
 
-        In place of a file that cannot be read, or of a blank crop, comes the next in order.
+        The next photograph in order replaces a file that cannot be read or a blank crop.
         """
         side = side or self.crop_of(number // self.batch)
         choice = random.Random(f"{self.seed}/{number}")
@@ -103,12 +102,12 @@ class Photos:
                 return to_tensor(ImageData(pixels))[0]
             self.blank.add(path)
         raise InputError(
-            f"nothing can be learned from the {len(order)} photographs: {len(self.broken)} cannot be read, "
-            f"{len(self.blank)} are one colour all over"
+            f"none of the {len(order)} photographs is usable: {len(self.broken)} cannot be read, "
+            f"{len(self.blank)} are one colour all over; give other photographs with --photos"
         )
 
     def _order(self, epoch: int) -> list[Path]:
-        """The photographs shuffled for an epoch; two are kept, since batches are read across its end."""
+        """Return the shuffled photographs of an epoch; two epochs are kept, since batches are read across the end."""
         with self._ordering:
             if epoch not in self._orders:
                 order = random.Random(f"{self.seed}/epoch {epoch}").sample(self.photos, len(self.photos))
@@ -117,8 +116,8 @@ class Photos:
 
 
 def read_crop(path: Path, size: int, choice: random.Random) -> Pixels:
-    """A random crop of `size` pixels a side, mirrored half of the time."""
-    # Not far from the whole photograph: objects at the scale that people will stylize.
+    """Return a random crop of `size` x `size` pixels, mirrored half of the time."""
+    # The crop covers most of the photograph, so that objects have the scale of images that people stylize.
     covering = round(size * choice.uniform(1.0, 1.4))
     image = open_image(path)
     shorter = min(image.width, image.height)

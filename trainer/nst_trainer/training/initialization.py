@@ -1,4 +1,4 @@
-"""What a training begins with: names of its styles, its network, its teacher."""
+"""The start of a training: the names of its styles, its network and its teacher."""
 
 from __future__ import annotations
 
@@ -17,36 +17,41 @@ from nst_trainer.training.validation import noise_generator
 
 
 def style_names(styles: Sequence[Path], output: Path, extended: Checkpoint | None) -> tuple[str, ...]:
-    """What the styles are called: a single style after the checkpoint `output`, several after their images.
+    """Name the styles: a single style after the checkpoint `output`, several after their images.
 
-    The styles of a checkpoint that is `extended` come first.
+    The styles of an `extended` checkpoint come first.
     """
     new = [output.stem] if len(styles) == 1 and not extended else [style.stem for style in styles]
     names = (*(extended.styles if extended else ()), *new)
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two styles would be called {', '.join(twice)}: rename the image")
+        raise InputError(f"two styles would be named {', '.join(twice)}; rename one of the style images")
     return names
 
 
 def load_teacher(path: Path, settings: TrainingSettings, styles: int, device: torch.device) -> StyledNetwork:
-    """The network of `path`; `InputError` if it cannot teach a network of `styles` styles with these settings."""
+    """Load the teacher; raises `InputError` if it cannot teach a network of `styles` styles with these settings."""
     network: StyledNetwork = load(path).network
     if network.styles != styles or network.arguments.get("texture"):
-        raise InputError(f"{path} has {network.styles} styles, and the new network has {styles}: it cannot teach them")
+        if network.arguments.get("texture"):
+            raise InputError(f"--teacher {path} is a texture network; give a checkpoint that stylizes images")
+        raise InputError(
+            f"--teacher {path} has {network.styles} styles and the new network {styles}; give a checkpoint of the same "
+            "styles"
+        )
     if settings.texture or settings.crop_at(0) == settings.crop:
-        raise InputError("a teacher teaches on small crops of photographs: without --texture and --no-grow")
+        raise InputError("--teacher needs small crops of photographs; leave out --texture and --no-grow")
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[no-any-return,call-overload]
 
 
 def initial_state(
     settings: TrainingSettings, styles: int, device: torch.device, extended: Checkpoint | None, start: Path | None
 ) -> TrainingState:
-    """A network of `styles` styles and its optimiser.
+    """Create a network of `styles` styles and its optimiser.
 
-    A network that is `extended` learns nothing but the normalisations of its new styles; a new network takes the
-    weights of the checkpoint `start`, if given.
+    Of an `extended` network only the normalisations are trained. A new network takes the weights of the checkpoint
+    `start`, if given.
     """
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU; the host's own draws go on as before
+    with torch.random.fork_rng(devices=[]):  # draws on the CPU, and leaves the caller's generator unchanged
         torch.default_generator.manual_seed(settings.seed)
         if extended:
             network = extended.network.with_styles(styles - extended.network.styles)
@@ -64,7 +69,7 @@ def initial_state(
 
 
 def _take_weights(network: StyledNetwork, start: Path) -> None:
-    """Take the weights of a checkpoint; with another number of styles, each begins as the mean of its styles.
+    """Load a checkpoint's weights; if the number of styles differs, each style starts as the mean of its styles.
 
     Johnson's network may be wider than the checkpoint's.
     """
@@ -74,10 +79,15 @@ def _take_weights(network: StyledNetwork, start: Path) -> None:
         other = other.widened(width, noise_generator(0))
     if other.arguments | {"styles": network.styles} != network.arguments:
         raise InputError(
-            f"{start} has {other.arguments}, this training {network.arguments}: give its --width, or a larger width"
+            f"--from {start} has {_shown(other)}, this training {_shown(network)}; give the same --arch and --width "
+            "(of johnson, a larger width works too)"
         )
     if other.styles != network.styles:
         for norm in other.norms():
             norm.weight.data = norm.weight.mean(dim=0).expand(network.styles, -1)
             norm.bias.data = norm.bias.mean(dim=0).expand(network.styles, -1)
     network.load_state_dict(other.state_dict())
+
+
+def _shown(network: StyledNetwork) -> str:
+    return f"{network.name} of " + ", ".join(f"{name} {value}" for name, value in network.arguments.items())

@@ -1,7 +1,7 @@
 """Training a feed-forward network (Johnson, Alahi and Fei-Fei 2016, section 3) for one style or many.
 
-Each iteration stylizes a batch of photographs, measures content, style and total variation with
-the loss network, and takes a step of SOAP.
+Each iteration stylizes a batch of photographs, computes the content, style and total variation losses with the loss
+network, and takes a step of SOAP.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ from nst_trainer.vgg import Vgg16
 logger = logging.getLogger(__name__)
 
 OPTIMIZER = "SOAP"
-"""What a saved training was stepped by; a state of another optimiser is of no use."""
+"""The optimiser of a saved training; the state of another optimiser cannot be resumed."""
 
 LOGGED_EVERY_ITERATIONS = 10
 
 
 @dataclass
 class Progress:
-    """What a training reports after every iteration. Losses are weighted means of the last iterations."""
+    """What a training reports after every iteration. Losses are weighted, and means of about the last fifty."""
 
     iteration: int
-    iterations: int  # of a training by time: as planned
-    done: float  # the share of the schedule that is over
+    iterations: int  # the plan, where --minutes decides
+    done: float  # the completed share of the schedule
     images_per_second: float
     content: float
     style: float
     total_variation: float
     temporal: float
-    distillation: float  # the difference from the teacher, while there is no other loss
-    skipped: int
+    distillation: float  # during distillation, the difference from the teacher; the other losses are 0
+    skipped: int  # photographs that cannot be read
 
 
 class Training:
-    """A training from files to a file; `run` does it."""
+    """A training that reads and writes files; `run` trains to the end."""
 
     def __init__(
         self,
@@ -90,17 +90,17 @@ class Training:
         log: Path | None = None,
         team: Team | None = None,
     ) -> None:
-        """Read everything, so that unusable input is an error before the first step.
+        """Read all inputs, so that unusable input is an error before the first step.
 
-        `styles` are images, learned by one network. `photos` is a folder, None the few photographs that ship.
+        `styles` are the images that one network learns. `photos` is a folder; None means the photographs that ship
+        with nst.
 
-        `minutes` is the time from here to the end, together with the time of earlier runs if it is resumed: the
-        schedule follows the clock, `settings.iterations` becomes an estimate, and little time makes
-        `settings.crop` smaller.
+        `minutes` is the total time, including that of earlier runs if the training is resumed: the schedule follows
+        the clock, `settings.iterations` becomes an estimate, and a short time makes `settings.crop` smaller.
 
-        `start` is a checkpoint whose weights the network begins with. `add_to` is a checkpoint that learns `styles`
-        besides its own, which stay as they are to the bit: only the new normalisations are trained. `teacher` is a
-        checkpoint of the same styles in the same order: the network first learns to give its images, on the small
+        `start` is a checkpoint whose weights the network starts from. `add_to` is a checkpoint that learns `styles` in
+        addition to its own, which stay bit-identical: only the new normalisations are trained. `teacher` is a
+        checkpoint of the same styles in the same order: the network first learns to reproduce its images, on the small
         crops, without the loss network (Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*).
 
         `log` is a folder for TensorBoard. Raises `InputError`.
@@ -110,7 +110,7 @@ class Training:
         self.state_file = output.with_name(output.name + ".resume")
         self.minutes = minutes
         if self.team.from_leader(self.state_file.exists) and not resume:
-            raise InputError(f"{self.state_file} is an unfinished training: go on with --resume, or remove it")
+            raise InputError(f"{self.state_file} is an unfinished training; continue it with --resume, or remove it")
         extended = checkpoint.load(add_to) if add_to else None
         if extended:
             arguments = {"arch": extended.network.name, "width": extended.network.arguments["width"]}
@@ -130,7 +130,7 @@ class Training:
         loss = PerceptualLoss(vgg.to(device), images, settings.loss_weights, apart=True)
         identity = self._identity()
         document = self.team.from_leader(lambda: read_state(self.state_file, settings, identity)) if resume else None
-        if document:  # a training whose loss was not finite goes on with another learning rate
+        if document:  # the learning rate may differ: after a loss that is not finite a lower value is needed
             self.settings = replace(settings, **document["settings"] | {"learning_rate": settings.learning_rate})
         objective = Objective(loss, self.settings, self.new_styles, teaching, self.team, self.precision)
         self.objective: BatchLoss = objective
@@ -140,12 +140,12 @@ class Training:
         self.done = 0.0
         if document:
             self.state.restore(document)
-            logger.info("%s goes on after iteration %d", self.state_file, self.state.iteration)
+            logger.info("resuming %s after iteration %d", self.state_file, self.state.iteration)
             if minutes is not None:
                 self.budget = Budget(60.0 * minutes, document["costs"], document["used"])
         elif minutes is not None:
             self.settings, self.budget = plan_budget(60.0 * minutes, settings, self.state, objective, self.team)
-        self.team.copy(self.state.network.state_dict().values())  # another version of PyTorch may draw other ones
+        self.team.copy(self.state.network.state_dict().values())  # PyTorch versions may draw different initial weights
         self.validation = Validation(loss, self.new_styles, self.settings.crop, device)
         candidates = [preview] if preview else self.found
         multiple = self.state.network.multiple
@@ -163,16 +163,16 @@ class Training:
         self.written_at = -1
 
     def run(self, on_progress: Callable[[Progress], None] = lambda progress: None) -> checkpoint.Checkpoint:
-        """Train to the end; write the network that was best on held-out photographs, and return it.
+        """Train to the end; write the network with the lowest loss on held-out photographs, and return it.
 
-        Every `every` iterations, at the end and on Ctrl-C three files are written whole: the
-        checkpoint, usable at once (when styles are added to a checkpoint: at the end only);
-        `<output>.resume`, from which `resume` continues exactly; and `<output stem>-preview.png`.
-        `<output>.resume` is removed at the end. A second Ctrl-C writes nothing. Raises `TrainingError` for a loss that
-        is not finite; it writes nothing then, and the files are those of the last check.
+        Every `every` iterations, at the end and on Ctrl-C this writes three files atomically: the checkpoint, which can
+        be used at once (when styles are added to a checkpoint: at the end only); `<output>.resume`, from which `resume`
+        continues exactly; and `<output stem>-preview.png`. `<output>.resume` is removed at the end. A second Ctrl-C
+        writes nothing. Raises `TrainingError` for a loss that is not finite; the files then are those of the last
+        validation.
         """
         if self.team.leads:
-            self.save_state()  # now, so that a folder that cannot be written is an error before an hour of work
+            self.save_state()  # a folder that cannot be written is an error before an hour of work
         state = self.state
         try:
             for progress in self.steps():
@@ -182,7 +182,7 @@ class Training:
             if state.iteration != self.written_at:
                 self.check_and_write()
         except (SecondInterrupt, TrainingError):
-            raise  # half a step, or a network that leads nowhere
+            raise  # half a step, or a network that is not worth keeping
         except (KeyboardInterrupt, NstError):
             if state.iteration != self.written_at:
                 self.check_and_write()
@@ -197,7 +197,7 @@ class Training:
         return result
 
     def steps(self) -> Iterator[Progress]:
-        """Take the iterations that are left, yielding after each; nothing is written."""
+        """Run the remaining iterations, yielding after each; nothing is written."""
         self.done = self._share_done()
         for content in self._batches():
             if self.done >= 1.0:
@@ -205,7 +205,7 @@ class Training:
             yield self._step(content)
 
     def _share_done(self) -> float:
-        """The share of the schedule that is over, the same on every process."""
+        """Return the completed share of the schedule, the same on every process."""
         if not self.budget:
             return self.state.iteration / self.settings.iterations
         budget = self.budget
@@ -214,7 +214,7 @@ class Training:
     def _facts(
         self, styles: Sequence[Path], vgg: Vgg16, minutes: float | None, resume: bool, teacher: Path | None
     ) -> dict[str, object]:
-        """What has to be the same wherever a part of this training runs."""
+        """Return what must be the same on every process of this training."""
         loss_network = (values.cpu().numpy().tobytes() for values in vgg.state_dict().values())
         return {
             **{f"--{name.replace('_', '-')}": value for name, value in asdict(self.settings).items()},
@@ -240,12 +240,13 @@ class Training:
         return self.settings.crop_after(self.done) if self.budget else self.settings.crop_at(iteration)
 
     def _step(self, content: Tensor) -> Progress:
-        """One iteration; see `take_step` for its errors."""
+        """Run an iteration; see `take_step` for its errors."""
         started = time.perf_counter()
         state, settings = self.state, self.settings
         distilled = self.distils and self.done < PHASES[0][0]
         if self.distils and not distilled and state.distilled_until is None:
-            # The teacher's gradients were a hundredth of the next ones, and the first steps after them would be giant.
+            # Distillation's gradients are a hundredth of the next ones: without a new optimiser the first steps after
+            # it would be far too long.
             state.distilled_until, state.gradient_norm = state.iteration, None
             state.optimizer = soap(state.network, settings.learning_rate)
         for group in state.optimizer.param_groups:
@@ -270,7 +271,7 @@ class Training:
         )
 
     def check_and_write(self) -> None:
-        """Validate, keep the best network, and write what a person and a resumed run need."""
+        """Validate, keep the best network, and write the checkpoint, the preview and the state for `resume`."""
         if not self.team.leads:
             return
         state = self.state
@@ -279,7 +280,7 @@ class Training:
         if math.isfinite(losses["total"]) and (not state.best or losses["total"] <= state.best["losses"]["total"]):
             weights = {key: value.detach().cpu().clone() for key, value in state.network.state_dict().items()}
             state.best = {"losses": losses, "iteration": state.iteration, "weights": weights}
-            logger.info("iteration %d is the best so far: loss %.4g held out", state.iteration, losses["total"])
+            logger.info("iteration %d: lowest validation loss so far, %.4g", state.iteration, losses["total"])
         if not self.extends:
             checkpoint.save(self._result(), self.output)
         self.save_state()
@@ -296,7 +297,7 @@ class Training:
             self.budget.ending = time.perf_counter() - started
 
     def _result(self) -> checkpoint.Checkpoint:
-        """The best network so far with its history and figures."""
+        """Return the best network so far with its history and metrics."""
         best, state = self.state.best, self.state
         network = type(state.network)(**state.network.arguments)
         network.load_state_dict(best["weights"] if best else state.network.state_dict())
@@ -313,7 +314,7 @@ class Training:
         return checkpoint.Checkpoint(checkpoint.frozen(network), self.names, history, metrics)
 
     def _identity(self) -> dict[str, Any]:
-        """What a saved training must share with this training, besides the settings."""
+        """Return what a saved training must have in common with this training, besides the settings."""
         return {
             "styles": list(self.names),
             "teacher": self.teacher_name,
@@ -322,7 +323,7 @@ class Training:
         }
 
     def save_state(self) -> None:
-        """Write what `resume` continues from."""
+        """Write the state from which `resume` continues."""
         plan = {
             "used": self.budget.used() if self.budget else None,
             "costs": list(self.budget.costs) if self.budget else None,
@@ -333,7 +334,7 @@ class Training:
     def _history(
         self, styles: Sequence[Path], start: Path | None, extended: checkpoint.Checkpoint | None
     ) -> dict[str, Any]:
-        """What contract 2 keeps of a training; names of files, no paths."""
+        """Return the history of the training for the checkpoint; it has names of files, not paths."""
         history: dict[str, Any] = {
             "style_images": [style.name for style in styles],
             "photos": 0 if self.settings.texture else len(self.found),
@@ -353,7 +354,7 @@ class Training:
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    """Differs wherever one of the parts does."""
+    """Return a digest of the parts and their order."""
     whole = hashlib.sha256()
     for part in parts:
         whole.update(hashlib.sha256(part).digest())
@@ -361,7 +362,7 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 
 def _commit() -> str:
-    """The commit of the code, if it runs from a checkout."""
+    """Return the commit of the code if it runs from a checkout, else `unknown`."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         result = subprocess.run(command, capture_output=True, text=True)

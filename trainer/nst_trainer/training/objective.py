@@ -1,4 +1,4 @@
-"""What a training minimises: the perceptual loss, what keeps artifacts away, and a teacher's images."""
+"""What a training minimises: the perceptual loss, losses against artifacts, and the difference from a teacher."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.training.validation import noise_generator, one_hot
 
 BatchLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-"""What `Objective` is to the rest: network, content, iteration and `distilled` to a loss and its terms."""
+"""The interface of `Objective`: from network, content, iteration and `distilled` to a loss and its terms."""
 
 CHECKERBOARD_WEIGHT = 1000.0
-"""At this weight a checkerboard of 3.6 of 255, as training without this term gave, counts 0.2 (dev/LOG.md)."""
+"""With this weight a checkerboard of 3.6 of 255, as training without this term gave, adds 0.2 (dev/LOG.md)."""
 
 BORDER_WEIGHT = 30.0
-"""At this weight a line of 70 of 255 along a side, as a style image with a pale margin gave, counts 0.14."""
+"""With this weight a line of 70 of 255 along a side, as a style image with a pale margin gave, adds 0.14."""
 
 DISTILLATION_WEIGHT = 100.0
-"""Of the mean squared difference from the teacher's image: about the size of the losses that come after."""
+"""Weight of the mean squared difference from the teacher's image; about the size of the later losses."""
 
 MAXIMUM_SHIFT_PIXELS = 4
 NOISE_DEVIATION = 2.0 / 255.0
-"""How the temporal consistency loss changes an image, as a hand-held camera does from frame to frame."""
+"""How the temporal consistency loss perturbs an image, as a hand-held camera does from frame to frame."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a batch on this process; `new_styles` are the network's styles that are learned, in turn."""
+    """The loss of a batch on this process; `new_styles` are the styles of the network that are trained."""
 
     perceptual_loss: PerceptualLoss
     settings: TrainingSettings
@@ -46,9 +46,9 @@ class Objective:
     def __call__(
         self, network: StyledNetwork, content: Tensor, iteration: int, *, distilled: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised, and its weighted terms by name, style also by layer.
+        """Return the loss of `content` `[N, 3, H, W]` in [0, 1] and its weighted terms by name, style by layer too.
 
-        `distilled`: the difference from the teacher's image is the only term.
+        With `distilled` the difference from the teacher's image is the only term.
         """
         settings, team = self.settings, self.team
         content = content.to(team.device, memory_format=torch.channels_last)
@@ -67,7 +67,7 @@ class Objective:
             losses = self.perceptual_loss(stylized, target, styles)
         terms = {"content": losses.content, "style": losses.style, "total_variation": losses.total_variation}
         terms["checkerboard"] = CHECKERBOARD_WEIGHT * checkerboard_loss(stylized)
-        if not settings.texture:  # the rows of a texture may differ anywhere, and a few grains in a row would count
+        if not settings.texture:  # neighbouring rows of a texture differ everywhere, not only at the border
             terms["border"] = BORDER_WEIGHT * border_loss(stylized)
         if settings.temporal_weight:
             change = temporal_consistency_loss(network, content, stylized, style_weights, generator)
@@ -76,7 +76,7 @@ class Objective:
         return total, terms | {f"style {layer}": value for layer, value in losses.style_by_layer.items()}
 
     def _styles_of_batch(self, iteration: int) -> Tensor:
-        """`[N]`: the new styles in turn, counted from the first of them, whichever process takes the image."""
+        """Return the styles `[N]` of this process's images: the new styles in turn, counted from the first."""
         first = iteration * self.settings.batch
         positions = self.team.part(self.settings.batch)
         return torch.tensor(
@@ -91,16 +91,16 @@ def temporal_consistency_loss(
     style_weights: Tensor | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """How much `stylized` `[N, 3, H, W]` changes when `content` moves by some pixels and gets noise; a scalar.
+    """Return how much `stylized` `[N, 3, H, W]` changes when `content` is shifted and gets noise; a scalar.
 
-    Stability training (Zheng et al. 2016, equation 3) with a perturbation as in a hand-held video: a shift
-    and noise, as Rainy and de Berker 2018 (*Stabilizing Neural Style-Transfer for Video*) have it. This is the mean
-    squared difference in [0, 1] after undoing the shift.
+    It is the mean squared difference of values in [0, 1] after undoing the shift: stability training (Zheng et al.
+    2016, equation 3) with the perturbation of a hand-held video (Rainy and de Berker 2018, *Stabilizing Neural
+    Style-Transfer for Video*).
     """
     shifts = (-MAXIMUM_SHIFT_PIXELS, MAXIMUM_SHIFT_PIXELS + 1)
     down, right = (int(torch.randint(*shifts, (), generator=generator)) for _ in range(2))
     noise = torch.randn(content.shape, generator=generator).to(content) * NOISE_DEVIATION
     moved = torch.roll(content, (down, right), (2, 3)) + noise
     again = torch.roll(network(moved, style_weights).float(), (-down, -right), (2, 3))
-    inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # what came round the border does not count
+    inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # without pixels that wrapped around the border
     return (again[inside] - stylized[inside]).square().mean()

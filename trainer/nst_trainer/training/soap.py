@@ -10,15 +10,15 @@ from pytorch_optimizer import SOAP
 from nst_trainer.networks import StyledNetwork
 
 NORM_FACTOR = 5.0
-"""Learning rate of the normalisations over the convolutions', where there are several styles (dev/LOG.md)."""
+"""Learning rate of the normalisations relative to the convolutions', for several styles (dev/LOG.md)."""
 
 
 class Soap(SOAP):
-    """SOAP that goes on where LAPACK finds no eigenvectors: any orthogonal basis will do until the next update."""
+    """SOAP that continues if LAPACK finds no eigenvectors: any orthogonal basis works until the next update."""
 
     @staticmethod
     def get_orthogonal_matrix(mat: Any) -> list[Any]:
-        """The eigenvectors of each of the matrices; the unit vectors for one that has none to be found."""
+        """Return the eigenvectors of each matrix, or unit vectors where LAPACK finds none."""
         try:
             found: list[Any] = SOAP.get_orthogonal_matrix(mat)
             return found
@@ -29,7 +29,7 @@ class Soap(SOAP):
             ]
 
     def get_orthogonal_matrix_qr(self, state: Any, *options: Any, **more: Any) -> list[Any]:
-        """The bases brought up to date, or as they are if that fails."""
+        """Return the updated bases, or the present ones if the update fails."""
         try:
             found: list[Any] = super().get_orthogonal_matrix_qr(state, *options, **more)
             return found
@@ -39,11 +39,11 @@ class Soap(SOAP):
 
 
 def soap(network: StyledNetwork, learning_rate: float) -> Soap:
-    """SOAP of what is to be learned.
+    """Create the optimiser of the trainable parameters.
 
-    Deviation: the paper has Adam, which needs more than twice the iterations for the same loss (dev/LOG.md).
-    Normalisations learn by Adam still: a style's must not depend on another's. For several styles they take larger
-    steps: styles begin alike, and their scales, of about 1, would part slowly at a pace made for convolutions.
+    Deviation: Johnson et al. use Adam, which needs more than twice the iterations for the same loss (dev/LOG.md). The
+    normalisations still use Adam, since those of one style must not depend on another's. With several styles they take
+    larger steps: all styles start alike, and scales of about 1 would diverge slowly at the convolutions' rate.
     """
     normalisations = {id(values) for norm in network.norms() for values in (norm.weight, norm.bias)}
     learned = [values for values in network.parameters() if values.requires_grad]

@@ -1,4 +1,4 @@
-"""What a resumed training continues from, in memory and on disk."""
+"""The state of a training, in memory and on disk, from which it is resumed."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class TrainingState:
     optimizer: Soap
     iteration: int = 0
     distilled_until: int | None = None
-    """The first iteration without the teacher; None before it."""
+    """The first iteration after distillation; None before it."""
     gradient_norm: float | None = None
-    """The mean of about the last twenty."""
+    """Mean of about the last twenty iterations."""
     averages: dict[str, float] = field(default_factory=dict)
-    """Losses by term: the mean of about the last fifty."""
+    """Losses by term, means of about the last fifty iterations."""
     best: dict[str, Any] = field(default_factory=dict)
     """Validation losses, iteration and weights of the best network so far."""
     seconds: float = 0.0
-    """Of all iterations, also of the runs that were interrupted."""
+    """Time of all iterations, with those of earlier runs."""
 
     def as_document(self) -> dict[str, Any]:
-        """Plain data from which `restore` continues exactly."""
+        """Return plain data from which `restore` continues exactly."""
         return {
             "begun": self.distilled_until,
             "length": self.gradient_norm,
@@ -47,23 +47,23 @@ class TrainingState:
         }
 
     def restore(self, document: Mapping[str, Any]) -> None:
-        """Continue from `as_document`."""
+        """Continue from the data of `as_document`."""
         self.network.load_state_dict(document["network"])
         self.optimizer.load_state_dict(document["optimizer"])
         self.iteration, self.best = document["iteration"], document["best"]
         self.averages = rename_loss_terms(document["averages"])
-        self.seconds = document.get("seconds", 0.0)  # earlier versions wrote none, nor the next two
+        self.seconds = document.get("seconds", 0.0)  # this and the next two are missing in files of earlier versions
         self.distilled_until, self.gradient_norm = document.get("begun"), document.get("length")
 
 
 def read_state(file: Path, settings: TrainingSettings, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The document in `file`, if it belongs to a training of these settings and this `identity`; else `InputError`.
+    """Read a saved training; raises `InputError` if its settings or `identity` differ.
 
-    The learning rate may differ, since a training whose loss is not finite needs a lower value. A training by
-    minutes keeps its own plan.
+    The learning rate may differ, since a training whose loss is not finite needs a lower value. With `--minutes`, the
+    saved plan (iterations, crops) is kept.
     """
     if not file.is_file():
-        raise InputError(f"{file}: nothing to resume")
+        raise InputError(f"{file}: no such file, so there is nothing to resume; start without --resume")
     document: dict[str, Any] = read_plain_data(file)
     document["settings"] = rename_settings(document["settings"])
     now = asdict(settings) | dict(identity)
@@ -71,5 +71,7 @@ def read_state(file: Path, settings: TrainingSettings, identity: Mapping[str, An
     free = ("learning_rate", "iterations", "crop") if identity["minutes"] else ("learning_rate",)
     if changed := [key for key in now if now[key] != before.get(key) and key not in free]:
         differences = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
-        raise InputError(f"{file} was begun with other settings: {differences}")
+        raise InputError(
+            f"{file} was started with other settings ({differences}); repeat its command with --resume, or remove it"
+        )
     return document

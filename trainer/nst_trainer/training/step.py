@@ -1,4 +1,4 @@
-"""One step of a training: losses, gradients and the optimiser, which an interrupt does not cut in two."""
+"""A training step: losses, gradients and the optimiser; interrupts wait until it is complete."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nst_trainer.training.objective import BatchLoss
 from nst_trainer.training.state import TrainingState
 
 CLIP_RATIO = 10.0
-"""Maximum norm of a gradient over the mean norm of the last ones. Photographs stay below 2 (dev/LOG.md)."""
+"""Maximum ratio of a gradient's norm to the mean norm of the last ones. Photographs stay below 2 (dev/LOG.md)."""
 
 FIRST_CLIP_NORM = 1e12
-"""The maximum as long as there is no mean: SOAP squares a gradient, and beyond 1e19 FP32 has no square."""
+"""The maximum norm before there is a mean: SOAP squares gradients, which overflows FP32 above 1e19."""
 
 
 class TrainingError(NstError):
-    """The training cannot go on."""
+    """The training cannot continue."""
 
 
 def take_step(
@@ -34,10 +34,10 @@ def take_step(
     distilled: bool,
     learning_rate: float,
 ) -> None:
-    """Learn from the batch `content` `[N, 3, H, W]`; see `Objective` for `distilled`.
+    """Train on the batch `content` `[N, 3, H, W]` in [0, 1]; see `Objective` for `distilled`.
 
-    Raises `TrainingError` for a loss or gradient that is not finite, and learns nothing from it. The error suggests
-    half of the `learning_rate` that the training was given.
+    Raises `TrainingError` for a loss or gradient that is not finite; the step then changes nothing. The error suggests
+    half of `learning_rate`, the training's peak.
     """
     started = time.perf_counter()
     total, terms = objective(state.network, content, state.iteration, distilled=distilled)
@@ -53,7 +53,7 @@ def take_step(
     maximum = CLIP_RATIO * state.gradient_norm if state.gradient_norm else FIRST_CLIP_NORM
     torch._foreach_mul_(gradients, (maximum / norm).clamp(max=1.0))
     if not on_cpu:
-        # Waiting for a GPU is cheapest once a step, when all of it is queued; until then the step must not fail.
+        # Wait for the GPU only once per step, when everything is queued; until then the step must not fail.
         for gradient in gradients:
             gradient.nan_to_num_(0.0, 0.0, 0.0)
     with uninterrupted():
@@ -66,11 +66,11 @@ def take_step(
 
 
 def _record(state: TrainingState, norm: float, losses: dict[str, float]) -> None:
-    """Count the iteration, and take its figures into the means."""
+    """Count the iteration, and update the means."""
     state.iteration += 1
     weight = max(0.05, 1.0 / state.iteration) if state.gradient_norm else 1.0
     state.gradient_norm = (1.0 - weight) * (state.gradient_norm or 0.0) + weight * norm
-    weight = max(0.02, 1.0 / state.iteration)  # a mean of all at first, then of about the last fifty
+    weight = max(0.02, 1.0 / state.iteration)  # at first the mean of all, then of about the last fifty
     for term, value in losses.items():
         state.averages[term] = (1.0 - weight) * state.averages.get(term, value) + weight * value
 
@@ -80,7 +80,6 @@ def _require_finite(figures: Tensor, state: TrainingState, learning_rate: float)
     norm, loss, *_ = figures.tolist()
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise TrainingError(
-            f"iteration {state.iteration}: the loss is {loss}, the norm of its gradient {norm}; the network learns "
-            f"nothing from it, and the files are those of the last check. Go on from there with --resume "
-            f"--learning-rate {learning_rate / 2:g} (it was {learning_rate:g})"
+            f"iteration {state.iteration}: the loss is {loss}, the norm of its gradient {norm}; continue from the "
+            f"last checkpoint with --resume --learning-rate {learning_rate / 2:g} (it was {learning_rate:g})"
         )

@@ -1,4 +1,4 @@
-"""How good a network is on held-out photographs, and what a person watches while it learns."""
+"""Losses on held-out photographs, the preview image and TensorBoard logs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ PREVIEW_MAXIMUM_STYLES = 4
 
 
 class Validation:
-    """The loss on the photographs that ship with nst, each at the same size in every check."""
+    """The loss on the photographs that ship with nst, always at the same size."""
 
     def __init__(self, loss: PerceptualLoss, styles: range, side: int, device: torch.device) -> None:
-        """The network's `styles` are those of `loss`, in its order.
+        """`styles` are the network's styles that `loss` has, in its order.
 
-        Each is checked on at least one photograph of `side`^2 pixels, and each photograph at least once.
+        Each style is validated on at least one photograph of `side` x `side` pixels, and each photograph is used at
+        least once.
         """
         self.first_style = styles.start
         photographs = [to_tensor(fit(open_image(path), side, side)).to(device) for path in sample_photographs()]
@@ -45,7 +46,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, network: StyledNetwork) -> tuple[dict[str, float], Tensor]:
-        """The mean losses by term, `total` among them, and the stylized photographs `[N, 3, S, S]`."""
+        """Return the mean losses by term, with `total`, and the stylized photographs `[N, 3, S, S]` in [0, 1]."""
         network.eval()
         sums: dict[str, float] = dict.fromkeys(("total", "content", "style", "total_variation"), 0.0)
         results = []
@@ -61,17 +62,17 @@ class Validation:
 
 
 def one_hot(styles: Tensor, count: int) -> Tensor | None:
-    """Numbers of styles `[N]` as style weights `[N, S]`; None where there is a single style."""
+    """Return style numbers `[N]` as style weights `[N, S]`; None for a network of one style."""
     return None if count == 1 else F.one_hot(styles, count).float()
 
 
 def noise_generator(number: int) -> torch.Generator:
-    """The generator of noise number `number`: the same noise whenever it is asked for."""
+    """Return a random generator that always gives the same noise for `number`."""
     return torch.Generator().manual_seed(number)
 
 
 def preview_photograph(candidates: Sequence[Path], multiple: int) -> ImageData:
-    """The first that can be read, at most 512 pixels a side, cut to multiples of `multiple`."""
+    """Return the first readable photograph, scaled to at most 512 pixels a side and to multiples of `multiple`."""
     for path in candidates:
         try:
             image = open_image(path, max_side=PREVIEW_MAXIMUM_SIDE_PIXELS)
@@ -81,12 +82,12 @@ def preview_photograph(candidates: Sequence[Path], multiple: int) -> ImageData:
             continue
         width, height = (max(2, side // multiple) * multiple for side in (image.width, image.height))
         return fit(image, width, height)
-    raise InputError("no photograph for the preview")
+    raise InputError("no photograph for the preview; give one with --preview")
 
 
 @torch.no_grad()
 def write_preview(network: StyledNetwork, styles: range, photograph: ImageData, path: Path) -> None:
-    """Write the photograph beside its stylized images in the first of `styles`."""
+    """Write the photograph beside its stylized images, in at most 4 of `styles`."""
     network.eval()
     images = [photograph.pixels]
     content = to_tensor(photograph).to(next(network.parameters()).device)
@@ -97,12 +98,12 @@ def write_preview(network: StyledNetwork, styles: range, photograph: ImageData, 
 
 
 def write_texture_preview(samples: Tensor, path: Path) -> None:
-    """Write samples `[N, 3, S, S]` of a texture beside each other."""
+    """Write samples `[N, 3, S, S]` in [0, 1] of a texture side by side."""
     save_image(ImageData(side_by_side([to_image(sample[None]).pixels for sample in samples])), path)
 
 
 class Curves:
-    """TensorBoard's files: scalars by term and by layer, and the stylized held-out photographs."""
+    """TensorBoard logs: losses by term and by layer, and the stylized held-out photographs."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -110,15 +111,15 @@ class Curves:
         self.writer: SummaryWriter = SummaryWriter(str(folder))
 
     def scalars(self, group: str, values: Mapping[str, float], iteration: int) -> None:
-        """Write a point of each of `values`."""
+        """Log `values` at an iteration."""
         for name, value in values.items():
             self.writer.add_scalar(f"{group}/{name}", value, iteration)
 
     def images(self, stylized: Tensor, iteration: int) -> None:
-        """Write `[N, 3, S, S]` in [0, 1] beside each other."""
+        """Log images `[N, 3, S, S]` in [0, 1] side by side."""
         row = np.concatenate(list(stylized.cpu().numpy()), axis=2)
         self.writer.add_image("held out", row, iteration)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the files."""
         self.writer.close()

@@ -1,1 +1,1 @@
-"""Video files: frames out of them, frames into them, and finished parts joined with the sound."""
+"""Video files: decoding and encoding frames, and joining finished parts with the sound."""

@@ -1,4 +1,4 @@
-"""Frames out of a video file: decoded in order, upright, in sRGB, with the time stamps of the file."""
+"""Decodes a video file's frames in order, upright, in sRGB, with the file's time stamps."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from nst_core.errors import ImageError
 from nst_core.images import Pixels
 
 SEEK_EARLY_SECONDS = 2
-"""How long before a frame a key frame for it is looked for."""
+"""How long before a frame to look for its key frame."""
 
 HD_ROWS = 720
-"""A video of so many rows that does not say its colours has those of BT.709, as players take it; a smaller BT.601."""
+"""From this height on a video without colour information has BT.709 colours, as in players; below it BT.601."""
 
 
 class VideoSource:
     """The first video stream of a file. Raises `ImageError` if the file has none that can be decoded.
 
-    `max_side` shrinks larger frames to that many pixels on their longer side. `opened` opens a file that is not on a
-    disk; it can be read and sought. `repeated` counts the frames that could not be decoded, as far as `frames` has
-    come: each is the frame before once more, at its own time. `end` is when the last of them ends (ticks).
+    `max_side` shrinks larger frames to that many pixels on their longer side. `opened` opens a file that is not on
+    disk, for reading and seeking. `repeated` counts the frames so far that could not be decoded; each repeats the
+    previous frame at its own time. `end` is when the last frame so far ends, in ticks.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class VideoSource:
     ) -> None:
         self.path, self.repeated, self._open = path, 0, opened
         if not opened and not path.is_file():
-            raise ImageError(f"{path}: {_no_file(path)}")
+            raise ImageError(_no_file(path))
         with self._stream() as (container, stream):
             first = next((frame for frame, _, _ in self._decoded(container, stream)), None)
             if first is None:
-                raise ImageError(f"{path}: no frame of it can be decoded")
+                raise ImageError(f"{path} has no frame that can be decoded")
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             self._step = ticks_of_frame(rate, stream.time_base)
             self.seconds = _seconds(container, stream)
@@ -70,15 +70,15 @@ class VideoSource:
         self._matrix = first.colorspace
         if self._matrix == UNSPECIFIED:
             self._matrix = BT709 if first.height >= HD_ROWS else BT601
-        # What is neither is converted to the colours of HD.
+        # Other colours are converted to those of HD.
         colors = BT601 if self._matrix in (5, BT601) else BT709
         self.format = VideoFormat(width, height, time_base, rate, aspect, colors)
         self.start = self.end = self._stamp(first) or 0
 
     def frames(self, skip: int = 0, seconds: float | None = None) -> Generator[Frame, None, None]:
-        """The frames from number `skip` on, in the order they are shown; with `seconds` only those of the beginning.
+        """Yield the frames from number `skip` on in display order, up to `seconds` after the first frame if given.
 
-        All are decoded from the first on, so that number and content of a frame never depend on where decoding begins.
+        Decoding starts with the first frame, so that a frame's number and content do not depend on `skip`.
         """
         self.repeated = 0
         convert = VideoReformatter()
@@ -93,9 +93,9 @@ class VideoSource:
                     yield Frame(self._upright(frame, convert), pts)
 
     def between(self, first: float, until: float) -> Generator[Frame, None, None]:
-        """The frames that are shown from tick `first` to before `until`; both may be infinite.
+        """Yield the frames that are shown from tick `first` to before `until`; both may be infinite.
 
-        Decoded from a key frame before them where the file lets, so that the far end of a long video is not far.
+        Decoding starts with a key frame shortly before them if the file has an index.
         """
         self.repeated = 0
         convert = VideoReformatter()
@@ -111,8 +111,8 @@ class VideoSource:
     def _from(
         self, container: InputContainer, stream: VideoStream, first: float
     ) -> Iterator[tuple[VideoFrame, int, bool]]:
-        """`_decoded` from somewhere before tick `first` on."""
-        # A key frame is found by when it is decoded, which is before it is shown.
+        """Yield what `_decoded` yields, from somewhere before tick `first` on."""
+        # Key frames are found by their decoding time, which is before they are shown.
         early = first - SEEK_EARLY_SECONDS / self.format.time_base
         if early > self.start:
             try:
@@ -128,7 +128,7 @@ class VideoSource:
 
     @contextmanager
     def container(self) -> Iterator[InputContainer]:
-        """The file, opened once more. Raises FFmpeg's errors."""
+        """Open the file again. Raises FFmpeg's errors."""
         with ExitStack() as stack:
             file = stack.enter_context(self._open()) if self._open else ffmpeg_path(self.path)
             yield stack.enter_context(av.open(file, "r", options={"protocol_whitelist": "file,crypto,data"}))
@@ -143,17 +143,17 @@ class VideoSource:
                     if not stream.disposition & stream.disposition.attached_pic
                 ]
                 if not streams:
-                    raise ImageError(f"{self.path}: no video in it")
+                    raise ImageError(f"{self.path} has no video stream")
                 streams[0].thread_type = "AUTO"
                 yield container, streams[0]
         except (av.FFmpegError, OSError) as error:
-            raise ImageError(f"{self.path}: not a video that can be read ({error.strerror or error})") from error
+            raise ImageError(f"cannot read {self.path} as a video ({error.strerror or error})") from error
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, int, bool]]:
-        """Each frame with its time stamp, and whether it stands for a broken frame.
+        """Yield each frame with its time stamp, and whether it replaces a broken frame.
 
-        A packet without a frame at its time is broken once the decoder has complained; before, it shows nothing by
-        design.
+        A packet without a frame at its time is broken if the decoder has reported an error before; otherwise it shows
+        nothing by design.
         """
         awaited: list[int] = []
         last: VideoFrame | None = None
@@ -195,7 +195,7 @@ class VideoSource:
         return frame.dts if frame.pts is None else frame.pts
 
     def _upright(self, frame: VideoFrame, convert: VideoReformatter) -> Pixels:
-        """In sRGB, by the colours that the frame says it has."""
+        """Convert a frame to upright sRGB, according to its colour information."""
         width, height = self._coded
         scaled = (width, height) != (frame.width, frame.height)
         image = convert.reformat(
@@ -212,14 +212,14 @@ class VideoSource:
 
 
 def _seconds(container: InputContainer, stream: VideoStream) -> float:
-    """How long it is, as the file says; 0 if it does not."""
+    """Return the duration that the file states, in seconds; 0 if it states none."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / av.time_base
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream] | None]:
-    """Those of a stream, then None; a file that is cut off ends where it is cut."""
+    """Yield the packets of a stream, then None; a truncated file ends where it is cut."""
     try:
         for packet in container.demux(stream):
             if packet.size:
@@ -231,10 +231,10 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
 
 def _no_file(path: Path) -> str:
     if str(path) == "-":
-        return "a video is not read from a pipe, since it is read more than once: give a file"
+        return "cannot read a video from stdin, since it is read more than once; give a file"
     if path.is_dir():
-        return "is a folder, not a video"
-    return "is no regular file: give a video's file" if path.exists() else "no such file"
+        return f"{path} is a folder; give a video file"
+    return f"{path} is not a regular file; give a video file" if path.exists() else f"{path}: no such file"
 
 
 def _within(width: int, height: int, max_side: int | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Frames into a video file without sound, and what a file to write must hold."""
+"""Encodes frames into a video file without sound, and checks what a file can hold."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _MUXING = {
 
 
 class Encoder:
-    """Frames into a video file without sound; `with` it, and the file is complete at the block's end.
+    """Encodes frames into a video file without sound; used in a `with` block, whose end completes the file.
 
-    Where the codec needs even sides the last column or row of an odd side is repeated once (`sides` are what is
-    written). Raises `WriteError` where the file cannot be written.
+    If the codec needs even sides, an odd side is padded by repeating its last column or row (`sides` is the written
+    size). Raises `WriteError` if the file cannot be written.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Encoder:
         self._stream, self._form, self._convert, self._muxed = stream, form, VideoReformatter(), 0
 
     def add(self, frame: Frame) -> None:
-        """Encode the next frame; time stamps must rise."""
+        """Encode the next frame; time stamps must increase."""
         height, width = frame.pixels.shape[:2]
         down, across = self.sides[1] - height, self.sides[0] - width
         pixels = np.pad(frame.pixels, ((0, down), (0, across), (0, 0)), "edge") if down or across else frame.pixels
@@ -108,44 +108,42 @@ class Encoder:
 
 
 def check_target(target: Path, codec: str, crf: int | None, given: VideoSource | None = None) -> None:
-    """Raise `InputError` for what would only fail at the end: a container, what it can hold, a quality.
+    """Raise `InputError` for what would otherwise fail at the end: container, codec, CRF.
 
-    Of the footage `given` the sound and the sides must fit as well.
+    If the source video is `given`, also check its sound and size.
     """
     if target.is_dir():
-        raise InputError(f"{target} is a folder: give the name of a file to write")
+        raise InputError(f"{target} is a folder; give --output a file")
     if target.suffix.lower() not in CONTAINERS:
-        raise InputError(
-            f"{target}: cannot write {target.suffix or 'a file without a suffix'}; use one of {', '.join(CONTAINERS)}"
-        )
+        raise InputError(f"cannot write {target} as a video; give it one of the suffixes {', '.join(CONTAINERS)}")
     if crf is not None and not 0 <= crf <= CODECS[codec].largest:
-        raise InputError(f"--crf is {crf}: for {codec} it is from 0, the best, to {CODECS[codec].largest}")
+        raise InputError(f"--crf is {crf}; for {codec} give 0 (best) to {CODECS[codec].largest}")
     container = CONTAINERS[target.suffix.lower()]
     with av.open(io.BytesIO(), "w", format=container) as output:
         holds = output.supported_codecs
     for name in (codec, *(given.sound if given else ())):
         if name not in holds:
-            raise InputError(f"{target}: a {target.suffix} file cannot hold {name}; use .mkv, which holds everything")
+            raise InputError(f"{target}: a {target.suffix} file cannot hold {name}; use .mkv, which holds any codec")
     if given:
         _try_encoder(codec, crf, given.format)
         _try_container(target, container, given)
 
 
 def _try_encoder(codec: str, crf: int | None, form: VideoFormat) -> None:
-    """Encode one black frame into nothing. Raises `InputError` where the codec does not take its sides."""
+    """Encode a black frame into nothing. Raises `InputError` if the codec does not accept its size."""
     black = Frame(np.zeros((form.height, form.width, 3), np.uint8), 0)
     try:
         with Encoder(Path(os.devnull), form, codec, crf) as encoder:
             encoder.add(black)
     except WriteError as error:
         raise InputError(
-            f"{codec} cannot store frames of {form.width}x{form.height} ({error_text(error.__cause__ or error)}): "
-            "give --max-side, or another --codec"
+            f"{codec} cannot store frames of {form.width}x{form.height} ({error_text(error.__cause__ or error)}); "
+            "change the size with --max-side, or give another --codec"
         ) from error
 
 
 def _try_container(target: Path, container: str, given: VideoSource) -> None:
-    """Begin a file in memory. Raises `InputError` where the container does not take the sound as it is."""
+    """Begin a file in memory. Raises `InputError` if the container does not accept the sound."""
     if not given.sound:
         return
     try:
@@ -161,7 +159,7 @@ def _try_container(target: Path, container: str, given: VideoSource) -> None:
 
 
 def _retime(packets: Sequence[Packet[VideoStream]], form: VideoFormat) -> None:
-    """Give decoding times to the packets of a video of a few frames: x265 leaves theirs to chance."""
+    """Set the decoding times of a video of a few frames, which x265 leaves undefined."""
     stamps = [packet.pts for packet in packets if packet.pts is not None]
     if not stamps:
         return
@@ -170,20 +168,20 @@ def _retime(packets: Sequence[Packet[VideoStream]], form: VideoFormat) -> None:
 
 
 def reorder_depth(stamps: Sequence[int]) -> int:
-    """How many frames a decoder holds back, for packets that are shown at these times."""
+    """Return how many frames a decoder holds back for packets that are shown at these times."""
     order = {pts: rank for rank, pts in enumerate(sorted(stamps))}
     return max(number - order[pts] for number, pts in enumerate(stamps))
 
 
 def decoding_times(shown: Sequence[int], depth: int, form: VideoFormat) -> Iterator[int]:
-    """Those of packets in their order, for frames that are shown at these times."""
+    """Return the decoding times of packets, in their order, for frames that are shown at these times."""
     step = ticks_of_frame(form.rate, form.time_base)
     return chain((shown[0] - (depth - number) * step for number in range(depth)), shown)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise `WriteError` for what FFmpeg or the system says while a file is written."""
+    """Raise the errors of FFmpeg and the system in the block as `WriteError`."""
     try:
         yield
     except (av.FFmpegError, OSError) as error:
@@ -191,7 +189,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def opened_to_write(path: Path, container: str) -> OutputContainer:
-    """A new file of a container that FFmpeg calls by this name. Raises `WriteError`."""
+    """Open a new file with FFmpeg's container of this name. Raises `WriteError`."""
     options = _MUXING.get(container, {})
     with writing(path):
         return av.open(ffmpeg_path(path), "w", format=container, options=options)

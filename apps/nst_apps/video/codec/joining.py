@@ -1,4 +1,4 @@
-"""Finished parts joined to one file with the sound of another, without encoding anything again."""
+"""Joins finished parts and the sound of the source into one file, without encoding again."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from nst_core.files import atomic_write
 
 
 def join_parts(parts: Sequence[Path], source: VideoSource, target: Path, *, cut: bool = False) -> None:
-    """The parts, made by `Encoder` and in their order, and the sound of `source` as it is, in one file.
+    """Join parts from `Encoder`, in their order, with the unchanged sound of `source` in one file.
 
-    `source.end` must be that of the last frame, as when `source.frames` has come to it; `cut` ends the sound there.
-    Images and sound begin as far apart as they did. The file appears whole or not at all.
+    `source.end` must be the end of the last frame, as after iterating over `source.frames`; `cut` ends the sound
+    there. Frames and sound keep their offset. The file appears whole or not at all.
     """
     with atomic_write(target) as beside, source.container() as given, _part(parts[0]) as first:
         container = CONTAINERS[target.suffix.lower()]
@@ -31,7 +31,7 @@ def join_parts(parts: Sequence[Path], source: VideoSource, target: Path, *, cut:
             output.metadata.update(given.metadata)
             video = output.add_stream_from_template(first.streams.video[0], opaque=True)
             if video.codec_context.name == "hevc" and container in ("mp4", "mov"):
-                video.codec_context.codec_tag = "hvc1"  # what Apple's players ask for
+                video.codec_context.codec_tag = "hvc1"  # required by Apple's players
             video.time_base = source.format.time_base
             sound = {stream.index: output.add_stream_from_template(stream) for stream in given.streams.audio}
             shift = Fraction(max(0, given.start_time or 0), av.time_base)
@@ -46,11 +46,10 @@ def join_parts(parts: Sequence[Path], source: VideoSource, target: Path, *, cut:
 
 
 def _of_parts(parts: Sequence[Path], source: VideoSource, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """The packets of all parts as if of a single encoder.
+    """Yield the packets of all parts as if they came from a single encoder.
 
-    Each part's decoding times begin before its first frame, where the part before has not ended. So they are given
-    anew: every packet is decoded when the frame is shown that has come `depth` frames before it. And every frame lasts
-    until the next.
+    Each part's decoding times begin before its first frame, when the previous part has not ended. So they are set
+    anew: a packet is decoded when the frame `depth` positions before it is shown. Every frame lasts until the next.
     """
     form, depth = source.format, 0
     shown: list[int] = []
@@ -67,7 +66,7 @@ def _of_parts(parts: Sequence[Path], source: VideoSource, stream: VideoStream) -
 
 
 def _stamped(part: Path, form: VideoFormat) -> Iterator[tuple[int, Packet[VideoStream]]]:
-    """The packets of a part with their time stamps, in the ticks of the video again: the part's own are finer."""
+    """Yield the packets of a part with time stamps in the video's ticks; the part's own ticks are finer."""
     with _part(part) as container:
         for packet in container.demux(container.streams.video[0]):
             if packet.pts is not None:
@@ -84,7 +83,7 @@ def _of_sound(given: InputContainer, streams: dict[int, av.AudioStream], until: 
             packet.stream = streams[packet.stream_index]
             yield packet
     except av.FFmpegError:
-        return  # cut off, as the images are
+        return  # truncated, as the frames are
 
 
 def _part(path: Path) -> InputContainer:

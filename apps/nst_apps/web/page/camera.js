@@ -1,18 +1,18 @@
-// The camera: frames go out over a WebSocket and come back stylized.
+// The camera: sends frames over a WebSocket and shows them stylized.
 import { $, make } from "./elements.js";
 import { Refused } from "./server.js";
 import { here, total } from "./state.js";
 
 const MAX_WIDTH = 512; // of the frames, pixels
-const MAX_UNDERWAY = 2; // frames: while one is stylized, the next is on its way; a camera's others are never sent
+const MAX_UNDERWAY = 2; // frames: while one is stylized, the next is on its way; the others are never sent
 
 export async function startCamera() {
-  if (!navigator.mediaDevices) throw new Refused("The browser gives the camera to https:// pages and localhost alone.");
+  if (!navigator.mediaDevices) throw new Refused("Browsers allow the camera only on https:// pages and localhost.");
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, facingMode: "user" } });
   } catch (error) {
-    throw new Refused(error.name === "NotFoundError" ? "There is no camera." : `The camera cannot be used: ${error.message}.`);
+    throw new Refused(error.name === "NotFoundError" ? "No camera found." : `Cannot use the camera: ${error.message}.`);
   }
   here.camera = { stream, underway: 0, times: [], socket: null, small: document.createElement("canvas") };
   $("video").srcObject = stream;
@@ -47,7 +47,7 @@ function connect(camera) {
   };
   socket.onclose = () => {
     if (camera !== here.camera) return;
-    $("pace").textContent = "The connection to the page's server is lost: trying again.";
+    $("pace").textContent = "Lost the connection to the page's server; trying again.";
     setTimeout(() => camera === here.camera && connect(camera), 2000);
   };
 }
@@ -67,7 +67,7 @@ function tellPace(camera) {
   const now = performance.now();
   camera.times = [...camera.times.filter((time) => now - time < 3000), now];
   const span = now - camera.times[0];
-  if (span > 500) $("pace").textContent = `${((1000 * (camera.times.length - 1)) / span).toFixed(1)} frames a second`;
+  if (span > 500) $("pace").textContent = `${((1000 * (camera.times.length - 1)) / span).toFixed(1)} frames/s`;
 }
 
 /** Tell the server how to stylize the frames. */

@@ -1,11 +1,11 @@
-// Elements of the page, and the line beside them that says what went wrong.
+// Helpers for the page's elements and error messages.
 export const $ = (id) => document.getElementById(id);
 
 export function make(tag, properties = {}) {
   return Object.assign(document.createElement(tag), properties);
 }
 
-/** Children as the list has them; a child whose key is unchanged stays, and with it the focus of the keyboard. */
+/** Update the children to match the list; a child with an unchanged key stays, and keeps the keyboard focus. */
 export function reconcile(parent, list, keyOf, build) {
   const before = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   const after = list.map((item) => {
@@ -24,7 +24,7 @@ export function complain(message, id = "error") {
   $(id).hidden = !message;
 }
 
-/** Do what a person asked for; what goes wrong is one line beside it. */
+/** Do what the user asked for; show an error as one line beside it. */
 export async function attempt(work, id = "error") {
   complain("", id);
   try {

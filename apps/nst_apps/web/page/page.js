@@ -1,4 +1,4 @@
-// All that is shown comes from /state, asked again and again: a restarted server or page loses nothing but time.
+// Everything shown comes from /state, which is polled, so a restart of the server or the page loses nothing.
 import { snapshot, startCamera, stopCamera, tellCamera } from "./camera.js";
 import { $, attempt, complain, make, reconcile } from "./elements.js";
 import { Refused, ask, post } from "./server.js";
@@ -6,7 +6,7 @@ import { here, total } from "./state.js";
 
 const SIZES = [2048, 1280, 800];
 
-// --- what the server says ------------------------------------------------------------------------------------------
+// --- the server's state ---------------------------------------------------------------------------------------------
 
 let timer;
 async function refresh() {
@@ -15,7 +15,7 @@ async function refresh() {
     here.state = await ask("state");
     $("away").hidden = here.state.up;
     $("fault").hidden = !here.state.faults.length;
-    $("fault").textContent = `A part of this page has failed and begins again: ${here.state.faults.join(", ")}. The terminal of nst web says why.`;
+    $("fault").textContent = `A part of this page failed and is restarting: ${here.state.faults.join(", ")}. See the terminal of nst web.`;
   } catch (error) {
     $("away").hidden = false;
     if (error.status) complain(error.message);
@@ -31,7 +31,7 @@ const pending = (entry) => !["done", "failed"].includes(entry.status);
 
 function fits(file) {
   const maximum = here.state.limits?.bytes;
-  if (maximum && file.size > maximum) throw new Refused(`The file is over the limit of ${maximum / 1e6} MB.`);
+  if (maximum && file.size > maximum) throw new Refused(`The file is over the limit of ${maximum / 1e6} MB. Choose a smaller one.`);
 }
 
 async function take(file) {
@@ -70,7 +70,7 @@ async function order() {
     job = await wanted();
   } catch (error) {
     if (error.status !== 404 || !here.file) throw error;
-    here.content = await post("contents", here.file); // the page's server was started again and has forgotten it
+    here.content = await post("contents", here.file); // the page's server has restarted without it
     job = await wanted();
   }
   here.shown = job.name;
@@ -116,7 +116,7 @@ function showStyles() {
     const label = make("label", { className: "slider" });
     const output = make("output", { textContent: `${Math.round(100 * here.weights.get(name))} %` });
     const slider = make("input", { type: "range", min: 0, max: 100, value: 100 * here.weights.get(name) });
-    slider.setAttribute("aria-label", `How much of ${name}`);
+    slider.setAttribute("aria-label", `Weight of ${name}`);
     slider.addEventListener("input", () => {
       here.weights.set(name, slider.value / 100);
       output.textContent = `${slider.value} %`;
@@ -172,9 +172,9 @@ const lookOf = (job) =>
   `jobs/${job.name}/shown?strength=${$("strength").value / 100}&preserve=${Number($("preserve").checked)}`;
 
 function progressOf(job) {
-  if (!here.state.up) return "Waiting for the server to come back";
+  if (!here.state.up) return "Waiting for the server";
   if (job.status === "waiting" && job.error) return `Waiting: ${job.error}`;
-  if (job.status === "waiting") return job.before ? `Waiting: ${job.before} before yours` : "Waiting";
+  if (job.status === "waiting") return job.before ? `Waiting: ${job.before} ahead of yours` : "Waiting";
   return job.total ? `Stylizing: ${job.done} of ${job.total} tiles` : "Stylizing";
 }
 
@@ -221,7 +221,7 @@ function showQueue() {
   }
 }
 
-/** Into the frame again, with the image that it was made of. */
+/** Show a job in the frame again, with its content image. */
 function reopen(job) {
   leaveCamera();
   if (here.content?.name !== job.content.name) {
@@ -240,7 +240,7 @@ function showTraining() {
   $("off").hidden = Boolean(training);
   $("new").hidden = !training;
   if (!training) {
-    $("off").textContent = "Off here: it needs nst web --gallery models/x.pth --repository model_repository.";
+    $("off").textContent = "Training is off. Start nst web with --gallery models/x.pth --repository model_repository.";
     $("trainings").replaceChildren();
     return;
   }
@@ -253,7 +253,7 @@ function showTraining() {
     const line = make("div", { className: "row" });
     if (style.status === "failed") line.append(doing("Try again", () => post(`styles/${style.name}`)));
     if (!["training", "publishing"].includes(style.status)) {
-      const words = { done: "Dismiss", failed: "Give it up", waiting: "Take it back" };
+      const words = { done: "Dismiss", failed: "Remove", waiting: "Cancel" };
       line.append(doing(words[style.status], () => ask(`styles/${style.name}`, { method: "DELETE" })));
     }
     item.append(line);
@@ -268,13 +268,13 @@ function showTraining() {
 }
 
 function wordsOf(training) {
-  if (training.status === "waiting") return training.before ? `${training.before} to be trained before it` : "it begins in a moment";
+  if (training.status === "waiting") return training.before ? `waiting, ${training.before} ahead of it` : "starting";
   if (training.status === "training") {
-    if (!training.total) return "the training begins";
+    if (!training.total) return "training is starting";
     return `training, ${training.done} of ${training.total} ${training.unit}${training.left ? `, ${training.left} left` : ""}`;
   }
-  if (training.status === "publishing") return "trained; the server loads it";
-  return training.status === "done" ? "done. Choose it above." : `not trained: ${training.error}`;
+  if (training.status === "publishing") return "trained, loading on the server";
+  return training.status === "done" ? "done, choose it above" : `failed: ${training.error}`;
 }
 
 function doing(words, work) {
@@ -297,7 +297,7 @@ function lookChanged() {
   pause = setTimeout(show, 150);
 }
 
-// --- what a person does --------------------------------------------------------------------------------------------
+// --- the user's actions --------------------------------------------------------------------------------------------
 
 for (const id of ["choose", "another"]) $(id).addEventListener("click", () => $("file").click());
 for (const id of ["camera", "camera2"]) {
@@ -343,7 +343,7 @@ addEventListener("drop", (event) => {
   $("stage").classList.remove("dropping");
   const [file] = event.dataTransfer.files;
   attempt(() => {
-    if (!file) throw new Refused("That was no file: drop an image's file.");
+    if (!file) throw new Refused("That was not a file. Drop an image file.");
     return take(file);
   });
 });

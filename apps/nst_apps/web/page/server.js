@@ -11,9 +11,9 @@ export async function ask(path, options = {}) {
   try {
     response = await fetch(path, options);
   } catch {
-    throw new Refused("This page's server does not answer. Try again in a moment.", 0);
+    throw new Refused("The page's server does not answer. Try again in a moment.", 0);
   }
-  const answer = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
+  const answer = await response.json().catch(() => ({ error: `The page's server answered with status ${response.status}.` }));
   if (!response.ok) throw new Refused(answer.error, response.status);
   return answer;
 }

@@ -1,8 +1,8 @@
-// What the page knows.
+// The page's state.
 export const here = {
   state: { up: true, styles: [], jobs: [], training: null, limits: null },
-  file: null, // the content image as it was given, so that it can be sent again
-  content: null, // what the server calls it: {name, width, height}
+  file: null, // the content image's file, to send it again
+  content: null, // the server's record of it: {name, width, height}
   shown: null, // the name of the job in the frame
   weights: new Map(), // the chosen styles
   camera: null,

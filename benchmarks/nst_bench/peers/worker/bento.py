@@ -12,12 +12,12 @@ BYTES = ContentType("application/octet-stream")
 
 @bentoml.service(workers=1, traffic={"timeout": 300})
 class StyleService:
-    """Stylizes with the ONNX file that the environment names."""
+    """Stylizes with the ONNX file `PEER_MODEL`."""
 
     def __init__(self):
         self._stylize = openvino(os.environ["PEER_MODEL"], int(os.environ["PEER_THREADS"]))
 
     @bentoml.api(route="/stylize")
     def stylize(self, body: Annotated[bytes, BYTES], /) -> Annotated[bytes, BYTES]:
-        """An image as .npy to an image as .npy."""
+        """Stylize an image; body and answer are .npy."""
         return encode(self._stylize(decode(body)))

@@ -1,4 +1,4 @@
-"""LitServe's class, in a module of its own since LitServe starts further processes that import it."""
+"""LitServe's class, in its own module since LitServe's processes import it."""
 
 from typing import Annotated
 
@@ -17,17 +17,17 @@ class StyleAPI(litserve.LitAPI):
         self._model, self._threads = model, threads
 
     def setup(self, device):
-        """Load the model, in LitServe's own process."""
+        """Load the model in LitServe's process."""
         self._stylize = openvino(self._model, self._threads)
 
     def decode_request(self, request: Bytes):
-        """The image in the body."""
+        """Return the image in the body."""
         return decode(request)
 
     def predict(self, pixels):
-        """The stylized image."""
+        """Return the stylized image."""
         return self._stylize(pixels)
 
     def encode_response(self, stylized):
-        """The answer with the image."""
+        """Return the answer with the image."""
         return Response(encode(stylized), media_type="application/octet-stream")

@@ -1,9 +1,9 @@
-"""Runs in the peers' environment, which has nothing of nst: one peer behind HTTP.
+"""Serves one peer over HTTP, in the peers' environment, where nst is not installed.
 
 Usage: main.py versions PACKAGE... | main.py PEER MODEL.onnx THREADS PORT
 
-`POST /stylize` with an image as .npy, `uint8 [H, W, 3]`, answers with an image. A peer that is a library answers with
-the header `Seconds`, too: from an image in memory to an image in memory, by the clock of this process.
+`POST /stylize` takes and returns an image as .npy, `uint8 [H, W, 3]`. For a library, the header `Seconds` has the time
+from an image in memory to an image in memory, measured in this process.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def versions(names):
-    """Of those that are installed here."""
+    """Return the versions of the installed packages among `names`."""
     found = {}
     for name in names:
         with suppress(metadata.PackageNotFoundError):
@@ -26,7 +26,7 @@ def versions(names):
 
 
 def serve_library(stylize, port):
-    """A function that stylizes, behind the plainest server."""
+    """Serve a function that stylizes, with Python's own HTTP server."""
     from runtimes import decode, encode
 
     class Handler(BaseHTTPRequestHandler):
@@ -45,13 +45,13 @@ def serve_library(stylize, port):
             self.wfile.write(body)
 
         def log_message(self, *_):
-            """The log is for what goes wrong."""
+            """Log errors only."""
 
     HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def serve_fastapi(model, threads, port):
-    """A plain app, as everybody writes it first."""
+    """Serve a minimal FastAPI app."""
     import uvicorn
     from fastapi import FastAPI, Request, Response
     from fastapi.concurrency import run_in_threadpool
@@ -69,7 +69,7 @@ def serve_fastapi(model, threads, port):
 
 
 def serve_litserve(model, threads, port):
-    """LitServe with one worker."""
+    """Serve with LitServe and one worker."""
     import litserve
     from lit import StyleAPI
 
@@ -78,7 +78,7 @@ def serve_litserve(model, threads, port):
 
 
 def serve_bentoml(model, threads, port):
-    """BentoML's own command, which becomes this process."""
+    """Replace this process with BentoML's command."""
     here = str(Path(__file__).resolve().parent)
     environment = {**os.environ, "PEER_MODEL": model, "PEER_THREADS": str(threads), "BENTOML_DO_NOT_TRACK": "True"}
     command = ["-m", "bentoml", "serve", "bento:StyleService", "--working-dir", here, "--port", str(port)]
@@ -89,7 +89,7 @@ SERVERS = {"fastapi": serve_fastapi, "litserve": serve_litserve, "bentoml": serv
 
 
 def main(arguments):
-    """See the module's usage."""
+    """Run as described in the module's docstring."""
     if arguments[0] == "versions":
         print(json.dumps(versions(arguments[1:])))
         return

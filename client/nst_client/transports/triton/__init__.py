@@ -1,1 +1,1 @@
-"""Triton over gRPC and HTTP, and the memory that a client shares with it."""
+"""Triton over gRPC and HTTP, with shared memory."""

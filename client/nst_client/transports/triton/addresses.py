@@ -1,4 +1,4 @@
-"""Host names and addresses of servers, as URLs have them and as the system resolves them."""
+"""Parses and resolves the host names and addresses in servers' URLs."""
 
 from __future__ import annotations
 
@@ -12,52 +12,54 @@ from typing import Any
 from nst_core.errors import InputError
 
 HTTPS_PORT = 443
-"""The port of https://, and of grpcs:// without a port, as in gRPC itself."""
+"""The default port of https:// and grpcs://, as in gRPC itself."""
 
 MAX_PORT = 65535
 
 RESOLVER = re.compile("dns:(//[^/,]*/)?")
-"""gRPC's prefix that names the DNS server for a name: dns://server/name:port."""
+"""gRPC's prefix that selects the DNS server for a name: dns://server/name:port."""
 
 _SERVER = re.compile(r"""(?:\[(?P<six>[^\[\]/?#\s]+)\]|(?P<name>[^\[\]:/?#\\<>"'%\s]+))(?::(?P<port>.*))?""")
 
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """A name or an address, without brackets, and a port; None for the scheme's default."""
+    """A host name or an address without brackets, and a port; None for the scheme's default."""
 
     host: str
     port: int | None
 
 
 def server_addresses(hosts: str) -> list[ServerAddress]:
-    """The servers of `host:port[,host:port]`. Raises `InputError` with what is wrong with the text."""
+    """Parse `host:port[,host:port]`. Raises `InputError` that says what is wrong with the text."""
     return [_server_address(RESOLVER.sub("", text)) for text in hosts.split(",")]
 
 
 def _server_address(text: str) -> ServerAddress:
     if "@" in text:
-        raise InputError("an address takes no user and password; a server's token goes in NST_TOKEN or --token-file")
+        raise InputError(
+            "a URL cannot contain a user or a password; give the server's token in NST_TOKEN or --token-file"
+        )
     if text.count(":") > 1 and not text.startswith("["):
-        raise InputError("write an IPv6 address in brackets, as [::1]:8001")
+        raise InputError("an IPv6 address needs brackets; write it as [::1]:8001")
     found = _SERVER.fullmatch(text)
     if found is None or not text.isprintable():
-        raise InputError(f"{text!r} is no host")
+        raise InputError(f"{text!r} is not a host name or an address")
     number = found["port"]
     if number is not None and not (re.fullmatch("[0-9]{1,5}", number) and 0 < int(number) <= MAX_PORT):
-        raise InputError(f"{number!r} is no port: give a number from 1 to {MAX_PORT}")
+        raise InputError(f"{number!r} is not a port; give a number from 1 to {MAX_PORT}")
     return ServerAddress(found["six"] or found["name"], None if number is None else int(number))
 
 
 def resolved(hosts: list[str]) -> list[str]:
-    """The addresses with ports that these hosts have now, all of one family as gRPC requires.
+    """Resolve hosts to addresses with ports, all of one family as gRPC requires.
 
     gRPC itself resolves a single name only.
     """
     for family in (socket.AF_INET, socket.AF_INET6):
         found: list[Any] = []
         for host in hosts:
-            with suppress(OSError, ValueError):  # a name that is unknown now; the other servers answer
+            with suppress(OSError, ValueError):  # one name may be unknown now; the other servers answer
                 (server,) = server_addresses(host)
                 found += socket.getaddrinfo(server.host, server.port or HTTPS_PORT, family, socket.SOCK_STREAM)
         if found:
@@ -67,7 +69,7 @@ def resolved(hosts: list[str]) -> list[str]:
 
 
 def is_this_host(host: str) -> bool:
-    """Whether all addresses of a host are this machine's: only on those can it listen."""
+    """Return whether all addresses of a host belong to this machine, which can bind only its own."""
     try:
         (server,) = server_addresses(host)
         found = socket.getaddrinfo(server.host, 0, type=socket.SOCK_STREAM)

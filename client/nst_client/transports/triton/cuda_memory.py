@@ -1,6 +1,6 @@
-"""GPU memory that this process shares with a Triton on the same machine, so that pixels never leave the GPU.
+"""GPU memory shared with a Triton on the same machine, so that pixels never leave the GPU.
 
-The server opens a region by CUDA's interprocess handle. Pixels are copied into it, and stylized pixels out of it.
+The server opens a region with CUDA's interprocess handle. Pixels are copied into it, and stylized pixels out of it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from nst_client.transports.triton.shared_memory import new_name
 from nst_core.engines import cuda
 
 BLOCK_BYTES = 2 * 2**20
-"""CUDA allocates in blocks of this size, and shares whole blocks only."""
+"""CUDA allocates in blocks of this size and shares whole blocks only."""
 
 
 class CudaRegion:
-    """A `Region` of a GPU's memory."""
+    """A `Region` in a GPU's memory."""
 
     kind = "cuda"
 
     def __init__(self, size: int, *, device: int) -> None:
-        """Raises `InputError` where CUDA gives no memory, or shares none."""
+        """Allocate `size` bytes. Raises `InputError` if CUDA cannot allocate or share them."""
         self.name, self._device = new_name(), device
         self.size = ceil(size / BLOCK_BYTES) * BLOCK_BYTES
         with current_device(device):
@@ -35,7 +35,7 @@ class CudaRegion:
     def explain_refusal(self, message: str) -> str:
         """See `Region`."""
         return (
-            f"{message}; the server must have this GPU and see this process (docker run --ipc=host): else give the "
+            f"{message}; the server must use this GPU and see this process (docker run --ipc=host), or pass the "
             "pixels in main memory, such as tensor.cpu().numpy()"
         )
 
@@ -51,7 +51,7 @@ class CudaRegion:
         copy(self._memory.pointer, pixels.pointer, pixels.nbytes, self._device)
 
     def read(self, offset: int, template: CudaPixels) -> CudaPixels:
-        """A copy of the pixels at `offset`, of the shape and the library of `template`."""
+        """Copy the pixels at `offset`; shape and library are those of `template`."""
         pixels = template.empty()
         copy(pixels.pointer, self._memory.pointer + offset, pixels.nbytes, self._device)
         return pixels

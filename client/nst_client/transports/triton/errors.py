@@ -1,4 +1,4 @@
-"""Turns what goes wrong with a Triton server into errors that say what is wrong and what to do."""
+"""Turns the failures of a Triton server into errors that say what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nst_client.transports.triton.settings import TritonSettings
 from nst_core.errors import InputError
 
 UNKNOWN_REGION = "Unable to find shared memory region"
-"""Triton's message for a region that it does not know."""
+"""Triton's message for an unknown region of shared memory."""
 
 UNAVAILABLE_MESSAGES = (
     "has no available versions",
@@ -20,27 +20,27 @@ UNAVAILABLE_MESSAGES = (
     "maximum queue size",
     "is not healthy",
 )
-"""Triton's messages while it cannot answer. The last one follows the death of a model's process, which nst-serve
+"""Triton's messages while it cannot answer. The last one follows the death of a model's process, which `nst serve`
 restarts."""
 
 MAX_MESSAGE_CHARACTERS = 500
-"""How much of a server's message an error repeats."""
+"""Maximum length of a server's message in an error."""
 
 
 class UnknownRegion(Rejected):
-    """The server does not know a region of shared memory, since it has restarted or is another server."""
+    """The server does not know a region of shared memory: it has restarted, or is another server."""
 
 
 class UnusableRegion(Rejected):
-    """The server cannot register a region: it does not see this process's memory, or shares none."""
+    """The server cannot register a region: it does not see this process's memory, or does not share any."""
 
 
 class NoRoom(InputError):
-    """There is no memory left to share."""
+    """Shared memory has no room for a region."""
 
 
 class ServerErrors:
-    """The errors of a server. Their messages name its address and the proxy, once `proxy` is set."""
+    """Creates the errors of a server. Messages name its address, and the proxy once `proxy` is set."""
 
     def __init__(self, address: str, scheme: str, settings: TritonSettings) -> None:
         self.address, self._scheme, self._settings = address, scheme, settings
@@ -48,16 +48,14 @@ class ServerErrors:
 
     @property
     def through_proxy(self) -> str:
-        """The part of a message that names the proxy; empty without a proxy."""
+        """The part of a message that names the proxy; empty without one."""
         return "" if self.proxy is None else f" through {self.proxy}"
 
     def of_message(self, message: str) -> ServiceError | None:
-        """The error of a message that both protocols have; None for any other message."""
+        """Return the error for a message that both protocols share; None for any other message."""
         if "is restricted, expecting header" in message:
-            given = "none was given" if self._settings.token is None else "the one that was given is wrong"
-            return Rejected(
-                f"{self.address} asks for a token, and {given}: give it with --token-file FILE or in NST_TOKEN"
-            )
+            problem = "needs a token" if self._settings.token is None else "does not accept this token"
+            return Rejected(f"{self.address} {problem}; give the server's token with --token-file FILE or in NST_TOKEN")
         if message.startswith(UNKNOWN_REGION):
             return UnknownRegion(f"{self.address} answered: {one_line(message)}")
         if any(part in message for part in UNAVAILABLE_MESSAGES):
@@ -65,48 +63,47 @@ class ServerErrors:
         return None
 
     def rejected(self, message: str) -> Rejected:
-        """The server answered with a message of its own."""
+        """Return the error for any other message of the server."""
         return Rejected(f"{self.address} answered: {one_line(message)}")
 
     def unreachable(self) -> Unreachable:
-        """No server answers."""
+        """Return the error for a server that does not answer."""
         if self.proxy is not None:
             return Unreachable(
-                f"no server answers at {self.address}{self.through_proxy}; "
-                "if it is reached without a proxy, name it in no_proxy"
+                f"no server answers at {self.address}{self.through_proxy}; add it to no_proxy if it needs no proxy"
             )
         return Unreachable(
-            f"no server answers at {self.address}; start one with nst-serve, or give its address with --url"
+            f"no server answers at {self.address}; start one with nst serve, or give its address with --url"
         )
 
     def timed_out(self) -> TimedOut:
-        """The timeout has passed."""
+        """Return the error for a server that exceeds the timeout."""
         return TimedOut(
-            f"{self.address} did not answer within {self._settings.timeout:g} s{self.through_proxy}; "
-            "allow more with --timeout"
+            f"{self.address} did not answer within {self._settings.timeout:g} s{self.through_proxy}; raise --timeout"
         )
 
     def no_tls(self) -> ServiceError:
-        """The server answers without TLS."""
-        return ServiceError(f"{self.address} does not speak TLS: is it {self._scheme}://{self._settings.host}?")
+        """Return the error for a server that answers without TLS."""
+        return ServiceError(f"{self.address} does not use TLS; try {self._scheme}://{self._settings.host}")
 
     def untrusted(self, reason: str) -> Untrusted:
-        """The server's certificate is not trusted."""
-        return Untrusted(f"the certificate of {self.address} is not trusted ({reason}): give its CA with --ca FILE")
+        """Return the error for a certificate that is not trusted."""
+        return Untrusted(f"the certificate of {self.address} is not trusted ({reason}); give its CA with --ca FILE")
 
     @contextmanager
     def unexpected_answer(self, question: str) -> Iterator[None]:
-        """Raises `ServiceError` where the block cannot read an answer, since it is not of the form of Triton's."""
+        """Raise `ServiceError` if the block cannot read an answer, because its format is not Triton's."""
         try:
             yield
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ServiceError(
-                f"{self.address} does not answer as Triton does {question}{self.through_proxy}: {_reason(error)}"
+                f"the answer of {self.address} {question}{self.through_proxy} is not Triton's ({_reason(error)}); "
+                "check the URL"
             ) from error
 
 
 def one_line(message: str) -> str:
-    """A server's message in a single line of limited length."""
+    """Return a server's message as a single line of limited length."""
     line = " ".join(message.split())
     return line if len(line) <= MAX_MESSAGE_CHARACTERS else f"{line[:MAX_MESSAGE_CHARACTERS]}..."
 

@@ -23,32 +23,32 @@ from nst_core.contract import TOKEN_HEADER
 from nst_core.errors import InputError
 
 MAX_MESSAGE_BYTES = 2**31 - 1
-"""Triton's own limit. gRPC's default for answers is 4 MiB, which an image of 1.4 megapixels exceeds."""
+"""Triton's limit. gRPC's default for answers is 4 MiB, which an image of 1.4 megapixels exceeds."""
 
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Finds a server that comes back within a second or so. By default the pauses between attempts grow to two
+    # Reconnect to a restarted server within about a second. By default the pauses between attempts grow to two
     # minutes, in which every call fails at once.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Notices a host that vanished 20 s after bytes for it stay unacknowledged. Pings on idle connections come no more
-    # often than Triton allows: it ends a connection after three within five minutes each.
+    # Detect a vanished host 20 s after it stops acknowledging bytes. Idle connections are pinged no more often than
+    # Triton allows: it closes a connection after three pings that are less than five minutes apart.
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # Requests go in turn to every connected address of a name or a list. gRPC's own health checks need the method
-    # Watch, which Triton lacks: the refusals of a server that drains tell the client.
+    # Send requests in turn to every connected address of a name or a list. gRPC's own health checks need the method
+    # Watch, which Triton lacks; a draining server refuses requests instead.
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
-    # Resolves a name again when a connection ends, at most so often; the default is every 30 s.
+    # Resolve a name again when a connection ends, at most this often; the default is every 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 2000),
 )
 
 _process_with_grpc = 0
-"""The first process that has used gRPC, of this one and those that it was forked from."""
+"""The first process to use gRPC, among this one and its parents by fork."""
 
 
 class GrpcTransport(TritonTransport):
-    """A `Transport` by gRPC."""
+    """A `Transport` over gRPC."""
 
     scheme = "grpc"
 
@@ -58,7 +58,7 @@ class GrpcTransport(TritonTransport):
         """The servers' addresses, once they are resolved."""
 
     def _find_proxy(self) -> Proxy | None:
-        if self.settings.several:  # gRPC would ask a proxy for the list as if it were a name
+        if self.settings.several:  # gRPC would send a proxy the list as if it were a name
             return None
         (server,) = self.settings.servers
         return proxy_for_grpc(server.host, server.port or HTTPS_PORT)
@@ -68,7 +68,7 @@ class GrpcTransport(TritonTransport):
         from nst_client.transports.grpc_library import grpc
 
         target, options = self.settings.host, list(CHANNEL_OPTIONS)
-        if self.settings.several:  # all of them show a certificate of the first name
+        if self.settings.several:  # all of them present a certificate for the first name
             options.append(("grpc.default_authority", target.partition(",")[0]))
             target = f"{'ipv6' if self._addresses[0].startswith('[') else 'ipv4'}:{','.join(self._addresses)}"
         if self.errors.proxy is None:
@@ -121,7 +121,7 @@ class GrpcTransport(TritonTransport):
         return content.get(wrapper, []) if wrapper else content
 
     async def _send(self, name: str, message: bytes, seconds: float) -> bytes:
-        """The answer of a server. Of several servers each is tried up to twice, since other calls take turns too."""
+        """Return a server's answer. Try each of several servers up to twice, since other calls take turns too."""
         deadline = time.monotonic() + seconds
         if not self._addresses:
             self._addresses = await self._resolve()
@@ -141,7 +141,7 @@ class GrpcTransport(TritonTransport):
         return found or hosts
 
     async def _send_once(self, name: str, message: bytes, seconds: float) -> bytes:
-        """A server's answer to an encoded message, encoded as well."""
+        """Send an encoded message and return the encoded answer."""
         metadata = [(f"triton-grpc-protocol-{TOKEN_HEADER}", self.settings.token)] if self.settings.token else []
         with self._translated_errors():
             call = self.client.unary_unary(f"/inference.GRPCInferenceService/{name}")
@@ -150,7 +150,7 @@ class GrpcTransport(TritonTransport):
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Raises gRPC's errors in the block as `ServiceError`."""
+        """Raise gRPC's errors in the block as `ServiceError`."""
         from nst_client.transports.grpc_library import grpc
 
         try:
@@ -160,14 +160,14 @@ class GrpcTransport(TritonTransport):
             raise self.errors.of_message(message) or self._of_status(message, str(error.code())) from error
 
     def _of_status(self, message: str, status: str) -> ServiceError:
-        """The error of a gRPC status."""
+        """Return the error for a gRPC status."""
         if "CERTIFICATE_VERIFY_FAILED" in message or "Hostname Verification Check failed" in message:
             return self.errors.untrusted(message.rpartition(": ")[2])
         if "WRONG_VERSION_NUMBER" in message:
             return self.errors.no_tls()
         if status.endswith("DEADLINE_EXCEEDED"):
             return self.errors.timed_out()
-        # A server that ends cancels its requests; a caller's own cancellation is no RpcError.
+        # A server that stops cancels its requests; a caller's own cancellation is not an RpcError.
         if status.endswith(("UNAVAILABLE", "CANCELLED")):
             return self.errors.unreachable()
         return self.errors.rejected(message)
@@ -187,23 +187,23 @@ METHODS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "unregister_cuda_shared_memory": ("CudaSharedMemoryUnregister", ("name",), ""),
 }
 """gRPC's methods, by the names of NVIDIA's client: gRPC's name, the fields of the request, and the field of the answer
-that matters."""
+to return."""
 
 
 def _refer_to(tensor: Any, shared: SharedTensor) -> None:
-    """Say in a tensor of a gRPC message where it lies."""
+    """Set the tensor's location in shared memory."""
     tensor.parameters["shared_memory_region"].string_param = shared.region
     tensor.parameters["shared_memory_byte_size"].int64_param = shared.size
     tensor.parameters["shared_memory_offset"].int64_param = shared.offset
 
 
 def _check_fork() -> None:
-    """Raises `InputError` in a process that was forked from one that used gRPC, whose threads it lacks."""
+    """Raise `InputError` in a process that was forked from one that used gRPC, whose threads it lacks."""
     global _process_with_grpc
     supported = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "true", "yes", "y", "t")
     if _process_with_grpc not in (0, os.getpid()) and not supported:
         raise InputError(
-            "gRPC cannot be used in a process that was forked after its parent had used it: start processes with "
+            "gRPC does not work in a process that was forked after its parent had used gRPC; start processes with "
             "multiprocessing.get_context('spawn'), make the first call after the fork, or use http://host:8000"
         )
     _process_with_grpc = os.getpid()

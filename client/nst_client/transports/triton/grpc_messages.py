@@ -1,4 +1,4 @@
-"""gRPC messages of an inference, whose tensors are copied once when they are sent and not at all when received.
+"""gRPC messages of an inference, whose tensors are copied once when sent and not at all when received.
 
 Protobuf copies bytes into a message, out of it, and into what is sent. The tensors are separate fields at the end of
 a message, so here they are appended to the encoded rest, and cut off before the rest is decoded.
@@ -16,11 +16,11 @@ from nst_client.transports.grpc_library import service_pb2
 from nst_client.transports.triton.tensors import bytes_of
 
 _LENGTH_DELIMITED = 2
-"""Protobuf's wire type of fields that have a length."""
+"""Protobuf's wire type of fields with a length."""
 
 
 def _tag(message_type: Any, field: str) -> int:
-    """The tag before a field that has a length."""
+    """Return the tag of a field with a length."""
     number: int = message_type.DESCRIPTOR.fields_by_name[field].number
     return number << 3 | _LENGTH_DELIMITED
 
@@ -30,7 +30,7 @@ _OUTPUT_TAG = _tag(service_pb2.ModelInferResponse, "raw_output_contents")
 
 
 def encoded(message: Any, tensors: Sequence[npt.NDArray[Any]]) -> bytes:
-    """A `ModelInferRequest` with its tensors, which must be contiguous, as its `raw_input_contents`."""
+    """Encode a `ModelInferRequest` with contiguous tensors as its `raw_input_contents`."""
     parts: list[Any] = [message.SerializeToString()]
     for tensor in tensors:
         parts += [bytes([_INPUT_TAG]), _varint(tensor.nbytes), bytes_of(tensor)]
@@ -38,7 +38,7 @@ def encoded(message: Any, tensors: Sequence[npt.NDArray[Any]]) -> bytes:
 
 
 def decoded(data: bytes) -> tuple[Any, list[memoryview]]:
-    """A `ModelInferResponse` without its `raw_output_contents`, and these. Raises `ValueError` for other bytes."""
+    """Decode a `ModelInferResponse`, and return its `raw_output_contents` apart. Raises `ValueError`."""
     rest, tensors = [], []
     for tag, field, content in _fields(memoryview(data)):
         if tag == _OUTPUT_TAG:
@@ -49,20 +49,20 @@ def decoded(data: bytes) -> tuple[Any, list[memoryview]]:
 
 
 def message_of(kind: Any, data: bytes) -> Any:
-    """The message of a type that `data` encodes. Raises `ValueError` for anything else."""
+    """Decode a message of the type `kind`. Raises `ValueError` for anything else."""
     try:
         return kind.FromString(data)
-    except Exception as error:  # protobuf's own, of no common root
-        raise ValueError(f"no {kind.DESCRIPTOR.name}") from error
+    except Exception as error:  # protobuf's errors have no common root
+        raise ValueError(f"not a {kind.DESCRIPTOR.name}") from error
 
 
 def outputs(message: Any, tensors: Sequence[memoryview]) -> Iterator[tuple[Any, memoryview]]:
-    """The outputs that a `ModelInferResponse` describes, each with its tensor; an empty one where none was sent."""
+    """Pair the outputs of a `ModelInferResponse` with their tensors; an empty tensor if none was sent."""
     return zip_longest(message.outputs, tensors[: len(message.outputs)], fillvalue=memoryview(b""))
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """The fields of a message: tag, the whole field, and its content if the field has a length."""
+    """Yield the fields of a message: tag, whole field, and content if the field has a length."""
     start = 0
     while start < len(data):
         tag, position = _varint_at(data, start)
@@ -80,7 +80,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
 
 
 def _varint_at(data: memoryview, position: int) -> tuple[int, int]:
-    """A varint, and the position behind it."""
+    """Decode a varint; returns its value and the position after it."""
     value = shift = 0
     while position < len(data):
         byte = data[position]

@@ -40,17 +40,17 @@ from nst_client.transports.triton.transport import (
 from nst_core.contract import TOKEN_HEADER
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""How many bytes of a body are its JSON; the tensors follow."""
+"""The header that gives the length of the JSON at the start of a body; the tensors follow."""
 
 GATEWAY_STATUSES = (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
-"""Statuses of a proxy whose server does not answer."""
+"""Statuses from a proxy whose server does not answer."""
 
 MAX_ERROR_BYTES = 2**16
-"""How much of an answer is read as an error message."""
+"""Maximum bytes of an answer that are read as an error message."""
 
 
 class HttpTransport(TritonTransport):
-    """A `Transport` by HTTP."""
+    """A `Transport` over HTTP."""
 
     scheme = "http"
 
@@ -89,7 +89,7 @@ class HttpTransport(TritonTransport):
         with self.errors.unexpected_answer(f"to the inference of {request.model}"):
             length = int(answer.headers.get(HEADER_LENGTH.lower(), len(answer.body)))
             if not 0 <= length <= len(answer.body):
-                raise ValueError(f"its header has {length} bytes, and all of it {len(answer.body)}")
+                raise ValueError(f"its header has {length} bytes, but the whole body {len(answer.body)}")
             content = self._json(answer.body[:length])
             return _output_of(content, answer.body[length:], request.output, in_message=request.output not in shared)
 
@@ -97,12 +97,12 @@ class HttpTransport(TritonTransport):
         answer = await self._exchange(METHODS[method](*arguments), seconds)
         if not method.startswith("get_"):
             return None
-        with self.errors.unexpected_answer("to a question about it"):
+        with self.errors.unexpected_answer("to a query"):
             content = self._json(answer.body)
             return content["model_stats"] if method == "get_inference_statistics" else content
 
     async def _exchange(self, request: HttpRequest, seconds: float) -> HttpResponse:
-        """The answer to a request, of status 200. Raises `ServiceError`."""
+        """Send a request and return an answer with status 200. Raises `ServiceError`."""
         headers = {"Accept-Encoding": "identity", **request.headers}
         if self.settings.token:
             headers[TOKEN_HEADER] = self.settings.token
@@ -118,7 +118,7 @@ class HttpTransport(TritonTransport):
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Raises the libraries' errors in the block as `ServiceError`."""
+        """Raise the libraries' errors in the block as `ServiceError`."""
         try:
             yield
         except TimeoutError as error:
@@ -127,7 +127,7 @@ class HttpTransport(TritonTransport):
             raise self._of_connection(error) from error
 
     def _of_connection(self, error: Exception) -> ServiceError:
-        """The error of a connection that failed; aiohttp's errors contain the socket's."""
+        """Return the error for a failed connection; aiohttp's errors contain the socket's."""
         error = getattr(error, "certificate_error", getattr(error, "os_error", error))
         if isinstance(error, ssl.SSLCertVerificationError):
             return self.errors.untrusted(error.verify_message)
@@ -153,23 +153,24 @@ class HttpTransport(TritonTransport):
 
     def _not_triton(self) -> ServiceError:
         return ServiceError(
-            f"{self.address} does not speak Triton's HTTP{self.errors.through_proxy}: is it the gRPC port?"
+            f"{self.address} does not answer in Triton's HTTP protocol{self.errors.through_proxy}; "
+            "give Triton's HTTP port, by default 8000"
         )
 
     def _of_status(self, message: str, status: int) -> ServiceError:
-        """The error of an HTTP status."""
+        """Return the error for an HTTP status."""
         if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             return ServiceError(
-                f"{self.address} cannot be reached{self.errors.through_proxy}: "
-                "the proxy wants a user and a password (status 407)"
+                f"cannot reach {self.address}{self.errors.through_proxy}, which asks for a user and a password "
+                "(status 407); write them into its URL, http://user:password@host:port"
             )
         if status in GATEWAY_STATUSES:
-            return Unavailable(f"{self.address} cannot answer now{self.errors.through_proxy}: HTTP's status {status}")
-        return self.errors.rejected(message or f"HTTP's status {status}{self.errors.through_proxy} and no reason")
+            return Unavailable(f"{self.address} cannot answer now{self.errors.through_proxy}: HTTP status {status}")
+        return self.errors.rejected(message or f"HTTP status {status}{self.errors.through_proxy} without a reason")
 
 
 def _input_entry(name: str, values: Array, shared: SharedTensor | None) -> dict[str, Any]:
-    """An input in the JSON header."""
+    """Return an input's entry in the JSON header."""
     parameters = _tensor_parameters(shared) if shared else {"binary_data_size": values.nbytes}
     return {
         "name": name,
@@ -180,7 +181,7 @@ def _input_entry(name: str, values: Array, shared: SharedTensor | None) -> dict[
 
 
 def _tensor_parameters(shared: SharedTensor | None) -> dict[str, Any]:
-    """Where a tensor lies: in the body, or in shared memory."""
+    """Return the parameters that locate a tensor in the body or in shared memory."""
     if shared is None:
         return {"binary_data": True}
     return {
@@ -191,7 +192,7 @@ def _tensor_parameters(shared: SharedTensor | None) -> dict[str, Any]:
 
 
 def _output_of(content: Any, tensors: memoryview, output: str, *, in_message: bool) -> InferenceOutput:
-    """An output of the JSON and the tensors behind it. Raises various errors for a JSON of another shape."""
+    """Read an output from the JSON and the tensors after it. Raises various errors for JSON of another shape."""
     start = 0
     for tensor in content["outputs"]:
         size = tensor.get("parameters", {}).get("binary_data_size")
@@ -210,7 +211,7 @@ def _output_of(content: Any, tensors: memoryview, output: str, *, in_message: bo
 
 
 def _error_message(answer: HttpResponse) -> str:
-    """The server's error message; empty if the answer is not Triton's."""
+    """Return the server's error message, or an empty text if the answer is not Triton's."""
     try:
         message = json.loads(bytes(answer.body[:MAX_ERROR_BYTES]))["error"]
     except (ValueError, LookupError, TypeError):
@@ -219,7 +220,7 @@ def _error_message(answer: HttpResponse) -> str:
 
 
 def _proxy_status(error: Exception, *, aio: bool) -> int | None:
-    """The status with which a proxy refuses a tunnel; None for any other error."""
+    """Return the HTTP status with which a proxy refuses a tunnel; None for any other error."""
     if aio:
         import aiohttp
 
@@ -229,7 +230,7 @@ def _proxy_status(error: Exception, *, aio: bool) -> int | None:
 
 
 def _connection_errors(aio: bool) -> tuple[type[Exception], ...]:
-    """The libraries' errors for a connection that fails, or an answer that is not HTTP."""
+    """Return the libraries' errors for a failed connection or an answer that is not HTTP."""
     common = (OSError, ValueError, HTTPException)
     if not aio:
         return common
@@ -274,4 +275,4 @@ METHODS: Mapping[str, Callable[..., HttpRequest]] = {
     "register_cuda_shared_memory": _register_cuda,
     "unregister_cuda_shared_memory": partial(_unregister, "cuda"),
 }
-"""The requests of the protocol, by the names of NVIDIA's client."""
+"""The protocol's requests, by the names of NVIDIA's client."""

@@ -1,4 +1,4 @@
-"""HTTP connections that are reused, blocking and for asyncio, directly or through a proxy; each exchange has a timeout.
+"""Reusable HTTP connections, blocking and for asyncio, direct or through a proxy; each exchange has a timeout.
 
 Errors are the libraries' own: `OSError`, `HTTPException`, and aiohttp's `ClientError`.
 """
@@ -24,18 +24,18 @@ from nst_client.transports.coroutines import run_blocking
 from nst_client.transports.triton.proxies import Proxy
 
 MAX_BODY_BYTES = 2**32
-"""No answer of Triton is longer."""
+"""Maximum length of an answer; none of Triton's is longer."""
 
 CHUNK_BYTES = 2**20
-"""Bytes that are sent between two checks of the deadline."""
+"""Bytes to send between two checks of the deadline."""
 
 MAX_IDLE_CONNECTIONS = 8
-"""Connections that are kept for the next request; more threads than that connect anew."""
+"""Maximum connections to keep for the next request; more threads than that open new ones."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a server is, and how it is reached. `host` is a name or an address, without brackets."""
+    """A server's location, and how to reach it. `host` is a name or an address without brackets."""
 
     host: str
     port: int
@@ -49,18 +49,18 @@ class Origin:
 
     @property
     def url(self) -> str:
-        """The URL of its root, without a slash."""
+        """The URL of the root, without a slash at the end."""
         return f"{'http' if self.tls is None else 'https'}://{self.authority}"
 
     @property
     def proxy_headers(self) -> Mapping[str, str]:
-        """Headers for the proxy in each request; a tunnel gets them once, as it is opened."""
+        """Headers for the proxy in each request; a tunnel gets them once, when it is opened."""
         return {} if self.proxy is None or self.tls else self.proxy.headers
 
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """`path` begins with a slash. The parts of `body` are sent in order."""
+    """A request. `path` begins with a slash; the parts of `body` are sent in order."""
 
     method: str
     path: str
@@ -70,7 +70,7 @@ class HttpRequest:
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """The names of `headers` are in lower case. The body is the caller's own."""
+    """An answer. The names of `headers` are in lower case; the caller owns the body."""
 
     status: int
     headers: Mapping[str, str]
@@ -81,17 +81,17 @@ class Connections(Protocol):
     """Connections to an origin. The results of `exchange` and `close` are awaitable for asyncio."""
 
     def exchange(self, request: HttpRequest, seconds: float) -> Any:
-        """The `HttpResponse` to a request. Raises `TimeoutError` after `seconds`."""
+        """Send a request and return the `HttpResponse`. Raises `TimeoutError` after `seconds`."""
 
     def close(self) -> Any:
         """Close all connections."""
 
 
 class BlockingConnections:
-    """`Connections` for any number of threads: each takes an idle connection, or opens another."""
+    """`Connections` for any number of threads: each takes an idle connection or opens a new one."""
 
     def __init__(self, origin: Origin) -> None:
-        """Nothing is connected yet."""
+        """Connect with the first exchange, not yet here."""
         self._origin = origin
         self._idle: list[HTTPConnection] = []
 
@@ -99,7 +99,7 @@ class BlockingConnections:
         """See `Connections`."""
         deadline = time.monotonic() + seconds
         if (connection := self._idle_connection()) is not None:
-            # The server may just have closed it. No request changes anything there, so it is safe to send it again.
+            # The server may just have closed it. Requests change nothing there, so sending one again is safe.
             with suppress(ConnectionError, HTTPException):
                 return self._exchange_on(connection, request, deadline)
         return self._exchange_on(self._new_connection(), request, deadline)
@@ -111,7 +111,7 @@ class BlockingConnections:
                 self._idle.pop().close()
 
     def _idle_connection(self) -> HTTPConnection | None:
-        """An idle connection that is still open."""
+        """Return an idle connection that is still open."""
         while self._idle:
             with suppress(IndexError):
                 connection = self._idle.pop()
@@ -156,10 +156,10 @@ class BlockingConnections:
 
 
 class AsyncConnections:
-    """`Connections` for asyncio, of the running loop."""
+    """`Connections` for the running asyncio loop."""
 
     def __init__(self, origin: Origin) -> None:
-        """Nothing is connected yet."""
+        """Connect with the first exchange, not yet here."""
         import aiohttp
 
         self._origin = origin
@@ -193,13 +193,13 @@ class AsyncConnections:
         await self._session.close()
 
     def abandon(self) -> None:
-        """Close the connections of a closed loop."""
+        """Close the connections of an event loop that is closed."""
         with suppress(Exception):
             run_blocking(self._session.close())
 
 
 class _TimedSocket:
-    """A socket for http.client whose operations share one `deadline`, in place of a timeout for each."""
+    """A socket for http.client whose operations share one `deadline` instead of a timeout each."""
 
     def __init__(self, plain: socket.socket) -> None:
         self.plain, self.deadline = plain, 0.0
@@ -219,12 +219,12 @@ class _TimedSocket:
             rest = rest[self.plain.send(rest[:CHUNK_BYTES]) :]
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """The file from which http.client reads answers. It may outlive the socket's `close`, as sockets' files do."""
+        """Return the file from which http.client reads answers; like a socket's file, it may outlive `close`."""
         self.readers += 1
         return io.BufferedReader(_Reader(self), 64 * 1024)
 
     def released(self) -> None:
-        """A reader is closed."""
+        """Count a closed reader; close the socket with the last."""
         self.readers -= 1
         if self.closing and not self.readers:
             self.plain.close()
@@ -238,7 +238,7 @@ class _TimedSocket:
             self.plain.close()
 
     def __del__(self) -> None:
-        """Close the connection of a client that nobody closes, without a warning."""
+        """Close the connection of a client that nobody closed, without a warning."""
         self.plain.close()
 
 
@@ -285,14 +285,14 @@ def _set_deadline(connection: HTTPConnection, deadline: float) -> None:
 
 
 def _is_quiet(connection: HTTPConnection) -> bool:
-    """Whether an idle connection is open: data without a request means that the server has closed it."""
+    """Return whether an idle connection is open; data without a request means that the server closed it."""
     with selectors.DefaultSelector() as selector:
         selector.register(connection.sock, selectors.EVENT_READ)
         return not selector.select(0)
 
 
 def _body(response: HTTPResponse) -> memoryview:
-    """The whole body, in reused memory. Raises `IncompleteRead` where the connection broke."""
+    """Read the whole body into reused memory. Raises `IncompleteRead` if the connection breaks."""
     length = response.length
     if length is None:  # in chunks, or until the connection ends
         data = response.read()

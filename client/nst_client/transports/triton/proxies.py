@@ -1,4 +1,4 @@
-"""The proxy that the environment selects for a server; none for this machine's own addresses."""
+"""Finds the proxy that the environment selects for a server; this machine's own addresses have none."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Its URL, without credentials."""
+        """The URL without credentials."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that it needs in each connection or request."""
+        """The headers that the proxy needs in each connection or request."""
         if self.credentials is None:
             return {}
         return {"Proxy-Authorization": f"Basic {base64.b64encode(self.credentials.encode()).decode()}"}
 
 
 def proxy_for_http(scheme: str, host: str, port: int) -> Proxy | None:
-    """The proxy for `http` or `https` to a host, as curl and Python read the environment; None without a proxy.
+    """Return the proxy for `http` or `https` to a host, read from the environment as curl and Python do, or None.
 
     Raises `InputError` for a proxy that is not an HTTP proxy.
     """
@@ -54,12 +54,12 @@ def proxy_for_http(scheme: str, host: str, port: int) -> Proxy | None:
 
 
 def proxy_for_grpc(host: str, port: int) -> Proxy | None:
-    """The proxy that gRPC uses for a host, by the variables that gRPC reads. Raises `InputError` as above."""
+    """Return the proxy that gRPC uses for a host, from the variables that gRPC reads. Raises `InputError` as above."""
     return _proxy(("grpc_proxy", "https_proxy", "http_proxy"), ("no_grpc_proxy", "no_proxy"), host, port)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own: `localhost`, 127.0.0.0/8, ::1."""
+    """Return whether a name or an address is this machine's own: `localhost`, 127.0.0.0/8, ::1."""
     name = host.lower().rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -84,7 +84,7 @@ def _proxy(variables: Sequence[str], exceptions: Sequence[str], host: str, port:
 
 
 def _is_listed(host: str, port: int, listed: str) -> bool:
-    """Whether `no_proxy` lists a host: by its name or the end of it, its address, or a network such as 10.0.0.0/8."""
+    """Return whether `no_proxy` lists a host: its name or a suffix, its address, or a network such as 10.0.0.0/8."""
     if proxy_bypass_environment(f"{host}:{port}", {"no": listed}) or proxy_bypass_environment(host, {"no": listed}):
         return True
     try:
@@ -110,7 +110,7 @@ def _parsed(variable: str, value: str) -> Proxy:
     if parts.scheme != "http" or not host:
         # The value may contain a password.
         raise InputError(
-            f"{variable} does not name an HTTP proxy: give it as http://host:port, or name the server in no_proxy"
+            f"{variable} is not the URL of an HTTP proxy; set it to http://host:port, or add the server to no_proxy"
         )
     user = None if parts.username is None else f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return Proxy(variable, host, port, user)

@@ -1,4 +1,4 @@
-"""How a Triton server is reached, and whom it must prove to be."""
+"""How to reach a Triton server, and whose certificate to trust."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from nst_core.errors import InputError
 class TritonSettings:
     """A server, or several with commas between their hosts; see `StyleClient`.
 
-    `aio` is for asyncio, `path` what a reverse proxy has before Triton's own paths. Raises `InputError` for invalid
-    settings.
+    `aio` is for asyncio; `path` is the prefix of Triton's paths behind a reverse proxy. Raises `InputError` for
+    invalid settings.
     """
 
     host: str
@@ -29,17 +29,23 @@ class TritonSettings:
 
     def __post_init__(self) -> None:
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
-            raise InputError("the token has other characters than printable ASCII, or none: take it as it was issued")
+            raise InputError(
+                "the token is empty or has characters other than printable ASCII; copy it as it was issued"
+            )
         if self.ca is not None:
             _check_ca(self.ca)
         if self.shared_memory and self.several:
-            raise InputError(f"shared memory is for one server, and {self.host} are several: leave shared_memory out")
+            raise InputError(
+                f"shared memory needs a single server, but {self.host} are several; leave out shared_memory"
+            )
         if self.shared_memory and not is_this_host(self.host):
-            raise InputError(f"shared memory reaches no other host, and {self.host} is one: leave shared_memory out")
+            raise InputError(
+                f"shared memory needs a server on this host, but {self.host} is another; leave out shared_memory"
+            )
 
     @property
     def several(self) -> bool:
-        """Whether the settings list several servers; the addresses of a single name are gRPC's business."""
+        """Whether the settings list several servers; gRPC handles several addresses of a single name."""
         return "," in self.host
 
     @property
@@ -49,7 +55,7 @@ class TritonSettings:
 
 
 def system_ca() -> Path | None:
-    """The file of the CAs that this system trusts; None where there is none, and libraries use their own."""
+    """Return the file of the CAs that this system trusts; None if there is none and libraries use their own."""
     file = ssl.get_default_verify_paths().cafile
     return Path(file) if file else None
 
@@ -58,6 +64,6 @@ def _check_ca(ca: Path) -> None:
     try:
         ssl.create_default_context(cafile=ca)
     except ssl.SSLError as error:
-        raise InputError(f"{ca}: no certificates in PEM form") from error
+        raise InputError(f"{ca} has no certificates in PEM format; check --ca") from error
     except OSError as error:
-        raise InputError(f"{ca}: {error.strerror}") from error
+        raise InputError(f"cannot read {ca} ({error.strerror}); check --ca") from error

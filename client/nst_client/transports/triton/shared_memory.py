@@ -1,4 +1,4 @@
-"""Memory that this process shares with a Triton on the same host: a request holds only the position of an image.
+"""Memory shared with a Triton on the same host, so that a request contains only an image's location.
 
 A region is registered with the server once and used for every request that fits into it. It is freed when the client
 is closed or collected, or when this process ends.
@@ -28,64 +28,64 @@ from nst_client.transports.triton.errors import NoRoom, UnknownRegion, UnusableR
 from nst_core.images import Pixels
 
 CANNOT_OPEN, IN_USE = "Unable to open shared memory region", "in use"
-"""Triton's messages for a region that it cannot open, and for one that it still works on."""
+"""Triton's messages for a region that it cannot open, and for one that is still in use."""
 
 FOLDER = Path("/dev/shm")
-"""Where POSIX shared memory lies on Linux."""
+"""The folder of POSIX shared memory on Linux."""
 
 MAX_IDLE_REGIONS = 16
-"""Regions that are kept for the next request; beyond it the one that was idle longest is freed."""
+"""Maximum regions to keep for the next request; beyond it the longest idle one is freed."""
 
 MAX_BYTES = 256 * 2**20
-"""Of idle regions, and of those that a client creates by default; a single region may be larger."""
+"""Maximum bytes of idle regions, and of those that a client creates by default; one region may be larger."""
 
 FREE_FRACTION = 4
-"""By default a client takes a fourth of what is free in /dev/shm at most: Triton's own backends need it too."""
+"""By default a client takes at most a quarter of the free space in /dev/shm, which Triton's backends need too."""
 
 CLOSE_SECONDS = 5.0
-"""How long `close` waits for a server that still works on an abandoned request."""
+"""How long `close` waits for a server that is still working on an abandoned request."""
 
 
 class Region(Protocol):
-    """`size` bytes that the server knows as `name`; `kind` is the API of Triton's that registers them."""
+    """`size` bytes that the server knows as `name`; `kind` is Triton's API that registers them."""
 
     kind: str
     name: str
     size: int
 
     def explain_refusal(self, message: str) -> str:
-        """What a server's refusal to register the region means, and what to do."""
+        """Explain a server's refusal to register the region, and what to do."""
 
     def registration(self) -> Sequence[Any]:
-        """The arguments behind the name with which NVIDIA's client registers it."""
+        """Return the arguments, after the name, with which NVIDIA's client registers the region."""
 
     def registered(self) -> None:
-        """Called when the server has registered it."""
+        """Note that the server has registered the region."""
 
     def end(self) -> None:
-        """Free the memory; a server that has registered it keeps its share until it forgets the region."""
+        """Free the memory; a server that has registered it keeps its mapping until it unregisters the region."""
 
 
 class Registry(Protocol):
     """The server's register of regions of one kind. Its methods raise `ServiceError`."""
 
     async def register(self, region: Region, seconds: float) -> None:
-        """Tell the server of a region."""
+        """Register a region with the server."""
 
     async def unregister(self, name: str, seconds: float) -> None:
-        """Have the server forget a region."""
+        """Unregister a region from the server."""
 
     async def names(self, seconds: float) -> list[str]:
-        """The names of all regions that the server knows."""
+        """Return the names of all regions that the server knows."""
 
 
 class SystemRegion:
-    """A `Region` of main memory."""
+    """A `Region` in main memory."""
 
     kind = "system"
 
     def __init__(self, size: int, *, sparing: bool = False) -> None:
-        """With `sparing` it leaves most of the free memory to others. Raises `NoRoom`."""
+        """Allocate `size` bytes; with `sparing`, only if most of the free memory is left. Raises `NoRoom`."""
         self.name, self.size = new_name(), size
         self._file: Path | None = FOLDER / self.name
         try:
@@ -96,7 +96,7 @@ class SystemRegion:
         except OSError as error:
             raise _no_room(size, error) from error
         try:
-            # A file takes no room until it is written to, and a write without room kills the process.
+            # A file takes no space until it is written to, and a write without space kills the process.
             os.posix_fallocate(opened, 0, size)
             self._memory = np.frombuffer(mmap.mmap(opened, size), np.uint8)
         except OSError as error:
@@ -110,8 +110,8 @@ class SystemRegion:
         if CANNOT_OPEN not in message:
             return message
         return (
-            "the server does not see this process's shared memory: it runs elsewhere, or in a container "
-            "(docker run --ipc=host shares it); else leave shared_memory out"
+            "the server does not see this process's shared memory, since it runs elsewhere or in a container; "
+            "share it with docker run --ipc=host, or leave out shared_memory"
         )
 
     def registration(self) -> Sequence[Any]:
@@ -119,7 +119,7 @@ class SystemRegion:
         return f"/{self.name}", self.size
 
     def registered(self) -> None:
-        """Remove the file's name: then the memory is freed with its last process, however that ends."""
+        """Remove the file's name, so that the memory is freed with its last process, however that ends."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
             self._file = None
@@ -129,7 +129,7 @@ class SystemRegion:
         np.copyto(self._memory[: pixels.nbytes].reshape(pixels.shape), pixels)
 
     def read(self, offset: int, template: Pixels) -> Pixels:
-        """A copy of the pixels at `offset`, of the shape of `template`."""
+        """Return a copy of the pixels at `offset`, of the shape of `template`."""
         return buffers.copied(self._memory[offset : offset + template.nbytes].reshape(template.shape))
 
     def end(self) -> None:
@@ -139,10 +139,10 @@ class SystemRegion:
 
 
 class RegionPool:
-    """The regions of one client, of one kind. `make` creates a region of a size in bytes, or raises `NoRoom`.
+    """The regions of one client and one kind. `make` creates a region of a size in bytes, or raises `NoRoom`.
 
-    `unregister_all` has the server forget regions by name, when nobody closes the client before it is collected or
-    this process ends; it must not hold the client.
+    `unregister_all` unregisters regions by name if nobody closes the client before it is collected or this process
+    ends; it must not hold a reference to the client.
     """
 
     def __init__(
@@ -154,21 +154,21 @@ class RegionPool:
         aio: bool,
         optional: bool = False,
     ) -> None:
-        """With `optional` any error of a registration is an `UnusableRegion`: the caller sends messages instead."""
+        """Start without regions. With `optional` every failed registration is an `UnusableRegion`."""
         self._make, self._registry, self._unregister_all = make, registry, unregister_all
         self._aio, self._optional = aio, optional
         self._known: dict[str, Region] = {}
         self._free: list[Any] = []
         self._abandoned: list[Region] = []
-        """Freed here, and not yet forgotten by the server."""
+        """Regions that are freed here, but still registered with the server."""
         self._largest = 0
         self._used = False
         """Whether the server has registered a region."""
         self._lock = threading.Lock()
-        """Of `_free` and `_abandoned`: several threads may use a client. Never held during a request."""
+        """Guards `_free` and `_abandoned`, since threads may share a client. Never held during a request."""
 
     def worthwhile(self, size: int) -> bool:
-        """Whether a request of `size` bytes has an idle region, or pays for a new region.
+        """Return whether a request of `size` bytes has an idle region, or justifies a new one.
 
         A region costs more than it saves if it serves one request. So there is none for the first request, none for
         the first that is larger than all before, and no more than `MAX_IDLE_REGIONS` or `MAX_BYTES` at a time.
@@ -185,7 +185,7 @@ class RegionPool:
 
     @asynccontextmanager
     async def lease(self, size: int, seconds: float) -> AsyncIterator[Any]:
-        """A region of at least `size` bytes for one request; a new region is registered within `seconds`.
+        """Lend a region of at least `size` bytes to one request; a new region is registered within `seconds`.
 
         Raises `NoRoom`, `UnusableRegion`, or `ServiceError`.
         """
@@ -199,12 +199,12 @@ class RegionPool:
             self._free.append(region)
             raise
         except BaseException:
-            self._abandon(region)  # the server may still work on the request, and write to the region later
+            self._abandon(region)  # the server may still be working on the request, and write to the region later
             raise
         self._free.append(region)
 
     async def close(self) -> None:
-        """Free all regions, and have the server forget them; wait a while for those that it still works on."""
+        """Free and unregister all regions; wait a while for those that the server is still using."""
         with self._lock:
             idle, self._free = self._free, []
         for region in idle:
@@ -236,11 +236,11 @@ class RegionPool:
         return region
 
     def _is_full(self, size: int) -> bool:
-        """Whether an idle region must go for a new one of `size` bytes."""
+        """Return whether an idle region must be freed for a new one of `size` bytes."""
         return len(self._free) >= MAX_IDLE_REGIONS or sum(free.size for free in self._free) + size > MAX_BYTES
 
     async def _register(self, region: Region, seconds: float) -> None:
-        """Raises `UnusableRegion`, or `ServiceError`."""
+        """Register a region. Raises `UnusableRegion` or `ServiceError`."""
         try:
             await self._registry.register(region, seconds)
         except ServiceError as error:
@@ -263,7 +263,7 @@ class RegionPool:
         self._abandoned.append(region)
 
     async def _unregister_abandoned(self, seconds: float) -> bool:
-        """Have the server forget the abandoned regions. Returns whether it still works on any of them."""
+        """Unregister the abandoned regions; returns whether the server is still using any of them."""
         busy = False
         for region in list(self._abandoned):
             try:
@@ -272,7 +272,7 @@ class RegionPool:
                 if IN_USE in str(error):
                     busy = True
                     continue
-            except ServiceError:  # no server is there
+            except ServiceError:  # the server is gone
                 return False
             with self._lock:
                 if region in self._abandoned:  # another task or thread may have been here
@@ -281,26 +281,26 @@ class RegionPool:
         return busy
 
     async def _sweep(self, seconds: float) -> None:
-        """Have the server forget the regions of clients that were killed."""
+        """Unregister the regions of clients that were killed."""
         with suppress(ServiceError):
             for name in orphans(await self._registry.names(seconds)):
-                with suppress(Rejected):  # it still works on a request of the dead client
+                with suppress(Rejected):  # it is still working on a request of the dead client
                     await self._registry.unregister(name, seconds)
 
 
 def new_name() -> str:
-    """A name of a region that says which process owns it, and that nobody can guess."""
+    """Return a region's name that contains its process, and that nobody can guess."""
     return f"nst-{_namespace()}-{os.getpid()}-{secrets.token_hex(6)}"
 
 
 def orphans(names: Iterable[str]) -> list[str]:
-    """The regions whose process is gone. Those of other containers are not recognised."""
+    """Return the regions whose process is gone; those of other containers are not recognised."""
     own = re.compile(rf"nst-{_namespace()}-(\d+)-[0-9a-f]+")
     return [name for name in names if (match := own.fullmatch(name)) and not _alive(int(match[1]))]
 
 
 def _namespace() -> str:
-    """The namespace of process numbers, which is another in a container; empty where the system has none."""
+    """Return the namespace of process numbers, which differs in a container; empty if the system has none."""
     try:
         return str(Path("/proc/self/ns/pid").stat().st_ino)
     except OSError:
@@ -329,6 +329,6 @@ def _end_all(known: dict[str, Region], unregister_all: Callable[[list[str]], Non
 def _no_room(size: int, why: OSError | None = None) -> NoRoom:
     reason = f" ({why.strerror})" if why else ""
     return NoRoom(
-        f"shared memory has no room for {size / 2**20:.0f} MiB{reason}: enlarge /dev/shm (docker run --shm-size), "
-        "or leave shared_memory out"
+        f"shared memory has no room for {size / 2**20:.0f} MiB{reason}; enlarge /dev/shm (docker run --shm-size), "
+        "or leave out shared_memory"
     )

@@ -1,4 +1,4 @@
-"""What Triton's two protocols share: connections, what is asked of the server, and shared memory."""
+"""What Triton's two protocols share: connections, queries and shared memory."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ REGISTRATION_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 UINT8 = "UINT8"
-"""Triton's name of a pixel's type."""
+"""Triton's name for the type of pixels."""
 
 kept_after_fork: list[Any] = []
-"""The parent's connections and regions in a forked process, which must not end them."""
+"""The parent's connections and regions, in a forked process, which must not close them."""
 
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """A tensor in shared memory, not in the message: `size` bytes of a registered region."""
+    """A tensor in shared memory instead of the message: `size` bytes of a registered region."""
 
     region: str
     size: int
@@ -53,7 +53,7 @@ class SharedTensor:
 
 @dataclass(frozen=True)
 class InferenceOutput:
-    """An output: its shape, Triton's name of its type, and its values, None where the message does not hold them."""
+    """An output: its shape, Triton's name for its type, and its values; None if they are in shared memory."""
 
     shape: list[int]
     datatype: str
@@ -61,7 +61,7 @@ class InferenceOutput:
 
 
 class TritonTransport(ABC):
-    """A `Transport` by a protocol of Triton's."""
+    """A `Transport` over one of Triton's protocols."""
 
     scheme: str
     takes_cuda = True
@@ -72,28 +72,28 @@ class TritonTransport(ABC):
         self._reset()
 
     def _reset(self) -> None:
-        """Begin without a connection and without shared memory."""
+        """Start without a connection and without shared memory."""
         optional = self.settings.shared_memory is None
         self.errors = ServerErrors(self.address, self.scheme, self.settings)
         self.regions = self._region_pool(partial(SystemRegion, sparing=optional), "system", optional=optional)
         self.cuda_regions: dict[int, RegionPool] = {}
-        """By the number of the GPU."""
+        """Pools by GPU number."""
         self.sharing = self.settings.shared_memory
-        """Whether images go through shared memory; None until it is known whether they can."""
+        """Whether images go through shared memory; None until that is decided."""
         self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = os.getpid()
         self._connecting = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, in another process too, has the settings and connects by itself."""
+        """Pickle the settings alone: a copy opens its own connection."""
         return type(self), (self.settings,)
 
     @property
     def client(self) -> Any:
-        """The connection of this process and, with asyncio, of the running loop; the first call creates it.
+        """The connection of this process and, with asyncio, of the running loop; created on first use.
 
-        Raises `InputError` if another running loop has it, or if it cannot be created.
+        Raises `InputError` if it belongs to another running loop, or cannot be created.
         """
         self._reset_after_fork()
         loop = asyncio.get_running_loop() if self.settings.aio else None
@@ -107,42 +107,42 @@ class TritonTransport(ABC):
             return self._client
 
     def _reset_after_fork(self) -> None:
-        """In a forked process, begin anew, and leave alone what the parent has."""
+        """Start anew in a forked process, and leave the parent's connections alone."""
         if self._process != os.getpid():
             kept_after_fork.append((self._client, self._loop, self.regions, self.cuda_regions))
             self._reset()
 
     def _abandon(self) -> None:
-        """Drop the connection of another loop."""
+        """Drop the connection of another event loop."""
         if self._loop is not None and self._loop.is_running():
             raise InputError(
-                f"this AsyncStyleClient of {self.address} belongs to another event loop, which is running: "
-                "make a client in each loop"
+                f"this AsyncStyleClient for {self.address} belongs to another running event loop; "
+                "create a client in each loop"
             )
         self._abandon_client(self._client)
         self._client = None
 
     async def models(self, seconds: float) -> list[str]:
         """See `Transport`."""
-        # The statistics name what is loaded; the repository's index belongs to model control, which nst-serve guards.
+        # Statistics name the loaded models; the repository index belongs to model control, which nst serve protects.
         loaded = await self._call("get_inference_statistics", seconds=seconds)
-        if not loaded and self.settings.several:  # a server that drains has unloaded its models; another is asked
-            raise Unavailable(f"{self.address} cannot answer now: the server that was asked has no model")
-        with self.errors.unexpected_answer("to the question for its models"):
+        if not loaded and self.settings.several:  # a draining server has unloaded its models; ask another
+            raise Unavailable(f"{self.address} cannot answer now: one of the servers has no model loaded")
+        with self.errors.unexpected_answer("to the query for its models"):
             return sorted({_text(model["name"]) for model in loaded})
 
     async def config(self, model: str, seconds: float) -> ModelConfig:
         """See `Transport`."""
         config = await self._call("get_model_config", model, seconds=seconds)
-        with self.errors.unexpected_answer(f"to the question for the config of {model}"):
+        with self.errors.unexpected_answer(f"to the query for the config of {model}"):
             entries = config.get("parameters", {}).items()
             parameters = {name: _text(entry.get("string_value", "")) for name, entry in entries}
             return ModelConfig(parameters, int(config.get("max_batch_size", 0)))
 
     async def infer(self, request: Request, seconds: float) -> Array:
-        """See `Transport`; images go through shared memory if they can.
+        """See `Transport`; images go through shared memory if possible.
 
-        `CudaPixels`, and what is stylized of them, go through CUDA's. Raises `InputError` where that cannot be.
+        `CudaPixels` and their stylized pixels go through CUDA shared memory, or raise `InputError` if they cannot.
         """
         self._reset_after_fork()
         deadline = time.monotonic() + seconds
@@ -156,15 +156,20 @@ class TritonTransport(ABC):
         except (UnusableRegion, NoRoom, UnknownRegion) as error:
             if self.settings.shared_memory:
                 raise
-            log.info("%s: no shared memory for images of %d bytes: %s", self.address, image.nbytes, error)
+            log.info(
+                "%s: sending images of %d bytes in messages, without shared memory: %s",
+                self.address,
+                image.nbytes,
+                error,
+            )
         output = await self._infer_by_message(request, deadline)
-        self.sharing = False  # the server does answer, so it was the memory
+        self.sharing = False  # the server answers, so shared memory was the problem
         return output
 
     async def statistics(self, model: str, seconds: float) -> Statistics:
         """See `Transport`."""
         counters = await self._call("get_inference_statistics", model, seconds=seconds)
-        with self.errors.unexpected_answer(f"to the question for the statistics of {model}"):
+        with self.errors.unexpected_answer(f"to the query for the statistics of {model}"):
             return statistics.from_triton(counters)
 
     async def close(self) -> None:
@@ -181,7 +186,7 @@ class TritonTransport(ABC):
             await maybe_await(client.close())
 
     async def _shares(self, size: int) -> bool:
-        """Whether an image of `size` bytes goes through shared memory."""
+        """Return whether to send an image of `size` bytes through shared memory."""
         if self.settings.shared_memory is not None:
             return self.settings.shared_memory
         if self.sharing is False or not self.regions.worthwhile(2 * size):
@@ -190,15 +195,15 @@ class TritonTransport(ABC):
             host = self.settings.host
             self.sharing = not self.settings.several and await in_thread(is_this_host, host, aio=self.settings.aio)
             log.info("%s: images go %s", self.address, "through shared memory" if self.sharing else "in messages")
-        return self.sharing and self.regions.worthwhile(2 * size)  # other tasks may have made regions meanwhile
+        return self.sharing and self.regions.worthwhile(2 * size)  # other tasks may have created regions meanwhile
 
     def _region_pool(self, make: Callable[[int], Region], kind: str, *, optional: bool = False) -> RegionPool:
-        # A weak reference, or only the garbage collector would end a client that nobody closes.
+        # A weak reference; otherwise a client that nobody closes would wait for the garbage collector.
         registry = RegionRegistry(weakref.proxy(self), kind)
         return RegionPool(make, registry, self._region_cleaner(kind), aio=self.settings.aio, optional=optional)
 
     def _region_cleaner(self, kind: str) -> Callable[[list[str]], None]:
-        """Unregisters regions, by name, when `self` is gone: in any thread, without a loop, also at exit."""
+        """Return what unregisters regions after `self` is gone: in any thread, without a loop, even at exit."""
         transport_class, settings = type(self), replace(self.settings, shared_memory=False, aio=False)
 
         def unregister_all(names: list[str]) -> None:
@@ -214,7 +219,7 @@ class TritonTransport(ABC):
         return unregister_all
 
     def _regions_on(self, device: int) -> RegionPool:
-        """The regions of a GPU. Raises `InputError`."""
+        """Return the pool of a GPU's regions. Raises `InputError`."""
         settings = self.settings
         if device not in self.cuda_regions:
             if settings.shared_memory is False or settings.several or not is_this_host(settings.host):
@@ -225,7 +230,10 @@ class TritonTransport(ABC):
     async def _infer_by_message(self, request: Request, deadline: float) -> Array:
         output = await self._infer(request, {}, deadline - time.monotonic())
         if output.values is None:
-            raise Rejected(f"{self.address} answered without {request.output}: not a style model of contract 1")
+            raise Rejected(
+                f"{self.address} answered without the output {request.output}, so model {request.model} is not a style "
+                "model; export it again with nst export"
+            )
         return buffers.copied(output.values)
 
     async def _infer_shared(self, pool: RegionPool, request: Request, deadline: float) -> Array:
@@ -235,7 +243,7 @@ class TritonTransport(ABC):
             return await self._infer_in_region(pool, request, deadline)
 
     async def _infer_in_region(self, pool: RegionPool, request: Request, deadline: float) -> Array:
-        """The image lies at the beginning of a region, and the output behind it."""
+        """Run a model on the image at the beginning of a region; the output follows the image."""
         image = request.inputs[IMAGE]
         size = image.nbytes
         async with pool.lease(2 * size, deadline - time.monotonic()) as region:
@@ -244,31 +252,31 @@ class TritonTransport(ABC):
             output = await self._infer(request, shared, deadline - time.monotonic())
             if output.shape != list(image.shape) or output.datatype != UINT8:
                 raise Rejected(
-                    f"the model {request.model} answered {output.datatype} {output.shape} to {UINT8} "
-                    f"{list(image.shape)}: not a style model of contract 1"
+                    f"model {request.model} returned {output.datatype} {output.shape} for {UINT8} "
+                    f"{list(image.shape)}, so it is not a style model; export it again with nst export"
                 )
             stylized: Array = region.read(size, image)
             return stylized
 
     @abstractmethod
     async def _infer(self, request: Request, shared: Mapping[str, SharedTensor], seconds: float) -> InferenceOutput:
-        """Run a model; the `shared` tensors are not in the messages."""
+        """Run a model; the tensors in `shared` are in shared memory instead of the messages."""
 
     @abstractmethod
     def _find_proxy(self) -> Proxy | None:
-        """The proxy that the environment selects for the server. Raises `InputError`."""
+        """Return the proxy that the environment selects for the server. Raises `InputError`."""
 
     @abstractmethod
     def _make_client(self) -> Any:
-        """A connection; nothing is sent yet."""
+        """Create a connection, without sending anything yet."""
 
     def _abandon_client(self, client: Any) -> None:
-        """Close a connection whose loop is closed or stopped, if the garbage collector does not."""
+        """Close a connection whose event loop is closed or stopped, unless the garbage collector does."""
         return
 
     @abstractmethod
     async def _call(self, method: str, *arguments: Any, seconds: float) -> Any:
-        """The answer to one of the protocol's `METHODS`, as JSON has it, of any shape. Raises `ServiceError`."""
+        """Call one of the protocol's `METHODS`; returns the answer as JSON of any shape. Raises `ServiceError`."""
 
 
 class RegionRegistry:
@@ -278,17 +286,17 @@ class RegionRegistry:
         self._transport, self._kind = transport, kind
 
     async def register(self, region: Region, seconds: float) -> None:
-        """Tell the server of a region. Raises `ServiceError`."""
+        """Register a region with the server. Raises `ServiceError`."""
         await self._call("register_{}_shared_memory", region.name, *region.registration(), seconds=seconds)
 
     async def unregister(self, name: str, seconds: float) -> None:
-        """Have the server forget a region. Raises `ServiceError`."""
+        """Unregister a region from the server. Raises `ServiceError`."""
         await self._call("unregister_{}_shared_memory", name, seconds=seconds)
 
     async def names(self, seconds: float) -> list[str]:
-        """The names of all regions. Raises `ServiceError`."""
+        """Return the names of all regions. Raises `ServiceError`."""
         status = await self._call("get_{}_shared_memory_status", seconds=seconds)
-        with self._transport.errors.unexpected_answer("to the question for its shared memory"):
+        with self._transport.errors.unexpected_answer("to the query for its shared memory"):
             # Over gRPC a mapping by name, over HTTP a list.
             return list(status.get("regions", {})) if isinstance(status, dict) else [entry["name"] for entry in status]
 
@@ -298,7 +306,7 @@ class RegionRegistry:
 
 
 def _text(value: Any) -> str:
-    """A value that must be text. Raises `TypeError`."""
+    """Return a value that must be a string. Raises `TypeError`."""
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} where a text belongs")
+        raise TypeError(f"{value!r} is not a string")
     return value

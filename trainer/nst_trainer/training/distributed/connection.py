@@ -1,4 +1,4 @@
-"""How the processes of a team find each other: gloo on CPUs, nccl on GPUs."""
+"""Connect the processes of a team: with gloo on CPUs, with nccl on GPUs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nst_trainer.training.distributed.liveness import Liveness
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = timedelta(seconds=120)
-"""For processes that torchrun has started to find each other, and for an exchange that all have come to."""
+"""Timeout for the processes to find each other, and for each collective operation."""
 
 SIOCGIFADDR = 0x8915
 """Linux's request for an interface's address."""
@@ -34,14 +34,14 @@ class TeamError(NstError):
 
 @dataclass(frozen=True)
 class Connection:
-    """What connects this process to the others. It waits for exchanges of any device through `control`, on CPUs."""
+    """The connection of this process to the others; `control` synchronizes them on the CPU, whatever the device."""
 
     control: distributed.ProcessGroup
     liveness: Liveness
 
 
 def connect(backend: str) -> Connection:
-    """Find the other processes, within `CONNECT_TIMEOUT`; raises `TeamError` if they cannot be reached."""
+    """Connect to the other processes within `CONNECT_TIMEOUT`; raises `TeamError` if they cannot be reached."""
     interface = _interface_towards(os.environ["MASTER_ADDR"])
     with default_variable("GLOO_SOCKET_IFNAME", interface) if interface else nullcontext():
         return _connect(backend)
@@ -57,7 +57,7 @@ def _connect(backend: str) -> Connection:
         except RuntimeError as error:
             failed.append(error)
 
-    # Gloo waits without end for a process that could not reach it, and a thread can be left behind.
+    # Gloo waits forever for a process that cannot reach it; a daemon thread can be abandoned.
     finding = threading.Thread(target=find, daemon=True, name="connect")
     try:
         finding.start()
@@ -68,10 +68,10 @@ def _connect(backend: str) -> Connection:
     if not found:
         where = f"interface {os.environ.get('GLOO_SOCKET_IFNAME', 'of the host name')}"
         raise TeamError(
-            f"rank {os.environ['RANK']} on {socket.gethostname()} cannot reach the other processes ({where}): every "
-            "machine must reach every other's ports; GLOO_SOCKET_IFNAME names the network interface to use"
+            f"rank {os.environ['RANK']} on {socket.gethostname()} cannot reach the other processes ({where}); open "
+            "all ports between the machines, or set GLOO_SOCKET_IFNAME to the network interface to use"
         ) from (failed[0] if failed else None)
-    log.info("rank %s of %s, by %s", os.environ["RANK"], os.environ["WORLD_SIZE"], backend)
+    log.info("connected rank %s of %s with %s", os.environ["RANK"], os.environ["WORLD_SIZE"], backend)
     return found[0]
 
 
@@ -84,9 +84,10 @@ def _find_others(backend: str) -> Connection:
 
 
 def _interface_towards(host: str) -> str | None:
-    """The network interface that leads to `host`, None if that cannot be told.
+    """Return the network interface that leads to `host`; None if it is unknown.
 
-    Left alone gloo takes the address of the host's own name, which on Debian is 127.0.1.1: of no use to other machines.
+    By default gloo uses the address of the host's own name, which on Debian is 127.0.1.1, where other machines cannot
+    reach it.
     """
     if sys.platform != "linux":
         return None

@@ -1,8 +1,8 @@
-"""Which of a team's processes are still alive.
+"""Detect which processes of a team are alive.
 
-Each process writes a heartbeat into torchrun's store twice a second, from a thread, so that a long step is no silence.
-The last heartbeat of a process that stops in an orderly way says why. So the others can tell a lost process from
-a process that stopped because of it.
+A thread of each process writes a heartbeat into torchrun's store twice a second, also during a long step. The last
+heartbeat of a process that stops in an orderly way says why, so the others can tell a lost process from a process that
+stopped because of it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch.distributed.distributed_c10d import Store
 HEARTBEAT_SECONDS = 0.5
 
 LOST_AFTER_SECONDS = 30.0
-"""Silence after which a process is lost, though no connection has broken: no power, no cable."""
+"""Silence after which a process counts as lost although no connection broke (no power, no cable)."""
 
 LOST_AFTER_BREAK_SECONDS = 4.0
-"""The same once a connection has broken: a live process is heard within the next second."""
+"""The same after a connection broke: a live process sends a heartbeat within a second."""
 
 FOLLOWS, INTERRUPTED = "follows another", "interrupted"
 SECONDARY_REASONS = (FOLLOWS, INTERRUPTED)
-"""Why a process stopped, where that is a consequence and not the cause to report."""
+"""Reasons that are consequences of another process's end, not causes to report."""
 
 ORPHANED = "its torchrun was lost"
 
@@ -36,7 +36,7 @@ class Liveness:
     """Sends this process's heartbeats and listens to the others until `leave`."""
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
-        """`store` is this object's alone: an operation of another thread would keep it waiting."""
+        """`store` must not be used elsewhere: an operation of another thread would block this object's."""
         store.set_timeout(timedelta(seconds=LOST_AFTER_SECONDS))
         self._store, self._rank, self._parent = store, rank, os.getppid()
         self._others = [other for other in range(size) if other != rank]
@@ -52,11 +52,11 @@ class Liveness:
         self._thread.start()
 
     def stops(self) -> bool:
-        """Whether this process has to stop: another process stopped, or has been silent for long."""
+        """Return whether this process must stop: another process stopped, or has been silent for too long."""
         return self._orphaned() or bool(self._stop_reasons()) or bool(self._silent(LOST_AFTER_SECONDS))
 
     def reason(self) -> str:
-        """Which process stopped, or was lost, and on which host, as a sentence. Waits seconds to be sure."""
+        """Return a sentence that names the process that stopped or was lost, and its host; takes some seconds."""
         if found := self.find_cause():
             return found
         interrupted = [rank for rank, why in self._stop_reasons().items() if why == INTERRUPTED]
@@ -65,7 +65,7 @@ class Liveness:
         return "the connection between the processes broke"
 
     def find_cause(self) -> str | None:
-        """The process that was lost or stopped for a reason of its own, as a sentence; None if there is none."""
+        """Return a sentence that names the process that was lost or stopped first, and why; None if there is none."""
         deadline = time.monotonic() + LOST_AFTER_BREAK_SECONDS + 4 * HEARTBEAT_SECONDS
         while time.monotonic() < deadline:
             words = self._stop_reasons()
@@ -79,18 +79,18 @@ class Liveness:
             if own:
                 return "; ".join(own)
             if silent := self._silent(LOST_AFTER_BREAK_SECONDS):
-                return f"{self._name_ranks(silent)} was lost (its process ended, or the machine no longer answers)"
+                return f"{self._name_ranks(silent)} was lost (the process ended, or the machine does not answer)"
             if len(words) == len(self._others):
                 break
             time.sleep(HEARTBEAT_SECONDS / 5)
         return None
 
     def announce(self, why: str | None) -> None:
-        """Tell the others why this process stops, None at the proper end."""
+        """Tell the others why this process stops; None at the regular end."""
         self._stop_reason = ORPHANED if why and self._orphaned() else why
 
     def leave(self, why: str | None) -> None:
-        """`announce` why, and send nothing from now on."""
+        """Announce why this process stops, and stop sending."""
         self.announce(why)
         self._stop.set()
         self._thread.join(timeout=2 * HEARTBEAT_SECONDS)  # the store's machine may be the one that was lost
@@ -114,12 +114,12 @@ class Liveness:
         self._store.set(self._key(self._rank), json.dumps({"count": count, "stopped": self._stop_reason}))
 
     def _stop_reasons(self) -> dict[int, str]:
-        """Why others stopped, by rank."""
+        """Return why others stopped, by rank."""
         words = {rank: json.loads(self._heartbeats[rank])["stopped"] for rank in self._others}
         return {rank: why for rank, why in words.items() if why}
 
     def _silent(self, seconds: float) -> list[int]:
-        """Which others were silent for `seconds` before the store last answered; rank 0 if its store is silent."""
+        """Return the others that were silent for `seconds` before the store last answered; rank 0 if the store is."""
         now, gone = time.monotonic(), self._stop_reasons()
         silent = [rank for rank in self._others if self._answered_at - self._heard_at[rank] > seconds]
         if (self._store_broke or now - self._answered_at > seconds) and self._rank != 0:

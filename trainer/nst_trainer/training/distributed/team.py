@@ -1,4 +1,4 @@
-"""Training by several processes, on one machine or many, as `torchrun` starts them."""
+"""Training in several processes, on one machine or many, started by `torchrun`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nst_trainer.devices import choose_device
 from nst_trainer.training.distributed.connection import Connection, TeamError, connect
 from nst_trainer.training.distributed.liveness import FOLLOWS, INTERRUPTED
 
-GO_ON = "All processes stop; start the same command on every machine, with --resume where the training had begun"
+GO_ON = "All processes stop; repeat the command on every machine, with --resume if the training had started"
 POLL_SECONDS = 0.0005
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ T = TypeVar("T")
 class Team:
     """The processes of a training; by default a single process.
 
-    What the processes do together raises `TeamError` if one of them stopped or was lost.
+    Collective operations raise `TeamError` if another process stopped or was lost.
     """
 
     rank: int = 0
@@ -40,36 +40,36 @@ class Team:
     device: torch.device = torch.device("cpu")
     connection: Connection | None = None
     chosen: Device | None = None
-    """The choice of `device` and its reason, if `team` made it."""
+    """The choice of `device` and its reason, if `join_team` made it."""
 
     def device_name(self) -> str:
-        """What a person calls the device."""
+        """Return the device's name for people."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
     def precision(self) -> tuple[torch.dtype, str]:
-        """What convolutions are faster in, and why. Statistics, Gram matrices and weights are FP32 anyway."""
+        """Return the faster precision for convolutions, and why. Statistics, Gram matrices and weights stay FP32."""
         if self.device.type == "cuda":
             if torch.cuda.is_bf16_supported(including_emulation=False):
-                return torch.bfloat16, "this GPU has instructions for it"
-            return torch.float32, "this GPU has no instructions for bfloat16"
+                return torch.bfloat16, "this GPU supports it"
+            return torch.float32, "this GPU does not support bfloat16"
         if torch.cpu.get_capabilities().get("avx512_bf16"):
-            return torch.bfloat16, "this CPU has instructions for it"
-        return torch.float32, "this CPU has no instructions for bfloat16"
+            return torch.bfloat16, "this CPU supports it"
+        return torch.float32, "this CPU does not support bfloat16"
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes the files and talks."""
+        """Whether this process writes the files and the messages."""
         return self.rank == 0
 
     def part(self, batch: int) -> range:
-        """Which images of a batch this process takes; `InputError` if the processes cannot share it evenly."""
+        """Return this process's positions in a batch; raises `InputError` if it does not divide evenly."""
         if batch % self.size:
-            raise InputError(f"batch is {batch}: it must be a multiple of the {self.size} processes")
+            raise InputError(f"--batch is {batch}; give a multiple of {self.size}, the number of processes")
         share = batch // self.size
         return range(self.rank * share, (self.rank + 1) * share)
 
     def average(self, parameters: Iterable[Tensor]) -> None:
-        """Replace each gradient by its mean over the processes: the whole batch's, since losses are means."""
+        """Average each gradient over the processes, which gives that of the whole batch, since losses are means."""
         if not self.connection:
             return
         gradients = [values.grad for values in parameters if values.grad is not None]
@@ -79,7 +79,7 @@ class Team:
         _spread(flat / self.size, gradients)
 
     def copy(self, tensors: Iterable[Tensor]) -> None:
-        """Give `tensors` the leading process's values on every process."""
+        """Copy the leading process's values into `tensors` on every process."""
         if not self.connection:
             return
         targets = list(tensors)
@@ -89,7 +89,7 @@ class Team:
             _spread(flat, targets)
 
     def from_leader(self, make: Callable[[], T]) -> T:
-        """What `make` gives on the leading process, on every process; if it raises there, none goes on."""
+        """Call `make` on the leading process, and return its result on every process; if it raises, all stop."""
         if not self.connection:
             return make()
         box = [make() if self.leads else None]
@@ -98,22 +98,22 @@ class Team:
         return box[0]  # type: ignore[return-value]
 
     def slowest(self, seconds: float) -> float:
-        """The longest time that any of the processes took, on every process."""
+        """Return the longest time of any process, on every process."""
         return max(self._gather(seconds))
 
     def check_same(self, facts: Mapping[str, object]) -> None:
-        """`InputError` that names the first of `facts` which is not the same on every process, and the hosts."""
+        """Raise `InputError` for the first of `facts` that differs between processes; it names their hosts."""
         hosts = self.connection.liveness.hosts if self.connection else []
         for rank, theirs in enumerate(self._gather(dict(facts))):
             for name, value in facts.items():
                 if theirs[name] != value:
                     own, other = (f"rank {number} on {hosts[number]}" for number in (self.rank, rank))
                     raise InputError(
-                        f"{name}: {value} for {own}, but {theirs[name]} for {other}; give every machine the same"
+                        f"{name}: {value} for {own}, but {theirs[name]} for {other}; use the same on every machine"
                     )
 
     def _gather(self, value: T) -> list[T]:
-        """What every process gives, by rank."""
+        """Return every process's `value`, by rank."""
         if not self.connection:
             return [value]
         box: list[T] = [value] * self.size
@@ -123,26 +123,26 @@ class Team:
 
     @contextmanager
     def _together(self, connection: Connection) -> Iterator[None]:
-        """Wait until all have come here, in a way that Ctrl-C and a lost process end; then exchange."""
+        """Wait for all processes, so that Ctrl-C and a lost process end the wait; then run the block."""
         try:
             arrival = distributed.barrier(connection.control, async_op=True)
             while not arrival.is_completed():
                 if connection.liveness.stops():
-                    # PyTorch waits for those who never come where the last reference goes, and so would the exit.
+                    # PyTorch waits for the missing processes when the last reference is dropped, also at exit.
                     atexit.register(lambda kept: os._exit(1), connection)
                     raise TeamError(f"{connection.liveness.reason()}. {GO_ON}")
                 time.sleep(POLL_SECONDS)
             arrival.wait()
             yield
-        except RuntimeError as error:  # of gloo or nccl: a connection ended
+        except RuntimeError as error:  # from gloo or nccl: a connection ended
             raise TeamError(f"{connection.liveness.reason()}. {GO_ON}") from error
 
 
 @contextmanager
 def join_team(wanted: DeviceChoice = "auto") -> Iterator[Team]:
-    """The team that `torchrun` made this process a part of, or a team of one, on the device that `choose_device` says.
+    """Join the team that `torchrun` started, or make a team of one process, on the device of `choose_device`.
 
-    An `NstError` or Ctrl-C inside ends the team: the other processes hear of it, and so does torchrun's report.
+    An `NstError` or Ctrl-C inside the block ends the team: the other processes and torchrun's report get the reason.
     """
     device, chosen = choose_device(wanted)
     with _tuned_for(device):
@@ -158,12 +158,12 @@ def join_team(wanted: DeviceChoice = "auto") -> Iterator[Team]:
 
 @contextmanager
 def _tuned_for(device: torch.device) -> Iterator[None]:
-    """PyTorch's settings for training on a GPU, within the block; nothing on a CPU."""
+    """Set PyTorch up for training on a GPU, within the block; a CPU needs nothing."""
     if device.type != "cuda":
         yield
         return
     before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.benchmark = True  # crops come in few sizes: the fastest way of each is worth a search
+    torch.backends.cudnn.benchmark = True  # crops have few sizes, so a search per size pays
     torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions are by default
     try:
         yield
@@ -174,7 +174,7 @@ def _tuned_for(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _connected(backend: str) -> Iterator[Connection]:
-    """The connection to the other processes, which hear at the end of the block how it ended."""
+    """Connect to the other processes, and tell them at the end of the block why it ended."""
     stop_reason: str | None = None
     connection = connect(backend)
     try:
@@ -197,7 +197,7 @@ def _connected(backend: str) -> Iterator[Connection]:
 
 @contextmanager
 def _report_to_torchrun() -> Iterator[None]:
-    """Put an error's line into torchrun's report, which otherwise says that nothing is known."""
+    """Write an error's message into torchrun's report, which otherwise has no reason."""
     try:
         yield
     except NstError as error:
@@ -208,6 +208,6 @@ def _report_to_torchrun() -> Iterator[None]:
 
 
 def _spread(flat: Tensor, tensors: list[Tensor]) -> None:
-    """Copy what was laid end to end back into the tensors."""
+    """Copy the parts of the concatenated `flat` back into the tensors."""
     for values, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
         values.copy_(part.view_as(values))
