@@ -22,7 +22,7 @@ BETWEEN_OWN_PROCESSES = {"PEER_MODEL", "PEER_THREADS"}
 READ_BY_LIBRARIES = {"HOME", "XDG_STATE_HOME", "COLUMNS", "HTTP_PROXY"}
 """Variables on the page that a library reads for nst, or whose name is computed."""
 
-VALUES = {"NONE", "ERROR", "PCI_BUS_ID"}
+VALUES = {"NONE", "ERROR", "CRITICAL", "PCI_BUS_ID"}
 """What variables are set to."""
 
 
@@ -63,6 +63,7 @@ def variables_of_python() -> set[str]:
         r"envvar=\"(\w+)\"",
         r"default_variable\(\"(\w+)\"",
         r"\"(\w+_(?:proxy|PROXY))\"",
+        r"\"((?:RAY|UV)_[A-Z_]+)\": ",
     )
     found = {variable for folder in SOURCES for path in (ROOT / folder).rglob("*.py") for pattern in patterns
              for variable in re.findall(pattern, path.read_text())}  # fmt: skip
