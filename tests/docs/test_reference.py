@@ -52,7 +52,7 @@ def keys(path: Path, name: str) -> set[str]:
     """The strings of a set, or the keys of a dictionary."""
     value = named(path, name)
     if isinstance(value, ast.Dict):
-        return {key.value for key in value.keys if isinstance(key, ast.Constant)}
+        return {name for key in value.keys if key for name in constants(key)}
     return set(constants(value))
 
 
