@@ -98,19 +98,28 @@ class CommandLine(typer.Typer):
 
     def command(self, *names: Any, **settings: Any) -> Callable[[Function], Function]:
         """Register a command, as Typer's method does."""
-        return _registered(super().command(*names, **{"cls": Command, **settings}))
+        return _registered(super().command, names, {"cls": Command, **settings})
 
     def callback(self, **settings: Any) -> Callable[[Function], Function]:
         """Register what runs before the subcommands, as Typer's method does."""
-        return _registered(super().callback(**settings))
+        return _registered(super().callback, (), settings)
 
 
-def _registered(register: Callable[[Callable[..., Any]], Any]) -> Callable[[Function], Function]:
+def _registered(
+    register: Callable[..., Callable[..., Any]], names: tuple[Any, ...], settings: dict[str, Any]
+) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
-        register(_with_verbosity(function))
+        settings.setdefault("help", _paragraphs(function))
+        register(*names, **settings)(_with_verbosity(function))
         return function
 
     return decorate
+
+
+def _paragraphs(function: Callable[..., Any]) -> str:
+    """Return a docstring with each paragraph in one line, since Rich would keep the breaks."""
+    text = inspect.getdoc(function) or ""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 _VERBOSE = Annotated[

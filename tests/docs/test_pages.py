@@ -34,6 +34,8 @@ MEASURED = ("tiny",)
 """Networks that a page says it measured, and that do not ship."""
 
 OTHERS = {
+    "--backend-config": "tritonserver",
+    "--cpuset-cpus": "docker run",
     "--grpc-max-connection-age": "tritonserver",
     "--http-max-input-size": "tritonserver",
     "--preload": "gunicorn",
