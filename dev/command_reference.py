@@ -49,4 +49,4 @@ def _described(command: Any, name: str, parent: Any, level: int = 1) -> Iterator
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", escape(text.replace("\b", ""), quote=False))
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", escape(text, quote=False))

@@ -1,7 +1,7 @@
-// Stylize an image, JPEG or PNG to PNG, with Go's standard library.
+// Stylize a JPEG or PNG image, and write a PNG, with Go's standard library.
 //
 //	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 starry-night-fast
-//	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3    # interpolates its two styles
+//	go run stylize.go photo.jpg stylized.png http://127.0.0.1:8000 gallery 0.7 0.3    # weights of the model's two styles
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 
 type object map[string]any
 
-// stylize returns the RGB bytes of the stylized image for those of an image, rows from the top.
+// stylize returns the stylized image's RGB bytes for an image's, rows from the top.
 func stylize(url, model string, pixels []byte, width, height int, weights []float64) ([]byte, error) {
 	inputs := []object{{
 		"name": "image", "datatype": "UINT8", "shape": []int{1, height, width, 3},

@@ -1,10 +1,10 @@
-// Stylize an image with fetch: Node 18 or newer without packages, and `stylize` as it is in a browser.
+// Stylize an image with fetch: Node 18 or newer, without packages. The function `stylize` also runs in a browser.
 //
 //     node stylize.mjs photo.ppm stylized.ppm http://127.0.0.1:8000 starry-night-fast
-//     node stylize.mjs photo.ppm stylized.ppm http://127.0.0.1:8000 gallery 0.7 0.3    # interpolates its two styles
+//     node stylize.mjs photo.ppm stylized.ppm http://127.0.0.1:8000 gallery 0.7 0.3    # weights of the model's two styles
 import { readFileSync, writeFileSync } from "node:fs";
 
-/** The RGB bytes of the stylized image. `image` has width, height and its RGB bytes as `pixels`, rows from the top. */
+/** Return the stylized image's RGB bytes. `image` has width, height and RGB bytes as `pixels`, rows from the top. */
 async function stylize(url, model, image, { weights = [], token } = {}) {
   const { width, height, pixels } = image;
   const inputs = [
@@ -32,7 +32,7 @@ async function stylize(url, model, image, { weights = [], token } = {}) {
 
 const [source, target, url, model, ...weights] = process.argv.slice(2);
 try {
-  // PPM is three short lines of text and then the raw RGB bytes: ffmpeg -i photo.jpg photo.ppm
+  // A PPM is three short lines of text, then the raw RGB bytes: ffmpeg -i photo.jpg photo.ppm
   const file = readFileSync(source);
   const lines = file.toString("latin1", 0, 64).match(/^P6\s+(\d+)\s+(\d+)\s+255\s/);
   if (!lines) throw new Error(`${source}: not a PPM of 8 bits (P6, 255)`);

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Stylize an image with curl. PPM is three short lines of text and then the raw RGB bytes that the model takes; every
-# tool for images reads and writes it: ffmpeg -i photo.jpg photo.ppm.
+# Stylize an image with curl. A PPM is three short lines of text, then the raw RGB bytes that the model takes. Most
+# image tools read and write it: ffmpeg -i photo.jpg photo.ppm.
 #
 #     stylize.sh photo.ppm stylized.ppm http://127.0.0.1:8000 starry-night-fast
-#     stylize.sh photo.ppm stylized.ppm http://127.0.0.1:8000 gallery 0.7 0.3     # interpolates its two styles
+#     stylize.sh photo.ppm stylized.ppm http://127.0.0.1:8000 gallery 0.7 0.3     # weights of the model's two styles
 #
-# The token, if the server wants one, is in NST_TOKEN; curl gets it in a file, since everybody's ps shows arguments.
+# NST_TOKEN holds the server's token, if it needs one; curl reads it from a file, since ps shows arguments to everyone.
 set -euo pipefail
 source=$1 target=$2 url=$3 model=$4
 weights=("${@:5}")
-export no_proxy="localhost,127.0.0.1,::1,${no_proxy-${NO_PROXY-}}"  # a proxy is not for a server on this machine
+export no_proxy="localhost,127.0.0.1,::1,${no_proxy-${NO_PROXY-}}"  # no proxy for this machine
 
 { read -r kind && read -r width height && read -r depth; } < "$source"
 [[ $kind == P6 && $depth == 255 ]] || { echo "$source: not a PPM of 8 bits (P6, 255)" >&2; exit 1; }
@@ -25,7 +25,7 @@ header='{"inputs": ['$inputs'], "outputs": [{"name": "stylized", '$binary'": tru
 
 answer=$(mktemp)
 trap 'rm -f "$answer"' EXIT
-# The body is the header and the pixels; so is the answer's.
+# Request and answer: the JSON header, then the pixels.
 { printf '%s' "$header"; tail -c "$size" "$source"; } |
     curl --silent --show-error --fail-with-body --output "$answer" --data-binary @- \
         -H "Content-Type: application/octet-stream" \

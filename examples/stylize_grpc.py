@@ -1,7 +1,7 @@
 """Stylize an image over gRPC with NVIDIA's client: pip install tritonclient[grpc] pillow.
 
 python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 starry-night-fast
-python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 gallery 0.7 0.3     # interpolates its two styles
+python stylize_grpc.py photo.jpg stylized.png grpc://127.0.0.1:8001 gallery 0.7 0.3  # weights of the model's two styles
 """
 
 import os
@@ -27,7 +27,7 @@ headers = {}
 if token := os.environ.get("NST_TOKEN"):
     headers["triton-grpc-protocol-nst-token"] = token
 server = urlsplit(url)
-# A proxy of the environment is not for a server on this machine.
+# No proxy for this machine.
 os.environ["no_proxy"] = f"localhost,127.0.0.1,::1,{os.environ.get('no_proxy', '')}"
 try:
     with triton.InferenceServerClient(server.netloc, ssl=server.scheme == "grpcs") as client:

@@ -58,7 +58,9 @@ def read(path: Path) -> Document:
     """Read a results document as this version writes it. Raises `InputError` for any other file."""
     try:
         document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a results file of nst bench") from error
+    except ValueError as error:
         raise InputError(f"{path}: not a results file of nst bench ({error})") from error
     known = [upgrades.OLDEST] + [
         f"nst-bench-{name}/{version}" for name in ("run", *names()) for version in range(1, VERSION + 1)

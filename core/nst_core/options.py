@@ -9,10 +9,14 @@ API cannot drift. The fields' `metadata["help"]` is what `--help` shows.
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import Field, field, fields
+from difflib import get_close_matches
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -44,6 +48,11 @@ class Command(TyperCommand):
         """Return `--help`, which stands among the global options."""
         return _global(super().get_help_option(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of a command line; a value that is not accepted is named."""
+        with _named_values(args):
+            return super().parse_args(ctx, args)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel, in the order in which the panels first appear."""
         _write_sections(help_panels(self, ctx), formatter)
@@ -56,6 +65,11 @@ class Group(TyperGroup):
         """Return `--help`, which stands among the global options."""
         return _global(super().get_help_option(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of a command line; a value that is not accepted is named."""
+        with _named_values(args):
+            return super().parse_args(ctx, args)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel of commands, then for each panel of options."""
         panels: dict[str, list[tuple[str, str]]] = {}
@@ -65,6 +79,24 @@ class Group(TyperGroup):
             panels.setdefault(panel, []).append((name, command.get_short_help_str(1000)))
         _write_sections(panels, formatter)
         _write_sections(help_panels(self, ctx), formatter)
+
+
+@contextmanager
+def _named_values(words: list[str]) -> Iterator[None]:
+    """Complete Typer's message about a value: it says what a value should be, and not always what it is."""
+    words = list(words)  # parsing takes them away
+    try:
+        yield
+    except typer.BadParameter as error:
+        names = getattr(error.param, "opts", ())
+        values = [value for word, value in pairwise(words) if word in names]
+        values += [word.partition("=")[2] for word in words if word.partition("=")[0] in names and "=" in word]
+        for value in values[-1:]:
+            choices = re.findall(r"'([^']+)'", error.message.partition(" is not one of ")[2])
+            nearest = "".join(f"; did you mean {name!r}?" for name in get_close_matches(value, choices, 1))
+            message = error.message.removeprefix("Value error, ").rstrip(".") + nearest
+            error.message = re.sub(r"^Input should be", f"{value!r} should be", message)
+        raise
 
 
 def _global(option: Any) -> Any:
@@ -98,19 +130,28 @@ class CommandLine(typer.Typer):
 
     def command(self, *names: Any, **settings: Any) -> Callable[[Function], Function]:
         """Register a command, as Typer's method does."""
-        return _registered(super().command(*names, **{"cls": Command, **settings}))
+        return _registered(super().command, names, {"cls": Command, **settings})
 
     def callback(self, **settings: Any) -> Callable[[Function], Function]:
         """Register what runs before the subcommands, as Typer's method does."""
-        return _registered(super().callback(**settings))
+        return _registered(super().callback, (), settings)
 
 
-def _registered(register: Callable[[Callable[..., Any]], Any]) -> Callable[[Function], Function]:
+def _registered(
+    register: Callable[..., Callable[..., Any]], names: tuple[Any, ...], settings: dict[str, Any]
+) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
-        register(_with_verbosity(function))
+        settings.setdefault("help", _paragraphs(function))
+        register(*names, **settings)(_with_verbosity(function))
         return function
 
     return decorate
+
+
+def _paragraphs(function: Callable[..., Any]) -> str:
+    """Return a docstring with each paragraph in one line, since Rich would keep the breaks."""
+    text = inspect.getdoc(function) or ""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 _VERBOSE = Annotated[

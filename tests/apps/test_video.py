@@ -664,7 +664,7 @@ def test_without_the_extra(video: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "av", None)
     result = CliRunner().invoke(video_app, [str(video), "-o", str(tmp_path / "o.mp4"), "-s", "same"])
     assert result.exit_code == 1
-    assert "needs the package 'av': pip install" in result.stderr and "[video]'" in result.stderr
+    assert "the package 'av' is not installed; run pip install" in result.stderr and "[video]'" in result.stderr
 
 
 def test_results_come_in_order_and_an_error_of_the_items_is_raised() -> None:

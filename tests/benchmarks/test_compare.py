@@ -164,4 +164,4 @@ def test_the_command_tells_ci(tmp_path: Path) -> None:
     for name in ("wrong.json", "none.json"):
         wrong = run(name)
         assert wrong.exit_code == 2
-        assert len(wrong.stderr.splitlines()) == 1 and "not a results file" in wrong.stderr
+        assert len(wrong.stderr.splitlines()) == 1 and "results file" in wrong.stderr

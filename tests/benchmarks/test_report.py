@@ -284,7 +284,7 @@ def test_other_files_are_no_results(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"schema": "nst-bench/99"}')
     (tmp_path / "b.json").write_text("nothing")
     for name in ("a.json", "b.json", "none.json"):
-        with pytest.raises(InputError, match="not a results file of nst bench"):
+        with pytest.raises(InputError, match="results file of nst bench"):
             results.read(tmp_path / name)
     result = CliRunner().invoke(app, ["report", str(tmp_path / "a.json"), "-o", str(tmp_path / "out")])
     assert result.exit_code == 1

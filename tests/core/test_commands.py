@@ -4,6 +4,7 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import typer
@@ -246,3 +247,28 @@ def test_every_package_with_commands_has_a_log() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     folders = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert {Path(folder).name for folder in folders} == set(PACKAGES)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--share", "2"], "'2'"),
+        (["--share=2"], "'2'"),
+        (["--side", "wide"], "'wide'"),
+        (["--kind", "fsat"], "'fsat' is not one of 'fast', 'slow'; did you mean 'fast'?"),
+    ],
+)
+def test_a_value_that_is_refused_is_shown(words: list[str], shown: str) -> None:
+    app = CommandLine()
+
+    @app.command()
+    def paint(
+        share: Annotated[float, typer.Option(max=1)] = 1.0,
+        side: int = 1,
+        kind: Literal["fast", "slow"] = "fast",
+    ) -> None:
+        raise AssertionError("not reached")
+
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert f"Invalid value for '{words[0].partition('=')[0]}'" in refused.stderr and shown in refused.stderr

@@ -88,7 +88,7 @@ QUICKLY = {
 PYTHON_NOT_HERE = {"frames.contiguous()": "needs an image on a GPU: tests/client/test_cuda_memory.py"}
 """Snippets with this in them are compiled only, and why."""
 
-IN_THIS_PROCESS = r"nst (optimize|texture|train|export) (?!inspect|verify)"
+IN_THIS_PROCESS = r"nst (optimize|texture|train|export) "
 """What computes with PyTorch, which is imported once."""
 
 

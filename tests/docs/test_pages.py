@@ -34,6 +34,8 @@ MEASURED = ("tiny",)
 """Networks that a page says it measured, and that do not ship."""
 
 OTHERS = {
+    "--backend-config": "tritonserver",
+    "--cpuset-cpus": "docker run",
     "--grpc-max-connection-age": "tritonserver",
     "--http-max-input-size": "tritonserver",
     "--preload": "gunicorn",
@@ -164,6 +166,8 @@ def test_every_link_leads_somewhere() -> None:
     wrong = []
     for page, target in found:
         name, _, fragment = target.partition("#")
+        if "reference/commands/" in name:  # dev/command_reference.py draws them; mkdocs --strict checks the links
+            continue
         file = ((ROOT / page).parent / name) if name else ROOT / page
         if not file.exists():
             wrong.append(f"{page}: {target}: no such file")

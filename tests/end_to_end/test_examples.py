@@ -161,7 +161,7 @@ def test_the_page_shows_the_examples() -> None:
     files = sorted(EXAMPLES.iterdir())
     assert {file.name for file in files} == {"ask.sh", *EXAMPLE}
     for file in files:
-        assert f"(../examples/{file.name})" in page
+        assert f"`examples/{file.name}`" in page
         assert f"\n```{languages[file.suffix]}\n{file.read_text()}```\n" in page, f"{file.name} is not as on the page"
     for variable in TRUST:
         assert variable in page

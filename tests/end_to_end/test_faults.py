@@ -466,7 +466,7 @@ def test_a_process_that_dies_while_its_model_is_loaded(fragile: Server, models: 
     """That load does not end; the other model is served, and watched."""
     shutil.copytree(models.repository / "large", tmp_path / "repository" / "large")
     first = stubs_of(fragile)
-    ended = "the process of large ended while it was loaded, and that load does not end;"
+    ended = "the process of large ended during loading, and Triton still waits for it;"
 
     def killed_in_time() -> bool:
         """Kill each new process: the first, which completes the model's config, may have done its work already."""
