@@ -58,7 +58,7 @@ class StyleClient(BaseClient):
 
         Returns:
             The same kind of object, of the same shape. Pixels on a GPU stay there. A Pillow image is upright, in
-            sRGB, and RGB, or RGBA with the opacity of `content`.
+                sRGB, and RGB, or RGBA with the opacity of `content`.
 
         Raises:
             InputError: The type, the shape, the size or the weights are invalid.

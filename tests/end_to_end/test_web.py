@@ -226,8 +226,8 @@ def test_an_image_is_stylized_with_every_control(
 
     page.check("#interpolate")
     page.click("#styles button[data-style='b']")
-    slide(page, "input[aria-label='How much of a']", 40)
-    slide(page, "input[aria-label='How much of b']", 20)
+    slide(page, "input[aria-label='Weight of a']", 40)
+    slide(page, "input[aria-label='Weight of b']", 20)
     stylized(page, 1)
     assert alike(downloaded(page), interpolated)
 
