@@ -162,7 +162,7 @@ class CudaSessions:
         asked = [name for name, _ in self._providers]
         given = session.get_providers()
         if given[: len(asked)] != asked:
-            raise SessionError(f"asked ONNX Runtime for {', '.join(asked)}, got {', '.join(given)}")
+            raise SessionError(f"requested {', '.join(asked)} from ONNX Runtime, but got {', '.join(given)}")
         run_options = onnxruntime.RunOptions()
         for name, value in self._run_config.items():
             run_options.add_run_config_entry(name, value)
