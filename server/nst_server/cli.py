@@ -190,7 +190,7 @@ def load(
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
         for model in Control.of(found).load(name):
-            say(f"{found.http} serves version {model.version} of {name}")
+            say(f"{found.http} serves {name} version {model.version}")
 
 
 @app.command()

@@ -133,7 +133,7 @@ def test_a_running_server_is_asked_to_load(tmp_path: Path, content: Pixels) -> N
         for name, seed in (("swap", 2), ("new", 9)):
             save(Checkpoint(network(seed), (name,)), checkpoints / f"{name}.pth")
         output = succeeded(run("nst-export", checkpoints, "-r", repository, "--load", server.endpoints.grpc))
-        assert "serves version 2 of swap" in output and "serves version 1 of new" in output
+        assert "serves swap version 2" in output and "serves new version 1" in output
         with StyleClient(server.endpoints.grpc) as client:
             assert [style.name for style in client.styles()] == ["new", "swap"]
             assert client.stylize(content, "swap").tobytes() == local(repository, content)

@@ -295,7 +295,7 @@ def test_a_model_is_unloaded_and_loaded_by_command(guarded: Daemon) -> None:
     succeeded(result)  # nobody wants it served
     assert "two version 1: not loaded" in result.stdout
     assert "no model 'two' is loaded" in guarded.command("unload", "two").stderr
-    assert "serves version 1 of two" in succeeded(guarded.command("load", "two"))
+    assert "serves two version 1" in succeeded(guarded.command("load", "two"))
     assert "two version 1: ready" in guarded.command("status").stdout
     assert "no model 'nobody' in the repository" in guarded.command("load", "nobody").stderr
 
@@ -306,7 +306,7 @@ def test_a_published_model_is_loaded_over_tls(
     monkeypatch.setenv("NST_CA", str(guarded.authorities))
     urls = [f"grpcs://localhost:{guarded.endpoints.grpc_port}", f"https://localhost:{guarded.endpoints.http_port}"]
     messages = succeeded(run("nst-export", checkpoint, "-r", repository, "--name", "three", "--load", urls[0]))
-    assert "serves version 1 of three" in messages
+    assert "serves three version 1" in messages
     Control.at(urls[1]).load("three", "1")
     monkeypatch.setenv("NST_STATE", str(checkpoint.parent))  # as on another machine
     for url in urls:
