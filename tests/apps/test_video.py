@@ -654,7 +654,7 @@ def test_a_stop_says_how_far_it_came(video: Path, tmp_path: Path, served: MockTr
     refused = CliRunner().invoke(video_app, command)
     assert refused.exit_code == 1 and "now gives a different result" in refused.stderr
     assert "run the same command" not in refused.stderr
-    assert "goes on" not in CliRunner().invoke(video_app, [*command, "--crf", "20", "--restart"]).stderr
+    assert "resuming" not in CliRunner().invoke(video_app, [*command, "--crf", "20", "--restart"]).stderr
 
 
 def test_without_the_extra(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,14 +127,14 @@ def check_limits(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
-            f"{width}x{height} is {width * height / 1e6:.0f} megapixels, over the "
-            f"limit of {max_pixels / 1e6:.0f}; raise it with --max-pixels"
+            f"{width}x{height} is {width * height / 1e6:.4g} megapixels, over the "
+            f"limit of {max_pixels / 1e6:.4g}; raise it with --max-pixels"
         )
     if image.format == "TIFF":
         across, down = (int(image.tag_v2.get(tag, 0)) for tag in (tiff.TILE_WIDTH, tiff.TILE_LENGTH))  # type: ignore[attr-defined]
         if across * down > max(max_pixels, ALWAYS_ALLOWED_TILE_PIXELS):
             raise ImageError(
-                f"its tiles of {across}x{down} pixels are over the limit of {max_pixels / 1e6:.0f} megapixels; "
+                f"its tiles of {across}x{down} pixels are over the limit of {max_pixels / 1e6:.4g} megapixels; "
                 "raise it with --max-pixels"
             )
     if image.format in ("JPEG", "MPO") and (scans := _jpeg_scans(image)) > MAX_JPEG_SCANS:
