@@ -4,8 +4,8 @@
     {"event": "progress", "time": ..., "task": "training", "done": 40, "total": 100, "unit": "steps", ...}
     {"event": "finished", "time": ..., "output": "style.pth"}
 
-The last event is `finished`, `failed` (with the error's `message`) or `interrupted`. docs/guides/train.md and
-docs/guides/export.md list the keys.
+The last event is `finished`, `failed` (with the error's `message`) or `interrupted`;
+docs/reference/file-formats.md lists the keys.
 """
 
 from __future__ import annotations
