@@ -19,7 +19,7 @@ from nst_core.shipped import checkpoint_path
 
 app = CommandLine(cls=Suites)
 
-Documents = Annotated[list[Path], typer.Argument(metavar="RESULTS.json...", help="Results files of nst bench.")]
+Documents = Annotated[list[Path], typer.Argument(metavar="RESULTS.json", help="Results files of nst bench.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -49,7 +49,8 @@ def bench(
     photos: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of photographs that the style was not trained on, for --full; by default the four of nst.",
+            help="For --full: folder of photographs that no style was trained on; by default the four that ship with "
+            "nst.",
             rich_help_panel="Tuning",
         ),
     ] = None,
@@ -100,7 +101,7 @@ def bench(
                     steps,
                     subject,
                     keep=keep,
-                    on_progress=lambda behind, note: update(min(total, int(behind)), note),
+                    on_progress=lambda done, note: update(min(total, int(done)), note),
                     minutes=minutes,
                 )
                 document = results.summary(measuring.measure())
@@ -124,7 +125,7 @@ def report(
     documents: Documents,
     readme: Annotated[
         list[Path] | None,
-        typer.Option(help="Insert the tables between the marks of this page instead; repeat for more pages."),
+        typer.Option(help="Insert the tables between the marks of this page instead; repeatable."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md and report.html.")] = None,
 ) -> None:
@@ -148,7 +149,7 @@ def report(
 def capacity(
     documents: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULTS.json...", help="Results of nst bench, or of its suites serving and training."),
+        typer.Argument(metavar="RESULTS.json", help="Results of nst bench, or of its suites serving and training."),
     ],
     core_hour: Annotated[
         float | None, typer.Option(help="Price of one core per hour, in any currency; adds prices.", min=0.0)

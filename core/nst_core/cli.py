@@ -1,7 +1,7 @@
 """`nst`, the umbrella: the commands of every installed package.
 
 The commands are found through the entry points of the group `nst.commands`, so this package
-imports none of the others, and a package added later appears by itself.
+imports none of the others, and the commands of a later package appear automatically.
 
 Shell completion of `nst` completes commands, options and their choices: `nst --install-completion`.
 """

@@ -1,4 +1,4 @@
-"""Answers the browser's requests: the page, JSON, images, and a WebSocket for the camera."""
+"""Answer the browser's requests: the page, JSON, images, and a WebSocket for the camera."""
 
 from __future__ import annotations
 

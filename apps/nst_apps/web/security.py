@@ -1,4 +1,4 @@
-"""Restricts requests to known host names, the page itself, and visitors with a secret."""
+"""Restrict requests to known host names, the page itself, and visitors with a secret."""
 
 from __future__ import annotations
 

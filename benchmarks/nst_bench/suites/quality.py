@@ -48,7 +48,7 @@ class QualityEffort(Effort):
 def measure(
     context: Context[QualityEffort],
     *,
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pth).")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pth).", metavar="CHECKPOINT")],
     style: Annotated[Path, typer.Option(help="Style image of the checkpoint.")],
     photos: options.Photos = None,
     full: Annotated[bool, typer.Option("--full", help="Measure at 512 x 512 instead of 256 x 256 pixels.")] = False,

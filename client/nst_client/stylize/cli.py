@@ -54,7 +54,7 @@ from nst_core.shipped import shipped_styles
 def stylize(
     contents: Annotated[
         list[str],
-        typer.Argument(help="Images, folders, patterns such as '*.jpg', or - for stdin.", metavar="CONTENT..."),
+        typer.Argument(help="Images, folders, patterns such as '*.jpg', or - for stdin.", metavar="CONTENT"),
     ],
     style: Annotated[
         str,

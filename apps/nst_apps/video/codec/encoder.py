@@ -1,4 +1,4 @@
-"""Encodes frames into a video file without sound, and checks what a file can hold."""
+"""Encode frames into a video file without sound, and check what a file can hold."""
 
 from __future__ import annotations
 
