@@ -61,7 +61,7 @@ def bench(
     """Measure this machine: serving against Gatys' optimisation.
 
     Without a command, the most important suites run, in about ten minutes.
-    A suite that fails leaves a cell with the reason. Results are written as
+    If a suite fails, the report gives the reason. Results are written as
     they are measured, and Ctrl-C keeps them. The last line on stdout is the
     results as one JSON document.
     """
@@ -131,7 +131,7 @@ def report(
 ) -> None:
     """Draw tables and plots from existing results.
 
-    The results of several machines stand side by side.
+    Results of several machines are shown side by side.
     """
     with one_line_errors("bench"):
         from nst_bench import report as drawing

@@ -97,7 +97,7 @@ def plots(document: Document) -> list[Plot]:
 def write(documents: Sequence[Document], folder: Path) -> Path:
     """Write `report.md`, `report.html` and the plots to `folder`, and return the path of `report.md`.
 
-    Several documents stand side by side.
+    Several documents are shown side by side.
     """
     several = len(documents) > 1
     drawn = [(plot, number) for number, document in enumerate(documents, 1) for plot in plots(document)]

@@ -56,7 +56,7 @@ def _root(
 
 
 def _open_standard_streams() -> None:
-    """Open those that are closed: otherwise the next file gets the number of one and what libraries write to it."""
+    """Open the standard streams that are closed; otherwise the next file would get a stream's number and its output."""
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(opened)

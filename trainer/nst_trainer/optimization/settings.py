@@ -22,7 +22,7 @@ MINIMUM_SIDE_PIXELS = 32
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """What determines an optimised image; every field is an option of `nst optimize` and `nst texture`.
+    """Settings that determine an optimised image; every field is an option of `nst optimize` and `nst texture`.
 
     The defaults are the preset `best`. Layers are comma-separated names.
     """

@@ -22,7 +22,7 @@ over a whole image.
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What determines the result; a run can only be resumed with the same settings.
+    """Settings that determine the result; a run can only be resumed with the same settings.
 
     `crop` (pixels) is the final side of the crops; see `crop_at` for earlier ones.
     `style_size` (pixels) is the longer side of the style image: larger gives larger strokes.
