@@ -58,7 +58,7 @@ def batch(
         typer.Option(
             "--style",
             "-s",
-            help="Style, or several with weights: great-wave:0.7,the-scream:0.3.",
+            help="Style (nst styles lists them), or several with weights: great-wave:0.7,the-scream:0.3.",
         ),
     ],
     url: Annotated[
