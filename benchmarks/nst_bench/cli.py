@@ -19,7 +19,7 @@ from nst_core.shipped import checkpoint_path
 
 app = CommandLine(cls=Suites)
 
-Documents = Annotated[list[Path], typer.Argument(metavar="RESULTS.json...", help="Results files of nst bench.")]
+Documents = Annotated[list[Path], typer.Argument(metavar="RESULTS.json", help="Results files of nst bench.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -49,7 +49,8 @@ def bench(
     photos: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of photographs that the style was not trained on, for --full; by default the four of nst.",
+            help="For --full: folder of photographs that no style was trained on; by default the four that ship with "
+            "nst.",
             rich_help_panel="Tuning",
         ),
     ] = None,
@@ -60,7 +61,7 @@ def bench(
     """Measure this machine: serving against Gatys' optimisation.
 
     Without a command, the most important suites run, in about ten minutes.
-    A suite that fails leaves a cell with the reason. Results are written as
+    If a suite fails, the report gives the reason. Results are written as
     they are measured, and Ctrl-C keeps them. The last line on stdout is the
     results as one JSON document.
     """
@@ -100,7 +101,7 @@ def bench(
                     steps,
                     subject,
                     keep=keep,
-                    on_progress=lambda behind, note: update(min(total, int(behind)), note),
+                    on_progress=lambda done, note: update(min(total, int(done)), note),
                     minutes=minutes,
                 )
                 document = results.summary(measuring.measure())
@@ -124,13 +125,13 @@ def report(
     documents: Documents,
     readme: Annotated[
         list[Path] | None,
-        typer.Option(help="Insert the tables between the marks of this page instead; repeat for more pages."),
+        typer.Option(help="Insert the tables between the marks of this page instead; repeatable."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md and report.html.")] = None,
 ) -> None:
     """Draw tables and plots from existing results.
 
-    The results of several machines stand side by side.
+    Results of several machines are shown side by side.
     """
     with one_line_errors("bench"):
         from nst_bench import report as drawing
@@ -148,7 +149,7 @@ def report(
 def capacity(
     documents: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULTS.json...", help="Results of nst bench, or of its suites serving and training."),
+        typer.Argument(metavar="RESULTS.json", help="Results of nst bench, or of its suites serving and training."),
     ],
     core_hour: Annotated[
         float | None, typer.Option(help="Price of one core per hour, in any currency; adds prices.", min=0.0)

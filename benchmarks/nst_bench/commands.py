@@ -128,7 +128,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _panel(parameter: inspect.Parameter) -> str | None:
-    """The panel of `--help` in which an option stands."""
+    """Return an option's panel in `--help`."""
     return next((given.rich_help_panel for given in getattr(parameter.annotation, "__metadata__", ())), None)
 
 

@@ -37,12 +37,14 @@ Width = Annotated[
 Triton = Annotated[
     Path,
     typer.Option(
-        "--triton", help="Folder of the Triton installation; created if it is missing.", rich_help_panel="Files"
+        "--triton",
+        help="Folder to install Triton from PyPI into, unless tritonserver is in PATH.",
+        rich_help_panel="Files",
     ),
 ]
 Vgg = Annotated[
     Path | None,
-    typer.Option(help="VGG-16 weights file; downloaded once if not given.", rich_help_panel="Files"),
+    typer.Option(help="VGG-16 weights file; by default downloaded once.", rich_help_panel="Files"),
 ]
 Photos = Annotated[
     Path | None,

@@ -97,7 +97,7 @@ def plots(document: Document) -> list[Plot]:
 def write(documents: Sequence[Document], folder: Path) -> Path:
     """Write `report.md`, `report.html` and the plots to `folder`, and return the path of `report.md`.
 
-    Several documents stand side by side.
+    Several documents are shown side by side.
     """
     several = len(documents) > 1
     drawn = [(plot, number) for number, document in enumerate(documents, 1) for plot in plots(document)]
@@ -131,7 +131,7 @@ def _name(document: Document) -> str:
 
 
 def inject(documents: Sequence[Document], page: Path) -> None:
-    """Fill a page's blocks with the tables of each suite; several documents stand below each other.
+    """Fill a page's blocks with the tables of each suite; several documents follow each other.
 
     The block of a suite is `nst-bench-<suite> <model>`, or `nst-bench-<suite>` if the page has none for the model.
     The block of its phrase is `nst-bench-<suite> in words`, and that of the speed-up of all devices in one small table

@@ -141,7 +141,7 @@ class Run:
         subject: Subject,
         *,
         keep: Callable[[Document], None],
-        on_progress: Progress = lambda behind, note: None,
+        on_progress: Progress = lambda done, note: None,
         minutes: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         runner: Runner | None = None,
@@ -166,11 +166,11 @@ class Run:
 
     def measure(self) -> Document:
         """Run all suites and return the document. On Ctrl-C, `keep` gets what there is."""
-        behind = 0.0
+        planned = 0.0
         try:
             for step in self._steps:
-                self.done[step.name] = self._measured(step, behind)
-                behind += step.cost.seconds
+                self.done[step.name] = self._measured(step, planned)
+                planned += step.cost.seconds
                 self._keep(self.document)
         except KeyboardInterrupt:
             for step in self._steps:
@@ -179,8 +179,11 @@ class Run:
             raise
         return self.document
 
-    def _measured(self, step: Step, behind: float) -> Document:
-        """Return the document of a step, shortened to the time that is left, or why it is missing."""
+    def _measured(self, step: Step, planned: float) -> Document:
+        """Return the document of a step, shortened to the time that is left, or why it is missing.
+
+        `planned` is the estimate of all earlier steps in seconds.
+        """
         estimate, left = step.cost.seconds, self._end - self._clock()
         if not estimate:
             return {"missing": self._subject.device.reason}
@@ -191,7 +194,7 @@ class Run:
         def on_progress(elapsed: float, note: str) -> None:
             """Report progress; a step that exceeds its estimate stays just below its end."""
             shown = f"{step.name}: {note}" if note else step.name
-            self._on_progress(behind + min(elapsed, 0.99 * estimate), shown)
+            self._on_progress(planned + min(elapsed, 0.99 * estimate), shown)
 
         def keep(part: Document) -> None:
             self.done[step.name] = part

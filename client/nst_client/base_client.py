@@ -65,7 +65,7 @@ class BaseClient:
         shared_memory: bool | None = None,
         transport: Transport | None = None,
     ) -> None:
-        """Create a client. It connects with the first call, not yet here.
+        """Create a client. It connects with its first call.
 
         Args:
             url: The server, or a sequence of gRPC URLs of servers with the same models; see `StyleClient`.

@@ -11,7 +11,7 @@ from nst_client.transports.statistics import Statistics
 
 
 class StyleClient(BaseClient):
-    """Stylizes images in the styles behind a URL.
+    """Stylizes images in the styles of a server or a model repository, given by its URL.
 
         with StyleClient("grpc://127.0.0.1:8001") as client:
             stylized = client.stylize(pixels, "starry-night-fast")

@@ -1,4 +1,4 @@
-"""Converts an application's images to the batch that is sent, and back."""
+"""Convert an application's images to the batch that is sent, and back."""
 
 from __future__ import annotations
 

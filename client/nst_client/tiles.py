@@ -1,4 +1,4 @@
-"""Splits an image into tiles that join without a seam.
+"""Split an image into tiles that join without a seam.
 
 Every tile includes `overlap` pixels around the part that is kept of it, which covers the network's receptive
 field, and all tiles share the statistics of a small copy of the whole image (Chen et al. 2022,

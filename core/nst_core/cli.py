@@ -1,7 +1,7 @@
 """`nst`, the umbrella: the commands of every installed package.
 
 The commands are found through the entry points of the group `nst.commands`, so this package
-imports none of the others, and a package added later appears by itself.
+imports none of the others, and the commands of a later package appear automatically.
 
 Shell completion of `nst` completes commands, options and their choices: `nst --install-completion`.
 """
@@ -56,7 +56,7 @@ def _root(
 
 
 def _open_standard_streams() -> None:
-    """Open those that are closed: otherwise the next file gets the number of one and what libraries write to it."""
+    """Open the standard streams that are closed; otherwise the next file would get a stream's number and its output."""
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(opened)

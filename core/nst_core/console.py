@@ -162,10 +162,10 @@ def progress(
     stderr is not a terminal (a log, CI), a line is written at most every `every` seconds instead, by default
     `LINE_SECONDS`. Nothing is shown with `--quiet`. Each call is also a `progress` event of the command's log.
     """
-    behind = share or (lambda done: done / total)
-    left = _seconds_left(behind)
+    fraction_of = share or (lambda done: done / total)
+    left = _seconds_left(fraction_of)
     events = current_events()
-    with _shown(f"{title}, {unit}" if unit else title, total, behind, every) as show:
+    with _shown(f"{title}, {unit}" if unit else title, total, fraction_of, every) as show:
 
         def update(done: int, note: str, **figures: float) -> None:
             remaining = left(done)
@@ -175,7 +175,7 @@ def progress(
                 done,
                 total,
                 unit=unit or "steps",
-                fraction=round(behind(done), 4),
+                fraction=round(fraction_of(done), 4),
                 seconds_left=None if remaining is None else round(remaining, 1),
                 **figures,
             )
@@ -192,7 +192,7 @@ def plan_progress(model: str) -> Iterator[Callable[[float, str], None]]:
 
 @contextmanager
 def _shown(
-    title: str, total: int, behind: Callable[[int], float], every: float | None
+    title: str, total: int, fraction_of: Callable[[int], float], every: float | None
 ) -> Iterator[Callable[[int, str], None]]:
     """Show a bar, or lines where stderr is not a terminal."""
     if _quiet:
@@ -206,19 +206,19 @@ def _shown(
         task = bar.add_task(title, total=1.0, note="")
 
         def show(done: int, note: str) -> None:
-            bar.update(task, completed=behind(done), note=f"{done}/{total}  {note}")
+            bar.update(task, completed=fraction_of(done), note=f"{done}/{total}  {note}")
 
         yield show
 
 
-def _seconds_left(behind: Callable[[int], float]) -> Callable[[int], float | None]:
+def _seconds_left(fraction_of: Callable[[int], float]) -> Callable[[int], float | None]:
     """Estimate the time left from the pace since the first call, so that a resumed task does not look fast."""
     started = time.monotonic()
     first: float | None = None
 
     def left(done: int) -> float | None:
         nonlocal first
-        share = behind(done)
+        share = fraction_of(done)
         if first is None:
             first = share
         if share <= first:

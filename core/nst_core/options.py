@@ -2,8 +2,8 @@
 
 `CommandLine` is Typer with our defaults and `-v` and `-q` on every command.
 
-A settings dataclass is the one place where an option's name, type, default and help stand, so that command line and
-API cannot drift. The fields' `metadata["help"]` is what `--help` shows.
+A settings dataclass is the only source of an option's name, type, default and help, so that command line and API
+cannot drift. The fields' `metadata["help"]` is what `--help` shows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import Field, field, fields
 from difflib import get_close_matches
@@ -45,11 +45,11 @@ class Command(TyperCommand):
     """A command that shows the panels of its options in plain help, too; Typer draws them with Rich only."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Return `--help`, which stands among the global options."""
+        """Return `--help`, placed among the global options."""
         return _global(super().get_help_option(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words of a command line; a value that is not accepted is named."""
+        """Parse a command line; an error names the rejected value."""
         with _named_values(args):
             return super().parse_args(ctx, args)
 
@@ -62,11 +62,11 @@ class Group(TyperGroup):
     """A group of commands with the same help as `Command`, and whole sentences about its commands."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Return `--help`, which stands among the global options."""
+        """Return `--help`, placed among the global options."""
         return _global(super().get_help_option(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words of a command line; a value that is not accepted is named."""
+        """Parse a command line; an error names the rejected value."""
         with _named_values(args):
             return super().parse_args(ctx, args)
 
@@ -83,7 +83,7 @@ class Group(TyperGroup):
 
 @contextmanager
 def _named_values(words: list[str]) -> Iterator[None]:
-    """Complete Typer's message about a value: it says what a value should be, and not always what it is."""
+    """Add the rejected value to Typer's message, which does not always include it."""
     words = list(words)  # parsing takes them away
     try:
         yield
@@ -169,7 +169,7 @@ _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and re
 
 
 def _with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with two more options, which hold until it and its subcommand have ended, as do Pillow's settings."""
+    """Add `--verbose` and `--quiet` to a command; they and Pillow's settings hold until it and its subcommand end."""
     own = list(inspect.signature(command, eval_str=True).parameters.values())
     taken = next((parameter.name for parameter in own if parameter.annotation is typer.Context), None)
 
@@ -209,12 +209,14 @@ def option(default: Any, help: str, panel: str | None = None) -> Any:
     return field(default=default, metadata={"help": help, "panel": panel})
 
 
-def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def options_of(
+    settings: type, *, unset: bool = False, hidden: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a Typer command: an option for each field takes the place of its parameter `settings`.
 
     The command gets an instance of `settings`, or with `unset` a dict of only those fields that
-    were given (for commands whose defaults come from a preset). What the dataclass refuses with an
-    `InputError` is one line.
+    were given (for commands whose defaults come from a preset). An `InputError` of the
+    dataclass is printed on one line. The options of the fields `hidden` are not in `--help`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -222,7 +224,7 @@ def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[...
         own = list(parameters.values())
         position = list(parameters).index("settings")
         hints = get_type_hints(settings)
-        made = [_parameter(setting, hints[setting.name], unset) for setting in fields(settings)]
+        made = [_parameter(each, hints[each.name], unset, each.name in hidden) for each in fields(settings)]
         names = [parameter.name for parameter in made]
 
         @wraps(command)
@@ -241,8 +243,9 @@ def options_of(settings: type, *, unset: bool = False) -> Callable[[Callable[...
     return decorate
 
 
-def _parameter(setting: Field[Any], hint: Any, unset: bool) -> inspect.Parameter:
-    option: Any = typer.Option(help=setting.metadata["help"], rich_help_panel=setting.metadata["panel"])
+def _parameter(setting: Field[Any], hint: Any, unset: bool, hidden: bool) -> inspect.Parameter:
+    about = setting.metadata
+    option: Any = typer.Option(help=about["help"], rich_help_panel=about["panel"], hidden=hidden)
     if unset:
         return _keyword(setting.name, Annotated[hint | None, option], None)
     return _keyword(setting.name, Annotated[hint, option], setting.default)

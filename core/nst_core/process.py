@@ -42,9 +42,9 @@ def settings_of_a_command() -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next request of its size, for the whole process.
 
-    By default glibc maps each large block (from 128 KiB to 32 MiB up) anew and unmaps it afterwards, so the system
-    clears every page again on first touch: a third of a training iteration at 1024 pixels, and half of the transport of
-    an image between client and server.
+    By default glibc maps each large block (from 128 KiB to 32 MiB up) when it is allocated and unmaps it when it is
+    freed, so the system clears every page again on first touch: a third of a training iteration at 1024 pixels, and
+    half of the transport of an image between client and server.
 
     Memory stays bounded: each of glibc's arenas (threads have their own) keeps its peak use, and the gaps between
     blocks, until the process ends. With blocks of random sizes up to 64 MiB that was 1.2 times the peak of one thread,

@@ -1,4 +1,4 @@
-"""The trained styles that ship with nst: their names, what they are, and where their checkpoints lie.
+"""The trained styles that ship with nst: their names, what they are, and where their checkpoints are.
 
 In a checkout `models` beside this module is a link to the repository's folder of that name; a wheel holds the files.
 """

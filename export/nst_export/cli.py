@@ -50,6 +50,7 @@ def publish(
         list[Path],
         typer.Argument(
             help="Checkpoints (.pth, .model), folders of them, or names of shipped styles.",
+            metavar="CHECKPOINT",
             autocompletion=lambda incomplete: [name for name in shipped_styles() if name.startswith(incomplete)],
         ),
     ],
@@ -58,11 +59,11 @@ def publish(
         typer.Option(
             "--repository",
             "-r",
-            help="Model repository; if not given, model_repository (engines for tensorrt-rtx).",
+            help="Model repository; by default model_repository, or engines for tensorrt-rtx.",
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", "-n", help="Name of the served model; if not given, the file's.")
+        str | None, typer.Option("--name", "-n", help="Name of the served model; by default the file's.")
     ] = None,
     device: Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)] = "auto",
     tiled: Annotated[
@@ -73,12 +74,12 @@ def publish(
         str | None,
         typer.Option(help="Running server that loads the model, such as grpc://host:8001 or http://host:8000."),
     ] = None,
-    keep: Annotated[int | None, typer.Option(help="Older versions to keep; if not given, all.", min=0)] = None,
+    keep: Annotated[int | None, typer.Option(help="Older versions to keep; by default all.", min=0)] = None,
     runtime: Annotated[
         Literal["cpu", "gpu", "tensorrt"] | None,
         typer.Option(
             "--for",
-            help="Runtime: cpu, gpu (ONNX Runtime CUDA) or tensorrt; if not given, by --device.",
+            help="Runtime: cpu, gpu (ONNX Runtime CUDA) or tensorrt; by default chosen by --device.",
             rich_help_panel="Engine",
         ),
     ] = None,
@@ -92,34 +93,34 @@ def publish(
     precision: Annotated[
         Literal["fp32", "fp16"] | None,
         typer.Option(
-            help="Precision of the convolutions; if not given, fp16 for TensorRT, else fp32.", rich_help_panel="Engine"
+            help="Precision of the convolutions; by default fp16 for TensorRT, else fp32.", rich_help_panel="Engine"
         ),
     ] = None,
     shapes: Annotated[
         str,
         typer.Option(
-            help="TensorRT's minimum/optimum/maximum, each height x width or batch x height x width.",
+            help="TensorRT's minimum/optimum/maximum shape: height x width or batch x height x width.",
             rich_help_panel="Engine",
         ),
     ] = DEFAULT_SHAPES,
     compute_capability: Annotated[
         str | None,
         typer.Option(
-            help="GPUs of tensorrt-rtx engines, such as 8.9,12.0; if not given, all that it supports.",
+            help="GPUs of tensorrt-rtx engines, such as 8.9,12.0; by default all that it supports.",
             rich_help_panel="Engine",
         ),
     ] = None,
     execution_provider: Annotated[
         Literal["openvino", "cpu"] | None,
         typer.Option(
-            help="ONNX Runtime's execution provider on a CPU; if not given, openvino on x86-64, else cpu.",
+            help="ONNX Runtime's execution provider on a CPU; by default openvino on x86-64, else cpu.",
             rich_help_panel="Engine",
         ),
     ] = None,
     rewrites: Annotated[
         str | None,
         typer.Option(
-            help="Graph rewrites, separated by commas, or none; if not given, the fastest for the runtime.",
+            help="Graph rewrites, separated by commas, or none; by default the fastest for the runtime.",
             rich_help_panel="Engine",
         ),
     ] = None,
@@ -225,7 +226,9 @@ def _load(url: str, model: str, version: str) -> None:
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Model repository, model, version of a model, or ONNX file.")],
+    path: Annotated[
+        Path, typer.Argument(help="Model repository, model, version of a model, or ONNX file.", metavar="PATH")
+    ],
     size: Annotated[int, typer.Option(help="Side in pixels of the image for which FLOP are counted.", min=64)] = 512,
 ) -> None:
     """Describe published models.
@@ -244,7 +247,9 @@ def inspect(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Version of a published model, such as engines/starry-night/1.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Version of a published model, such as engines/starry-night/1.", metavar="FOLDER")
+    ],
 ) -> None:
     """Verify a published engine on this machine's GPU.
 

@@ -36,7 +36,7 @@ StateFolder = Annotated[
     Path | None,
     typer.Option(
         "--state",
-        help="Folder for the server's state file; default: the user's state folder.",
+        help="Folder for the server's state file; by default the user's state folder.",
         envvar="NST_STATE",
         rich_help_panel=FILES,
     ),
@@ -58,7 +58,7 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="Port of the Prometheus metrics.", min=1, max=65535)] = 8002,
     poll: Annotated[
         float | None,
-        typer.Option(help="Seconds between looks for new models; default: load models only on request.", min=1),
+        typer.Option(help="Seconds between checks for new models; by default models load only on request.", min=1),
     ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Serve in the background; return when the server is ready.")
@@ -75,7 +75,8 @@ def serve(
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="File with a token that all calls except health need; default: NST_TOKEN.", rich_help_panel=SECURITY
+            help="File with the token that every call but health checks needs; NST_TOKEN may hold the token instead.",
+            rich_help_panel=SECURITY,
         ),
     ] = None,
     docker: Annotated[
@@ -85,7 +86,7 @@ def serve(
     gpus: Annotated[
         str | None,
         typer.Option(
-            help="GPUs of the container, as in docker run; default: all if there are any.", rich_help_panel=CONTAINER
+            help="GPUs of the container, as in docker run --gpus; by default all, if any.", rich_help_panel=CONTAINER
         ),
     ] = None,
     dry_run: Annotated[
@@ -162,8 +163,8 @@ def stop(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None:
 def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None:
     """Show where a server listens and which models are ready.
 
-    Exit with 0 only if all models are ready; those never loaded, or unloaded, do not count.
-    A supervisor can use it as a health check.
+    Exits with 0 only if all models are ready, apart from those that were never loaded
+    or were unloaded, so a supervisor can use it as a health check.
     """
     with one_line_errors("all"):
         found = _running(http_port, state_folder)
@@ -182,7 +183,7 @@ def status(http_port: HttpPort = 8000, state_folder: StateFolder = None) -> None
 
 @app.command()
 def load(
-    name: Annotated[str, typer.Argument(help="Model name: its folder in the repository.")],
+    name: Annotated[str, typer.Argument(help="Model name: its folder in the repository.", metavar="NAME")],
     http_port: HttpPort = 8000,
     state_folder: StateFolder = None,
 ) -> None:
@@ -195,7 +196,7 @@ def load(
 
 @app.command()
 def unload(
-    name: Annotated[str, typer.Argument(help="Model name.")],
+    name: Annotated[str, typer.Argument(help="Model name: its folder in the repository.", metavar="NAME")],
     http_port: HttpPort = 8000,
     state_folder: StateFolder = None,
 ) -> None:

@@ -24,9 +24,10 @@ ALLOCATOR_VARIABLES = {
 """glibc's allocator for Triton and its models' processes, unless the environment overrides it: one heap for all threads
 of a process, which keeps freed memory and grows by 64 MiB at a time.
 
-By default glibc maps each block of a megabyte anew and unmaps it afterwards, so every copy of an image pays for its
-page faults: half of the time of an image of 512x512 apart from the network. The price is that a process keeps the
-memory of its largest images until it ends. A heap per thread, glibc's other default, would keep them once per thread.
+By default glibc maps each block of a megabyte when it is allocated and unmaps it when it is freed, so every copy of an
+image pays for its page faults: half of the time of an image of 512x512 apart from the network. The price is that a
+process keeps the memory of its largest images until it ends. A heap per thread, glibc's other default, would keep them
+once per thread.
 """
 
 START_SCRIPT = f"""

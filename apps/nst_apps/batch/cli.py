@@ -58,7 +58,7 @@ def batch(
         typer.Option(
             "--style",
             "-s",
-            help="Style, or several with weights: great-wave:0.7,the-scream:0.3.",
+            help="Style (nst styles lists them), or several with weights: great-wave:0.7,the-scream:0.3.",
         ),
     ],
     url: Annotated[
@@ -180,7 +180,7 @@ def _stylize_with_progress(
 
 
 def _report(manifest: Manifest, fatal: str, unreadable: Sequence[Path]) -> None:
-    """Print a summary; raise the number of failed images, or the error that ended the run."""
+    """Print a summary; raise an error with the number of failed images, or the one that ended the run."""
     rate = f", {manifest.rate:.1f} images/s" if manifest.stylized else ""
     say(f"{manifest.stylized} stylized{rate}")
     if unreadable:

@@ -1,4 +1,4 @@
-"""Connects to a Ray cluster, or runs one on this machine."""
+"""Connect to a Ray cluster, or run one on this machine."""
 
 from __future__ import annotations
 

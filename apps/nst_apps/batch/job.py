@@ -1,4 +1,4 @@
-"""A batch job: finds the images and videos to stylize, and stylizes them.
+"""A batch job: find the images and videos to stylize, and stylize them.
 
 The work is what the input has and the output lacks, folder by folder, so a stopped job continues where it was.
 """
@@ -51,7 +51,7 @@ class BatchJob:
 
     @property
     def record(self) -> dict[str, str]:
-        """What makes two runs the same job."""
+        """The settings that make two runs the same job."""
         return {"format": "nst-batch/2", "command": self.options.command, "suffix": self.suffix or ""}
 
     def target_of(self, content: str) -> str:

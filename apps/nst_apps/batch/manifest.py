@@ -1,4 +1,4 @@
-"""Writes a run's record into its output: every error, and a summary."""
+"""Write a run's record into its output: every error, and a summary."""
 
 from __future__ import annotations
 

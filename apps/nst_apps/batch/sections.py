@@ -1,4 +1,4 @@
-"""Splits long videos into sections by time, which any worker stylizes and the last one joins.
+"""Split long videos into sections by time, which any worker stylizes and the last one joins.
 
 A frame belongs to the section in which it is shown, so no frame is lost or repeated, in whatever order the sections
 are stylized. Stylized sections are in the output's hidden folder until the video is complete.

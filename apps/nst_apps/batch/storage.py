@@ -1,4 +1,4 @@
-"""Folders on disk or in object storage, through fsspec: lists files, and writes them atomically."""
+"""Folders on disk or in object storage, through fsspec: list files, and write them atomically."""
 
 from __future__ import annotations
 

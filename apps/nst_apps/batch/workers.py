@@ -1,4 +1,4 @@
-"""Stylizes a batch job on the workers of a Ray cluster.
+"""Stylize a batch job on the workers of a Ray cluster.
 
 Names are sent out in blocks through Ray Data, and errors are returned. A lost worker's block goes to another worker.
 """

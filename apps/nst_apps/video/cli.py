@@ -70,7 +70,7 @@ def video(
             "for a second ('0:starry-night, 5s:great-wave').",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Output file: .mp4 .mov .mkv .webm.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Video to write (.mp4, .mov, .mkv or .webm).")],
     url: Url = DEFAULT_URL,
     preview: Annotated[bool, typer.Option("--preview", help="Stylize the first five seconds only.")] = False,
     smooth: Annotated[
@@ -144,7 +144,7 @@ def webcam(
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="File to record the stylized video in (.mp4 .mov .mkv .webm)."),
+        typer.Option(help="File to record the stylized video in (.mp4, .mov, .mkv or .webm)."),
     ] = None,
     no_window: Annotated[
         bool, typer.Option("--no-window", help="Run without a window, until the input ends or Ctrl-C.")

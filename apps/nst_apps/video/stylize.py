@@ -1,4 +1,4 @@
-"""Stylizes a video frame by frame: decodes ahead, sends requests in parallel, encodes parts and joins them.
+"""Stylize a video frame by frame: decode ahead, send requests in parallel, encode parts and join them.
 
 The parts are in a folder beside the output. Each has `PART_FRAMES` frames and appears whole, so a run that was killed
 continues after the last of them: no frame is lost or repeated.

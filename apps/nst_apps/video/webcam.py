@@ -1,4 +1,4 @@
-"""Stylizes a camera's frames and shows them live.
+"""Stylize a camera's frames and show them live.
 
 Three threads: one takes frames, one stylizes them, and the caller's shows them. Each passes on only its newest frame,
 so a slow server reduces the frame rate and not the freshness: a frame waits at most for the one before it, and is

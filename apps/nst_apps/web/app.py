@@ -1,4 +1,4 @@
-"""Answers the browser's requests: the page, JSON, images, and a WebSocket for the camera."""
+"""Answer the browser's requests: the page, JSON, images, and a WebSocket for the camera."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class Site:
     async def live(self, request: web.Request) -> web.StreamResponse:
         """Stylize a camera's JPEG frames, each answered by its stylized image; a text before them says how.
 
-        The browser sends a frame when an earlier one has come back, so frames that are too many are never sent.
+        The browser sends a frame when an earlier one has come back, so surplus frames are never sent.
         """
         visitor = self._visitor(request)
         if visitor.live:

@@ -1,4 +1,4 @@
-"""Runs a command as a child process that ends with its parent.
+"""Run a command as a child process that ends with its parent.
 
 `python -m nst_apps.web.child PID MODULE ...` runs `python -m MODULE ...`, which stops when its parent PID is gone.
 On Linux the kernel sends SIGTERM when the parent ends, however it ends. Elsewhere a killed parent leaves it running.

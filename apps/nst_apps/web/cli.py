@@ -57,12 +57,15 @@ def web(
         int, typer.Option(help="Maximum pixels of an image.", min=256, rich_help_panel=_LIMITS)
     ] = 25_000_000,
     max_jobs: Annotated[
-        int, typer.Option(help="Maximum images that wait or are stylized.", min=1, rich_help_panel=_LIMITS)
+        int,
+        typer.Option(
+            help="Maximum images per visitor that are waiting or in progress.", min=1, rich_help_panel=_LIMITS
+        ),
     ] = 4,
     public_name: Annotated[
         list[str] | None,
         typer.Option(
-            help="Host name of the page behind a proxy or in a network; may be repeated.",
+            help="Host name of the page behind a proxy or in a network; repeatable.",
             envvar="NST_PUBLIC_NAME",
             rich_help_panel=_SECURITY,
         ),

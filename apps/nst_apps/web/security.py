@@ -1,4 +1,4 @@
-"""Restricts requests to known host names, the page itself, and visitors with a secret."""
+"""Restrict requests to known host names, the page itself, and visitors with a secret."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _is_address(name: str) -> bool:
 
 
 def visitor_secret(request: web.Request) -> str | None:
-    """Return the secret in the visitor's cookie, or None if it has not the form of ours."""
+    """Return the secret in the visitor's cookie, or None if it is malformed."""
     secret = request.cookies.get(COOKIE, "")
     return secret if re.fullmatch(r"[A-Za-z0-9_-]{43}", secret) else None
 

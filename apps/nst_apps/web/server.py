@@ -1,4 +1,4 @@
-"""Tracks which styles the server offers and whether it answers, and stylizes a thumbnail per style."""
+"""Track which styles the server offers and whether it answers, and stylize a thumbnail per style."""
 
 from __future__ import annotations
 

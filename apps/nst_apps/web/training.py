@@ -1,4 +1,4 @@
-"""Trains visitors' styles: adds each style image to a gallery as one more style, and publishes it.
+"""Train visitors' styles: add each style image to a gallery as one more style, and publish it.
 
 The commands `nst train --add` and `nst export` do the work, each in its own process. Every training has a folder beside
 the gallery, so that a restarted page continues: the trainer resumes where it stopped (`--resume`). A trainer whose

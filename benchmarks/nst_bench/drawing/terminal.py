@@ -24,7 +24,7 @@ GAP = 2
 
 WORDS, LONG = 16, 24
 """Characters that a text column gets if it needs them. A longer word than `LONG`, such as a path, may be broken; a
-longer reason stands below the table."""
+longer reason is printed below the table."""
 
 
 @dataclass

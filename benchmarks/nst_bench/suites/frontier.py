@@ -53,7 +53,9 @@ class FrontierEffort(Effort):
 def measure(
     context: Context[FrontierEffort],
     *,
-    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints (.pth) of one style image.")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Checkpoints (.pth) of one style image.", metavar="CHECKPOINT")
+    ],
     style: Annotated[Path, typer.Option(help="Style image of the checkpoints.")],
     photos: options.Photos = None,
     vgg: options.Vgg = None,

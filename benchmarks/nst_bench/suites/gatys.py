@@ -41,9 +41,9 @@ WHOLE_ITERATIONS = 500
 class GatysEffort(Effort):
     """The result to reach; the `SIZES` from `smallest` to `largest`, with `timed` iterations each."""
 
-    size: Annotated[int, typer.Option(help="Side of the result's image, in pixels.", min=64)] = 256
+    size: Annotated[int, typer.Option(help="Side of the optimised image in pixels.", min=64)] = 256
     iterations: Annotated[
-        int, typer.Option(help="Iterations of the baseline, whose loss is the goal of the result.", min=1)
+        int, typer.Option(help="Iterations of the baseline, whose final loss is the target.", min=1)
     ] = 300
     largest: Annotated[int, typer.Option(help="Largest side whose iterations are timed, in pixels.", min=128)] = 1024
     smallest: int = 128

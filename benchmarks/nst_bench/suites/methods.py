@@ -81,7 +81,8 @@ def measure(
     context: Context[MethodsEffort],
     *,
     checkpoints: Annotated[
-        list[Path] | None, typer.Argument(help="Checkpoints (.pth); by default those that ship.")
+        list[Path] | None,
+        typer.Argument(help="Checkpoints (.pth); by default those that ship with nst.", metavar="CHECKPOINT"),
     ] = None,
     vgg: options.Vgg = None,
 ) -> Document:

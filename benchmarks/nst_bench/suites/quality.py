@@ -48,7 +48,7 @@ class QualityEffort(Effort):
 def measure(
     context: Context[QualityEffort],
     *,
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pth).")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pth).", metavar="CHECKPOINT")],
     style: Annotated[Path, typer.Option(help="Style image of the checkpoint.")],
     photos: options.Photos = None,
     full: Annotated[bool, typer.Option("--full", help="Measure at 512 x 512 instead of 256 x 256 pixels.")] = False,
@@ -127,7 +127,7 @@ def warping_error(stylize: Stylize, image: Tensor, frames: int = 4) -> float:
     """Return the root mean square difference of motion-compensated frames of a pan, of 255.
 
     The camera moves by (1, 3) pixels per frame over `image` `[1, 3, H, W]`, with noise of 2 of 255, so the true motion
-    is known and nothing is occluded but at the border, which is left out.
+    is known and nothing is occluded except at the border, which is left out.
     """
     generator = torch.Generator().manual_seed(0)
     down, right = 1, 3

@@ -267,7 +267,7 @@ def _over(own: Sequence[Turn], rates: Sequence[float]) -> float:
 def _arrivals(setup: _Setup, pixels: Pixels, capacity: float, limit: float) -> Document:
     """Measure latency by arrival rate, and bisect for the highest rate whose percentile is within `limit` (ms).
 
-    Requests arrive as a Poisson process, independent of earlier answers. The rates lie below `capacity` (images/s),
+    Requests arrive as a Poisson process, independent of earlier answers. The rates are below `capacity` (images/s),
     the rate of the in-process sessions, or of concurrent clients if the transport is the bottleneck.
     """
     low, high, rows = 0.0, capacity, []

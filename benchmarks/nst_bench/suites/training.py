@@ -45,8 +45,8 @@ WARM_STEPS = 2
 class TrainingEffort(Effort):
     """The network, and the steps at each of `crops` (side in pixels)."""
 
-    width: Annotated[float, typer.Option(help="Width of Johnson's network.", min=0.1)] = 1.0
-    batch: Annotated[int, typer.Option(help="Photographs per step.", min=1)] = 4
+    width: Annotated[float, typer.Option(help="Width multiplier of Johnson's network.", min=0.1)] = 1.0
+    batch: Annotated[int, typer.Option(help="Photographs per iteration.", min=1)] = 4
     steps: int = 8
     crops: tuple[int, ...] = (128, 256)
 

@@ -54,7 +54,7 @@ from nst_core.shipped import shipped_styles
 def stylize(
     contents: Annotated[
         list[str],
-        typer.Argument(help="Images, folders, patterns such as '*.jpg', or - for stdin.", metavar="CONTENT..."),
+        typer.Argument(help="Images, folders, patterns such as '*.jpg', or - for stdin.", metavar="CONTENT"),
     ],
     style: Annotated[
         str,
@@ -69,7 +69,7 @@ def stylize(
         typer.Option(
             "--output",
             "-o",
-            help="File (.jpg .png .webp), folder for several images, or - for stdout.",
+            help="Image to write (.jpg, .png or .webp), folder for several images, or - for stdout.",
         ),
     ],
     url: Url = DEFAULT_URL,
@@ -133,7 +133,7 @@ def styles(
     sheet: Annotated[
         Path | None,
         typer.Option(
-            help="File for a contact sheet: an image in each style, above its name (.jpg .png .webp).",
+            help="File for a contact sheet: an image in each style, above its name (.jpg, .png or .webp).",
         ),
     ] = None,
     content: Annotated[Path | None, typer.Option(help="Content image of the sheet; by default a cat.")] = None,

@@ -47,7 +47,7 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raise the error of a single image, or list the errors of several and raise their number."""
+        """Raise the error of a single image, or list the errors of several and raise one with their number."""
         failed = [outcome for outcome in self._outcomes if outcome.error]
         skipped = sum(outcome.skipped for outcome in self._outcomes)
         stylized = len(self._outcomes) - len(failed) - skipped

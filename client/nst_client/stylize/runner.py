@@ -1,4 +1,4 @@
-"""Runs many jobs, several at a time."""
+"""Run many jobs, several at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs coroutines with or without an event loop, so that a client's code is written once for both.
+"""Run coroutines with or without an event loop, so that a client's code is written once for both.
 
 A blocking transport's coroutines never suspend, so they are finished after their first step.
 """

@@ -1,4 +1,4 @@
-"""Imports gRPC and NVIDIA's messages so that gRPC's core does not log to stderr.
+"""Import gRPC and NVIDIA's messages so that gRPC's core does not log to stderr.
 
 gRPC reads `GRPC_VERBOSITY` as it is imported. Errors reach the caller as exceptions, so its log would repeat them.
 """

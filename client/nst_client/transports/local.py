@@ -1,4 +1,4 @@
-"""Runs the models of a repository in this process with ONNX Runtime or TensorRT, without a server."""
+"""Run the models of a repository in this process with ONNX Runtime or TensorRT, without a server."""
 
 from __future__ import annotations
 

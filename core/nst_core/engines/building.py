@@ -1,6 +1,6 @@
 """Build TensorRT plans from ONNX graphs, once for each type of GPU and version of TensorRT.
 
-`tensorrt` builds for the GPU at hand, `tensorrt_rtx` also for GPUs that are not there.
+`tensorrt` builds for this machine's GPU, `tensorrt_rtx` also for other GPUs.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def build(
 ) -> bytes:
     """Build a plan of an ONNX graph in the precision of the graph's element types; return its bytes.
 
-    `library` is the module `tensorrt` or `tensorrt_rtx`. `compute_capabilities` are names such as `SM89` of GPUs that
-    need not be there, for `tensorrt_rtx`; else the plan is for the current GPU, and `timing_cache` keeps TensorRT's
-    measurements for the next build. Raises `PlanError` with TensorRT's message.
+    `library` is the module `tensorrt` or `tensorrt_rtx`. `compute_capabilities` are names of GPUs, such as `SM89`,
+    that need not be in this machine, for `tensorrt_rtx`; else the plan is for the current GPU, and `timing_cache`
+    keeps TensorRT's measurements for the next build. Raises `PlanError` with TensorRT's message.
     """
     called = f"{library.__name__} {library.__version__}"
     logger = logger_of(library)

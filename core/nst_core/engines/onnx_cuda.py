@@ -104,7 +104,7 @@ class CudaSessions:
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """Return the named outputs for arrays that agree in their first axis, the batch, if the graph leaves it open.
 
-        A batch runs in powers of two, padded with its last image where that is less work. The results lie in memory
+        A batch runs in powers of two, padded with its last image where that is less work. The results are in memory
         that is reused once nothing refers to them. When a run fails, its session is dropped and ONNX Runtime's
         exception raised; the other sessions continue. Raises `ValueError` for an empty batch, and `SessionError` after
         `close`.

@@ -1,6 +1,6 @@
 """TensorRT plans: their keys, and finding plans that are already built.
 
-A plan is for one graph, one type of GPU and one version of TensorRT (`PlanKey`). It lies beside its graph, as
+A plan is for one graph, one type of GPU and one version of TensorRT (`PlanKey`). It is beside its graph, as
 `model.plan` with the key in `plan.json`, if the exporter built it, and else in the user's cache. `building` builds
 plans.
 """

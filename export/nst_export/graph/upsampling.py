@@ -43,7 +43,7 @@ def upsample(proto: ModelProto) -> int:
 
 
 def upsample_windows(proto: ModelProto) -> int:
-    """Do as `upsample`, with a slice of each phase before the shuffle and none after it."""
+    """Rewrite as `upsample` does, with a slice of each phase before the shuffle and none after it."""
     taps = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
     graph = Graph(proto)
     count = 0
@@ -71,7 +71,7 @@ def upsample_windows(proto: ModelProto) -> int:
 
 
 def upsample_3x3(proto: ModelProto) -> int:
-    """Do as `upsample`, with the 2x2 taps of each phase in a 3x3 kernel, so that no slice is needed.
+    """Rewrite as `upsample` does, with the 2x2 taps of each phase in a 3x3 kernel, so that no slice is needed.
 
     It takes as many multiplications as without a rewrite (five of nine by zero) and copies nothing, for engines whose
     convolutions cost less than a pass over memory.

@@ -47,11 +47,11 @@ def run_triton(
 ) -> Iterator[subprocess.Popen[str]]:
     """Run Triton on `repository` with its models loaded and warm; end it with the block.
 
-    Its output goes to `log`, its errors also to `on_error`, a line each. A model that cannot be loaded is such a line,
-    and the others are served. It loads models on request (`nst serve load`, `nst export --load`), and every `poll`
-    seconds those that are new in the repository. With `access` it requires secrets; with `certificate`, which needs
-    `endpoints.behind_tls()`, everything except its ports on 127.0.0.1 is TLS. Raises `ServerError` if the repository is
-    empty, a port is taken, no model can be loaded, or none is ready after `ready_timeout_seconds`.
+    Its output goes to `log`, its errors also to `on_error`, a line each. A model that cannot be loaded is reported as
+    an error, and the others are served. It loads models on request (`nst serve load`, `nst export --load`), and every
+    `poll` seconds those that are new in the repository. With `access` it requires secrets; with `certificate`, which
+    needs `endpoints.behind_tls()`, everything except its ports on 127.0.0.1 is TLS. Raises `ServerError` if the
+    repository is empty, a port is taken, no model can be loaded, or none is ready after `ready_timeout_seconds`.
     """
     launch = Launch(repository, endpoints, poll, access, certificate)
     with _running(Start(installation, launch, log, ready_timeout_seconds, on_error)) as process:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 @options_of(OptimizationSettings, unset=True)
 def optimize(
     context: typer.Context,
-    content: Annotated[Path, typer.Argument(help="Content image.")],
-    styles: Annotated[list[Path], typer.Argument(help="Style images; several are interpolated.", metavar="STYLE...")],
+    content: Annotated[Path, typer.Argument(help="Content image.", metavar="CONTENT")],
+    styles: Annotated[list[Path], typer.Argument(help="Style images; several are interpolated.", metavar="STYLE")],
     output: Output,
     settings: dict[str, Any],
     preset_name: PresetName = "best",
@@ -43,18 +43,19 @@ def optimize(
     style_blend_weights: Annotated[
         str,
         typer.Option(
-            help="Interpolation weights of the style images, such as 2,1; equal if not given.", rich_help_panel="Style"
+            help="Interpolation weights of the style images, such as 2,1; by default equal.", rich_help_panel="Style"
         ),
     ] = "",
     content_mask: Annotated[
         Path | None,
         typer.Option(
-            help="Mask of flat colours: a region takes the style of the region of its colour.", rich_help_panel="Style"
+            help="Mask of flat colours: a region takes its style from the style mask's region of that colour.",
+            rich_help_panel="Style",
         ),
     ] = None,
     style_mask: Annotated[
         list[Path] | None,
-        typer.Option(help="Mask of a style image; give it once per style image.", rich_help_panel="Style"),
+        typer.Option(help="Mask of a style image; repeat it for each style image.", rich_help_panel="Style"),
     ] = None,
     save_every: SaveEvery = 0,
     trace: Trace = None,

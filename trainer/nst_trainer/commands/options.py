@@ -13,7 +13,7 @@ from nst_trainer.optimization.settings import NOISE_INITS, PRESETS, Optimization
 
 DeviceName = Annotated[DeviceChoice, typer.Option("--device", help=DEVICE_HELP)]
 VggPath = Annotated[
-    Path | None, typer.Option(help="VGG-16 weights; if not given, downloaded once.", rich_help_panel="Files")
+    Path | None, typer.Option(help="VGG-16 weights file; by default downloaded once.", rich_help_panel="Files")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the same command after an interruption.")]
 

@@ -30,11 +30,16 @@ from nst_trainer.optimization.settings import MINIMUM_SIDE_PIXELS, OptimizationS
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".model")
 """pytorch/examples' trainer writes `.model`."""
 
+OF_CONTENT = ("content_layers", "content_weight", "colors")
+"""Settings that need a content image."""
 
-@options_of(OptimizationSettings, unset=True)
+
+@options_of(OptimizationSettings, unset=True, hidden=("size", *OF_CONTENT))
 def texture(
     context: typer.Context,
-    exemplar: Annotated[Path, typer.Argument(help="Image of the texture, or a trained texture network (.pth).")],
+    exemplar: Annotated[
+        Path, typer.Argument(help="Image of the texture, or a trained texture network (.pth).", metavar="EXEMPLAR")
+    ],
     output: Output,
     *,
     shape: Annotated[str, typer.Option(help="Width x height of the result in pixels, such as 512x384.")] = "256x256",
@@ -72,7 +77,7 @@ def texture(
             events.end("finished", output=output)
             return
         refuse(context, "for a texture, whose width and height are --shape", "size")
-        refuse(context, "for a texture, which has no content image", "content_layers", "content_weight", "colors")
+        refuse(context, "for a texture, which has no content image", *OF_CONTENT)
         settings = {"init": "faint-noise", **settings, "size": max(width, height)}
         settings.setdefault("style_scale", _own_scale(exemplar, max(width, height)))
         chosen = preset(preset_name, settings)

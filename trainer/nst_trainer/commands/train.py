@@ -32,10 +32,12 @@ def train(
     ] = None,
     photos: Annotated[
         Path | None,
-        typer.Option(help="Folder of training photographs, with its subfolders; if not given, 4 that ship with nst."),
+        typer.Option(
+            help="Folder of training photographs, with its subfolders; by default the four that ship with nst."
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Checkpoint to write; if not given, the style's name.pth.")
+        Path | None, typer.Option("--output", "-o", help="Checkpoint to write; by default the style's name.pth.")
     ] = None,
     settings: TrainingSettings,
     minutes: Annotated[
@@ -73,16 +75,14 @@ def train(
     ] = 100,
     preview: Annotated[
         Path | None,
-        typer.Option(
-            help="Photograph for the preview; if not given, the first of --photos.", rich_help_panel="Progress"
-        ),
+        typer.Option(help="Photograph for the preview; by default the first of --photos.", rich_help_panel="Progress"),
     ] = None,
     log: Annotated[
         Path | None,
         typer.Option(help="Folder for TensorBoard logs: losses and stylized photographs.", rich_help_panel="Progress"),
     ] = None,
     progress_json: ProgressJson = None,
-    workers: Annotated[int, typer.Option(help="Threads that read photographs.", min=1, rich_help_panel="Files")] = 2,
+    workers: Annotated[int, typer.Option(help="Threads that read photographs.", min=1, rich_help_panel="Tuning")] = 2,
     vgg: VggPath = None,
 ) -> None:
     """Train a network for the style of one image, or of many.

@@ -46,7 +46,7 @@ class ConditionalInstanceNorm(nn.Module):
         return normal * scale[:, :, None, None] + shift[:, :, None, None]
 
     def with_statistics(self, x: Tensor, mean: Tensor, variance: Tensor, style_weights: Tensor | None) -> Tensor:
-        """Do as `forward`, with a given mean and variance `[N, C]` instead of those of `x`."""
+        """Normalize as `forward` does, with a given mean and variance `[N, C]` instead of those of `x`."""
         scale, shift = (
             (self.weight, self.bias)
             if style_weights is None

@@ -252,7 +252,7 @@ class ImageOptimization:
         height, width = self._size()
         self._begin(_scaled(pixels, height, width))
         if self.settings.optimizer == "adam" and (moments := before.optimizer_state()):
-            # As in Crowson's style-transfer-pytorch; otherwise Adam would start anew at every scale.
+            # As in Crowson's style-transfer-pytorch; otherwise Adam would start over at every scale.
             self.current.restore_optimizer(
                 {
                     "step": moments["step"],

@@ -22,13 +22,13 @@ MINIMUM_SIDE_PIXELS = 32
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """What determines an optimised image; every field is an option of `nst optimize` and `nst texture`.
+    """Settings that determine an optimised image; every field is an option of `nst optimize` and `nst texture`.
 
     The defaults are the preset `best`. Layers are comma-separated names.
     """
 
-    size: int = option(512, "Longer side of the result in pixels; 512 if not given.")
-    iterations: int = option(160, "Iterations at full size; 160 with the preset best, 500 with the others.")
+    size: int = option(512, "Longer side of the result in pixels; by default 512.")
+    iterations: int = option(160, "Iterations at full size; by default 160 with the preset best, 500 with the others.")
     style_scale: float = option(
         1.0, "Style image's size relative to the content's; more gives larger strokes.", "Style"
     )
@@ -50,7 +50,7 @@ class OptimizationSettings:
         True, "Divide each layer's style loss by the target's squared norm (not in the papers).", "Losses"
     )
     normalize: bool = option(False, "Rescale VGG-16 to mean activations of 1 (Gatys et al. 2015).", "Losses")
-    pooling: Pooling = option("max", "Pooling of VGG-16.", "Losses")
+    pooling: Pooling = option("max", "Pooling layers of VGG-16.", "Losses")
     init: str = option(
         "recolored",
         f"Initial image: {', '.join(INITS)} or a file. recolored: content image in the style's colours.",
@@ -69,7 +69,7 @@ class OptimizationSettings:
     average: float = option(
         0.6, "Decay of the moving average that is the result; 0 returns the image of lowest loss.", "Tuning"
     )
-    low_memory: bool = option(False, "Recompute VGG-16's blocks: 0.7 of the memory at 768 pixels.", "Tuning")
+    low_memory: bool = option(False, "Recompute VGG-16's activations: takes 0.7 of the memory at 768 pixels.", "Tuning")
 
     def __post_init__(self) -> None:
         for name in ("size", "iterations", "scales", "step", "history", "learning_rate", "style_scale"):

@@ -22,18 +22,18 @@ over a whole image.
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What determines the result; a run can only be resumed with the same settings.
+    """Settings that determine the result; a run can only be resumed with the same settings.
 
     `crop` (pixels) is the final side of the crops; see `crop_at` for earlier ones.
     `style_size` (pixels) is the longer side of the style image: larger gives larger strokes.
     """
 
-    iterations: int = option(4000, "Number of training steps.")
+    iterations: int = option(4000, "Number of training iterations.")
     style_size: int = option(448, "Longer side of the style image in pixels; larger gives larger strokes.", "Style")
     arch: Architecture = option(
         "johnson", "Network: johnson (best images), fast (for CPUs) or ulyanov (texture network).", "Model"
     )
-    width: float = option(1.0, "Factor on the number of channels; less is faster.", "Model")
+    width: float = option(1.0, "Width multiplier: factor on the number of channels; less is faster.", "Model")
     texture: bool = option(False, "Train a texture network from noise, without photographs (ulyanov).", "Model")
     style_weight: float = option(LossWeights.style, "Weight of the style loss; more stylizes more strongly.", "Losses")
     content_weight: float = option(
@@ -45,11 +45,11 @@ class TrainingSettings:
     temporal_weight: float = option(
         0.0, "Weight of the temporal consistency loss for video; 0 is off, 100 is strong.", "Losses"
     )
-    batch: int = option(4, "Photographs per step.", "Schedule")
+    batch: int = option(4, "Photographs per iteration.", "Schedule")
     crop: int = option(
         256, "Final side of the crops in pixels: a multiple of 16 (ulyanov: 32), at least 64.", "Schedule"
     )
-    grow: bool = option(True, "Start with small crops; --no-grow suits a trained style (--from).", "Schedule")
+    grow: bool = option(True, "Start with small crops; use --no-grow with a trained style (--from).", "Schedule")
     learning_rate: float = option(3e-3, "Peak learning rate.", "Schedule")
     seed: int = option(0, "Random seed for initial weights, photographs and crops.", "Schedule")
 

@@ -1,4 +1,4 @@
-"""Decodes a video file's frames in order, upright, in sRGB, with the file's time stamps."""
+"""Decode a video file's frames in order, upright, in sRGB, with the file's time stamps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encodes frames into a video file without sound, and checks what a file can hold."""
+"""Encode frames into a video file without sound, and check what a file can hold."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def check_target(target: Path, codec: str, crf: int | None, given: VideoSource |
 
 
 def _try_encoder(codec: str, crf: int | None, form: VideoFormat) -> None:
-    """Encode a black frame into nothing. Raises `InputError` if the codec does not accept its size."""
+    """Encode a black frame and discard it. Raises `InputError` if the codec does not accept its size."""
     black = Frame(np.zeros((form.height, form.width, 3), np.uint8), 0)
     try:
         with Encoder(Path(os.devnull), form, codec, crf) as encoder:

@@ -1,4 +1,4 @@
-"""Joins finished parts and the sound of the source into one file, without encoding again."""
+"""Join finished parts and the sound of the source into one file, without encoding again."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def join_parts(parts: Sequence[Path], source: VideoSource, target: Path, *, cut:
 def _of_parts(parts: Sequence[Path], source: VideoSource, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
     """Yield the packets of all parts as if they came from a single encoder.
 
-    Each part's decoding times begin before its first frame, when the previous part has not ended. So they are set
-    anew: a packet is decoded when the frame `depth` positions before it is shown. Every frame lasts until the next.
+    Each part's decoding times begin before its first frame, when the previous part has not ended. So they are
+    replaced: a packet is decoded when the frame `depth` positions before it is shown. Every frame lasts until the next.
     """
     form, depth = source.format, 0
     shown: list[int] = []

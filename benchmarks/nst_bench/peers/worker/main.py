@@ -1,4 +1,4 @@
-"""Serves one peer over HTTP, in the peers' environment, where nst is not installed.
+"""Serve one peer over HTTP, in the peers' environment, where nst is not installed.
 
 Usage: main.py versions PACKAGE... | main.py PEER MODEL.onnx THREADS PORT
 

@@ -1,4 +1,4 @@
-"""Parses and resolves the host names and addresses in servers' URLs."""
+"""Parse and resolve the host names and addresses in servers' URLs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns the failures of a Triton server into errors that say what is wrong and what to do."""
+"""Turn the failures of a Triton server into errors that say what is wrong and what to do."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class BlockingConnections:
     """`Connections` for any number of threads: each takes an idle connection or opens a new one."""
 
     def __init__(self, origin: Origin) -> None:
-        """Connect with the first exchange, not yet here."""
+        """Set up without connecting; the first exchange opens a connection."""
         self._origin = origin
         self._idle: list[HTTPConnection] = []
 
@@ -159,7 +159,7 @@ class AsyncConnections:
     """`Connections` for the running asyncio loop."""
 
     def __init__(self, origin: Origin) -> None:
-        """Connect with the first exchange, not yet here."""
+        """Set up without connecting; the first exchange opens a connection."""
         import aiohttp
 
         self._origin = origin

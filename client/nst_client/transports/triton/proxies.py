@@ -1,4 +1,4 @@
-"""Finds the proxy that the environment selects for a server; this machine's own addresses have none."""
+"""Find the proxy that the environment selects for a server; this machine's own addresses have none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Converts tensors to the bytes that both protocols send, and back."""
+"""Convert tensors to the bytes that both protocols send, and back."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class TritonTransport(ABC):
             return self._client
 
     def _reset_after_fork(self) -> None:
-        """Start anew in a forked process, and leave the parent's connections alone."""
+        """Forget the parent's connections in a forked process, without closing them."""
         if self._process != os.getpid():
             kept_after_fork.append((self._client, self._loop, self.regions, self.cuda_regions))
             self._reset()
