@@ -14,7 +14,7 @@ help:
 	@echo "make lint      ruff, mypy, import-linter, and the documentation built strictly"
 	@echo "make docs      build the documentation site into site/; make docs SERVE=1 shows it at http://127.0.0.1:8010"
 	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings TEXTURES=folder PHOTOS=folder"
-	@echo "make pictures  make the README's pictures; with PHOTOS='a.jpg b.jpg c.jpg d.jpg' starry-night-fast.jpg too"
+	@echo "make pictures  make the images of README and docs"
 	@echo "make gallery   run the commands of docs/guides/optimize.md: make gallery PAINTINGS=folder TEXTURES=folder"
 	@echo "make readme    draw the tables and plots of README and docs from docs/benchmark/*.json"
 	@echo "make clean     remove what the above made"
@@ -72,7 +72,7 @@ models: $(VENV)
 		$(TRAIN) --style "$(TEXTURES)/$$name.jpg" -o runs/$$name.pth --arch ulyanov --texture --iterations 700 --crop 192 || exit; done
 
 pictures: $(VENV)
-	$(BIN)/python dev/pictures.py $(PHOTOS)
+	$(BIN)/python dev/pictures.py
 
 gallery: $(VENV)
 	$(BIN)/python dev/gallery.py "$(PAINTINGS)" "$(TEXTURES)" $(NAMES)

@@ -1,11 +1,8 @@
 """`make pictures`: make the images of the README and of docs/styles with the shipped models and photographs.
 
-For the README: the gallery's styles on two photographs, the styles with their own network, an interpolation of two
-styles, a large image and a video; given photographs, also their stylized images in Starry Night. For docs/styles: an
-image and a thumbnail per checkpoint. The models are exported, and images are stylized by `StyleClient` or as by
-`nst video`. Small images are stylized at twice their size.
-
-Usage: python dev/pictures.py [PHOTO...]
+For the README and the guides: the gallery's styles on two photographs, an interpolation of two styles, a large image
+and a video. For docs/styles: an image and a thumbnail per checkpoint. The models are exported, and images are stylized
+by `StyleClient` or as by `nst video`. Small images are stylized at twice their size.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -50,15 +46,7 @@ from nst_trainer.sampling import sample_texture
 
 FOLDER = Path("docs/pictures")
 MODELS = Path("models")
-STARRY_NIGHT, GALLERY = "starry-night-fast", "gallery"
-OWN_NETWORKS = (
-    "starry-night",
-    "udnie-johnson",
-    "composition-vii-fast",
-    "contrast-of-forms-fast",
-    "great-wave-fast",
-    "water-lilies-fast",
-)
+GALLERY = "gallery"
 CARDS = {
     "starry-night-fast": "rocket",
     "starry-night-steady": "rocket",
@@ -83,14 +71,10 @@ def main() -> None:
     """Export the models, and write all images."""
     with one_line_errors("all"), tempfile.TemporaryDirectory() as scratch:
         repository = Path(scratch) / "model_repository"
-        given = [Path(argument) for argument in sys.argv[1:]]
         export((GALLERY, *CARDS), repository)
         url = f"local:{repository}"
         with StyleClient(url) as client:
-            if given:
-                starry_night(client, given)
             gallery(client)
-            own_networks(client)
             interpolation(client)
             large(client)
             cards(client)
@@ -105,18 +89,6 @@ def export(names: Iterable[str], repository: Path) -> None:
         export_and_publish(MODELS / f"{name}.pth", name, repository, plan, on_progress=say)
 
 
-def starry_night(client: StyleClient, photographs: list[Path], side: int = 300, columns: int = 4) -> None:
-    """Write rows of photographs, each above its stylized image."""
-    images = [open_image(path) for path in photographs]
-    rows = []
-    for first in range(0, len(images), columns):
-        pairs = [pair(client, image, STARRY_NIGHT, side, side) for image in images[first : first + columns]]
-        rows += [side_by_side(row, gap=6) for row in zip(*pairs, strict=True)]
-    width = rows[0].shape[1]
-    rows = [np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
-    save(ImageData(np.concatenate(rows)[:-6]), STARRY_NIGHT)
-
-
 def gallery(client: StyleClient, side: int = 200, columns: int = 5) -> None:
     """Write two photographs in every style of the gallery."""
     styles = [style.name for style in client.styles() if style.model == GALLERY]
@@ -125,17 +97,6 @@ def gallery(client: StyleClient, side: int = 200, columns: int = 5) -> None:
         named = [(style, pair(client, photograph, style, side, side)[1]) for style in styles]
         sheets.append(contact_sheet(named, columns).pixels)
     save(ImageData(np.concatenate(sheets)), GALLERY)
-
-
-def own_networks(client: StyleClient, width: int = 300, height: int = 225, columns: int = 3) -> None:
-    """Write two photographs in the styles with their own network."""
-    photographs = sample("astronaut"), sample("rocket")
-    named = [
-        (style, pair(client, photograph, style, width, height)[1])
-        for photograph in photographs
-        for style in OWN_NETWORKS
-    ]
-    save(contact_sheet(named, columns), "own")
 
 
 def interpolation(client: StyleClient, width: int = 300, height: int = 225, steps: int = 5) -> None:

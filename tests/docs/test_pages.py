@@ -24,6 +24,7 @@ from .pages import (
     misnamed_styles,
     nst_commands,
     options,
+    pages,
     parsed,
     shell_blocks,
     shipped_styles,
@@ -223,3 +224,16 @@ def test_a_card_says_what_was_measured() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 700
+
+
+def test_every_picture_stands_on_a_page() -> None:
+    shown = {((ROOT / page).parent / target).resolve() for page, target in links()}
+    kept = {
+        path for path in (ROOT / "docs" / "pictures").rglob("*") if path.suffix in (".jpg", ".png", ".svg", ".webp")
+    }
+    assert not kept - shown, f"no page shows {sorted(path.name for path in kept - shown)}"
+
+
+@pytest.mark.parametrize("page", pages())
+def test_no_page_has_a_conflict_of_a_merge(page: str) -> None:
+    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", (ROOT / page).read_text(), re.MULTILINE)
