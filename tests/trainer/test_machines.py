@@ -239,5 +239,5 @@ def test_machines_that_were_given_different_things_say_so(
     _all_gone(a, b)
     for machine in (a, b):
         assert "--style-size: " in machine.message()
-        assert "give every machine the same" in machine.message()
+        assert "use the same on every machine" in machine.message()
     assert not list(a.disk.glob("*.pth*"))

@@ -250,7 +250,7 @@ def test_a_user_without_a_home_needs_a_cache_that_can_be_read(
     how: dict[str, Any] = {"cwd": work, "capture_output": True, "text": True, "env": environment}
     refused = subprocess.run([*become, *nst], **how)
     assert refused.returncode == 1
-    assert "set NST_CACHE to a folder" in refused.stderr and "Traceback" not in refused.stderr
+    assert "set NST_CACHE to a writable folder" in refused.stderr and "Traceback" not in refused.stderr
     result = subprocess.run([*become, f"NST_CACHE={cache}", *nst], **how)
     assert result.returncode == 0, result.stderr
     assert "wrote a." in result.stderr and "Matplotlib" not in result.stderr
