@@ -95,7 +95,7 @@ def desktop(browser: Browser, url: str) -> None:
     page.check("#interpolate")
     page.click("[data-style='composition-vii']")
     for style, percent in (("great-wave", 100), ("composition-vii", 35)):
-        page.locator(f"[aria-label='How much of {style}']").fill(str(percent))
+        page.locator(f"[aria-label='Weight of {style}']").fill(str(percent))
     stylize(page, 2, 42)
     taken(page, "web-desktop", full_page=True)
 
