@@ -41,34 +41,33 @@ ProgressJson = Annotated[
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Command(TyperCommand):
-    """A command that shows the panels of its options in plain help, too; Typer draws them with Rich only."""
+class _Explained:
+    """What commands and groups add to Typer's: `--help` among the global options, errors that name the value."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Return `--help`, placed among the global options."""
-        return _global(super().get_help_option(ctx))
+        """Return `--help`, in the panel of the global options."""
+        option: Any = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.rich_help_panel = GLOBAL
+        return option
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse a command line; an error names the rejected value."""
         with _named_values(args):
-            return super().parse_args(ctx, args)
+            parsed: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+        return parsed
+
+
+class Command(_Explained, TyperCommand):
+    """A command that shows the panels of its options in plain help, too; Typer draws them with Rich only."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel, in the order in which the panels first appear."""
         _write_sections(help_panels(self, ctx), formatter)
 
 
-class Group(TyperGroup):
+class Group(_Explained, TyperGroup):
     """A group of commands with the same help as `Command`, and whole sentences about its commands."""
-
-    def get_help_option(self, ctx: Any) -> Any:
-        """Return `--help`, placed among the global options."""
-        return _global(super().get_help_option(ctx))
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse a command line; an error names the rejected value."""
-        with _named_values(args):
-            return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each panel of commands, then for each panel of options."""
@@ -97,12 +96,6 @@ def _named_values(words: list[str]) -> Iterator[None]:
             message = error.message.removeprefix("Value error, ").rstrip(".") + nearest
             error.message = re.sub(r"^Input should be", f"{value!r} should be", message)
         raise
-
-
-def _global(option: Any) -> Any:
-    if option is not None:
-        option.rich_help_panel = GLOBAL
-    return option
 
 
 def _write_sections(panels: dict[str, list[tuple[str, str]]], formatter: Any) -> None:
