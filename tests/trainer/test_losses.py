@@ -33,6 +33,24 @@ def test_gram_matrix_forgets_where() -> None:
     assert torch.allclose(gram_matrix(features), gram_matrix(shuffled))
 
 
+def test_gram_matrix_of_bfloat16_has_the_sums_of_fp32() -> None:
+    """And the process's own precision of products stays as it was."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 32, 40, 40, generator=generator).relu().to(torch.bfloat16).requires_grad_()
+    exact = features.detach().double().requires_grad_()
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    gram, wanted = gram_matrix(features), gram_matrix(exact)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]
+    assert gram.dtype == torch.float32
+    assert float((gram - wanted).detach().norm() / wanted.detach().norm()) < 1e-6
+    weights = torch.randn(gram.shape, generator=generator)
+    (gram * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    assert features.grad is not None
+    assert exact.grad is not None
+    assert float((features.grad - exact.grad).norm() / exact.grad.norm()) < 0.005
+
+
 def test_content_loss_by_hand() -> None:
     assert content_loss(torch.tensor([[[[1.0, 5.0]]]]), torch.tensor([[[[2.0, 2.0]]]])).item() == (1 + 9) / 2
 

@@ -11,11 +11,11 @@ import torch
 
 from nst_core.errors import InputError
 from nst_core.images import open_image
+from nst_trainer.cuda_graph import WARM_UP_ITERATIONS, CudaGraphReplay
 from nst_trainer.images import to_tensor
 from nst_trainer.loss_settings import LossWeights
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.optimization import color
-from nst_trainer.optimization.cuda_graph import WARM_UP_ITERATIONS, CudaGraphReplay
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration, OptimizationError, optimize
 from nst_trainer.optimization.scale import Precision
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings, preset

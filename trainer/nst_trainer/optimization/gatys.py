@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nst_core.errors import InputError, NstError
+from nst_trainer.cuda_graph import CudaGraphReplay
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.optimization import color
-from nst_trainer.optimization.cuda_graph import CudaGraphReplay
 from nst_trainer.optimization.scale import Precision, ScaleOptimization, bf16, tf32
 from nst_trainer.optimization.settings import INITS, MINIMUM_SIDE_PIXELS, OptimizationSettings
 from nst_trainer.signals import uninterrupted

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,16 @@ from nst_trainer.images import is_blank, to_tensor
 
 BATCHES_AHEAD = 4
 """Batches that are read ahead of the network."""
+
+
+class Batches(Protocol):
+    """What a training reads: batches by iteration, and the files that it left out."""
+
+    broken: set[Path]
+    blank: set[Path]
+
+    def batches(self, iterations: Iterable[int]) -> Iterator[Tensor]:
+        """Yield the batches `[B, 3, S, S]` of the `iterations`, in [0, 1]."""
 
 
 class Photos:

@@ -27,14 +27,14 @@ from nst_trainer.images import open_style, to_tensor
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.signals import SecondInterrupt
 from nst_trainer.training.budget import Budget, plan_budget
-from nst_trainer.training.data import Photos
+from nst_trainer.training.data import Batches, Photos
 from nst_trainer.training.distributed.team import Team
 from nst_trainer.training.initialization import initial_state, load_teacher, style_names
 from nst_trainer.training.objective import BatchLoss, Objective
 from nst_trainer.training.settings import PHASES, TrainingSettings
 from nst_trainer.training.soap import soap
 from nst_trainer.training.state import read_state
-from nst_trainer.training.step import TrainingError, take_step
+from nst_trainer.training.step import CapturedSteps, TrainingError, take_step
 from nst_trainer.training.validation import (
     Curves,
     Validation,
@@ -46,7 +46,7 @@ from nst_trainer.vgg import Vgg16
 
 logger = logging.getLogger(__name__)
 
-OPTIMIZER = "SOAP"
+OPTIMIZER = "SOAP in stacks"
 """The optimiser of a saved training; the state of another optimiser cannot be resumed."""
 
 LOGGED_EVERY_ITERATIONS = 10
@@ -89,6 +89,7 @@ class Training:
         every: int = 100,
         log: Path | None = None,
         team: Team | None = None,
+        captured: bool = False,
     ) -> None:
         """Read all inputs, so that unusable input is an error before the first step.
 
@@ -103,7 +104,8 @@ class Training:
         checkpoint of the same styles in the same order: the network first learns to reproduce its images, on the small
         crops, without the loss network (Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*).
 
-        `log` is a folder for TensorBoard. Raises `InputError`.
+        `log` is a folder for TensorBoard. `captured` launches each step on a GPU as a CUDA graph; it works for one
+        process, without noise and temporal loss. Raises `InputError`.
         """
         self.output, self.every, self.team = output, every, team or Team()
         self.precision, self.why_precision = self.team.precision()
@@ -134,6 +136,7 @@ class Training:
             self.settings = replace(settings, **document["settings"] | {"learning_rate": settings.learning_rate})
         objective = Objective(loss, self.settings, self.new_styles, teaching, self.team, self.precision)
         self.objective: BatchLoss = objective
+        self.take_step = CapturedSteps() if captured else take_step
         self.distils = teaching is not None
         self.state = initial_state(self.settings, len(self.names), device, extended, start)
         self.budget: Budget | None = None
@@ -145,12 +148,13 @@ class Training:
                 self.budget = Budget(60.0 * minutes, document["costs"], document["used"])
         elif minutes is not None:
             self.settings, self.budget = plan_budget(60.0 * minutes, settings, self.state, objective, self.team)
-        self.team.copy(self.state.network.state_dict().values())  # PyTorch versions may draw different initial weights
+        for network in (self.state.network, self.state.averaged):  # PyTorch versions may draw different initial weights
+            self.team.copy(network.state_dict().values())
         self.validation = Validation(loss, self.new_styles, self.settings.crop, device)
         candidates = [preview] if preview else self.found
         multiple = self.state.network.multiple
         self.photograph = None if settings.texture else preview_photograph(candidates, multiple)
-        self.reader = Photos(
+        self.reader: Batches = Photos(
             self.found,
             batch=settings.batch,
             crop_of=self._crop_of,
@@ -249,10 +253,13 @@ class Training:
             # it would be far too long.
             state.distilled_until, state.gradient_norm = state.iteration, None
             state.optimizer = soap(state.network, settings.learning_rate)
+        state.done = self.done
         for group in state.optimizer.param_groups:
             rate = settings.learning_rate_at(state.iteration, state.distilled_until or 0, self.done)
             group["lr"] = group["factor"] * rate
-        take_step(state, self.objective, content, self.team, distilled=distilled, learning_rate=settings.learning_rate)
+        self.take_step(
+            state, self.objective, content, self.team, distilled=distilled, learning_rate=settings.learning_rate
+        )
         if self.curves and state.iteration % LOGGED_EVERY_ITERATIONS == 0:
             self.curves.scalars("training", state.averages, state.iteration)
         self.done = self._share_done()
@@ -276,9 +283,9 @@ class Training:
             return
         state = self.state
         started = time.perf_counter()
-        losses, stylized = self.validation(state.network)
+        losses, stylized = self.validation(state.averaged)
         if math.isfinite(losses["total"]) and (not state.best or losses["total"] <= state.best["losses"]["total"]):
-            weights = {key: value.detach().cpu().clone() for key, value in state.network.state_dict().items()}
+            weights = {key: value.detach().cpu().clone() for key, value in state.averaged.state_dict().items()}
             state.best = {"losses": losses, "iteration": state.iteration, "weights": weights}
             logger.info("iteration %d: lowest validation loss so far, %.4g", state.iteration, losses["total"])
         if not self.extends:
@@ -288,7 +295,7 @@ class Training:
         if self.photograph is None:
             write_texture_preview(stylized, preview)
         else:
-            write_preview(state.network, self.new_styles, self.photograph, preview)
+            write_preview(state.averaged, self.new_styles, self.photograph, preview)
         self.written_at = state.iteration
         if self.curves:
             self.curves.scalars("held out", losses, state.iteration)
@@ -300,7 +307,7 @@ class Training:
         """Return the best network so far with its history and metrics."""
         best, state = self.state.best, self.state
         network = type(state.network)(**state.network.arguments)
-        network.load_state_dict(best["weights"] if best else state.network.state_dict())
+        network.load_state_dict(best["weights"] if best else state.averaged.state_dict())
         metrics = dict(state.averages)
         if best:
             metrics |= {f"held out {term}": value for term, value in best["losses"].items()}

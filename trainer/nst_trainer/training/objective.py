@@ -44,17 +44,19 @@ class Objective:
     precision: torch.dtype
 
     def __call__(
-        self, network: StyledNetwork, content: Tensor, iteration: int, *, distilled: bool
+        self, network: StyledNetwork, content: Tensor, iteration: int | Tensor, *, distilled: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of `content` `[N, 3, H, W]` in [0, 1] and its weighted terms by name, style by layer too.
 
-        With `distilled` the difference from the teacher's image is the only term.
+        With `distilled` the difference from the teacher's image is the only term. A scalar tensor as `iteration` keeps
+        all of the work on its device, for a CUDA graph; it works if `draws_noise` is False.
         """
         settings, team = self.settings, self.team
         content = content.to(team.device, memory_format=torch.channels_last)
         styles = self._styles_of_batch(iteration)
         style_weights = one_hot(styles + self.new_styles.start, network.styles)
-        generator = noise_generator(settings.seed * 1_000_003 + iteration * team.size + team.rank)
+        number = settings.seed * 1_000_003 + iteration * team.size + team.rank
+        generator = noise_generator(int(number) if self.draws_noise else 0)
         network.train()
         with torch.autocast(team.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             stylized = network(content, style_weights, network.draw_noise(content, generator)).float()
@@ -75,13 +77,16 @@ class Objective:
         total = sum(terms.values(), stylized.new_zeros(()))
         return total, terms | {f"style {layer}": value for layer, value in losses.style_by_layer.items()}
 
-    def _styles_of_batch(self, iteration: int) -> Tensor:
+    @property
+    def draws_noise(self) -> bool:
+        """Whether an iteration draws random numbers: noise for the network, or the change of a temporal loss."""
+        return self.settings.arch == "ulyanov" or self.settings.temporal_weight != 0.0
+
+    def _styles_of_batch(self, iteration: int | Tensor) -> Tensor:
         """Return the styles `[N]` of this process's images: the new styles in turn, counted from the first."""
-        first = iteration * self.settings.batch
-        positions = self.team.part(self.settings.batch)
-        return torch.tensor(
-            [(first + position) % len(self.new_styles) for position in positions], device=self.team.device
-        )
+        part = self.team.part(self.settings.batch)
+        positions = torch.arange(part.start, part.stop, device=self.team.device)
+        return (positions + iteration * self.settings.batch) % len(self.new_styles)
 
 
 def temporal_consistency_loss(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nst_core.errors import NstError
+from nst_trainer.cuda_graph import CudaGraphReplay
 from nst_trainer.signals import uninterrupted
 from nst_trainer.training.distributed.team import Team
 from nst_trainer.training.objective import BatchLoss
+from nst_trainer.training.soap import Soap
 from nst_trainer.training.state import TrainingState
 
 CLIP_RATIO = 10.0
@@ -44,34 +47,125 @@ def take_step(
     state.optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     team.average(state.network.parameters())
-    gradients = [values.grad for values in state.network.parameters() if values.grad is not None]
+    gradients = _gradients(state)
     norm = torch.nn.utils.get_total_norm(gradients)
     figures = torch.stack([norm, total.detach(), *(value.detach() for value in terms.values())])
     on_cpu = figures.device.type == "cpu"
     if on_cpu:
         _require_finite(figures, state, learning_rate)
-    maximum = CLIP_RATIO * state.gradient_norm if state.gradient_norm else FIRST_CLIP_NORM
-    torch._foreach_mul_(gradients, (maximum / norm).clamp(max=1.0))
+    _clip(gradients, norm, _maximum_norm(state))
     if not on_cpu:
-        # Wait for the GPU only once per step, when everything is queued; until then the step must not fail.
-        for gradient in gradients:
-            gradient.nan_to_num_(0.0, 0.0, 0.0)
+        _replace_nan(gradients)
     with uninterrupted():
         state.optimizer.step()
-        if not on_cpu:
+        if not on_cpu:  # wait for the GPU only once per step, when everything is queued
             _require_finite(figures, state, learning_rate)
-        norm_read, _, *values_read = figures.tolist()
-        _record(state, min(norm_read, maximum), dict(zip(terms, values_read, strict=True)))
+        _record(state, figures, list(terms))
         state.seconds += time.perf_counter() - started
 
 
-def _record(state: TrainingState, norm: float, losses: dict[str, float]) -> None:
-    """Count the iteration, and update the means."""
+class CapturedSteps:
+    """Steps on one GPU that take what `take_step` does and are launched as a CUDA graph.
+
+    A step of the fast network has some thousand operations, whose launches from Python take longer than the work of a
+    small batch (dev/LOG.md). There is a graph for each shape of a batch. It works for an `Objective` whose
+    `draws_noise` is False.
+    """
+
+    def __init__(self) -> None:
+        self.graphs: dict[tuple[torch.Size, bool], _Graph] = {}
+        self.optimizer: Soap | None = None
+
+    def __call__(
+        self,
+        state: TrainingState,
+        objective: BatchLoss,
+        content: Tensor,
+        team: Team,
+        *,
+        distilled: bool,
+        learning_rate: float,
+    ) -> None:
+        """See `take_step`."""
+        started = time.perf_counter()
+        if state.optimizer is not self.optimizer:  # a new one at the end of distillation
+            self.graphs, self.optimizer = {}, state.optimizer
+        key = content.shape, distilled
+        if key not in self.graphs:
+            self.graphs[key] = _Graph(state, objective, content, team.device, distilled=distilled)
+        graph = self.graphs[key]
+        with uninterrupted():
+            state.optimizer.count()
+            graph.replay(content)
+            state.optimizer.update_bases()
+            _require_finite(graph.figures, state, learning_rate)
+            _record(state, graph.figures, graph.terms)
+            state.seconds += time.perf_counter() - started
+
+
+class _Graph:
+    """The work of a step between fixed addresses: from `content`, `iteration` and `maximum` to `figures`."""
+
+    figures: Tensor
+    terms: list[str]
+
+    def __init__(
+        self, state: TrainingState, objective: BatchLoss, content: Tensor, device: torch.device, *, distilled: bool
+    ) -> None:
+        self.state, self.objective, self.distilled = state, objective, distilled
+        self.content = torch.empty_like(content, device=device, memory_format=torch.channels_last)
+        self.iteration = torch.zeros((), dtype=torch.int64, device=device)
+        self.maximum = torch.zeros((), device=device)
+        self.work = CudaGraphReplay(self._work, device)
+
+    def replay(self, content: Tensor) -> None:
+        self.content.copy_(content, non_blocking=True)
+        self.iteration.fill_(self.state.iteration)
+        self.maximum.fill_(_maximum_norm(self.state))
+        self.work()
+
+    def _work(self) -> None:
+        optimizer = self.state.optimizer
+        total, terms = self.objective(self.state.network, self.content, self.iteration, distilled=self.distilled)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        gradients = _gradients(self.state)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.terms = list(terms)
+        self.figures = torch.stack([norm, total.detach(), *(value.detach() for value in terms.values())])
+        _clip(gradients, norm, self.maximum)
+        _replace_nan(gradients)
+        optimizer.update()
+
+
+def _gradients(state: TrainingState) -> list[Tensor]:
+    return [values.grad for values in state.network.parameters() if values.grad is not None]
+
+
+def _maximum_norm(state: TrainingState) -> float:
+    return CLIP_RATIO * state.gradient_norm if state.gradient_norm else FIRST_CLIP_NORM
+
+
+def _clip(gradients: list[Tensor], norm: Tensor, maximum: float | Tensor) -> None:
+    torch._foreach_mul_(gradients, (maximum / norm).clamp(max=1.0))
+
+
+def _replace_nan(gradients: list[Tensor]) -> None:
+    """Let a step that is not finite change nothing, on a device that the losses are read from after the step only."""
+    for gradient in gradients:
+        gradient.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _record(state: TrainingState, figures: Tensor, terms: Sequence[str]) -> None:
+    """Count the iteration, and update all means; `figures` are the gradient's norm, the loss and its `terms`."""
+    norm, _, *losses = figures.tolist()
+    norm = min(norm, _maximum_norm(state))
     state.iteration += 1
+    state.average()
     weight = max(0.05, 1.0 / state.iteration) if state.gradient_norm else 1.0
     state.gradient_norm = (1.0 - weight) * (state.gradient_norm or 0.0) + weight * norm
     weight = max(0.02, 1.0 / state.iteration)  # at first the mean of all, then of about the last fifty
-    for term, value in losses.items():
+    for term, value in zip(terms, losses, strict=True):
         state.averages[term] = (1.0 - weight) * state.averages.get(term, value) + weight * value
 
 
