@@ -5,7 +5,7 @@ BIN := .venv/bin
 VENV := .venv/.installed
 TRITON := .triton/cpu/installed.txt
 
-.PHONY: help demo test coverage lint docs venv readme pictures gallery models clean
+.PHONY: help demo test coverage lint docs venv readme pictures gallery models gpu-training clean
 
 help:
 	@echo "make demo      export the shipped styles, serve them, stylize with them, measure (into demo/)"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint      ruff, mypy, import-linter, and the documentation built strictly"
 	@echo "make docs      build the documentation site into site/; make docs SERVE=1 shows it at http://127.0.0.1:8010"
 	@echo "make models    train the shipped styles again: make models STYLE=starry.jpg STYLES=paintings TEXTURES=folder PHOTOS=folder"
+	@echo "make gpu-training PHOTOS=folder STYLES=folder  the same in ten minutes of a GPU; without one a rehearsal of two iterations"
 	@echo "make pictures  make the images of README and docs"
 	@echo "make gallery   run the commands of docs/guides/optimize.md: make gallery PAINTINGS=folder TEXTURES=folder"
 	@echo "make readme    draw the tables and plots of README and docs from docs/benchmark/*.json"
@@ -70,6 +71,11 @@ models: $(VENV)
 	$(TRAIN) --style "$(STYLES)" -o runs/gallery.pth --arch fast --from runs/gallery-taught.pth --iterations 4000 --batch 10 --no-grow --learning-rate 2e-3
 	for name in strawberries gravel; do \
 		$(TRAIN) --style "$(TEXTURES)/$$name.jpg" -o runs/$$name.pth --arch ulyanov --texture --iterations 700 --crop 192 || exit; done
+
+gpu-training: $(VENV)
+	$(BIN)/python dev/gpu_training.py pack "$(PHOTOS)" "$(STYLES)"
+	if command -v nvidia-smi > /dev/null; then $(BIN)/python dev/gpu_training.py train runs/gpu-training; \
+	else $(BIN)/python dev/gpu_training.py rehearse runs/gpu-rehearsal; fi
 
 pictures: $(VENV)
 	$(BIN)/python dev/pictures.py

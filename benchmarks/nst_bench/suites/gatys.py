@@ -23,8 +23,8 @@ from nst_bench.machine.gpu import torch_device
 from nst_bench.measure import summarize
 from nst_bench.suite import Context, Cost, Document, Effort, Suite
 from nst_core.images import fit, open_image, sample_photographs
-from nst_trainer.images import to_tensor
 from nst_trainer.cuda_graph import WARM_UP_ITERATIONS
+from nst_trainer.images import to_tensor
 from nst_trainer.optimization.gatys import ImageOptimization, Iteration
 from nst_trainer.optimization.settings import PRESETS, OptimizationSettings
 from nst_trainer.vgg import BLOCKS, CONVOLUTIONS, LAYERS, Weights
