@@ -161,3 +161,15 @@ def test_the_style_itself_has_no_style_loss_and_the_photo_no_content_loss(vgg: V
     losses = loss(style, loss.content_target(style))
     assert losses.style.item() < 1e-9
     assert losses.content.item() < 1e-3
+
+
+def test_a_rounded_loss_network_computes_the_same_under_autocast(vgg: Vgg16) -> None:
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    loss = PerceptualLoss(vgg, images.flip(2), LossWeights())
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, rounded = (
+            each(images.flip(3), each.content_target(images)).total
+            for each in (loss, loss.with_rounded_network(torch.bfloat16))
+        )
+    assert torch.equal(whole, rounded)
+    assert vgg.convolutions["conv1_1"].weight.dtype == torch.float32

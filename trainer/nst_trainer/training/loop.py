@@ -134,7 +134,8 @@ class Training:
         document = self.team.from_leader(lambda: read_state(self.state_file, settings, identity)) if resume else None
         if document:  # the learning rate may differ: after a loss that is not finite a lower value is needed
             self.settings = replace(settings, **document["settings"] | {"learning_rate": settings.learning_rate})
-        objective = Objective(loss, self.settings, self.new_styles, teaching, self.team, self.precision)
+        rounded = loss.with_rounded_network(self.precision)
+        objective = Objective(rounded, self.settings, self.new_styles, teaching, self.team, self.precision)
         self.objective: BatchLoss = objective
         self.take_step = CapturedSteps() if captured else take_step
         self.distils = teaching is not None

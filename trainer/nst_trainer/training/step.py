@@ -151,7 +151,7 @@ def _clip(gradients: list[Tensor], norm: Tensor, maximum: float | Tensor) -> Non
 
 
 def _replace_nan(gradients: list[Tensor]) -> None:
-    """Let a step that is not finite change nothing, on a device that the losses are read from after the step only."""
+    """Keep what is not finite out of the network: a GPU's losses are read after the step only."""
     for gradient in gradients:
         gradient.nan_to_num_(0.0, 0.0, 0.0)
 
