@@ -94,7 +94,7 @@ JOBS = [
         Job(f"{style}-fast", 2, 0.2, style, FAST)
         for style in ("composition-vii", "contrast-of-forms", "great-wave", "water-lilies")
     ),
-    Job("starry-night-steady", 2, 0.2, "the-starry-night", replace(FAST, temporal_weight=150.0, style_weight=3.0)),
+    Job("starry-night-steady", 2, 0.2, "the-starry-night", replace(FAST, temporal_weight=200.0, style_weight=3.2)),
     Job("starry-night", 3, 0.4, "the-starry-night", JOHNSON),
     Job("udnie-johnson", 3, 0.4, "udnie", JOHNSON),
 ]
