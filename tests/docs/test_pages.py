@@ -195,7 +195,7 @@ def test_a_card_says_what_the_checkpoint_holds(name: str) -> None:
     assert rows["Network"].endswith(f": {parameters:,} parameters")
     assert f"width {checkpoint.network.arguments['width']:g}" in rows["Network"]
     assert rows["File"] == f"{path.stat().st_size / 1000:,.0f} kB, FP16"
-    assert rows["Training photographs"].startswith(f"{photographs}, " if photographs else "none")
+    assert rows["Training photographs"].startswith(f"{photographs:,}, " if photographs else "none")
     if shipped.artist:
         title = shipped.title.removesuffix(" for video")
         assert rows["Style image"] == f"{shipped.artist}, *{title}*, {shipped.year}"

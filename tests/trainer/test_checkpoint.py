@@ -113,11 +113,16 @@ def test_the_first_version_is_read(tmp_path: Path, small_checkpoint: Checkpoint)
         assert torch.equal(again.network.state_dict()[key], tensor), key
 
 
-@pytest.mark.parametrize("name", ["starry-night-steady", "composition-vii-fast", "strawberries"])
-def test_a_checkpoint_with_former_names_is_read(name: str) -> None:
+@pytest.mark.parametrize("name", ["great-wave-fast", "composition-vii-fast", "strawberries"])
+@pytest.mark.parametrize("temporal", [False, True])
+def test_a_checkpoint_with_former_names_is_read(tmp_path: Path, name: str, temporal: bool) -> None:
     """Shipped models were written before settings and loss terms got their present names."""
     file = Path(__file__).parents[2] / "models" / f"{name}.pth"
     written = read_plain_data(file)
+    if temporal:  # as a training for video wrote it
+        written["training"]["steady"], written["metrics"]["steady"] = 150.0, 0.2
+        file = tmp_path / file.name
+        torch.save(written, file)
     assert {"steady", "style_pictures"} <= set(written["training"]) and "lattice" in written["metrics"]
     training, metrics = load(file).training, load(file).metrics
     assert training["temporal_weight"] == written["training"]["steady"]
