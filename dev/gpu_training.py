@@ -45,6 +45,8 @@ from nst_trainer.images import is_blank, open_style
 from nst_trainer.training.distributed.team import Team
 from nst_trainer.training.loop import Training
 from nst_trainer.training.settings import TrainingSettings
+from nst_trainer.training.soap import soap
+from nst_trainer.training.state import TrainingState
 from nst_trainer.training.step import CapturedSteps, TrainingError, take_step
 from nst_trainer.vgg import CONVOLUTIONS, Vgg16
 from nst_trainer.weights import vgg16_weights
@@ -229,21 +231,25 @@ def run_job(job: Job, work: Path, *, minutes: float | None, iterations: int | No
     """Train one job; without CUDA graphs if they fail or do something else than plain steps."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 6))
     team = Team(device=choose_device()[0])
+    started = time.monotonic()
     captured = job.captured and team.device.type == "cuda"
     if captured:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
         captured = graphs_agree(training_of(job, work, team, minutes, iterations, captured=False))
-    started = time.monotonic()
+
+    def train_on(*, captured: bool) -> None:
+        left = minutes and max(0.1, minutes - (time.monotonic() - started) / 60.0)
+        keep_writing(training_of(job, work, team, left, iterations, captured=captured))
+
     try:
-        keep_writing(training_of(job, work, team, minutes, iterations, captured=captured))
+        train_on(captured=captured)
     except (RuntimeError, TrainingError) as error:
         if not captured:
             raise
         print(f"without CUDA graphs: {error}", flush=True)
         (work / f"{job.name}.pth.resume").unlink(missing_ok=True)
-        left = minutes and minutes - (time.monotonic() - started) / 60.0
-        keep_writing(training_of(job, work, team, left, iterations, captured=False))
+        train_on(captured=False)
 
 
 def training_of(
@@ -277,17 +283,22 @@ def loss_network() -> Vgg16:
 
 
 def graphs_agree(training: Training, count: int = 12) -> bool:
-    """Compare captured steps with plain ones, and print images per second of both."""
+    """Compare captured steps with plain ones, and print images per second of both; steps that fail do not agree."""
     batch = next(training.reader.batches(range(1)))
     losses, rates = {}, {}
     for name, step in (("plain", take_step), ("CUDA graph", CapturedSteps())):
-        state = copy.deepcopy(training.state)
-        for number in range(2 * count):
-            if number == count:
-                torch.cuda.synchronize()
-                begun = time.perf_counter()
-            step(state, training.objective, batch, training.team, distilled=False, learning_rate=1e-3)
-        torch.cuda.synchronize()
+        network = copy.deepcopy(training.state.network)
+        state = TrainingState(network, soap(network, 1e-3))
+        try:
+            for number in range(2 * count):
+                if number == count:
+                    torch.cuda.synchronize()
+                    begun = time.perf_counter()
+                step(state, training.objective, batch, training.team, distilled=False, learning_rate=1e-3)
+            torch.cuda.synchronize()
+        except (RuntimeError, TrainingError) as error:
+            print(f"{name}: {error}", flush=True)
+            return False
         losses[name] = state.averages["content"] + state.averages["style"]
         rates[name] = count * len(batch) / (time.perf_counter() - begun)
     agree = abs(losses["plain"] / losses["CUDA graph"] - 1.0) < 0.02

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,8 @@ import torch
 from nst_core.images import fit, open_image, save_image
 from nst_core.shipped import shipped_styles
 from nst_trainer.checkpoint import load
+from nst_trainer.cuda_graph import CudaGraphReplay
+from nst_trainer.training import step as steps
 
 SCRIPT = Path(__file__).parents[2] / "dev" / "gpu_training.py"
 STYLES = shipped_styles()["gallery"].styles
@@ -110,3 +113,32 @@ def test_a_rehearsal_leaves_checkpoints_and_logs_and_the_next_goes_on_from_them(
     training = queue.training_of(job, tmp_path, queue.Team(), None, 2, captured=False)
     for name, values in training.state.network.state_dict().items():
         assert torch.equal(values, trained.network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_graphs_are_compared_with_plain_steps_and_left_out_if_they_fail(
+    queue: ModuleType,
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fails: bool,
+) -> None:
+    class Replayed(CudaGraphReplay):
+        """A stand-in for a GPU's graph."""
+
+        def warm_up(self) -> None:
+            self.work()
+
+        def capture(self) -> Callable[[], None]:
+            if fails:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return self.work
+
+    monkeypatch.setattr(steps, "CudaGraphReplay", Replayed)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    queue.decode(tmp_path / queue.PHOTOS)
+    job = next(job for job in queue.JOBS if job.name == "starry-night-fast")
+    training = queue.training_of(job, tmp_path, queue.Team(), None, 2, captured=False)
+    assert queue.graphs_agree(training, count=3) is not fails
+    assert ("stream is capturing" if fails else "the same") in capsys.readouterr().out

@@ -43,24 +43,20 @@ def take_step(
     half of `learning_rate`, the training's peak.
     """
     started = time.perf_counter()
-    total, terms = objective(state.network, content, state.iteration, distilled=distilled)
-    state.optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
+    losses = _backward(state, objective, content, state.iteration, distilled=distilled)
     team.average(state.network.parameters())
-    gradients = _gradients(state)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    figures = torch.stack([norm, total.detach(), *(value.detach() for value in terms.values())])
+    gradients, figures = _figures(state, losses)
     on_cpu = figures.device.type == "cpu"
     if on_cpu:
         _require_finite(figures, state, learning_rate)
-    _clip(gradients, norm, _maximum_norm(state))
+    _clip(gradients, figures[0], _maximum_norm(state))
     if not on_cpu:
         _replace_nan(gradients)
     with uninterrupted():
         state.optimizer.step()
         if not on_cpu:  # wait for the GPU only once per step, when everything is queued
             _require_finite(figures, state, learning_rate)
-        _record(state, figures, list(terms))
+        _record(state, figures, list(losses)[1:])
         state.seconds += time.perf_counter() - started
 
 
@@ -125,21 +121,28 @@ class _Graph:
         self.work()
 
     def _work(self) -> None:
-        optimizer = self.state.optimizer
-        total, terms = self.objective(self.state.network, self.content, self.iteration, distilled=self.distilled)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        gradients = _gradients(self.state)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.terms = list(terms)
-        self.figures = torch.stack([norm, total.detach(), *(value.detach() for value in terms.values())])
-        _clip(gradients, norm, self.maximum)
+        losses = _backward(self.state, self.objective, self.content, self.iteration, distilled=self.distilled)
+        gradients, self.figures = _figures(self.state, losses)
+        self.terms = list(losses)[1:]
+        _clip(gradients, self.figures[0], self.maximum)
         _replace_nan(gradients)
-        optimizer.update()
+        self.state.optimizer.update()
 
 
-def _gradients(state: TrainingState) -> list[Tensor]:
-    return [values.grad for values in state.network.parameters() if values.grad is not None]
+def _backward(
+    state: TrainingState, objective: BatchLoss, content: Tensor, iteration: int | Tensor, *, distilled: bool
+) -> dict[str, Tensor]:
+    """Compute the gradients of a batch; return the loss, named `total`, and then its terms, scalars."""
+    total, terms = objective(state.network, content, iteration, distilled=distilled)
+    state.optimizer.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    return {name: value.detach() for name, value in {"total": total, **terms}.items()}
+
+
+def _figures(state: TrainingState, losses: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Return the gradients, and their norm and the `losses` as a vector."""
+    gradients = [values.grad for values in state.network.parameters() if values.grad is not None]
+    return gradients, torch.stack([torch.nn.utils.get_total_norm(gradients), *losses.values()])
 
 
 def _maximum_norm(state: TrainingState) -> float:
