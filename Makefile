@@ -56,22 +56,22 @@ OWN := composition-vii contrast-of-forms great-wave water-lilies
 
 models: $(VENV)
 	$(TRAIN) --style "$(STYLE)" -o runs/narrow.pth --width 0.5 --iterations 2400
-	$(TRAIN) --style "$(STYLE)" -o runs/wide.pth --from runs/narrow.pth --iterations 1500 --batch 2 --no-grow --learning-rate 5e-4
+	$(TRAIN) --style "$(STYLE)" -o runs/wide.pth --from runs/narrow.pth --width 1 --iterations 1500 --batch 2 --no-grow --learning-rate 5e-4
 	$(TRAIN) --style "$(STYLE)" -o runs/longer.pth --from runs/wide.pth --iterations 4500 --no-grow --learning-rate 2e-3
 	$(TRAIN) --style "$(STYLE)" -o runs/starry-night.pth --from runs/longer.pth --iterations 11000 --batch 12 --no-grow
 	$(TRAIN) --style "$(STYLES)/udnie.jpg" -o runs/udnie-johnson.pth --from runs/longer.pth --iterations 1500 --batch 8 --no-grow
 	$(TRAIN) --style "$(STYLE)" -o runs/taught.pth --arch fast --iterations 4000 --teacher runs/wide.pth
-	$(TRAIN) --style "$(STYLE)" -o runs/begun.pth --arch fast --from runs/taught.pth --iterations 3800 --batch 2 --no-grow --learning-rate 2e-3
-	$(TRAIN) --style "$(STYLE)" -o runs/starry-night-fast.pth --arch fast --from runs/begun.pth --iterations 5500 --no-grow
-	$(TRAIN) --style "$(STYLE)" -o runs/steady-begun.pth --arch fast --from runs/begun.pth --iterations 4500 --no-grow \
+	$(TRAIN) --style "$(STYLE)" -o runs/begun.pth --from runs/taught.pth --iterations 3800 --batch 2 --no-grow --learning-rate 2e-3
+	$(TRAIN) --style "$(STYLE)" -o runs/starry-night-fast.pth --from runs/begun.pth --iterations 5500 --no-grow
+	$(TRAIN) --style "$(STYLE)" -o runs/steady-begun.pth --from runs/begun.pth --iterations 4500 --no-grow \
 		--temporal-weight 150 --style-weight 3
-	$(TRAIN) --style "$(STYLE)" -o runs/starry-night-steady.pth --arch fast --from runs/steady-begun.pth --iterations 700 --no-grow \
+	$(TRAIN) --style "$(STYLE)" -o runs/starry-night-steady.pth --from runs/steady-begun.pth --iterations 700 --no-grow \
 		--temporal-weight 200 --style-weight 3.2 --learning-rate 2e-3
-	for name in $(OWN); do $(TRAIN) --style "$(STYLES)/$$name.jpg" -o runs/$$name-fast.pth --arch fast --from runs/begun.pth --no-grow || exit; done
+	for name in $(OWN); do $(TRAIN) --style "$(STYLES)/$$name.jpg" -o runs/$$name-fast.pth --from runs/begun.pth --no-grow || exit; done
 	$(TRAIN) --style "$(STYLES)" -o runs/gallery-teacher.pth --from runs/narrow.pth --width 0.5 --iterations 3200 --learning-rate 1e-3
 	$(TRAIN) --style "$(STYLES)" -o runs/gallery-taught.pth --arch fast --iterations 4000 --teacher runs/gallery-teacher.pth
-	$(TRAIN) --style "$(STYLES)" -o runs/gallery-begun.pth --arch fast --from runs/gallery-taught.pth --iterations 4000 --batch 10 --no-grow --learning-rate 2e-3
-	$(TRAIN) --style "$(STYLES)" -o runs/gallery.pth --arch fast --from runs/gallery-begun.pth --iterations 5000 --batch 5 --no-grow --learning-rate 4e-3
+	$(TRAIN) --style "$(STYLES)" -o runs/gallery-begun.pth --from runs/gallery-taught.pth --iterations 4000 --batch 10 --no-grow --learning-rate 2e-3
+	$(TRAIN) --style "$(STYLES)" -o runs/gallery.pth --from runs/gallery-begun.pth --iterations 5000 --batch 5 --no-grow --learning-rate 4e-3
 	for name in strawberries gravel; do \
 		$(TRAIN) --style "$(TEXTURES)/$$name.jpg" -o runs/$$name.pth --arch ulyanov --texture --iterations 700 --crop 192 || exit; done
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from nst_core.errors import InputError, WriteError
 from nst_core.events import EventReader
 from nst_core.images import ImageData, fit, open_image, save_image
-from nst_trainer.checkpoint import Checkpoint, load
+from nst_trainer.checkpoint import Checkpoint, load, save
 from nst_trainer.cli import app
 from nst_trainer.images import to_image, to_tensor
 from nst_trainer.losses import Losses, PerceptualLoss, border_loss, checkerboard_loss
@@ -203,6 +203,31 @@ def test_it_begins_with_another_checkpoint(
     with pytest.raises(InputError, match="a larger width works too"):
         narrower = replace(short, width=0.5 * short.width)
         train(style, folder, tmp_path / "n.pth", vgg, narrower, start=tmp_path / "learned.pth")
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "architecture", "width"),
+    [
+        (Fast(width=0.25), [], "fast", 0.25),
+        (Johnson(width=0.125), [], "johnson", 0.125),
+        (Johnson(width=0.125), ["--width", "0.25"], "johnson", 0.25),
+    ],
+)
+def test_without_arch_and_width_it_has_those_of_the_checkpoint_that_it_starts_from(
+    tmp_path: Path,
+    photographs: dict[str, Path],
+    network: Fast | Johnson,
+    options: list[str],
+    architecture: str,
+    width: float,
+) -> None:
+    save(Checkpoint(network, ("other",)), tmp_path / "other.pth")
+    output = tmp_path / "new.pth"
+    command = [f"--style={photographs['coffee']}", f"--output={output}", "--iterations=1", "--crop=64", "--batch=1"]
+    result = CliRunner().invoke(app, [*command, f"--from={tmp_path / 'other.pth'}", *options])
+    assert result.exit_code == 0, result.stderr
+    learned = load(output).network
+    assert (learned.name, learned.arguments["width"]) == (architecture, width)
 
 
 def test_bfloat16_learns_what_fp32_does(

@@ -34,10 +34,15 @@ Trace = Annotated[
 def refuse(context: typer.Context, where: str, *names: str) -> None:
     """Raise `InputError` if an option of the parameters `names` is given; `where` says why it has no effect."""
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+        if parameter.name in names and is_given(context, parameter.name):
             option = next(name for name in parameter.opts if name.startswith("--"))
             raise InputError(f"{option} has no effect {where}; leave it out")
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Return whether the command line has the option of the parameter `name`."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def refuse_without_effect(context: typer.Context, settings: OptimizationSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from nst_core.console import one_line_errors, progress, say
 from nst_core.errors import InputError
 from nst_core.images import find_images, unreadable_images, unreadable_summary
 from nst_core.options import ProgressJson, options_of
-from nst_trainer.commands.options import DeviceName, Resume, VggPath, refuse
+from nst_trainer.commands.options import DeviceName, Resume, VggPath, is_given, refuse
 from nst_trainer.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def train(
     start: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Checkpoint to start from; a johnson checkpoint may be narrower.", rich_help_panel="Model"
+            "--from",
+            help="Checkpoint or shipped style to start from, with its --arch and --width.",
+            rich_help_panel="Model",
         ),
     ] = None,
     teacher: Annotated[
@@ -116,6 +119,8 @@ def train(
             if team.leads:
                 say(f"device {team.chosen}")
             styles = find_images(chosen) if chosen.is_dir() else [chosen]
+            if start is not None:
+                settings = _with_network_of(start, settings, context)
             training = Training(
                 styles,
                 photos,
@@ -141,6 +146,15 @@ def train(
             result = _train_with_progress(training)
         _report_result(result, output, texture=training.settings.texture)
         events.end("finished", output=output, styles=list(result.styles))
+
+
+def _with_network_of(start: Path, settings: TrainingSettings, context: typer.Context) -> TrainingSettings:
+    """Return `settings` with the architecture and the width of the checkpoint `start`, where none is given."""
+    from nst_trainer.checkpoint import load
+
+    network = load(start).network
+    its = {"arch": network.name, "width": network.arguments["width"]}
+    return replace(settings, **{name: value for name, value in its.items() if not is_given(context, name)})
 
 
 def _report_unreadable(*folders: Path | None) -> None:
