@@ -200,7 +200,7 @@ def test_it_begins_with_another_checkpoint(
         on_progress=steps["wider"].append,
     )
     assert steps["wider"][0].style < 0.6 * steps["fresh"][0].style
-    with pytest.raises(InputError, match="a larger width works too"):
+    with pytest.raises(InputError, match="a larger --width works too"):
         narrower = replace(short, width=0.5 * short.width)
         train(style, folder, tmp_path / "n.pth", vgg, narrower, start=tmp_path / "learned.pth")
 
@@ -211,12 +211,13 @@ def test_it_begins_with_another_checkpoint(
         (Fast(width=0.25), [], "fast", 0.25),
         (Johnson(width=0.125), [], "johnson", 0.125),
         (Johnson(width=0.125), ["--width", "0.25"], "johnson", 0.25),
+        (Ulyanov(width=0.5, texture=True), [], "ulyanov", 0.5),
     ],
 )
 def test_without_arch_and_width_it_has_those_of_the_checkpoint_that_it_starts_from(
     tmp_path: Path,
     photographs: dict[str, Path],
-    network: Fast | Johnson,
+    network: Fast | Johnson | Ulyanov,
     options: list[str],
     architecture: str,
     width: float,
@@ -226,8 +227,10 @@ def test_without_arch_and_width_it_has_those_of_the_checkpoint_that_it_starts_fr
     command = [f"--style={photographs['coffee']}", f"--output={output}", "--iterations=1", "--crop=64", "--batch=1"]
     result = CliRunner().invoke(app, [*command, f"--from={tmp_path / 'other.pth'}", *options])
     assert result.exit_code == 0, result.stderr
+    assert f"network: {architecture}, width {width:g}, from " in result.stderr
     learned = load(output).network
     assert (learned.name, learned.arguments["width"]) == (architecture, width)
+    assert learned.arguments.get("texture") == network.arguments.get("texture")
 
 
 def test_bfloat16_learns_what_fp32_does(
@@ -400,7 +403,7 @@ def test_a_full_disk_leaves_the_old_files(
         (["--add", "a.png", "--to", "b.pth", "--from", "c.pth"], "--from has no effect with --add"),
         (
             ["--style", "a.png", "--arch", "ulyanov", "--texture", "--photos", "p"],
-            "--photos has no effect with --texture",
+            "--photos has no effect for a texture network",
         ),
     ],
 )

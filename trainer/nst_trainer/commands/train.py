@@ -100,9 +100,11 @@ def train(
             refuse(context, "with --minutes, which sets their number", "iterations")
         if add is not None:
             refuse(context, "with --add, which keeps the network of --to", "arch", "width", "texture", "start")
+        elif start is not None:
+            settings = _with_network_of(start, settings, context)
         if settings.texture:
             without = ("photos", "preview", "workers", "content_weight")
-            refuse(context, "with --texture, which uses no photographs", *without)
+            refuse(context, "for a texture network, which uses no photographs", *without)
         from nst_core.process import keep_freed_memory
         from nst_trainer.signals import interrupt_on_signals
         from nst_trainer.training.distributed.team import join_team
@@ -119,8 +121,6 @@ def train(
             if team.leads:
                 say(f"device {team.chosen}")
             styles = find_images(chosen) if chosen.is_dir() else [chosen]
-            if start is not None:
-                settings = _with_network_of(start, settings, context)
             training = Training(
                 styles,
                 photos,
@@ -142,18 +142,22 @@ def train(
                 training.run()
                 return
             _report_unreadable(chosen, photos)
-            _report_plan(training, few=photos is None and not training.settings.texture)
+            _report_plan(training, start or to, few=photos is None and not training.settings.texture)
             result = _train_with_progress(training)
         _report_result(result, output, texture=training.settings.texture)
         events.end("finished", output=output, styles=list(result.styles))
 
 
 def _with_network_of(start: Path, settings: TrainingSettings, context: typer.Context) -> TrainingSettings:
-    """Return `settings` with the architecture and the width of the checkpoint `start`, where none is given."""
+    """Return `settings` with the network of the checkpoint `start`, but for the options that are given."""
     from nst_trainer.checkpoint import load
 
     network = load(start).network
-    its = {"arch": network.name, "width": network.arguments["width"]}
+    its = {
+        "arch": network.name,
+        "width": network.arguments["width"],
+        "texture": network.arguments.get("texture", False),
+    }
     return replace(settings, **{name: value for name, value in its.items() if not is_given(context, name)})
 
 
@@ -163,8 +167,9 @@ def _report_unreadable(*folders: Path | None) -> None:
             say(f"{folder}: {unreadable}")
 
 
-def _report_plan(training: Training, *, few: bool) -> None:
+def _report_plan(training: Training, start: Path | None, *, few: bool) -> None:
     settings = training.settings
+    say(f"network: {settings.arch}, width {settings.width:g}{f', from {start}' if start else ''}")
     steps = ", ".join(f"{count} at {side}" for side, count in settings.crops().items())
     budget = training.budget
     time = f"{budget.seconds / 60:g} minutes ({budget.used() / 60:.1f} used), about " if budget else ""

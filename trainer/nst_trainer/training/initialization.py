@@ -79,8 +79,8 @@ def _take_weights(network: StyledNetwork, start: Path) -> None:
         other = other.widened(width, noise_generator(0))
     if other.arguments | {"styles": network.styles} != network.arguments:
         raise InputError(
-            f"--from {start} has {_shown(other)}, this training {_shown(network)}; give the same --arch and --width "
-            "(of johnson, a larger width works too)"
+            f"--from {start} has {_shown(other)}, this training {_shown(network)}; leave out --arch, --width and "
+            "--texture (of johnson, a larger --width works too)"
         )
     if other.styles != network.styles:
         for norm in other.norms():
