@@ -19,7 +19,19 @@ from ..apps.clips import clip, panned
 from ..end_to_end.serving import certificate
 from .pages import ROOT, shipped_styles
 
-IMAGES = ("photograph", "photo", "painting", "bricks", "one", "other", "new", "starry_night", "rocket", "sail")
+IMAGES = (
+    "photograph",
+    "photo",
+    "painting",
+    "woodcut",
+    "bricks",
+    "one",
+    "other",
+    "new",
+    "starry_night",
+    "rocket",
+    "sail",
+)
 FOLDERS = {
     "photographs": ("astronaut", "chelsea", "coffee", "rocket"),
     "holiday": ("beach", "north/harbour"),

@@ -57,10 +57,9 @@ NOT_HERE = {
     r"nst export .*--(target|for) |nst export verify": "needs TensorRT: tests/export/test_tensorrt.py",
     r"nst export .*(--tiled|--device cpu)": "takes its time once more: tests/export/test_tiles.py, test_commands.py",
     r"nst export .*--load": "takes its time once more: tests/end_to_end/test_publishing.py",
-    r"nst export (?!(models/)?starry-night-fast|gallery\.pth|inspect |verify )": "takes its time, with another file",
+    r"nst export (?!(models/)?starry-night-fast|(gallery|painting)\.pth|inspect |verify )": "takes its time",
     r"nst export starry-night-fast gallery": "takes its time, with another file",
     r"nst stylize .*--style (starry-night|udnie-johnson|[a-z-]+(?<!night)-fast) ": "needs its export",
-    r"nst train .* --learning-rate 6e-3": "made an image that ships; docs/guides/train.md has the same, shorter",
     r"nst --(install|show)-completion": "changes the reader's shell: tests/end_to_end/test_umbrella.py",
     r"python dev/": "simulates ten million images, or drives a browser",
 }
@@ -70,8 +69,9 @@ SUBSTITUTIONS = (
     (r"0\.0\.0\.0", "127.0.0.1"),  # the tests listen for nobody else
     (r"server\.example|(?<=//)(server|painter)(?=:)", "localhost"),
     (r"192\.0\.2\.7", "127.0.0.1"),
-    (r"--minutes \d+", "--minutes 0.1"),
+    (r"--minutes [\d.]+", "--minutes 0.1"),
     (r"--to gallery(?= )", "--to models/gallery.pth -o gallery.pth"),  # which is small there
+    (r"--from gallery(?= )", "--from models/gallery.pth"),
     (r"PRICE", "0.05"),
 )
 """What is another in the tests than on a page."""
@@ -79,8 +79,9 @@ SUBSTITUTIONS = (
 QUICKLY = {
     r"nst optimize ": "--size 32 --iterations 1",
     r"nst texture (?!\S+\.pth|gravel|strawberries)": "--shape 32x32 --iterations 1",
-    r"nst train (?!--add)(?!.*--minutes)": "--width 0.125 --iterations 2 --batch 1 --crop 128 --style-size 64",
-    r"nst train (?!--add).*--minutes": "--width 0.125 --batch 1 --crop 128 --style-size 64",
+    r"nst train (?!--add)": "--batch 1 --crop 128 --style-size 64",
+    r"nst train (?!--add)(?!.*--from)": "--width 0.125",
+    r"nst train (?!--add)(?!.*--minutes)": "--iterations 2",
     r"nst train --add": "--batch 1 --crop 64 --style-size 64",
 }
 """Options that come after those of a page, so that it takes a second."""
