@@ -241,7 +241,7 @@ def misnamed_styles(read: Parsed) -> set[str]:
         return set()
     named = {name for weights in Schedule.of(read.values["style"]).style_weights for name in weights}
     known = {style for styles in shipped_styles().values() for style in styles} | set(shipped_styles())
-    return named - known - {"painting"}
+    return named - known - {"painting", "woodcut"}
 
 
 def options() -> set[str]:
