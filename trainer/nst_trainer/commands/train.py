@@ -149,16 +149,19 @@ def train(
 
 
 def _with_network_of(start: Path, settings: TrainingSettings, context: typer.Context) -> TrainingSettings:
-    """Return `settings` with the network of the checkpoint `start`, but for the options that are given."""
+    """Return `settings` with the network of the checkpoint `start`, but for the options that are given.
+
+    Raises `CheckpointError` for a file that is no checkpoint.
+    """
     from nst_trainer.checkpoint import load
 
     network = load(start).network
-    its = {
+    present = {
         "arch": network.name,
         "width": network.arguments["width"],
         "texture": network.arguments.get("texture", False),
     }
-    return replace(settings, **{name: value for name, value in its.items() if not is_given(context, name)})
+    return replace(settings, **{name: value for name, value in present.items() if not is_given(context, name)})
 
 
 def _report_unreadable(*folders: Path | None) -> None:
