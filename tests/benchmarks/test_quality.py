@@ -41,16 +41,27 @@ def test_a_network_that_does_nothing_has_no_warping_error_but_the_noise() -> Non
     assert warping_error(flickering, image) > 10
 
 
-def test_a_grid_and_a_border_are_seen() -> None:
+def test_a_grid_is_seen() -> None:
     flat = torch.full((1, 3, 64, 64), 0.5)
     assert checkerboard_artifact(flat) == 0
-    assert border_artifact(flat) == pytest.approx(0, abs=1e-3)
     flat[:, :, ::4, ::4] += 16 / 255  # one phase of sixteen: a deviation of 16 * sqrt(15) / 16
     assert checkerboard_artifact(flat) == pytest.approx(15**0.5, rel=1e-3)
-    framed = torch.full((1, 3, 64, 64), 0.5)
-    framed[:, :, [0, -1]] += 20 / 255
-    framed[:, :, :, [0, -1]] = 0.5 + 20 / 255
-    assert border_artifact(framed) == pytest.approx(20, rel=1e-3)
+
+
+@pytest.mark.parametrize("wide", [1, 8, 16])
+def test_a_border_is_seen(wide: int) -> None:
+    """A line or a band along one side of every image, but not what the photographs show there."""
+    photo = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    photo[:, :, :20] -= 0.3
+
+    def framed(image: Tensor) -> Tensor:
+        image = image.clone()
+        image[:, :, :, -wide:] -= 20 / 255
+        return image
+
+    assert border_artifact(framed, [photo]) == pytest.approx(20, rel=1e-3)
+    assert border_artifact(lambda image: image, [photo]) == 0
+    assert border_artifact(lambda image: image + 0.1, [photo, photo.flip(2)]) == pytest.approx(0, abs=1e-3)
 
 
 def test_the_command_measures_a_network(
@@ -83,6 +94,7 @@ def test_the_command_measures_a_network(
         assert len(row["curve"]) == len(row["curve_in_range"]) == 3
         assert row["curve"][0] == pytest.approx(row["curve_in_range"][0])  # noise is within the range
     assert document["equivalent_iterations"]["median"] <= 4
+    assert 0 <= document["border"] < 255
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
     assert "equivalent iterations** of the optimisation at 256²" in report.markdown(document)
     wrong = CliRunner().invoke(app, [*command, "--style", str(photographs["rocket"])])

@@ -123,13 +123,32 @@ def test_checkerboard_loss_by_hand() -> None:
 
 
 def test_border_loss_by_hand() -> None:
-    """The last row 0.4 brighter: one of four rows at one of four sides; any other side gives the same."""
-    image = torch.full((2, 3, 16, 24), 0.5)
-    image[..., -1, :] += 0.4
-    assert border_loss(image).item() == pytest.approx(0.4**2 / 16)
-    assert border_loss(image.flip(2)).item() == pytest.approx(0.4**2 / 16)
-    assert border_loss(image.transpose(2, 3)).item() == pytest.approx(0.4**2 / 16)
-    assert border_loss(torch.full((1, 3, 16, 16), 0.3)).item() == pytest.approx(0.0)
+    """The last row 0.4 brighter: one of 4 and one of 16 rows at one of four sides; any other side gives the same."""
+    content = torch.full((2, 3, 48, 64), 0.5)
+    line = content.clone()
+    line[..., -1, :] += 0.4
+    expected = 0.4**2 / 16 + 0.4**2 / 64
+    assert border_loss(line, content).item() == pytest.approx(expected)
+    assert border_loss(line.flip(2), content).item() == pytest.approx(expected)
+    assert border_loss(line.transpose(2, 3), content.transpose(2, 3)).item() == pytest.approx(expected)
+
+
+def test_border_loss_of_a_band() -> None:
+    """A band of 16 rows is no line: only the wider strips see it, each of their rows at one of four sides."""
+    content = torch.full((1, 3, 48, 64), 0.5)
+    band = content.clone()
+    band[..., :16, :] -= 0.2
+    assert border_loss(band, content).item() == pytest.approx(0.2**2 / 4)
+
+
+def test_border_loss_is_not_of_what_the_photograph_shows() -> None:
+    """A dark sky's edge costs nothing if the photograph has it, and its absence does."""
+    plain = torch.full((1, 3, 48, 64), 0.5)
+    dark = plain.clone()
+    dark[..., :16, :] -= 0.2
+    assert border_loss(dark, dark).item() == pytest.approx(0.0)
+    assert border_loss(dark - 0.3, dark).item() == pytest.approx(0.0, abs=1e-12)
+    assert border_loss(plain, dark).item() == pytest.approx(0.2**2 / 4)
 
 
 @pytest.mark.parametrize("loss", ["content", "style", "variation"])

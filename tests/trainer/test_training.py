@@ -24,10 +24,10 @@ from nst_trainer.cli import app
 from nst_trainer.images import to_image, to_tensor
 from nst_trainer.losses import Losses, PerceptualLoss, border_loss, checkerboard_loss
 from nst_trainer.networks import Fast, Johnson, Ulyanov
+from nst_trainer.training.artifacts import BORDER_WEIGHT, CHECKERBOARD_WEIGHT, temporal_consistency_loss
 from nst_trainer.training.data import Photos
 from nst_trainer.training.distributed.team import Team
 from nst_trainer.training.loop import Progress, Training
-from nst_trainer.training.objective import BORDER_WEIGHT, CHECKERBOARD_WEIGHT, temporal_consistency_loss
 from nst_trainer.training.settings import TrainingSettings
 from nst_trainer.training.step import TrainingError
 from nst_trainer.training.validation import Validation
@@ -203,6 +203,17 @@ def test_it_begins_with_another_checkpoint(
     with pytest.raises(InputError, match="a larger --width works too"):
         narrower = replace(short, width=0.5 * short.width)
         train(style, folder, tmp_path / "n.pth", vgg, narrower, start=tmp_path / "learned.pth")
+
+
+def test_it_begins_with_a_network_that_has_other_arguments(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
+    """As pytorch/examples' networks, which are linear at their end."""
+    other = Johnson(width=SMALL.width, blocks=2, bounded=False)
+    save(Checkpoint(other, ("mosaic",)), tmp_path / "mosaic.pth")
+    settings = replace(SMALL, iterations=1)
+    result = train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, settings, start=tmp_path / "mosaic.pth")
+    assert result.network.arguments == other.arguments
 
 
 @pytest.mark.parametrize(
@@ -667,7 +678,7 @@ def test_the_best_on_held_out_photographs_is_kept(
     def worse(self: Validation, network: Johnson) -> object:
         losses, stylized = genuine(self, network)
         weights.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
-        return losses | {"total": float(len(weights))}, stylized
+        return losses | {"objective": float(len(weights))}, stylized
 
     monkeypatch.setattr(Validation, "__call__", worse)
     result = train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, SMALL, every=10)
@@ -675,6 +686,18 @@ def test_the_best_on_held_out_photographs_is_kept(
     assert result.training["iterations_done"] == 30
     for name, tensor in load(tmp_path / "a.pth").network.state_dict().items():
         assert torch.equal(tensor, weights[0][name].half().float()), name
+
+
+def test_validation_has_every_term_that_is_minimised(
+    tmp_path: Path, folder: Path, vgg: Vgg16, photographs: dict[str, Path]
+) -> None:
+    """Without the temporal loss it would keep the less steady of two networks, without the border's one with bands."""
+    settings = replace(SMALL, iterations=2, temporal_weight=1000.0)
+    metrics = train(photographs["coffee"], folder, tmp_path / "a.pth", vgg, settings).metrics
+    terms = ("content", "style", "total_variation", "checkerboard", "border", "temporal")
+    assert all(metrics[f"held out {term}"] > 0 for term in terms)
+    assert metrics["held out objective"] == pytest.approx(sum(metrics[f"held out {term}"] for term in terms))
+    assert metrics["held out total"] == pytest.approx(sum(metrics[f"held out {term}"] for term in terms[:3]))
 
 
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path, folder: Path, photographs: dict[str, Path]) -> None:
@@ -712,7 +735,7 @@ def test_a_teams_mean_gradient_is_the_whole_batchs(folder: Path, vgg: Vgg16, pho
     def gradient(images: torch.Tensor) -> torch.Tensor:
         stylized = network(images)
         total = loss(stylized, loss.content_target(images)).total + CHECKERBOARD_WEIGHT * checkerboard_loss(stylized)
-        total = total + BORDER_WEIGHT * border_loss(stylized)
+        total = total + BORDER_WEIGHT * border_loss(stylized, images)
         return torch.cat([values.flatten() for values in torch.autograd.grad(total, list(network.parameters()))])
 
     whole, halves = gradient(batch), (gradient(batch[:2]) + gradient(batch[2:])) / 2

@@ -112,19 +112,26 @@ def checkerboard_loss(images: Tensor, period: int = 4) -> Tensor:
     return variance
 
 
-def border_loss(images: Tensor, width: int = 4) -> Tensor:
-    """Return how much the outer `width` rows and columns of `[N, 3, H, W]` in [0, 1] differ from the next; a scalar.
+def border_loss(images: Tensor, content: Tensor) -> Tensor:
+    """Return how much a style adds lines and bands along the sides of `content` `[N, 3, H, W]`; a scalar, 0 for none.
 
-    It is the mean squared difference of a row's mean from the mean of the `width` rows further in, over the four sides.
-    It is not in the papers: a network learns the margin or frame of a style image as a line around every image, which
-    neither Gram matrices nor total variation detect.
+    `images` `[N, 3, H, W]` are the stylized images; both have values in [0, 1], and H and W are at least 32. It is the
+    mean squared difference of the two in how much the rows within 4, and within 16, pixels of a side differ from as
+    many further in; the mean over the four sides, the sum over the two widths.
+
+    It is not in the papers: the loss network pads with zeros, and so its features tell where an image ends. A network
+    learns the margin, the frame or the dark edge of a style image as a band around every image, which its style loss
+    rewards.
     """
+    widths = torch.stack([_steps(images, width).sub(_steps(content, width)).square().mean() for width in (4, 16)])
+    return widths.sum()
+
+
+def _steps(images: Tensor, width: int) -> Tensor:
+    """Return the means of the outer `width` rows minus that of the `width` rows further in, for all four sides."""
     transposed = images.transpose(2, 3)
     sides = [side.mean(dim=3) for side in (images, images.flip(2), transposed, transposed.flip(2))]
-    parts = [
-        (rows[:, :, :width] - rows[:, :, width : 2 * width].mean(dim=2, keepdim=True)).square().mean() for rows in sides
-    ]
-    return torch.stack(parts).mean()
+    return torch.stack([rows[:, :, :width] - rows[:, :, width : 2 * width].mean(dim=2, keepdim=True) for rows in sides])
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from nst_bench.equal_loss import Comparison, Stylize, equivalent_iterations, los
 from nst_bench.machine.gpu import torch_device
 from nst_bench.served.resources import describe_network
 from nst_bench.suite import Context, Cost, Document, Effort, Plot, Suite
-from nst_core.images import ImageData, find_images, fit, open_image, sample_photographs
+from nst_core.images import find_images, fit, open_image, sample_photographs
 from nst_trainer.checkpoint import load
 from nst_trainer.images import to_tensor
 from nst_trainer.losses import checkerboard_loss
@@ -61,10 +61,11 @@ def measure(
     """
     trained, weights, device = load(checkpoint), vgg16_weights(vgg), torch_device(context.device)
     comparison, size = Comparison(trained, style), 512 if full else context.effort.size
+    found_photos = find_images(photos) if photos else sample_photographs()
+    contents = [to_tensor(fit(open_image(photo), size, size)) for photo in found_photos]
     rows = []
-    for photo in find_images(photos) if photos else sample_photographs():
+    for photo, content in zip(found_photos, contents, strict=True):
         run = comparison.optimization(photo, size, LONGEST, weights, device)
-        content = fit(open_image(photo), size, size)
         row = {"photo": photo.name, **comparison.losses(run), **appearance(comparison.stylize, content)}
         curve, in_range = _curves(run, row["loss"])
         row |= {
@@ -80,6 +81,7 @@ def measure(
         "size": size,
         "equivalent_iterations": _spread([row["equivalent_iterations"] or LONGEST for row in rows]),
         "equivalent_iterations_in_range": _spread(in_range_found),
+        "border": border_artifact(comparison.stylize, contents),
         "photos": rows,
     }
 
@@ -112,14 +114,11 @@ def _spread(counts: Sequence[int]) -> Document:
     }
 
 
-def appearance(stylize: Stylize, photo: ImageData) -> dict[str, float]:
-    """Measure artifacts that the loss does not, of 255."""
-    images = to_tensor(photo)
-    stylized = stylize(images)
+def appearance(stylize: Stylize, content: Tensor) -> dict[str, float]:
+    """Measure artifacts that the loss of a photograph `[1, 3, H, W]` does not, of 255."""
     return {
-        "warping_error": warping_error(stylize, images),
-        "checkerboard": checkerboard_artifact(stylized),
-        "border": border_artifact(stylized),
+        "warping_error": warping_error(stylize, content),
+        "checkerboard": checkerboard_artifact(stylize(content)),
     }
 
 
@@ -151,16 +150,24 @@ def checkerboard_artifact(images: Tensor) -> float:
     return 255.0 * float(checkerboard_loss(images[:, :, :height, :width]).sqrt())
 
 
-def border_artifact(images: Tensor) -> float:
-    """Return the border artifact: the mean of the outermost pixels minus that of the ring 16 pixels inside, of 255."""
-    outer, inner = _ring(images, 0), _ring(images, 16)
-    return 255.0 * float(outer.mean() - inner.mean())
+def border_artifact(stylize: Stylize, photos: Sequence[Tensor]) -> float:
+    """Return the border artifact, of 255: how much a style brightens or darkens the strip along one of the sides.
+
+    A network learns a style image's frame, margin or dark edge as a line or band around every image. A strip of 1, 8 or
+    16 pixels is compared with the next as wide, and with the same difference in the photograph `[1, 3, H, W]`; the
+    figure is the largest, over sides and widths, of the means over `photos`. Each is mirrored both ways, so that its
+    own contrasts cancel out.
+    """
+    views = [photo.flip(axes) for photo in photos for axes in ((), (2,), (3,), (2, 3))]
+    changes = torch.stack([_strips(stylize(view)) - _strips(view) for view in views])
+    return 255.0 * float(changes.mean(dim=0).abs().max())
 
 
-def _ring(images: Tensor, distance: int) -> Tensor:
-    inside = images[:, :, distance : images.shape[2] - distance, distance : images.shape[3] - distance]
-    sides = (inside[:, :, 0], inside[:, :, -1], inside[:, :, :, 0], inside[:, :, :, -1])
-    return torch.cat([side.flatten() for side in sides])
+def _strips(image: Tensor) -> Tensor:
+    """Return how much brighter strips along the sides are than the next as wide, by side and width."""
+    across = image.transpose(2, 3)
+    sides = [side.mean(dim=(0, 1, 3)) for side in (image, image.flip(2), across, across.flip(2))]
+    return torch.stack([rows[:wide].mean() - rows[wide : 2 * wide].mean() for rows in sides for wide in (1, 8, 16)])
 
 
 def tables(document: Document) -> list[str]:
@@ -176,8 +183,8 @@ def tables(document: Document) -> list[str]:
         **{layer: f"{{style_by_layer[{layer}]:.3f}}" for layer in photos[0]["style_by_layer"]},
     }
     about |= columns(
-        "total variation       | warping error       | checkerboard       | border",
-        "{total_variation:.3f} | {warping_error:.2f} | {checkerboard:.2f} | {border:.2f}",
+        "total variation       | warping error       | checkerboard",
+        "{total_variation:.3f} | {warping_error:.2f} | {checkerboard:.2f}",
     )
     return [
         f"{model_name(model)} in the "
@@ -188,7 +195,8 @@ def tables(document: Document) -> list[str]:
         "",
         *table(photos, about),
         "",
-        "Losses are weighted as in training; warping error and artifacts are of 255.",
+        "Losses are weighted as in training; warping error and checkerboard are of 255. Along its sides an image "
+        f"becomes brighter or darker by at most {document['border']:.1f} of 255.",
     ]
 
 

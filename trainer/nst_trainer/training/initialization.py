@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,17 +50,18 @@ def initial_state(
     """Create a network of `styles` styles and its optimiser.
 
     Of an `extended` network only the normalisations are trained. A new network takes the weights of the checkpoint
-    `start`, if given.
+    `start`, if given, and what the settings leave open (of Johnson's network the number of blocks, say). Raises
+    `InputError` if it has another architecture, width or `texture`.
     """
     with torch.random.fork_rng(devices=[]):  # draws on the CPU, and leaves the caller's generator unchanged
         torch.default_generator.manual_seed(settings.seed)
         if extended:
             network = extended.network.with_styles(styles - extended.network.styles)
         else:
-            extra = {"texture": True} if settings.texture else {}
-            network = ARCHITECTURES[settings.arch](width=settings.width, styles=styles, **extra)
-            if start:
-                _take_weights(network, start)
+            other = load(start).network if start else None
+            network = _new_network(settings, styles, other)
+            if other:
+                _take_weights(network, other, f"--from {start}")
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if extended:
         network.requires_grad_(False)
@@ -68,18 +70,25 @@ def initial_state(
     return TrainingState(network, soap(network, settings.learning_rate))
 
 
-def _take_weights(network: StyledNetwork, start: Path) -> None:
-    """Load a checkpoint's weights; if the number of styles differs, each style starts as the mean of its styles.
+def _new_network(settings: TrainingSettings, styles: int, other: StyledNetwork | None) -> StyledNetwork:
+    arguments = other.arguments if other and other.name == settings.arch else {}
+    chosen: dict[str, Any] = {"width": settings.width, "styles": styles}
+    if settings.arch == "ulyanov":
+        chosen["texture"] = settings.texture
+    return ARCHITECTURES[settings.arch](**(arguments | chosen))
 
-    Johnson's network may be wider than the checkpoint's.
+
+def _take_weights(network: StyledNetwork, other: StyledNetwork, named: str) -> None:
+    """Copy the weights of another network; with another number of styles, each starts as their mean.
+
+    Johnson's network may be wider than the other. Errors call the other `named`.
     """
-    other: StyledNetwork = load(start).network
     width = network.arguments["width"]
     if isinstance(other, Johnson) and isinstance(network, Johnson) and width > other.arguments["width"]:
         other = other.widened(width, noise_generator(0))
     if other.arguments | {"styles": network.styles} != network.arguments:
         raise InputError(
-            f"--from {start} has {_shown(other)}, this training {_shown(network)}; leave out --arch, --width and "
+            f"{named} has {_shown(other)}, this training {_shown(network)}; leave out --arch, --width and "
             "--texture (of johnson, a larger --width works too)"
         )
     if other.styles != network.styles:

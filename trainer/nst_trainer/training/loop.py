@@ -151,7 +151,7 @@ class Training:
             self.settings, self.budget = plan_budget(60.0 * minutes, settings, self.state, objective, self.team)
         for network in (self.state.network, self.state.averaged):  # PyTorch versions may draw different initial weights
             self.team.copy(network.state_dict().values())
-        self.validation = Validation(loss, self.new_styles, self.settings.crop, device)
+        self.validation = Validation(loss, self.new_styles, self.settings, device)
         candidates = [preview] if preview else self.found
         multiple = self.state.network.multiple
         self.photograph = None if settings.texture else preview_photograph(candidates, multiple)
@@ -285,10 +285,11 @@ class Training:
         state = self.state
         started = time.perf_counter()
         losses, stylized = self.validation(state.averaged)
-        if math.isfinite(losses["total"]) and (not state.best or losses["total"] <= state.best["losses"]["total"]):
+        lowest = state.best["losses"].get("objective", math.inf) if state.best else math.inf
+        if math.isfinite(losses["objective"]) and losses["objective"] <= lowest:
             weights = {key: value.detach().cpu().clone() for key, value in state.averaged.state_dict().items()}
             state.best = {"losses": losses, "iteration": state.iteration, "weights": weights}
-            logger.info("iteration %d: lowest validation loss so far, %.4g", state.iteration, losses["total"])
+            logger.info("iteration %d: lowest validation loss so far, %.4g", state.iteration, losses["objective"])
         if not self.extends:
             checkpoint.save(self._result(), self.output)
         self.save_state()

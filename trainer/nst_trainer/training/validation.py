@@ -16,6 +16,8 @@ from nst_core.images import ImageData, fit, open_image, sample_photographs, save
 from nst_trainer.images import to_image, to_tensor
 from nst_trainer.losses import PerceptualLoss
 from nst_trainer.networks import StyledNetwork
+from nst_trainer.training.artifacts import artifact_losses
+from nst_trainer.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -27,13 +29,14 @@ PREVIEW_MAXIMUM_STYLES = 4
 class Validation:
     """The loss on the photographs that ship with nst, always at the same size."""
 
-    def __init__(self, loss: PerceptualLoss, styles: range, side: int, device: torch.device) -> None:
+    def __init__(self, loss: PerceptualLoss, styles: range, settings: TrainingSettings, device: torch.device) -> None:
         """`styles` are the network's styles that `loss` has, in its order.
 
-        Each style is validated on at least one photograph of `side` x `side` pixels, and each photograph is used at
-        least once.
+        Each style is validated on at least one photograph of `settings.crop` pixels a side, and each photograph is used
+        at least once.
         """
-        self.first_style = styles.start
+        side = settings.crop
+        self.first_style, self.settings = styles.start, settings
         photographs = [to_tensor(fit(open_image(path), side, side)).to(device) for path in sample_photographs()]
         self.loss = loss
         self.checks = [
@@ -46,17 +49,25 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, network: StyledNetwork) -> tuple[dict[str, float], Tensor]:
-        """Return the mean losses by term, with `total`, and the stylized photographs `[N, 3, S, S]` in [0, 1]."""
+        """Return the mean losses by term, and the stylized photographs `[N, 3, S, S]` in [0, 1].
+
+        `total` is the perceptual loss, as the benchmarks have it, and `objective` what the training minimises: the
+        losses against artifacts, too.
+        """
         network.eval()
-        sums: dict[str, float] = dict.fromkeys(("total", "content", "style", "total_variation"), 0.0)
+        sums: dict[str, float] = {}
         results = []
         for number, ((photograph, style), target) in enumerate(zip(self.checks, self.targets, strict=True)):
             styles = torch.tensor([style], device=photograph.device)
-            noise = network.draw_noise(photograph, noise_generator(number))
-            stylized = network(photograph, one_hot(styles, network.styles), noise).clamp(0.0, 1.0)
+            style_weights, generator = one_hot(styles, network.styles), noise_generator(number)
+            noise = network.draw_noise(photograph, generator)
+            stylized = network(photograph, style_weights, noise).clamp(0.0, 1.0)
             losses = self.loss(stylized, target, styles - self.first_style)
-            for term in sums:
-                sums[term] += getattr(losses, term).item() / len(self.checks)
+            artifacts = artifact_losses(network, photograph, stylized, style_weights, self.settings, generator)
+            terms = {"total": losses.total, "objective": sum(artifacts.values(), losses.total)}
+            terms |= {"content": losses.content, "style": losses.style, "total_variation": losses.total_variation}
+            for term, value in (terms | artifacts).items():
+                sums[term] = sums.get(term, 0.0) + value.item() / len(self.checks)
             results.append(stylized)
         return sums, torch.cat(results)
 
