@@ -96,7 +96,11 @@ def test_the_command_measures_a_network(
     assert document["equivalent_iterations"]["median"] <= 4
     assert 0 <= document["border"] < 255
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
-    assert "equivalent iterations** of the optimisation at 256²" in report.markdown(document)
+    shown = report.markdown(document)
+    assert "equivalent iterations** of the optimisation at 256²" in shown
+    assert f"brighter or darker by at most {document['border']:.1f} of 255" in shown
+    earlier = {name: value for name, value in document.items() if name != "border"}
+    assert "of 255." in report.markdown(earlier)
     wrong = CliRunner().invoke(app, [*command, "--style", str(photographs["rocket"])])
     assert wrong.exit_code == 1
     assert "no style 'rocket' in the checkpoint; it has chelsea, other" in wrong.stderr

@@ -195,9 +195,14 @@ def tables(document: Document) -> list[str]:
         "",
         *table(photos, about),
         "",
-        "Losses are weighted as in training; warping error and checkerboard are of 255. Along its sides an image "
-        f"becomes brighter or darker by at most {document['border']:.1f} of 255.",
+        "Losses are weighted as in training; warping error and checkerboard are of 255." + _about_border(document),
     ]
+
+
+def _about_border(document: Document) -> str:
+    if "border" not in document:  # of an earlier version
+        return ""
+    return f" Along its sides an image becomes brighter or darker by at most {document['border']:.1f} of 255."
 
 
 def plot(own: Mapping[str, Document], _machine: str) -> Plot | None:
