@@ -490,10 +490,10 @@ def style_images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def gallery(
     tmp_path_factory: pytest.TempPathFactory, style_images: dict[str, Path], photographs: dict[str, Path], vgg: Vgg16
 ) -> Path:
-    """Two styles in one network, a few dozen steps each."""
+    """Two styles in one network, a hundred steps each."""
     output = tmp_path_factory.mktemp("gallery") / "gallery.pth"
     styles = [style_images["red"], style_images["blue"]]
-    train(styles, photographs["coffee"].parent, output, vgg, replace(SMALL, iterations=130))
+    train(styles, photographs["coffee"].parent, output, vgg, replace(SMALL, iterations=200))
     return output
 
 
